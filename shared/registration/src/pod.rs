@@ -1,0 +1,286 @@
+//! What a pod's service and its sidecar are registered as: ids, names, ports
+//! and checks, from the pod's identity and what was declared of the service.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use duration::GoDuration;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::check::Status;
+use crate::service::Kind;
+use crate::{Check, Proxy, Service, Upstream};
+
+/// The public listener of a pod's first sidecar; those of further services
+/// count up from it.
+pub const PUBLIC_LISTENER_PORT: u16 = 20000;
+
+/// Envoy's admin port in a pod; those of further sidecars count up from it.
+pub const ADMIN_PORT: u16 = 19000;
+
+/// How long the lease stays good without being renewed. A pod that is killed
+/// gets no more traffic after that.
+pub const LEASE: GoDuration = GoDuration::from_secs(30);
+
+/// How long a lost lease may last before the agent removes the registration:
+/// the agent's minimum.
+const REMOVE_AFTER: GoDuration = GoDuration::from_secs(60);
+
+/// Which pod it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The pod's name.
+    pub name: String,
+    /// Its Kubernetes namespace.
+    pub namespace: String,
+    /// Its address: `status.podIP`.
+    pub ip: IpAddr,
+}
+
+/// What was declared of one service of the pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Declaration {
+    /// Its name.
+    pub name: String,
+    /// The port on which the application listens; none: a client only.
+    pub port: Option<u16>,
+    /// Labels, for service and proxy.
+    pub tags: Vec<String>,
+    /// Free text by key, for service and proxy.
+    pub meta: BTreeMap<String, String>,
+    /// What it reaches.
+    pub upstreams: Vec<Upstream>,
+    /// Settings of the proxy's own.
+    pub proxy_config: Map<String, Value>,
+    /// Its namespace (Consul Enterprise).
+    pub consul_namespace: Option<String>,
+    /// Its admin partition (Consul Enterprise).
+    pub consul_partition: Option<String>,
+    /// Which of the pod's services it is, from 0.
+    pub index: u16,
+}
+
+/// A service and its sidecar: registered together, gone together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// The service itself.
+    pub service: Service,
+    /// Its sidecar proxy.
+    pub proxy: Service,
+}
+
+/// Makes the registrations of one service of a pod.
+pub fn pair(pod: &Identity, declared: Declaration) -> Pair {
+    let Declaration {
+        name,
+        port,
+        tags,
+        mut meta,
+        upstreams,
+        proxy_config,
+        consul_namespace,
+        consul_partition,
+        index,
+    } = declared;
+    let id = format!("{}-{name}", pod.name);
+    let proxy_id = format!("{id}-sidecar-proxy");
+    let listener = SocketAddr::new(pod.ip, PUBLIC_LISTENER_PORT.saturating_add(index));
+    meta.insert("pod-name".to_owned(), pod.name.clone());
+    meta.insert("k8s-namespace".to_owned(), pod.namespace.clone());
+
+    let mut checks = vec![lease(&id)];
+    checks.extend(port.map(|port| application(&id, port)));
+    let service = Service {
+        id: id.clone(),
+        name: name.clone(),
+        tags,
+        meta,
+        address: pod.ip.to_string(),
+        port: port.unwrap_or_default(),
+        namespace: consul_namespace.unwrap_or_default(),
+        partition: consul_partition.unwrap_or_default(),
+        checks,
+        ..Service::default()
+    };
+    let proxy = Service {
+        kind: Kind::ConnectProxy,
+        id: proxy_id.clone(),
+        name: format!("{name}-sidecar-proxy"),
+        port: listener.port(),
+        checks: vec![
+            public_listener(&proxy_id, listener),
+            destination(&proxy_id, &id),
+            lease(&proxy_id),
+        ],
+        proxy: Some(Proxy {
+            destination_service_name: name,
+            destination_service_id: id,
+            local_service_address: port.map(|_| "127.0.0.1".to_owned()).unwrap_or_default(),
+            local_service_port: port.unwrap_or_default(),
+            config: proxy_config,
+            upstreams,
+            ..Proxy::default()
+        }),
+        ..service.clone()
+    };
+    Pair { service, proxy }
+}
+
+/// Who keeps the registration must renew it; see [`LEASE`].
+fn lease(service_id: &str) -> Check {
+    Check {
+        check_id: lease_id(service_id),
+        name: "Pod Lease".to_owned(),
+        notes: "Renewed by connect-lifecycle for as long as the pod lives.".to_owned(),
+        ttl: Some(LEASE),
+        deregister_critical_service_after: Some(REMOVE_AFTER),
+        ..Check::default()
+    }
+}
+
+/// Whether the application takes connections on its port. It is looked at from
+/// inside the pod, because the application may listen on 127.0.0.1 only. It
+/// starts critical and never removes the service: a slow start costs nothing.
+fn application(service_id: &str, port: u16) -> Check {
+    Check {
+        check_id: application_id(service_id),
+        name: "Application Listening".to_owned(),
+        notes: format!("Set by connect-lifecycle, which connects to port {port} over loopback."),
+        ttl: Some(LEASE),
+        status: Some(Status::Critical),
+        ..Check::default()
+    }
+}
+
+fn public_listener(proxy_id: &str, listener: SocketAddr) -> Check {
+    Check {
+        check_id: format!("{proxy_id}-listener"),
+        name: "Proxy Public Listener".to_owned(),
+        tcp: listener.to_string(),
+        interval: Some(GoDuration::from_secs(10)),
+        deregister_critical_service_after: Some(GoDuration::from_secs(600)),
+        ..Check::default()
+    }
+}
+
+fn destination(proxy_id: &str, service_id: &str) -> Check {
+    Check {
+        check_id: format!("{proxy_id}-destination"),
+        name: "Destination Alias".to_owned(),
+        alias_service: service_id.to_owned(),
+        ..Check::default()
+    }
+}
+
+/// The id of the lease of a service or proxy.
+pub fn lease_id(service_id: &str) -> String {
+    format!("{service_id}-lease")
+}
+
+/// The id of the check of a service's application.
+pub fn application_id(service_id: &str) -> String {
+    format!("{service_id}-application")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod() -> Identity {
+        Identity {
+            name: "web-0".to_owned(),
+            namespace: "shop".to_owned(),
+            ip: "10.0.0.7".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_service_and_its_sidecar() {
+        let upstream = Upstream {
+            destination_name: "db".to_owned(),
+            local_bind_port: 1234,
+            ..Upstream::default()
+        };
+        let pair = pair(
+            &pod(),
+            Declaration {
+                name: "web".to_owned(),
+                port: Some(8080),
+                tags: vec!["v1".to_owned()],
+                meta: [("team".to_owned(), "a".to_owned())].into(),
+                upstreams: vec![upstream],
+                ..Declaration::default()
+            },
+        );
+        assert_eq!(
+            serde_json::to_value(&pair.service).unwrap(),
+            json!({
+                "ID": "web-0-web", "Name": "web", "Tags": ["v1"], "Address": "10.0.0.7", "Port": 8080,
+                "Meta": {"team": "a", "pod-name": "web-0", "k8s-namespace": "shop"},
+                "Checks": [
+                    {"CheckID": "web-0-web-lease", "Name": "Pod Lease", "TTL": "30s",
+                     "Notes": "Renewed by connect-lifecycle for as long as the pod lives.",
+                     "DeregisterCriticalServiceAfter": "1m0s"},
+                    {"CheckID": "web-0-web-application", "Name": "Application Listening", "TTL": "30s",
+                     "Notes": "Set by connect-lifecycle, which connects to port 8080 over loopback.",
+                     "Status": "critical"},
+                ],
+            })
+        );
+        assert_eq!(
+            serde_json::to_value(&pair.proxy).unwrap(),
+            json!({
+                "Kind": "connect-proxy", "ID": "web-0-web-sidecar-proxy", "Name": "web-sidecar-proxy",
+                "Tags": ["v1"], "Address": "10.0.0.7", "Port": 20000,
+                "Meta": {"team": "a", "pod-name": "web-0", "k8s-namespace": "shop"},
+                "Proxy": {
+                    "DestinationServiceName": "web", "DestinationServiceID": "web-0-web",
+                    "LocalServiceAddress": "127.0.0.1", "LocalServicePort": 8080,
+                    "Upstreams": [{"DestinationType": "service", "DestinationName": "db", "LocalBindPort": 1234}],
+                },
+                "Checks": [
+                    {"CheckID": "web-0-web-sidecar-proxy-listener", "Name": "Proxy Public Listener",
+                     "TCP": "10.0.0.7:20000", "Interval": "10s", "DeregisterCriticalServiceAfter": "10m0s"},
+                    {"CheckID": "web-0-web-sidecar-proxy-destination", "Name": "Destination Alias",
+                     "AliasService": "web-0-web"},
+                    {"CheckID": "web-0-web-sidecar-proxy-lease", "Name": "Pod Lease", "TTL": "30s",
+                     "Notes": "Renewed by connect-lifecycle for as long as the pod lives.",
+                     "DeregisterCriticalServiceAfter": "1m0s"},
+                ],
+            })
+        );
+    }
+
+    #[test]
+    fn a_client_has_no_port_and_no_application_check() {
+        let Pair { service, proxy } =
+            pair(&pod(), Declaration { name: "web".to_owned(), ..Declaration::default() });
+        assert_eq!(service.port, 0);
+        assert_eq!(service.checks.len(), 1);
+        let proxy = proxy.proxy.unwrap();
+        assert_eq!((proxy.local_service_address.as_str(), proxy.local_service_port), ("", 0));
+    }
+
+    /// Pain 52: "too many colons in address".
+    #[test]
+    fn an_ipv6_pod_is_bracketed_where_a_port_follows() {
+        let pod = Identity { ip: "fd00::7".parse().unwrap(), ..pod() };
+        let Pair { service, proxy } =
+            pair(&pod, Declaration { name: "web".to_owned(), index: 1, ..Declaration::default() });
+        assert_eq!(service.address, "fd00::7");
+        assert_eq!(proxy.checks[0].tcp, "[fd00::7]:20001");
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let pair = pair(
+            &pod(),
+            Declaration { name: "web".to_owned(), port: Some(80), ..Declaration::default() },
+        );
+        let text = serde_json::to_string(&pair).unwrap();
+        assert_eq!(serde_json::from_str::<Pair>(&text).unwrap(), pair);
+    }
+}

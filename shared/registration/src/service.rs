@@ -1,0 +1,203 @@
+//! The body of a registration.
+//!
+//! Source: Consul's "Service - Agent HTTP API" page, "Register Service".
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Check, Proxy, is_default};
+
+/// A service as the agent registers it. Its JSON is the request's body.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Service {
+    /// What it is, if not an ordinary service.
+    #[serde(skip_serializing_if = "is_default")]
+    pub kind: Kind,
+    /// Unique on the agent. Empty: the name.
+    #[serde(rename = "ID", skip_serializing_if = "is_default")]
+    pub id: String,
+    /// What others find it by.
+    pub name: String,
+    /// Labels that queries can filter by.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tags: Vec<String>,
+    /// Where it is reached; empty: the agent's address.
+    #[serde(skip_serializing_if = "is_default")]
+    pub address: String,
+    /// Other addresses by name, such as `lan`, `wan` or `lan_ipv6`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tagged_addresses: BTreeMap<String, TaggedAddress>,
+    /// Where it listens; 0: it does not.
+    #[serde(skip_serializing_if = "is_default")]
+    pub port: u16,
+    /// The unix socket where it listens, instead of address and port (Consul 1.12).
+    #[serde(skip_serializing_if = "is_default")]
+    pub socket_path: String,
+    /// Free text by key.
+    #[serde(skip_serializing_if = "is_default")]
+    pub meta: BTreeMap<String, String>,
+    /// Its share of DNS answers by health.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
+    /// Whether others may change its tags in the catalog.
+    #[serde(skip_serializing_if = "is_default")]
+    pub enable_tag_override: bool,
+    /// What makes it a proxy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Proxy>,
+    /// Its part in the mesh, if it is not a proxy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect: Option<Connect>,
+    /// How the agent learns of its health.
+    #[serde(skip_serializing_if = "is_default")]
+    pub checks: Vec<Check>,
+    /// Where it runs (Consul 1.17).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locality: Option<Locality>,
+    /// Its namespace (Consul Enterprise).
+    #[serde(skip_serializing_if = "is_default")]
+    pub namespace: String,
+    /// Its admin partition (Consul Enterprise).
+    #[serde(skip_serializing_if = "is_default")]
+    pub partition: String,
+}
+
+/// What a service is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// An ordinary service.
+    #[default]
+    #[serde(rename = "")]
+    Typical,
+    /// A sidecar, or another proxy that stands for a service.
+    ConnectProxy,
+    /// A gateway between datacenters or partitions.
+    MeshGateway,
+    /// A gateway to services outside the mesh.
+    TerminatingGateway,
+    /// A gateway for traffic from outside the mesh.
+    IngressGateway,
+    /// A gateway configured as the Kubernetes Gateway API does (Consul 1.15).
+    ApiGateway,
+}
+
+/// An address that a service has under a name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct TaggedAddress {
+    /// An IP address or a host name.
+    pub address: String,
+    /// The port; 0: the service's own.
+    #[serde(skip_serializing_if = "is_default")]
+    pub port: u16,
+}
+
+/// The share of DNS SRV answers that a service gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Weights {
+    /// While its checks pass; at least 1.
+    pub passing: u16,
+    /// While one of its checks warns.
+    pub warning: u16,
+}
+
+/// A service's part in the mesh.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Connect {
+    /// It speaks mutual TLS itself and needs no proxy.
+    #[serde(skip_serializing_if = "is_default")]
+    pub native: bool,
+    /// A sidecar that the agent registers along with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sidecar_service: Option<Box<SidecarService>>,
+}
+
+/// A sidecar to be registered by the agent: a [`Service`] of which nothing has
+/// to be given.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct SidecarService {
+    /// Unique on the agent; empty: the parent's with `-sidecar-proxy`.
+    #[serde(rename = "ID", skip_serializing_if = "is_default")]
+    pub id: String,
+    /// Its name; empty: the parent's with `-sidecar-proxy`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub name: String,
+    /// Its labels; none: the parent's.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tags: Vec<String>,
+    /// Where it is reached; empty: the parent's address.
+    #[serde(skip_serializing_if = "is_default")]
+    pub address: String,
+    /// Where it listens; 0: the agent picks a port.
+    #[serde(skip_serializing_if = "is_default")]
+    pub port: u16,
+    /// Free text by key; none: the parent's.
+    #[serde(skip_serializing_if = "is_default")]
+    pub meta: BTreeMap<String, String>,
+    /// Its share of DNS answers by health.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
+    /// Whether others may change its tags in the catalog.
+    #[serde(skip_serializing_if = "is_default")]
+    pub enable_tag_override: bool,
+    /// What it proxies; the destination is the parent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Proxy>,
+    /// Its checks; none: the agent's two for sidecars.
+    #[serde(skip_serializing_if = "is_default")]
+    pub checks: Vec<Check>,
+}
+
+/// Where an instance runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Locality {
+    /// The cloud's region.
+    #[serde(skip_serializing_if = "is_default")]
+    pub region: String,
+    /// The zone within the region.
+    #[serde(skip_serializing_if = "is_default")]
+    pub zone: String,
+}
+
+// === impl Service ===
+
+impl Service {
+    /// The id that the agent knows it by: its own, or else its name.
+    pub fn id(&self) -> &str {
+        if self.id.is_empty() { &self.name } else { &self.id }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_fields_are_not_sent() {
+        let service = Service { name: "web".to_owned(), ..Service::default() };
+        assert_eq!(serde_json::to_string(&service).unwrap(), r#"{"Name":"web"}"#);
+    }
+
+    #[test]
+    fn the_name_stands_for_a_missing_id() {
+        let mut service = Service { name: "web".to_owned(), ..Service::default() };
+        assert_eq!(service.id(), "web");
+        service.id = "web-1".to_owned();
+        assert_eq!(service.id(), "web-1");
+    }
+
+    #[test]
+    fn kinds_are_written_as_consul_writes_them() {
+        let kind = |kind| serde_json::to_value(kind).unwrap();
+        assert_eq!(kind(Kind::ConnectProxy), "connect-proxy");
+        assert_eq!(kind(Kind::TerminatingGateway), "terminating-gateway");
+        assert_eq!(kind(Kind::Typical), "");
+    }
+}
