@@ -1,1 +1,23 @@
-//! runtime
+//! What every binary does alike.
+//!
+//! - [`command`]: from `main` to the exit code: flags, log, signals, report
+//! - [`exit`]: the exit codes, and [`Failure`], which carries one
+//! - [`log`]: the flags of the log
+//! - [`signal`]: SIGTERM and SIGINT, as something to await
+//! - [`deadline`]: how long the whole may take
+//! - [`retry`]: trying again, with jitter, until the deadline
+//! - [`file`]: files that a reader sees whole or not at all
+
+pub mod command;
+pub mod deadline;
+pub mod exit;
+pub mod file;
+pub mod log;
+pub mod retry;
+pub mod signal;
+
+pub use command::{parse, start};
+pub use deadline::Deadline;
+pub use exit::{Exit, Failure};
+pub use log::LogArgs;
+pub use signal::Signals;

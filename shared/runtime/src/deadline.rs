@@ -1,0 +1,72 @@
+//! How long the whole may take.
+
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use duration::GoDuration;
+use tokio::time::Instant;
+
+use crate::signal::{Signal, Signals};
+
+/// A point in time by which something has to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    at: Instant,
+    budget: Duration,
+}
+
+/// Why work was cut short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The deadline passed.
+    Deadline,
+    /// The process was asked to end.
+    Signal(Signal),
+}
+
+/// Does the work until the deadline passes or a signal comes, whichever is
+/// first. The work is dropped where it stands.
+pub async fn race<T>(
+    deadline: Deadline,
+    signals: &mut Signals,
+    work: impl Future<Output = T>,
+) -> Result<T, Cut> {
+    tokio::select! {
+        biased;
+        done = work => Ok(done),
+        signal = signals.next() => Err(Cut::Signal(signal)),
+        () = deadline.passed() => Err(Cut::Deadline),
+    }
+}
+
+// === impl Deadline ===
+
+impl Deadline {
+    /// `budget` from now on.
+    pub fn after(budget: Duration) -> Self {
+        // A budget beyond what the clock can tell is no deadline in practice.
+        let at = Instant::now()
+            .checked_add(budget)
+            .unwrap_or_else(|| Instant::now() + Duration::from_secs(1 << 30));
+        Self { at, budget }
+    }
+
+    /// Waits until it has passed.
+    pub async fn passed(self) {
+        tokio::time::sleep_until(self.at).await;
+    }
+
+    /// What is left of it.
+    pub fn left(self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+}
+
+impl fmt::Display for Deadline {
+    /// The whole budget, as flags are written: `2m0s`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nanoseconds = i64::try_from(self.budget.as_nanos()).unwrap_or(i64::MAX);
+        GoDuration::from_nanoseconds(nanoseconds).fmt(f)
+    }
+}

@@ -1,0 +1,103 @@
+//! Files that a reader sees whole or not at all.
+
+use std::fs::{File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::exit::{Exit, Failure};
+
+/// A file that could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}: {source}", .path.display())]
+pub struct WriteError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub source: std::io::Error,
+}
+
+/// Writes a file whole: a temporary file in the same folder, synced, then
+/// renamed over the old one. A reader, and a crash at any point, sees the old
+/// contents or the new.
+///
+/// `mode` is the file's permissions, whatever the umask is.
+pub fn write_whole(
+    path: &Path,
+    mode: u32,
+    mut contents: impl std::io::Read,
+) -> Result<(), WriteError> {
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut write = || {
+        let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder)?;
+        std::io::copy(&mut contents, &mut file)?;
+        file.flush()?;
+        // Not by the builder: the umask would take bits away.
+        file.as_file().set_permissions(Permissions::from_mode(mode))?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        // So that the new name survives a crash, too.
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(|source| WriteError { path: path.to_owned(), source })
+}
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Self {
+        let hint = match error.source.kind() {
+            std::io::ErrorKind::NotFound => {
+                "the folder does not exist: create it, or name another one with --dir"
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                "let the user that this runs as write there, or name another folder with --dir"
+            }
+            std::io::ErrorKind::ReadOnlyFilesystem => {
+                "mount a writable volume there, or name another folder with --dir"
+            }
+            std::io::ErrorKind::StorageFull => {
+                "the volume is full: free some space or raise its size limit"
+            }
+            _ => "check that the folder is a writable one",
+        };
+        Self::new(Exit::CannotWrite, &error).hint(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_a_file_and_sets_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        write_whole(&path, 0o644, &b"old"[..]).unwrap();
+        write_whole(&path, 0o600, &b"new"[..]).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "a temporary file is left"
+        );
+    }
+
+    #[test]
+    fn a_failure_names_the_file_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("missing").join("token");
+        let failure = Failure::from(write_whole(&path, 0o600, &b"x"[..]).unwrap_err());
+        assert_eq!(failure.exit(), Exit::CannotWrite);
+        assert!(failure.to_string().contains("missing/token"), "{failure}");
+        // A folder in the file's place can't be replaced.
+        let path = folder.path().join("folder");
+        std::fs::create_dir(&path).unwrap();
+        assert!(write_whole(&path, 0o600, &b"x"[..]).is_err());
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "a temporary file is left"
+        );
+    }
+}

@@ -1,0 +1,60 @@
+//! SIGTERM and SIGINT, as something to await.
+
+use std::fmt;
+
+use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
+
+use crate::exit::{Exit, Failure};
+
+/// The signals that ask a program to end. They are taken over as soon as this
+/// exists: process 1 of a container ignores a signal that it has no handler for.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Stream,
+    interrupt: Stream,
+}
+
+/// A request to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM, which the kubelet sends.
+    Terminate,
+    /// SIGINT, which a terminal sends.
+    Interrupt,
+}
+
+// === impl Signals ===
+
+impl Signals {
+    /// Takes the signals over. Needs a running tokio runtime.
+    pub fn install() -> Result<Self, Failure> {
+        let take = |kind| {
+            signal(kind).map_err(|error| {
+                Failure::new(Exit::Failure, format_args!("cannot handle signals: {error}"))
+            })
+        };
+        Ok(Self {
+            terminate: take(SignalKind::terminate())?,
+            interrupt: take(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next request to end.
+    pub async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::Terminate,
+            _ = self.interrupt.recv() => Signal::Interrupt,
+        }
+    }
+}
+
+// === impl Signal ===
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Terminate => "SIGTERM",
+            Self::Interrupt => "SIGINT",
+        })
+    }
+}
