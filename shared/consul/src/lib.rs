@@ -1,1 +1,22 @@
-//! consul
+//! The node's Consul agent over HTTP; the only crate that talks to Consul.
+//!
+//! - [`args`]: the flags by which an agent is named, as Consul's CLI has them
+//! - [`address`]: where the agent listens
+//! - [`agent`]: what is asked of it
+//! - [`answer`]: what it answers
+//! - [`error`]: why it did not, by cause, with what to do
+//!
+//! Nothing here tries again: callers decide, by [`Error::is_transient`].
+
+pub mod address;
+pub mod agent;
+pub mod answer;
+pub mod args;
+pub mod error;
+mod http;
+
+pub use address::Address;
+pub use agent::{Agent, Config};
+pub use args::AgentArgs;
+pub use error::Error;
+pub use http::TlsFiles;

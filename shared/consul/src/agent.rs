@@ -1,0 +1,331 @@
+//! What is asked of the agent.
+//!
+//! Source: Consul's "Agent HTTP API", "Service - Agent HTTP API" and "Check -
+//! Agent HTTP API" pages.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use registration::Service;
+use registration::check::Status;
+use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use reqwest::{Method, Response};
+use runtime::Failure;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::address::Address;
+use crate::answer::{AgentSelf, AgentService};
+use crate::error::{Cause, Error, Request};
+use crate::http::{TlsFiles, client};
+
+/// Which agent, and how it is spoken to.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it listens.
+    pub address: Address,
+    /// The ACL token, if any.
+    pub token: Option<SecretString>,
+    /// `user:password` for HTTP basic authentication.
+    pub http_auth: Option<SecretString>,
+    /// TLS with it.
+    pub tls: TlsFiles,
+    /// The namespace; never sent if none.
+    pub namespace: Option<String>,
+    /// The admin partition; never sent if none.
+    pub partition: Option<String>,
+    /// The name of its node, for errors.
+    pub node: Option<String>,
+}
+
+/// The node's agent. One kept-alive connection serves requests that follow each
+/// other.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    http: reqwest::Client,
+    config: Config,
+}
+
+/// What a deregistration found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deregistered {
+    /// It was there, or the agent does not tell.
+    Gone,
+    /// The agent had no such service.
+    WasUnknown,
+}
+
+/// A change to wait for.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// The content hash that is known.
+    pub hash: String,
+    /// How long to wait for another, at most.
+    pub wait: Duration,
+}
+
+const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
+
+/// How long an answer may take. A server without a leader takes 7 s to accept
+/// a registration, which must not look like a failure.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// More than any answer to our questions; what exceeds it is no agent's.
+const LARGEST_ANSWER: usize = 16 * 1024 * 1024;
+
+// === impl Agent ===
+
+impl Agent {
+    /// Makes a client; nothing is asked yet.
+    ///
+    /// # Errors
+    /// A file of TLS that can't be read or holds something else than it should.
+    pub fn new(config: Config) -> Result<Self, Failure> {
+        Ok(Self { http: client(&config.address, &config.tls)?, config })
+    }
+
+    /// How it is spoken to.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Registers a service, or replaces the one with its id, checks included.
+    pub async fn register(&self, service: &Service) -> Result<(), Error> {
+        let call = self
+            .call(Method::PUT, "/v1/agent/service/register")
+            .query("replace-existing-checks", "true");
+        call.json(service).done().await
+    }
+
+    /// Takes a service back. One that the agent does not know is gone already:
+    /// 200 or 404 say so, and 500 with ACLs on in releases before 1.15.
+    pub async fn deregister(&self, id: &str) -> Result<Deregistered, Error> {
+        let path = format!("/v1/agent/service/deregister/{}", segment(id));
+        match self.call(Method::PUT, &path).done().await {
+            Ok(()) => Ok(Deregistered::Gone),
+            Err(Error { cause: Cause::NotFound(_), .. }) => Ok(Deregistered::WasUnknown),
+            Err(Error { cause: Cause::Unavailable(500, words), .. })
+                if words.starts_with("Unknown service") =>
+            {
+                Ok(Deregistered::WasUnknown)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A service by its id; none if the agent does not have it. With `watch`,
+    /// the answer comes when the service changes or goes, or the wait is over.
+    pub async fn service(
+        &self,
+        id: &str,
+        watch: Option<&Watch>,
+    ) -> Result<Option<AgentService>, Error> {
+        let mut call = self.call(Method::GET, &format!("/v1/agent/service/{}", segment(id)));
+        if let Some(Watch { hash, wait }) = watch {
+            call = call.query("hash", hash).query("wait", &format!("{}ms", wait.as_millis()));
+            // The agent adds up to a sixteenth of the wait as jitter.
+            call.timeout = *wait + *wait / 16 + TIMEOUT;
+        }
+        match call.answer().await {
+            Ok(service) => Ok(Some(service)),
+            Err(Error { cause: Cause::NotFound(_), .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All services of the agent, by id.
+    pub async fn services(&self) -> Result<BTreeMap<String, AgentService>, Error> {
+        self.call(Method::GET, "/v1/agent/services").answer().await
+    }
+
+    /// Sets a TTL check, which renews it.
+    pub async fn update_check(
+        &self,
+        check_id: &str,
+        status: Status,
+        output: &str,
+    ) -> Result<(), Error> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Update<'a> {
+            status: Status,
+            output: &'a str,
+        }
+        let path = format!("/v1/agent/check/update/{}", segment(check_id));
+        self.call(Method::PUT, &path).json(&Update { status, output }).done().await
+    }
+
+    /// What the agent says of itself. With ACLs on, it takes `agent:read`.
+    pub async fn agent_self(&self) -> Result<AgentSelf, Error> {
+        self.call(Method::GET, "/v1/agent/self").answer().await
+    }
+
+    /// A central configuration entry; none if there is none.
+    pub async fn config_entry<T: DeserializeOwned>(
+        &self,
+        kind: &str,
+        name: &str,
+    ) -> Result<Option<T>, Error> {
+        let path = format!("/v1/config/{}/{}", segment(kind), segment(name));
+        match self.call(Method::GET, &path).answer().await {
+            Ok(entry) => Ok(Some(entry)),
+            Err(Error { cause: Cause::NotFound(_), .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn call(&self, method: Method, path: &str) -> Call<'_> {
+        let tenancy = [("ns", &self.config.namespace), ("partition", &self.config.partition)];
+        let mut call = Call {
+            agent: self,
+            method,
+            path: path.to_owned(),
+            query: String::new(),
+            body: None,
+            timeout: TIMEOUT,
+        };
+        for (key, value) in tenancy {
+            if let Some(value) = value {
+                call = call.query(key, value);
+            }
+        }
+        call
+    }
+}
+
+/// One path segment: what is not plain is percent-encoded, a slash included
+/// (an id may hold one).
+fn segment(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                encoded.push(char::from(byte));
+            }
+            _ => {
+                // Writing to a string can't fail.
+                let _ = write!(encoded, "%{byte:02X}");
+            }
+        }
+        encoded
+    })
+}
+
+/// A request in the making.
+struct Call<'a> {
+    agent: &'a Agent,
+    method: Method,
+    path: String,
+    query: String,
+    body: Option<Vec<u8>>,
+    timeout: Duration,
+}
+
+// === impl Call ===
+
+impl Call<'_> {
+    fn query(mut self, key: &str, value: &str) -> Self {
+        let separator = if self.query.is_empty() { '?' } else { '&' };
+        self.query.push(separator);
+        self.query.push_str(key);
+        self.query.push('=');
+        self.query.push_str(&segment(value));
+        self
+    }
+
+    fn json(mut self, body: &impl Serialize) -> Self {
+        // What we send is strings, numbers, lists and maps with string keys.
+        self.body = Some(serde_json::to_vec(body).expect("a registration is JSON"));
+        self
+    }
+
+    /// Sends it; the answer's body does not matter.
+    async fn done(self) -> Result<(), Error> {
+        self.send().await.map(drop)
+    }
+
+    /// Sends it and reads the answer.
+    async fn answer<T: DeserializeOwned>(self) -> Result<T, Error> {
+        let request = self.request();
+        let body = self.send().await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| Error { request, cause: Cause::Garbage(error.to_string()) })
+    }
+
+    async fn send(self) -> Result<Vec<u8>, Error> {
+        let request = self.request();
+        let failed = |cause| Error { request: request.clone(), cause };
+        let base = match &self.agent.config.address {
+            Address::Url(_) => self.agent.config.address.to_string(),
+            // The socket decides where it goes; the host is for the header only.
+            Address::Unix(_) => "http://localhost".to_owned(),
+        };
+        let url = format!("{base}{}{}", self.path, self.query);
+        let mut builder = self.agent.http.request(self.method, url).timeout(self.timeout);
+        if let Some(token) = &self.agent.config.token {
+            builder = builder.header(TOKEN, secret_header(token.expose_secret()).map_err(failed)?);
+        }
+        if let Some(auth) = &self.agent.config.http_auth {
+            let basic = format!("Basic {}", BASE64_STANDARD.encode(auth.expose_secret()));
+            builder = builder.header(AUTHORIZATION, secret_header(&basic).map_err(failed)?);
+        }
+        if let Some(body) = self.body {
+            builder = builder.body(body);
+        }
+        let response = builder.send().await.map_err(|error| failed(Cause::of(&error)))?;
+        let status = response.status().as_u16();
+        let body = read(response).await.map_err(failed)?;
+        if status == 200 {
+            return Ok(body);
+        }
+        Err(failed(Cause::of_status(status, &String::from_utf8_lossy(&body))))
+    }
+
+    fn request(&self) -> Request {
+        Request {
+            method: match self.method {
+                Method::PUT => "PUT",
+                Method::POST => "POST",
+                _ => "GET",
+            },
+            agent: self.agent.config.address.to_string(),
+            path: self.path.clone(),
+            node: self.agent.config.node.clone(),
+        }
+    }
+}
+
+fn secret_header(value: &str) -> Result<HeaderValue, Cause> {
+    let mut header = HeaderValue::from_str(value).map_err(|_| {
+        Cause::Refusal(0, "the token has characters that no header can carry".to_owned())
+    })?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// Reads an answer, up to a size that no agent exceeds.
+async fn read(mut response: Response) -> Result<Vec<u8>, Cause> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| Cause::of(&error))? {
+        if body.len() + chunk.len() > LARGEST_ANSWER {
+            return Err(Cause::Garbage(format!("more than {LARGEST_ANSWER} bytes")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pain 60: slashes in ids.
+    #[test]
+    fn an_id_is_one_path_segment() {
+        assert_eq!(segment("web-1.a_b~"), "web-1.a_b~");
+        assert_eq!(segment("a/b c\u{e9}%"), "a%2Fb%20c%C3%A9%25");
+    }
+}

@@ -1,0 +1,124 @@
+//! The flags by which an agent is named. Names and environment variables are
+//! those of Consul's CLI ("Consul Commands (CLI)", "Environment variables").
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use runtime::Failure;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::address::Address;
+use crate::agent::{Agent, Config};
+use crate::http::TlsFiles;
+
+/// Which agent, and how it is spoken to.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Consul agent")]
+pub struct AgentArgs {
+    /// The agent's HTTP address: host:port, http://host:port,
+    /// https://host:port or unix:///path
+    #[arg(
+        long,
+        env = "CONSUL_HTTP_ADDR",
+        default_value = "127.0.0.1:8500",
+        value_name = "ADDRESS"
+    )]
+    pub http_addr: Address,
+
+    /// The ACL token; prefer --token-file, which other processes can't see
+    #[arg(long, env = "CONSUL_HTTP_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub token: Option<SecretString>,
+
+    /// A file with the ACL token; it wins over --token
+    #[arg(long, env = "CONSUL_HTTP_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// User and password for HTTP basic authentication, as `user:password`
+    #[arg(long, env = "CONSUL_HTTP_AUTH", hide_env_values = true, value_name = "USER:PASSWORD")]
+    pub http_auth: Option<SecretString>,
+
+    /// A PEM file with the CA certificates that the agent's is checked against
+    #[arg(long, env = "CONSUL_CACERT", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+
+    /// A folder of PEM files with CA certificates
+    #[arg(long, env = "CONSUL_CAPATH", value_name = "FOLDER")]
+    pub ca_path: Option<PathBuf>,
+
+    /// A PEM file with the certificate shown to the agent
+    #[arg(long, env = "CONSUL_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
+    pub client_cert: Option<PathBuf>,
+
+    /// A PEM file with the key of --client-cert
+    #[arg(long, env = "CONSUL_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
+    pub client_key: Option<PathBuf>,
+
+    /// The name that the agent's certificate must have, if not the host of its address
+    #[arg(long, env = "CONSUL_TLS_SERVER_NAME", value_name = "NAME")]
+    pub tls_server_name: Option<String>,
+
+    /// The namespace (Consul Enterprise)
+    #[arg(long, env = "CONSUL_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
+
+    /// The admin partition (Consul Enterprise)
+    #[arg(long, env = "CONSUL_PARTITION", value_name = "NAME")]
+    pub partition: Option<String>,
+}
+
+// === impl AgentArgs ===
+
+impl AgentArgs {
+    /// Makes a client of that agent. `node` is the node's name, if it is known:
+    /// errors say it.
+    ///
+    /// # Errors
+    /// A file that can't be read or holds something else than it should.
+    pub fn agent(self, node: Option<String>) -> Result<Agent, Failure> {
+        Agent::new(self.config(node)?)
+    }
+
+    /// What these flags say, with the token read from its file.
+    pub fn config(self, node: Option<String>) -> Result<Config, Failure> {
+        let Self {
+            http_addr,
+            token,
+            token_file,
+            http_auth,
+            ca_file,
+            ca_path,
+            client_cert,
+            client_key,
+            tls_server_name,
+            namespace,
+            partition,
+        } = self;
+        // An empty file falls back to the flag, as in Consul's CLI.
+        let from_file = token_file.as_deref().map(read_token).transpose()?.flatten();
+        Ok(Config {
+            address: http_addr,
+            token: from_file.or(token.filter(|token| !token.expose_secret().is_empty())),
+            http_auth,
+            tls: TlsFiles {
+                ca_file,
+                ca_path,
+                client_cert,
+                client_key,
+                server_name: tls_server_name,
+            },
+            namespace: namespace.filter(|name| !name.is_empty()),
+            partition: partition.filter(|name| !name.is_empty()),
+            node,
+        })
+    }
+}
+
+/// Reads a token; none if the file is empty.
+pub fn read_token(file: &Path) -> Result<Option<SecretString>, Failure> {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        Failure::usage(format_args!("cannot read the token file {}: {error}", file.display()))
+            .hint("check --token-file (CONSUL_HTTP_TOKEN_FILE)")
+    })?;
+    let token = text.trim();
+    Ok((!token.is_empty()).then(|| SecretString::from(token)))
+}

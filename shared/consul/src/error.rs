@@ -1,0 +1,282 @@
+//! Why the agent did not do what it was asked, by cause, with what to do.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io::ErrorKind;
+
+use runtime::{Exit, Failure};
+
+/// A request to the agent that failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{request}: {cause}")]
+pub struct Error {
+    /// What was asked of whom.
+    pub request: Request,
+    /// Why it failed.
+    pub cause: Cause,
+}
+
+/// A request, as an error names it: never with a token.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The HTTP method.
+    pub method: &'static str,
+    /// The agent's address: scheme, host and port.
+    pub agent: String,
+    /// The path.
+    pub path: String,
+    /// The node, if it is known.
+    pub node: Option<String>,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Nothing listens there.
+    Refused,
+    /// There is no way there.
+    NoRoute(String),
+    /// The host's name has no address.
+    Unresolved(String),
+    /// The unix socket does not exist.
+    NoSocket,
+    /// The agent did not answer in time.
+    Timeout,
+    /// The connection broke.
+    Broken(String),
+    /// The TLS handshake failed: a wrong certificate, or no TLS over there.
+    Tls(String),
+    /// The agent's ACLs forbid it (403).
+    Denied(String),
+    /// The agent has no such thing (404).
+    NotFound(String),
+    /// The agent, or what it depends on, can't at the moment (429, 5xx).
+    Unavailable(u16, String),
+    /// The agent refuses what was sent (another status).
+    Refusal(u16, String),
+    /// What came back is no answer of an agent.
+    Garbage(String),
+}
+
+/// How much of the agent's own words is repeated.
+const LONGEST_QUOTE: usize = 500;
+
+// === impl Error ===
+
+impl Error {
+    /// Whether asking again may help.
+    pub fn is_transient(&self) -> bool {
+        match &self.cause {
+            Cause::Refused
+            | Cause::NoRoute(_)
+            | Cause::Unresolved(_)
+            | Cause::NoSocket
+            | Cause::Timeout
+            | Cause::Broken(_)
+            | Cause::Unavailable(..)
+            | Cause::Garbage(_) => true,
+            Cause::Tls(_) | Cause::Denied(_) | Cause::NotFound(_) | Cause::Refusal(..) => false,
+        }
+    }
+
+    /// The exit code for it.
+    pub fn exit(&self) -> Exit {
+        match &self.cause {
+            Cause::Refused
+            | Cause::NoRoute(_)
+            | Cause::Unresolved(_)
+            | Cause::NoSocket
+            | Cause::Timeout
+            | Cause::Broken(_)
+            | Cause::Tls(_) => Exit::Unreachable,
+            Cause::Denied(_) => Exit::Denied,
+            Cause::Unavailable(..) => Exit::Deadline,
+            Cause::Refusal(..) => Exit::Refused,
+            Cause::NotFound(_) | Cause::Garbage(_) => Exit::Failure,
+        }
+    }
+
+    /// What to do next, for the person who reads the log.
+    pub fn hint(&self) -> String {
+        let Request { agent, node, .. } = &self.request;
+        let place =
+            node.as_ref().map_or_else(|| "there".to_owned(), |node| format!("on node {node}"));
+        match &self.cause {
+            Cause::Refused => format!(
+                "no Consul agent listens at {agent}: check that the client agent runs {place} and that its HTTP port is open to pods (client_addr, hostPort)"
+            ),
+            Cause::NoSocket => format!("no Consul agent has made {agent}: check that the agent runs {place} and that the socket is mounted"),
+            Cause::NoRoute(_) | Cause::Timeout => {
+                format!("check that the client agent runs {place}, and that no network policy or firewall is between here and {agent}")
+            }
+            Cause::Unresolved(_) => "check the host name in --http-addr (CONSUL_HTTP_ADDR)".to_owned(),
+            Cause::Broken(_) => format!("the agent closed the connection: check its log {place}, and that {agent} has the right scheme (http or https)"),
+            Cause::Tls(_) => "check --ca-file, --tls-server-name and that the address is the agent's HTTPS port".to_owned(),
+            Cause::Denied(_) => "the ACL token lacks a rule: registering a service needs service:write on its name and on its sidecar's".to_owned(),
+            Cause::NotFound(_) => format!("check that {agent} is the agent with which it was registered"),
+            Cause::Unavailable(429, _) => "the agent limits requests or connections (limits.http_max_conns_per_client): raise it, or try again later".to_owned(),
+            Cause::Unavailable(..) => format!("the agent answers but can't work: check its log {place}, and that it has joined servers with a leader"),
+            Cause::Refusal(..) => "correct what the agent names".to_owned(),
+            Cause::Garbage(_) => format!("what listens at {agent} does not answer as a Consul agent does: check the address"),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::new(error.exit(), &error).hint(error.hint())
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, agent, path, node } = self;
+        match node {
+            Some(node) => write!(f, "{method} {path} at {agent} (Consul agent of node {node})"),
+            None => write!(f, "{method} {path} at {agent} (Consul agent)"),
+        }
+    }
+}
+
+// === impl Cause ===
+
+impl Cause {
+    /// The cause behind an error of the HTTP client.
+    pub(crate) fn of(error: &reqwest::Error) -> Self {
+        let mut deepest = String::new();
+        let mut link: Option<&(dyn StdError + 'static)> = Some(error);
+        while let Some(current) = link {
+            deepest = current.to_string();
+            if let Some(tls) = current.downcast_ref::<rustls::Error>() {
+                return Self::Tls(tls.to_string());
+            }
+            if let Some(io) = current.downcast_ref::<std::io::Error>() {
+                // rustls hides in an I/O error's own source.
+                if let Some(tls) =
+                    io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
+                {
+                    return Self::Tls(tls.to_string());
+                }
+                match io.kind() {
+                    ErrorKind::ConnectionRefused => return Self::Refused,
+                    ErrorKind::NotFound if error.is_connect() => return Self::NoSocket,
+                    ErrorKind::HostUnreachable
+                    | ErrorKind::NetworkUnreachable
+                    | ErrorKind::AddrNotAvailable => {
+                        return Self::NoRoute(io.to_string());
+                    }
+                    ErrorKind::TimedOut => return Self::Timeout,
+                    _ => {}
+                }
+            }
+            link = current.source();
+        }
+        if error.is_timeout() {
+            Self::Timeout
+        } else if error.is_decode() {
+            Self::Garbage(deepest)
+        } else if error.is_connect() && deepest.contains("lookup address") {
+            Self::Unresolved(deepest)
+        } else {
+            Self::Broken(deepest)
+        }
+    }
+
+    /// The cause behind an answer whose status is not 200.
+    pub(crate) fn of_status(status: u16, body: &str) -> Self {
+        let words = quote(body);
+        match status {
+            403 => Self::Denied(words),
+            404 => Self::NotFound(words),
+            // A 500 of this text is a setting of the agent, not trouble.
+            500 if body.starts_with("Scripts are disabled") => Self::Refusal(status, words),
+            429 | 500..=599 => Self::Unavailable(status, words),
+            _ => Self::Refusal(status, words),
+        }
+    }
+}
+
+/// The agent's own words: one line, printable, not too long.
+fn quote(body: &str) -> String {
+    let words: Vec<&str> = body.split_whitespace().collect();
+    let line: String = words.join(" ").chars().filter(|c| !c.is_control()).collect();
+    match line.char_indices().nth(LONGEST_QUOTE) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused => f.write_str("connection refused"),
+            Self::NoRoute(detail) => write!(f, "no route: {detail}"),
+            Self::Unresolved(detail) => write!(f, "no such host: {detail}"),
+            Self::NoSocket => f.write_str("the unix socket does not exist"),
+            Self::Timeout => f.write_str("no answer in time"),
+            Self::Broken(detail) => write!(f, "the connection broke: {detail}"),
+            Self::Tls(detail) => write!(f, "TLS failed: {detail}"),
+            Self::Denied(words) => write!(f, "403 {words}"),
+            Self::NotFound(words) => write!(f, "404 {words}"),
+            Self::Unavailable(status, words) | Self::Refusal(status, words) => {
+                write!(f, "{status} {words}")
+            }
+            Self::Garbage(detail) => write!(f, "not an agent's answer: {detail}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(cause: Cause) -> Error {
+        let request = Request {
+            method: "PUT",
+            agent: "http://10.0.0.1:8500".to_owned(),
+            path: "/v1/agent/service/register".to_owned(),
+            node: Some("n1".to_owned()),
+        };
+        Error { request, cause }
+    }
+
+    /// Pain 36: a bare "connection refused".
+    #[test]
+    fn says_what_where_why_and_what_next() {
+        let failure = Failure::from(error(Cause::Refused));
+        assert_eq!(
+            failure.to_string(),
+            "PUT /v1/agent/service/register at http://10.0.0.1:8500 (Consul agent of node n1): connection refused; \
+             hint: no Consul agent listens at http://10.0.0.1:8500: check that the client agent runs on node n1 and \
+             that its HTTP port is open to pods (client_addr, hostPort)"
+        );
+        assert_eq!(failure.exit(), Exit::Unreachable);
+    }
+
+    #[test]
+    fn a_status_has_its_class() {
+        let cases = [
+            (400, "Missing service name", Exit::Refused, false),
+            (403, "Permission denied", Exit::Denied, false),
+            (404, "unknown service ID: x", Exit::Failure, false),
+            (429, "Rate limit reached", Exit::Deadline, true),
+            (500, "No cluster leader", Exit::Deadline, true),
+            (500, "Scripts are disabled on this agent", Exit::Refused, false),
+            (503, "", Exit::Deadline, true),
+        ];
+        for (status, body, exit, transient) in cases {
+            let error = error(Cause::of_status(status, body));
+            assert_eq!((error.exit(), error.is_transient()), (exit, transient), "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_long_answer_is_cut_and_kept_on_one_line() {
+        let Cause::Refusal(_, words) =
+            Cause::of_status(400, &format!("a\nb\u{7}{}", "x".repeat(9000)))
+        else {
+            panic!("400 is a refusal");
+        };
+        assert!(words.starts_with("a bx") && words.len() < 600, "{words}");
+    }
+}
