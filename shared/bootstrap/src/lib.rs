@@ -1,1 +1,44 @@
-//! bootstrap
+//! The bootstrap document: what an Envoy sidecar reads when it starts.
+//!
+//! It tells Envoy who it is, where its node's Consul agent serves xDS and with
+//! which token, and what of its metrics to show to whom. All else (listeners,
+//! clusters, certificates) comes from the agent later.
+//!
+//! [`render`] is a pure function from [`Input`] to JSON: the caller resolves
+//! names, reads files and looks up the token. The document is an Envoy
+//! `config.bootstrap.v3.Bootstrap`, equal in meaning to the one of
+//! `consul connect envoy -bootstrap`, and Envoy accepts it without a warning.
+//!
+//! ```
+//! use bootstrap::{Input, XdsAddress};
+//!
+//! let agent = XdsAddress::Tcp(([10, 0, 0, 1], 8502).into());
+//! let input = Input::new("web-sidecar-proxy", "web", agent);
+//! let document = bootstrap::render(&input, &|_variable| None)?;
+//! assert_eq!(document["node"]["id"], "web-sidecar-proxy");
+//! # Ok::<(), bootstrap::Error>(())
+//! ```
+
+mod access_log;
+mod cluster;
+mod config;
+mod document;
+mod error;
+mod grpc_address;
+mod input;
+mod listener;
+mod sink;
+mod stats;
+mod telemetry;
+mod template;
+
+pub use access_log::{AccessLogSink, AccessLogs};
+pub use document::render;
+pub use error::Error;
+pub use grpc_address::{GrpcAddress, GrpcAddressError};
+pub use input::{
+    Admin, Input, Prometheus, PrometheusCa, PrometheusTls, Proxy, Token, Xds, XdsAddress,
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,280 @@
+//! What a bootstrap document is made of.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde_json::{Map, Value};
+
+use crate::{AccessLogs, Error};
+
+/// All that shapes the document. [`Input::new`] sets what has no default; the
+/// other fields are public and as `consul connect envoy` has them without flags.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// The proxy, as it is registered.
+    pub proxy: Proxy,
+    /// The agent's xDS server.
+    pub xds: Xds,
+    /// Envoy's administration server.
+    pub admin: Admin,
+    /// The page that Prometheus scrapes.
+    pub prometheus: Prometheus,
+    /// Where to serve `/ready`, for probes that come from outside the pod.
+    /// `consul connect envoy -envoy-ready-bind-address` and `-envoy-ready-bind-port`.
+    pub ready_bind: Option<SocketAddr>,
+    /// Leaves out the metric tags `consul.service` and its kin, which Consul 1.9
+    /// replaced by `consul.destination.service`.
+    /// `consul connect envoy -omit-deprecated-tags`.
+    pub omit_deprecated_tags: bool,
+}
+
+/// The proxy's registration, as far as the bootstrap needs it.
+#[derive(Debug, Clone, Default)]
+pub struct Proxy {
+    /// Id of the proxy's registration; Envoy's `node.id`, by which the agent
+    /// knows whose configuration is asked for.
+    pub id: String,
+    /// Envoy's `node.cluster` and the metric tag `local_cluster`: the name of
+    /// the service behind the proxy (`Proxy.DestinationServiceName`).
+    pub cluster: String,
+    /// Value of the metric tag `consul.source.service`; without one there is no such tag.
+    pub source_service: Option<String>,
+    /// Consul Enterprise's namespace. `None` and an empty text are `default`.
+    pub namespace: Option<String>,
+    /// Consul Enterprise's partition. `None` and an empty text are `default`.
+    pub partition: Option<String>,
+    /// Value of the metric tag `consul.source.datacenter`; without one there is no such tag.
+    pub datacenter: Option<String>,
+    /// The Consul node that the proxy is registered with, for proxies that are
+    /// registered in the catalog only. `consul connect envoy -node-name`.
+    pub node_name: Option<String>,
+    /// `Proxy.Config` with the central configuration merged in. Read as weakly
+    /// as Consul reads it: keys in any case, numbers and booleans for texts,
+    /// unknown keys ignored.
+    pub config: Map<String, Value>,
+}
+
+/// How Envoy reaches the agent's xDS server.
+#[derive(Debug, Clone)]
+pub struct Xds {
+    /// Where the server listens.
+    pub address: XdsAddress,
+    /// Certificates, in PEM, that the server's is verified with. `Some` means
+    /// TLS, `None` plain text. No client certificate is ever presented.
+    pub ca_pem: Option<String>,
+    /// ACL token, sent with every stream as `x-consul-token`.
+    pub token: Token,
+}
+
+/// Address of an xDS server, resolved: Envoy's static clusters take no host names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum XdsAddress {
+    /// IP address and port.
+    Tcp(SocketAddr),
+    /// Path of a Unix domain socket.
+    Unix(String),
+}
+
+/// An ACL token; empty means none. `Debug` does not show it.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Token(String);
+
+/// Envoy's administration server.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Where it listens; 127.0.0.1:19000 by default. It has no authentication:
+    /// whoever reaches it can stop Envoy. `consul connect envoy -admin-bind`.
+    pub bind: SocketAddr,
+    /// File of its access log; `/dev/null` by default.
+    /// `consul connect envoy -admin-access-log-path`.
+    pub access_log_path: String,
+    /// Access logs as `proxy-defaults` sets them; when enabled, instead of
+    /// `access_log_path`.
+    pub access_logs: AccessLogs,
+}
+
+/// The page that Prometheus scrapes. It is served only if `Proxy.Config` has
+/// `envoy_prometheus_bind_addr`.
+#[derive(Debug, Clone)]
+pub struct Prometheus {
+    /// Path of the page; `/metrics` by default.
+    /// `consul connect envoy -prometheus-scrape-path`.
+    pub scrape_path: String,
+    /// Port, on the administration server's address, of a server that merges
+    /// Envoy's metrics with the application's; Envoy's own are served without.
+    /// `consul connect envoy -prometheus-backend-port`.
+    pub backend_port: Option<u16>,
+    /// Serves the page over TLS.
+    pub tls: Option<PrometheusTls>,
+}
+
+/// Files, as Envoy finds them, for serving Prometheus over TLS.
+///
+/// As with Consul's own document, a client certificate is verified if one is
+/// shown, and none is required.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrometheusTls {
+    /// Certificates to verify clients with.
+    pub ca: PrometheusCa,
+    /// Certificate chain, in PEM. `consul connect envoy -prometheus-cert-file`.
+    pub cert_file: String,
+    /// Private key, in PEM. `consul connect envoy -prometheus-key-file`.
+    pub key_file: String,
+}
+
+/// Where the certificates to verify Prometheus with are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrometheusCa {
+    /// One PEM file. `consul connect envoy -prometheus-ca-file`.
+    File(String),
+    /// A folder, which Envoy watches: it reads no certificates from there, so
+    /// that none of a client's is verified. Prefer a file.
+    /// `consul connect envoy -prometheus-ca-path`.
+    Path(String),
+}
+
+// === impl Input ===
+
+impl Input {
+    /// The document of a proxy that speaks xDS in plain text and without a
+    /// token, with every other setting at its default. The service behind it,
+    /// `cluster`, is its source service too, as it is for a sidecar.
+    pub fn new(
+        proxy_id: impl Into<String>,
+        cluster: impl Into<String>,
+        xds_address: XdsAddress,
+    ) -> Self {
+        let cluster = cluster.into();
+        Self {
+            proxy: Proxy {
+                id: proxy_id.into(),
+                source_service: Some(cluster.clone()),
+                cluster,
+                ..Proxy::default()
+            },
+            xds: Xds { address: xds_address, ca_pem: None, token: Token::default() },
+            admin: Admin::default(),
+            prometheus: Prometheus::default(),
+            ready_bind: None,
+            omit_deprecated_tags: false,
+        }
+    }
+}
+
+impl Proxy {
+    /// The namespace that the proxy is in, never empty.
+    pub(crate) fn namespace(&self) -> &str {
+        or_default(self.namespace.as_deref())
+    }
+
+    /// The partition that the proxy is in, never empty.
+    pub(crate) fn partition(&self) -> &str {
+        or_default(self.partition.as_deref())
+    }
+}
+
+fn or_default(name: Option<&str>) -> &str {
+    name.filter(|name| !name.is_empty()).unwrap_or("default")
+}
+
+// === impl Token ===
+
+impl Token {
+    /// Wraps a token.
+    pub fn new(token: impl Into<String>) -> Self {
+        Self(token.into())
+    }
+
+    /// The token itself: the document needs it.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "Token(none)" } else { "Token(hidden)" })
+    }
+}
+
+// === impl Admin, Prometheus ===
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            bind: (Ipv4Addr::LOCALHOST, 19000).into(),
+            access_log_path: "/dev/null".to_owned(),
+            access_logs: AccessLogs::default(),
+        }
+    }
+}
+
+impl Default for Prometheus {
+    fn default() -> Self {
+        Self { scrape_path: "/metrics".to_owned(), backend_port: None, tls: None }
+    }
+}
+
+impl PrometheusTls {
+    /// The four flags `-prometheus-ca-file`, `-prometheus-ca-path`,
+    /// `-prometheus-cert-file` and `-prometheus-key-file` of
+    /// `consul connect envoy`: none of them is no TLS, and with any of them a
+    /// certificate, a key and one of the two CAs are needed (the folder wins).
+    /// Otherwise the result is [`Error::PrometheusTls`].
+    pub fn from_flags(
+        ca_file: Option<&str>,
+        ca_path: Option<&str>,
+        cert_file: Option<&str>,
+        key_file: Option<&str>,
+    ) -> Result<Option<Self>, Error> {
+        let given = |flag: Option<&str>| flag.filter(|v| !v.is_empty()).map(str::to_owned);
+        let ca = given(ca_path).map(PrometheusCa::Path).or(given(ca_file).map(PrometheusCa::File));
+        match (ca, given(cert_file), given(key_file)) {
+            (None, None, None) => Ok(None),
+            (Some(ca), Some(cert_file), Some(key_file)) => {
+                Ok(Some(Self { ca, cert_file, key_file }))
+            }
+            (ca, cert_file, key_file) => {
+                let missing = [
+                    (ca.is_none(), "a CA (-prometheus-ca-file or -prometheus-ca-path)"),
+                    (cert_file.is_none(), "-prometheus-cert-file"),
+                    (key_file.is_none(), "-prometheus-key-file"),
+                ];
+                let missing: Vec<_> = missing
+                    .iter()
+                    .filter_map(|(is_missing, flag)| is_missing.then_some(*flag))
+                    .collect();
+                Err(Error::PrometheusTls { missing: missing.join(" and ") })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_hides_the_token() {
+        let mut input = Input::new("web-proxy", "web", XdsAddress::Unix("/s".to_owned()));
+        input.xds.token = Token::new("s3cret");
+        let shown = format!("{input:?}");
+        assert!(shown.contains("Token(hidden)"), "{shown}");
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+
+    #[test]
+    fn prometheus_tls_is_all_or_nothing() {
+        let tls = PrometheusTls::from_flags;
+        assert_eq!(tls(None, Some(""), None, None).unwrap(), None);
+        let both = tls(Some("ca.pem"), Some("/cas"), Some("c"), Some("k")).unwrap();
+        assert_eq!(both.unwrap().ca, PrometheusCa::Path("/cas".to_owned()));
+        let one = tls(Some("ca.pem"), None, Some("c"), Some("k")).unwrap();
+        assert_eq!(one.unwrap().ca, PrometheusCa::File("ca.pem".to_owned()));
+        assert_eq!(
+            tls(None, None, Some("c"), None).unwrap_err().to_string(),
+            "TLS for Prometheus is missing a CA (-prometheus-ca-file or -prometheus-ca-path) \
+             and -prometheus-key-file; hint: give a CA, a certificate and a key, or none of them"
+        );
+    }
+}
