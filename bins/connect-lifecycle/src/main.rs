@@ -1,1 +1,38 @@
-fn main() {}
+//! Keeps a pod's registration true while the pod lives, and takes it back when
+//! it ends.
+//!
+//! - [`args`]: the command line
+//! - [`run`]: the sidecar's main process, from Envoy's start to its end
+//! - [`keep`]: the registration, kept on the agent
+//! - [`application`]: whether the application listens
+//! - [`deregister`]: the registration, taken back; also the preStop hook
+//! - [`drain`]: Envoy, ended when nothing is in flight
+//! - [`ready`]: whether Envoy is ready; the hold on the application's start
+//! - [`child`]: a child process, and the orphans of the container
+//! - [`envoy`]: Envoy's admin interface
+
+mod application;
+mod args;
+mod child;
+mod deregister;
+mod drain;
+mod envoy;
+mod keep;
+mod ready;
+mod run;
+
+use std::process::ExitCode;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let Args { log, command } = match runtime::parse() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    runtime::start(&log, async |signals| match command {
+        Command::Run(args) => run::run(args, signals).await,
+        Command::Deregister(args) => deregister::run(args, signals).await,
+        Command::Ready(args) => ready::run(args, signals).await,
+    })
+}

@@ -59,6 +59,15 @@ pub enum Deregistered {
     WasUnknown,
 }
 
+/// What the renewal of a check found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// It was there and is renewed.
+    Done,
+    /// The agent has no such check.
+    Unknown,
+}
+
 /// A change to wait for.
 #[derive(Clone, Debug)]
 pub struct Watch {
@@ -142,13 +151,14 @@ impl Agent {
         self.call(Method::GET, "/v1/agent/services").answer().await
     }
 
-    /// Sets a TTL check, which renews it.
+    /// Sets a TTL check, which renews it. One that the agent does not have is
+    /// answered with 404, or with 500 in older releases.
     pub async fn update_check(
         &self,
         check_id: &str,
         status: Status,
         output: &str,
-    ) -> Result<(), Error> {
+    ) -> Result<Renewed, Error> {
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
         struct Update<'a> {
@@ -156,7 +166,16 @@ impl Agent {
             output: &'a str,
         }
         let path = format!("/v1/agent/check/update/{}", segment(check_id));
-        self.call(Method::PUT, &path).json(&Update { status, output }).done().await
+        match self.call(Method::PUT, &path).json(&Update { status, output }).done().await {
+            Ok(()) => Ok(Renewed::Done),
+            Err(Error { cause: Cause::NotFound(_), .. }) => Ok(Renewed::Unknown),
+            Err(Error { cause: Cause::Unavailable(500, words), .. })
+                if words.starts_with("CheckID ") || words.starts_with("Unknown check") =>
+            {
+                Ok(Renewed::Unknown)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What the agent says of itself. With ACLs on, it takes `agent:read`.

@@ -1,0 +1,78 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use runtime::LogArgs;
+
+/// Keeps a pod's registration with the node's Consul agent true while the pod
+/// lives, and takes it back when it ends
+#[derive(Debug, Parser)]
+#[command(version, after_help = runtime::exit::HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run Envoy, keep it registered, and end it well: the sidecar's main process
+    Run(RunArgs),
+    /// Take the registration back: the sidecar's preStop hook
+    Deregister(DeregisterArgs),
+    /// Tell whether Envoy is ready: a probe, and the hold on the application's start
+    Ready(ReadyArgs),
+}
+
+/// Which registration.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HandoffArgs {
+    /// The folder with the files that connect-init left
+    #[arg(long, env = "CONNECT_DIR", default_value = handoff::DEFAULT_DIR, value_name = "FOLDER")]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) handoff: HandoffArgs,
+
+    /// How long connections may take to end after SIGTERM; keep it below the
+    /// pod's terminationGracePeriodSeconds
+    #[arg(long, env = "CONNECT_DRAIN_TIMEOUT", default_value = "20s", value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) drain_timeout: Duration,
+
+    /// How long taking the registration back may take after SIGTERM
+    #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", default_value = "5s", value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) deregister_timeout: Duration,
+
+    /// Envoy and its arguments
+    #[arg(last = true, required = true, value_name = "ENVOY")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DeregisterArgs {
+    #[command(flatten)]
+    pub(crate) handoff: HandoffArgs,
+
+    /// How long it may take in all
+    #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", default_value = "15s", value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReadyArgs {
+    #[command(flatten)]
+    pub(crate) handoff: HandoffArgs,
+
+    /// Wait for Envoy for that long, and then let go: the exit code is 0 with a
+    /// warning, because a postStart hook that fails would kill the container
+    #[arg(long, env = "CONNECT_READY_WAIT", value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) wait: Option<Duration>,
+}

@@ -1,0 +1,109 @@
+//! A child process, and the orphans of the container.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode, ExitStatus};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use runtime::{Exit, Failure};
+use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
+
+/// A running child. As process 1 of the container we also inherit every orphan
+/// and have to reap it: all waiting is done here, by one call for all.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pid: Pid,
+    name: String,
+    ended: Stream,
+    hangup: Stream,
+    // Envoy reopens its log files on it.
+    user1: Stream,
+    user2: Stream,
+}
+
+// === impl Child ===
+
+impl Child {
+    /// Starts a command.
+    pub(crate) fn spawn(command: &[OsString]) -> Result<Self, Failure> {
+        let stream = |kind| {
+            signal(kind).map_err(|error| {
+                Failure::new(Exit::Failure, format_args!("cannot handle signals: {error}"))
+            })
+        };
+        // Before the child exists, so that its end is not missed.
+        let ended = stream(SignalKind::child())?;
+        let hangup = stream(SignalKind::hangup())?;
+        let user1 = stream(SignalKind::user_defined1())?;
+        let user2 = stream(SignalKind::user_defined2())?;
+        let [program, args @ ..] = command else {
+            return Err(Failure::usage("there is no command to run"));
+        };
+        let name = program.to_string_lossy().into_owned();
+        let child = Command::new(program).args(args).spawn().map_err(|error| {
+            Failure::usage(format_args!("cannot start `{name}`: {error}"))
+                .hint("check the image and the command behind `--`")
+        })?;
+        let pid = i32::try_from(child.id()).map_err(Failure::usage)?;
+        tracing::info!(pid, "started {name}");
+        Ok(Self { pid: Pid::from_raw(pid), name, ended, hangup, user1, user2 })
+    }
+
+    /// Waits for its end, and reaps and forwards meanwhile. It may be dropped
+    /// and called again.
+    pub(crate) async fn end(&mut self) -> ExitStatus {
+        loop {
+            if let Some(status) = self.reap() {
+                return status;
+            }
+            let forward = tokio::select! {
+                _ = self.ended.recv() => continue,
+                _ = self.hangup.recv() => Signal::SIGHUP,
+                _ = self.user1.recv() => Signal::SIGUSR1,
+                _ = self.user2.recv() => Signal::SIGUSR2,
+            };
+            self.kill(forward);
+        }
+    }
+
+    /// Reaps whatever has ended; the child's status if it is among it.
+    fn reap(&self) -> Option<ExitStatus> {
+        let mut own = None;
+        loop {
+            let status = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, ExitStatus::from_raw(code << 8)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid, ExitStatus::from_raw(signal as i32))
+                }
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return own,
+                // Stopped or continued: it lives.
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(errno) => {
+                    tracing::error!(%errno, "cannot wait for {}", self.name);
+                    return own;
+                }
+            };
+            match status {
+                (pid, status) if pid == self.pid => own = Some(status),
+                (pid, status) => tracing::debug!(pid = pid.as_raw(), %status, "reaped an orphan"),
+            }
+        }
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn kill(&self, signal: Signal) {
+        match kill(self.pid, signal) {
+            Ok(()) => tracing::info!("sent {signal} to {}", self.name),
+            Err(errno) => tracing::warn!(%errno, "cannot send {signal} to {}", self.name),
+        }
+    }
+}
+
+/// The exit code that passes a child's end on, as shells do.
+pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

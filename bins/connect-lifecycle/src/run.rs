@@ -1,0 +1,73 @@
+//! The sidecar's main process, from Envoy's start to its end.
+
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
+
+use consul::Agent;
+use handoff::{Handoff, Record};
+use runtime::{Deadline, Failure, Signals};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{HandoffArgs, RunArgs};
+use crate::child::{self, Child};
+use crate::drain;
+use crate::envoy::Envoy;
+use crate::keep::{self, Keeper};
+
+/// Runs Envoy, keeps it registered, and ends it well.
+///
+/// Asked to end, it deregisters early, drains late and quits last. The exit code
+/// is then 0; if Envoy ends by itself, it is Envoy's.
+pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
+    let RunArgs { handoff: HandoffArgs { dir }, drain_timeout, deregister_timeout, command } = args;
+    let handoff = Handoff::new(dir);
+    let record = Record::read(&handoff)?;
+    let agent = record.agent.connect()?;
+    // The container starts, perhaps again: its pod lives.
+    handoff.unbury()?;
+    let mut child = Child::spawn(&command)?;
+    let stop = CancellationToken::new();
+    let mut keeper = std::pin::pin!(Keeper::new(&agent, &handoff, &record).keep(stop.clone()));
+
+    tokio::select! {
+        biased;
+        status = child.end() => {
+            report_death(&agent, &record, status).await;
+            return Ok(child::exit_code(status));
+        }
+        signal = signals.next() => tracing::info!("{signal}: ending"),
+        () = &mut keeper => {} // it ends only when it is told to
+    }
+    let deadline = Deadline::after(deregister_timeout);
+    stop.cancel();
+    tokio::select! {
+        () = keeper => {}
+        () = deadline.passed() => tracing::warn!("a registration is still under way after {deadline}"),
+    }
+    if let Err(leftovers) = handoff.deregister(&agent, &record.pair, deadline).await {
+        tracing::warn!("{}", Failure::from(leftovers));
+    }
+    let hurry = async {
+        signals.next().await;
+    };
+    let status =
+        drain::end(Envoy::at(record.admin), &mut child, Deadline::after(drain_timeout), hurry)
+            .await;
+    tracing::info!(%status, "Envoy ended");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The container restarts in a moment, or the pod is lost: until then no client
+/// is to be sent to a proxy that is not there.
+async fn report_death(agent: &Agent, record: &Record, status: ExitStatus) {
+    tracing::error!(%status, "Envoy ended by itself");
+    let output = format!("Envoy ended: {status}");
+    let report = keep::report_death(agent, record, &output);
+    match tokio::time::timeout(Duration::from_secs(2), report).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!("{error}"),
+        Err(_) => {
+            tracing::warn!("the agent did not answer in time: the lease runs out in its place");
+        }
+    }
+}

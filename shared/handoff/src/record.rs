@@ -1,0 +1,219 @@
+//! The registration as it is written down.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use consul::{Address, Agent, Config, TlsFiles};
+use registration::pod::Pair;
+use runtime::file::{WriteError, write_whole};
+use runtime::{Exit, Failure};
+use serde::{Deserialize, Serialize};
+
+use crate::Handoff;
+
+/// The form that this release writes. A release raises it only if an older one
+/// can't make sense of the file any more.
+const VERSION: u32 = 1;
+
+/// What was registered, and with whom.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The form of this record.
+    version: u32,
+    /// Service and proxy, as they were sent.
+    #[serde(flatten)]
+    pub pair: Pair,
+    /// The agent that has them.
+    pub agent: AgentRecord,
+    /// Envoy's admin listener.
+    pub admin: SocketAddr,
+}
+
+/// An agent, and how it is spoken to. The token is in a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentRecord {
+    /// Where it listens for HTTP.
+    pub http_addr: Address,
+    /// TLS with it.
+    #[serde(default)]
+    pub tls: TlsFiles,
+    /// The namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The admin partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
+    /// The name of its node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The file with the token, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// A record that can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file can't be read.
+    #[error("cannot read {}: {source}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file holds something else.
+    #[error("{} is not a registration of this program: {source}", .path.display())]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The file was written by a release that this one can't follow.
+    #[error("{} has version {version}, this program reads up to {VERSION}", .path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version.
+        version: u32,
+    },
+}
+
+// === impl Record ===
+
+impl Record {
+    /// A record of this release.
+    pub fn new(pair: Pair, agent: AgentRecord, admin: SocketAddr) -> Self {
+        Self { version: VERSION, pair, agent, admin }
+    }
+
+    /// Writes it down.
+    pub fn write(&self, handoff: &Handoff) -> Result<(), WriteError> {
+        // Strings, numbers, lists and maps with string keys.
+        let mut text = serde_json::to_vec_pretty(self).expect("a record is JSON");
+        text.push(b'\n');
+        write_whole(&handoff.record(), 0o640, text.as_slice())
+    }
+
+    /// Reads it.
+    pub fn read(handoff: &Handoff) -> Result<Self, ReadError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let path = handoff.record();
+        let text = std::fs::read(&path)
+            .map_err(|source| ReadError::Read { path: path.clone(), source })?;
+        // The version first: a form that we can't follow need not fit our fields.
+        let Version { version } = serde_json::from_slice(&text)
+            .map_err(|source| ReadError::Form { path: path.clone(), source })?;
+        if version > VERSION {
+            return Err(ReadError::Version { path, version });
+        }
+        serde_json::from_slice(&text).map_err(|source| ReadError::Form { path, source })
+    }
+}
+
+// === impl AgentRecord ===
+
+impl AgentRecord {
+    /// A client of that agent, with the token as it is in the file now.
+    pub fn connect(&self) -> Result<Agent, Failure> {
+        let Self { http_addr, tls, namespace, partition, node, token_file } = self.clone();
+        let token = token_file.as_deref().map(consul::args::read_token).transpose()?.flatten();
+        Agent::new(Config {
+            address: http_addr,
+            token,
+            http_auth: None,
+            tls,
+            namespace,
+            partition,
+            node,
+        })
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        let hint = match &error {
+            ReadError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "connect-init writes it: check that it has run, and that both use the same --dir"
+            }
+            ReadError::Read { .. } => "run as the user that connect-init ran as",
+            ReadError::Form { .. } => "let connect-init write it again",
+            ReadError::Version { .. } => {
+                "use connect-lifecycle of the release that wrote it, or a newer one"
+            }
+        };
+        Self::new(Exit::Usage, error).hint(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use registration::pod::{Declaration, Identity, pair};
+    use serde_json::Value;
+
+    use super::*;
+
+    fn record() -> Record {
+        let pod = Identity {
+            name: "web-0".to_owned(),
+            namespace: "shop".to_owned(),
+            ip: [10, 0, 0, 7].into(),
+        };
+        let declared =
+            Declaration { name: "web".to_owned(), port: Some(80), ..Declaration::default() };
+        let agent = AgentRecord {
+            http_addr: "http://10.0.0.1:8500".parse().unwrap(),
+            tls: TlsFiles::default(),
+            namespace: None,
+            partition: None,
+            node: Some("n1".to_owned()),
+            token_file: None,
+        };
+        Record::new(pair(&pod, declared), agent, ([127, 0, 0, 1], 19000).into())
+    }
+
+    fn written(change: impl FnOnce(&mut Value)) -> Result<Record, ReadError> {
+        let folder = tempfile::tempdir().unwrap();
+        let handoff = Handoff::new(folder.path());
+        record().write(&handoff).unwrap();
+        let mut value: Value =
+            serde_json::from_slice(&std::fs::read(handoff.record()).unwrap()).unwrap();
+        change(&mut value);
+        write_whole(&handoff.record(), 0o640, value.to_string().as_bytes()).unwrap();
+        Record::read(&handoff)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        assert_eq!(written(|_| {}).unwrap(), record());
+    }
+
+    /// Pain 44: an old preStop hook and a new agent.
+    #[test]
+    fn a_newer_release_may_add_fields() {
+        let read = written(|value| {
+            value["added"] = 1.into();
+            value["service"]["Added"] = 1.into();
+            value["agent"]["added"] = 1.into();
+        });
+        assert_eq!(read.unwrap(), record());
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_refused() {
+        assert!(matches!(
+            written(|value| value["version"] = 2.into()),
+            Err(ReadError::Version { version: 2, .. })
+        ));
+        assert!(matches!(
+            written(|value| value["proxy"] = Value::Null),
+            Err(ReadError::Form { .. })
+        ));
+        let nowhere = Record::read(&Handoff::new("/nonexistent")).unwrap_err();
+        assert!(Failure::from(nowhere).to_string().contains("connect-init writes it"));
+    }
+}
