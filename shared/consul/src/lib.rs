@@ -4,6 +4,7 @@
 //! - [`address`]: where the agent listens
 //! - [`agent`]: what is asked of it
 //! - [`answer`]: what it answers
+//! - [`bootstrap`]: the Envoy bootstrap of a proxy that it knows
 //! - [`error`]: why it did not, by cause, with what to do
 //!
 //! Nothing here tries again: callers decide, by [`Error::is_transient`].
@@ -12,11 +13,13 @@ pub mod address;
 pub mod agent;
 pub mod answer;
 pub mod args;
+pub mod bootstrap;
 pub mod error;
 mod http;
 
 pub use address::Address;
 pub use agent::{Agent, Config};
 pub use args::AgentArgs;
+pub use bootstrap::BootstrapArgs;
 pub use error::Error;
 pub use http::TlsFiles;

@@ -1,0 +1,348 @@
+//! The Envoy bootstrap of a proxy that the agent knows: its flags, and what is
+//! asked of the agent for it. The document itself is made by the crate
+//! `bootstrap`.
+//!
+//! Source: Consul's "consul connect envoy" command page.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+use ::bootstrap::{
+    AccessLogs, Admin, GrpcAddress, Input, Prometheus, PrometheusTls, Proxy, Token, Xds, XdsAddress,
+};
+use clap::Args;
+use registration::service::Kind;
+use runtime::{Exit, Failure};
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::agent::Agent;
+use crate::answer::{AgentSelf, AgentService};
+use crate::http::TlsFiles;
+
+/// How Envoy is to be set up, as `consul connect envoy` has it.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Envoy bootstrap")]
+pub struct BootstrapArgs {
+    /// Where Envoy's admin interface listens
+    #[arg(
+        long,
+        env = "CONNECT_ADMIN_BIND",
+        default_value = "127.0.0.1:19000",
+        value_name = "HOST:PORT"
+    )]
+    pub admin_bind: String,
+
+    /// Where Envoy logs requests to its admin interface
+    #[arg(
+        long,
+        env = "CONNECT_ADMIN_ACCESS_LOG_PATH",
+        default_value = "/dev/null",
+        value_name = "FILE"
+    )]
+    pub admin_access_log_path: String,
+
+    /// Do not merge the proxy's configuration and proxy-defaults into the document
+    #[arg(long, env = "CONNECT_NO_CENTRAL_CONFIG")]
+    pub no_central_config: bool,
+
+    /// Where the agent serves xDS: host:port, http(s)://host:port or
+    /// unix:///path; if absent, the agent is asked
+    #[arg(long, env = "CONSUL_GRPC_ADDR", value_name = "ADDRESS")]
+    pub grpc_addr: Option<GrpcAddress>,
+
+    /// A PEM file with the CA certificates for xDS; if absent, those of HTTP
+    #[arg(long, env = "CONSUL_GRPC_CACERT", value_name = "FILE")]
+    pub grpc_ca_file: Option<PathBuf>,
+
+    /// A folder of PEM files with CA certificates for xDS
+    #[arg(long, env = "CONSUL_GRPC_CAPATH", value_name = "FOLDER")]
+    pub grpc_ca_path: Option<PathBuf>,
+
+    /// Leave out the tags of metrics that Consul keeps for old dashboards
+    #[arg(long, env = "CONNECT_OMIT_DEPRECATED_TAGS")]
+    pub omit_deprecated_tags: bool,
+
+    /// The local port whose metrics Prometheus gets instead of Envoy's own
+    #[arg(long, env = "CONNECT_PROMETHEUS_BACKEND_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub prometheus_backend_port: Option<u16>,
+
+    /// The path that Prometheus scrapes
+    #[arg(
+        long,
+        env = "CONNECT_PROMETHEUS_SCRAPE_PATH",
+        default_value = "/metrics",
+        value_name = "PATH"
+    )]
+    pub prometheus_scrape_path: String,
+
+    /// A PEM file with the CA certificates for scraping over TLS
+    #[arg(long, env = "CONNECT_PROMETHEUS_CA_FILE", value_name = "FILE")]
+    pub prometheus_ca_file: Option<String>,
+
+    /// A folder of PEM files with CA certificates for scraping over TLS
+    #[arg(long, env = "CONNECT_PROMETHEUS_CA_PATH", value_name = "FOLDER")]
+    pub prometheus_ca_path: Option<String>,
+
+    /// A PEM file with the certificate for scraping over TLS
+    #[arg(long, env = "CONNECT_PROMETHEUS_CERT_FILE", value_name = "FILE")]
+    pub prometheus_cert_file: Option<String>,
+
+    /// A PEM file with its key
+    #[arg(long, env = "CONNECT_PROMETHEUS_KEY_FILE", value_name = "FILE")]
+    pub prometheus_key_file: Option<String>,
+
+    /// Where Envoy tells others that it is ready; with --envoy-ready-bind-port
+    #[arg(
+        long,
+        env = "CONNECT_ENVOY_READY_BIND_ADDRESS",
+        value_name = "IP",
+        requires = "envoy_ready_bind_port"
+    )]
+    pub envoy_ready_bind_address: Option<IpAddr>,
+
+    /// The port there
+    #[arg(long, env = "CONNECT_ENVOY_READY_BIND_PORT", value_name = "PORT", requires = "envoy_ready_bind_address", value_parser = clap::value_parser!(u16).range(1..))]
+    pub envoy_ready_bind_port: Option<u16>,
+}
+
+/// Where xDS is served, if neither a flag nor the agent says it.
+const DEFAULT_GRPC: (&str, u16) = ("localhost", 8502);
+
+/// What is read of the entry `proxy-defaults/global`.
+#[derive(Deserialize)]
+struct ProxyDefaults {
+    #[serde(rename = "AccessLogs", default)]
+    access_logs: Option<AccessLogs>,
+}
+
+// === impl BootstrapArgs ===
+
+impl BootstrapArgs {
+    /// Envoy's admin listener, with its host resolved.
+    pub fn admin(&self) -> Result<SocketAddr, Failure> {
+        resolve("--admin-bind", &self.admin_bind)
+    }
+
+    /// Renders the document for a proxy, as the agent has it registered.
+    ///
+    /// # Errors
+    /// The entry is no proxy; a setting can't be honoured; a file can't be
+    /// read; gRPC is off on the agent.
+    pub async fn render(&self, agent: &Agent, proxy: &AgentService) -> Result<Value, Failure> {
+        let id = &proxy.id;
+        let registered = match (&proxy.kind, &proxy.proxy) {
+            (Kind::Typical, _) | (_, None) => {
+                return Err(Failure::usage(format_args!("service `{id}` is not a Connect proxy"))
+                    .hint(
+                        "name the id of its sidecar proxy; `<service id>-sidecar-proxy` is usual",
+                    ));
+            }
+            (_, Some(registered)) => registered,
+        };
+        let cluster = match registered.destination_service_name.as_str() {
+            "" => proxy.service.clone(),
+            destination => destination.to_owned(),
+        };
+        let prometheus_tls = PrometheusTls::from_flags(
+            self.prometheus_ca_file.as_deref(),
+            self.prometheus_ca_path.as_deref(),
+            self.prometheus_cert_file.as_deref(),
+            self.prometheus_key_file.as_deref(),
+        );
+        let input = Input {
+            proxy: Proxy {
+                id: id.clone(),
+                cluster: cluster.clone(),
+                source_service: Some(cluster),
+                namespace: proxy.namespace.clone(),
+                partition: proxy.partition.clone(),
+                datacenter: proxy.datacenter.clone(),
+                node_name: None,
+                config: if self.no_central_config {
+                    serde_json::Map::new()
+                } else {
+                    registered.config.clone()
+                },
+            },
+            xds: self.xds(agent).await?,
+            admin: Admin {
+                bind: self.admin()?,
+                access_log_path: self.admin_access_log_path.clone(),
+                access_logs: self.access_logs(agent).await?,
+            },
+            prometheus: Prometheus {
+                scrape_path: self.prometheus_scrape_path.clone(),
+                backend_port: self.prometheus_backend_port,
+                tls: prometheus_tls.map_err(Failure::usage)?,
+            },
+            ready_bind: self
+                .envoy_ready_bind_address
+                .zip(self.envoy_ready_bind_port)
+                .map(SocketAddr::from),
+            omit_deprecated_tags: self.omit_deprecated_tags,
+        };
+        // Statsd addresses may name a variable, which is not known beforehand.
+        let env = |name: &str| std::env::var_os(name).and_then(|value| value.into_string().ok());
+        ::bootstrap::render(&input, &env).map_err(|error| {
+            Failure::usage(error).while_doing(format_args!("the bootstrap of `{id}`"))
+        })
+    }
+
+    async fn xds(&self, agent: &Agent) -> Result<Xds, Failure> {
+        let address = match &self.grpc_addr {
+            Some(address) => address.clone(),
+            None => discover(agent).await?,
+        };
+        let own = TlsFiles {
+            ca_file: self.grpc_ca_file.clone(),
+            ca_path: self.grpc_ca_path.clone(),
+            ..TlsFiles::default()
+        };
+        let has_own = own.ca_file.is_some() || own.ca_path.is_some();
+        let (address, tls) = match address {
+            GrpcAddress::Tcp { tls, host, port } => {
+                (XdsAddress::Tcp(resolve_host("--grpc-addr", &host, port)?), tls)
+            }
+            // On a socket, only a CA of its own says that TLS is spoken.
+            GrpcAddress::Unix(path) => (XdsAddress::Unix(path), has_own),
+        };
+        let ca_pem = match (tls, has_own) {
+            (false, _) => None,
+            (true, true) => Some(own.ca_pem()?),
+            (true, false) => Some(agent.config().tls.ca_pem()?),
+        };
+        if ca_pem.as_ref().is_some_and(String::is_empty) {
+            return Err(Failure::usage(
+                "xDS is served over TLS, but there is no CA certificate to check it against",
+            )
+            .hint("give --grpc-ca-file or --grpc-ca-path, or --ca-file or --ca-path"));
+        }
+        let token = agent
+            .config()
+            .token
+            .as_ref()
+            .map(|token| Token::new(token.expose_secret()))
+            .unwrap_or_default();
+        Ok(Xds { address, ca_pem, token })
+    }
+
+    /// The access logs of proxy-defaults. A token that may not read it is no
+    /// reason to have no sidecar.
+    async fn access_logs(&self, agent: &Agent) -> Result<AccessLogs, Failure> {
+        if self.no_central_config {
+            return Ok(AccessLogs::default());
+        }
+        match agent.config_entry::<ProxyDefaults>("proxy-defaults", "global").await {
+            Ok(entry) => Ok(entry.and_then(|entry| entry.access_logs).unwrap_or_default()),
+            Err(error) if error.exit() == Exit::Unreachable => Err(error.into()),
+            Err(error) => {
+                tracing::warn!("the access logs of proxy-defaults are left out: {error}");
+                Ok(AccessLogs::default())
+            }
+        }
+    }
+}
+
+/// Asks the agent where it serves xDS, as "consul connect envoy" does.
+async fn discover(agent: &Agent) -> Result<GrpcAddress, Failure> {
+    let (host, default_port) = DEFAULT_GRPC;
+    let found = match agent.agent_self().await {
+        Ok(answer) => grpc_port(&answer),
+        Err(error) if error.exit() == Exit::Denied => {
+            tracing::warn!(
+                "the agent does not tell its gRPC port ({error}): {host}:{default_port} is taken"
+            );
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let (tls, port) = match found {
+        Some((_, port)) if port < 0 => {
+            return Err(Failure::usage(
+                "gRPC is off on the agent: Envoy has nowhere to get its configuration from",
+            )
+            .hint("set `ports { grpc = 8502 }` in the agent's configuration"));
+        }
+        Some((tls, port)) => (tls, u16::try_from(port).map_err(Failure::usage)?),
+        None => {
+            tracing::warn!("the agent does not tell its gRPC port: {host}:{default_port} is taken");
+            (false, default_port)
+        }
+    };
+    Ok(GrpcAddress::Tcp { tls, host: host.to_owned(), port })
+}
+
+/// The gRPC port and whether it speaks TLS; negative: off.
+fn grpc_port(answer: &AgentSelf) -> Option<(bool, i64)> {
+    let ports = answer.xds.as_ref().and_then(|xds| xds.ports.as_ref());
+    if let Some(ports) = ports {
+        if ports.tls > 0 {
+            return Some((true, ports.tls));
+        }
+        if ports.plaintext > 0 {
+            return Some((false, ports.plaintext));
+        }
+    }
+    answer.debug.grpc_port.filter(|port| *port != 0).map(|port| (false, port))
+}
+
+/// Resolves `host:port` to an address; Envoy's bootstrap takes IP addresses only.
+fn resolve(flag: &str, text: &str) -> Result<SocketAddr, Failure> {
+    let form = || {
+        Failure::usage(format_args!("{flag} `{text}`: expected host:port, such as 127.0.0.1:19000"))
+    };
+    let (host, port) = text.rsplit_once(':').ok_or_else(form)?;
+    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(form)?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if host.is_empty() {
+        return Err(form());
+    }
+    resolve_host(flag, host, port)
+}
+
+fn resolve_host(flag: &str, host: &str, port: u16) -> Result<SocketAddr, Failure> {
+    let unresolved = |problem: &dyn std::fmt::Display| {
+        Failure::usage(format_args!("{flag}: host `{host}` has no address: {problem}"))
+            .hint("give an IP address")
+    };
+    // IPv4 first: an image from scratch has no /etc/hosts that says which of
+    // the two `localhost` means, and Envoy's peers listen on IPv4 by default.
+    if host == "localhost" {
+        return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
+    }
+    let mut addresses = (host, port).to_socket_addrs().map_err(|error| unresolved(&error))?;
+    addresses.next().ok_or_else(|| unresolved(&"the name is known, but without an address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bind_address_may_name_its_host() {
+        assert_eq!(
+            resolve("--admin-bind", "localhost:19000").unwrap(),
+            ([127, 0, 0, 1], 19000).into()
+        );
+        assert_eq!(resolve("--admin-bind", "[::1]:19000").unwrap().to_string(), "[::1]:19000");
+        for text in ["19000", ":19000", "localhost:", "localhost:0", "localhost:99999"] {
+            let error = resolve("--admin-bind", text).unwrap_err().to_string();
+            assert!(
+                error.contains("--admin-bind") && error.contains("expected host:port"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_grpc_port_of_old_and_new_agents() {
+        let port = |json: &str| grpc_port(&serde_json::from_str(json).unwrap());
+        assert_eq!(port(r#"{"xDS":{"Ports":{"Plaintext":8502,"TLS":8503}}}"#), Some((true, 8503)));
+        assert_eq!(port(r#"{"xDS":{"Ports":{"Plaintext":8502,"TLS":-1}}}"#), Some((false, 8502)));
+        assert_eq!(port(r#"{"DebugConfig":{"GRPCPort":8502}}"#), Some((false, 8502)));
+        assert_eq!(port(r#"{"DebugConfig":{"GRPCPort":-1}}"#), Some((false, -1)));
+        assert_eq!(port("{}"), None);
+    }
+}
