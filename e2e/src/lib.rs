@@ -1,1 +1,2 @@
-//! e2e
+//! The end-to-end harness.
+pub mod xds;
