@@ -1,1 +1,29 @@
-fn main() {}
+//! Registers a pod's service and sidecar proxy with the node's Consul agent,
+//! and writes what the sidecar starts from.
+//!
+//! A registration walks through these rooms:
+//!
+//! - [`args`]: the command line
+//! - [`declare`]: what the flags declare of the service
+//! - [`prepare`]: the folder made ready, before anything is registered
+//! - [`register`]: service and proxy registered, both or neither
+//! - [`provide`]: Envoy's bootstrap and the record for `connect-lifecycle`
+//!
+//! [`run`] leads through them, and back out if one fails.
+
+mod args;
+mod declare;
+mod prepare;
+mod provide;
+mod register;
+mod run;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: args::Args = match runtime::parse() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    runtime::start(&args.log.clone(), |signals| run::run(args, signals))
+}

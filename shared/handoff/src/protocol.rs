@@ -94,6 +94,17 @@ impl Handoff {
         Ok(Registered::Done)
     }
 
+    /// Takes a proxy and its service back, but not for good: the pod may be
+    /// registered again.
+    pub async fn retract(
+        &self,
+        agent: &Agent,
+        pair: &Pair,
+        deadline: Deadline,
+    ) -> Result<(), Leftovers> {
+        self.take_back(agent, pair, deadline, Vec::new()).await
+    }
+
     /// Takes a proxy and its service back for good. Each step is tried even if
     /// the one before failed, and again until the deadline; what the agent does
     /// not know is gone.
@@ -103,13 +114,20 @@ impl Handoff {
         pair: &Pair,
         deadline: Deadline,
     ) -> Result<(), Leftovers> {
-        let mut others = Vec::new();
-        if let Err(error) = self.bury() {
-            others.push(error.into());
-        }
+        let others = self.bury().err().map(Failure::from).into_iter().collect();
+        self.take_back(agent, pair, deadline, others).await
+    }
+
+    async fn take_back(
+        &self,
+        agent: &Agent,
+        pair: &Pair,
+        deadline: Deadline,
+        mut others: Vec<Failure>,
+    ) -> Result<(), Leftovers> {
         let lock = self.lock(deadline).await;
         let _lock = lock.map_err(|error| others.push(error.into())).ok();
-        let services = take_back(agent, pair, deadline).await;
+        let services = deregister_both(agent, pair, deadline).await;
         if services.is_empty() && others.is_empty() {
             Ok(())
         } else {
@@ -120,7 +138,7 @@ impl Handoff {
 
 /// Deregisters the proxy, then the service, until both are gone; what is left
 /// when the deadline passes is returned with its cause.
-async fn take_back(agent: &Agent, pair: &Pair, deadline: Deadline) -> Vec<(String, Stays)> {
+async fn deregister_both(agent: &Agent, pair: &Pair, deadline: Deadline) -> Vec<(String, Stays)> {
     let mut left = vec![pair.proxy.id(), pair.service.id()];
     let mut given_up = Vec::new();
     let mut pauses = retry::NODE_AGENT.pauses();

@@ -1,0 +1,152 @@
+//! The command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Parser;
+use consul::{AgentArgs, BootstrapArgs};
+use registration::upstream::{self, Context, SpecError};
+use registration::{Upstream, name, port};
+use runtime::LogArgs;
+
+/// Registers a pod's service and its sidecar proxy with the node's Consul
+/// agent, writes the Envoy bootstrap, and puts the lifecycle helper into the pod
+#[derive(Debug, Parser)]
+#[command(version, after_help = runtime::exit::HELP)]
+pub(crate) struct Args {
+    /// The service, and the port on which the application listens; without a
+    /// port it takes no connections
+    #[arg(long, env = "CONNECT_SERVICE", value_name = "NAME[:PORT]")]
+    pub(crate) service: ServiceArg,
+
+    /// What the service reaches, as name:port, name:port:datacenter or
+    /// prepared_query:name:port; may be given again
+    #[arg(long = "upstream", env = "CONNECT_UPSTREAMS", value_name = "SPEC")]
+    pub(crate) upstreams: Vec<UpstreamsArg>,
+
+    /// A tag of service and proxy; may be given again
+    #[arg(long = "tag", value_name = "TAG")]
+    pub(crate) tags: Vec<String>,
+
+    /// Meta of service and proxy; may be given again
+    #[arg(long = "meta", value_name = "KEY=VALUE", value_parser = parse_meta)]
+    pub(crate) meta: Vec<(String, String)>,
+
+    #[command(flatten)]
+    pub(crate) pod: PodArgs,
+
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+
+    #[command(flatten)]
+    pub(crate) bootstrap: BootstrapArgs,
+
+    /// The folder that the pod's injected containers share
+    #[arg(long, env = "CONNECT_DIR", default_value = handoff::DEFAULT_DIR, value_name = "FOLDER")]
+    pub(crate) dir: PathBuf,
+
+    /// The lifecycle helper that is put into the folder; by default the
+    /// connect-lifecycle beside this program
+    #[arg(long, env = "CONNECT_HELPER", value_name = "FILE")]
+    pub(crate) helper: Option<PathBuf>,
+
+    /// How long all of it may take; an agent that is not there yet is waited for
+    #[arg(long, env = "CONNECT_TIMEOUT", default_value = "2m", value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) timeout: Duration,
+
+    /// Print what would be registered, as JSON, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// Which pod it is. In a pod, the downward API gives all of it.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Pod")]
+pub(crate) struct PodArgs {
+    /// The pod's name
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub(crate) pod_name: String,
+
+    /// The pod's Kubernetes namespace
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default", value_name = "NAME")]
+    pub(crate) pod_namespace: String,
+
+    /// The pod's address
+    #[arg(long, env = "POD_IP", value_name = "IP")]
+    pub(crate) pod_ip: IpAddr,
+
+    /// The name of the pod's node, for messages
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+}
+
+/// `NAME[:PORT]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServiceArg {
+    pub(crate) name: String,
+    pub(crate) port: Option<u16>,
+}
+
+/// A list of upstreams, of one element mostly.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct UpstreamsArg(pub(crate) Vec<Upstream>);
+
+// === impl ServiceArg ===
+
+impl FromStr for ServiceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, port) = match text.split_once(':') {
+            Some((name, port)) => {
+                (name, Some(port::resolve(port, &[]).map_err(|error| error.to_string())?))
+            }
+            None => (text, None),
+        };
+        name::check(name).map_err(|error| error.to_string())?;
+        Ok(Self { name: name.to_owned(), port })
+    }
+}
+
+// === impl UpstreamsArg ===
+
+impl FromStr for UpstreamsArg {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        upstream::parse_list(text, Context::default()).map(Self)
+    }
+}
+
+fn parse_meta(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_flags_fit_together() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_service_has_a_name_and_perhaps_a_port() {
+        assert_eq!("web:80".parse(), Ok(ServiceArg { name: "web".to_owned(), port: Some(80) }));
+        assert_eq!("web".parse(), Ok(ServiceArg { name: "web".to_owned(), port: None }));
+        for text in ["", "web:", "web:0", "web:http", ":80", "we b:80"] {
+            assert!(text.parse::<ServiceArg>().is_err(), "{text}");
+        }
+    }
+}

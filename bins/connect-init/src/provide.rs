@@ -1,0 +1,81 @@
+//! Envoy's bootstrap and the record for `connect-lifecycle`.
+
+use std::net::SocketAddr;
+
+use consul::answer::AgentService;
+use consul::{Agent, BootstrapArgs, TlsFiles};
+use handoff::record::AgentRecord;
+use handoff::{Handoff, Record};
+use registration::pod::Pair;
+use runtime::file::write_whole;
+use runtime::retry::{self, NODE_AGENT, Stopped};
+use runtime::{Deadline, Exit, Failure};
+
+use crate::register::too_late;
+
+/// Writes the bootstrap, from the proxy as the agent has it: an agent merges
+/// the central configuration into it.
+pub(crate) async fn bootstrap(
+    handoff: &Handoff,
+    agent: &Agent,
+    flags: &BootstrapArgs,
+    pair: &Pair,
+    deadline: Deadline,
+) -> Result<(), Failure> {
+    let proxy = read_back(agent, pair, deadline).await?;
+    let document = flags.render(agent, &proxy).await?;
+    let text = format!("{document:#}\n");
+    // It holds the ACL token.
+    write_whole(&handoff.bootstrap(), 0o640, text.as_bytes())?;
+    tracing::info!(file = %handoff.bootstrap().display(), "wrote Envoy's bootstrap");
+    Ok(())
+}
+
+async fn read_back(
+    agent: &Agent,
+    pair: &Pair,
+    deadline: Deadline,
+) -> Result<AgentService, Failure> {
+    let id = pair.proxy.id();
+    let attempt = || agent.service(id, None);
+    match retry::until(deadline, NODE_AGENT, consul::Error::is_transient, attempt).await {
+        Ok(Some(proxy)) => Ok(proxy),
+        Ok(None) => Err(Failure::new(
+            Exit::Failure,
+            format_args!(
+                "proxy `{id}` is not on the agent any more, right after it was registered"
+            ),
+        )
+        .hint("the agent restarted, or something else deregistered it: the pod tries again")),
+        Err(Stopped::Final(error)) => Err(error.into()),
+        Err(Stopped::Deadline(cause)) => Err(too_late(cause, deadline)),
+    }
+}
+
+/// Writes down what was registered and with whom. The paths are those of the
+/// pod's other containers, so the agent's CA is the copy in the folder.
+pub(crate) fn record(
+    handoff: &Handoff,
+    agent: &Agent,
+    pair: Pair,
+    admin: SocketAddr,
+    has_ca: bool,
+) -> Result<(), Failure> {
+    let config = agent.config();
+    let tls =
+        TlsFiles { ca_file: has_ca.then(|| handoff.ca()), ca_path: None, ..config.tls.clone() };
+    let record = Record::new(
+        pair,
+        AgentRecord {
+            http_addr: config.address.clone(),
+            tls,
+            namespace: config.namespace.clone(),
+            partition: config.partition.clone(),
+            node: config.node.clone(),
+            token_file: None,
+        },
+        admin,
+    );
+    record.write(handoff)?;
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! Service and proxy registered, both or neither.
+
+use consul::Agent;
+use handoff::Handoff;
+use handoff::protocol::{RegisterError, Registered};
+use registration::pod::Pair;
+use runtime::retry::{self, NODE_AGENT, Stopped};
+use runtime::{Deadline, Exit, Failure};
+
+/// Registers service and proxy. An agent that is not there yet is waited for,
+/// until the deadline; one that refuses is not asked again.
+pub(crate) async fn register(
+    handoff: &Handoff,
+    agent: &Agent,
+    pair: &Pair,
+    deadline: Deadline,
+) -> Result<(), Failure> {
+    let attempt = || handoff.register(agent, pair, deadline);
+    match retry::until(deadline, NODE_AGENT, RegisterError::is_transient, attempt).await {
+        Ok(Registered::Done) => {
+            tracing::info!(
+                service = pair.service.id(),
+                proxy = pair.proxy.id(),
+                agent = %agent.config().address,
+                "registered"
+            );
+            Ok(())
+        }
+        Ok(Registered::Buried) => {
+            Err(Failure::new(Exit::Failure, "the pod is ending: it is not registered any more"))
+        }
+        Err(Stopped::Final(error)) => Err(Failure::from(error).while_doing(not_registered(pair))),
+        Err(Stopped::Deadline(cause)) => {
+            Err(too_late(cause, deadline).while_doing(not_registered(pair)))
+        }
+    }
+}
+
+fn not_registered(pair: &Pair) -> String {
+    format!("cannot register service `{}`", pair.service.id())
+}
+
+/// The last cause, which says more than that it took too long.
+pub(crate) fn too_late(cause: Option<impl Into<Failure>>, deadline: Deadline) -> Failure {
+    match cause {
+        Some(cause) => cause.into().while_doing(format_args!("gave up after {deadline}")),
+        None => {
+            Failure::new(Exit::Deadline, format_args!("no answer from the agent within {deadline}"))
+                .hint("check the log of the node's Consul agent, or raise --timeout")
+        }
+    }
+}
