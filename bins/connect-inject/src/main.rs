@@ -1,1 +1,47 @@
-fn main() {}
+//! The injector: a mutating admission webhook that adds a Connect sidecar to
+//! pods that ask for it, and the same code offline.
+//!
+//! A review or a document goes one way through it: [`admission`] or
+//! [`documents`] → [`verdict`], which asks [`decision`] whether a pod is
+//! injected, [`plan`] what is injected, and [`edit`] to do it → [`patch`].
+
+mod admission;
+mod annotation;
+mod args;
+mod decision;
+mod documents;
+mod edit;
+mod patch;
+mod plan;
+mod pod;
+mod policy;
+mod reason;
+mod serve;
+mod sidecar;
+mod verdict;
+mod words;
+
+use std::process::ExitCode;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let Args { log, command } = match runtime::parse() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    match command {
+        Command::Serve(args) => {
+            runtime::command::start_multi_thread(&log, |signals| serve::run(args, signals))
+        }
+        Command::Inject(args) => {
+            // Without the event loop: it would take over SIGINT, which is to
+            // end a program that waits for its standard input.
+            log.init();
+            documents::run(args).unwrap_or_else(|failure| {
+                log.report(&failure);
+                failure.exit().into()
+            })
+        }
+    }
+}

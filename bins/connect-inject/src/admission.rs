@@ -1,0 +1,304 @@
+//! AdmissionReviews: what the API server asks and what it is answered.
+//!
+//! Our own types, because the patch is to go out as base64 text.
+//!
+//! Source: "Dynamic Admission Control" of the Kubernetes documentation, "Request"
+//! and "Response".
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::decision::explain;
+use crate::patch::Operation;
+use crate::policy::Policy;
+use crate::reason::{Outcome, Reason};
+use crate::verdict::{Denial, Verdict, judge};
+
+/// What the API server posts. Of the request, only what is needed.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Review {
+    api_version: ApiVersion,
+    kind: Kind,
+    request: Request,
+}
+
+/// The versions of the API, which are the same but for their name. Each is
+/// answered in its own.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+enum ApiVersion {
+    #[serde(rename = "admission.k8s.io/v1")]
+    V1,
+    #[serde(rename = "admission.k8s.io/v1beta1")]
+    V1Beta1,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+enum Kind {
+    AdmissionReview,
+}
+
+/// Null counts as absent, as it does for Kubernetes.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Request {
+    uid: String,
+    kind: Option<ObjectKind>,
+    sub_resource: Option<String>,
+    name: Option<String>,
+    namespace: Option<String>,
+    operation: Option<String>,
+    object: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ObjectKind {
+    kind: Option<String>,
+}
+
+/// What the API server is answered.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Answer {
+    api_version: ApiVersion,
+    kind: Kind,
+    response: Response,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response {
+    uid: String,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    /// Goes into the cluster's audit log.
+    audit_annotations: BTreeMap<&'static str, &'static str>,
+    /// `kubectl` prints them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+/// Why the pod is denied: `kubectl` prints the message behind the reason.
+#[derive(Debug, Serialize)]
+struct Status {
+    code: u16,
+    reason: &'static str,
+    message: String,
+}
+
+/// A review and what came of it.
+#[derive(Debug)]
+pub(crate) struct Reviewed {
+    /// The answer.
+    pub(crate) answer: Answer,
+    /// The review's id.
+    pub(crate) uid: String,
+    /// The pod's namespace.
+    pub(crate) namespace: String,
+    /// The pod's name, or what its name begins with.
+    pub(crate) pod: String,
+    /// Why it came out so.
+    pub(crate) reason: Reason,
+    /// The same for people.
+    pub(crate) message: String,
+}
+
+/// Reads a review.
+pub(crate) fn read(body: &[u8]) -> Result<Review, serde_json::Error> {
+    serde_json::from_slice(body)
+}
+
+impl Review {
+    /// Reviews the pod.
+    pub(crate) fn review(self, policy: &Policy) -> Reviewed {
+        let Self { api_version, kind, request } = self;
+        let pod = request.pod_name().to_owned();
+        let Verdict { reason, message, warnings, injected } = request.verdict(policy);
+        let Request { uid, namespace, .. } = request;
+        let namespace = namespace.unwrap_or_default();
+        let response = Response {
+            uid: uid.clone(),
+            allowed: reason.outcome() != Outcome::Denied,
+            status: (reason.outcome() == Outcome::Denied).then(|| Status {
+                code: 422,
+                reason: reason.code(),
+                message: message.clone(),
+            }),
+            patch_type: injected.is_some().then_some("JSONPatch"),
+            patch: injected.map(|injected| encode(&injected.patch)),
+            audit_annotations: [("outcome", reason.outcome().code()), ("reason", reason.code())]
+                .into(),
+            warnings,
+        };
+        let answer = Answer { api_version, kind, response };
+        Reviewed { answer, uid, namespace, pod, reason, message }
+    }
+}
+
+impl Request {
+    fn verdict(&self, policy: &Policy) -> Verdict {
+        let verdict =
+            |reason, message| Verdict { reason, message, warnings: Vec::new(), injected: None };
+        let namespace = self.namespace.as_deref().unwrap_or_default();
+        // What is missing is what a webhook for the creation of pods is sent.
+        let is = |found: Option<&str>, expected| found.is_none_or(|found| found == expected);
+        let is_pod = is(self.kind.as_ref().and_then(|kind| kind.kind.as_deref()), "Pod");
+        let is_creation = is(self.operation.as_deref(), "CREATE");
+        if !is_pod || !is_creation || !is(self.sub_resource.as_deref(), "") {
+            let reason = Reason::NotAPodCreation;
+            return verdict(reason, explain(reason, namespace));
+        }
+        let Some(pod @ Value::Object(_)) = &self.object else {
+            let Denial { reason, message } =
+                Denial::new(Reason::InvalidPod, "`request.object`: expected a pod");
+            return verdict(reason, message);
+        };
+        judge(pod, namespace, policy)
+    }
+
+    /// A pod of a Deployment has no name yet, only the beginning of one.
+    fn pod_name(&self) -> &str {
+        let metadata =
+            |field: &str| self.object.as_ref()?.pointer(&format!("/metadata/{field}"))?.as_str();
+        self.name
+            .as_deref()
+            .filter(|name| !name.is_empty())
+            .or_else(|| metadata("name"))
+            .or_else(|| metadata("generateName"))
+            .unwrap_or_default()
+    }
+}
+
+fn encode(patch: &[Operation]) -> String {
+    BASE64.encode(serde_json::to_vec(patch).expect("a patch has string keys only"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::annotation;
+    use crate::decision::tests::policy;
+
+    fn review(body: &Value) -> Value {
+        let review = read(&serde_json::to_vec(body).unwrap()).unwrap();
+        serde_json::to_value(review.review(&policy()).answer).unwrap()
+    }
+
+    fn request(version: &str, request: &Value) -> Value {
+        json!({"apiVersion": format!("admission.k8s.io/{version}"), "kind": "AdmissionReview", "request": request})
+    }
+
+    fn pod(inject: &str) -> Value {
+        json!({"metadata": {"annotations": {annotation::INJECT: inject}}, "spec": {"containers": [{"name": "a"}]}})
+    }
+
+    #[test]
+    fn each_version_is_answered_in_its_own_with_its_uid() {
+        for version in ["v1", "v1beta1"] {
+            for object in [pod("true"), pod("false"), pod("perhaps"), json!(null), json!([])] {
+                let answer = review(&request(
+                    version,
+                    &json!({"uid": "u-1", "namespace": "shop", "object": object}),
+                ));
+                assert_eq!(answer["apiVersion"], format!("admission.k8s.io/{version}"));
+                assert_eq!(answer["kind"], "AdmissionReview");
+                assert_eq!(answer["response"]["uid"], "u-1");
+            }
+        }
+    }
+
+    #[test]
+    fn an_injected_pod_gets_a_patch_in_base64() {
+        let answer = review(&request("v1", &json!({"uid": "u", "object": pod("true")})));
+        assert_eq!(answer["response"]["allowed"], true);
+        assert_eq!(answer["response"]["patchType"], "JSONPatch");
+        assert_eq!(
+            answer["response"]["auditAnnotations"],
+            json!({"outcome": "injected", "reason": "requested"})
+        );
+        let patch = BASE64.decode(answer["response"]["patch"].as_str().unwrap()).unwrap();
+        let patch: Vec<Value> = serde_json::from_slice(&patch).unwrap();
+        assert!(patch.iter().all(|operation| operation["op"] == "add"), "{patch:?}");
+    }
+
+    #[test]
+    fn a_skipped_pod_is_allowed_without_a_patch() {
+        let answer = review(&request("v1", &json!({"uid": "u", "object": pod("false")})));
+        assert_eq!(
+            answer["response"],
+            json!({"uid": "u", "allowed": true, "auditAnnotations": {"outcome": "skipped", "reason": "opted-out"}})
+        );
+    }
+
+    #[test]
+    fn a_denied_pod_comes_with_a_code_and_a_message() {
+        let answer = review(&request("v1", &json!({"uid": "u", "object": pod("perhaps")})));
+        assert_eq!(answer["response"]["allowed"], false);
+        assert_eq!(answer["response"]["status"]["code"], 422);
+        assert_eq!(answer["response"]["status"]["reason"], "invalid-connect-inject");
+        assert!(answer["response"]["status"]["message"].as_str().unwrap().contains("`perhaps`"));
+        let answer = review(&request("v1", &json!({"uid": "u"})));
+        assert_eq!(answer["response"]["status"]["reason"], "invalid-pod");
+    }
+
+    /// Pain 41: unknown annotations, also on a pod that is skipped for a typo.
+    #[test]
+    fn an_unknown_annotation_is_a_warning() {
+        let object =
+            json!({"metadata": {"annotations": {"consul.hashicorp.com/connect-injct": "true"}}});
+        let answer = review(&request("v1", &json!({"uid": "u", "object": object})));
+        assert_eq!(answer["response"]["auditAnnotations"]["reason"], "not-requested");
+        let warning = answer["response"]["warnings"][0].as_str().unwrap();
+        assert!(
+            warning.ends_with("did you mean `consul.hashicorp.com/connect-inject`?"),
+            "{warning}"
+        );
+    }
+
+    #[test]
+    fn other_reviews_are_let_through() {
+        for other in [
+            json!({"kind": {"kind": "Deployment"}, "object": pod("true")}),
+            json!({"operation": "DELETE", "oldObject": pod("true")}),
+            json!({"operation": "CREATE", "subResource": "binding", "object": pod("true")}),
+        ] {
+            let mut request = request("v1", &other);
+            request["request"]["uid"] = "u".into();
+            let answer = review(&request);
+            assert_eq!(answer["response"]["auditAnnotations"]["reason"], "not-a-pod-creation");
+            assert_eq!(answer["response"]["allowed"], true);
+        }
+    }
+
+    #[test]
+    fn what_is_no_review_is_an_error() {
+        for body in [
+            &b""[..],
+            b"{}",
+            b"null",
+            br#"{"apiVersion":"admission.k8s.io/v2","kind":"AdmissionReview","request":{"uid":"u"}}"#,
+            br#"{"apiVersion":"admission.k8s.io/v1","kind":"Review","request":{"uid":"u"}}"#,
+            br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{}}"#,
+            br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview""#,
+            b"\x1f\x8b\x08",
+        ] {
+            assert!(read(body).is_err(), "{}", String::from_utf8_lossy(body));
+        }
+        let deep = "[".repeat(100_000);
+        let body = format!(
+            r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"u","object":{deep}"#
+        );
+        assert!(read(body.as_bytes()).unwrap_err().to_string().contains("recursion limit"));
+    }
+}

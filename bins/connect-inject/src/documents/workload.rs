@@ -1,0 +1,221 @@
+//! Where the pod of an object is.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use crate::policy::Policy;
+use crate::verdict::{Verdict, judge};
+
+/// What became of a document.
+#[derive(Debug)]
+pub(crate) struct Findings {
+    /// Each object of it: one, or those of a List.
+    pub(crate) judged: Vec<Judged>,
+    /// The document with its pods injected, if there is one.
+    pub(crate) changed: Option<Value>,
+}
+
+/// What became of an object.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    /// Which it is.
+    pub(crate) object: Object,
+    /// What became of it.
+    pub(crate) finding: Finding,
+}
+
+/// Which object it is, as people name one: `Deployment shop/web`.
+#[derive(Debug)]
+pub(crate) struct Object {
+    kind: String,
+    namespace: String,
+    name: String,
+}
+
+/// What became of an object.
+#[derive(Debug)]
+pub(crate) enum Finding {
+    /// There is no pod in it.
+    NoPod,
+    /// Its pod was judged.
+    Pod(Verdict),
+}
+
+/// Where an object's pods are.
+enum Place {
+    /// At this JSON pointer.
+    Pod(&'static str),
+    /// In these objects.
+    Items,
+    /// Nowhere.
+    Nowhere,
+}
+
+/// Injects the pods of a document.
+pub(crate) fn inject(document: &Value, namespace: &str, policy: &Policy) -> Findings {
+    let object = Object::of(document, namespace);
+    match place(document) {
+        Place::Nowhere => {
+            Findings { judged: vec![Judged { object, finding: Finding::NoPod }], changed: None }
+        }
+        Place::Items => inject_items(document, namespace, policy),
+        Place::Pod(pointer) => {
+            let template = document.pointer(pointer).unwrap_or(&Value::Null);
+            let mut verdict = judge(template, &object.namespace, policy);
+            let changed = verdict.injected.take().and_then(|injected| {
+                let mut document = document.clone();
+                *document.pointer_mut(pointer)? = injected.pod;
+                Some(document)
+            });
+            Findings { judged: vec![Judged { object, finding: Finding::Pod(verdict) }], changed }
+        }
+    }
+}
+
+fn inject_items(list: &Value, namespace: &str, policy: &Policy) -> Findings {
+    let mut judged = Vec::new();
+    let mut changed: Option<Value> = None;
+    let items = list.get("items").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    for (index, item) in items.iter().enumerate() {
+        let findings = inject(item, namespace, policy);
+        judged.extend(findings.judged);
+        if let Some(item) = findings.changed {
+            let list = changed.get_or_insert_with(|| list.clone());
+            if let Some(slot) = list.pointer_mut(&format!("/items/{index}")) {
+                *slot = item;
+            }
+        }
+    }
+    Findings { judged, changed }
+}
+
+/// The kinds of Kubernetes that have a pod; a kind of the same name in another
+/// API group is another kind.
+fn place(document: &Value) -> Place {
+    let field = |name| document.get(name).and_then(Value::as_str).unwrap_or_default();
+    let group = field("apiVersion").rsplit_once('/').map_or("", |(group, _)| group);
+    match (group, field("kind")) {
+        ("", "Pod") => Place::Pod(""),
+        ("", "ReplicationController")
+        | ("apps" | "extensions", "Deployment" | "DaemonSet" | "ReplicaSet")
+        | ("apps", "StatefulSet")
+        | ("batch", "Job") => Place::Pod("/spec/template"),
+        ("batch", "CronJob") => Place::Pod("/spec/jobTemplate/spec/template"),
+        (_, "List") => Place::Items,
+        _ => Place::Nowhere,
+    }
+}
+
+// === impl Object ===
+
+impl Object {
+    fn of(document: &Value, default_namespace: &str) -> Self {
+        let text = |pointer: &str| {
+            document.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty())
+        };
+        Self {
+            kind: text("/kind").unwrap_or("document").to_owned(),
+            namespace: text("/metadata/namespace").unwrap_or(default_namespace).to_owned(),
+            name: text("/metadata/name")
+                .or_else(|| text("/metadata/generateName"))
+                .unwrap_or("(no name)")
+                .to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::annotation;
+    use crate::decision::tests::policy;
+
+    fn template() -> Value {
+        json!({
+            "metadata": {"annotations": {annotation::INJECT: "true"}},
+            "spec": {"containers": [{"name": "app"}]},
+        })
+    }
+
+    fn is_injected(pod: &Value) -> bool {
+        pod["metadata"]["annotations"][annotation::STATUS] == "injected"
+    }
+
+    #[test]
+    fn every_kind_with_a_pod() {
+        for (version, kind) in [
+            ("apps/v1", "Deployment"),
+            ("extensions/v1beta1", "Deployment"),
+            ("apps/v1", "StatefulSet"),
+            ("apps/v1", "DaemonSet"),
+            ("apps/v1", "ReplicaSet"),
+            ("v1", "ReplicationController"),
+            ("batch/v1", "Job"),
+        ] {
+            let document =
+                json!({"apiVersion": version, "kind": kind, "spec": {"template": template()}});
+            let changed = inject(&document, "default", &policy()).changed.unwrap();
+            assert!(is_injected(&changed["spec"]["template"]), "{kind}");
+        }
+        let document = json!({"apiVersion": "batch/v1", "kind": "CronJob", "spec": {"jobTemplate": {"spec": {"template": template()}}}});
+        let changed = inject(&document, "default", &policy()).changed.unwrap();
+        assert!(is_injected(&changed["spec"]["jobTemplate"]["spec"]["template"]));
+    }
+
+    #[test]
+    fn the_items_of_a_list() {
+        let mut pod = template();
+        pod["apiVersion"] = "v1".into();
+        pod["kind"] = "Pod".into();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": [{"kind": "Service"}, pod]});
+        let findings = inject(&list, "default", &policy());
+        assert_eq!(findings.judged.len(), 2);
+        let changed = findings.changed.unwrap();
+        assert_eq!(changed["items"][0], list["items"][0]);
+        assert!(is_injected(&changed["items"][1]));
+        assert!(
+            inject(&json!({"kind": "List", "items": 5}), "default", &policy()).judged.is_empty()
+        );
+    }
+
+    #[test]
+    fn other_documents_are_left_alone() {
+        for document in [
+            json!({"apiVersion": "v1", "kind": "Service"}),
+            json!({"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "spec": {"template": template()}}),
+            json!("text"),
+            json!(["a"]),
+        ] {
+            let findings = inject(&document, "default", &policy());
+            assert!(matches!(findings.judged[0].finding, Finding::NoPod));
+            assert_eq!(findings.changed, None);
+        }
+    }
+
+    #[test]
+    fn a_template_that_is_missing_is_skipped() {
+        let document = json!({"apiVersion": "apps/v1", "kind": "Deployment"});
+        assert_eq!(inject(&document, "default", &policy()).changed, None);
+    }
+
+    #[test]
+    fn the_namespace_is_the_objects_own_or_the_default() {
+        let policy = Policy { deny_namespaces: ["shop".to_owned()].into(), ..policy() };
+        let mut document = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": template()}});
+        assert!(inject(&document, "default", &policy).changed.is_some());
+        assert!(inject(&document, "shop", &policy).changed.is_none());
+        document["metadata"] = json!({"namespace": "shop", "name": "web"});
+        let findings = inject(&document, "default", &policy);
+        assert!(findings.changed.is_none());
+        assert_eq!(findings.judged[0].object.to_string(), "Deployment shop/web");
+    }
+}

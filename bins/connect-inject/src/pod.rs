@@ -1,0 +1,303 @@
+//! A pod, or the template of one, read from raw JSON.
+//!
+//! Only what the injector needs is looked at, so that fields which it has never
+//! heard of do no harm. Null counts as absent, as it does for Kubernetes.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use crate::patch::escape;
+
+/// A part of a pod that is not of the type that Kubernetes gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WrongShape {
+    pointer: String,
+    expected: &'static str,
+    found: String,
+}
+
+/// A pod, or the template of one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pod<'a>(&'a Value);
+
+/// A container of a pod.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Container<'a> {
+    /// Its fields.
+    pub(crate) fields: &'a Map<String, Value>,
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// Where it stands: its list's field and its index there.
+    position: (&'static str, usize),
+}
+
+/// A TCP port that a container exposes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Port<'a> {
+    /// Its name.
+    pub(crate) name: Option<&'a str>,
+    /// Its number.
+    pub(crate) number: u16,
+    /// The container's name.
+    pub(crate) container: &'a str,
+}
+
+const CONTAINERS: &str = "containers";
+const INIT_CONTAINERS: &str = "initContainers";
+
+/// A text as errors quote it: no longer than a line, and on one.
+pub(crate) fn quoted(text: &str) -> String {
+    const MOST: usize = 100;
+    let end = text.char_indices().nth(MOST).map(|(end, _)| end);
+    let shown: String = text[..end.unwrap_or(text.len())]
+        .chars()
+        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .collect();
+    format!("`{shown}{}`", if end.is_some() { "…" } else { "" })
+}
+
+// === impl WrongShape ===
+
+impl WrongShape {
+    /// What was expected and found at a JSON pointer.
+    pub(crate) fn new(pointer: &str, expected: &'static str, found: &Value) -> Self {
+        let found = match found {
+            Value::Null => "nothing".to_owned(),
+            Value::Bool(value) => format!("the boolean {value}"),
+            Value::Number(value) => format!("the number {value}"),
+            Value::String(value) => format!("the string {}", quoted(value)),
+            Value::Array(_) => "an array".to_owned(),
+            Value::Object(_) => "an object".to_owned(),
+        };
+        Self { pointer: pointer.to_owned(), expected, found }
+    }
+}
+
+impl fmt::Display for WrongShape {
+    /// The place as people write it, `spec.containers[0].name`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut place = String::new();
+        for part in self.pointer.split('/').skip(1) {
+            if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) {
+                place.extend(["[", part, "]"]);
+            } else {
+                place.push_str(if place.is_empty() { "" } else { "." });
+                place.push_str(&part.replace("~1", "/").replace("~0", "~"));
+            }
+        }
+        if place.is_empty() {
+            place.push_str("the pod");
+        }
+        write!(f, "{}: expected {}, found {}", quoted(&place), self.expected, self.found)
+    }
+}
+
+// === impl Pod ===
+
+impl<'a> Pod<'a> {
+    pub(crate) fn new(value: &'a Value) -> Self {
+        Self(value)
+    }
+
+    /// The annotations; none if they are absent or no map.
+    pub(crate) fn annotations(self) -> Option<&'a Map<String, Value>> {
+        self.0.pointer("/metadata/annotations")?.as_object()
+    }
+
+    /// An annotation; none if it is absent.
+    pub(crate) fn annotation(self, key: &str) -> Result<Option<&'a str>, WrongShape> {
+        match self.annotations().and_then(|annotations| annotations.get(key)) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => {
+                let pointer = format!("/metadata/annotations/{}", escape(key));
+                Err(WrongShape::new(&pointer, "a string in quotes", other))
+            }
+        }
+    }
+
+    /// Whether the pod is in the node's network.
+    pub(crate) fn host_network(self) -> bool {
+        self.0.pointer("/spec/hostNetwork") == Some(&Value::Bool(true))
+    }
+
+    /// The application's containers.
+    pub(crate) fn containers(self) -> Result<Vec<Container<'a>>, WrongShape> {
+        self.container_list(CONTAINERS)
+    }
+
+    /// The init containers.
+    pub(crate) fn init_containers(self) -> Result<Vec<Container<'a>>, WrongShape> {
+        self.container_list(INIT_CONTAINERS)
+    }
+
+    fn container_list(self, field: &'static str) -> Result<Vec<Container<'a>>, WrongShape> {
+        let pointer = format!("/spec/{field}");
+        elements(self.0.pointer(&pointer), &pointer)?
+            .iter()
+            .enumerate()
+            .map(|(index, value)| {
+                let pointer = format!("{pointer}/{index}");
+                let fields = value
+                    .as_object()
+                    .ok_or_else(|| WrongShape::new(&pointer, "an object", value))?;
+                let name = match fields.get("name") {
+                    Some(Value::String(name)) if !name.is_empty() => name,
+                    other => {
+                        return Err(WrongShape::new(
+                            &format!("{pointer}/name"),
+                            "the name of the container",
+                            other.unwrap_or(&Value::Null),
+                        ));
+                    }
+                };
+                Ok(Container { fields, name, position: (field, index) })
+            })
+            .collect()
+    }
+
+    /// The names of the volumes.
+    pub(crate) fn volume_names(self) -> Result<impl Iterator<Item = &'a str>, WrongShape> {
+        let pointer = "/spec/volumes";
+        let volumes = elements(self.0.pointer(pointer), pointer)?;
+        Ok(volumes.iter().filter_map(|volume| volume.get("name")?.as_str()))
+    }
+}
+
+// === impl Container ===
+
+impl<'a> Container<'a> {
+    /// Where it is in the pod, as a JSON pointer.
+    pub(crate) fn pointer(self) -> String {
+        let (list, index) = self.position;
+        format!("/spec/{list}/{index}")
+    }
+
+    /// Whether it runs as long as the pod does.
+    ///
+    /// Source: "Sidecar Containers" of the Kubernetes documentation.
+    pub(crate) fn is_long_running(self) -> bool {
+        self.position.0 == CONTAINERS
+            || self.fields.get("restartPolicy").and_then(Value::as_str) == Some("Always")
+    }
+
+    /// Whether it has an environment variable of that name.
+    pub(crate) fn has_variable(self, name: &str) -> bool {
+        let variables = self.fields.get("env").and_then(Value::as_array);
+        variables.is_some_and(|list| {
+            list.iter().any(|variable| variable.get("name").and_then(Value::as_str) == Some(name))
+        })
+    }
+
+    /// The TCP ports that it exposes; Connect carries no other protocol.
+    pub(crate) fn ports(self) -> Result<Vec<Port<'a>>, WrongShape> {
+        let pointer = format!("{}/ports", self.pointer());
+        let mut ports = Vec::new();
+        for (index, value) in elements(self.fields.get("ports"), &pointer)?.iter().enumerate() {
+            let pointer = format!("{pointer}/{index}");
+            let field = |name| value.get(name).unwrap_or(&Value::Null);
+            if !value.is_object() {
+                return Err(WrongShape::new(&pointer, "an object", value));
+            }
+            if !matches!(field("protocol").as_str(), None | Some("" | "TCP")) {
+                continue;
+            }
+            let number = field("containerPort");
+            let number = number
+                .as_u64()
+                .and_then(|number| u16::try_from(number).ok())
+                .filter(|number| *number > 0)
+                .ok_or_else(|| {
+                    let pointer = format!("{pointer}/containerPort");
+                    WrongShape::new(&pointer, "a number from 1 to 65535", number)
+                })?;
+            let name = match field("name") {
+                Value::Null => None,
+                Value::String(name) => Some(name.as_str()).filter(|name| !name.is_empty()),
+                other => {
+                    return Err(WrongShape::new(&format!("{pointer}/name"), "a string", other));
+                }
+            };
+            ports.push(Port { name, number, container: self.name });
+        }
+        Ok(ports)
+    }
+}
+
+/// The elements of an array; none if it is absent.
+fn elements<'a>(value: Option<&'a Value>, pointer: &str) -> Result<&'a [Value], WrongShape> {
+    match value {
+        None | Some(Value::Null) => Ok(&[]),
+        Some(Value::Array(elements)) => Ok(elements),
+        Some(other) => Err(WrongShape::new(pointer, "an array", other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn ports_are_those_of_tcp() {
+        let pod = json!({"spec": {"containers": [{"name": "app", "ports": [
+            {"containerPort": 53, "protocol": "UDP"},
+            {"containerPort": 8080, "name": "http"},
+            {"containerPort": 9090, "protocol": "TCP", "name": ""},
+        ]}]}});
+        let containers = Pod::new(&pod).containers().unwrap();
+        assert_eq!(
+            containers[0].ports().unwrap(),
+            [
+                Port { name: Some("http"), number: 8080, container: "app" },
+                Port { name: None, number: 9090, container: "app" },
+            ]
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_is_named_with_its_place() {
+        for (pod, message) in [
+            (
+                json!({"spec": {"containers": 5}}),
+                "`spec.containers`: expected an array, found the number 5",
+            ),
+            (
+                json!({"spec": {"containers": ["x"]}}),
+                "`spec.containers[0]`: expected an object, found the string `x`",
+            ),
+            (
+                json!({"spec": {"containers": [{}]}}),
+                "`spec.containers[0].name`: expected the name of the container, found nothing",
+            ),
+        ] {
+            assert_eq!(Pod::new(&pod).containers().unwrap_err().to_string(), message);
+        }
+        let pod = json!({"spec": {"containers": [{"name": "a", "ports": [{"containerPort": 0}]}]}});
+        assert_eq!(
+            Pod::new(&pod).containers().unwrap()[0].ports().unwrap_err().to_string(),
+            "`spec.containers[0].ports[0].containerPort`: expected a number from 1 to 65535, found the number 0"
+        );
+    }
+
+    /// Pain 41: `true` and `"true"`.
+    #[test]
+    fn an_annotation_is_a_string() {
+        let pod = json!({"metadata": {"annotations": {"a/b": true, "c": null, "d": "e"}}});
+        let pod = Pod::new(&pod);
+        assert_eq!(
+            pod.annotation("a/b").unwrap_err().to_string(),
+            "`metadata.annotations.a/b`: expected a string in quotes, found the boolean true"
+        );
+        assert_eq!(pod.annotation("c"), Ok(None));
+        assert_eq!(pod.annotation("d"), Ok(Some("e")));
+    }
+
+    #[test]
+    fn quotes_stay_on_a_line() {
+        assert_eq!(quoted("a\nb"), "`a\u{fffd}b`");
+        assert_eq!(quoted(&"é".repeat(101)), format!("`{}…`", "é".repeat(100)));
+    }
+}

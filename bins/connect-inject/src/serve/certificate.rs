@@ -1,0 +1,107 @@
+//! When a certificate ends, for the metric. TLS itself has no use for it: the
+//! clients judge that.
+//!
+//! Source: RFC 5280, 4.1 Basic Certificate Fields, and X.690 for DER.
+
+const SEQUENCE: u8 = 0x30;
+const VERSION: u8 = 0xa0;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+
+/// The end of a certificate's validity in seconds since 1970.
+pub(crate) fn not_after(certificate: &[u8]) -> Option<i64> {
+    let (body, _) = element(certificate, Some(SEQUENCE))?;
+    let (mut fields, _) = element(body, Some(SEQUENCE))?;
+    if fields.first() == Some(&VERSION) {
+        fields = element(fields, None)?.1;
+    }
+    // The serial number, the signature's algorithm and the issuer come first.
+    for _ in 0..3 {
+        fields = element(fields, None)?.1;
+    }
+    let (validity, _) = element(fields, Some(SEQUENCE))?;
+    let (_, end) = element(validity, None)?;
+    let (text, _) = element(end, None)?;
+    let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
+    match *end.first()? {
+        // Two digits of the year, from 1950 to 2049.
+        UTC_TIME if text.starts_with(['5', '6', '7', '8', '9']) => seconds(&format!("19{text}")),
+        UTC_TIME => seconds(&format!("20{text}")),
+        GENERALIZED_TIME => seconds(text),
+        _ => None,
+    }
+}
+
+/// The contents of the first element, of the given tag, and what is behind it.
+fn element(input: &[u8], tag: Option<u8>) -> Option<(&[u8], &[u8])> {
+    let (found, rest) = input.split_first()?;
+    if tag.is_some_and(|tag| tag != *found) {
+        return None;
+    }
+    let (length, rest) = rest.split_first()?;
+    let (length, rest) = match length {
+        0..=0x7f => (usize::from(*length), rest),
+        // That many bytes hold the length.
+        0x81..=0x84 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(length & 0x7f))?;
+            (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
+        }
+        _ => return None,
+    };
+    rest.split_at_checked(length)
+}
+
+/// `YYYYMMDDHHMMSS` in seconds since 1970.
+fn seconds(text: &str) -> Option<i64> {
+    if text.len() != 14 || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let number = |range| text.get::<std::ops::Range<usize>>(range)?.parse::<i64>().ok();
+    let (year, month, day) = (number(0..4)?, number(4..6)?, number(6..8)?);
+    let (hour, minute, second) = (number(8..10)?, number(10..12)?, number(12..14)?);
+    // Years begin in March here, so that a leap day is the last of its year.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    // 1970-01-01 is day 719468 of that count.
+    Some(((days - 719_468) * 24 + hour) * 3600 + minute * 60 + second)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ending(year: i32, month: u8, day: u8) -> Vec<u8> {
+        let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, month, day);
+        let key = rcgen::KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn the_end_of_a_certificate() {
+        for (year, month, day, seconds) in [
+            (1970, 1, 2, 86_400),
+            (2000, 3, 1, 951_868_800),
+            (2026, 11, 22, 1_795_305_600),
+            (2049, 12, 31, 2_524_521_600),
+            (2100, 2, 28, 4_107_456_000), // as GeneralizedTime
+        ] {
+            assert_eq!(not_after(&ending(year, month, day)), Some(seconds), "{year}-{month}-{day}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes: Vec<u8>, cut in 0..400_usize, at in 0..400_usize, byte: u8) {
+            let _ = not_after(&bytes);
+            let mut certificate = ending(2030, 1, 1);
+            if let Some(slot) = certificate.get_mut(at) {
+                *slot = byte;
+            }
+            certificate.truncate(cut);
+            let _ = not_after(&certificate);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `connect-inject serve`: the webhook, its admin port and their end.
+
+mod admin;
+mod certificate;
+mod connection;
+mod metrics;
+pub(crate) mod tls;
+mod webhook;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use runtime::{Exit, Failure, Signals};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::ServeArgs;
+use crate::policy::Policy;
+use metrics::Metrics;
+
+/// How long reviews in flight may take once no new ones are accepted. It fits
+/// into the API server's own timeout for a webhook, which is 30 s at most.
+const DRAIN: Duration = Duration::from_secs(15);
+
+/// What the flags mean.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Where reviews are answered.
+    pub(crate) listen: SocketAddr,
+    /// Where the kubelet and Prometheus are answered.
+    pub(crate) admin_listen: SocketAddr,
+    /// The certificate and its key.
+    pub(crate) tls: tls::Pair,
+    /// How long reviews are still answered after the first signal.
+    pub(crate) shutdown_delay: Duration,
+    /// What the operator decided.
+    pub(crate) policy: Policy,
+}
+
+/// What the webhook and its admin port share.
+#[derive(Debug)]
+struct State {
+    policy: Policy,
+    tls: Arc<tls::Pair>,
+    metrics: Metrics,
+    ready: AtomicBool,
+}
+
+/// Serves until it is asked to end.
+pub(crate) async fn run(args: ServeArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
+    let Settings { listen, admin_listen, tls, shutdown_delay, policy } = args.settings()?;
+    let tls = Arc::new(tls);
+    let state = Arc::new(State {
+        policy,
+        tls: Arc::clone(&tls),
+        metrics: Metrics::new(),
+        ready: AtomicBool::new(true),
+    });
+    let webhook = bind("--listen", listen).await?;
+    let admin = bind("--admin-listen", admin_listen).await?;
+    tracing::info!(address = %address(&webhook), "answering reviews over HTTPS");
+    tracing::info!(address = %address(&admin), "answering /livez, /readyz and /metrics over HTTP");
+
+    let stop = CancellationToken::new();
+    let mut serving = tokio::spawn(connection::serve(
+        webhook,
+        Some(tls),
+        {
+            let state = Arc::clone(&state);
+            move |request| webhook::answer(Arc::clone(&state), request)
+        },
+        stop.clone(),
+    ));
+    // Until the very end: readiness has to be seen false, and liveness true.
+    let watched = tokio::spawn(connection::serve(
+        admin,
+        None,
+        {
+            let state = Arc::clone(&state);
+            move |request| std::future::ready(admin::answer(&state, &request))
+        },
+        CancellationToken::new(),
+    ));
+
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
+        _ = &mut serving => return Err(Failure::new(Exit::Failure, "the webhook's task ended")),
+        _ = watched => return Err(Failure::new(Exit::Failure, "the admin port's task ended")),
+    };
+    tracing::info!(delay = ?shutdown_delay, "{signal}: not ready any more, still serving");
+    state.ready.store(false, Ordering::Relaxed);
+    tokio::select! {
+        () = tokio::time::sleep(shutdown_delay) => {}
+        signal = signals.next() => return Err(aborted(signal)),
+    }
+    stop.cancel();
+    tokio::select! {
+        _ = serving => tracing::info!("ended with nothing in flight"),
+        () = tokio::time::sleep(DRAIN) => tracing::warn!(after = ?DRAIN, "ended with connections still open"),
+        signal = signals.next() => return Err(aborted(signal)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Failure::usage(format_args!("{flag}: cannot listen on {address}: {error}"))
+            .hint("choose an address of this host and a port that is free")
+    })
+}
+
+/// Where a listener really listens: the port may have been left to the system.
+fn address(listener: &TcpListener) -> String {
+    listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
+}
+
+fn aborted(signal: runtime::signal::Signal) -> Failure {
+    Failure::new(Exit::Failure, format_args!("{signal}: a second signal, ended at once"))
+}

@@ -1,0 +1,137 @@
+//! `connect-inject inject`.
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+use crate::harness::{ECHO_CLIENT, ECHO_SERVER, IMAGES, yaml};
+
+fn inject() -> Command {
+    let mut command = assert_cmd::cargo::cargo_bin_cmd!("connect-inject");
+    command.arg("inject").args(IMAGES);
+    command
+}
+
+/// Runs it, and returns its exit code, standard output and standard error.
+fn run(command: &mut Command, input: &str) -> (i32, String, String) {
+    let output = command.write_stdin(input).output().unwrap();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+fn documents(text: &str) -> Vec<Value> {
+    text.split("---\n").map(yaml).collect()
+}
+
+fn is_injected(pod: &Value) -> bool {
+    pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-status"] == "injected"
+}
+
+#[test]
+fn documents_keep_their_order_and_form() {
+    let service = "# our service\nkind: Service\napiVersion: v1\n";
+    let (code, out, log) =
+        run(&mut inject(), &format!("{ECHO_SERVER}---\n{service}---{ECHO_CLIENT}"));
+    assert_eq!(code, 0, "{log}");
+    let found = documents(&out);
+    assert!(is_injected(&found[0]) && is_injected(&found[2]), "{out}");
+    assert!(out.contains(&format!("---\n{service}---\n")), "{out}");
+    assert!(log.contains("Service default/(no name): unchanged"), "{log}");
+
+    let (code, out, _) = run(&mut inject(), &yaml(ECHO_SERVER).to_string());
+    assert_eq!(code, 0);
+    assert!(is_injected(&serde_json::from_str(&out).unwrap()), "{out}");
+}
+
+/// Pain 35: an injector that fights what is there already.
+#[test]
+fn a_second_time_changes_nothing() {
+    let (_, once, _) = run(&mut inject(), &format!("{ECHO_SERVER}---{ECHO_CLIENT}"));
+    let (code, twice, log) = run(&mut inject(), &once);
+    assert_eq!((code, twice), (0, once));
+    assert_eq!(log.matches("already-injected").count(), 2, "{log}");
+}
+
+#[test]
+fn a_denied_document_is_written_unchanged() {
+    let bad = ECHO_CLIENT.replace(":1234", "");
+    let (code, out, log) = run(&mut inject(), &format!("{bad}---{ECHO_SERVER}"));
+    assert_eq!(code, 64);
+    assert!(out.starts_with(bad.trim_start()), "{out}");
+    assert!(is_injected(&documents(&out)[1]), "{out}");
+    assert!(log.contains("column 1: no local port") && log.contains("denied: 1"), "{log}");
+}
+
+/// Pain 63: annotation text that a shell runs.
+#[test]
+fn hostile_values_are_data() {
+    let hostile = ECHO_CLIENT.replace("echo-server:1234", "prepared_query:$(POD_NAME)`id`;'x:1234");
+    let (code, out, log) = run(&mut inject(), &hostile);
+    assert_eq!(code, 0, "{log}");
+    assert_eq!(
+        yaml(&out)["spec"]["initContainers"][0]["args"][1],
+        "--upstream=prepared_query:$$(POD_NAME)`id`;'x:1234"
+    );
+}
+
+#[test]
+fn nothing_is_written_unless_all_can_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing.yaml");
+    let (code, out, log) = run(inject().args(["-f", "-", "-f"]).arg(&missing), ECHO_SERVER);
+    assert_eq!((code, out.as_str()), (64, ""));
+    assert!(log.contains("missing.yaml: No such file"), "{log}");
+    let (code, out, log) = run(&mut inject(), &format!("{ECHO_SERVER}---\na: [\n"));
+    assert_eq!((code, out.as_str()), (64, ""));
+    assert!(log.contains("standard input: no YAML") && log.contains("line 19"), "{log}");
+    let (code, out, _) = run(&mut inject(), "");
+    assert_eq!((code, out.as_str()), (0, ""));
+}
+
+#[test]
+fn the_policy_is_that_of_the_flags_and_the_environment() {
+    let plain = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: web}]}\n";
+    for (command, expected) in [
+        (inject().args(["--default-inject"]), true),
+        (inject().args(["--default-inject=false"]), false),
+        (inject().env("CONNECT_INJECT_DEFAULT_INJECT", "true"), true),
+        (inject().args(["--default-inject", "--k8s-namespace", "kube-system"]), false),
+        (inject().args(["--default-inject", "--allow-k8s-namespace", "a,b"]), false),
+        (inject().args(["--default-inject", "--deny-k8s-namespace", "default"]), false),
+    ] {
+        let (code, out, log) = run(command, plain);
+        assert_eq!(code, 0, "{log}");
+        assert_eq!(is_injected(&yaml(&out)), expected, "{log}");
+    }
+    let (_, out, _) = run(
+        inject()
+            .args(["--envoy-extra-args", "--log-level 'debug'"])
+            .args(["--consul-http-addr-template", "https://$(NODE_NAME):8501"]),
+        ECHO_SERVER,
+    );
+    let pod = yaml(&out);
+    let command = pod["spec"]["containers"][0]["command"].as_array().unwrap();
+    assert_eq!(command[command.len() - 2..], ["--log-level", "debug"]);
+    let addresses = &pod["spec"]["initContainers"][0]["env"].as_array().unwrap()[6..];
+    assert_eq!(addresses[0]["value"], "https://$(NODE_NAME):8501");
+}
+
+#[test]
+fn every_mistake_is_reported_in_one_run() {
+    let mut command = assert_cmd::cargo::cargo_bin_cmd!("connect-inject");
+    command.args(["inject", "--init-image", "", "--envoy-image", "a b"]).args([
+        "--envoy-extra-args",
+        "'",
+        "--consul-grpc-addr-template",
+        "$(X)",
+    ]);
+    let (code, out, log) = run(&mut command, ECHO_SERVER);
+    assert_eq!((code, out.as_str()), (64, ""));
+    for flag in
+        ["--init-image", "--envoy-image", "--envoy-extra-args", "--consul-grpc-addr-template"]
+    {
+        assert!(log.contains(flag), "{log}");
+    }
+}

@@ -1,0 +1,264 @@
+//! The webhook and its admin port.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use reqwest::StatusCode;
+use reqwest::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE};
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Certified, ECHO_CLIENT, ECHO_SERVER, IMAGES, Injector, PATIENCE, client, patched, review, yaml,
+};
+
+const STATUS: &str = "consul.hashicorp.com/connect-inject-status";
+
+#[tokio::test]
+async fn the_documents_pods_are_injected_unchanged() {
+    let injector = Injector::start(&[]);
+    for version in ["v1", "v1beta1"] {
+        for (manifest, args) in [
+            (ECHO_SERVER, json!(["--service=echo-server:8080"])),
+            (ECHO_CLIENT, json!(["--service=echo-client", "--upstream=echo-server:1234"])),
+        ] {
+            let pod = yaml(manifest);
+            let answer = injector.review(&review(version, "705ab4f5", &pod)).await;
+            assert_eq!(answer["apiVersion"], format!("admission.k8s.io/{version}"));
+            assert_eq!(answer["response"]["uid"], "705ab4f5");
+            assert_eq!(answer["response"]["allowed"], true);
+            let injected = patched(&pod, &answer);
+            assert_eq!(injected["metadata"]["annotations"][STATUS], "injected");
+            assert_eq!(injected["metadata"]["labels"][STATUS], "injected");
+            assert_eq!(injected["spec"]["initContainers"][0]["args"], args);
+            assert_eq!(injected["spec"]["containers"][0]["name"], "envoy-sidecar");
+            let mut app = injected["spec"]["containers"][1].clone();
+            app.as_object_mut().unwrap().remove("env");
+            assert_eq!(app, pod["spec"]["containers"][0]);
+        }
+    }
+}
+
+/// Pain 37: nothing in the logs, no sidecar.
+#[tokio::test]
+async fn every_review_says_why() {
+    let mut injector = Injector::start(&["--deny-k8s-namespace", "default"]);
+    let answer = injector.review(&review("v1", "u-37", &yaml(ECHO_SERVER))).await;
+    assert_eq!(
+        answer["response"],
+        json!({"uid": "u-37", "allowed": true,
+            "auditAnnotations": {"outcome": "skipped", "reason": "namespace-denied"}})
+    );
+    let line = injector.await_log("is on the deny list");
+    for (field, value) in [
+        ("uid", "u-37"),
+        ("namespace", "default"),
+        ("pod", "echo-server"),
+        ("outcome", "skipped"),
+        ("reason", "namespace-denied"),
+    ] {
+        assert_eq!(line[field], value, "{line}");
+    }
+    let metrics = client(&injector.pair).get(injector.admin_url("/metrics")).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    let counted = "connect_inject_reviews_total{outcome=\"skipped\",reason=\"namespace-denied\"} 1";
+    assert!(metrics.contains(counted), "{metrics}");
+    assert!(!metrics.contains("not_after_timestamp_seconds 0\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_bad_pod_is_denied_by_a_valid_review() {
+    let injector = Injector::start(&[]);
+    for (pod, reason, problem) in [
+        (ECHO_CLIENT.replace(":1234", ":0"), "invalid-upstreams", "column 13"),
+        (ECHO_SERVER.replace("8080\n", "0\n"), "invalid-pod", "containerPort"),
+    ] {
+        let answer = injector.review(&review("v1", "u", &yaml(&pod))).await;
+        let response = &answer["response"];
+        assert_eq!((&response["uid"], &response["allowed"]), (&json!("u"), &json!(false)));
+        assert_eq!(response["status"]["code"], 422);
+        assert_eq!(response["status"]["reason"], reason);
+        assert!(response["status"]["message"].as_str().unwrap().contains(problem), "{response}");
+    }
+    let mut bare = yaml(ECHO_SERVER);
+    bare["spec"]["containers"] = json!([]);
+    let answer = injector.review(&review("v1", "u", &bare)).await;
+    assert_eq!(answer["response"]["status"]["reason"], "no-containers");
+    let answer = injector.review(&review("v1", "u", &json!("no pod"))).await;
+    assert_eq!(answer["response"]["status"]["reason"], "invalid-pod");
+}
+
+#[tokio::test]
+async fn what_is_no_review_gets_a_proper_answer() {
+    let injector = Injector::start(&[]);
+    let client = client(&injector.pair);
+    let url = injector.url("/mutate");
+    let good = review("v1", "u", &yaml(ECHO_SERVER)).to_string();
+    let json = |body: &str| {
+        client.post(&url).header(CONTENT_TYPE, "application/json").body(body.to_owned())
+    };
+    for (request, status) in [
+        (client.get(&url), StatusCode::METHOD_NOT_ALLOWED),
+        (client.post(injector.url("/")).body(good.clone()), StatusCode::NOT_FOUND),
+        (client.post(injector.url("/mutate/x")).body(good.clone()), StatusCode::NOT_FOUND),
+        (json(""), StatusCode::BAD_REQUEST),
+        (json(&good[..good.len() - 10]), StatusCode::BAD_REQUEST),
+        (json(&"[".repeat(1 << 20)), StatusCode::BAD_REQUEST),
+        (json("\u{1f}\u{fffd}\u{8}"), StatusCode::BAD_REQUEST),
+        (json(&good.replace("\"uid\"", "\"id\"")), StatusCode::BAD_REQUEST),
+        (json(&good).header(CONTENT_ENCODING, "gzip"), StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        (
+            client.post(&url).header(CONTENT_TYPE, "text/yaml").body("a: 1"),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        ),
+        (json(&" ".repeat((8 << 20) + 1)), StatusCode::PAYLOAD_TOO_LARGE),
+    ] {
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(
+            response.headers().contains_key(ALLOW),
+            status == StatusCode::METHOD_NOT_ALLOWED
+        );
+        let sentence = response.text().await.unwrap();
+        assert!(sentence.len() > 10 && sentence.len() < 300, "{sentence}");
+    }
+    let charset = client
+        .post(&url)
+        .header(CONTENT_TYPE, "application/json; charset=utf-8")
+        .body(good.clone());
+    assert_eq!(charset.send().await.unwrap().status(), 200);
+    let duplicates = good.replacen('{', "{\"kind\":\"AdmissionReview\",", 1);
+    assert_eq!(json(&duplicates).send().await.unwrap().status(), 400);
+    injector.is_well().await;
+}
+
+#[tokio::test]
+async fn both_versions_of_http_are_spoken() {
+    let injector = Injector::start(&[]);
+    crate::harness::install_provider();
+    let certificate = reqwest::Certificate::from_pem(injector.pair.cert.as_bytes()).unwrap();
+    for (version, builder) in [
+        (reqwest::Version::HTTP_11, reqwest::Client::builder().http1_only()),
+        (reqwest::Version::HTTP_2, reqwest::Client::builder()),
+    ] {
+        let client = builder.no_proxy().tls_certs_only([certificate.clone()]).build().unwrap();
+        let review = review("v1", "u", &yaml(ECHO_SERVER));
+        let response = client.post(injector.url("/mutate")).json(&review).send().await.unwrap();
+        assert_eq!((response.status(), response.version()), (StatusCode::OK, version));
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_tls_close_the_connection() {
+    let injector = Injector::start(&[]);
+    for bytes in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0; 1000], b"\x16\x03\x01\xff\xff"] {
+        let mut stream = TcpStream::connect(&injector.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // It may be closed before all is written.
+        let _ = stream.write_all(bytes);
+        if bytes.len() > 5 {
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            assert!(answer.len() < 100, "{}", String::from_utf8_lossy(&answer));
+        }
+        injector.is_well().await;
+    }
+}
+
+#[tokio::test]
+async fn a_changed_secret_is_in_use_at_once() {
+    let mut injector = Injector::start(&[]);
+    injector.is_well().await;
+    let next = Certified::new();
+    injector.secret.swap(&next.cert, &next.key);
+    let url = injector.url("/mutate");
+    let old = client(&injector.pair).get(&url).send().await;
+    assert!(old.is_err(), "the old certificate is still in use");
+    injector.pair = next;
+    injector.is_well().await;
+    injector.await_log("new certificate");
+
+    // A certificate without its key: the last good pair stays.
+    injector.secret.swap(&Certified::new().cert, &injector.pair.key);
+    injector.is_well().await;
+    injector.await_log("the last certificate stays in use");
+    injector.secret.swap("garbage", "");
+    injector.is_well().await;
+    let line = injector.await_log("the last certificate stays in use");
+    assert!(line["message"].as_str().unwrap().contains("tls.crt"), "{line}");
+}
+
+#[tokio::test]
+async fn the_admin_port() {
+    let injector = Injector::start(&[]);
+    let client = client(&injector.pair);
+    for (path, status, body) in [
+        ("/livez", 200, "ok"),
+        ("/readyz", 200, "ok"),
+        ("/metrics", 200, "connect_inject_build_info"),
+        ("/mutate", 404, "/readyz"),
+    ] {
+        let response = client.get(injector.admin_url(path)).send().await.unwrap();
+        assert_eq!(response.status(), status, "{path}");
+        assert!(response.text().await.unwrap().contains(body), "{path}");
+    }
+    assert_eq!(client.post(injector.admin_url("/livez")).send().await.unwrap().status(), 405);
+}
+
+#[test]
+fn mistakes_end_before_a_port_is_taken() {
+    let secret = crate::harness::SecretVolume::new(&Certified::new());
+    let serve = |cert: &str, init_image: &str| {
+        let mut command = assert_cmd::cargo::cargo_bin_cmd!("connect-inject");
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .arg("--tls-cert-file")
+            .arg(secret.path(cert))
+            .arg("--tls-key-file")
+            .arg(secret.path("tls.key"))
+            .args(["--init-image", init_image, "--envoy-image", "e"])
+            .timeout(PATIENCE);
+        let output = command.assert().code(64).get_output().clone();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let log = serve("missing.crt", "i");
+    assert!(log.contains("missing.crt: No such file") && !log.contains("answering"), "{log}");
+    let log = serve("tls.key", "");
+    assert!(log.contains("--init-image") && log.contains("tls.key: no certificate"), "{log}");
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let secret = crate::harness::SecretVolume::new(&Certified::new());
+    let assert = assert_cmd::cargo::cargo_bin_cmd!("connect-inject")
+        .args(["serve", "--listen", &address, "--admin-listen", "127.0.0.1:0"])
+        .arg("--tls-cert-file")
+        .arg(secret.path("tls.crt"))
+        .arg("--tls-key-file")
+        .arg(secret.path("tls.key"))
+        .args(IMAGES)
+        .timeout(PATIENCE)
+        .assert()
+        .code(64);
+    let log = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(log.contains(&format!("--listen: cannot listen on {address}")), "{log}");
+}
+
+/// The same pod both ways: one code path.
+#[tokio::test]
+async fn the_webhook_and_the_command_agree() {
+    let injector = Injector::start(&[]);
+    for manifest in [ECHO_SERVER, ECHO_CLIENT] {
+        let pod = yaml(manifest);
+        let answer = injector.review(&review("v1", "u", &pod)).await;
+        let output = assert_cmd::cargo::cargo_bin_cmd!("connect-inject")
+            .arg("inject")
+            .args(IMAGES)
+            .write_stdin(manifest)
+            .assert()
+            .success();
+        let offline: Value = yaml(&String::from_utf8_lossy(&output.get_output().stdout));
+        assert_eq!(offline, patched(&pod, &answer));
+    }
+}
