@@ -1,2 +1,44 @@
-//! The end-to-end harness.
+//! The end-to-end harness: a node with a Consul agent, pods made of namespaces,
+//! and what a kubelet and an API server do for them. Programs are known to it
+//! only as processes.
+//!
+//! - [`parts`]: the programs that run, ours and the real ones
+//! - [`node`]: a node: its network, agent, xDS server and injector
+//! - [`admission`]: what the API server does: review and patch
+//! - [`kubelet`]: what a kubelet does: a pod's life from its specification
+//! - [`image`]: what stands in for container images
+//! - [`container`]: one container, and the runtime that makes it
+//! - [`process`]: child processes that end with their parent
+//! - [`xds`]: the xDS v3 server that stands for a newer agent's gRPC port
+//! - [`demo`]: the user's document, played
+
+pub mod admission;
+pub mod container;
+pub mod demo;
+pub mod image;
+pub mod kubelet;
+pub mod node;
+pub mod parts;
+pub mod process;
 pub mod xds;
+
+/// Why something of the harness did not work. It ends a test or the demo.
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// How long anything may take: more than any of it needs on a busy machine.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Waits for a condition that nothing announces.
+///
+/// # Errors
+/// It did not come within [`PATIENCE`]; with what was waited for.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+    let start = std::time::Instant::now();
+    while !condition() {
+        if start.elapsed() > PATIENCE {
+            return Err(format!("waited {PATIENCE:?} in vain: {what}").into());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(())
+}

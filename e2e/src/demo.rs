@@ -1,0 +1,232 @@
+//! The user's document, played: its two pods, unchanged, are injected,
+//! registered, proxied and deregistered.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::kubelet::Pod;
+use crate::node::Node;
+use crate::parts::Parts;
+use crate::process::run;
+use crate::{Result, until};
+
+/// The document's pods, word for word.
+const ECHO_SERVER: &str = include_str!("../manifests/echo-server.yaml");
+const ECHO_CLIENT: &str = include_str!("../manifests/echo-client.yaml");
+
+/// What the document's `kubectl exec` runs in the client.
+const CURL: [&str; 3] = ["curl", "-s", "http://127.0.0.1:1234/"];
+
+/// What it prints.
+const HELLO: &str = "\"hello world\"\n";
+
+/// Plays the whole document. `say` gets a line for each step as it happens; a
+/// line that begins with a blank belongs to the step before.
+///
+/// # Errors
+/// The first step that did not happen, with what was seen instead.
+pub fn play(parts: Parts, say: &mut dyn FnMut(&str)) -> Result<()> {
+    say("A node with its own network, a Consul agent at its address");
+    let node = Node::new(parts)?;
+    let _agent = node.start_agent()?;
+    let release = node.get("/v1/agent/self")?["Config"]["Version"].clone();
+    say(&format!("  Consul {} at http://{}:8500", text(&release), node.ip()));
+    let _xds = node.start_xds()?;
+    say(&format!("  xDS v3 at {}:8502, fed by that agent", node.ip()));
+
+    say("The injector, over HTTPS");
+    let injector = node.start_injector()?;
+    let server = injected(&node, &injector, ECHO_SERVER, say)?;
+    let client = injected(&node, &injector, ECHO_CLIENT, say)?;
+
+    say("The pods start, as a kubelet would start them");
+    let server = started(&node, &server, say)?;
+    let client = started(&node, &client, say)?;
+    show_catalog(&node, say)?;
+
+    say("From the client's pod: curl -s http://127.0.0.1:1234/");
+    await_answer(&client, HELLO)?;
+    say(&format!("  {}", HELLO.trim_end()));
+    let certificate = connect_certificate(&server)?;
+    say(&format!("  over mutual TLS: the server shows {certificate}"));
+    refuse_without_certificate(&server.ip, say)?;
+
+    say("A deny intention, without touching a pod");
+    node.consul(&["intention", "create", "-deny", "echo-client", "echo-server"])?;
+    let code = await_refusal(&client)?;
+    say(&format!("  the same curl ends with exit code {code}"));
+    node.consul(&["intention", "delete", "echo-client", "echo-server"])?;
+    await_answer(&client, HELLO)?;
+    say(&format!("  taken back: {}", HELLO.trim_end()));
+
+    say("The server's pod stops, as a kubelet would stop it");
+    let gone = server.ip.clone();
+    let processes = server.processes();
+    let ended = server.stop()?;
+    for (container, how) in &ended {
+        say(&format!("  {container}: {how}"));
+    }
+    let clean = BTreeMap::from(
+        ["envoy-sidecar", "echo-server"].map(|name| (name.to_owned(), "exit status: 0".to_owned())),
+    );
+    if ended != clean {
+        return Err(format!("the containers were to end with exit status 0: {ended:?}").into());
+    }
+    let left: Vec<_> = processes.iter().filter(|pid| is_alive(**pid)).collect();
+    if !left.is_empty() {
+        return Err(format!("processes of the pod are left: {left:?}").into());
+    }
+    for service in ["echo-server", "echo-server-sidecar-proxy"] {
+        let instances = node.get(&format!("/v1/health/service/{service}"))?;
+        if instances != json!([]) {
+            return Err(format!("{service} is still in the catalog: {instances}").into());
+        }
+        say(&format!("  {service} is gone from the catalog"));
+    }
+    say(&format!("  no process of {gone} is left"));
+    Ok(())
+}
+
+/// Posts a pod as the API server would, and applies the patch that comes back.
+fn injected(
+    node: &Node,
+    injector: &crate::node::Injector,
+    manifest: &str,
+    say: &mut dyn FnMut(&str),
+) -> Result<Value> {
+    let pod: Value = serde_saphyr::from_str(manifest)?;
+    let pod = node.admit(injector, &pod, "default")?;
+    let status = &pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-status"];
+    if status != "injected" {
+        return Err(format!("the pod's status is {status}:\n{}", injector.log()).into());
+    }
+    let name = text(&pod["metadata"]["name"]);
+    say(&format!("  {name}: connect-inject-status is {}", text(status)));
+    for (kind, list) in [("init container", "initContainers"), ("container", "containers")] {
+        for container in pod["spec"][list].as_array().into_iter().flatten() {
+            say(&format!("    {kind} {}", text(&container["name"])));
+        }
+    }
+    Ok(pod)
+}
+
+/// Starts a pod and waits until every check of its service passes.
+fn started<'n>(node: &'n Node, manifest: &Value, say: &mut dyn FnMut(&str)) -> Result<Pod<'n>> {
+    let mut pod = Pod::create(node, manifest)?;
+    pod.start()?;
+    let name = text(&manifest["metadata"]["name"]).to_owned();
+    let passing = until(&format!("{name}'s checks to pass"), || {
+        [name.clone(), format!("{name}-sidecar-proxy")].iter().all(|service| {
+            let found = node.get(&format!("/v1/health/service/{service}?passing"));
+            found.is_ok_and(|found| found.as_array().is_some_and(|list| list.len() == 1))
+        })
+    });
+    passing.map_err(|error| {
+        let checks =
+            node.get("/v1/agent/checks").map(|checks| format!("{checks:#}")).unwrap_or_default();
+        format!("{error}\n{checks}\n{}", pod.log("envoy-sidecar"))
+    })?;
+    say(&format!("  {name} runs at {}", pod.ip));
+    Ok(pod)
+}
+
+/// Says what the catalog has: services, proxies and their checks.
+fn show_catalog(node: &Node, say: &mut dyn FnMut(&str)) -> Result<()> {
+    say("The catalog");
+    for service in
+        ["echo-server", "echo-server-sidecar-proxy", "echo-client", "echo-client-sidecar-proxy"]
+    {
+        let instances = node.get(&format!("/v1/health/service/{service}"))?;
+        for instance in instances.as_array().into_iter().flatten() {
+            let entry = &instance["Service"];
+            let (id, address, port) = (text(&entry["ID"]), text(&entry["Address"]), &entry["Port"]);
+            say(&format!("  {service}: id {id}, {address}, port {port}"));
+            for check in instance["Checks"].as_array().into_iter().flatten() {
+                if check["ServiceID"] != "" {
+                    say(&format!("    {}: {}", text(&check["Name"]), text(&check["Status"])));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the document's curl prints that.
+fn await_answer(client: &Pod<'_>, expected: &str) -> Result<()> {
+    let mut seen = String::new();
+    let waited = until("the answer to curl", || {
+        seen = match client.exec("echo-client", &CURL) {
+            Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+            Err(error) => error.to_string(),
+        };
+        seen == expected
+    });
+    waited.map_err(|error| {
+        format!("{error}; last seen: {seen:?}\n{}", client.log("envoy-sidecar")).into()
+    })
+}
+
+/// Waits until the document's curl fails, with an exit code that says that the
+/// connection was closed on it: 52 (no answer) or 56 (closed while reading).
+fn await_refusal(client: &Pod<'_>) -> Result<i32> {
+    let mut code = None;
+    until("curl to fail", || {
+        code = client.exec("echo-client", &CURL).ok().and_then(|output| output.status.code());
+        code != Some(0)
+    })?;
+    match code {
+        Some(code @ (52 | 56)) => Ok(code),
+        other => Err(format!("curl was to end with exit code 52 or 56, not {other:?}").into()),
+    }
+}
+
+/// The SPIFFE id in the certificate that the sidecar shows, which the Connect CA
+/// has signed; and that it has shown it in a handshake.
+fn connect_certificate(server: &Pod<'_>) -> Result<String> {
+    let admin = |path: &str| -> Result<String> {
+        let url = format!("http://127.0.0.1:19000{path}");
+        let output = server.exec("envoy-sidecar", &["curl", "-s", &url])?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let certificates: Value = serde_json::from_str(&admin("/certs")?)?;
+    let uri = certificates.pointer("/certificates/0/cert_chain/0/subject_alt_names/0/uri");
+    let uri = uri
+        .and_then(Value::as_str)
+        .ok_or_else(|| format!("Envoy has no certificate: {certificates}"))?;
+    if !uri.starts_with("spiffe://") || !uri.ends_with("/svc/echo-server") {
+        return Err(format!("the certificate is for {uri}").into());
+    }
+    let handshakes = admin("/stats?usedonly&filter=20000.ssl.handshake$")?;
+    if !handshakes.contains("ssl.handshake") {
+        return Err("no TLS handshake was counted on the public listener".into());
+    }
+    Ok(uri.to_owned())
+}
+
+/// A client without a certificate is not let in.
+fn refuse_without_certificate(ip: &str, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let url = format!("https://{ip}:20000/");
+    match run("curl", &["-sSk", "--max-time", "10", &url]) {
+        Ok(answer) => Err(format!("a client without a certificate was let in: {answer}").into()),
+        Err(error) => {
+            let why = error.to_string();
+            let alert = why.lines().last().unwrap_or_default().to_owned();
+            if !alert.to_lowercase().contains("certificate required") {
+                return Err(
+                    format!("it was to be refused for its missing certificate: {why}").into()
+                );
+            }
+            say(&format!("  without a client certificate: {alert}"));
+            Ok(())
+        }
+    }
+}
+
+fn is_alive(pid: i32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}

@@ -1,0 +1,403 @@
+//! What a kubelet does for a pod, from its specification: volumes, downward
+//! API, init containers in order, containers with their hooks, and the end.
+//!
+//! Sources: the Kubernetes pages "Pod Lifecycle", "Container Lifecycle Hooks",
+//! "Downward API" and "Define Dependent Environment Variables".
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod as Manifest};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid as ProcessId;
+use serde_json::Value;
+
+use crate::container::{Mount, Spec};
+use crate::image;
+use crate::node::Node;
+use crate::process::Process;
+use crate::{Result, until};
+
+/// A pod that was made from a specification.
+#[derive(Debug)]
+pub struct Pod<'n> {
+    node: &'n Node,
+    manifest: Manifest,
+    name: String,
+    /// Its address.
+    pub ip: String,
+    folder: PathBuf,
+    sandbox: Child,
+    containers: Vec<Running>,
+}
+
+/// A container that runs, or ran.
+#[derive(Debug)]
+struct Running {
+    container: Container,
+    process: Process,
+    env: BTreeMap<String, String>,
+    user: (u32, u32),
+}
+
+/// How long a pod has to end if it does not say, as Kubernetes has it.
+const GRACE: Duration = Duration::from_secs(30);
+
+// === impl Pod ===
+
+impl<'n> Pod<'n> {
+    /// Makes a pod's sandbox: its network and its folder. Nothing runs yet.
+    ///
+    /// # Errors
+    /// The specification is none, or the network can't be made.
+    pub fn create(node: &'n Node, pod: &Value) -> Result<Self> {
+        let manifest: Manifest = serde_json::from_value(pod.clone())?;
+        let name = manifest.metadata.name.clone().ok_or("the pod has no name")?;
+        let folder = node.folder(&format!("pod-{name}"))?;
+        let mut sandbox = Command::new(node.parts().harness("pod-runtime"))
+            .arg("sandbox")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut ready = [0; 6];
+        sandbox.stdout.take().ok_or("the sandbox has no output")?.read_exact(&mut ready)?;
+        let ip = node.attach(&sandbox)?;
+        Ok(Self { node, manifest, name, ip, folder, sandbox, containers: Vec::new() })
+    }
+
+    /// Runs the init containers, each to its end, then starts the containers in
+    /// their order, each postStart hook before the next container.
+    ///
+    /// # Errors
+    /// An init container or a hook failed; with its output.
+    pub fn start(&mut self) -> Result<()> {
+        let spec = self.manifest.spec.clone().ok_or("the pod has no spec")?;
+        for container in spec.init_containers.into_iter().flatten() {
+            let mut running = self.run_container(container)?;
+            let status = running.process.wait()?;
+            if !status.success() {
+                let (name, output) = (&running.container.name, running.process.output());
+                return Err(format!("init container {name}: {status}\n{output}").into());
+            }
+            self.containers.push(running);
+        }
+        for container in spec.containers {
+            let running = self.run_container(container)?;
+            let hook = running
+                .container
+                .lifecycle
+                .as_ref()
+                .and_then(|lifecycle| lifecycle.post_start.clone());
+            self.containers.push(running);
+            if let Some(hook) = hook {
+                let name = self
+                    .containers
+                    .last()
+                    .map(|running| running.container.name.clone())
+                    .unwrap_or_default();
+                self.hook(&name, &hook)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the pod: for all containers at once, the preStop hook and then
+    /// SIGTERM; what is left after the grace period is killed. Returns how each
+    /// container ended, by name.
+    ///
+    /// # Errors
+    /// A process can't be signalled or waited for.
+    pub fn stop(mut self) -> Result<BTreeMap<String, String>> {
+        let spec = self.manifest.spec.as_ref();
+        let grace = spec.and_then(|spec| spec.termination_grace_period_seconds);
+        let grace = grace
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .map_or(GRACE, Duration::from_secs);
+        let deadline = Instant::now() + grace;
+        let mut containers = std::mem::take(&mut self.containers);
+        containers.retain_mut(|running| matches!(running.process.ended(), Ok(None)));
+        std::thread::scope(|scope| {
+            let ends: Vec<_> = containers
+                .iter_mut()
+                .map(|running| scope.spawn(move || end(running, deadline)))
+                .collect();
+            ends.into_iter()
+                .map(|end| end.join().unwrap_or_else(|_| Err("a container's end panicked".into())))
+                .collect()
+        })
+    }
+
+    /// Runs a command in a container, as `kubectl exec` does.
+    ///
+    /// # Errors
+    /// The container does not run, or the command can't be started.
+    pub fn exec(&self, container: &str, command: &[&str]) -> Result<Output> {
+        let running = self.running(container)?;
+        exec_in(running, command)
+    }
+
+    fn hook(&self, container: &str, hook: &LifecycleHandler) -> Result<()> {
+        run_hook(self.running(container)?, hook)
+    }
+
+    fn running(&self, container: &str) -> Result<&Running> {
+        let found = self.containers.iter().find(|running| running.container.name == container);
+        found.ok_or_else(|| format!("pod {} has no container {container}", self.name).into())
+    }
+
+    /// What a container has written to its log.
+    pub fn log(&self, container: &str) -> String {
+        self.running(container).map(|running| running.process.output()).unwrap_or_default()
+    }
+
+    /// The processes in the pod's network, by id.
+    pub fn processes(&self) -> Vec<i32> {
+        in_network_of(self.sandbox.id().cast_signed())
+    }
+
+    fn run_container(&self, container: Container) -> Result<Running> {
+        let image = image::find(container.image.as_deref().unwrap_or_default(), self.node.parts())?;
+        let context = container.security_context.as_ref();
+        let number = |field: Option<i64>, default: u32| field.map_or(Ok(default), u32::try_from);
+        let uid = number(context.and_then(|context| context.run_as_user), image.user)?;
+        let gid = number(context.and_then(|context| context.run_as_group), image.user)?;
+        if context.and_then(|context| context.run_as_non_root) == Some(true) && uid == 0 {
+            return Err(format!(
+                "container {} has runAsNonRoot, and would run as root",
+                container.name
+            )
+            .into());
+        }
+        let env = self.environment(&container, &image.path)?;
+        let expand_all = |words: &Option<Vec<String>>| -> Option<Vec<String>> {
+            words.as_ref().map(|words| words.iter().map(|word| expand(word, &env)).collect())
+        };
+        let mut command =
+            expand_all(&container.command).unwrap_or_else(|| image.entrypoint.clone());
+        command.extend(expand_all(&container.args).unwrap_or_default());
+
+        let folder = self.folder.join(&container.name);
+        fs::create_dir_all(folder.join("root"))?;
+        let mut mounts = image.mounts;
+        for mount in container.volume_mounts.iter().flatten() {
+            let volume = self.folder.join("volumes").join(&mount.name);
+            let known = self.manifest.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+            let known = known
+                .filter(|volume| volume.empty_dir.is_some())
+                .any(|volume| volume.name == mount.name);
+            if !known {
+                return Err(format!(
+                    "volume {} is no emptyDir: others are not known here",
+                    mount.name
+                )
+                .into());
+            }
+            fs::create_dir_all(&volume)?;
+            fs::set_permissions(&volume, fs::Permissions::from_mode(0o777))?;
+            let writable = mount.read_only != Some(true);
+            mounts.push(Mount {
+                source: volume,
+                target: PathBuf::from(&mount.mount_path),
+                writable,
+            });
+        }
+        let spec = Spec {
+            root: folder.join("root"),
+            mounts,
+            links: image.links,
+            read_only_root: context.and_then(|context| context.read_only_root_filesystem)
+                == Some(true),
+            network: PathBuf::from(format!("/proc/{}/ns/net", self.sandbox.id())),
+            command,
+            env: env.clone(),
+            uid,
+            gid,
+            started: folder.join("started"),
+        };
+        let file = folder.join("spec.json");
+        serde_json::to_writer(File::create(&file)?, &spec)?;
+        let mut command = Command::new(self.node.parts().harness("pod-runtime"));
+        command.arg("run").arg(&file);
+        let name = format!("{}/{}", self.name, container.name);
+        let mut process = Process::spawn(&name, folder.join("log"), command)?;
+        until(&format!("the start of {name}"), || {
+            fs::read(&spec.started).is_ok_and(|text| !text.is_empty())
+                || !matches!(process.ended(), Ok(None))
+        })?;
+        Ok(Running { container, process, env, user: (uid, gid) })
+    }
+
+    /// The environment of a container: literal values with `$(NAME)` of the
+    /// variables before, and the downward API.
+    fn environment(&self, container: &Container, path: &str) -> Result<BTreeMap<String, String>> {
+        let mut env = BTreeMap::new();
+        if !path.is_empty() {
+            env.insert("PATH".to_owned(), path.to_owned());
+        }
+        for variable in container.env.iter().flatten() {
+            let value = match (&variable.value, &variable.value_from) {
+                (Some(value), _) => expand(value, &env),
+                (None, None) => String::new(),
+                (None, Some(source)) => {
+                    let field = source.field_ref.as_ref().ok_or("only fieldRef is known here")?;
+                    self.field(&field.field_path)?
+                }
+            };
+            env.insert(variable.name.clone(), value);
+        }
+        Ok(env)
+    }
+
+    fn field(&self, path: &str) -> Result<String> {
+        Ok(match path {
+            "metadata.name" => self.name.clone(),
+            "metadata.namespace" => {
+                self.manifest.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned())
+            }
+            "metadata.uid" => format!("uid-of-{}", self.name),
+            "status.podIP" => self.ip.clone(),
+            "status.hostIP" => self.node.ip().to_owned(),
+            "spec.nodeName" => self.node.name().to_owned(),
+            _ => return Err(format!("the downward API has no {path} here").into()),
+        })
+    }
+}
+
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        // Its network goes with it, and with that its end of the node's bridge.
+        self.containers.clear();
+        let _ = self.sandbox.kill();
+        let _ = self.sandbox.wait();
+    }
+}
+
+/// Ends one container: its preStop hook, SIGTERM, and SIGKILL at the deadline.
+fn end(running: &mut Running, deadline: Instant) -> Result<(String, String)> {
+    let name = running.container.name.clone();
+    let hook =
+        running.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
+    let mut how = String::new();
+    if let Some(hook) = hook {
+        // A hook that fails is an event, and does not keep the pod.
+        if let Err(error) = run_hook(running, &hook) {
+            how = format!("preStop failed: {error}; ");
+        }
+    }
+    let process = main_process(&running.process)?;
+    kill(process, Signal::SIGTERM)?;
+    while running.process.ended()?.is_none() {
+        if Instant::now() > deadline {
+            how.push_str("killed after the grace period; ");
+            kill(process, Signal::SIGKILL)?;
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let status = running.process.wait()?;
+    Ok((name, format!("{how}{status}")))
+}
+
+fn exec_in(running: &Running, command: &[impl AsRef<std::ffi::OsStr>]) -> Result<Output> {
+    let target = main_process(&running.process)?;
+    let (uid, gid) = running.user;
+    let output = Command::new("nsenter")
+        .args(["--target", &target.to_string(), "--mount", "--pid", "--net", "--ipc", "--uts"])
+        .args([format!("--setuid={uid}"), format!("--setgid={gid}"), "--".to_owned()])
+        .args(command)
+        .env_clear()
+        .envs(&running.env)
+        .stdin(Stdio::null())
+        .output()?;
+    Ok(output)
+}
+
+fn run_hook(running: &Running, hook: &LifecycleHandler) -> Result<()> {
+    if let Some(sleep) = &hook.sleep {
+        std::thread::sleep(Duration::from_secs(u64::try_from(sleep.seconds)?));
+        return Ok(());
+    }
+    let exec = hook
+        .exec
+        .as_ref()
+        .and_then(|exec| exec.command.as_ref())
+        .ok_or("only exec and sleep hooks are known here")?;
+    let output = exec_in(running, exec)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let (name, errors) = (&running.container.name, String::from_utf8_lossy(&output.stderr));
+    Err(format!("hook of {name}: {}: {errors}", output.status).into())
+}
+
+/// Replaces `$(NAME)` by a variable's value and `$$` by `$`; what names no
+/// variable stays as it is.
+pub fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
+    let mut expanded = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        expanded.push_str(before);
+        let reference = after.strip_prefix('(').and_then(|inner| inner.split_once(')'));
+        rest = match (after.strip_prefix('$'), reference) {
+            (Some(after), _) => {
+                expanded.push('$');
+                after
+            }
+            (None, Some((name, after))) => {
+                match env.get(name) {
+                    Some(value) => expanded.push_str(value),
+                    None => expanded.extend(["$(", name, ")"]),
+                }
+                after
+            }
+            (None, None) => {
+                expanded.push('$');
+                after
+            }
+        };
+    }
+    expanded.push_str(rest);
+    expanded
+}
+
+/// Process 1 of a container, as this machine counts: the runtime's only child.
+fn main_process(runtime: &Process) -> Result<ProcessId> {
+    let pid = runtime.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let child = children.split_whitespace().next().ok_or("the container has ended")?;
+    Ok(ProcessId::from_raw(child.parse()?))
+}
+
+/// The processes that share a process's network.
+fn in_network_of(pid: i32) -> Vec<i32> {
+    let network = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let Some(wanted) = network(pid) else { return Vec::new() };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|other| network(*other).as_ref() == Some(&wanted)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_replaced_as_kubernetes_does() {
+        let env = BTreeMap::from([("A".to_owned(), "1".to_owned())]);
+        for (text, expanded) in [
+            ("$(A)", "1"),
+            ("x$(A)y$(B)", "x1y$(B)"),
+            ("$$(A)", "$(A)"),
+            ("$$$(A)", "$1"),
+            ("$A $", "$A $"),
+            ("$(", "$("),
+        ] {
+            assert_eq!(expand(text, &env), expanded, "{text}");
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! A node: a network of its own with a bridge for pods, a Consul agent at the
+//! node's address, and the xDS server at the agent's gRPC port.
+
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+use reqwest::{Certificate, Client, Method};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::parts::Parts;
+use crate::process::{Process, run};
+use crate::{Result, admission, image, until};
+
+/// A node. Its network is that of the thread that made it: the node lives and
+/// ends with that thread, and so does everything that runs on it.
+#[derive(Debug)]
+pub struct Node {
+    parts: Parts,
+    runtime: Runtime,
+    client: Client,
+    folder: TempDir,
+    pods: Cell<u8>,
+}
+
+/// The node's injector.
+#[derive(Debug)]
+pub struct Injector {
+    process: Process,
+    client: Client,
+}
+
+const IP: &str = "10.99.0.1";
+const NAME: &str = "node-1";
+const BRIDGE: &str = "pods";
+
+// === impl Node ===
+
+impl Node {
+    /// Makes a network for this thread, and nothing in it but a bridge.
+    ///
+    /// # Errors
+    /// The network can't be made: this takes root and iproute2.
+    pub fn new(parts: Parts) -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| format!("cannot make a network namespace: {errno}"))?;
+        ip("link set lo up")?;
+        ip(&format!("link add {BRIDGE} type bridge"))?;
+        ip(&format!("addr add {IP}/24 dev {BRIDGE}"))?;
+        ip(&format!("link set {BRIDGE} up"))?;
+        // After the network: its threads are to be in it.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let folder = tempfile::Builder::new().prefix("connect-e2e-").tempdir()?;
+        Ok(Self { parts, runtime, client: client(&[])?, folder, pods: Cell::new(0) })
+    }
+
+    /// The node's address, which pods know as their host's.
+    pub fn ip(&self) -> &'static str {
+        IP
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &'static str {
+        NAME
+    }
+
+    /// The programs that run here.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// A folder of that name for files of the node, made if it is not there. It
+    /// can be reached by every user, as a kubelet's can.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o755))?;
+        let folder = self.folder.path().join(name);
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+
+    /// Starts a Consul agent at the node's address, and waits until its Connect
+    /// CA works. Its gRPC port is off: it would serve xDS v2.
+    ///
+    /// # Errors
+    /// It ends or does not come up; with its output.
+    pub fn start_agent(&self) -> Result<Process> {
+        let folder = self.folder("agent")?;
+        let config = folder.join("agent.json");
+        let settings = serde_json::json!({
+            "ports": {"grpc": -1, "dns": -1},
+            "connect": {"enabled": true},
+            "disable_update_check": true,
+        });
+        serde_json::to_writer(fs::File::create(&config)?, &settings)?;
+        let config = config.to_string_lossy().into_owned();
+        let args = [
+            "agent",
+            "-dev",
+            "-node",
+            NAME,
+            "-bind",
+            IP,
+            "-advertise",
+            IP,
+            "-client",
+            IP,
+            "-config-file",
+            &config,
+        ];
+        let agent = Process::start("consul", folder.join("log"), &self.parts.consul, &args, &[])?;
+        let up = until("the agent's Connect CA", || {
+            self.get("/v1/connect/ca/roots").is_ok_and(|roots| roots["ActiveRootID"].is_string())
+        });
+        up.map_err(|error| format!("{error}\n{}", agent.output()))?;
+        Ok(agent)
+    }
+
+    /// Starts the xDS server at the agent's gRPC port.
+    ///
+    /// # Errors
+    /// It ends or does not come up; with its output.
+    pub fn start_xds(&self) -> Result<Process> {
+        let log = self.folder("xds")?.join("log");
+        let args = [
+            "--listen".to_owned(),
+            format!("{IP}:8502"),
+            "--agent".to_owned(),
+            format!("http://{IP}:8500"),
+        ];
+        let mut xds =
+            Process::start("xds-server", log, &self.parts.harness("xds-server"), &args, &[])?;
+        xds.await_output("8502")?;
+        Ok(xds)
+    }
+
+    /// Starts the injector, over HTTPS with a certificate that is made now.
+    ///
+    /// # Errors
+    /// It ends or does not come up; with its output.
+    pub fn start_injector(&self) -> Result<Injector> {
+        let folder = self.folder("injector")?;
+        let made = rcgen::generate_simple_self_signed([IP.to_owned()])?;
+        let (cert, key) = (folder.join("tls.crt"), folder.join("tls.key"));
+        fs::File::create(&cert).and_then(|mut file| {
+            std::io::Write::write_all(&mut file, made.cert.pem().as_bytes())
+        })?;
+        fs::File::create(&key).and_then(|mut file| {
+            std::io::Write::write_all(&mut file, made.signing_key.serialize_pem().as_bytes())
+        })?;
+        let flag = |name: &str, value: &str| format!("--{name}={value}");
+        let path = |file: &Path| file.to_string_lossy().into_owned();
+        let args = [
+            "serve".to_owned(),
+            flag("listen", &format!("{IP}:8443")),
+            flag("admin-listen", &format!("{IP}:9445")),
+            flag("init-image", image::INIT),
+            flag("envoy-image", image::ENVOY),
+            flag("tls-cert-file", &path(&cert)),
+            flag("tls-key-file", &path(&key)),
+        ];
+        let mut process = Process::start(
+            "connect-inject",
+            folder.join("log"),
+            &self.parts.bins.join("connect-inject"),
+            &args,
+            &[],
+        )?;
+        let ready = until("the injector's /readyz", || {
+            !matches!(process.ended(), Ok(None))
+                || self.request(Method::GET, &format!("http://{IP}:9445/readyz"), None).is_ok()
+        });
+        if !matches!(process.ended(), Ok(None)) {
+            return Err(format!("the injector ended early:\n{}", process.output()).into());
+        }
+        ready?;
+        Ok(Injector {
+            process,
+            client: client(&[Certificate::from_pem(made.cert.pem().as_bytes())?])?,
+        })
+    }
+
+    /// The pod as the API server would store it, after asking the injector.
+    ///
+    /// # Errors
+    /// It was denied, or the injector did not answer.
+    pub fn admit(&self, injector: &Injector, pod: &Value, namespace: &str) -> Result<Value> {
+        let uid = format!("review-of-{}", pod["metadata"]["name"].as_str().unwrap_or_default());
+        let review = admission::review(pod, namespace, &uid);
+        let request =
+            injector.client.post(format!("https://{IP}:8443/mutate?timeout=5s")).json(&review);
+        let answer: Value = self.runtime.block_on(async { request.send().await?.json().await })?;
+        admission::admitted(pod, &answer, &uid)
+    }
+
+    /// Asks the agent.
+    ///
+    /// # Errors
+    /// It does not answer, or not with 200.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        self.request(Method::GET, &format!("http://{IP}:8500{path}"), None)
+    }
+
+    /// Tells the agent.
+    ///
+    /// # Errors
+    /// It does not answer, or not with 200.
+    pub fn put(&self, path: &str, body: Option<&Value>) -> Result<Value> {
+        self.request(Method::PUT, &format!("http://{IP}:8500{path}"), body)
+    }
+
+    /// Runs Consul's own command line against the agent.
+    ///
+    /// # Errors
+    /// It fails; with its output.
+    pub fn consul(&self, args: &[&str]) -> Result<String> {
+        let address = format!("-http-addr=http://{IP}:8500");
+        let (command, rest) = args.split_at(args.len().min(2));
+        let args: Vec<&str> =
+            command.iter().copied().chain([address.as_str()]).chain(rest.iter().copied()).collect();
+        run(&self.parts.consul.to_string_lossy(), &args)
+    }
+
+    /// Asks anything in the node's network.
+    fn request(&self, method: Method, url: &str, body: Option<&Value>) -> Result<Value> {
+        let mut request = self.client.request(method, url);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let (status, text) = self.runtime.block_on(async {
+            let answer = request.send().await?;
+            let status = answer.status();
+            Ok::<_, reqwest::Error>((status, answer.text().await?))
+        })?;
+        if !status.is_success() {
+            return Err(format!("{url}: {status} {text}").into());
+        }
+        Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    /// Gives a pod's sandbox an address on the bridge.
+    pub(crate) fn attach(&self, sandbox: &Child) -> Result<String> {
+        let number = self.pods.get() + 1;
+        self.pods.set(number);
+        let (link, pid, address) =
+            (format!("pod{number}"), sandbox.id(), format!("10.99.0.{}", 10 + number));
+        ip(&format!("link add {link} type veth peer name eth0 netns {pid}"))?;
+        ip(&format!("link set {link} master {BRIDGE} up"))?;
+        for command in [
+            "link set lo up".to_owned(),
+            format!("addr add {address}/24 dev eth0"),
+            "link set eth0 up".to_owned(),
+            format!("route add default via {IP}"),
+        ] {
+            let pid = pid.to_string();
+            let args: Vec<&str> =
+                ["--target", &pid, "--net", "ip"].into_iter().chain(command.split(' ')).collect();
+            run("nsenter", &args)?;
+        }
+        Ok(address)
+    }
+}
+
+// === impl Injector ===
+
+impl Injector {
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.output()
+    }
+}
+
+fn ip(command: &str) -> Result<()> {
+    let args: Vec<&str> = command.split(' ').collect();
+    run("ip", &args).map(drop)
+}
+
+/// A client that trusts just these certificates.
+fn client(certificates: &[Certificate]) -> Result<Client> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder()
+        .tls_certs_only(certificates.iter().cloned())
+        .no_proxy()
+        .timeout(Duration::from_secs(20))
+        .build()?;
+    Ok(client)
+}
