@@ -1,0 +1,61 @@
+//! Asking the agent, with patience.
+
+use std::fmt;
+use std::future::Future;
+
+use consul::{Agent, Config, Error};
+use runtime::deadline::{Cut, Deadline};
+use runtime::retry::{self, Stopped};
+use runtime::{Exit, Failure};
+use secrecy::SecretString;
+
+/// Asks until it works, fails for good or the deadline passes.
+pub(crate) async fn ask<T, F>(
+    agent: &Agent,
+    deadline: Deadline,
+    question: impl FnMut() -> F,
+) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let answer = retry::until(deadline, retry::NODE_AGENT, Error::is_transient, question);
+    answer.await.map_err(|stopped| why(stopped, agent, deadline))
+}
+
+/// Why asking came to an end.
+pub(crate) fn why<E: Into<Failure>>(
+    stopped: Stopped<E>,
+    agent: &Agent,
+    deadline: Deadline,
+) -> Failure {
+    match stopped {
+        // The last cause says more than that the time is over.
+        Stopped::Final(error) | Stopped::Deadline(Some(error)) => error.into(),
+        Stopped::Deadline(None) => no_answer(agent, deadline),
+    }
+}
+
+/// The same agent, with another token if there is one.
+pub(crate) fn with_token(agent: &Agent, token: Option<&SecretString>) -> Result<Agent, Failure> {
+    match token {
+        None => Ok(agent.clone()),
+        Some(token) => Agent::new(Config { token: Some(token.clone()), ..agent.config().clone() }),
+    }
+}
+
+/// Why the whole was cut short.
+pub(crate) fn cut_short(cut: Cut, agent: &Agent, deadline: Deadline) -> Failure {
+    match cut {
+        Cut::Deadline => no_answer(agent, deadline),
+        Cut::Signal(signal) => Failure::new(Exit::Failure, format_args!("ended by {signal}")),
+    }
+}
+
+fn no_answer(agent: &Agent, deadline: Deadline) -> Failure {
+    let address: &dyn fmt::Display = &agent.config().address;
+    Failure::new(
+        Exit::Deadline,
+        format_args!("the Consul agent at {address} did not answer within {deadline}"),
+    )
+    .hint("check that the agent works, or give it more time with --timeout")
+}

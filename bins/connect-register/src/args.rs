@@ -1,0 +1,205 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use consul::AgentArgs;
+use registration::service::Kind;
+use runtime::{LogArgs, exit};
+
+use crate::flags;
+
+/// Registers services with a Consul agent by hand
+#[derive(Debug, Parser)]
+#[command(name = "connect-register", version, after_help = exit::HELP)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Register services, from definition files or from flags
+    ///
+    /// All files are read and checked before anything is sent. If a service is
+    /// refused, those that this run has added are taken back. What has the id
+    /// of a registered service replaces it, checks included.
+    #[command(
+        after_help = exit::HELP,
+        override_usage = "connect-register register [OPTIONS] <FILE>...\n       \
+                          connect-register register [OPTIONS] --name <NAME>"
+    )]
+    Register(RegisterArgs),
+
+    /// Deregister services, by definition files or by ids
+    ///
+    /// Each one is tried even if another failed. One that the agent does not
+    /// have is no failure.
+    #[command(
+        after_help = exit::HELP,
+        override_usage = "connect-register deregister [OPTIONS] <FILE>...\n       \
+                          connect-register deregister [OPTIONS] --id <ID>..."
+    )]
+    Deregister(DeregisterArgs),
+
+    /// Print the Envoy bootstrap document of a registered proxy, as JSON
+    ///
+    /// It holds the ACL token: keep it from others.
+    #[command(after_help = exit::HELP)]
+    Bootstrap(BootstrapCommand),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RegisterArgs {
+    /// Definition files of Consul's, in JSON; `-` is standard input
+    #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with = "ServiceArgs")]
+    pub(crate) files: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) service: ServiceArgs,
+
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
+}
+
+/// A service given by flags instead of a file.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Service, instead of a file")]
+pub(crate) struct ServiceArgs {
+    /// Its name, by which others find it
+    #[arg(long, value_name = "NAME", value_parser = flags::not_empty)]
+    pub(crate) name: Option<String>,
+
+    /// Its id, unique on the agent [default: the name]
+    #[arg(long, value_name = "ID", requires = "name", value_parser = flags::not_empty)]
+    pub(crate) id: Option<String>,
+
+    /// Where it is reached [default: the agent's address]
+    #[arg(long, value_name = "ADDRESS", requires = "name")]
+    pub(crate) address: Option<String>,
+
+    /// The port there, from 1 to 65535
+    #[arg(long, value_name = "PORT", requires = "name", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+
+    /// A tag; repeat it for more
+    #[arg(long = "tag", value_name = "TAG", requires = "name")]
+    pub(crate) tags: Vec<String>,
+
+    /// Free text under a key; repeat it for more
+    #[arg(long, value_name = "KEY=VALUE", requires = "name", value_parser = flags::key_value)]
+    pub(crate) meta: Vec<(String, String)>,
+
+    /// What it is, if not an ordinary service: mesh-gateway,
+    /// terminating-gateway, ingress-gateway or api-gateway. A proxy takes a file
+    #[arg(long, value_name = "KIND", requires = "name", value_parser = flags::kind)]
+    pub(crate) kind: Option<Kind>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DeregisterArgs {
+    /// Definition files of the services, in JSON; `-` is standard input
+    #[arg(value_name = "FILE", required_unless_present = "ids", conflicts_with = "ids")]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// The id of a service; repeat it for more
+    #[arg(long = "id", value_name = "ID", value_parser = flags::not_empty)]
+    pub(crate) ids: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BootstrapCommand {
+    #[command(flatten)]
+    pub(crate) which: WhichProxy,
+
+    #[command(flatten)]
+    pub(crate) envoy: consul::BootstrapArgs,
+
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
+}
+
+/// The proxy that the document is for.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct WhichProxy {
+    /// The id of the proxy, or of a gateway
+    #[arg(long, env = "CONNECT_PROXY_ID", value_name = "ID", value_parser = flags::not_empty)]
+    pub(crate) proxy_id: Option<String>,
+
+    /// The id of the service whose only sidecar proxy is meant
+    #[arg(long, env = "CONNECT_SIDECAR_FOR", value_name = "ID", value_parser = flags::not_empty)]
+    pub(crate) sidecar_for: Option<String>,
+}
+
+/// The agent, and the patience with it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReachArgs {
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+
+    /// How long it all may take: an agent that can't be reached, or can't
+    /// serve at the moment, is asked again until then. An agent whose servers
+    /// have no leader takes 7 seconds for one registration
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "20s",
+        value_parser = duration::parse_length,
+        help_heading = "Consul agent"
+    )]
+    pub(crate) timeout: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    /// The README lists the flags; this keeps it honest.
+    #[test]
+    fn the_readme_lists_the_flags_that_there_are() {
+        let mut there_are = BTreeSet::from(["--help".to_owned(), "--version".to_owned()]);
+        let mut command = Args::command();
+        command.build();
+        for command in command.get_subcommands().chain([&command]) {
+            for argument in command.get_arguments() {
+                there_are.extend(argument.get_long().map(|flag| format!("--{flag}")));
+            }
+        }
+        let readme = include_str!("../README.md");
+        for command in command.get_subcommands() {
+            for variable in command.get_arguments().filter_map(clap::Arg::get_env) {
+                let listed = format!("`{}`", variable.display());
+                assert!(readme.contains(&listed), "the README lacks {listed}");
+            }
+        }
+        let is_of_a_flag = |c: char| c.is_ascii_lowercase() || c == '-';
+        let listed: BTreeSet<String> = readme
+            .split(|c| !is_of_a_flag(c))
+            .filter(|word| word.len() > 2 && word.starts_with("--") && !word.starts_with("---"))
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(listed, there_are);
+        for line in exit::HELP.lines().filter(|line| line.starts_with(' ')) {
+            let (code, meaning) = line.trim().split_once(' ').expect("a code and its meaning");
+            let row = format!("| {code} | {} |", meaning.trim());
+            assert!(readme.contains(&row), "the README lacks {row}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! `bootstrap`.
+
+use std::collections::BTreeMap;
+
+use consul::Agent;
+use consul::answer::AgentService;
+use registration::service::Kind;
+use runtime::deadline::{Deadline, race};
+use runtime::{Exit, Failure, Signals, retry};
+
+use crate::agent::{ask, cut_short, why};
+use crate::args::{BootstrapCommand, WhichProxy};
+use crate::output;
+
+/// Prints the document.
+pub(crate) async fn run(args: BootstrapCommand, mut signals: Signals) -> Result<(), Failure> {
+    let BootstrapCommand { which, envoy, reach } = args;
+    let agent = reach.agent.agent(None)?;
+    let deadline = Deadline::after(reach.timeout);
+    let text = match race(deadline, &mut signals, text(&agent, &which, &envoy, deadline)).await {
+        Ok(text) => text?,
+        Err(cut) => return Err(cut_short(cut, &agent, deadline)),
+    };
+    output::print([text])
+}
+
+async fn text(
+    agent: &Agent,
+    which: &WhichProxy,
+    envoy: &consul::BootstrapArgs,
+    deadline: Deadline,
+) -> Result<String, Failure> {
+    let id = match which {
+        WhichProxy { proxy_id: Some(id), .. } => id.clone(),
+        WhichProxy { sidecar_for, .. } => {
+            let service = sidecar_for.as_deref().unwrap_or_default();
+            // Not filtered by the agent: release 1.8 breaks off if a filter
+            // asks an ordinary service for its proxy.
+            let services = ask(agent, deadline, || agent.services()).await?;
+            sidecar_of(service, &services)?
+        }
+    };
+    // Again, by its id: so the central configuration is merged into it.
+    let proxy = ask(agent, deadline, || agent.service(&id, None)).await?;
+    let proxy = proxy.ok_or_else(|| unknown(&id, agent))?;
+    let document =
+        retry::until(deadline, retry::NODE_AGENT, is_transient, || envoy.render(agent, &proxy));
+    let document = document.await.map_err(|stopped| why(stopped, agent, deadline))?;
+    Ok(format!("{document:#}"))
+}
+
+/// Whether it was the agent that could not, which may pass.
+fn is_transient(failure: &Failure) -> bool {
+    matches!(failure.exit(), Exit::Unreachable | Exit::Deadline)
+}
+
+/// The id of the only sidecar proxy of a service.
+fn sidecar_of(id: &str, services: &BTreeMap<String, AgentService>) -> Result<String, Failure> {
+    let destination = |service: &AgentService| match (&service.kind, &service.proxy) {
+        (Kind::ConnectProxy, Some(proxy)) => Some(proxy.destination_service_id.clone()),
+        _ => None,
+    };
+    let sidecars: Vec<&str> = services
+        .values()
+        .filter(|service| destination(service).as_deref() == Some(id))
+        .map(|service| service.id.as_str())
+        .collect();
+    match sidecars[..] {
+        [sidecar] => Ok(sidecar.to_owned()),
+        [] => {
+            let failure = Failure::new(
+                Exit::Failure,
+                format_args!("no sidecar proxy is registered for service `{id}`"),
+            );
+            let others: Vec<String> = services.values().filter_map(destination).collect();
+            Err(if !services.contains_key(id) && others.is_empty() {
+                failure.hint("register the service and its sidecar first; with ACLs on, the token needs service:read on both")
+            } else if !services.contains_key(id) {
+                failure.hint(format_args!(
+                    "--sidecar-for takes the id of a service; there are sidecars for: {}",
+                    others.join(", ")
+                ))
+            } else {
+                failure.hint("the service is registered without one: add connect.sidecar_service to its definition, or register a connect-proxy with this destination_service_id")
+            })
+        }
+        _ => Err(Failure::new(
+            Exit::Failure,
+            format_args!(
+                "service `{id}` has {} sidecar proxies: {}",
+                sidecars.len(),
+                sidecars.join(", ")
+            ),
+        )
+        .hint("name one with --proxy-id")),
+    }
+}
+
+fn unknown(id: &str, agent: &Agent) -> Failure {
+    let address = &agent.config().address;
+    Failure::new(
+        Exit::Failure,
+        format_args!("no service `{id}` is registered with the Consul agent at {address}"),
+    )
+    .hint("register the proxy there first, or name its own agent with --http-addr; --proxy-id takes the id of a proxy, not its name")
+}
+
+#[cfg(test)]
+mod tests {
+    use registration::Proxy;
+
+    use super::*;
+
+    fn services(sidecars: &[(&str, &str)]) -> BTreeMap<String, AgentService> {
+        let web = AgentService { id: "web-1".to_owned(), ..AgentService::default() };
+        let sidecars = sidecars.iter().map(|(id, destination)| AgentService {
+            kind: Kind::ConnectProxy,
+            id: (*id).to_owned(),
+            proxy: Some(Proxy {
+                destination_service_id: (*destination).to_owned(),
+                ..Proxy::default()
+            }),
+            ..AgentService::default()
+        });
+        sidecars.chain([web]).map(|service| (service.id.clone(), service)).collect()
+    }
+
+    #[test]
+    fn the_only_sidecar_is_found() {
+        let found = sidecar_of("web-1", &services(&[("db-p", "db-1"), ("web-p", "web-1")]));
+        assert_eq!(found.unwrap(), "web-p");
+    }
+
+    #[test]
+    fn what_to_do_without_one() {
+        let error = |id, sidecars| sidecar_of(id, &services(sidecars)).unwrap_err().to_string();
+        assert!(error("web-1", &[]).contains("add connect.sidecar_service"));
+        assert!(error("db", &[]).contains("register the service and its sidecar first"));
+        assert!(error("db", &[("db-p", "db-1")]).contains("there are sidecars for: db-1"));
+        let several = error("web-1", &[("a", "web-1"), ("b", "web-1")]);
+        assert!(several.contains("has 2 sidecar proxies: a, b; hint: name one"), "{several}");
+    }
+}

@@ -1,0 +1,70 @@
+//! A service from flags.
+
+use definition::Definition;
+use registration::Service;
+use registration::service::Kind;
+
+use crate::args::ServiceArgs;
+
+/// The service that the flags define; none without `--name`.
+pub(crate) fn definition(args: ServiceArgs) -> Option<Definition> {
+    let ServiceArgs { name, id, address, port, tags, meta, kind } = args;
+    let service = Service {
+        kind: kind.unwrap_or_default(),
+        id: id.unwrap_or_default(),
+        name: name?,
+        tags,
+        address: address.unwrap_or_default(),
+        port: port.unwrap_or_default(),
+        meta: meta.into_iter().collect(),
+        ..Service::default()
+    };
+    Some(Definition { service, token: None })
+}
+
+/// `key=value`.
+pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, such as version=2".to_owned()),
+    }
+}
+
+/// A kind that flags can define.
+pub(crate) fn kind(text: &str) -> Result<Kind, String> {
+    match text {
+        "mesh-gateway" => Ok(Kind::MeshGateway),
+        "terminating-gateway" => Ok(Kind::TerminatingGateway),
+        "ingress-gateway" => Ok(Kind::IngressGateway),
+        "api-gateway" => Ok(Kind::ApiGateway),
+        "connect-proxy" => Err("a connect-proxy needs a destination, for which there is no flag: \
+                                write a definition file with proxy.destination_service_name"
+            .to_owned()),
+        _ => Err("expected mesh-gateway, terminating-gateway, ingress-gateway or api-gateway; \
+                  without --kind it is an ordinary service"
+            .to_owned()),
+    }
+}
+
+pub(crate) fn not_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meta_is_a_key_and_a_value() {
+        assert_eq!(key_value("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        assert_eq!(key_value("a="), Ok(("a".to_owned(), String::new())));
+        assert!(key_value("a").is_err() && key_value("=b").is_err());
+    }
+
+    #[test]
+    fn a_proxy_takes_a_file() {
+        assert_eq!(kind("mesh-gateway"), Ok(Kind::MeshGateway));
+        assert!(kind("connect-proxy").unwrap_err().contains("proxy.destination_service_name"));
+        assert!(kind("sidecar").is_err());
+    }
+}

@@ -1,0 +1,12 @@
+//! The program as a whole: against a scripted agent that fails in every way,
+//! and against a real Consul agent.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod bootstrap;
+mod deregister;
+mod program;
+mod real;
+mod real_agent;
+mod register;
+mod scripted_agent;

@@ -1,0 +1,161 @@
+//! Against a real Consul agent, and beside Consul's own CLI.
+
+use serde_json::{Value, json};
+
+use crate::program::run;
+use crate::real_agent::RealAgent;
+
+/// Definitions that Consul 1.8 reads, too.
+fn definitions() -> Value {
+    json!({"services": [
+        {"name": "plain"},
+        {
+            "id": "web-1", "name": "web", "port": 8080, "address": "10.1.1.1",
+            "tags": ["a", "b"], "meta": {"Version": "2", "x-y": ""},
+            "tagged_addresses": {"lan": {"address": "10.1.1.2", "port": 81}},
+            "weights": {"passing": 5}, "enable_tag_override": true,
+            "check": {"name": "single", "tcp": "127.0.0.1:1", "interval": "1h", "timeout": "90s"},
+            "checks": [
+                {"id": "http", "name": "by http", "http": "http://127.0.0.1:1/health",
+                    "interval": "90m", "method": "PUT", "header": {"X-A": ["b", "c"]},
+                    "tls_skip_verify": true, "notes": "a note", "status": "passing",
+                    "DeregisterCriticalServiceAfter": "2h"},
+                {"id": "ttl", "TTL": "1h30m", "status": "warning", "success_before_passing": 2},
+                {"id": "grpc", "grpc": "127.0.0.1:1/x", "grpc_use_tls": true, "interval": "1h"},
+                {"id": "alias", "alias_service": "plain"},
+            ],
+            "connect": {"sidecar_service": {
+                "port": 20000,
+                "proxy": {
+                    "upstreams": [
+                        {"destination_name": "db", "local_bind_port": 5432, "datacenter": "dc1",
+                            "mesh_gateway": {"mode": "local"}, "config": {"connect_timeout_ms": 5}},
+                        {"destination_type": "prepared_query", "destination_name": "q",
+                            "local_bind_address": "127.0.0.2", "local_bind_port": 1},
+                    ],
+                    "config": {"protocol": "http", "Nested": {"Key_A": 1.5, "list": ["x"]}},
+                    "expose": {"checks": true, "paths": [{"path": "/h", "listener_port": 2,
+                        "local_path_port": 3, "protocol": "http2"}]},
+                    "mesh_gateway": {"mode": "remote"},
+                },
+            }},
+        },
+        {
+            "kind": "connect-proxy", "id": "p/1", "name": "p", "port": 20001,
+            "proxy": {"destination_service_name": "plain", "destination_service_id": "plain",
+                "local_service_address": "127.0.0.1", "local_service_port": 1},
+            "checks": [{"ttl": "1h"}],
+        },
+        {"kind": "mesh-gateway", "name": "gw", "port": 443},
+        {"name": "native", "port": 1, "connect": {"native": true}},
+    ]})
+}
+
+#[test]
+fn the_same_as_by_consuls_own_cli() {
+    let Some(agent) = RealAgent::start(&json!({})) else { return };
+    let empty = agent.state();
+    let file = agent.file("all.json", &definitions());
+
+    let printed = agent.cli(&["services", "register", &file]);
+    let by_cli = agent.state();
+    assert_eq!(by_cli["services"].as_object().unwrap().len(), 6);
+    agent.cli(&["services", "deregister", &file]);
+    assert_eq!(agent.state(), empty);
+
+    run(&agent.http, &["register", &file]).printed(&printed);
+    assert_eq!(agent.state(), by_cli);
+    // Once more: nothing changes.
+    run(&agent.http, &["register", &file]).printed(&printed);
+    assert_eq!(agent.state(), by_cli);
+
+    run(&agent.http, &["deregister", &file]).printed(
+        "Deregistered service: plain\nDeregistered service: web-1\nDeregistered service: p/1\n\
+         Deregistered service: gw\nDeregistered service: native\n",
+    );
+    assert_eq!(agent.state(), empty);
+    let ran = run(&agent.http, &["deregister", "--id", "p/1"]);
+    ran.printed("");
+    ran.said(&["service `p/1` is not registered"]);
+
+    let flags = ["-name", "flags", "-port", "1", "-tag", "a", "-tag", "b", "-meta", "k=v"];
+    let ours =
+        flags.map(|flag| if flag.starts_with('-') { format!("-{flag}") } else { flag.to_owned() });
+    let ours: Vec<&str> = ours.iter().map(String::as_str).collect();
+    agent.cli(&[&["services", "register"], &flags[..]].concat());
+    let by_cli = agent.state();
+    agent.cli(&["services", "deregister", "-id", "flags"]);
+    run(&agent.http, &[&["register"], &ours[..]].concat()).printed("Registered service: flags\n");
+    assert_eq!(agent.state(), by_cli);
+}
+
+/// Release 1.8's CLI loses `args`, and the agent then misses the check's kind.
+#[test]
+fn a_refusal_leaves_nothing_and_scripts_are_kept() {
+    let Some(agent) = RealAgent::start(&json!({})) else { return };
+    let script = json!({"args": ["/bin/true"], "interval": "1h", "output_max_size": 100});
+    let file = agent.file(
+        "f.json",
+        &json!({"services": [{"name": "a", "connect": {"sidecar_service": {}}},
+            {"name": "b", "check": script}]}),
+    );
+    let empty = agent.state();
+    run(&agent.http, &["register", &file]).failed(
+        78,
+        &["registering service `b`", "Scripts are disabled on this agent", "`a` is taken back"],
+    );
+    assert_eq!(agent.state(), empty);
+
+    let Some(agent) = RealAgent::start(&json!({"enable_script_checks": true})) else { return };
+    run(&agent.http, &["register", &file])
+        .printed("Registered service: a\nRegistered service: b\n");
+    assert_eq!(agent.state()["checks"]["service:b"]["Type"], "script");
+}
+
+#[test]
+fn a_definitions_token_counts() {
+    let token = "6d3b1b0e-0b0f-4f5c-9c0a-2d7c6c1f0a11";
+    let Some(agent) = RealAgent::start(&json!({"acl": {"enabled": true, "default_policy": "deny",
+        "tokens": {"master": token}}}))
+    else {
+        return;
+    };
+    // Before that, the agent would remember that it does not know the token.
+    agent.wait_until("/v1/acl/token/self", token, |answer| answer["SecretID"] == token);
+    let with = agent.file("with.json", &json!({"service": {"name": "a", "token": token}}));
+    let without = agent.file("without.json", &json!({"service": {"name": "a"}}));
+
+    let ran = run(&agent.http, &["register", &without]);
+    ran.failed(77, &["registering service `a`", "403 Permission denied"]);
+    let ran = run(&agent.http, &["register", &with]);
+    ran.printed("Registered service: a\n");
+    assert!(!ran.stderr.contains(token));
+    let ran = run(&agent.http, &["deregister", &without]);
+    ran.failed(77, &["deregistering service `a`", "403 Permission denied"]);
+    run(&agent.http, &["deregister", &with]).printed("Deregistered service: a\n");
+    // With ACLs on, release 1.8 answers 500 for it.
+    let ran = run(&agent.http, &["deregister", &with]);
+    ran.printed("");
+    ran.said(&["service `a` is not registered"]);
+}
+
+#[test]
+fn the_bootstrap_of_a_sidecar_and_of_a_proxy() {
+    let Some(agent) = RealAgent::start(&json!({})) else { return };
+    let file = agent.file("all.json", &definitions());
+    run(&agent.http, &["register", &file]);
+    let document = run(&agent.http, &["bootstrap", "--sidecar-for", "web-1"]).json();
+    assert_eq!(document["node"]["id"], "web-1-sidecar-proxy");
+    assert_eq!(document["node"]["cluster"], "web");
+    assert!(document.to_string().contains(&format!("\"port_value\":{}", agent.grpc)));
+    let by_cli = agent.cli(&["connect", "envoy", "-bootstrap", "-sidecar-for", "web-1"]);
+    let by_cli: Value = serde_json::from_str(&by_cli).unwrap();
+    assert_eq!(document["node"]["id"], by_cli["node"]["id"]);
+    assert_eq!(document["node"]["cluster"], by_cli["node"]["cluster"]);
+    assert_eq!(document["admin"]["address"], by_cli["admin"]["address"]);
+
+    let document = run(&agent.http, &["bootstrap", "--proxy-id", "p/1"]).json();
+    assert_eq!(document["node"]["cluster"], "plain");
+    run(&agent.http, &["bootstrap", "--proxy-id", "nope"]).failed(1, &["no service `nope`"]);
+    run(&agent.http, &["bootstrap", "--proxy-id", "web-1"]).failed(64, &["is not a Connect proxy"]);
+}

@@ -1,0 +1,150 @@
+//! A real Consul agent in its development mode, for one test.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::program::Files;
+
+/// A running agent; it ends with this.
+pub(crate) struct RealAgent {
+    consul: String,
+    process: Child,
+    pub(crate) http: String,
+    pub(crate) grpc: u16,
+    files: Files,
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl RealAgent {
+    /// Starts an agent with this added to its configuration; none if there is no
+    /// Consul here.
+    #[expect(clippy::print_stderr, reason = "a skipped test says so")]
+    pub(crate) fn start(configuration: &Value) -> Option<Self> {
+        let consul = variable("CONSUL_BIN");
+        if consul.is_none() {
+            assert!(variable("CI").is_none(), "CONSUL_BIN has to name a Consul binary");
+            eprintln!("skipped: CONSUL_BIN does not name a Consul binary");
+        }
+        let consul = consul?;
+        // A port that was free may be taken a moment later, so more than once.
+        (0..5)
+            .find_map(|_| Self::try_start(&consul, configuration))
+            .or_else(|| panic!("{consul} does not start"))
+    }
+
+    fn try_start(consul: &str, configuration: &Value) -> Option<Self> {
+        let [http, grpc, lan, wan, server] = free_ports();
+        let mut all = json!({
+            "ports": {"dns": -1, "http": http, "grpc": grpc, "serf_lan": lan, "serf_wan": wan,
+                "server": server},
+            "log_level": "warn",
+        });
+        let map = all.as_object_mut().expect("an object");
+        map.extend(configuration.as_object().cloned().unwrap_or_default());
+        let files = Files::new();
+        let file = files.json("agent.json", &all);
+        let process = Command::new(consul)
+            .args(["agent", "-dev", "-node", "n1", "-bind", "127.0.0.1", "-client", "127.0.0.1"])
+            .args(["-config-file", &file])
+            .env_clear()
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("CONSUL_BIN is a program");
+        let http = format!("127.0.0.1:{http}");
+        let mut agent = Self { consul: consul.to_owned(), process, http, grpc, files };
+        agent.is_ready().then_some(agent)
+    }
+
+    /// Waits for the agent to be its own leader; false if it ends instead.
+    fn is_ready(&mut self) -> bool {
+        let began = Instant::now();
+        loop {
+            if self.process.try_wait().unwrap().is_some() {
+                return false;
+            }
+            if self.get("/v1/status/leader", "").is_some_and(|leader| leader != json!("")) {
+                return true;
+            }
+            assert!(began.elapsed() < PATIENCE, "the agent has no leader");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Asks until the answer is as wanted.
+    pub(crate) fn wait_until(&self, path: &str, token: &str, wanted: impl Fn(&Value) -> bool) {
+        let began = Instant::now();
+        while !self.get(path, token).is_some_and(|answer| wanted(&answer)) {
+            assert!(began.elapsed() < PATIENCE, "{path} is not as wanted");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What the agent answers, if it is JSON and 200.
+    pub(crate) fn get(&self, path: &str, token: &str) -> Option<Value> {
+        let mut stream = TcpStream::connect(&self.http).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\nX-Consul-Token: {token}\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.contains(" 200 ").then(|| serde_json::from_str(body).ok()).flatten()
+    }
+
+    /// What the agent has: services and checks, without what changes from one
+    /// moment to the next.
+    pub(crate) fn state(&self) -> Value {
+        let services = self.get("/v1/agent/services", "").unwrap();
+        let mut checks = self.get("/v1/agent/checks", "").unwrap();
+        for check in checks.as_object_mut().unwrap().values_mut() {
+            let check = check.as_object_mut().unwrap();
+            check.remove("Output");
+            if check["Type"] == "alias" {
+                check.remove("Status");
+            }
+        }
+        json!({"services": services, "checks": checks})
+    }
+
+    /// Runs Consul's own CLI and returns what it printed.
+    pub(crate) fn cli(&self, args: &[&str]) -> String {
+        let output = Command::new(&self.consul)
+            .args(args)
+            .env_clear()
+            .env("CONSUL_HTTP_ADDR", &self.http)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "consul {args:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A definition file.
+    pub(crate) fn file(&self, name: &str, value: &Value) -> String {
+        self.files.json(name, value)
+    }
+}
+
+impl Drop for RealAgent {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn free_ports<const N: usize>() -> [u16; N] {
+    // All at once, so that they differ.
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+#[expect(clippy::disallowed_methods, reason = "it is the test's own setting")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

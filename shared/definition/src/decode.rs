@@ -1,0 +1,284 @@
+//! A tree into registrations.
+//!
+//! Sources: Consul's "Services configuration reference", "Health check
+//! configuration reference" and "Proxy service configuration" pages.
+
+use duration::GoDuration;
+use registration::check::Status;
+use registration::proxy::{Expose, ExposePath, MeshGateway};
+use registration::service::{Connect, Kind, Locality, SidecarService, TaggedAddress, Weights};
+use registration::upstream::DestinationType;
+use registration::{Check, Proxy, Service, Upstream};
+
+use crate::Definition;
+use crate::error::Found;
+use crate::object::{At, Object, Reader};
+use crate::tree::{Node, Value};
+
+const KINDS: [(&str, Kind); 6] = [
+    ("connect-proxy", Kind::ConnectProxy),
+    ("mesh-gateway", Kind::MeshGateway),
+    ("terminating-gateway", Kind::TerminatingGateway),
+    ("ingress-gateway", Kind::IngressGateway),
+    ("api-gateway", Kind::ApiGateway),
+    ("", Kind::Typical),
+];
+
+const STATUSES: [(&str, Option<Status>); 4] = [
+    ("passing", Some(Status::Passing)),
+    ("warning", Some(Status::Warning)),
+    ("critical", Some(Status::Critical)),
+    ("", None),
+];
+
+const DESTINATION_TYPES: [(&str, DestinationType); 3] = [
+    ("service", DestinationType::Service),
+    ("prepared_query", DestinationType::PreparedQuery),
+    ("", DestinationType::Service),
+];
+
+const MESH_GATEWAY_MODES: [(&str, &str); 4] =
+    [("none", "none"), ("local", "local"), ("remote", "remote"), ("", "")];
+
+const PROXY_MODES: [(&str, &str); 3] =
+    [("direct", "direct"), ("transparent", "transparent"), ("", "")];
+
+const PROTOCOLS: [(&str, &str); 3] = [("http", "http"), ("http2", "http2"), ("", "")];
+
+/// The services of a file.
+pub(crate) fn definitions(root: &Node) -> Result<Vec<Definition>, Vec<Found>> {
+    let mut reader = Reader::default();
+    let at = At { node: root, path: String::new() };
+    if is_bare_service(root) {
+        reader.report(
+            &at,
+            "a service stands within `service`: expected {\"service\": {\"name\": ...}}",
+        );
+        return Err(reader.problems);
+    }
+    let definitions = reader.object(&at, |file| {
+        let mut definitions = file.read("services", |reader, at| reader.list(at, service));
+        definitions.extend(file.optional("service", service));
+        definitions
+    });
+    if reader.problems.is_empty() { Ok(definitions) } else { Err(reader.problems) }
+}
+
+/// Whether someone wrote what the HTTP API takes: a service on its own.
+fn is_bare_service(root: &Node) -> bool {
+    let Value::Object(entries) = &root.value else {
+        return false;
+    };
+    let has = |name: &str| entries.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
+    has("name") && !has("service") && !has("services")
+}
+
+fn service(reader: &mut Reader, at: &At<'_>) -> Definition {
+    reader.object(at, |o| {
+        let service = Service {
+            kind: o.read("kind", |reader, at| reader.one_of(at, &KINDS)),
+            id: o.read("id", Reader::text),
+            name: o.read("name", Reader::text),
+            tags: o.read("tags", Reader::texts),
+            address: o.read("address", Reader::text),
+            tagged_addresses: o
+                .read("tagged_addresses", |reader, at| reader.map(at, tagged_address)),
+            port: o.read("port", Reader::port),
+            socket_path: o.read("socket_path", Reader::text),
+            meta: o.read("meta", |reader, at| reader.map(at, Reader::text)),
+            weights: o.read("weights", weights),
+            enable_tag_override: o.read("enable_tag_override", Reader::boolean),
+            proxy: o.optional("proxy", proxy),
+            connect: o.optional("connect", connect),
+            checks: checks(o),
+            locality: o.optional("locality", locality),
+            namespace: o.read("namespace", Reader::text),
+            partition: o.read("partition", Reader::text),
+        };
+        let token = o.read("token", Reader::secret);
+        if o.is_sound() {
+            require(o, &service);
+        }
+        Definition { service, token }
+    })
+}
+
+/// What a service can't do without.
+fn require(o: &mut Object<'_, '_>, service: &Service) {
+    if service.name.is_empty() {
+        o.report("name", "missing: a service has a name");
+    }
+    if service.kind == Kind::ConnectProxy {
+        if service.port == 0 && service.socket_path.is_empty() {
+            o.report("port", "missing: a connect-proxy has a port, from 1 to 65535");
+        }
+        let proxy = service.proxy.as_ref();
+        if proxy.is_none_or(|proxy| proxy.destination_service_name.is_empty()) {
+            o.report(
+                "proxy.destination_service_name",
+                "missing: a connect-proxy names the service that it stands for",
+            );
+        }
+    }
+}
+
+fn tagged_address(reader: &mut Reader, at: &At<'_>) -> TaggedAddress {
+    reader.object(at, |o| TaggedAddress {
+        address: o.read("address", Reader::text),
+        port: o.read("port", Reader::port),
+    })
+}
+
+/// Each half has its own default.
+fn weights(reader: &mut Reader, at: &At<'_>) -> Option<Weights> {
+    reader.object(at, |o| {
+        let passing = o.optional("passing", |reader, at| reader.whole(at, 1, u16::MAX));
+        let warning = o.optional("warning", |reader, at| reader.whole(at, 0, u16::MAX));
+        Some(Weights { passing: passing.unwrap_or(1), warning: warning.unwrap_or(1) })
+    })
+}
+
+fn locality(reader: &mut Reader, at: &At<'_>) -> Locality {
+    reader.object(at, |o| Locality {
+        region: o.read("region", Reader::text),
+        zone: o.read("zone", Reader::text),
+    })
+}
+
+fn connect(reader: &mut Reader, at: &At<'_>) -> Connect {
+    reader.object(at, |o| Connect {
+        native: o.read("native", Reader::boolean),
+        sidecar_service: o.optional("sidecar_service", sidecar_service).map(Box::new),
+    })
+}
+
+fn sidecar_service(reader: &mut Reader, at: &At<'_>) -> SidecarService {
+    reader.object(at, |o| {
+        // The agent sets it anyway.
+        let () = o.read("kind", |reader, at| reader.one_of(at, &[("connect-proxy", ()), ("", ())]));
+        let sidecar = SidecarService {
+            id: o.read("id", Reader::text),
+            name: o.read("name", Reader::text),
+            tags: o.read("tags", Reader::texts),
+            address: o.read("address", Reader::text),
+            port: o.read("port", Reader::port),
+            meta: o.read("meta", |reader, at| reader.map(at, Reader::text)),
+            weights: o.read("weights", weights),
+            enable_tag_override: o.read("enable_tag_override", Reader::boolean),
+            proxy: o.optional("proxy", proxy),
+            checks: checks(o),
+        };
+        if !sidecar.id.is_empty() {
+            o.report("id", "not accepted: the agent makes the id of a sidecar_service");
+        }
+        sidecar
+    })
+}
+
+fn proxy(reader: &mut Reader, at: &At<'_>) -> Proxy {
+    reader.object(at, |o| Proxy {
+        destination_service_name: o.read("destination_service_name", Reader::text),
+        destination_service_id: o.read("destination_service_id", Reader::text),
+        local_service_address: o.read("local_service_address", Reader::text),
+        local_service_port: o.read("local_service_port", Reader::port),
+        local_service_socket_path: o.read("local_service_socket_path", Reader::text),
+        mode: o.read("mode", |reader, at| reader.one_of(at, &PROXY_MODES)).to_owned(),
+        config: o.read("config", Reader::free),
+        upstreams: o.read("upstreams", |reader, at| reader.list(at, upstream)),
+        mesh_gateway: o.read("mesh_gateway", mesh_gateway),
+        expose: o.read("expose", expose),
+    })
+}
+
+fn upstream(reader: &mut Reader, at: &At<'_>) -> Upstream {
+    reader.object(at, |o| Upstream {
+        destination_type: o
+            .read("destination_type", |reader, at| reader.one_of(at, &DESTINATION_TYPES)),
+        destination_name: o.read("destination_name", Reader::text),
+        destination_namespace: o.read("destination_namespace", Reader::text),
+        destination_partition: o.read("destination_partition", Reader::text),
+        destination_peer: o.read("destination_peer", Reader::text),
+        datacenter: o.read("datacenter", Reader::text),
+        local_bind_address: o.read("local_bind_address", Reader::text),
+        local_bind_port: o.read("local_bind_port", Reader::port),
+        local_bind_socket_path: o.read("local_bind_socket_path", Reader::text),
+        local_bind_socket_mode: o.read("local_bind_socket_mode", Reader::text),
+        config: o.read("config", Reader::free),
+        mesh_gateway: o.read("mesh_gateway", mesh_gateway),
+    })
+}
+
+fn mesh_gateway(reader: &mut Reader, at: &At<'_>) -> MeshGateway {
+    reader.object(at, |o| MeshGateway {
+        mode: o.read("mode", |reader, at| reader.one_of(at, &MESH_GATEWAY_MODES)).to_owned(),
+    })
+}
+
+fn expose(reader: &mut Reader, at: &At<'_>) -> Expose {
+    reader.object(at, |o| Expose {
+        checks: o.read("checks", Reader::boolean),
+        paths: o.read("paths", |reader, at| reader.list(at, expose_path)),
+    })
+}
+
+fn expose_path(reader: &mut Reader, at: &At<'_>) -> ExposePath {
+    reader.object(at, |o| ExposePath {
+        path: o.read("path", Reader::text),
+        listener_port: o.read("listener_port", Reader::port),
+        local_path_port: o.read("local_path_port", Reader::port),
+        protocol: o.read("protocol", |reader, at| reader.one_of(at, &PROTOCOLS)).to_owned(),
+    })
+}
+
+/// Those of `checks`, then `check`, which is the order that Consul's CLI sends
+/// and the agent numbers them in.
+fn checks(o: &mut Object<'_, '_>) -> Vec<Check> {
+    let mut checks = o.read("checks", |reader, at| reader.list(at, check));
+    checks.extend(o.optional("check", check));
+    checks
+}
+
+fn check(reader: &mut Reader, at: &At<'_>) -> Check {
+    reader.object(at, |o| {
+        fn duration(o: &mut Object<'_, '_>, key: &'static str) -> Option<GoDuration> {
+            o.read(key, Reader::duration)
+        }
+        Check {
+            check_id: o.read("id", Reader::text),
+            name: o.read("name", Reader::text),
+            notes: o.read("notes", Reader::text),
+            status: o.read("status", |reader, at| reader.one_of(at, &STATUSES)),
+            ttl: duration(o, "ttl"),
+            interval: duration(o, "interval"),
+            timeout: duration(o, "timeout"),
+            tcp: o.read("tcp", Reader::text),
+            tcp_use_tls: o.read("tcp_use_tls", Reader::boolean),
+            udp: o.read("udp", Reader::text),
+            http: o.read("http", Reader::text),
+            method: o.read("method", Reader::text),
+            header: o.read("header", |reader, at| reader.map(at, Reader::texts)),
+            body: o.read("body", Reader::text),
+            disable_redirects: o.read("disable_redirects", Reader::boolean),
+            grpc: o.read("grpc", Reader::text),
+            grpc_use_tls: o.read("grpc_use_tls", Reader::boolean),
+            h2ping: o.read("h2ping", Reader::text),
+            h2ping_use_tls: o.optional("h2ping_use_tls", Reader::boolean),
+            tls_skip_verify: o.read("tls_skip_verify", Reader::boolean),
+            tls_server_name: o.read("tls_server_name", Reader::text),
+            args: o.read("args", Reader::texts),
+            docker_container_id: o.read("docker_container_id", Reader::text),
+            shell: o.read("shell", Reader::text),
+            os_service: o.read("os_service", Reader::text),
+            alias_service: o.read("alias_service", Reader::text),
+            alias_node: o.read("alias_node", Reader::text),
+            success_before_passing: o.read("success_before_passing", Reader::count),
+            failures_before_warning: o.read("failures_before_warning", Reader::count),
+            failures_before_critical: o.read("failures_before_critical", Reader::count),
+            output_max_size: o.read("output_max_size", Reader::count),
+            deregister_critical_service_after: duration(o, "deregister_critical_service_after"),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

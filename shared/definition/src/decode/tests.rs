@@ -1,0 +1,345 @@
+use proptest::prelude::*;
+use secrecy::ExposeSecret;
+use serde_json::{Value as Json, json};
+
+use super::*;
+use crate::{Format, parse};
+
+fn read(file: &Json) -> Vec<Definition> {
+    parse("f.json", Format::Json, &file.to_string()).unwrap()
+}
+
+/// What is sent for a service.
+fn sent(service: &Json) -> Json {
+    let mut definitions = read(&json!({"service": service}));
+    assert_eq!(definitions.len(), 1);
+    serde_json::to_value(definitions.remove(0).service).unwrap()
+}
+
+/// Each problem as `path: message`. The lines keep the order of the file.
+fn problems(file: &str) -> Vec<String> {
+    let problems = parse("f.json", Format::Json, file).unwrap_err();
+    assert!(problems.is_sorted_by_key(|problem| (problem.line, problem.column)));
+    problems.iter().map(|problem| format!("{}: {}", problem.path, problem.message)).collect()
+}
+
+#[test]
+fn every_key_is_sent() {
+    let proxy = json!({
+        "destination_service_name": "web", "destination_service_id": "web-1",
+        "local_service_address": "127.0.0.1", "local_service_port": 8080,
+        "local_service_socket_path": "/s", "mode": "direct",
+        "config": {"envoy_x": [1, 2.5, {"Y_z": null}]},
+        "upstreams": [{
+            "destination_type": "prepared_query", "destination_name": "db",
+            "destination_namespace": "n", "destination_partition": "p", "destination_peer": "c",
+            "datacenter": "dc2", "local_bind_address": "127.0.0.2", "local_bind_port": 1234,
+            "local_bind_socket_path": "/u", "local_bind_socket_mode": "0600",
+            "config": {"connect_timeout_ms": 1000}, "mesh_gateway": {"mode": "local"},
+        }],
+        "mesh_gateway": {"mode": "remote"},
+        "expose": {"checks": true, "paths": [{
+            "path": "/health", "listener_port": 1, "local_path_port": 2, "protocol": "http2",
+        }]},
+    });
+    let proxy_sent = json!({
+        "DestinationServiceName": "web", "DestinationServiceID": "web-1",
+        "LocalServiceAddress": "127.0.0.1", "LocalServicePort": 8080,
+        "LocalServiceSocketPath": "/s", "Mode": "direct",
+        "Config": {"envoy_x": [1, 2.5, {"Y_z": null}]},
+        "Upstreams": [{
+            "DestinationType": "prepared_query", "DestinationName": "db",
+            "DestinationNamespace": "n", "DestinationPartition": "p", "DestinationPeer": "c",
+            "Datacenter": "dc2", "LocalBindAddress": "127.0.0.2", "LocalBindPort": 1234,
+            "LocalBindSocketPath": "/u", "LocalBindSocketMode": "0600",
+            "Config": {"connect_timeout_ms": 1000}, "MeshGateway": {"Mode": "local"},
+        }],
+        "MeshGateway": {"Mode": "remote"},
+        "Expose": {"Checks": true, "Paths": [{
+            "Path": "/health", "ListenerPort": 1, "LocalPathPort": 2, "Protocol": "http2",
+        }]},
+    });
+    let check = json!({
+        "id": "c", "name": "n", "notes": "o", "status": "passing", "ttl": "90s",
+        "interval": "10s", "timeout": "1.5s", "tcp": "t:1", "tcp_use_tls": true, "udp": "u:1",
+        "http": "http://h", "method": "PUT", "header": {"x": ["1", "2"]}, "body": "b",
+        "disable_redirects": true, "grpc": "g:1/s", "grpc_use_tls": true, "h2ping": "p:1",
+        "h2ping_use_tls": false, "tls_skip_verify": true, "tls_server_name": "s",
+        "args": ["/bin/true", "-x"], "docker_container_id": "d", "shell": "/bin/sh",
+        "os_service": "w", "alias_service": "a", "alias_node": "m",
+        "success_before_passing": 1, "failures_before_warning": 2,
+        "failures_before_critical": 3, "output_max_size": 4096,
+        "deregister_critical_service_after": "10m",
+    });
+    let check_sent = json!({
+        "CheckID": "c", "Name": "n", "Notes": "o", "Status": "passing", "TTL": "1m30s",
+        "Interval": "10s", "Timeout": "1.5s", "TCP": "t:1", "TCPUseTLS": true, "UDP": "u:1",
+        "HTTP": "http://h", "Method": "PUT", "Header": {"x": ["1", "2"]}, "Body": "b",
+        "DisableRedirects": true, "GRPC": "g:1/s", "GRPCUseTLS": true, "H2PING": "p:1",
+        "H2PingUseTLS": false, "TLSSkipVerify": true, "TLSServerName": "s",
+        "Args": ["/bin/true", "-x"], "DockerContainerID": "d", "Shell": "/bin/sh",
+        "OSService": "w", "AliasService": "a", "AliasNode": "m",
+        "SuccessBeforePassing": 1, "FailuresBeforeWarning": 2,
+        "FailuresBeforeCritical": 3, "OutputMaxSize": 4096,
+        "DeregisterCriticalServiceAfter": "10m0s",
+    });
+    let service = json!({
+        "kind": "connect-proxy", "id": "i", "name": "n", "tags": ["a", "b"],
+        "address": "10.0.0.1", "tagged_addresses": {"wan": {"address": "192.0.2.1", "port": 80}},
+        "port": 8080, "socket_path": "/s", "meta": {"Key": "v"},
+        "weights": {"passing": 10, "warning": 0}, "enable_tag_override": true,
+        "proxy": proxy, "checks": [check],
+        "connect": {"native": true, "sidecar_service": {
+            "kind": "connect-proxy", "name": "s", "tags": ["t"], "address": "10.0.0.2",
+            "port": 20000, "meta": {"m": "1"}, "weights": {"warning": 3},
+            "enable_tag_override": true, "proxy": {"local_service_port": 1},
+            "checks": [{"ttl": "1s"}], "check": {"alias_service": "n"},
+        }},
+        "locality": {"region": "r", "zone": "z"}, "namespace": "ns", "partition": "p",
+    });
+    assert_eq!(
+        sent(&service),
+        json!({
+            "Kind": "connect-proxy", "ID": "i", "Name": "n", "Tags": ["a", "b"],
+            "Address": "10.0.0.1",
+            "TaggedAddresses": {"wan": {"Address": "192.0.2.1", "Port": 80}},
+            "Port": 8080, "SocketPath": "/s", "Meta": {"Key": "v"},
+            "Weights": {"Passing": 10, "Warning": 0}, "EnableTagOverride": true,
+            "Proxy": proxy_sent, "Checks": [check_sent],
+            "Connect": {"Native": true, "SidecarService": {
+                "Name": "s", "Tags": ["t"], "Address": "10.0.0.2", "Port": 20000,
+                "Meta": {"m": "1"}, "Weights": {"Passing": 1, "Warning": 3},
+                "EnableTagOverride": true, "Proxy": {"LocalServicePort": 1},
+                "Checks": [{"TTL": "1s"}, {"AliasService": "n"}],
+            }},
+            "Locality": {"Region": "r", "Zone": "z"}, "Namespace": "ns", "Partition": "p",
+        })
+    );
+}
+
+#[test]
+fn one_service_or_several() {
+    let names = |file: &Json| -> Vec<String> {
+        read(file).into_iter().map(|definition| definition.service.name).collect()
+    };
+    let (a, b) = (json!({"name": "a"}), json!({"name": "b"}));
+    assert_eq!(names(&json!({"service": a})), ["a"]);
+    assert_eq!(names(&json!({"service": [a]})), ["a"]);
+    assert_eq!(names(&json!({"services": [a, b]})), ["a", "b"]);
+    assert_eq!(names(&json!({"service": a, "services": [b]})), ["b", "a"]);
+    for nothing in [json!({}), json!({"service": null}), json!({"services": []})] {
+        assert!(names(&nothing).is_empty());
+    }
+}
+
+#[test]
+fn keys_are_read_in_any_case() {
+    let service = json!({"Name": "a", "PORT": 1, "Check": {"Interval": "1s", "HTTP": "http://h",
+        "TLSSkipVerify": true, "DeregisterCriticalServiceAfter": "1m"}, "Meta": {"CamelCase": "x"}});
+    assert_eq!(
+        sent(&service),
+        json!({"Name": "a", "Port": 1, "Meta": {"CamelCase": "x"}, "Checks": [{"Interval": "1s",
+            "HTTP": "http://h", "TLSSkipVerify": true, "DeregisterCriticalServiceAfter": "1m0s"}]})
+    );
+}
+
+#[test]
+fn null_is_as_good_as_no_key() {
+    let service = json!({"name": "a", "port": null, "tags": null, "check": null, "connect":
+        {"sidecar_service": null}, "weights": null, "meta": {"k": null}});
+    assert_eq!(sent(&service), json!({"Name": "a", "Meta": {"k": ""}, "Connect": {}}));
+}
+
+#[test]
+fn a_token_is_kept_apart_and_never_shown() {
+    let mut definitions = read(&json!({"service": {"name": "a", "token": "s3cret"}}));
+    let Definition { service, token } = definitions.remove(0);
+    assert_eq!(token.as_ref().unwrap().expose_secret(), "s3cret");
+    assert!(!format!("{:?}", Definition { service, token }).contains("s3cret"));
+    assert!(read(&json!({"service": {"name": "a", "token": ""}}))[0].token.is_none());
+    assert_eq!(
+        problems(r#"{"service": {"name": "a", "token": ["s3cret"]}}"#),
+        ["service.token: expected a text between quotes, found a list"]
+    );
+}
+
+#[test]
+fn an_unknown_key_has_its_path_and_its_nearest_spelling() {
+    assert_eq!(
+        problems(
+            r#"{"service": {"name": "a", "checks": [{"intervall": "10s"}],
+            "EnableTagOverride": true, "proxy": {"upstreams": [{}, {"wibble": 1}]},
+            "wibble": 1}}"#
+        ),
+        [
+            "service.checks[0].intervall: unknown key; did you mean `interval`?",
+            "service.EnableTagOverride: unknown key; did you mean `enable_tag_override`?",
+            "service.proxy.upstreams[1].wibble: unknown key; accepted: destination_type, \
+             destination_name, destination_namespace, destination_partition, destination_peer, \
+             datacenter, local_bind_address, local_bind_port, local_bind_socket_path, \
+             local_bind_socket_mode, config, mesh_gateway",
+            "service.wibble: unknown key; accepted: kind, id, name, tags, address, \
+             tagged_addresses, port, socket_path, meta, weights, enable_tag_override, proxy, \
+             connect, checks, check, locality, namespace, partition, token",
+        ]
+    );
+}
+
+#[test]
+fn types_are_strict() {
+    assert_eq!(
+        problems(
+            r#"{"service": {
+            "name": 5, "port": "8080", "tags": "x", "enable_tag_override": 1, "meta": {"n": 1},
+            "weights": {"passing": 0}, "kind": "conect-proxy", "proxy": {"mesh_gateway": {"mode": 1}},
+            "checks": [
+                {"interval": 10, "header": {"a": "b"}, "status": "green"},
+                {"ttl": "bogus", "success_before_passing": 1.5}
+            ],
+            "connect": [{}, {}]
+        }}"#
+        ),
+        [
+            "service.name: expected a text between quotes, found the number 5",
+            "service.port: expected a whole number from 0 to 65535, found the text \"8080\"",
+            "service.tags: expected a list, found the text \"x\"",
+            "service.enable_tag_override: expected true or false, found the number 1",
+            "service.meta.n: expected a text between quotes, found the number 1",
+            "service.weights.passing: expected a whole number from 1 to 65535, found the number 0",
+            "service.kind: expected one of \"connect-proxy\", \"mesh-gateway\", \
+             \"terminating-gateway\", \"ingress-gateway\", \"api-gateway\", \
+             found the text \"conect-proxy\"; did you mean `connect-proxy`?",
+            "service.proxy.mesh_gateway.mode: expected a text between quotes, found the number 1",
+            "service.checks[0].interval: expected a duration between quotes, such as \"10s\", \
+             found the number 10",
+            "service.checks[0].header.a: expected a list, found the text \"b\"",
+            "service.checks[0].status: expected one of \"passing\", \"warning\", \"critical\", \
+             found the text \"green\"",
+            "service.checks[1].ttl: invalid duration `bogus`: expected a number with a unit (ns, \
+             us, ms, s, m or h), such as `90s`, `1m30s` or `1.5h`",
+            "service.checks[1].success_before_passing: expected a whole number from 0 to \
+             4294967295, found the number 1.5",
+            "service.connect: expected an object, found a list of 2",
+        ]
+    );
+    assert_eq!(sent(&json!({"name": "a", "port": 8e1})), json!({"Name": "a", "Port": 80}));
+}
+
+#[test]
+fn what_is_given_twice_is_refused() {
+    let text = r#"{"service": {"name": "a", "Name": "b", "meta": {"k": "1", "k": "2"}}}"#;
+    let problems = parse("f.json", Format::Json, text).unwrap_err();
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            "f.json:1:35: service.Name: given twice: first as `name`",
+            "f.json:1:64: service.meta.k: given twice",
+        ]
+    );
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    assert_eq!(
+        problems(r#"{"services": [{}, {"name": ""}, {"name": "p", "kind": "connect-proxy"}]}"#),
+        [
+            "services[0].name: missing: a service has a name",
+            "services[1].name: missing: a service has a name",
+            "services[2].port: missing: a connect-proxy has a port, from 1 to 65535",
+            "services[2].proxy.destination_service_name: missing: a connect-proxy names the \
+             service that it stands for",
+        ]
+    );
+    // What the agent adds itself need not be there.
+    sent(&json!({"name": "a", "connect": {"sidecar_service": {}}}));
+    assert_eq!(
+        problems(r#"{"service": {"name": "a", "connect": {"sidecar_service": {"id": "x"}}}}"#),
+        ["service.connect.sidecar_service.id: not accepted: the agent makes the id of a \
+          sidecar_service"]
+    );
+}
+
+#[test]
+fn other_documents_are_told_apart() {
+    assert_eq!(
+        problems(r#"{"Name": "web", "Port": 80}"#),
+        [": a service stands within `service`: expected {\"service\": {\"name\": ...}}"]
+    );
+    assert_eq!(problems("[]"), [": expected an object, found a list of 0"]);
+    assert_eq!(
+        problems(r#"{"servcies": [], "node_name": "x"}"#),
+        [
+            "servcies: unknown key; did you mean `services`?",
+            "node_name: unknown key; accepted: services, service",
+        ]
+    );
+}
+
+/// JSON in the shape of definitions: their keys, with any values.
+fn document() -> impl Strategy<Value = Json> {
+    let keys = [
+        "service",
+        "services",
+        "name",
+        "Name",
+        "port",
+        "kind",
+        "check",
+        "checks",
+        "ttl",
+        "proxy",
+        "upstreams",
+        "connect",
+        "sidecar_service",
+        "weights",
+        "passing",
+        "meta",
+        "config",
+        "header",
+        "expose",
+        "paths",
+        "token",
+        "other",
+    ];
+    let leaf = prop_oneof![
+        Just(Json::Null),
+        any::<bool>().prop_map(Json::from),
+        any::<i64>().prop_map(Json::from),
+        any::<f64>().prop_map(Json::from),
+        ".{0,6}".prop_map(Json::from),
+        prop::sample::select(vec!["connect-proxy", "10s", "passing"]).prop_map(Json::from),
+    ];
+    leaf.prop_recursive(6, 48, 6, move |inner| {
+        let key = prop::sample::select(keys.to_vec()).prop_map(str::to_owned);
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Json::from),
+            prop::collection::btree_map(key, inner, 0..6)
+                .prop_map(|map| Json::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_document_panics(document in document()) {
+        for file in [document.clone(), json!({"service": document}), json!({"services": [document]})] {
+            if let Err(problems) = parse("f", Format::Json, &file.to_string()) {
+                prop_assert!(!problems.is_empty());
+                for problem in problems {
+                    prop_assert!(problem.line == 1 && problem.column >= 1, "{}", problem);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_definition_without_problems_has_what_a_service_needs(service in document()) {
+        if let Ok(definitions) = parse("f", Format::Json, &json!({"service": service}).to_string()) {
+            for Definition { service, .. } in definitions {
+                prop_assert!(!service.name.is_empty());
+                prop_assert!(service.kind != Kind::ConnectProxy || service.port != 0 || !service.socket_path.is_empty());
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Reading a tree's values, strictly, and noting every problem on the way.
+//!
+//! Types are as Consul's CLI has them. Null is as good as no key, and a list of
+//! one object as good as the object, which is what an HCL block is.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use duration::GoDuration;
+use secrecy::SecretString;
+use serde_json::{Map, Value as Json};
+
+use crate::error::Found;
+use crate::spelling::nearest;
+use crate::tree::{Node, Value, to_map};
+
+/// The problems so far.
+#[derive(Default)]
+pub(crate) struct Reader {
+    pub(crate) problems: Vec<Found>,
+}
+
+/// A value and the path to it.
+pub(crate) struct At<'t> {
+    pub(crate) node: &'t Node,
+    pub(crate) path: String,
+}
+
+/// An object that is being read, key by key. A key that nothing asks for is
+/// unknown, and those that are asked for are the ones that are accepted.
+pub(crate) struct Object<'t, 'r> {
+    reader: &'r mut Reader,
+    path: String,
+    offset: usize,
+    entries: Vec<Entry<'t>>,
+    known: Vec<&'static str>,
+    /// How many problems there were before it.
+    problems_before: usize,
+}
+
+struct Entry<'t> {
+    key: &'t str,
+    node: &'t Node,
+    asked_for: bool,
+}
+
+/// The keys that Consul takes in one word, too, as its HTTP API writes them.
+const IN_ONE_WORD: [&str; 3] =
+    ["deregister_critical_service_after", "tls_skip_verify", "docker_container_id"];
+
+// === impl Reader ===
+
+impl Reader {
+    pub(crate) fn report(&mut self, at: &At<'_>, message: impl Into<String>) {
+        let (offset, path) = (at.node.offset, at.path.clone());
+        self.problems.push(Found { offset, path, message: message.into() });
+    }
+
+    fn wrong<T: Default>(&mut self, at: &At<'_>, expected: &str) -> T {
+        self.report(at, format!("expected {expected}, found {}", at.node.value));
+        T::default()
+    }
+
+    /// An object; `build` asks for its keys.
+    pub(crate) fn object<'t, T: Default>(
+        &mut self,
+        at: &At<'t>,
+        build: impl FnOnce(&mut Object<'t, '_>) -> T,
+    ) -> T {
+        let Some(entries) = self.entries(at) else {
+            return T::default();
+        };
+        let entries = entries.iter().map(|(key, node)| Entry { key, node, asked_for: false });
+        let mut object = Object {
+            offset: at.node.offset,
+            path: at.path.clone(),
+            entries: entries.collect(),
+            known: Vec::new(),
+            problems_before: self.problems.len(),
+            reader: self,
+        };
+        let value = build(&mut object);
+        object.report_unknown();
+        value
+    }
+
+    /// An object whose keys are the user's.
+    pub(crate) fn map<'t, T>(
+        &mut self,
+        at: &At<'t>,
+        read: impl Fn(&mut Self, &At<'t>) -> T,
+    ) -> BTreeMap<String, T> {
+        let mut map = BTreeMap::new();
+        for (key, node) in self.entries(at).unwrap_or_default() {
+            let at = At { node, path: join(&at.path, key) };
+            if map.contains_key(key) {
+                self.report(&at, "given twice");
+            }
+            let value = read(self, &at);
+            map.insert(key.clone(), value);
+        }
+        map
+    }
+
+    /// An object that is passed on as it is.
+    pub(crate) fn free(&mut self, at: &At<'_>) -> Map<String, Json> {
+        self.entries(at).map(to_map).unwrap_or_default()
+    }
+
+    fn entries<'t>(&mut self, at: &At<'t>) -> Option<&'t [(String, Node)]> {
+        match &at.node.value {
+            Value::Object(entries) => return Some(entries),
+            Value::List(items) => {
+                if let [Node { value: Value::Object(entries), .. }] = items.as_slice() {
+                    return Some(entries);
+                }
+                self.report(at, format!("expected an object, found a list of {}", items.len()));
+            }
+            _ => self.wrong(at, "an object"),
+        }
+        None
+    }
+
+    /// A list.
+    pub(crate) fn list<'t, T>(
+        &mut self,
+        at: &At<'t>,
+        mut read: impl FnMut(&mut Self, &At<'t>) -> T,
+    ) -> Vec<T> {
+        let Value::List(items) = &at.node.value else {
+            return self.wrong(at, "a list");
+        };
+        let items = items.iter().enumerate().map(|(index, node)| {
+            let path = format!("{}[{index}]", at.path);
+            read(self, &At { node, path })
+        });
+        items.collect()
+    }
+
+    pub(crate) fn texts(&mut self, at: &At<'_>) -> Vec<String> {
+        self.list(at, Self::text)
+    }
+
+    pub(crate) fn text(&mut self, at: &At<'_>) -> String {
+        match &at.node.value {
+            Value::Text(text) => text.clone(),
+            Value::Null => String::new(),
+            _ => self.wrong(at, "a text between quotes"),
+        }
+    }
+
+    /// A text that no message may repeat.
+    pub(crate) fn secret(&mut self, at: &At<'_>) -> Option<SecretString> {
+        if let Value::Text(text) = &at.node.value {
+            return (!text.is_empty()).then(|| SecretString::from(text.as_str()));
+        }
+        let found = at.node.value.kind();
+        self.report(at, format!("expected a text between quotes, found {found}"));
+        None
+    }
+
+    pub(crate) fn boolean(&mut self, at: &At<'_>) -> bool {
+        match at.node.value {
+            Value::Bool(value) => value,
+            _ => self.wrong(at, "true or false"),
+        }
+    }
+
+    /// A port; 0 is none.
+    pub(crate) fn port(&mut self, at: &At<'_>) -> u16 {
+        self.whole(at, 0, u16::MAX)
+    }
+
+    /// A count.
+    pub(crate) fn count(&mut self, at: &At<'_>) -> u32 {
+        self.whole(at, 0, u32::MAX)
+    }
+
+    /// A whole number of a range; JSON may write it as `8e1`.
+    pub(crate) fn whole<T>(&mut self, at: &At<'_>, least: T, most: T) -> T
+    where
+        T: Copy + Default + PartialOrd + FromStr + std::fmt::Display,
+    {
+        if let Value::Number(number) = &at.node.value {
+            // A float without a fraction prints without one.
+            let digits = match number.as_f64() {
+                Some(float) if number.is_f64() => float.to_string(),
+                _ => number.to_string(),
+            };
+            if let Ok(whole) = digits.parse()
+                && (least..=most).contains(&whole)
+            {
+                return whole;
+            }
+        }
+        self.wrong(at, &format!("a whole number from {least} to {most}"))
+    }
+
+    pub(crate) fn duration(&mut self, at: &At<'_>) -> Option<GoDuration> {
+        let Value::Text(text) = &at.node.value else {
+            return self.wrong(at, "a duration between quotes, such as \"10s\"");
+        };
+        match text.parse() {
+            Ok(duration) => Some(duration),
+            Err(error) => {
+                self.report(at, error.to_string());
+                None
+            }
+        }
+    }
+
+    /// One of a few words.
+    pub(crate) fn one_of<T: Copy + Default>(&mut self, at: &At<'_>, words: &[(&str, T)]) -> T {
+        let Value::Text(text) = &at.node.value else {
+            return self.wrong(at, "a text between quotes");
+        };
+        if let Some((_, meaning)) = words.iter().find(|(word, _)| word == text) {
+            return *meaning;
+        }
+        let words: Vec<&str> =
+            words.iter().map(|(word, _)| *word).filter(|w| !w.is_empty()).collect();
+        let meant = nearest(text, &words).map_or_else(String::new, did_you_mean);
+        let found = &at.node.value;
+        self.report(at, format!("expected one of {}, found {found}{meant}", listed(&words)));
+        T::default()
+    }
+}
+
+// === impl Object ===
+
+impl<'t> Object<'t, '_> {
+    /// Whether all that was read of it is well-formed.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.reader.problems.len() == self.problems_before
+    }
+
+    /// A key's value; what the type's default is without it.
+    pub(crate) fn read<T: Default>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&mut Reader, &At<'t>) -> T,
+    ) -> T {
+        self.optional(key, read).unwrap_or_default()
+    }
+
+    /// A key's value, if there is one.
+    pub(crate) fn optional<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&mut Reader, &At<'t>) -> T,
+    ) -> Option<T> {
+        self.known.push(key);
+        let mut first: Option<&Entry<'t>> = None;
+        for entry in self.entries.iter_mut().filter(|entry| is_spelt(entry.key, key)) {
+            entry.asked_for = true;
+            if let Some(first) = first {
+                let at = At { node: entry.node, path: join(&self.path, entry.key) };
+                self.reader.report(&at, format!("given twice: first as `{}`", first.key));
+            } else {
+                first = Some(entry);
+            }
+        }
+        let Entry { key, node, .. } = first.filter(|entry| !is_null(entry.node))?;
+        Some(read(self.reader, &At { node, path: join(&self.path, key) }))
+    }
+
+    /// Notes a problem with a key, which may be one of an inner object; the
+    /// place is the nearest one that there is.
+    pub(crate) fn report(&mut self, path: &str, message: impl Into<String>) {
+        let key = path.split_once('.').map_or(path, |(key, _)| key);
+        let entry = self.entries.iter().find(|entry| is_spelt(entry.key, key));
+        let offset = entry.map_or(self.offset, |entry| entry.node.offset);
+        let path = join(&self.path, path);
+        self.reader.problems.push(Found { offset, path, message: message.into() });
+    }
+
+    fn report_unknown(self) {
+        for entry in self.entries.iter().filter(|entry| !entry.asked_for) {
+            let meant = nearest(entry.key, &self.known)
+                .map_or_else(|| format!("; accepted: {}", self.known.join(", ")), did_you_mean);
+            let at = At { node: entry.node, path: join(&self.path, entry.key) };
+            self.reader.report(&at, format!("unknown key{meant}"));
+        }
+    }
+}
+
+fn is_null(node: &Node) -> bool {
+    matches!(node.value, Value::Null)
+}
+
+fn is_spelt(found: &str, key: &str) -> bool {
+    found.eq_ignore_ascii_case(key)
+        || (IN_ONE_WORD.contains(&key) && found.eq_ignore_ascii_case(&key.replace('_', "")))
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+fn did_you_mean(word: &str) -> String {
+    format!("; did you mean `{word}`?")
+}
+
+fn listed(words: &[&str]) -> String {
+    words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ")
+}
