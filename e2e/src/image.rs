@@ -1,10 +1,14 @@
 //! What stands in for container images: a root made of files of this machine,
 //! and what an image's configuration would say.
 
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
 
 use crate::Result;
 use crate::container::Mount;
+use crate::node::Node;
 use crate::parts::Parts;
 
 /// The image of `connect-init`, as the injector is told.
@@ -31,9 +35,13 @@ pub struct Image {
 ///
 /// # Errors
 /// There is no stand-in for it.
-pub fn find(name: &str, parts: &Parts) -> Result<Image> {
+pub fn find(name: &str, node: &Node) -> Result<Image> {
+    let parts = node.parts();
     match name {
-        INIT => Ok(init(parts)),
+        INIT => match &parts.init_image {
+            Some(archive) => unpack(archive, &node.folder("init-image")?),
+            None => Ok(init(parts)),
+        },
         ENVOY => envoy(parts),
         "hashicorp/http-echo:latest" => Ok(http_echo(parts)),
         // A shell and curl, as the machine has them.
@@ -52,6 +60,50 @@ fn init(parts: &Parts) -> Image {
         user: 5995,
         ..Image::default()
     }
+}
+
+/// An image as `docker save` and its kin write it: a list of layers, which are
+/// laid over each other, and a configuration.
+fn unpack(archive: &Path, folder: &Path) -> Result<Image> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Manifest {
+        config: String,
+        layers: Vec<String>,
+    }
+    #[derive(Deserialize)]
+    struct Document {
+        config: Config,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Config {
+        user: String,
+        entrypoint: Vec<String>,
+    }
+    let (parts, root) = (folder.join("parts"), folder.join("root"));
+    if !root.exists() {
+        tar::Archive::new(File::open(archive)?).unpack(&parts)?;
+    }
+    let manifest: Vec<Manifest> = serde_json::from_slice(&fs::read(parts.join("manifest.json"))?)?;
+    let manifest = manifest.into_iter().next().ok_or("the archive has no image")?;
+    if !root.exists() {
+        for layer in manifest.layers {
+            tar::Archive::new(File::open(parts.join(layer))?).unpack(&root)?;
+        }
+    }
+    let Document { config } = serde_json::from_slice(&fs::read(parts.join(manifest.config))?)?;
+    let user = config.user.split(':').next().unwrap_or_default();
+    let mut image = Image {
+        entrypoint: config.entrypoint,
+        user: user.parse().map_err(|_| format!("the image's user `{user}` is no number"))?,
+        ..Image::default()
+    };
+    for entry in fs::read_dir(&root)? {
+        let path = entry?.path();
+        image.mounts.push(read_only(path.clone(), Path::new("/").join(path.strip_prefix(&root)?)));
+    }
+    Ok(image)
 }
 
 fn envoy(parts: &Parts) -> Result<Image> {

@@ -161,7 +161,7 @@ impl<'n> Pod<'n> {
     }
 
     fn run_container(&self, container: Container) -> Result<Running> {
-        let image = image::find(container.image.as_deref().unwrap_or_default(), self.node.parts())?;
+        let image = image::find(container.image.as_deref().unwrap_or_default(), self.node)?;
         let context = container.security_context.as_ref();
         let number = |field: Option<i64>, default: u32| field.map_or(Ok(default), u32::try_from);
         let uid = number(context.and_then(|context| context.run_as_user), image.user)?;

@@ -12,6 +12,9 @@ pub struct Parts {
     pub envoy: PathBuf,
     /// The folder with our four binaries as they are shipped, from `E2E_BIN_DIR`.
     pub bins: PathBuf,
+    /// The archive of the image that `Dockerfile.init` makes, from
+    /// `E2E_INIT_IMAGE`. Without it, the binaries stand for the image.
+    pub init_image: Option<PathBuf>,
     /// The folder with the harness's own programs.
     pub harness: PathBuf,
 }
@@ -41,6 +44,9 @@ impl Parts {
             consul: part("CONSUL_BIN")?,
             envoy: part("ENVOY_BIN")?,
             bins: part("E2E_BIN_DIR")?,
+            init_image: std::env::var_os("E2E_INIT_IMAGE")
+                .map(|_| part("E2E_INIT_IMAGE"))
+                .transpose()?,
             harness: harness()?,
         };
         for name in ["connect-inject", "connect-init", "connect-lifecycle", "connect-register"] {
