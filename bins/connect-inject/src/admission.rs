@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::decision::explain;
+use crate::denial::Denial;
 use crate::patch::Operation;
 use crate::policy::Policy;
 use crate::reason::{Outcome, Reason};
-use crate::verdict::{Denial, Verdict, judge};
+use crate::verdict::{Verdict, judge};
 
 /// What the API server posts. Of the request, only what is needed.
 #[derive(Debug, Deserialize)]

@@ -2,10 +2,10 @@
 //! after that: a pod that will not be injected is never denied for it.
 
 use crate::annotation::{self, BOOLEAN_FORMS};
+use crate::denial::Denial;
 use crate::pod::Pod;
 use crate::policy::Policy;
 use crate::reason::Reason;
-use crate::verdict::Denial;
 
 /// The namespaces of Kubernetes itself.
 const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-public"];

@@ -7,8 +7,9 @@ use serde_json::{Map, Value};
 use crate::annotation::{INJECTED, STATUS};
 use crate::patch::{Editor, Operation};
 use crate::plan::Plan;
-use crate::pod::{Pod, WrongShape};
+use crate::pod::Pod;
 use crate::policy::Policy;
+use crate::shape::WrongShape;
 use crate::sidecar;
 
 /// A pod with its sidecar.

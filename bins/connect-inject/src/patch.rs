@@ -5,7 +5,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::pod::WrongShape;
+use crate::shape::{WrongShape, escape};
 
 /// One operation of a JSON patch. There are only these two: the injector takes
 /// nothing away.
@@ -34,11 +34,6 @@ pub(crate) enum Operation {
 pub(crate) struct Editor {
     document: Value,
     operations: Vec<Operation>,
-}
-
-/// A key as a part of a JSON pointer.
-pub(crate) fn escape(key: &str) -> String {
-    key.replace('~', "~0").replace('/', "~1")
 }
 
 // === impl Editor ===

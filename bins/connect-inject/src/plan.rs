@@ -8,10 +8,10 @@ use registration::upstream::{self, Context};
 use registration::{Upstream, name, port};
 
 use crate::annotation;
+use crate::denial::Denial;
+use crate::names::{INIT_CONTAINER, SIDECAR, VOLUME};
 use crate::pod::{Container, Pod, Port};
 use crate::reason::Reason;
-use crate::sidecar::{INIT_CONTAINER, SIDECAR, VOLUME, variable_stem};
-use crate::verdict::Denial;
 
 /// What a pod is injected with.
 #[derive(Clone, Debug, PartialEq)]
@@ -188,7 +188,7 @@ fn shared_variables(upstreams: &[Upstream]) -> Vec<String> {
     let mut first: HashMap<String, &Upstream> = HashMap::new();
     let mut warnings = Vec::new();
     for upstream in upstreams {
-        let stem = variable_stem(upstream);
+        let stem = upstream.variable_stem();
         if let Some(first) = first.get(&stem) {
             warnings.push(format!(
                 "upstreams `{first}` and `{upstream}` have the same environment variables: \

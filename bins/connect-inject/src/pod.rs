@@ -3,19 +3,9 @@
 //! Only what the injector needs is looked at, so that fields which it has never
 //! heard of do no harm. Null counts as absent, as it does for Kubernetes.
 
-use std::fmt;
-
 use serde_json::{Map, Value};
 
-use crate::patch::escape;
-
-/// A part of a pod that is not of the type that Kubernetes gives it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct WrongShape {
-    pointer: String,
-    expected: &'static str,
-    found: String,
-}
+use crate::shape::{WrongShape, escape};
 
 /// A pod, or the template of one.
 #[derive(Clone, Copy, Debug)]
@@ -45,53 +35,6 @@ pub(crate) struct Port<'a> {
 
 const CONTAINERS: &str = "containers";
 const INIT_CONTAINERS: &str = "initContainers";
-
-/// A text as errors quote it: no longer than a line, and on one.
-pub(crate) fn quoted(text: &str) -> String {
-    const MOST: usize = 100;
-    let end = text.char_indices().nth(MOST).map(|(end, _)| end);
-    let shown: String = text[..end.unwrap_or(text.len())]
-        .chars()
-        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
-        .collect();
-    format!("`{shown}{}`", if end.is_some() { "…" } else { "" })
-}
-
-// === impl WrongShape ===
-
-impl WrongShape {
-    /// What was expected and found at a JSON pointer.
-    pub(crate) fn new(pointer: &str, expected: &'static str, found: &Value) -> Self {
-        let found = match found {
-            Value::Null => "nothing".to_owned(),
-            Value::Bool(value) => format!("the boolean {value}"),
-            Value::Number(value) => format!("the number {value}"),
-            Value::String(value) => format!("the string {}", quoted(value)),
-            Value::Array(_) => "an array".to_owned(),
-            Value::Object(_) => "an object".to_owned(),
-        };
-        Self { pointer: pointer.to_owned(), expected, found }
-    }
-}
-
-impl fmt::Display for WrongShape {
-    /// The place as people write it, `spec.containers[0].name`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut place = String::new();
-        for part in self.pointer.split('/').skip(1) {
-            if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) {
-                place.extend(["[", part, "]"]);
-            } else {
-                place.push_str(if place.is_empty() { "" } else { "." });
-                place.push_str(&part.replace("~1", "/").replace("~0", "~"));
-            }
-        }
-        if place.is_empty() {
-            place.push_str("the pod");
-        }
-        write!(f, "{}: expected {}, found {}", quoted(&place), self.expected, self.found)
-    }
-}
 
 // === impl Pod ===
 
@@ -293,11 +236,5 @@ mod tests {
         );
         assert_eq!(pod.annotation("c"), Ok(None));
         assert_eq!(pod.annotation("d"), Ok(Some("e")));
-    }
-
-    #[test]
-    fn quotes_stay_on_a_line() {
-        assert_eq!(quoted("a\nb"), "`a\u{fffd}b`");
-        assert_eq!(quoted(&"é".repeat(101)), format!("`{}…`", "é".repeat(100)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::sidecar::DOWNWARD;
+use crate::names::DOWNWARD;
 use crate::words;
 
 /// What the operator decided.

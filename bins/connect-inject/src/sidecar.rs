@@ -8,38 +8,13 @@ use k8s_openapi::api::core::v1::{
     LifecycleHandler, ObjectFieldSelector, SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
 use registration::Upstream;
-use registration::upstream::DestinationType;
 
+use crate::names::{DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, SIDECAR, VOLUME};
 use crate::plan::Plan;
 use crate::policy::Policy;
 
-/// The volume that the injected containers share.
-pub(crate) const VOLUME: &str = "consul-connect-inject-data";
-/// The container that registers the pod before it starts.
-pub(crate) const INIT_CONTAINER: &str = "consul-connect-inject-init";
-/// The container with Envoy.
-pub(crate) const SIDECAR: &str = "envoy-sidecar";
-
-/// Where the volume is mounted: the folder that `connect-init` writes to and
-/// `connect-lifecycle` reads from by default.
-const FOLDER: &str = "/consul/connect-inject";
-/// The lifecycle helper, which `connect-init` puts there.
-const HELPER: &str = "/consul/connect-inject/connect-lifecycle";
 /// The user and group of the injected containers.
 const USER: i64 = 5995;
-
-/// The variables of the init container that say which pod it is, with the field
-/// of the pod that each is taken from.
-///
-/// Source: "Downward API" of the Kubernetes documentation.
-pub(crate) const DOWNWARD: [(&str, &str); 6] = [
-    ("POD_NAME", "metadata.name"),
-    ("POD_NAMESPACE", "metadata.namespace"),
-    ("POD_UID", "metadata.uid"),
-    ("POD_IP", "status.podIP"),
-    ("HOST_IP", "status.hostIP"),
-    ("NODE_NAME", "spec.nodeName"),
-];
 
 /// The volume that the injected containers share, in memory because it holds
 /// secrets.
@@ -61,7 +36,7 @@ pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
         None => plan.service.clone(),
     };
     let args = std::iter::once(format!("--service={service}"))
-        .chain(plan.upstreams.iter().map(|upstream| format!("--upstream={}", spec(upstream))))
+        .chain(plan.upstreams.iter().map(|upstream| format!("--upstream={}", upstream.spec())))
         .map(|argument| literal(&argument));
     let identity = DOWNWARD.iter().map(|(name, field)| EnvVar {
         name: (*name).to_owned(),
@@ -120,7 +95,7 @@ pub(crate) fn sidecar(policy: &Policy) -> Container {
 pub(crate) fn variables(upstreams: &[Upstream]) -> Vec<EnvVar> {
     let mut variables: Vec<EnvVar> = Vec::new();
     for upstream in upstreams {
-        let stem = variable_stem(upstream);
+        let stem = upstream.variable_stem();
         let host = match upstream.bind_address() {
             IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -136,57 +111,6 @@ pub(crate) fn variables(upstreams: &[Upstream]) -> Vec<EnvVar> {
         }
     }
     variables
-}
-
-/// The stem of an upstream's variables. A leading digit is legal in the name of
-/// a service, but not in that of a variable, before Kubernetes 1.30.
-pub(crate) fn variable_stem(upstream: &Upstream) -> String {
-    let stem = upstream.variable_stem();
-    if stem.starts_with(|c: char| c.is_ascii_digit()) { format!("_{stem}") } else { stem }
-}
-
-/// An upstream as `--upstream` takes it, with its local port as a number.
-fn spec(upstream: &Upstream) -> String {
-    let Upstream {
-        destination_type,
-        destination_name: name,
-        destination_namespace: namespace,
-        destination_partition: partition,
-        destination_peer: peer,
-        datacenter,
-        local_bind_address,
-        local_bind_port: port,
-        mesh_gateway,
-        // The grammar has no words for these.
-        local_bind_socket_path: _,
-        local_bind_socket_mode: _,
-        config: _,
-    } = upstream;
-    let mut labels = String::new();
-    for (value, label) in [(namespace, "ns"), (partition, "ap"), (peer, "peer")] {
-        if !value.is_empty() {
-            labels.extend([".", value, ".", label]);
-        }
-    }
-    let destination = match destination_type {
-        DestinationType::PreparedQuery => format!("prepared_query:{name}"),
-        // A service of that name is told from a query by its label.
-        DestinationType::Service if !labels.is_empty() || name == "prepared_query" => {
-            format!("{name}.svc{labels}")
-        }
-        DestinationType::Service => name.clone(),
-    };
-    let options: Vec<String> = [
-        ("datacenter", datacenter),
-        ("mesh_gateway_mode", &mesh_gateway.mode),
-        ("local_bind_address", local_bind_address),
-    ]
-    .into_iter()
-    .filter(|(_, value)| !value.is_empty())
-    .map(|(key, value)| format!("{key}={value}"))
-    .collect();
-    let mark = if options.is_empty() { "" } else { "?" };
-    format!("{destination}:{port}{mark}{}", options.join("&"))
 }
 
 /// A text that reaches the process as it is: the kubelet replaces `$(NAME)` in
@@ -331,40 +255,7 @@ pub(crate) mod tests {
         );
     }
 
-    #[test]
-    fn upstreams_are_written_as_people_write_them() {
-        for (written, spec_of) in [
-            ("db:1234", "db:1234"),
-            ("db:1234:dc2", "db:1234?datacenter=dc2"),
-            ("prepared_query:q:1234", "prepared_query:q:1234"),
-            ("db.svc:1234", "db:1234"),
-            ("prepared_query.svc:1234", "prepared_query.svc:1234"),
-            ("db.svc.a.ns.b.peer:1234", "db.svc.a.ns.b.peer:1234"),
-            (
-                "db:1?mesh_gateway_mode=local&local_bind_address=::1",
-                "db:1?mesh_gateway_mode=local&local_bind_address=::1",
-            ),
-        ] {
-            let upstreams = parse_list(written, Context::default()).unwrap();
-            assert_eq!(spec(&upstreams[0]), spec_of);
-        }
-    }
-
     proptest! {
-        #[test]
-        fn upstreams_are_read_back(
-            name in "[a-z]{1,3}", second in "(|\\.[a-z]|\\.svc|\\.svc\\.a\\.ns|\\.svc\\.b\\.ap|\\.svc\\.c\\.peer|\\.svc\\.d\\.dc)",
-            port in 1u16.., third in "(|:dc2|\\?dc=dc3|\\?mesh_gateway_mode=remote|\\?local_bind_address=127\\.0\\.0\\.9)", query: bool,
-        ) {
-            let text = if query { format!("prepared_query:{name}:{port}") } else { format!("{name}{second}:{port}{third}") };
-            if let Ok(upstreams) = parse_list(&text, Context::default()) {
-                for namespaces in [false, !upstreams[0].destination_name.contains('.')] {
-                    let context = Context { namespaces, ..Context::default() };
-                    prop_assert_eq!(parse_list(&spec(&upstreams[0]), context), Ok(upstreams.clone()));
-                }
-            }
-        }
-
         #[test]
         fn arguments_reach_the_process_as_they_are(text in any::<String>()) {
             prop_assert_eq!(expanded(&literal(&text)), text);

@@ -1,13 +1,12 @@
 //! What is done with a pod and why: the one answer that the webhook and the
 //! offline commands are both given.
 
-use std::fmt;
-
 use serde_json::Value;
 
+use crate::denial::{Denial, sentence};
 use crate::edit::{Injected, inject};
 use crate::plan::plan;
-use crate::pod::{Pod, WrongShape, quoted};
+use crate::pod::Pod;
 use crate::policy::Policy;
 use crate::reason::{Outcome, Reason};
 use crate::{annotation, decision};
@@ -23,15 +22,6 @@ pub(crate) struct Verdict {
     pub(crate) warnings: Vec<String>,
     /// The pod with its sidecar, if it gets one.
     pub(crate) injected: Option<Injected>,
-}
-
-/// Why a pod is denied.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Denial {
-    /// The code.
-    pub(crate) reason: Reason,
-    /// What is wrong and what is accepted: a sentence.
-    pub(crate) message: String,
 }
 
 /// Judges a pod, or the template of one, of a namespace.
@@ -67,41 +57,4 @@ fn concerns_us(reason: Reason) -> bool {
             | Reason::NamespaceNotAllowed
             | Reason::AlreadyInjected
     )
-}
-
-/// A text that quotes what users wrote, as one line of bounded length: it goes
-/// into logs, into HTTP headers and to terminals.
-fn sentence(text: &str) -> String {
-    const MOST: usize = 800;
-    text.chars()
-        .take(MOST)
-        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
-        .collect()
-}
-
-// === impl Denial ===
-
-impl Denial {
-    pub(crate) fn new(reason: Reason, message: impl fmt::Display) -> Self {
-        Self { reason, message: sentence(&message.to_string()) }
-    }
-
-    /// What is wrong with an annotation's value.
-    pub(crate) fn annotation(
-        reason: Reason,
-        key: &str,
-        value: &str,
-        problem: impl fmt::Display,
-    ) -> Self {
-        Self::new(
-            reason,
-            format_args!("annotation `{key}` with value {}: {problem}", quoted(value)),
-        )
-    }
-}
-
-impl From<WrongShape> for Denial {
-    fn from(error: WrongShape) -> Self {
-        Self::new(Reason::InvalidPod, error)
-    }
 }

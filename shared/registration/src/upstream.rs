@@ -225,12 +225,61 @@ impl Upstream {
 
     /// The stem of the environment variables by which an application finds it:
     /// `<STEM>_CONNECT_SERVICE_HOST` and `_PORT`. What can't stand in the name
-    /// of a shell variable becomes `_`.
+    /// of a shell variable becomes `_`, and a digit does not stand first, which
+    /// Kubernetes refuses before 1.30.
     pub fn variable_stem(&self) -> String {
-        self.destination_name
-            .chars()
+        let digit = self.destination_name.starts_with(|c: char| c.is_ascii_digit());
+        digit
+            .then_some('_')
+            .into_iter()
+            .chain(self.destination_name.chars())
             .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' })
             .collect()
+    }
+
+    /// The upstream as people write it, in one form of the grammar: what is
+    /// read back from it is the same.
+    pub fn spec(&self) -> String {
+        let Self {
+            destination_type,
+            destination_name: name,
+            destination_namespace: namespace,
+            destination_partition: partition,
+            destination_peer: peer,
+            datacenter,
+            local_bind_address,
+            local_bind_port: port,
+            mesh_gateway,
+            // The grammar has no words for these.
+            local_bind_socket_path: _,
+            local_bind_socket_mode: _,
+            config: _,
+        } = self;
+        let mut labels = String::new();
+        for (value, label) in [(namespace, "ns"), (partition, "ap"), (peer, "peer")] {
+            if !value.is_empty() {
+                labels.extend([".", value, ".", label]);
+            }
+        }
+        let destination = match destination_type {
+            DestinationType::PreparedQuery => format!("prepared_query:{name}"),
+            // A service of that name is told from a query by its label.
+            DestinationType::Service if !labels.is_empty() || name == "prepared_query" => {
+                format!("{name}.svc{labels}")
+            }
+            DestinationType::Service => name.clone(),
+        };
+        let options: Vec<String> = [
+            ("datacenter", datacenter),
+            ("mesh_gateway_mode", &mesh_gateway.mode),
+            ("local_bind_address", local_bind_address),
+        ]
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+        let mark = if options.is_empty() { "" } else { "?" };
+        format!("{destination}:{port}{mark}{}", options.join("&"))
     }
 }
 
@@ -568,9 +617,43 @@ mod tests {
     fn variables_are_usable_in_a_shell() {
         assert_eq!(one("echo-server:1").variable_stem(), "ECHO_SERVER");
         assert_eq!(one("v1.db:1").variable_stem(), "V1_DB");
+        assert_eq!(one("3scale:1").variable_stem(), "_3SCALE");
+    }
+
+    #[test]
+    fn upstreams_are_written_as_people_write_them() {
+        for (written, spec_of) in [
+            ("db:1234", "db:1234"),
+            ("db:1234:dc2", "db:1234?datacenter=dc2"),
+            ("prepared_query:q:1234", "prepared_query:q:1234"),
+            ("db.svc:1234", "db:1234"),
+            ("prepared_query.svc:1234", "prepared_query.svc:1234"),
+            ("db.svc.a.ns.b.peer:1234", "db.svc.a.ns.b.peer:1234"),
+            (
+                "db:1?mesh_gateway_mode=local&local_bind_address=::1",
+                "db:1?mesh_gateway_mode=local&local_bind_address=::1",
+            ),
+        ] {
+            let upstreams = parse_list(written, Context::default()).unwrap();
+            assert_eq!(upstreams[0].spec(), spec_of);
+        }
     }
 
     proptest! {
+        #[test]
+        fn upstreams_are_read_back(
+            name in "[a-z]{1,3}", second in "(|\\.[a-z]|\\.svc|\\.svc\\.a\\.ns|\\.svc\\.b\\.ap|\\.svc\\.c\\.peer|\\.svc\\.d\\.dc)",
+            port in 1u16.., third in "(|:dc2|\\?dc=dc3|\\?mesh_gateway_mode=remote|\\?local_bind_address=127\\.0\\.0\\.9)", query: bool,
+        ) {
+            let text = if query { format!("prepared_query:{name}:{port}") } else { format!("{name}{second}:{port}{third}") };
+            if let Ok(upstreams) = parse_list(&text, Context::default()) {
+                for namespaces in [false, !upstreams[0].destination_name.contains('.')] {
+                    let context = Context { namespaces, ..Context::default() };
+                    prop_assert_eq!(parse_list(&upstreams[0].spec(), context), Ok(upstreams.clone()));
+                }
+            }
+        }
+
         #[test]
         fn no_text_panics(list in "[a-z.:,;?&= é0-9_]{0,40}", namespaces: bool) {
             let context = Context { namespaces, ..Context::default() };

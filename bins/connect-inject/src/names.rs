@@ -1,0 +1,27 @@
+//! The names that an injected pod has of us: what `connect-init` and
+//! `connect-lifecycle` find there, and what users may not name their own.
+
+/// The volume that the injected containers share.
+pub(crate) const VOLUME: &str = "consul-connect-inject-data";
+/// The container that registers the pod before it starts.
+pub(crate) const INIT_CONTAINER: &str = "consul-connect-inject-init";
+/// The container with Envoy.
+pub(crate) const SIDECAR: &str = "envoy-sidecar";
+
+/// Where the volume is mounted: the folder that `connect-init` writes to and
+/// `connect-lifecycle` reads from by default.
+pub(crate) const FOLDER: &str = "/consul/connect-inject";
+/// The lifecycle helper, which `connect-init` puts there.
+pub(crate) const HELPER: &str = "/consul/connect-inject/connect-lifecycle";
+/// The variables of the init container that say which pod it is, with the field
+/// of the pod that each is taken from.
+///
+/// Source: "Downward API" of the Kubernetes documentation.
+pub(crate) const DOWNWARD: [(&str, &str); 6] = [
+    ("POD_NAME", "metadata.name"),
+    ("POD_NAMESPACE", "metadata.namespace"),
+    ("POD_UID", "metadata.uid"),
+    ("POD_IP", "status.podIP"),
+    ("HOST_IP", "status.hostIP"),
+    ("NODE_NAME", "spec.nodeName"),
+];
