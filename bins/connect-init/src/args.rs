@@ -142,6 +142,12 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_is_the_reference() {
+        let differences = runtime::reference::differences(Args::command(), include_str!("../README.md"));
+        assert_eq!(differences, Vec::<String>::new());
+    }
+
+    #[test]
     fn a_service_has_a_name_and_perhaps_a_port() {
         assert_eq!("web:80".parse(), Ok(ServiceArg { name: "web".to_owned(), port: Some(80) }));
         assert_eq!("web".parse(), Ok(ServiceArg { name: "web".to_owned(), port: None }));

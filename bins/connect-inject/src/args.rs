@@ -243,14 +243,9 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_is_in_the_readme() {
-        let readme = include_str!("../README.md");
-        for command in Args::command().get_subcommands() {
-            for flag in command.get_arguments().filter(|flag| !flag.is_global_set()) {
-                if let Some(name) = flag.get_long().filter(|name| *name != "help") {
-                    assert!(readme.contains(&format!("`--{name}")), "--{name}");
-                }
-            }
-        }
+    fn the_readme_is_the_reference() {
+        let differences =
+            runtime::reference::differences(Args::command(), include_str!("../README.md"));
+        assert_eq!(differences, Vec::<String>::new());
     }
 }

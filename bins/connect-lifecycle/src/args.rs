@@ -76,3 +76,22 @@ pub(crate) struct ReadyArgs {
     #[arg(long, env = "CONNECT_READY_WAIT", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) wait: Option<Duration>,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_flags_fit_together() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_readme_is_the_reference() {
+        let differences =
+            runtime::reference::differences(Args::command(), include_str!("../README.md"));
+        assert_eq!(differences, Vec::<String>::new());
+    }
+}

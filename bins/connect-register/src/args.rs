@@ -160,8 +160,6 @@ pub(crate) struct ReachArgs {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use clap::CommandFactory;
 
     use super::*;
@@ -171,35 +169,10 @@ mod tests {
         Args::command().debug_assert();
     }
 
-    /// The README lists the flags; this keeps it honest.
     #[test]
-    fn the_readme_lists_the_flags_that_there_are() {
-        let mut there_are = BTreeSet::from(["--help".to_owned(), "--version".to_owned()]);
-        let mut command = Args::command();
-        command.build();
-        for command in command.get_subcommands().chain([&command]) {
-            for argument in command.get_arguments() {
-                there_are.extend(argument.get_long().map(|flag| format!("--{flag}")));
-            }
-        }
-        let readme = include_str!("../README.md");
-        for command in command.get_subcommands() {
-            for variable in command.get_arguments().filter_map(clap::Arg::get_env) {
-                let listed = format!("`{}`", variable.display());
-                assert!(readme.contains(&listed), "the README lacks {listed}");
-            }
-        }
-        let is_of_a_flag = |c: char| c.is_ascii_lowercase() || c == '-';
-        let listed: BTreeSet<String> = readme
-            .split(|c| !is_of_a_flag(c))
-            .filter(|word| word.len() > 2 && word.starts_with("--") && !word.starts_with("---"))
-            .map(str::to_owned)
-            .collect();
-        assert_eq!(listed, there_are);
-        for line in exit::HELP.lines().filter(|line| line.starts_with(' ')) {
-            let (code, meaning) = line.trim().split_once(' ').expect("a code and its meaning");
-            let row = format!("| {code} | {} |", meaning.trim());
-            assert!(readme.contains(&row), "the README lacks {row}");
-        }
+    fn the_readme_is_the_reference() {
+        let differences =
+            runtime::reference::differences(Args::command(), include_str!("../README.md"));
+        assert_eq!(differences, Vec::<String>::new());
     }
 }

@@ -6,6 +6,7 @@
 //! - [`signal`]: SIGTERM and SIGINT, as something to await
 //! - [`deadline`]: how long the whole may take
 //! - [`retry`]: trying again, with jitter, until the deadline
+//! - [`reference`]: a README, held against the command line
 //! - [`file`]: files that a reader sees whole or not at all
 
 pub mod command;
@@ -13,6 +14,7 @@ pub mod deadline;
 pub mod exit;
 pub mod file;
 pub mod log;
+pub mod reference;
 pub mod retry;
 pub mod signal;
 
