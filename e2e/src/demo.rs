@@ -5,21 +5,14 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::Result;
+use crate::document::{
+    ECHO_CLIENT, ECHO_SERVER, HELLO, await_answer, await_refusal, injected, started,
+};
 use crate::kubelet::Pod;
 use crate::node::Node;
 use crate::parts::Parts;
 use crate::process::run;
-use crate::{Result, until};
-
-/// The document's pods, word for word.
-const ECHO_SERVER: &str = include_str!("../manifests/echo-server.yaml");
-const ECHO_CLIENT: &str = include_str!("../manifests/echo-client.yaml");
-
-/// What the document's `kubectl exec` runs in the client.
-const CURL: [&str; 3] = ["curl", "-s", "http://127.0.0.1:1234/"];
-
-/// What it prints.
-const HELLO: &str = "\"hello world\"\n";
 
 /// Plays the whole document. `say` gets a line for each step as it happens; a
 /// line that begins with a blank belongs to the step before.
@@ -37,12 +30,17 @@ pub fn play(parts: Parts, say: &mut dyn FnMut(&str)) -> Result<()> {
 
     say("The injector, over HTTPS");
     let injector = node.start_injector()?;
-    let server = injected(&node, &injector, ECHO_SERVER, say)?;
-    let client = injected(&node, &injector, ECHO_CLIENT, say)?;
+    let server = injected(&node, &injector, ECHO_SERVER)?;
+    let client = injected(&node, &injector, ECHO_CLIENT)?;
+    for pod in [&server, &client] {
+        show_pod(pod, say);
+    }
 
     say("The pods start, as a kubelet would start them");
-    let server = started(&node, &server, say)?;
-    let client = started(&node, &client, say)?;
+    let server = started(&node, &server)?;
+    say(&format!("  echo-server runs at {}", server.ip));
+    let client = started(&node, &client)?;
+    say(&format!("  echo-client runs at {}", client.ip));
     show_catalog(&node, say)?;
 
     say("From the client's pod: curl -s http://127.0.0.1:1234/");
@@ -88,47 +86,19 @@ pub fn play(parts: Parts, say: &mut dyn FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-/// Posts a pod as the API server would, and applies the patch that comes back.
-fn injected(
-    node: &Node,
-    injector: &crate::node::Injector,
-    manifest: &str,
-    say: &mut dyn FnMut(&str),
-) -> Result<Value> {
-    let pod: Value = serde_saphyr::from_str(manifest)?;
-    let pod = node.admit(injector, &pod, "default")?;
+/// Says what the injector made of a pod.
+fn show_pod(pod: &Value, say: &mut dyn FnMut(&str)) {
     let status = &pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-status"];
-    if status != "injected" {
-        return Err(format!("the pod's status is {status}:\n{}", injector.log()).into());
-    }
-    let name = text(&pod["metadata"]["name"]);
-    say(&format!("  {name}: connect-inject-status is {}", text(status)));
+    say(&format!(
+        "  {}: connect-inject-status is {}",
+        text(&pod["metadata"]["name"]),
+        text(status)
+    ));
     for (kind, list) in [("init container", "initContainers"), ("container", "containers")] {
         for container in pod["spec"][list].as_array().into_iter().flatten() {
             say(&format!("    {kind} {}", text(&container["name"])));
         }
     }
-    Ok(pod)
-}
-
-/// Starts a pod and waits until every check of its service passes.
-fn started<'n>(node: &'n Node, manifest: &Value, say: &mut dyn FnMut(&str)) -> Result<Pod<'n>> {
-    let mut pod = Pod::create(node, manifest)?;
-    pod.start()?;
-    let name = text(&manifest["metadata"]["name"]).to_owned();
-    let passing = until(&format!("{name}'s checks to pass"), || {
-        [name.clone(), format!("{name}-sidecar-proxy")].iter().all(|service| {
-            let found = node.get(&format!("/v1/health/service/{service}?passing"));
-            found.is_ok_and(|found| found.as_array().is_some_and(|list| list.len() == 1))
-        })
-    });
-    passing.map_err(|error| {
-        let checks =
-            node.get("/v1/agent/checks").map(|checks| format!("{checks:#}")).unwrap_or_default();
-        format!("{error}\n{checks}\n{}", pod.log("envoy-sidecar"))
-    })?;
-    say(&format!("  {name} runs at {}", pod.ip));
-    Ok(pod)
 }
 
 /// Says what the catalog has: services, proxies and their checks.
@@ -150,35 +120,6 @@ fn show_catalog(node: &Node, say: &mut dyn FnMut(&str)) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Waits until the document's curl prints that.
-fn await_answer(client: &Pod<'_>, expected: &str) -> Result<()> {
-    let mut seen = String::new();
-    let waited = until("the answer to curl", || {
-        seen = match client.exec("echo-client", &CURL) {
-            Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
-            Err(error) => error.to_string(),
-        };
-        seen == expected
-    });
-    waited.map_err(|error| {
-        format!("{error}; last seen: {seen:?}\n{}", client.log("envoy-sidecar")).into()
-    })
-}
-
-/// Waits until the document's curl fails, with an exit code that says that the
-/// connection was closed on it: 52 (no answer) or 56 (closed while reading).
-fn await_refusal(client: &Pod<'_>) -> Result<i32> {
-    let mut code = None;
-    until("curl to fail", || {
-        code = client.exec("echo-client", &CURL).ok().and_then(|output| output.status.code());
-        code != Some(0)
-    })?;
-    match code {
-        Some(code @ (52 | 56)) => Ok(code),
-        other => Err(format!("curl was to end with exit code 52 or 56, not {other:?}").into()),
-    }
 }
 
 /// The SPIFFE id in the certificate that the sidecar shows, which the Connect CA

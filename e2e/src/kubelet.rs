@@ -76,15 +76,29 @@ impl<'n> Pod<'n> {
     /// # Errors
     /// An init container or a hook failed; with its output.
     pub fn start(&mut self) -> Result<()> {
+        self.start_with(|_| Ok(()))
+    }
+
+    /// As [`Self::start`], and calls `meanwhile` once, while the first init
+    /// container runs.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or `meanwhile` failed.
+    pub fn start_with(&mut self, meanwhile: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let spec = self.manifest.spec.clone().ok_or("the pod has no spec")?;
+        let mut meanwhile = Some(meanwhile);
         for container in spec.init_containers.into_iter().flatten() {
-            let mut running = self.run_container(container)?;
+            let running = self.run_container(container)?;
+            self.containers.push(running);
+            if let Some(meanwhile) = meanwhile.take() {
+                meanwhile(self)?;
+            }
+            let Some(running) = self.containers.last_mut() else { continue };
             let status = running.process.wait()?;
             if !status.success() {
                 let (name, output) = (&running.container.name, running.process.output());
                 return Err(format!("init container {name}: {status}\n{output}").into());
             }
-            self.containers.push(running);
         }
         for container in spec.containers {
             let running = self.run_container(container)?;

@@ -10,11 +10,13 @@
 //! - [`container`]: one container, and the runtime that makes it
 //! - [`process`]: child processes that end with their parent
 //! - [`xds`]: the xDS v3 server that stands for a newer agent's gRPC port
-//! - [`demo`]: the user's document, played
+//! - [`document`]: the user's document: its pods, and what they do
+//! - [`demo`]: the document, played
 
 pub mod admission;
 pub mod container;
 pub mod demo;
+pub mod document;
 pub mod image;
 pub mod kubelet;
 pub mod node;

@@ -1,0 +1,98 @@
+//! The user's document: its two pods, word for word, and what they do.
+
+use serde_json::Value;
+
+use crate::kubelet::Pod;
+use crate::node::{Injector, Node};
+use crate::{Result, until};
+
+/// The server of the document, word for word.
+pub const ECHO_SERVER: &str = include_str!("../manifests/echo-server.yaml");
+/// The client of the two.
+pub const ECHO_CLIENT: &str = include_str!("../manifests/echo-client.yaml");
+
+/// What the document's `kubectl exec` runs in the client.
+const CURL: [&str; 3] = ["curl", "-s", "http://127.0.0.1:1234/"];
+
+/// What it prints.
+pub const HELLO: &str = "\"hello world\"\n";
+
+/// A pod of the document as the API server would store it: posted to the
+/// injector unchanged, with the patch that comes back applied.
+///
+/// # Errors
+/// It was denied, or not injected.
+pub fn injected(node: &Node, injector: &Injector, manifest: &str) -> Result<Value> {
+    let pod: Value = serde_saphyr::from_str(manifest)?;
+    let pod = node.admit(injector, &pod, "default")?;
+    let status = &pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-status"];
+    if status != "injected" {
+        return Err(format!("the pod's status is {status}:\n{}", injector.log()).into());
+    }
+    Ok(pod)
+}
+
+/// Starts a pod and waits until every check of its service passes.
+///
+/// # Errors
+/// It does not start, or a check does not pass; with what was seen.
+pub fn started<'n>(node: &'n Node, manifest: &Value) -> Result<Pod<'n>> {
+    let mut pod = Pod::create(node, manifest)?;
+    pod.start()?;
+    await_passing(node, manifest["metadata"]["name"].as_str().unwrap_or_default())
+        .map_err(|error| format!("{error}\n{}", pod.log("envoy-sidecar")))?;
+    Ok(pod)
+}
+
+/// Waits until a service and its proxy have one healthy instance each.
+///
+/// # Errors
+/// A check does not pass; with all checks.
+pub fn await_passing(node: &Node, service: &str) -> Result<()> {
+    let passing = until(&format!("{service}'s checks to pass"), || {
+        [service.to_owned(), format!("{service}-sidecar-proxy")].iter().all(|service| {
+            let found = node.get(&format!("/v1/health/service/{service}?passing"));
+            found.is_ok_and(|found| found.as_array().is_some_and(|list| list.len() == 1))
+        })
+    });
+    passing.map_err(|error| {
+        let checks = node.get("/v1/agent/checks");
+        format!("{error}\n{}", checks.map(|checks| format!("{checks:#}")).unwrap_or_default())
+            .into()
+    })
+}
+
+/// Waits until the document's curl prints that.
+///
+/// # Errors
+/// It prints something else; with what.
+pub fn await_answer(client: &Pod<'_>, expected: &str) -> Result<()> {
+    let mut seen = String::new();
+    let waited = until("the answer to curl", || {
+        seen = match client.exec("echo-client", &CURL) {
+            Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+            Err(error) => error.to_string(),
+        };
+        seen == expected
+    });
+    waited.map_err(|error| {
+        format!("{error}; last seen: {seen:?}\n{}", client.log("envoy-sidecar")).into()
+    })
+}
+
+/// Waits until the document's curl fails, with an exit code that says that the
+/// connection was closed on it: 52 (no answer) or 56 (closed while reading).
+///
+/// # Errors
+/// It goes on answering, or fails otherwise.
+pub fn await_refusal(client: &Pod<'_>) -> Result<i32> {
+    let mut code = None;
+    until("curl to fail", || {
+        code = client.exec("echo-client", &CURL).ok().and_then(|output| output.status.code());
+        code != Some(0)
+    })?;
+    match code {
+        Some(code @ (52 | 56)) => Ok(code),
+        other => Err(format!("curl was to end with exit code 52 or 56, not {other:?}").into()),
+    }
+}
