@@ -10,6 +10,7 @@ use consul::{AgentArgs, BootstrapArgs};
 use registration::upstream::{self, Context, SpecError};
 use registration::{Upstream, name, port};
 use runtime::LogArgs;
+use serde_json::{Map, Value};
 
 /// Registers a pod's service and its sidecar proxy with the node's Consul
 /// agent, writes the Envoy bootstrap, and puts the lifecycle helper into the pod
@@ -33,6 +34,11 @@ pub(crate) struct Args {
     /// Meta of service and proxy; may be given again
     #[arg(long = "meta", value_name = "KEY=VALUE", value_parser = parse_meta)]
     pub(crate) meta: Vec<(String, String)>,
+
+    /// Settings of the proxy's own, as a JSON object, such as
+    /// {"envoy_prometheus_bind_addr": "0.0.0.0:20200"}; may be given again
+    #[arg(long = "proxy-config", value_name = "JSON", value_parser = parse_object)]
+    pub(crate) proxy_config: Vec<Map<String, Value>>,
 
     #[command(flatten)]
     pub(crate) pod: PodArgs,
@@ -130,6 +136,10 @@ fn parse_meta(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn parse_object(text: &str) -> Result<Map<String, Value>, String> {
+    serde_json::from_str(text).map_err(|error| format!("expected a JSON object: {error}"))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -153,6 +163,14 @@ mod tests {
         assert_eq!("web".parse(), Ok(ServiceArg { name: "web".to_owned(), port: None }));
         for text in ["", "web:", "web:0", "web:http", ":80", "we b:80"] {
             assert!(text.parse::<ServiceArg>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_proxys_settings_are_an_object() {
+        assert_eq!(parse_object(r#"{"a": 1}"#).unwrap()["a"], 1);
+        for text in ["", "a=1", "[]", "1", "{"] {
+            assert!(parse_object(text).unwrap_err().contains("a JSON object"), "{text}");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use registration::pod::{Declaration, Identity, PUBLIC_LISTENER_PORT, Pair, pair};
 use registration::{Upstream, upstream};
 use runtime::Failure;
+use serde_json::{Map, Value};
 
 use crate::args::{PodArgs, ServiceArg};
 
@@ -14,6 +15,7 @@ pub(crate) struct Said {
     pub(crate) upstreams: Vec<Upstream>,
     pub(crate) tags: Vec<String>,
     pub(crate) meta: Vec<(String, String)>,
+    pub(crate) proxy_config: Vec<Map<String, Value>>,
     pub(crate) pod: PodArgs,
     pub(crate) consul_namespace: Option<String>,
     pub(crate) consul_partition: Option<String>,
@@ -26,8 +28,17 @@ pub(crate) struct Said {
 /// # Errors
 /// What can't work in a pod: two listeners on one port.
 pub(crate) fn declare(said: Said) -> Result<Pair, Failure> {
-    let Said { service, upstreams, tags, meta, pod, consul_namespace, consul_partition, admin } =
-        said;
+    let Said {
+        service,
+        upstreams,
+        tags,
+        meta,
+        proxy_config,
+        pod,
+        consul_namespace,
+        consul_partition,
+        admin,
+    } = said;
     let ServiceArg { name, port } = service;
     let mut taken = vec![
         (PUBLIC_LISTENER_PORT, "the sidecar's public listener".to_owned()),
@@ -54,6 +65,7 @@ pub(crate) fn declare(said: Said) -> Result<Pair, Failure> {
             tags,
             meta: meta.into_iter().collect(),
             upstreams,
+            proxy_config: proxy_config.into_iter().flatten().collect(),
             consul_namespace,
             consul_partition,
             ..Declaration::default()
@@ -74,6 +86,7 @@ mod tests {
             upstreams: upstreams.parse::<UpstreamsArg>().unwrap().0,
             tags: Vec::new(),
             meta: Vec::new(),
+            proxy_config: Vec::new(),
             pod: PodArgs {
                 pod_name: "web-0".to_owned(),
                 pod_namespace: "shop".to_owned(),
@@ -91,6 +104,14 @@ mod tests {
         let pair = declare(said("web:80", "db:1234,auth:6789")).unwrap();
         assert_eq!(pair.service.id, "web-0-web");
         assert_eq!(pair.proxy.proxy.unwrap().upstreams.len(), 2);
+    }
+
+    #[test]
+    fn later_settings_of_the_proxy_win() {
+        let object = |text: &str| serde_json::from_str(text).unwrap();
+        let proxy_config = vec![object(r#"{"a": 1, "b": 2}"#), object(r#"{"b": 3}"#)];
+        let pair = declare(Said { proxy_config, ..said("web:80", "") }).unwrap();
+        assert_eq!(Value::Object(pair.proxy.proxy.unwrap().config).to_string(), r#"{"a":1,"b":3}"#);
     }
 
     /// Pain 40: an upstream on a port that something else in the pod uses.

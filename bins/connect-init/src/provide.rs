@@ -23,12 +23,23 @@ pub(crate) async fn bootstrap(
     deadline: Deadline,
 ) -> Result<(), Failure> {
     let proxy = read_back(agent, pair, deadline).await?;
-    let document = flags.render(agent, &proxy).await?;
+    let attempt = || flags.render(agent, &proxy);
+    let document = match retry::until(deadline, NODE_AGENT, is_transient, attempt).await {
+        Ok(document) => document,
+        Err(Stopped::Final(failure)) => return Err(failure),
+        Err(Stopped::Deadline(cause)) => return Err(too_late(cause, deadline)),
+    };
     let text = format!("{document:#}\n");
     // It holds the ACL token.
     write_whole(&handoff.bootstrap(), 0o640, text.as_bytes())?;
     tracing::info!(file = %handoff.bootstrap().display(), "wrote Envoy's bootstrap");
     Ok(())
+}
+
+/// Whether it was the agent that could not, which may pass; what a setting says
+/// does not change.
+fn is_transient(failure: &Failure) -> bool {
+    matches!(failure.exit(), Exit::Unreachable | Exit::Deadline)
 }
 
 async fn read_back(

@@ -1,6 +1,7 @@
 //! From the flags to a pod that is registered and ready to start, and back out
 //! if a step fails.
 
+use std::cell::Cell;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,6 +26,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         upstreams,
         tags,
         meta,
+        proxy_config,
         pod,
         agent,
         bootstrap,
@@ -35,13 +37,14 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         log: _,
     } = args;
     let deadline = Deadline::after(timeout);
-    let admin = bootstrap.admin()?;
+    let admin = bootstrap.admin().await?;
     let config = agent.config(pod.node_name.clone())?;
     let pair = declare(Said {
         service,
         upstreams: upstreams.into_iter().flat_map(|list| list.0).collect(),
         tags,
         meta,
+        proxy_config,
         pod,
         consul_namespace: config.namespace.clone(),
         consul_partition: config.partition.clone(),
@@ -55,8 +58,9 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     let handoff = Handoff::new(dir);
     prepare::prepare(&handoff, helper, &ca_pem)?;
 
+    let arrived = Cell::new(false);
     let work = async {
-        register::register(&handoff, &agent, &pair, deadline).await?;
+        register::register(&handoff, &agent, &pair, deadline, &arrived).await?;
         provide::bootstrap(&handoff, &agent, &bootstrap, &pair, deadline).await?;
         provide::record(&handoff, &agent, pair.clone(), admin, !ca_pem.is_empty())
     };
@@ -69,16 +73,15 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         }
         Err(Cut::Signal(signal)) => Failure::new(Exit::Failure, format_args!("ended by {signal}")),
     };
-    take_back(&handoff, &agent, &pair, &failure).await;
+    // An agent that was never reached has nothing to take back.
+    if arrived.get() {
+        take_back(&handoff, &agent, &pair).await;
+    }
     Err(failure)
 }
 
 /// A pod whose init container fails does not run: nobody may be sent to it.
-/// An agent that was never reached has nothing to take back.
-async fn take_back(handoff: &Handoff, agent: &Agent, pair: &Pair, failure: &Failure) {
-    if failure.exit() == Exit::Unreachable {
-        return;
-    }
+async fn take_back(handoff: &Handoff, agent: &Agent, pair: &Pair) {
     if let Err(leftovers) = handoff.retract(agent, pair, Deadline::after(TAKE_BACK)).await {
         tracing::warn!("{}", Failure::from(leftovers));
     }

@@ -65,12 +65,12 @@ impl<'a> Keeper<'a> {
     pub(crate) async fn keep(mut self, stop: CancellationToken) {
         let mut known = None;
         let mut pauses = AGENT_AWAY.pauses();
-        let mut trouble = false;
+        let mut trouble: Option<String> = None;
         while !stop.is_cancelled() {
             let error = match self.turn(known.take(), &stop).await {
                 Ok(Turn::Kept(hash)) => {
                     known = hash;
-                    if std::mem::take(&mut trouble) {
+                    if trouble.take().is_some() {
                         tracing::info!("the registration is true again");
                         pauses = AGENT_AWAY.pauses();
                     }
@@ -87,10 +87,12 @@ impl<'a> Keeper<'a> {
             } else {
                 REFUSED
             };
-            // The first of a row of failures; the rest would say the same.
-            if !std::mem::replace(&mut trouble, true) {
-                tracing::warn!("{}", Failure::from(error));
+            // Each cause of a row of failures once; the next tries say the same.
+            let cause = Failure::from(error).to_string();
+            if trouble.as_ref() != Some(&cause) {
+                tracing::warn!("{cause}");
             }
+            trouble = Some(cause);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
@@ -116,6 +118,11 @@ impl<'a> Keeper<'a> {
             },
         };
         if seen.is_none() && self.register().await? == Registered::Buried {
+            return Ok(Turn::Buried);
+        }
+        // What was taken back and is still there, because the agent was away, is
+        // not kept alive: its lease runs out.
+        if self.handoff.is_buried() {
             return Ok(Turn::Buried);
         }
         let renewed = tokio::select! {
@@ -187,10 +194,12 @@ pub(crate) async fn report_death(
     record: &Record,
     output: &str,
 ) -> Result<(), consul::Error> {
-    for service in [&record.pair.proxy, &record.pair.service] {
-        agent.update_check(&pod::lease_id(service.id()), Status::Critical, output).await?;
-    }
-    Ok(())
+    let Pair { service, proxy } = &record.pair;
+    let [proxy, service] = [proxy, service].map(|each| pod::lease_id(each.id()));
+    // Each is tried, even if the other fails.
+    let first = agent.update_check(&proxy, Status::Critical, output).await;
+    let second = agent.update_check(&service, Status::Critical, output).await;
+    first.and(second).map(drop)
 }
 
 async fn changed(application: Option<&mut Application>) {

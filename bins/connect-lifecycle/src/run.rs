@@ -1,5 +1,6 @@
 //! The sidecar's main process, from Envoy's start to its end.
 
+use std::pin::pin;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
     handoff.unbury()?;
     let mut child = Child::spawn(&command)?;
     let stop = CancellationToken::new();
-    let mut keeper = std::pin::pin!(Keeper::new(&agent, &handoff, &record).keep(stop.clone()));
+    let mut keeper = Box::pin(Keeper::new(&agent, &handoff, &record).keep(stop.clone()));
 
     tokio::select! {
         biased;
@@ -38,13 +39,17 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
         signal = signals.next() => tracing::info!("{signal}: ending"),
         () = &mut keeper => {} // it ends only when it is told to
     }
-    let deadline = Deadline::after(deregister_timeout);
     stop.cancel();
-    tokio::select! {
-        () = keeper => {}
-        () = deadline.passed() => tracing::warn!("a registration is still under way after {deadline}"),
-    }
-    if let Err(leftovers) = handoff.deregister(&agent, &record.pair, deadline).await {
+    let deadline = Deadline::after(deregister_timeout);
+    let mut deregister = pin!(handoff.deregister(&agent, &record.pair, deadline));
+    // A registration that is under way is brought to its end meanwhile: it has the lock.
+    let deregistered = tokio::select! {
+        done = &mut deregister => done,
+        () = &mut keeper => deregister.await,
+    };
+    // With it goes the lock, which another process may wait for.
+    drop(keeper);
+    if let Err(leftovers) = deregistered {
         tracing::warn!("{}", Failure::from(leftovers));
     }
     let hurry = async {

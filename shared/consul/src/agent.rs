@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::address::Address;
-use crate::answer::{AgentSelf, AgentService};
+use crate::answer::{AgentCheck, AgentSelf, AgentService, CatalogService, HealthyInstance, Leaf};
 use crate::error::{Cause, Error, Request};
 use crate::http::{TlsFiles, client};
 
@@ -47,7 +47,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Agent {
     http: reqwest::Client,
-    config: Config,
+    pub(crate) config: Config,
 }
 
 /// What a deregistration found.
@@ -110,6 +110,12 @@ impl Agent {
         call.json(service).done().await
     }
 
+    /// As [`Agent::register`], but checks that the agent has of it already stay,
+    /// unless the service brings one of the same id.
+    pub async fn register_keeping_checks(&self, service: &Service) -> Result<(), Error> {
+        self.call(Method::PUT, "/v1/agent/service/register").json(service).done().await
+    }
+
     /// Takes a service back. One that the agent does not know is gone already:
     /// 200 or 404 say so, and 500 with ACLs on in releases before 1.15.
     pub async fn deregister(&self, id: &str) -> Result<Deregistered, Error> {
@@ -149,6 +155,45 @@ impl Agent {
     /// All services of the agent, by id.
     pub async fn services(&self) -> Result<BTreeMap<String, AgentService>, Error> {
         self.call(Method::GET, "/v1/agent/services").answer().await
+    }
+
+    /// All checks of the agent, by id.
+    pub async fn checks(&self) -> Result<BTreeMap<String, AgentCheck>, Error> {
+        self.call(Method::GET, "/v1/agent/checks").answer().await
+    }
+
+    /// The instances of a service in the catalog.
+    pub async fn catalog_service(&self, name: &str) -> Result<Vec<CatalogService>, Error> {
+        self.call(Method::GET, &format!("/v1/catalog/service/{}", segment(name))).answer().await
+    }
+
+    /// The nodes on which a service of this id has checks.
+    pub async fn nodes_of(&self, id: &str) -> Result<Vec<String>, Error> {
+        let filter = format!("ServiceID == {id:?}");
+        let call = self.call(Method::GET, "/v1/health/state/any").query("filter", &filter);
+        let checks: Vec<AgentCheck> = call.answer().await?;
+        Ok(checks.into_iter().map(|check| check.node).collect())
+    }
+
+    /// The healthy instances that a proxy can reach a service by.
+    pub async fn healthy_connect(
+        &self,
+        name: &str,
+        datacenter: &str,
+    ) -> Result<Vec<HealthyInstance>, Error> {
+        let path = format!("/v1/health/connect/{}", segment(name));
+        let mut call = self.call(Method::GET, &path).query("passing", "true");
+        if !datacenter.is_empty() {
+            call = call.query("dc", datacenter);
+        }
+        call.answer().await
+    }
+
+    /// A service's certificate, without its key. The agent has it made if there
+    /// is none yet; with ACLs on, it takes `service:write`.
+    pub async fn leaf(&self, service: &str) -> Result<Leaf, Error> {
+        let path = format!("/v1/agent/connect/ca/leaf/{}", segment(service));
+        self.call(Method::GET, &path).answer().await
     }
 
     /// Sets a TTL check, which renews it. One that the agent does not have is
@@ -197,7 +242,7 @@ impl Agent {
         }
     }
 
-    fn call(&self, method: Method, path: &str) -> Call<'_> {
+    pub(crate) fn call(&self, method: Method, path: &str) -> Call<'_> {
         let tenancy = [("ns", &self.config.namespace), ("partition", &self.config.partition)];
         let mut call = Call {
             agent: self,
@@ -234,7 +279,7 @@ fn segment(text: &str) -> String {
 }
 
 /// A request in the making.
-struct Call<'a> {
+pub(crate) struct Call<'a> {
     agent: &'a Agent,
     method: Method,
     path: String,
@@ -246,7 +291,7 @@ struct Call<'a> {
 // === impl Call ===
 
 impl Call<'_> {
-    fn query(mut self, key: &str, value: &str) -> Self {
+    pub(crate) fn query(mut self, key: &str, value: &str) -> Self {
         let separator = if self.query.is_empty() { '?' } else { '&' };
         self.query.push(separator);
         self.query.push_str(key);
@@ -255,19 +300,19 @@ impl Call<'_> {
         self
     }
 
-    fn json(mut self, body: &impl Serialize) -> Self {
+    pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
         // What we send is strings, numbers, lists and maps with string keys.
         self.body = Some(serde_json::to_vec(body).expect("a registration is JSON"));
         self
     }
 
     /// Sends it; the answer's body does not matter.
-    async fn done(self) -> Result<(), Error> {
+    pub(crate) async fn done(self) -> Result<(), Error> {
         self.send().await.map(drop)
     }
 
     /// Sends it and reads the answer.
-    async fn answer<T: DeserializeOwned>(self) -> Result<T, Error> {
+    pub(crate) async fn answer<T: DeserializeOwned>(self) -> Result<T, Error> {
         let request = self.request();
         let body = self.send().await?;
         serde_json::from_slice(&body)

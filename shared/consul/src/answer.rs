@@ -41,6 +41,62 @@ pub struct AgentService {
     pub content_hash: String,
 }
 
+/// A check as the agent has it, or as the catalog has it.
+///
+/// Source: Consul's "Check - Agent HTTP API" page, "List Checks".
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct AgentCheck {
+    /// Its node.
+    pub node: String,
+    /// Its id on the agent.
+    #[serde(rename = "CheckID")]
+    pub check_id: String,
+    /// For people.
+    pub name: String,
+    /// `passing`, `warning`, `critical` or `maintenance`.
+    pub status: String,
+    /// The service that it is of; empty: the node.
+    #[serde(rename = "ServiceID")]
+    pub service_id: String,
+}
+
+/// An instance of a service in the catalog.
+///
+/// Source: Consul's "Catalog HTTP API" page, "List Nodes for Service".
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct CatalogService {
+    /// Its node.
+    pub node: String,
+    /// The node's address.
+    pub address: String,
+    /// Its id on that node.
+    #[serde(rename = "ServiceID")]
+    pub service_id: String,
+}
+
+/// An instance that a proxy may be sent to.
+///
+/// Source: Consul's "Health HTTP API" page, "List Nodes for Connect-capable
+/// Service".
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct HealthyInstance {
+    /// The proxy, or the service itself if it is Connect-native.
+    pub service: AgentService,
+}
+
+/// A service's certificate, as far as it is not secret.
+///
+/// Source: Consul's "Connect - Agent HTTP API" page, "Service Leaf Certificate".
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Leaf {
+    /// When it ends (RFC 3339).
+    pub valid_before: String,
+}
+
 /// What the agent says of itself.
 ///
 /// Source: Consul's "Agent HTTP API" page, "Read Configuration".

@@ -4,7 +4,7 @@
 //!
 //! Source: Consul's "consul connect envoy" command page.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ::bootstrap::{
@@ -121,8 +121,8 @@ struct ProxyDefaults {
 
 impl BootstrapArgs {
     /// Envoy's admin listener, with its host resolved.
-    pub fn admin(&self) -> Result<SocketAddr, Failure> {
-        resolve("--admin-bind", &self.admin_bind)
+    pub async fn admin(&self) -> Result<SocketAddr, Failure> {
+        resolve("--admin-bind", &self.admin_bind).await
     }
 
     /// Renders the document for a proxy, as the agent has it registered.
@@ -141,10 +141,12 @@ impl BootstrapArgs {
             }
             (_, Some(registered)) => registered,
         };
-        let cluster = match registered.destination_service_name.as_str() {
-            "" => proxy.service.clone(),
-            destination => destination.to_owned(),
+        // A gateway stands for no service but itself.
+        let (cluster, source_service) = match registered.destination_service_name.as_str() {
+            "" => (id, &proxy.service),
+            _ => (&registered.destination_service_name, &registered.destination_service_name),
         };
+        let config = agent.config();
         let prometheus_tls = PrometheusTls::from_flags(
             self.prometheus_ca_file.as_deref(),
             self.prometheus_ca_path.as_deref(),
@@ -155,9 +157,9 @@ impl BootstrapArgs {
             proxy: Proxy {
                 id: id.clone(),
                 cluster: cluster.clone(),
-                source_service: Some(cluster),
-                namespace: proxy.namespace.clone(),
-                partition: proxy.partition.clone(),
+                source_service: Some(source_service.clone()),
+                namespace: proxy.namespace.clone().or_else(|| config.namespace.clone()),
+                partition: proxy.partition.clone().or_else(|| config.partition.clone()),
                 datacenter: proxy.datacenter.clone(),
                 node_name: None,
                 config: if self.no_central_config {
@@ -168,7 +170,7 @@ impl BootstrapArgs {
             },
             xds: self.xds(agent).await?,
             admin: Admin {
-                bind: self.admin()?,
+                bind: self.admin().await?,
                 access_log_path: self.admin_access_log_path.clone(),
                 access_logs: self.access_logs(agent).await?,
             },
@@ -203,7 +205,7 @@ impl BootstrapArgs {
         let has_own = own.ca_file.is_some() || own.ca_path.is_some();
         let (address, tls) = match address {
             GrpcAddress::Tcp { tls, host, port } => {
-                (XdsAddress::Tcp(resolve_host("--grpc-addr", &host, port)?), tls)
+                (XdsAddress::Tcp(resolve_host("--grpc-addr", &host, port).await?), tls)
             }
             // On a socket, only a CA of its own says that TLS is spoken.
             GrpcAddress::Unix(path) => (XdsAddress::Unix(path), has_own),
@@ -229,14 +231,16 @@ impl BootstrapArgs {
     }
 
     /// The access logs of proxy-defaults. A token that may not read it is no
-    /// reason to have no sidecar.
+    /// reason to have no sidecar; an agent that can't at the moment is asked again.
     async fn access_logs(&self, agent: &Agent) -> Result<AccessLogs, Failure> {
         if self.no_central_config {
             return Ok(AccessLogs::default());
         }
         match agent.config_entry::<ProxyDefaults>("proxy-defaults", "global").await {
             Ok(entry) => Ok(entry.and_then(|entry| entry.access_logs).unwrap_or_default()),
-            Err(error) if error.exit() == Exit::Unreachable => Err(error.into()),
+            Err(error) if matches!(error.exit(), Exit::Unreachable | Exit::Deadline) => {
+                Err(error.into())
+            }
             Err(error) => {
                 tracing::warn!("the access logs of proxy-defaults are left out: {error}");
                 Ok(AccessLogs::default())
@@ -289,7 +293,7 @@ fn grpc_port(answer: &AgentSelf) -> Option<(bool, i64)> {
 }
 
 /// Resolves `host:port` to an address; Envoy's bootstrap takes IP addresses only.
-fn resolve(flag: &str, text: &str) -> Result<SocketAddr, Failure> {
+async fn resolve(flag: &str, text: &str) -> Result<SocketAddr, Failure> {
     let form = || {
         Failure::usage(format_args!("{flag} `{text}`: expected host:port, such as 127.0.0.1:19000"))
     };
@@ -299,10 +303,10 @@ fn resolve(flag: &str, text: &str) -> Result<SocketAddr, Failure> {
     if host.is_empty() {
         return Err(form());
     }
-    resolve_host(flag, host, port)
+    resolve_host(flag, host, port).await
 }
 
-fn resolve_host(flag: &str, host: &str, port: u16) -> Result<SocketAddr, Failure> {
+async fn resolve_host(flag: &str, host: &str, port: u16) -> Result<SocketAddr, Failure> {
     let unresolved = |problem: &dyn std::fmt::Display| {
         Failure::usage(format_args!("{flag}: host `{host}` has no address: {problem}"))
             .hint("give an IP address")
@@ -312,7 +316,8 @@ fn resolve_host(flag: &str, host: &str, port: u16) -> Result<SocketAddr, Failure
     if host == "localhost" {
         return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
     }
-    let mut addresses = (host, port).to_socket_addrs().map_err(|error| unresolved(&error))?;
+    let addresses = tokio::net::lookup_host((host, port)).await;
+    let mut addresses = addresses.map_err(|error| unresolved(&error))?;
     addresses.next().ok_or_else(|| unresolved(&"the name is known, but without an address"))
 }
 
@@ -320,15 +325,15 @@ fn resolve_host(flag: &str, host: &str, port: u16) -> Result<SocketAddr, Failure
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_bind_address_may_name_its_host() {
-        assert_eq!(
-            resolve("--admin-bind", "localhost:19000").unwrap(),
-            ([127, 0, 0, 1], 19000).into()
-        );
-        assert_eq!(resolve("--admin-bind", "[::1]:19000").unwrap().to_string(), "[::1]:19000");
+    #[tokio::test]
+    async fn a_bind_address_may_name_its_host() {
+        for (text, address) in
+            [("localhost:19000", "127.0.0.1:19000"), ("[::1]:19000", "[::1]:19000")]
+        {
+            assert_eq!(resolve("--admin-bind", text).await.unwrap().to_string(), address);
+        }
         for text in ["19000", ":19000", "localhost:", "localhost:0", "localhost:99999"] {
-            let error = resolve("--admin-bind", text).unwrap_err().to_string();
+            let error = resolve("--admin-bind", text).await.unwrap_err().to_string();
             assert!(
                 error.contains("--admin-bind") && error.contains("expected host:port"),
                 "{error}"

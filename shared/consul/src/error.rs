@@ -79,6 +79,24 @@ impl Error {
         }
     }
 
+    /// Whether the agent may have got the request. Without a connection it has not.
+    pub fn may_have_arrived(&self) -> bool {
+        match &self.cause {
+            Cause::Refused
+            | Cause::NoRoute(_)
+            | Cause::Unresolved(_)
+            | Cause::NoSocket
+            | Cause::Tls(_) => false,
+            Cause::Timeout
+            | Cause::Broken(_)
+            | Cause::Denied(_)
+            | Cause::NotFound(_)
+            | Cause::Unavailable(..)
+            | Cause::Refusal(..)
+            | Cause::Garbage(_) => true,
+        }
+    }
+
     /// The exit code for it.
     pub fn exit(&self) -> Exit {
         match &self.cause {
@@ -151,12 +169,6 @@ impl Cause {
                 return Self::Tls(tls.to_string());
             }
             if let Some(io) = current.downcast_ref::<std::io::Error>() {
-                // rustls hides in an I/O error's own source.
-                if let Some(tls) =
-                    io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
-                {
-                    return Self::Tls(tls.to_string());
-                }
                 match io.kind() {
                     ErrorKind::ConnectionRefused => return Self::Refused,
                     ErrorKind::NotFound if error.is_connect() => return Self::NoSocket,
@@ -169,12 +181,10 @@ impl Cause {
                     _ => {}
                 }
             }
-            link = current.source();
+            link = behind(current);
         }
         if error.is_timeout() {
             Self::Timeout
-        } else if error.is_decode() {
-            Self::Garbage(deepest)
         } else if error.is_connect() && deepest.contains("lookup address") {
             Self::Unresolved(deepest)
         } else {
@@ -193,6 +203,15 @@ impl Cause {
             429 | 500..=599 => Self::Unavailable(status, words),
             _ => Self::Refusal(status, words),
         }
+    }
+}
+
+/// The error behind another. An I/O error hides the one that it wraps: what it
+/// gives as its source is already that one's own.
+fn behind<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
     }
 }
 

@@ -23,9 +23,12 @@ pub enum Registered {
 /// Why service and proxy are not both registered.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
-    /// The agent did not take one of them.
+    /// The agent did not take the service.
     #[error("{0}")]
     Agent(#[from] Error),
+    /// The agent took the service, but not its proxy.
+    #[error("its sidecar proxy: {0}")]
+    Proxy(Error),
     /// Another process was in the way.
     #[error("{0}")]
     Lock(#[from] LockError),
@@ -35,9 +38,18 @@ impl RegisterError {
     /// Whether trying again may help.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Agent(error) => error.is_transient(),
+            Self::Agent(error) | Self::Proxy(error) => error.is_transient(),
             Self::Lock(LockError::Held(_)) => true,
             Self::Lock(LockError::File(_)) => false,
+        }
+    }
+
+    /// Whether the agent may have something of it.
+    pub fn may_have_arrived(&self) -> bool {
+        match self {
+            Self::Agent(error) => error.may_have_arrived(),
+            Self::Proxy(_) => true,
+            Self::Lock(_) => false,
         }
     }
 }
@@ -89,7 +101,14 @@ impl Handoff {
                     Err(error) => tracing::warn!(service = id, "cannot be taken back: {error}"),
                 }
             }
-            return Err(error.into());
+            return Err(RegisterError::Proxy(error));
+        }
+        // Whoever took it back meanwhile may have lost patience with the lock.
+        if self.is_buried() {
+            for (id, error) in deregister_both(agent, pair, deadline).await {
+                tracing::warn!(service = id, "cannot be taken back: {error}");
+            }
+            return Ok(Registered::Buried);
         }
         Ok(Registered::Done)
     }
@@ -125,7 +144,8 @@ impl Handoff {
         deadline: Deadline,
         mut others: Vec<Failure>,
     ) -> Result<(), Leftovers> {
-        let lock = self.lock(deadline).await;
+        // A registration under way is waited for, but not until no time is left.
+        let lock = self.lock(Deadline::after(deadline.left() / 2)).await;
         let _lock = lock.map_err(|error| others.push(error.into())).ok();
         let services = deregister_both(agent, pair, deadline).await;
         if services.is_empty() && others.is_empty() {
@@ -213,6 +233,7 @@ impl From<RegisterError> for Failure {
     fn from(error: RegisterError) -> Self {
         match error {
             RegisterError::Agent(error) => error.into(),
+            RegisterError::Proxy(error) => Self::from(error).while_doing("its sidecar proxy"),
             RegisterError::Lock(error) => error.into(),
         }
     }

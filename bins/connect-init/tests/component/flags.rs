@@ -1,0 +1,83 @@
+//! A command line that is no good: each names the input and the accepted form,
+//! and nothing is sent.
+
+use scripted_agent::ScriptedAgent;
+
+use crate::pod::Pod;
+
+#[track_caller]
+fn refused(flag: &'static str, value: &str, words: &[&str]) {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent).with(flag, value);
+    pod.run().code(64).says(words).says(&[flag]);
+    assert!(agent.requests().is_empty());
+    assert!(pod.files().is_empty());
+}
+
+#[test]
+fn a_bad_service() {
+    refused("--service", "we b:80", &["we b", "letters"]);
+    refused("--service", ":80", &[":80"]);
+    refused("--service", "", &["NAME[:PORT]"]);
+}
+
+/// Pain 39: port 0 is registered, and traffic is silently broken.
+#[test]
+fn a_bad_port() {
+    refused("--service", "web:0", &["web:0", "1 to 65535"]);
+    refused("--service", "web:65536", &["web:65536", "1 to 65535"]);
+    refused("--service", "web:http", &["web:http"]);
+    refused("--service", "web:20000", &["web:20000", "public listener", "hint:"]);
+}
+
+/// Pain 40: an upstream that is half understood is silently dropped.
+#[test]
+fn a_bad_upstream() {
+    refused("--upstream", "db", &["db", "name:port"]);
+    refused("--upstream", "db:0", &["db:0", "1 to 65535"]);
+    refused("--upstream", "db:1234,auth:x", &["auth:x"]);
+    refused("--upstream", "db:8080", &["8080", "the port of `web` itself"]);
+    refused("--upstream", "db:19000", &["19000", "admin listener"]);
+    refused("--upstream", "db:1234,auth:1234", &["1234", "both listen on"]);
+}
+
+/// Pain 54: an address that a template made wrong.
+#[test]
+fn a_bad_agent_address() {
+    refused("--http-addr", "http://$(HOST_IP):8500", &["$(HOST_IP)", "expected host:port"]);
+    refused("--http-addr", "ftp://h:1", &["ftp://h:1", "expected host:port"]);
+    refused("--http-addr", "http://:8500", &["expected host:port"]);
+    refused("--grpc-addr", "nonsense://x", &["nonsense://x"]);
+}
+
+#[test]
+fn a_bad_pod_address() {
+    refused("--pod-ip", "", &["--pod-ip"]);
+    refused("--pod-ip", "web-0", &["web-0", "invalid IP address"]);
+}
+
+#[test]
+fn bad_meta() {
+    refused("--meta", "team", &["team", "expected KEY=VALUE"]);
+    refused("--meta", "=a", &["=a", "expected KEY=VALUE"]);
+}
+
+#[test]
+fn a_bad_length_of_time() {
+    refused("--timeout", "2 minutes", &["2 minutes"]);
+    refused("--timeout", "-1s", &["-1s"]);
+}
+
+#[test]
+fn a_bad_admin_listener() {
+    refused("--admin-bind", "19000", &["19000", "expected host:port"]);
+}
+
+#[test]
+fn a_flag_that_must_be_there() {
+    let agent = ScriptedAgent::start();
+    for flag in ["--service", "--pod-name", "--pod-ip"] {
+        Pod::of(&agent).without(flag).run().code(64).says(&[flag]);
+    }
+    assert!(agent.requests().is_empty());
+}

@@ -1,0 +1,50 @@
+//! A folder or a helper that is no good.
+
+use std::path::Path;
+
+use scripted_agent::{Route, ScriptedAgent};
+
+use crate::pod::{Pod, assert_nothing_left};
+
+#[test]
+fn a_folder_that_cannot_be_written_to_is_found_before_anything_is_sent() {
+    // The second is a file.
+    for folder in ["missing", "etc/helper"] {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent).in_folder(folder);
+        pod.run().code(73).says(&["cannot write", folder, "hint:"]);
+        assert!(agent.requests().is_empty());
+    }
+}
+
+#[test]
+fn a_missing_helper_is_found_before_anything_is_sent() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent).with_path("--helper", Path::new("/nonexistent/helper"));
+    pod.run().code(64).says(&["/nonexistent/helper", "hint: name connect-lifecycle with --helper"]);
+    assert!(agent.requests().is_empty());
+    assert!(pod.files().is_empty());
+}
+
+#[test]
+fn a_token_file_that_cannot_be_read_is_found_before_anything_is_sent() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent).with_path("--token-file", Path::new("/nonexistent/token"));
+    pod.run().code(64).says(&["/nonexistent/token", "CONSUL_HTTP_TOKEN_FILE"]);
+    assert!(agent.requests().is_empty());
+}
+
+#[test]
+fn a_file_that_cannot_be_written_leaves_nothing_registered() {
+    for name in ["envoy-bootstrap.json", "registration.json"] {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent);
+        // A folder in its place can't be replaced.
+        std::fs::create_dir(pod.shared(name)).unwrap();
+        pod.run().code(73).says(&["cannot write", name, "hint:"]);
+        assert_eq!(agent.asked(Route::Register).len(), 2);
+        assert_nothing_left(&agent);
+        let files = pod.files();
+        assert!(!files.keys().any(|name| name.starts_with('.')), "{files:?}");
+    }
+}

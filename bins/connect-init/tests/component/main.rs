@@ -1,0 +1,21 @@
+//! The whole program against a scripted agent on real sockets.
+//!
+//! - [`pod`]: a pod's init container, run as often as a test likes
+//! - [`registers`]: all goes well: what is sent, what is written
+//! - [`waits`]: an agent that is not there yet, or can't at the moment
+//! - [`refused`]: an agent that says no, at each step
+//! - [`folder`]: a folder or a helper that is no good
+//! - [`flags`]: a command line that is no good
+//! - [`transport`]: TLS and unix sockets
+//! - [`ends`]: ended by a signal, and run again
+
+#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+
+mod ends;
+mod flags;
+mod folder;
+mod pod;
+mod refused;
+mod registers;
+mod transport;
+mod waits;

@@ -1,0 +1,103 @@
+//! An agent that says no, at each step.
+
+use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+use serde_json::json;
+
+use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left};
+
+const DENIED: Fault = Fault::Status(403, "Permission denied: Missing service:write on web");
+const INVALID: Fault = Fault::Status(400, "Invalid Service Meta: Key contains invalid characters");
+
+/// Pain 21: an opaque 403.
+#[test]
+fn a_denial_is_final_and_names_the_rule() {
+    let agent = ScriptedAgent::start();
+    agent.fault(Route::Register, DENIED, Times::Always);
+    let pod = Pod::of(&agent);
+    pod.run().code(77).says(&[
+        "403 Permission denied: Missing service:write on web",
+        "hint: the ACL token lacks a rule",
+    ]);
+    assert!(pod.termination_log().contains("Missing service:write on web"));
+    assert_eq!(agent.asked(Route::Register).len(), 1);
+}
+
+#[test]
+fn a_refusal_is_final_and_repeats_the_agents_words() {
+    let agent = ScriptedAgent::start();
+    agent.fault(Route::Register, INVALID, Times::Always);
+    Pod::of(&agent).run().code(78).says(&["400 Invalid Service Meta", "hint:"]);
+    assert_eq!(agent.asked(Route::Register).len(), 1);
+}
+
+#[test]
+fn a_service_whose_proxy_is_refused_is_taken_back() {
+    for (fault, code) in [(DENIED, 77), (INVALID, 78)] {
+        let agent = ScriptedAgent::start();
+        agent.fault(Route::Register.of(PROXY), fault, Times::Always);
+        let pod = Pod::of(&agent);
+        pod.run().code(code).says(&["cannot register service `web-0-web`", "its sidecar proxy"]);
+        assert_nothing_left(&agent);
+        assert_eq!(pod.files().into_keys().collect::<Vec<_>>(), ["connect-lifecycle", "lock"]);
+    }
+}
+
+#[test]
+fn what_cannot_be_taken_back_is_said_besides_the_cause() {
+    let agent = ScriptedAgent::start();
+    agent.fault(Route::Register.of(PROXY), INVALID, Times::Always);
+    agent.fault(Route::Deregister.of(SERVICE), DENIED, Times::Always);
+    Pod::of(&agent).run().code(78).says(&[
+        "400 Invalid Service Meta",
+        "web-0-web is left on the agent",
+        "lease runs out",
+    ]);
+}
+
+#[test]
+fn central_configuration_that_cannot_be_honoured_leaves_nothing_registered() {
+    for (key, value) in [
+        ("envoy_stats_tags", json!({"a": 1})),
+        ("envoy_prometheus_bind_addr", json!("9102")),
+        ("envoy_extra_static_clusters_json", json!("{")),
+    ] {
+        let agent = ScriptedAgent::start();
+        agent.proxy_config(key, value);
+        let pod = Pod::of(&agent);
+        pod.run().code(64).says(&["the bootstrap of `web-0-web-sidecar-proxy`", key]);
+        assert_nothing_left(&agent);
+        assert!(!pod.files().contains_key("envoy-bootstrap.json"));
+    }
+}
+
+#[test]
+fn a_proxy_that_is_gone_when_it_is_read_back_leaves_nothing_registered() {
+    let agent = ScriptedAgent::start();
+    agent.fault(
+        Route::Service,
+        Fault::Status(404, "unknown service ID: web-0-web-sidecar-proxy"),
+        Times::N(1),
+    );
+    Pod::of(&agent).run().code(1).says(&["is not on the agent any more", "hint:"]);
+    assert_nothing_left(&agent);
+}
+
+/// A token that may not read the central configuration is no reason to have no sidecar.
+#[test]
+fn access_logs_that_may_not_be_read_are_left_out_with_a_warning() {
+    let agent = ScriptedAgent::start();
+    agent.fault(Route::Config, Fault::Status(403, "Permission denied"), Times::Always);
+    Pod::of(&agent).run().code(0).says(&["WARN", "access logs", "403 Permission denied"]);
+}
+
+#[test]
+fn an_agent_without_grpc_is_reported_and_nothing_is_left() {
+    let agent = ScriptedAgent::start();
+    agent.about(json!({"DebugConfig": {"GRPCPort": -1}}));
+    Pod::of(&agent)
+        .without("--grpc-addr")
+        .run()
+        .code(64)
+        .says(&["gRPC is off on the agent", "hint: set `ports { grpc = 8502 }`"]);
+    assert_nothing_left(&agent);
+}

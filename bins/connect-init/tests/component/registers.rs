@@ -1,0 +1,259 @@
+//! All goes well: what is sent, what is written.
+
+use scripted_agent::{Route, ScriptedAgent};
+use serde_json::json;
+
+use crate::pod::{HELPER, PROXY, Pod, SERVICE, assert_registered};
+
+#[test]
+fn the_service_is_registered_and_then_its_proxy() {
+    let agent = ScriptedAgent::start();
+    Pod::of(&agent)
+        .and("--upstream", "db:1234,cache:6379:dc2")
+        .and("--upstream", "prepared_query:geo:7000")
+        .and("--tag", "v1")
+        .and("--tag", "a,b")
+        .and("--meta", "team=a=b")
+        .run()
+        .code(0);
+
+    let meta = json!({"team": "a=b", "pod-name": "web-0", "k8s-namespace": "shop"});
+    let lease = |id: &str| {
+        json!({
+            "CheckID": format!("{id}-lease"),
+            "Name": "Pod Lease",
+            "Notes": "Renewed by connect-lifecycle for as long as the pod lives.",
+            "TTL": "30s",
+            "DeregisterCriticalServiceAfter": "1m0s",
+        })
+    };
+    let service = json!({
+        "ID": SERVICE,
+        "Name": "web",
+        "Tags": ["v1", "a,b"],
+        "Meta": meta,
+        "Address": "10.0.0.7",
+        "Port": 8080,
+        "Checks": [lease(SERVICE), {
+            "CheckID": "web-0-web-application",
+            "Name": "Application Listening",
+            "Notes": "Set by connect-lifecycle, which connects to port 8080 over loopback.",
+            "TTL": "30s",
+            "Status": "critical",
+        }],
+    });
+    let proxy = json!({
+        "Kind": "connect-proxy",
+        "ID": PROXY,
+        "Name": "web-sidecar-proxy",
+        "Tags": ["v1", "a,b"],
+        "Meta": meta,
+        "Address": "10.0.0.7",
+        "Port": 20000,
+        "Proxy": {
+            "DestinationServiceName": "web",
+            "DestinationServiceID": SERVICE,
+            "LocalServiceAddress": "127.0.0.1",
+            "LocalServicePort": 8080,
+            "Upstreams": [
+                {"DestinationType": "service", "DestinationName": "db", "LocalBindPort": 1234},
+                {"DestinationType": "service", "DestinationName": "cache", "LocalBindPort": 6379, "Datacenter": "dc2"},
+                {"DestinationType": "prepared_query", "DestinationName": "geo", "LocalBindPort": 7000},
+            ],
+        },
+        "Checks": [
+            {
+                "CheckID": "web-0-web-sidecar-proxy-listener",
+                "Name": "Proxy Public Listener",
+                "TCP": "10.0.0.7:20000",
+                "Interval": "10s",
+                "DeregisterCriticalServiceAfter": "10m0s",
+            },
+            {
+                "CheckID": "web-0-web-sidecar-proxy-destination",
+                "Name": "Destination Alias",
+                "AliasService": SERVICE,
+            },
+            lease(PROXY),
+        ],
+    });
+    let registrations = agent.asked(Route::Register);
+    let bodies: Vec<_> = registrations.iter().map(scripted_agent::Request::json).collect();
+    assert_eq!(bodies, [service, proxy]);
+    for request in registrations {
+        assert_eq!(request.query, "replace-existing-checks=true");
+    }
+}
+
+#[test]
+fn the_files_are_whole_and_only_for_those_whom_they_concern() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.run().code(0);
+
+    let files = pod.files();
+    let files: Vec<_> = files.iter().map(|(name, mode)| (name.as_str(), *mode)).collect();
+    assert_eq!(
+        files,
+        [
+            ("connect-lifecycle", 0o555),
+            ("envoy-bootstrap.json", 0o640),
+            ("lock", 0o640),
+            ("registration.json", 0o640),
+        ]
+    );
+    assert_eq!(std::fs::read_to_string(pod.shared("connect-lifecycle")).unwrap(), HELPER);
+    let bootstrap = pod.json("envoy-bootstrap.json");
+    assert_eq!(bootstrap["node"]["id"], PROXY);
+    assert_eq!(bootstrap["node"]["cluster"], "web");
+    assert_eq!(bootstrap["admin"]["address"]["socket_address"]["port_value"], 19000);
+}
+
+/// The form of the record is read by other releases (pain 44).
+#[test]
+fn the_record_says_what_was_registered_and_with_whom() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent).with("--admin-bind", "localhost:19001");
+    pod.run().code(0);
+
+    let services = agent.services();
+    assert_eq!(
+        pod.json("registration.json"),
+        json!({
+            "version": 1,
+            "service": services[SERVICE],
+            "proxy": services[PROXY],
+            "agent": {"http_addr": agent.address(), "tls": {}, "node": "n1"},
+            "admin": "127.0.0.1:19001",
+        })
+    );
+}
+
+#[test]
+fn a_pod_that_runs_it_twice_has_one_service_and_one_proxy() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.run().code(0);
+    let (services, files) = (agent.services(), pod.files());
+    pod.run().code(0);
+    assert_eq!(agent.services(), services);
+    assert_eq!(pod.files(), files);
+    assert_registered(&agent);
+}
+
+#[test]
+fn a_pod_that_starts_again_is_not_ending_any_more() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    std::fs::File::create(pod.shared("deregistered")).unwrap();
+    pod.run().code(0);
+    assert_registered(&agent);
+    assert!(!pod.files().contains_key("deregistered"));
+}
+
+/// Pain 59: an agent allows 200 connections for each client.
+#[test]
+fn one_connection_serves_all_requests() {
+    let agent = ScriptedAgent::start();
+    Pod::of(&agent).without("--grpc-addr").run().code(0);
+    let requests = agent.requests();
+    assert_eq!(requests.len(), 5);
+    assert!(requests.iter().all(|request| request.connection == 1), "{requests:#?}");
+}
+
+#[test]
+fn a_service_without_a_port_takes_no_connections() {
+    let agent = ScriptedAgent::start();
+    Pod::of(&agent).with("--service", "web").run().code(0);
+    let services = agent.services();
+    assert_eq!(services[SERVICE]["Port"], json!(null));
+    assert_eq!(services[SERVICE]["Checks"].as_array().unwrap().len(), 1);
+    assert_eq!(services[PROXY]["Proxy"]["LocalServicePort"], json!(null));
+}
+
+/// Pain 52: "too many colons in address".
+#[test]
+fn an_ipv6_pod_is_registered_with_its_address() {
+    let agent = ScriptedAgent::start();
+    Pod::of(&agent).with("--pod-ip", "fd00::7").run().code(0);
+    let services = agent.services();
+    assert_eq!(services[SERVICE]["Address"], "fd00::7");
+    assert_eq!(services[PROXY]["Checks"][0]["TCP"], "[fd00::7]:20000");
+}
+
+/// Pain 23: secrets in arguments, logs and files.
+#[test]
+fn the_token_goes_to_the_agent_and_to_envoy_and_nowhere_else() {
+    const TOKEN: &str = "5f1d1dc0-secret-token";
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let file = pod.file("token", &format!("{TOKEN}\n"));
+    let pod = pod.with_path("--token-file", &file).with("--log-level", "trace");
+    let outcome = pod.run().code(0);
+
+    for request in agent.requests() {
+        assert_eq!(request.token.as_deref(), Some(TOKEN), "{} {}", request.method, request.path);
+        assert!(!request.path.contains(TOKEN) && !request.query.contains(TOKEN));
+        assert!(!String::from_utf8_lossy(&request.body).contains(TOKEN));
+    }
+    assert!(!outcome.stderr().contains(TOKEN), "{}", outcome.stderr());
+    let bootstrap = pod.json("envoy-bootstrap.json");
+    assert_eq!(
+        bootstrap["dynamic_resources"]["ads_config"]["grpc_services"]["initial_metadata"],
+        json!([{"key": "x-consul-token", "value": TOKEN}])
+    );
+    assert!(!pod.json("registration.json").to_string().contains(TOKEN));
+}
+
+#[test]
+fn without_a_token_and_a_namespace_neither_is_sent() {
+    let agent = ScriptedAgent::start();
+    Pod::of(&agent).run().code(0);
+    for request in agent.requests() {
+        assert_eq!(request.token, None);
+        assert_eq!((request.query_value("ns"), request.query_value("partition")), (None, None));
+    }
+}
+
+#[test]
+fn a_namespace_and_a_partition_are_passed_on() {
+    let agent = ScriptedAgent::start();
+    Pod::of(&agent).with("--namespace", "team a").with("--partition", "p").run().code(0);
+    for request in agent.requests() {
+        assert_eq!(request.query_value("ns").as_deref(), Some("team a"), "{}", request.path);
+        assert_eq!(request.query_value("partition").as_deref(), Some("p"), "{}", request.path);
+    }
+}
+
+#[test]
+fn envoy_is_fed_from_where_the_agent_says() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent).without("--grpc-addr");
+    pod.run().code(0);
+    let text = pod.json("envoy-bootstrap.json")["static_resources"].to_string();
+    assert!(text.contains(r#""address":"127.0.0.1","port_value":8502"#), "{text}");
+}
+
+#[test]
+fn the_central_configuration_is_in_the_bootstrap() {
+    let agent = ScriptedAgent::start();
+    agent.proxy_config("envoy_prometheus_bind_addr", "0.0.0.0:9102");
+    agent.config_entry("proxy-defaults", "global", json!({"AccessLogs": {"Enabled": true}}));
+    let pod = Pod::of(&agent);
+    pod.run().code(0);
+    let bootstrap = pod.json("envoy-bootstrap.json");
+    assert!(bootstrap["static_resources"].to_string().contains("9102"));
+    assert!(bootstrap["admin"].to_string().contains("StdoutAccessLog"), "{}", bootstrap["admin"]);
+}
+
+#[test]
+fn a_dry_run_prints_what_would_be_registered_and_does_nothing() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent).switch("--dry-run");
+    let outcome = pod.run().code(0);
+    let printed: serde_json::Value = serde_json::from_str(&outcome.stdout()).unwrap();
+    assert_eq!(printed["service"]["ID"], SERVICE);
+    assert_eq!(printed["proxy"]["ID"], PROXY);
+    assert!(agent.requests().is_empty());
+    assert!(pod.files().is_empty());
+}

@@ -1,0 +1,165 @@
+//! An agent that is not there yet, or can't at the moment.
+
+use std::time::Duration;
+
+use scripted_agent::fault::At;
+use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+
+use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left, assert_registered};
+
+const NO_LEADER: Fault = Fault::Status(500, "No cluster leader");
+const TOO_MANY: Fault = Fault::Status(429, "Your IP is issuing too many concurrent connections");
+
+/// Each step that the agent is asked for.
+fn steps() -> [At; 5] {
+    [
+        Route::Register.of(SERVICE),
+        Route::Register.of(PROXY),
+        Route::Service.into(),
+        Route::Config.into(),
+        Route::AgentSelf.into(),
+    ]
+}
+
+/// Pain 16.
+#[test]
+fn an_agent_that_comes_late_is_waited_for() {
+    let agent = ScriptedAgent::absent();
+    let pod = Pod::of(&agent);
+    let mut init = pod.start();
+    init.await_log("connection refused; trying again");
+    agent.listen_again();
+    assert_eq!(init.end(), Some(0), "{}", init.log());
+    assert_registered(&agent);
+}
+
+/// Pain 36: a bare "connection refused" to an IP.
+#[test]
+fn an_agent_that_never_comes_is_reported_by_what_where_why_and_what_next() {
+    let agent = ScriptedAgent::absent();
+    let pod = Pod::of(&agent).with("--timeout", "1s");
+    let outcome = pod.run().code(69).says(&[
+        "cannot register service `web-0-web`",
+        "gave up after 1s",
+        &agent.address(),
+        "Consul agent of node n1",
+        "connection refused",
+        "hint: no Consul agent listens at",
+    ]);
+    let reported = pod.termination_log();
+    assert!(reported.contains(&agent.address()) && reported.contains("hint:"), "{reported}");
+    assert!(outcome.stderr().contains(reported.trim()), "{reported}");
+    assert!(!pod.files().contains_key("registration.json"));
+}
+
+/// Pain 17: three tries of two seconds are not always enough.
+#[test]
+fn trouble_that_passes_is_waited_out_at_each_step() {
+    for fault in [
+        NO_LEADER,
+        TOO_MANY,
+        Fault::Status(503, ""),
+        Fault::Reset,
+        Fault::LostAnswer,
+        Fault::ResetMidAnswer,
+        Fault::Truncated,
+        Fault::Slow(Duration::from_millis(100)),
+    ] {
+        let agent = ScriptedAgent::start();
+        for step in steps() {
+            agent.fault(step, fault.clone(), Times::N(1));
+        }
+        let outcome = Pod::of(&agent).without("--grpc-addr").run().code(0);
+        assert_registered(&agent);
+        for step in steps() {
+            let asked = agent.asked(step.clone()).len();
+            let tries = if matches!(fault, Fault::Slow(_)) { 1 } else { 2 };
+            assert!(asked >= tries, "{fault:?} at {step:?}: {asked}\n{}", outcome.stderr());
+        }
+    }
+}
+
+/// Pain 59.
+#[test]
+fn an_agent_that_limits_connections_is_named_as_the_cause() {
+    let agent = ScriptedAgent::start();
+    agent.fault(Route::Register, TOO_MANY, Times::Always);
+    Pod::of(&agent).with("--timeout", "1s").run().code(75).says(&[
+        "429 Your IP is issuing too many",
+        "hint:",
+        "http_max_conns_per_client",
+    ]);
+}
+
+#[test]
+fn an_agent_without_a_leader_is_named_as_the_cause() {
+    let agent = ScriptedAgent::start();
+    agent.fault(Route::Register, NO_LEADER, Times::Always);
+    Pod::of(&agent).with("--timeout", "1s").run().code(75).says(&[
+        "500 No cluster leader",
+        "on node n1",
+        "servers with a leader",
+    ]);
+}
+
+/// Pain 8: no timeout at all.
+#[test]
+fn an_agent_that_hangs_is_given_up_at_the_deadline_and_nothing_is_left() {
+    for step in steps() {
+        let agent = ScriptedAgent::start();
+        agent.fault(step.clone(), Fault::Hang, Times::Always);
+        let pod = Pod::of(&agent).without("--grpc-addr").with("--timeout", "600ms");
+        let mut init = pod.start();
+        // Then it comes to its senses: what was taken back is looked for.
+        agent.await_request(Route::Deregister);
+        agent.heal();
+        assert_eq!(init.end(), Some(75), "{step:?}: {}", init.log());
+        init.await_log("within 600ms; hint: check the log of the node's Consul agent");
+        assert_nothing_left(&agent);
+        assert!(!pod.files().contains_key("registration.json"), "{step:?}");
+    }
+}
+
+/// What the agent took before it began to fail is taken back, whatever the
+/// failure that is reported in the end.
+#[test]
+fn an_agent_that_breaks_after_it_took_the_service_has_nothing_left_of_it() {
+    for fault in [Fault::Reset, Fault::LostAnswer, Fault::ResetMidAnswer, Fault::Truncated] {
+        let agent = ScriptedAgent::start();
+        agent.fault(Route::Register.of(PROXY), fault, Times::Always);
+        Pod::of(&agent).with("--timeout", "600ms").run().code(69).says(&["its sidecar proxy"]);
+        assert_nothing_left(&agent);
+    }
+}
+
+#[test]
+fn an_agent_that_goes_away_and_comes_back_empty_gets_it_all_again() {
+    let agent = ScriptedAgent::start();
+    let held = agent.hold(Route::Register.of(PROXY));
+    let pod = Pod::of(&agent);
+    let mut init = pod.start();
+    held.await_one();
+    agent.stop_listening();
+    agent.wipe();
+    held.release();
+    init.await_log("trying again");
+    agent.listen_again();
+    assert_eq!(init.end(), Some(0), "{}", init.log());
+    assert_registered(&agent);
+}
+
+#[test]
+fn what_is_no_agent_is_named_as_the_cause() {
+    for fault in [Fault::Garbage, Fault::Huge] {
+        let agent = ScriptedAgent::start();
+        agent.fault(Route::Service, fault, Times::Always);
+        let pod = Pod::of(&agent).with("--timeout", "1s");
+        let mut init = pod.start();
+        agent.await_request(Route::Deregister);
+        agent.heal();
+        assert_eq!(init.end(), Some(1), "{}", init.log());
+        init.await_log("not an agent's answer");
+        init.await_log("does not answer as a Consul agent does: check the address");
+        assert_nothing_left(&agent);
+    }
+}

@@ -1,0 +1,118 @@
+//! The registration, never made again after it was taken back (pain 3).
+
+use scripted_agent::process::await_that;
+use scripted_agent::{Fault, Process, Route, ScriptedAgent, Times};
+
+use crate::pod::{PROXY, PROXY_LEASE, Pod, SERVICE, application, assert_nothing_left, await_alive};
+
+/// The sidecar has understood that its registration is to go.
+fn await_end_of_keeping(sidecar: &Process) {
+    sidecar.await_log("the registration was taken back: it is kept no longer");
+}
+
+#[test]
+fn what_was_taken_back_does_not_come_back() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let sidecar = pod.run();
+    await_alive(&agent);
+    pod.deregister(&[]).code(0);
+    await_end_of_keeping(&sidecar);
+    assert_nothing_left(&agent);
+    assert!(agent.asked(Route::Register).is_empty());
+}
+
+#[test]
+fn what_was_taken_back_does_not_come_back_when_the_agent_is_wiped() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let sidecar = pod.run();
+    await_alive(&agent);
+    // The hook can do nothing, and then the agent is as good as new.
+    agent.stop_listening();
+    pod.deregister(&["--timeout", "200ms"]).code(69);
+    agent.wipe();
+    agent.listen_again();
+    await_end_of_keeping(&sidecar);
+    assert_nothing_left(&agent);
+    assert!(agent.asked(Route::Register).is_empty());
+}
+
+#[test]
+fn what_was_taken_back_does_not_come_back_when_its_entry_is_changed() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let sidecar = pod.run();
+    await_alive(&agent);
+    agent.fault(Route::Deregister, Fault::Status(403, "Permission denied"), Times::Always);
+    pod.deregister(&[]).code(77);
+    agent.remove(PROXY);
+    await_end_of_keeping(&sidecar);
+    assert!(agent.asked(Route::Register).is_empty());
+}
+
+/// What could not be taken back ends with its lease: so that is not renewed.
+#[test]
+fn what_could_not_be_taken_back_is_not_kept_alive() {
+    let agent = ScriptedAgent::start();
+    let listener = application();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let pod = Pod::with_application(&agent, address);
+    let sidecar = pod.run();
+    await_alive(&agent);
+    agent.fault(Route::Deregister, Fault::Status(403, "Permission denied"), Times::Always);
+    pod.deregister(&[]).code(77);
+    agent.forget_requests();
+    // Something to report, before the lease is due.
+    let _listener = std::net::TcpListener::bind(address).unwrap();
+    await_end_of_keeping(&sidecar);
+    assert!(agent.asked(Route::Update).is_empty(), "{:#?}", agent.requests());
+    assert_eq!(agent.services().len(), 2);
+}
+
+#[test]
+fn a_registration_that_is_under_way_is_waited_for_and_taken_back() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    agent.wipe();
+    let held = agent.hold(Route::Register.of(PROXY));
+    let _sidecar = pod.run();
+    held.await_one();
+    let mut hook = pod.start_deregister();
+    await_that("the tombstone", || pod.is_buried());
+    held.release();
+    assert_eq!(hook.end(), Some(0), "{}", hook.log());
+    assert_nothing_left(&agent);
+}
+
+/// A registration that takes longer than the hook has time is taken back by
+/// whoever made it.
+#[test]
+fn a_registration_that_comes_after_the_hook_lost_patience_is_taken_back() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    agent.wipe();
+    let held = agent.hold(Route::Register.of(PROXY));
+    let sidecar = pod.run();
+    held.await_one();
+    pod.deregister(&["--timeout", "200ms"])
+        .code(75)
+        .says(&["another process of the pod was still registering"]);
+    held.release();
+    await_end_of_keeping(&sidecar);
+    assert_nothing_left(&agent);
+}
+
+#[test]
+fn a_container_that_starts_again_registers_again() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.deregister(&[]).code(0);
+    assert!(pod.is_buried());
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    assert!(!pod.is_buried());
+    assert_eq!(agent.services().into_keys().collect::<Vec<_>>(), [SERVICE, PROXY]);
+    assert_eq!(agent.check(PROXY_LEASE).unwrap().status, "passing");
+}

@@ -1,0 +1,64 @@
+//! Signals passed on, orphans reaped.
+
+use std::process::Command;
+
+use scripted_agent::process::Signal;
+use scripted_agent::{Process, ScriptedAgent};
+
+use crate::pod::Pod;
+
+#[test]
+fn the_command_gets_its_arguments_as_they_are() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let script =
+        r#"test "$#" = 3 && test "$1" = "a b" && test "$2" = --dir && test "$3" = "" && exit 9"#;
+    let mut sidecar = pod.run_command(&[], &["/bin/sh", "-c", script, "envoy", "a b", "--dir", ""]);
+    assert_eq!(sidecar.end(), Some(9), "{}", sidecar.log());
+}
+
+/// Envoy reopens its log files on SIGUSR1.
+#[test]
+fn signals_that_do_not_ask_to_end_are_passed_on() {
+    for (signal, name) in
+        [(Signal::SIGUSR1, "USR1"), (Signal::SIGUSR2, "USR2"), (Signal::SIGHUP, "HUP")]
+    {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent);
+        let script = format!("trap 'exit 7' {name}; echo up >&2; read nothing");
+        let mut sidecar = pod.run_command(&[], &["/bin/sh", "-c", &script]);
+        sidecar.await_log("up\n");
+        sidecar.signal(signal);
+        assert_eq!(sidecar.end(), Some(7), "{}", sidecar.log());
+    }
+}
+
+/// As process 1 of a container it inherits whatever the container's processes
+/// leave behind.
+#[test]
+fn orphans_are_reaped() {
+    const NAMESPACE: [&str; 5] = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
+    let namespace = || {
+        let mut command = Command::new("unshare");
+        command.args(NAMESPACE);
+        command
+    };
+    if !namespace().arg("true").status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: `unshare` can't make a PID namespace here, so there is no process 1");
+        return;
+    }
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let run = pod.command("run", &["--log-level", "debug"]);
+    // The middle process ends first, and leaves the inner one to process 1.
+    let script = "sh -c 'sh -c \"exit 0\" &'; read code";
+    let mut sidecar = Process::start(
+        namespace()
+            .arg(run.get_program())
+            .args(run.get_args())
+            .args(["--", "/bin/sh", "-c", script]),
+    );
+    sidecar.await_log("reaped an orphan");
+    drop(sidecar.take_stdin());
+    assert_eq!(sidecar.end(), Some(1), "{}", sidecar.log());
+}

@@ -1,0 +1,204 @@
+//! The preStop hook.
+
+use scripted_agent::process::Signal;
+use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+use serde_json::json;
+
+use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left};
+
+#[test]
+fn the_proxy_goes_first_and_both_are_seen_to_be_gone() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.deregister(&[]).code(0);
+    assert_nothing_left(&agent);
+    let asked: Vec<_> =
+        agent.requests().iter().map(|request| (request.method.clone(), request.id())).collect();
+    let id = |id: &str| Some(id.to_owned());
+    let (put, get) = ("PUT".to_owned(), "GET".to_owned());
+    assert_eq!(
+        asked,
+        [
+            (put.clone(), id(PROXY)),
+            (get.clone(), id(PROXY)),
+            (put, id(SERVICE)),
+            (get, id(SERVICE))
+        ]
+    );
+}
+
+#[test]
+fn the_tombstone_is_written_before_anything_is_sent() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let held = agent.hold(Route::Any);
+    let mut hook = pod.start_deregister();
+    held.await_one();
+    assert!(pod.is_buried());
+    held.release();
+    assert_eq!(hook.end(), Some(0));
+}
+
+/// Three ways in which an agent says that it has no such service.
+#[test]
+fn what_the_agent_does_not_know_is_gone() {
+    let unknown = [
+        Fault::Status(
+            404,
+            "Unknown service ID \"web-0-web\". Ensure that the service ID is passed, not the service name.",
+        ),
+        Fault::Status(500, "Unknown service {\"web-0-web\" {}}"),
+        Fault::Status(200, ""),
+    ];
+    for fault in unknown {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent);
+        agent.wipe();
+        agent.fault(Route::Deregister, fault, Times::Always);
+        pod.deregister(&[]).code(0);
+        assert_eq!(agent.asked(Route::Deregister).len(), 2);
+    }
+}
+
+#[test]
+fn doing_it_twice_is_no_error() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.deregister(&[]).code(0);
+    pod.deregister(&[]).code(0);
+    assert_nothing_left(&agent);
+}
+
+/// Pain 4: the first failure aborts the rest.
+#[test]
+fn each_is_tried_even_if_the_other_fails() {
+    for (stays, goes) in [(PROXY, SERVICE), (SERVICE, PROXY)] {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent);
+        agent.fault(
+            Route::Deregister.of(stays),
+            Fault::Status(403, "Permission denied"),
+            Times::Always,
+        );
+        let outcome = pod.deregister(&[]).code(77);
+        outcome.says(&[
+            &format!("{stays} is left on the agent"),
+            "403 Permission denied",
+            "hint: what is left becomes critical when its lease runs out",
+        ]);
+        assert_eq!(agent.services().into_keys().collect::<Vec<_>>(), [stays]);
+        assert!(!agent.services().contains_key(goes));
+    }
+}
+
+#[test]
+fn trouble_that_passes_is_waited_out() {
+    for fault in [
+        Fault::Status(500, "No cluster leader"),
+        Fault::Status(429, ""),
+        Fault::Reset,
+        Fault::LostAnswer,
+        Fault::ResetMidAnswer,
+        Fault::Truncated,
+    ] {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent);
+        agent.fault(Route::Deregister, fault, Times::N(2));
+        pod.deregister(&[]).code(0);
+        assert_nothing_left(&agent);
+    }
+}
+
+#[test]
+fn an_agent_that_is_down_is_given_up_at_the_deadline() {
+    let agent = ScriptedAgent::absent();
+    let pod = Pod::of(&agent);
+    pod.deregister(&["--timeout", "500ms"]).code(69).says(&[
+        &format!("{PROXY} is left on the agent"),
+        &format!("{SERVICE} is left on the agent"),
+        "connection refused",
+        "Consul agent of node n1",
+        "hint:",
+    ]);
+    assert!(pod.is_buried());
+}
+
+#[test]
+fn an_agent_that_hangs_on_one_gets_the_other_and_is_given_up_at_the_deadline() {
+    for (stays, goes) in [(PROXY, SERVICE), (SERVICE, PROXY)] {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent);
+        agent.fault(Route::Deregister.of(stays), Fault::Hang, Times::Always);
+        let outcome = pod.deregister(&["--timeout", "600ms"]).code(75);
+        outcome.says(&[&format!("{stays} is left on the agent"), "did not answer in time"]);
+        assert!(!agent.services().contains_key(goes));
+    }
+}
+
+/// Pain 25: "success" though an ACL was in the way.
+#[test]
+fn an_agent_that_says_it_did_without_doing_it_is_not_believed() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    agent.fault(Route::Deregister, Fault::Status(200, ""), Times::Always);
+    pod.deregister(&["--timeout", "500ms"])
+        .code(75)
+        .says(&["the agent said that it is gone, but it is still there", "service:write"]);
+}
+
+#[test]
+fn sigterm_does_not_cut_it_short() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let held = agent.hold(Route::Deregister.of(SERVICE));
+    let mut hook = pod.start_deregister();
+    held.await_one();
+    hook.signal(Signal::SIGTERM);
+    held.release();
+    assert_eq!(hook.end(), Some(0), "{}", hook.log());
+    assert_nothing_left(&agent);
+}
+
+#[test]
+fn a_tombstone_that_cannot_be_written_is_said_and_hinders_nothing() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.make_folder("deregistered");
+    pod.deregister(&[]).code(73).says(&["cannot write", "deregistered"]);
+    assert_nothing_left(&agent);
+}
+
+#[test]
+fn a_missing_record_is_reported_with_what_to_do() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.remove("registration.json");
+    for command in ["deregister", "ready"] {
+        let outcome = scripted_agent::Outcome::of(pod.command(command, &[]));
+        outcome.code(64).says(&["registration.json", "hint: connect-init writes it"]);
+    }
+    let mut sidecar = pod.run();
+    assert_eq!(sidecar.end(), Some(64));
+    sidecar.await_log("hint: connect-init writes it");
+    assert!(agent.requests().is_empty());
+}
+
+/// Pain 44: an old preStop hook and a new agent.
+#[test]
+fn a_record_of_another_release_is_followed_or_refused() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let record = pod.record(&agent, pod.envoy.admin());
+    for (change, code, words) in [
+        (json!({"version": 2}), 64, "has version 2"),
+        (json!({"version": "x"}), 64, "is not a registration of this program"),
+        (json!({"proxy": null}), 64, "is not a registration of this program"),
+        (json!({"added": {"later": true}}), 0, "deregistered"),
+    ] {
+        let mut record = record.clone();
+        record.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        pod.write("registration.json", &record.to_string());
+        pod.deregister(&[]).code(code).says(&[words]);
+    }
+    assert_nothing_left(&agent);
+}

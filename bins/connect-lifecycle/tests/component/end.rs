@@ -1,0 +1,234 @@
+//! The end of the sidecar: asked for, or Envoy's own.
+
+use std::net::SocketAddr;
+
+use scripted_agent::process::Signal;
+use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+
+use crate::pod::{
+    PROXY, PROXY_LEASE, Pod, SERVICE, SERVICE_LEASE, assert_nothing_left, await_alive,
+};
+
+const DRAIN: &str = "POST /drain_listeners?inboundonly&graceful&skip_exit";
+const COUNT: &str = "GET /stats";
+const QUIT: &str = "POST /quitquitquit";
+
+/// Pain 7, 9, 10: deregister early, drain late, quit last.
+#[test]
+fn sigterm_deregisters_then_drains_and_quits_when_no_connection_is_left() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.envoy.has_connections(2);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+
+    // It asks again and again for as long as there are connections.
+    pod.envoy.await_asked(COUNT);
+    pod.envoy.has_connections(1);
+    let asked = pod.envoy.asked().len();
+    scripted_agent::process::await_that("another count", || pod.envoy.asked().len() > asked + 1);
+    assert!(sidecar.is_running());
+    assert!(pod.envoy.asked().iter().all(|asked| !asked.what.starts_with(QUIT)));
+    pod.envoy.has_connections(0);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+
+    assert!(pod.is_buried());
+    assert_nothing_left(&agent);
+    let order = [
+        agent.await_request(Route::Deregister.of(PROXY)).at,
+        agent.await_request(Route::Deregister.of(SERVICE)).at,
+        pod.envoy.await_asked(DRAIN).at,
+        pod.envoy.await_asked(COUNT).at,
+        pod.envoy.await_asked(QUIT).at,
+    ];
+    assert!(order.is_sorted(), "{order:?}");
+}
+
+/// Pain 18: termination always takes the whole grace period.
+#[test]
+fn an_idle_pod_ends_after_one_look() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    let asked: Vec<_> = pod.envoy.asked().into_iter().map(|asked| asked.what).collect();
+    assert_eq!(asked.len(), 3, "{asked:?}");
+}
+
+#[test]
+fn the_hook_and_then_sigterm_end_it_as_well() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    pod.deregister(&[]).code(0);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert!(agent.asked(Route::Register).is_empty());
+    assert_nothing_left(&agent);
+}
+
+#[test]
+fn connections_that_never_end_are_cut_at_the_budget() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.envoy.has_connections(1);
+    let mut sidecar = pod.run_with(&["--drain-timeout", "300ms"]);
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    sidecar.await_log("connections are still open after 300ms");
+    pod.envoy.await_asked(QUIT);
+}
+
+#[test]
+fn a_second_sigterm_cuts_connections() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.envoy.has_connections(1);
+    let mut sidecar = pod.run_with(&["--drain-timeout", "10m"]);
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    pod.envoy.await_asked(COUNT);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    pod.envoy.await_asked(QUIT);
+}
+
+#[test]
+fn an_envoy_that_does_not_know_how_to_drain_still_keeps_its_connections() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.envoy.refuses_drain();
+    pod.envoy.has_connections(1);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    pod.envoy.await_asked(COUNT);
+    assert!(sidecar.is_running());
+    pod.envoy.has_connections(0);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    sidecar.await_log("cannot tell clients to go elsewhere");
+}
+
+/// Pain 4, 8: an agent that is gone must not keep the pod.
+#[test]
+fn an_agent_that_is_down_or_hangs_does_not_keep_the_sidecar_from_ending() {
+    for hangs in [false, true] {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent);
+        let mut sidecar = pod.run_with(&["--deregister-timeout", "300ms"]);
+        await_alive(&agent);
+        if hangs {
+            agent.fault(Route::Any, Fault::Hang, Times::Always);
+        } else {
+            agent.stop_listening();
+        }
+        sidecar.signal(Signal::SIGTERM);
+        assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+        sidecar.await_log("web-0-web-sidecar-proxy is left on the agent");
+        sidecar.await_log("web-0-web is left on the agent");
+        pod.envoy.await_asked(QUIT);
+        assert!(pod.is_buried());
+    }
+}
+
+#[test]
+fn sigterm_during_a_registration_brings_it_to_its_end_and_takes_it_back() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    agent.wipe();
+    let held = agent.hold(Route::Register.of(PROXY));
+    let mut sidecar = pod.run();
+    held.await_one();
+    sidecar.signal(Signal::SIGTERM);
+    scripted_agent::process::await_that("the tombstone", || pod.is_buried());
+    held.release();
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_nothing_left(&agent);
+}
+
+#[test]
+fn sigterm_during_a_registration_that_never_ends_is_bounded() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    agent.wipe();
+    agent.fault(Route::Register.of(PROXY), Fault::Hang, Times::Always);
+    let mut sidecar = pod.run_with(&["--deregister-timeout", "600ms"]);
+    agent.await_request(Route::Register.of(PROXY));
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_nothing_left(&agent);
+}
+
+/// Pain 9: an Envoy that ended is not hidden.
+#[test]
+fn an_envoy_that_dies_gives_its_exit_code_and_gets_no_more_clients() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    pod.envoy.dies(7);
+    assert_eq!(sidecar.end(), Some(7), "{}", sidecar.log());
+    for lease in [PROXY_LEASE, SERVICE_LEASE] {
+        let check = agent.check(lease).unwrap();
+        assert_eq!(check.status, "critical");
+        assert!(check.output.contains("exit status: 7"), "{}", check.output);
+    }
+    // The container starts again in a moment.
+    assert!(!pod.is_buried());
+    assert_eq!(agent.services().len(), 2);
+}
+
+#[test]
+fn each_half_is_told_that_envoy_died_even_if_the_other_cannot_be() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.fault(
+        Route::Update.of(PROXY_LEASE),
+        Fault::Status(500, "No cluster leader"),
+        Times::Always,
+    );
+    pod.envoy.dies(1);
+    assert_eq!(sidecar.end(), Some(1), "{}", sidecar.log());
+    assert_eq!(agent.check(SERVICE_LEASE).unwrap().status, "critical");
+}
+
+#[test]
+fn an_envoy_that_a_signal_killed_gives_the_code_that_shells_give() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let mut sidecar = pod.run_command(&[], &["/bin/sh", "-c", "kill -9 $$"]);
+    assert_eq!(sidecar.end(), Some(128 + 9), "{}", sidecar.log());
+}
+
+#[test]
+fn an_envoy_whose_admin_interface_is_gone_is_ended_by_sigterm() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    // Nothing listens on port 1.
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    pod.write("registration.json", &pod.record(&agent, nowhere).to_string());
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    sidecar.await_log("sent SIGTERM");
+    assert_nothing_left(&agent);
+}
+
+#[test]
+fn an_envoy_that_is_not_there_is_reported() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let mut sidecar = pod.run_command(&[], &["/nonexistent/envoy", "--config-path", "x"]);
+    assert_eq!(sidecar.end(), Some(64));
+    sidecar.await_log("cannot start `/nonexistent/envoy`");
+    sidecar.await_log("hint: check the image");
+    assert!(agent.requests().is_empty());
+}

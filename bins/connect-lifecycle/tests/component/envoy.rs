@@ -1,0 +1,176 @@
+//! What stands for Envoy: a process that waits to be told its exit code, and an
+//! admin interface in the test that tells it. What is asked of it is seen with
+//! its time, so that it can be compared with what the agent was asked.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::ChildStdin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use scripted_agent::PATIENCE;
+
+/// The process: it reads its exit code from stdin, and ends if there is none.
+pub(crate) const COMMAND: [&str; 3] = ["/bin/sh", "-c", "read code; exit ${code:-0}"];
+
+/// An Envoy without a single connection, which is ready.
+pub(crate) struct FakeEnvoy {
+    admin: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// What Envoy was asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) at: Instant,
+    pub(crate) what: String,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    is_starting: bool,
+    refuses_drain: bool,
+    connections: u32,
+    asked: Vec<Asked>,
+    process: Option<ChildStdin>,
+    is_over: bool,
+}
+
+// === impl FakeEnvoy ===
+
+impl FakeEnvoy {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin = listener.local_addr().unwrap();
+        let shared = Arc::<Shared>::default();
+        let served = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if served.lock().is_over {
+                    return;
+                }
+                // Whoever asked may be gone again.
+                let _ = stream.and_then(|stream| served.answer(stream));
+            }
+        });
+        Self { admin, shared }
+    }
+
+    /// Its admin listener.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// It waits for its configuration, or has it.
+    pub(crate) fn is_ready(&self, ready: bool) {
+        self.shared.lock().is_starting = !ready;
+    }
+
+    /// It knows nothing of draining.
+    pub(crate) fn refuses_drain(&self) {
+        self.shared.lock().refuses_drain = true;
+    }
+
+    /// So many connections are open.
+    pub(crate) fn has_connections(&self, connections: u32) {
+        self.shared.lock().connections = connections;
+    }
+
+    /// The process is told its exit code by this.
+    pub(crate) fn is(&self, process: ChildStdin) {
+        self.shared.lock().process = Some(process);
+    }
+
+    /// It ends by itself.
+    pub(crate) fn dies(&self, code: u8) {
+        self.shared.lock().end(code);
+    }
+
+    /// What it was asked so far.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.shared.lock().asked.clone()
+    }
+
+    /// Waits until it is asked that, if it was not already.
+    pub(crate) fn await_asked(&self, what: &str) -> Asked {
+        let find =
+            |state: &State| state.asked.iter().find(|asked| asked.what.starts_with(what)).cloned();
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(self.shared.lock(), PATIENCE, |state| find(state).is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        find(&state).unwrap_or_else(|| panic!("Envoy is never asked {what}, but {:?}", state.asked))
+    }
+}
+
+impl Drop for FakeEnvoy {
+    fn drop(&mut self) {
+        self.shared.lock().is_over = true;
+        // So that the thread sees it; if it is gone already, the better.
+        let _ = TcpStream::connect(self.admin);
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, mut stream: TcpStream) -> std::io::Result<()> {
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+        for line in lines {
+            if line?.is_empty() {
+                break;
+            }
+        }
+        let what = request.trim_end_matches(" HTTP/1.1").to_owned();
+        let (status, body) = self.lock().answer(&what);
+        write!(
+            stream,
+            "HTTP/1.1 {status} Whatever\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        )?;
+        self.lock().asked.push(Asked { at: Instant::now(), what });
+        self.changed.notify_all();
+        Ok(())
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn answer(&mut self, what: &str) -> (u16, String) {
+        match what.split(['?']).next().unwrap_or_default() {
+            "GET /ready" if self.is_starting => (503, "PRE_INITIALIZING\n".to_owned()),
+            "GET /ready" => (200, "LIVE\n".to_owned()),
+            "POST /drain_listeners" if self.refuses_drain => (404, "invalid path\n".to_owned()),
+            "POST /drain_listeners" => (200, "OK\n".to_owned()),
+            "GET /stats" => {
+                let count = self.connections;
+                (200, format!("listener.10.0.0.7_20000.downstream_cx_active: {count}\n"))
+            }
+            "POST /quitquitquit" => {
+                self.end(0);
+                (200, "OK\n".to_owned())
+            }
+            _ => (404, "invalid path\n".to_owned()),
+        }
+    }
+
+    fn end(&mut self, code: u8) {
+        if let Some(mut process) = self.process.take() {
+            // It may have ended.
+            let _ = writeln!(process, "{code}");
+        }
+    }
+}

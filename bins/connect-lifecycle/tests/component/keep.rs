@@ -1,0 +1,203 @@
+//! The registration, kept true while the pod lives.
+
+use std::time::Duration;
+
+use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+
+use crate::pod::{
+    APPLICATION, PROXY, PROXY_LEASE, Pod, SERVICE, SERVICE_LEASE, application, await_alive,
+};
+
+/// Pain 1: dead pods stay registered and healthy.
+#[test]
+fn both_leases_are_renewed_again_and_again() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = Pod::of(&agent);
+    let _sidecar = pod.run();
+    for lease in [SERVICE_LEASE, PROXY_LEASE] {
+        agent.await_that("five renewals", |state| {
+            let renewals = state.requests.iter().filter(|request| {
+                request.id().as_deref() == Some(lease) && request.json()["Status"] == "passing"
+            });
+            renewals.count() >= 5
+        });
+    }
+    assert!(agent.asked(Route::Register).is_empty());
+}
+
+/// Pain 46, 59: one connection, and asleep between renewals.
+#[test]
+fn one_connection_and_one_request_that_waits() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let _sidecar = pod.run();
+    let waiting = agent.until("a request that waits for a change", |state| {
+        state.requests.iter().find(|request| request.query_value("hash").is_some()).cloned()
+    });
+    assert_eq!(waiting.id().as_deref(), Some(PROXY));
+    assert_eq!(waiting.query_value("wait").as_deref(), Some("10000ms"));
+    let requests = agent.requests();
+    // The entry, three reports, and the one that waits.
+    assert_eq!(requests.len(), 5, "{requests:#?}");
+    assert!(requests.iter().all(|request| request.connection == 1));
+}
+
+/// Pain 55: an application on localhost, which the agent can't see.
+#[test]
+fn the_application_is_passing_while_it_listens_on_loopback() {
+    let agent = ScriptedAgent::start();
+    let listener = application();
+    let address = listener.local_addr().unwrap();
+    let pod = Pod::with_application(&agent, address);
+    let _sidecar = pod.run();
+    agent.await_that("the application to be passing", |state| {
+        state.model.is("passing", APPLICATION)
+    });
+    drop(listener);
+    agent.await_that("the application to be critical", |state| {
+        state.model.is("critical", APPLICATION)
+    });
+    let output = agent.check(APPLICATION).unwrap().output;
+    assert_eq!(output, format!("nothing in the pod listens on port {}", address.port()));
+    await_alive(&agent);
+}
+
+/// Pain 5: the node's agent restarts, and all its registrations vanish.
+#[test]
+fn a_wiped_agent_gets_the_registration_again() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let registered = agent.services();
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    for _ in 0..3 {
+        agent.wipe();
+        await_alive(&agent);
+        assert_eq!(agent.services(), registered);
+    }
+}
+
+#[test]
+fn an_agent_that_restarts_empty_gets_the_registration_again() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let registered = agent.services();
+    let sidecar = pod.run();
+    await_alive(&agent);
+    agent.stop_listening();
+    agent.wipe();
+    sidecar.await_log("connection refused");
+    agent.listen_again();
+    await_alive(&agent);
+    assert_eq!(agent.services(), registered);
+    sidecar.await_log("the registration is true again");
+}
+
+#[test]
+fn an_agent_that_comes_after_the_sidecar_gets_the_registration() {
+    let agent = ScriptedAgent::absent();
+    let pod = Pod::of(&agent);
+    let sidecar = pod.run();
+    sidecar.await_log("connection refused");
+    agent.listen_again();
+    await_alive(&agent);
+}
+
+#[test]
+fn an_entry_that_somebody_else_changed_is_made_right_again() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let registered = agent.services();
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    let mut other = registered[PROXY].clone();
+    other["Port"] = 20001.into();
+    agent.seed(other);
+    agent.await_request(Route::Register.of(PROXY));
+    await_alive(&agent);
+    assert_eq!(agent.services(), registered);
+}
+
+#[test]
+fn a_proxy_that_somebody_else_deregistered_comes_back() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let registered = agent.services();
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    agent.remove(PROXY);
+    await_alive(&agent);
+    assert_eq!(agent.services(), registered);
+}
+
+/// Pain 2: one half goes, and the other stays.
+#[test]
+fn a_service_that_somebody_else_deregistered_comes_back_with_the_next_renewal() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = Pod::of(&agent);
+    let registered = agent.services();
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    agent.remove(SERVICE);
+    await_alive(&agent);
+    assert_eq!(agent.services(), registered);
+}
+
+#[test]
+fn trouble_of_the_agent_passes() {
+    for fault in [
+        Fault::Status(500, "No cluster leader"),
+        Fault::Status(429, "Your IP is issuing too many concurrent connections"),
+        Fault::Reset,
+        Fault::ResetMidAnswer,
+        Fault::Truncated,
+        Fault::Garbage,
+        Fault::Huge,
+    ] {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent);
+        agent.wipe();
+        for route in [Route::Service, Route::Register, Route::Update] {
+            agent.fault(route, fault.clone(), Times::N(1));
+        }
+        let sidecar = pod.run();
+        await_alive(&agent);
+        sidecar.await_log("the registration is true again");
+        assert_eq!(agent.services().len(), 2, "{fault:?}");
+    }
+}
+
+/// Pain 2: half a registration sends clients to a service without a proxy.
+#[test]
+fn a_service_whose_proxy_is_refused_is_taken_back() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    agent.wipe();
+    agent.fault(
+        Route::Register.of(PROXY),
+        Fault::Status(403, "Permission denied: Missing service:write on web-sidecar-proxy"),
+        Times::Always,
+    );
+    let sidecar = pod.run();
+    sidecar.await_log("its sidecar proxy");
+    sidecar.await_log("Missing service:write on web-sidecar-proxy");
+    assert!(agent.services().is_empty());
+}
+
+#[test]
+fn central_configuration_that_changes_does_no_harm() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    agent.proxy_config("protocol", "http");
+    agent.await_request(Route::Register.of(PROXY));
+    await_alive(&agent);
+    // It waits again, with the new content hash.
+    agent.forget_requests();
+    agent.wipe();
+    await_alive(&agent);
+    assert_eq!(agent.asked(Route::Register.of(PROXY)).len(), 1);
+}

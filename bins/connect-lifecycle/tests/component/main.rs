@@ -1,0 +1,23 @@
+//! The whole program against a scripted agent on real sockets. A process that
+//! does nothing stands for Envoy, and the test for its admin interface; the
+//! real one is in the end-to-end tests.
+//!
+//! - [`pod`]: a pod whose sidecar is run, stopped and started again
+//! - [`envoy`]: what stands for Envoy
+//! - [`keep`]: the registration, kept true while the pod lives
+//! - [`buried`]: the registration, never made again after it was taken back
+//! - [`deregister`]: the preStop hook
+//! - [`end`]: the end of the sidecar: asked for, or Envoy's own
+//! - [`child`]: signals passed on, orphans reaped
+//! - [`ready`]: whether Envoy is ready
+
+#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+
+mod buried;
+mod child;
+mod deregister;
+mod end;
+mod envoy;
+mod keep;
+mod pod;
+mod ready;

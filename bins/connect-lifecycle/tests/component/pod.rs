@@ -1,0 +1,162 @@
+//! A pod whose sidecar is run, stopped and started again.
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
+
+use scripted_agent::{Outcome, Process, ScriptedAgent};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::envoy::{self, FakeEnvoy};
+
+/// The id of the pod's service.
+pub(crate) const SERVICE: &str = "web-0-web";
+/// The id of its sidecar proxy.
+pub(crate) const PROXY: &str = "web-0-web-sidecar-proxy";
+/// The lease of the service.
+pub(crate) const SERVICE_LEASE: &str = "web-0-web-lease";
+/// The lease of the proxy.
+pub(crate) const PROXY_LEASE: &str = "web-0-web-sidecar-proxy-lease";
+/// The check of the application.
+pub(crate) const APPLICATION: &str = "web-0-web-application";
+
+/// The pod `web-0` with the service `web`, after `connect-init`.
+pub(crate) struct Pod {
+    folder: TempDir,
+    pub(crate) envoy: FakeEnvoy,
+    service: Value,
+    proxy: Value,
+}
+
+impl Pod {
+    /// A pod that is registered with that agent, and whose application does not
+    /// listen.
+    pub(crate) fn of(agent: &ScriptedAgent) -> Self {
+        // Nothing listens on port 1.
+        Self::with_port(agent, 1)
+    }
+
+    /// A pod whose application listens, or will.
+    pub(crate) fn with_application(agent: &ScriptedAgent, application: SocketAddr) -> Self {
+        Self::with_port(agent, application.port())
+    }
+
+    fn with_port(agent: &ScriptedAgent, port: u16) -> Self {
+        let lease = |id: &str| json!({"CheckID": id, "TTL": "30s", "DeregisterCriticalServiceAfter": "1m0s"});
+        let service = json!({
+            "ID": SERVICE, "Name": "web", "Address": "10.0.0.7", "Port": port,
+            "Checks": [lease(SERVICE_LEASE), {"CheckID": APPLICATION, "TTL": "30s", "Status": "critical"}],
+        });
+        let proxy = json!({
+            "Kind": "connect-proxy", "ID": PROXY, "Name": "web-sidecar-proxy",
+            "Address": "10.0.0.7", "Port": 20000, "Checks": [lease(PROXY_LEASE)],
+            "Proxy": {
+                "DestinationServiceName": "web", "DestinationServiceID": SERVICE,
+                "LocalServiceAddress": "127.0.0.1", "LocalServicePort": port,
+            },
+        });
+        let envoy = FakeEnvoy::start();
+        let pod = Self { folder: tempfile::tempdir().unwrap(), envoy, service, proxy };
+        pod.write("registration.json", &pod.record(agent, pod.envoy.admin()).to_string());
+        pod.register(agent);
+        pod
+    }
+
+    /// As `connect-init` of this release writes it (pain 44: others read it).
+    pub(crate) fn record(&self, agent: &ScriptedAgent, admin: SocketAddr) -> Value {
+        json!({
+            "version": 1,
+            "service": self.service,
+            "proxy": self.proxy,
+            "agent": {"http_addr": agent.address(), "tls": {}, "node": "n1"},
+            "admin": admin,
+        })
+    }
+
+    /// What `connect-init` does on the agent.
+    pub(crate) fn register(&self, agent: &ScriptedAgent) {
+        agent.seed(self.service.clone()).seed(self.proxy.clone());
+    }
+
+    /// Puts a file into the folder, before anybody reads it.
+    #[expect(clippy::disallowed_methods, reason = "nobody reads it meanwhile")]
+    pub(crate) fn write(&self, name: &str, contents: &str) {
+        std::fs::write(self.folder.path().join(name), contents).unwrap();
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        std::fs::remove_file(self.folder.path().join(name)).unwrap();
+    }
+
+    pub(crate) fn make_folder(&self, name: &str) {
+        std::fs::create_dir(self.folder.path().join(name)).unwrap();
+    }
+
+    /// Whether there is a tombstone.
+    pub(crate) fn is_buried(&self) -> bool {
+        self.folder.path().join("deregistered").exists()
+    }
+
+    /// Starts the sidecar.
+    pub(crate) fn run(&self) -> Process {
+        self.run_with(&[])
+    }
+
+    /// Starts the sidecar, with further flags.
+    pub(crate) fn run_with(&self, flags: &[&str]) -> Process {
+        let mut sidecar = self.run_command(flags, &envoy::COMMAND);
+        self.envoy.is(sidecar.take_stdin());
+        sidecar
+    }
+
+    /// Starts the sidecar with another command in Envoy's place.
+    pub(crate) fn run_command(&self, flags: &[&str], command: &[&str]) -> Process {
+        Process::start(self.command("run", flags).arg("--").args(command))
+    }
+
+    /// Runs the preStop hook.
+    pub(crate) fn deregister(&self, flags: &[&str]) -> Outcome {
+        Outcome::of(self.command("deregister", flags))
+    }
+
+    /// Starts the preStop hook.
+    pub(crate) fn start_deregister(&self) -> Process {
+        Process::start(&mut self.command("deregister", &[]))
+    }
+
+    /// Asks whether Envoy is ready.
+    pub(crate) fn ready(&self, flags: &[&str]) -> Outcome {
+        Outcome::of(self.command("ready", flags))
+    }
+
+    /// Starts to wait until Envoy is ready.
+    pub(crate) fn start_ready(&self) -> Process {
+        Process::start(&mut self.command("ready", &["--wait", "1m"]))
+    }
+
+    /// A command of the program.
+    pub(crate) fn command(&self, command: &str, flags: &[&str]) -> Command {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_connect-lifecycle"));
+        program.env_clear().arg(command).arg("--dir").arg(self.folder.path()).args(flags);
+        program
+    }
+}
+
+/// A port on which an application is going to listen: nobody else gets it.
+pub(crate) fn application() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+/// Waits until both leases are good.
+pub(crate) fn await_alive(agent: &ScriptedAgent) {
+    agent.await_that("both leases to be passing", |state| {
+        state.model.is("passing", SERVICE_LEASE) && state.model.is("passing", PROXY_LEASE)
+    });
+}
+
+/// Nothing is there.
+#[track_caller]
+pub(crate) fn assert_nothing_left(agent: &ScriptedAgent) {
+    let services = agent.services();
+    assert!(services.is_empty(), "left on the agent: {:?}", services.keys());
+}

@@ -1,0 +1,529 @@
+//! The scripted agent, and what a test sees of it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use hyper::http::request::Parts;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::net::{TcpSocket, UnixListener};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio_rustls::TlsAcceptor;
+
+use crate::PATIENCE;
+use crate::fault::{At, Effect, Fault, Gate, Scripted, Times};
+use crate::model::{Check, Model};
+use crate::server::{self, Listener};
+
+/// A Consul agent that fails as it is told. It is gone when it is dropped.
+#[derive(Debug)]
+pub struct ScriptedAgent {
+    place: Place,
+    tls: Option<Tls>,
+    shared: Arc<Shared>,
+    runtime: Handle,
+    serving: Mutex<Option<Serving>>,
+    /// Dropped, it ends the thread.
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A request that came in.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// When it had come in whole.
+    pub at: Instant,
+    /// The connection it came by, counted from 1.
+    pub connection: usize,
+    /// The HTTP method.
+    pub method: String,
+    /// The path, as it was sent.
+    pub path: String,
+    /// What follows the path.
+    pub query: String,
+    /// The ACL token.
+    pub token: Option<String>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// Requests that wait for the test to let them have their effect.
+#[derive(Debug)]
+#[must_use = "what is held is let go when this is dropped"]
+pub struct Held<'a> {
+    agent: &'a ScriptedAgent,
+    at: At,
+    gate: Gate,
+}
+
+/// What the agent has and has seen.
+#[derive(Debug)]
+pub struct State {
+    /// What it has.
+    pub model: Model,
+    /// What was asked of it.
+    pub requests: Vec<Request>,
+    pub(crate) connections: usize,
+    script: Vec<Scripted>,
+    longest_wait: Duration,
+}
+
+/// The state, and the ways to hear of its changes.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    news: watch::Sender<()>,
+}
+
+/// Where it listens.
+#[derive(Debug)]
+enum Place {
+    /// The port is kept by a socket that does not listen: nobody else gets it
+    /// while the agent is away.
+    Tcp {
+        address: SocketAddr,
+        _port: TcpSocket,
+    },
+    Unix {
+        path: PathBuf,
+        _folder: TempDir,
+    },
+}
+
+#[derive(Debug)]
+struct Tls {
+    ca_pem: String,
+    config: Arc<ServerConfig>,
+}
+
+#[derive(Debug)]
+struct Serving {
+    stop: oneshot::Sender<()>,
+    stopped: mpsc::Receiver<()>,
+}
+
+// === impl ScriptedAgent ===
+
+impl ScriptedAgent {
+    /// An agent on loopback.
+    pub fn start() -> Self {
+        let agent = Self::absent();
+        agent.listen_again();
+        agent
+    }
+
+    /// An agent that does not listen yet: connections are refused.
+    pub fn absent() -> Self {
+        Self::at(Place::tcp(), None)
+    }
+
+    /// An agent that speaks TLS. Its certificate is for `name`, a host name or
+    /// an IP address, by a CA of its own.
+    pub fn start_tls(name: &str) -> Self {
+        let agent = Self::at(Place::tcp(), Some(Tls::for_name(name)));
+        agent.listen_again();
+        agent
+    }
+
+    /// An agent on a unix socket.
+    pub fn start_unix() -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the socket");
+        let path = folder.path().join("consul.sock");
+        let agent = Self::at(Place::Unix { path, _folder: folder }, None);
+        agent.listen_again();
+        agent
+    }
+
+    fn at(place: Place, tls: Option<Tls>) -> Self {
+        let state = State {
+            model: Model::new(),
+            requests: Vec::new(),
+            connections: 0,
+            script: Vec::new(),
+            longest_wait: Duration::MAX,
+        };
+        let shared = Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            news: watch::Sender::new(()),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("an event loop for the agent");
+        let handle = runtime.handle().clone();
+        let (end, ended) = oneshot::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            // An error says that the other end is gone: that ends it, too.
+            let _ = runtime.block_on(ended);
+        });
+        Self {
+            place,
+            tls,
+            shared: Arc::new(shared),
+            runtime: handle,
+            serving: Mutex::new(None),
+            end: Some(end),
+            thread: Some(thread),
+        }
+    }
+
+    /// Its address, as `CONSUL_HTTP_ADDR` gives it.
+    pub fn address(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        match &self.place {
+            Place::Tcp { address, .. } => format!("{scheme}://{address}"),
+            Place::Unix { path, .. } => format!("unix://{}", path.display()),
+        }
+    }
+
+    /// The CA of its certificate, as PEM.
+    pub fn ca_pem(&self) -> &str {
+        &self.tls.as_ref().expect("an agent with TLS").ca_pem
+    }
+
+    /// Goes away: connections are cut and new ones are refused.
+    pub fn stop_listening(&self) {
+        let serving = lock(&self.serving).take().expect("it listens");
+        // It may have ended by itself, which is what is wanted.
+        let _ = serving.stop.send(());
+        let _ = serving.stopped.recv_timeout(PATIENCE);
+        if let Place::Unix { path, .. } = &self.place {
+            std::fs::remove_file(path).expect("the socket is there");
+        }
+    }
+
+    /// Comes back, where it was, with what it knew.
+    pub fn listen_again(&self) {
+        let mut serving = lock(&self.serving);
+        assert!(serving.is_none(), "it listens already");
+        let _runtime = self.runtime.enter();
+        let listener = match &self.place {
+            Place::Tcp { address, .. } => {
+                let socket = bound(*address);
+                Listener::Tcp(socket.listen(1024).expect("the port is ours"))
+            }
+            Place::Unix { path, .. } => {
+                Listener::Unix(UnixListener::bind(path).expect("the folder is ours"))
+            }
+        };
+        let (stop, stop_asked) = oneshot::channel();
+        let (done, stopped) = mpsc::channel();
+        let tls = self.tls.as_ref().map(|tls| TlsAcceptor::from(Arc::clone(&tls.config)));
+        let shared = Arc::clone(&self.shared);
+        self.runtime.spawn(async move {
+            server::serve(listener, tls, shared, stop_asked).await;
+            // Nobody may wait for it.
+            let _ = done.send(());
+        });
+        *serving = Some(Serving { stop, stopped });
+    }
+
+    /// Lets something go wrong. Faults for the same request come in the order
+    /// in which they were scripted.
+    pub fn fault(&self, at: impl Into<At>, fault: Fault, times: Times) -> &Self {
+        self.script(Scripted::new(at.into(), Effect::Fault(fault), times));
+        self
+    }
+
+    fn script(&self, scripted: Scripted) {
+        self.shared.change(|state| state.script.push(scripted));
+    }
+
+    /// Lets nothing go wrong any more.
+    pub fn heal(&self) {
+        self.shared.change(|state| state.script.clear());
+    }
+
+    /// Holds requests until the test lets them go; then they have their effect.
+    pub fn hold(&self, at: impl Into<At>) -> Held<'_> {
+        let at = at.into();
+        let gate = Gate(Arc::new(Semaphore::new(0)));
+        self.script(Scripted::new(at.clone(), Effect::Hold(gate.clone()), Times::Always));
+        Held { agent: self, at, gate }
+    }
+
+    /// Forgets every registration, as an agent that lost its data.
+    pub fn wipe(&self) {
+        self.shared.change(|state| state.model.wipe());
+    }
+
+    /// Lets somebody else register a service.
+    pub fn seed(&self, service: Value) -> &Self {
+        self.shared.change(|state| state.model.put(service, true));
+        self
+    }
+
+    /// Lets somebody else deregister a service.
+    pub fn remove(&self, id: &str) {
+        self.shared.change(|state| state.model.deregister(id));
+    }
+
+    /// Has a central configuration entry.
+    pub fn config_entry(&self, kind: &str, name: &str, entry: Value) -> &Self {
+        let key = (kind.to_owned(), name.to_owned());
+        self.shared.change(|state| state.model.entries.insert(key, entry));
+        self
+    }
+
+    /// Has central configuration that is merged into every proxy's own.
+    pub fn proxy_config(&self, key: &str, value: impl Into<Value>) -> &Self {
+        self.shared.change(|state| state.model.proxy_config.insert(key.to_owned(), value.into()));
+        self
+    }
+
+    /// Says something else of itself.
+    pub fn about(&self, about: Value) -> &Self {
+        self.shared.change(|state| state.model.about = about);
+        self
+    }
+
+    /// Lets no request wait for longer than that for a change, as an agent may.
+    /// What a client does after each wait comes as often then.
+    pub fn longest_wait(&self, wait: Duration) -> &Self {
+        self.shared.change(|state| state.longest_wait = wait);
+        self
+    }
+
+    /// The services as they were registered, by id.
+    pub fn services(&self) -> BTreeMap<String, Value> {
+        self.shared.look(|state| state.model.services().clone())
+    }
+
+    /// A check by its id.
+    pub fn check(&self, id: &str) -> Option<Check> {
+        self.shared.look(|state| state.model.check(id).cloned())
+    }
+
+    /// What was asked of it so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.look(|state| state.requests.clone())
+    }
+
+    /// What was asked of it so far of one kind.
+    pub fn asked(&self, at: impl Into<At>) -> Vec<Request> {
+        let at = at.into();
+        self.requests().into_iter().filter(|request| at.is(request)).collect()
+    }
+
+    /// Starts a new list of requests.
+    pub fn forget_requests(&self) {
+        self.shared.change(|state| state.requests.clear());
+    }
+
+    /// Waits until it is asked for something, if it was not already.
+    pub fn await_request(&self, at: impl Into<At>) -> Request {
+        let at = at.into();
+        self.until(&format!("a request for {at:?}"), |state| {
+            state.requests.iter().find(|request| at.is(request)).cloned()
+        })
+    }
+
+    /// Waits until that is so.
+    pub fn await_that(&self, what: &str, is_so: impl Fn(&State) -> bool) {
+        self.until(what, |state| is_so(state).then_some(()));
+    }
+
+    /// Waits until there is something, and returns it.
+    pub fn until<T>(&self, what: &str, look: impl Fn(&State) -> Option<T>) -> T {
+        let mut found = None;
+        let state = lock(&self.shared.state);
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(state, PATIENCE, |state| {
+                found = look(state);
+                found.is_none()
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        found.unwrap_or_else(|| {
+            panic!(
+                "waited in vain for {what}\nservices: {:?}\nrequests:\n{}",
+                state.model.services().keys(),
+                describe(&state.requests),
+            )
+        })
+    }
+}
+
+impl Drop for ScriptedAgent {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            // Its panic has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn describe(requests: &[Request]) -> String {
+    let lines = requests.iter().map(|Request { method, path, query, .. }| {
+        format!("  {method} {path}{}{query}\n", if query.is_empty() { "" } else { "?" })
+    });
+    lines.collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A test that failed holding it has said so.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Held ===
+
+impl Held<'_> {
+    /// Waits until a request is held.
+    pub fn await_one(&self) -> Request {
+        self.agent.await_request(self.at.clone())
+    }
+
+    /// Lets what is held go, and what comes.
+    pub fn release(self) {}
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.agent
+            .shared
+            .change(|state| state.script.retain(|scripted| !scripted.is_by(&self.gate)));
+        self.gate.0.add_permits(Semaphore::MAX_PERMITS / 2);
+    }
+}
+
+// === impl Request ===
+
+impl Request {
+    pub(crate) fn new(head: &Parts, body: Vec<u8>, connection: usize) -> Self {
+        let token = head.headers.get("x-consul-token");
+        Self {
+            at: Instant::now(),
+            connection,
+            method: head.method.to_string(),
+            path: head.uri.path().to_owned(),
+            query: head.uri.query().unwrap_or_default().to_owned(),
+            token: token.and_then(|token| token.to_str().ok()).map(str::to_owned),
+            body,
+        }
+    }
+
+    /// The body as JSON; null if it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// A value of the query; empty for a key without one.
+    pub fn query_value(&self, key: &str) -> Option<String> {
+        self.query.split('&').find_map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (name == key).then(|| decoded(value))
+        })
+    }
+
+    /// The id of the service or check that it is about.
+    pub fn id(&self) -> Option<String> {
+        if self.path.ends_with("/register") {
+            return self.json()["ID"].as_str().map(str::to_owned);
+        }
+        self.path.rsplit('/').next().map(decoded)
+    }
+}
+
+/// What is percent-encoded, decoded.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        let code = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        if let (b'%', Some(code)) = (byte, code) {
+            bytes.push(code);
+            rest = &after[2..];
+        } else {
+            bytes.push(byte);
+            rest = after;
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Notes a request; with the fault that it meets.
+    pub(crate) fn receive(&self, request: &Request) -> Option<Effect> {
+        self.change(|state| {
+            state.requests.push(request.clone());
+            Scripted::meet(&mut state.script, request)
+        })
+    }
+
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&lock(&self.state))
+    }
+
+    /// Changes the state, and tells everybody who waits.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut lock(&self.state));
+        self.changed.notify_all();
+        self.news.send_replace(());
+        result
+    }
+
+    pub(crate) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
+    }
+
+    pub(crate) fn longest_wait(&self) -> Duration {
+        self.look(|state| state.longest_wait)
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    fn tcp() -> Self {
+        let socket = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let address = socket.local_addr().expect("a bound socket has an address");
+        Self::Tcp { address, _port: socket }
+    }
+}
+
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("two sockets may share the port");
+    socket.bind(address).expect("loopback has a free port");
+    socket
+}
+
+// === impl Tls ===
+
+impl Tls {
+    fn for_name(name: &str) -> Self {
+        let key = || KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, key()).expect("a CA");
+        let leaf_key = key();
+        let leaf = CertificateParams::new([name.to_owned()]).expect("a host name or an address");
+        let leaf = leaf.signed_by(&leaf_key, &ca).expect("a certificate");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring has them")
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![leaf.der().clone()],
+                PrivateKeyDer::try_from(leaf_key.serialize_der()).expect("a key"),
+            )
+            .expect("key and certificate belong together");
+        Self { ca_pem: ca.pem(), config: Arc::new(config) }
+    }
+}

@@ -1,0 +1,32 @@
+//! What the component tests of the binaries share: a Consul agent on real
+//! sockets that fails as it is told, and the process under test. For tests
+//! only.
+//!
+//! - [`agent`]: the [`ScriptedAgent`], and what a test sees of it
+//! - [`fault`]: what goes wrong, where and how often
+//! - [`model`]: what an agent without faults does, in memory
+//! - [`process`]: the [`Process`] under test, while it runs
+//! - [`outcome`]: how one ended, [`Outcome`]
+//! - `server`, `stream`: HTTP over TCP, TLS and unix sockets, cut where a fault says so
+//!
+//! Nothing here sleeps for a while and hopes: a test waits for a condition,
+//! and fails with what it saw if that does not come within [`PATIENCE`].
+
+use std::time::Duration;
+
+pub mod agent;
+pub mod fault;
+pub mod model;
+pub mod outcome;
+pub mod process;
+mod server;
+mod stream;
+
+pub use agent::{Request, ScriptedAgent};
+pub use fault::{Fault, Route, Times};
+pub use outcome::Outcome;
+pub use process::Process;
+
+/// How long a test waits for what must happen. It is never used up by a test
+/// that passes, however slow the machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);

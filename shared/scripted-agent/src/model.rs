@@ -1,0 +1,228 @@
+//! What an agent without faults does, in memory: services, their checks, and
+//! the few other things that are asked of it. It answers as Consul 1.8 does.
+//!
+//! Source: Consul's "Agent HTTP API", "Service - Agent HTTP API" and "Check -
+//! Agent HTTP API" pages.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use serde_json::{Map, Value, json};
+
+use crate::{Request, Route};
+
+/// The memory of an agent.
+#[derive(Debug)]
+pub struct Model {
+    services: BTreeMap<String, Value>,
+    checks: BTreeMap<String, Check>,
+    /// Central configuration entries, by kind and name.
+    pub(crate) entries: BTreeMap<(String, String), Value>,
+    /// What central configuration adds to every proxy's own.
+    pub(crate) proxy_config: Map<String, Value>,
+    /// What the agent says of itself.
+    pub(crate) about: Value,
+}
+
+/// A check of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    service: String,
+    has_ttl: bool,
+    /// `passing`, `warning` or `critical`.
+    pub status: String,
+    /// What was said with it.
+    pub output: String,
+}
+
+/// An answer: status, content hash and body.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) content_hash: Option<String>,
+    pub(crate) body: String,
+}
+
+// === impl Model ===
+
+impl Model {
+    pub(crate) fn new() -> Self {
+        Self {
+            services: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            proxy_config: Map::new(),
+            about: about(),
+        }
+    }
+
+    /// The services as they were registered, by id.
+    pub fn services(&self) -> &BTreeMap<String, Value> {
+        &self.services
+    }
+
+    /// A check by its id.
+    pub fn check(&self, id: &str) -> Option<&Check> {
+        self.checks.get(id)
+    }
+
+    /// Whether a check has that status.
+    pub fn is(&self, status: &str, check: &str) -> bool {
+        self.check(check).is_some_and(|check| check.status == status)
+    }
+
+    /// Forgets what was registered.
+    pub(crate) fn wipe(&mut self) {
+        self.services.clear();
+        self.checks.clear();
+    }
+
+    /// The content hash of a service, by which a change of it is waited for.
+    pub(crate) fn content_hash(&self, id: &str) -> Option<String> {
+        self.service(id).map(|service| hash_of(&service))
+    }
+
+    /// Does what is asked.
+    pub(crate) fn answer(&mut self, request: &Request) -> Answer {
+        let id = request.id().unwrap_or_default();
+        match Route::asked_by(request) {
+            Some(Route::Register) => self.register(request),
+            Some(Route::Deregister) => {
+                self.deregister(&id);
+                Answer::done()
+            }
+            Some(Route::Service) => match self.service(&id) {
+                Some(mut service) => {
+                    let hash = hash_of(&service);
+                    service["ContentHash"] = hash.clone().into();
+                    Answer { content_hash: Some(hash), ..Answer::json(&service) }
+                }
+                None => Answer::words(404, &format!("unknown service ID: {id}")),
+            },
+            Some(Route::Update) => self.update(&id, request),
+            Some(Route::Config) => self.entry(request),
+            Some(Route::AgentSelf) => Answer::json(&self.about),
+            Some(Route::Any) | None => Answer::words(404, ""),
+        }
+    }
+
+    fn register(&mut self, request: &Request) -> Answer {
+        let service: Value = match serde_json::from_slice(&request.body) {
+            Ok(service) => service,
+            Err(error) => return Answer::words(400, &format!("Request decode failed: {error}")),
+        };
+        self.put(service, request.query_value("replace-existing-checks").is_some())
+    }
+
+    /// Registers a service, or replaces it.
+    pub(crate) fn put(&mut self, service: Value, replace_checks: bool) -> Answer {
+        let text = |key: &str| service[key].as_str().unwrap_or_default().to_owned();
+        let (id, name) = (text("ID"), text("Name"));
+        if name.is_empty() {
+            return Answer::words(400, "Missing service name");
+        }
+        let id = if id.is_empty() { name } else { id };
+        if replace_checks {
+            self.checks.retain(|_, check| check.service != id);
+        }
+        for (index, check) in service["Checks"].as_array().into_iter().flatten().enumerate() {
+            let check_id = check["CheckID"]
+                .as_str()
+                .map_or_else(|| format!("service:{id}:{}", index + 1), str::to_owned);
+            let check = Check {
+                service: id.clone(),
+                has_ttl: check["TTL"].is_string(),
+                status: check["Status"].as_str().unwrap_or("critical").to_owned(),
+                output: String::new(),
+            };
+            self.checks.insert(check_id, check);
+        }
+        self.services.insert(id, service);
+        Answer::done()
+    }
+
+    /// Deregisters a service. As without ACLs, an unknown one is no error.
+    pub(crate) fn deregister(&mut self, id: &str) {
+        self.services.remove(id);
+        self.checks.retain(|_, check| check.service != id);
+    }
+
+    /// A service as the agent tells it, without its content hash.
+    fn service(&self, id: &str) -> Option<Value> {
+        let registered = self.services.get(id)?;
+        let mut service = registered.as_object().cloned().unwrap_or_default();
+        service.remove("Checks");
+        service.insert("ID".to_owned(), id.into());
+        let name = service.remove("Name").unwrap_or_default();
+        service.insert("Service".to_owned(), name);
+        for key in ["Tags", "Meta"] {
+            service.entry(key).or_insert(Value::Null);
+        }
+        if let Some(proxy) = service.get_mut("Proxy") {
+            let mut config = self.proxy_config.clone();
+            if let Some(own) = proxy["Config"].as_object() {
+                config.extend(own.clone());
+            }
+            proxy["Config"] = config.into();
+        }
+        Some(service.into())
+    }
+
+    fn update(&mut self, id: &str, request: &Request) -> Answer {
+        let Some(check) = self.checks.get_mut(id).filter(|check| check.has_ttl) else {
+            return Answer::words(500, &format!("CheckID \"{id}\" does not have associated TTL"));
+        };
+        let update = request.json();
+        let status = update["Status"].as_str().unwrap_or_default();
+        if !["passing", "warning", "critical"].contains(&status) {
+            return Answer::words(400, &format!("Invalid check status: '{status}'"));
+        }
+        status.clone_into(&mut check.status);
+        update["Output"].as_str().unwrap_or_default().clone_into(&mut check.output);
+        Answer::done()
+    }
+
+    fn entry(&self, request: &Request) -> Answer {
+        let mut segments = request.path.rsplit('/').map(str::to_owned);
+        let (name, kind) = (segments.next().unwrap_or_default(), segments.next());
+        let key = (kind.unwrap_or_default(), name);
+        match self.entries.get(&key) {
+            Some(entry) => Answer::json(entry),
+            None => Answer::words(
+                404,
+                &format!("Config entry not found for \"{}\" / \"{}\"", key.0, key.1),
+            ),
+        }
+    }
+}
+
+fn hash_of(service: &Value) -> String {
+    let mut hasher = DefaultHasher::new();
+    service.to_string().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub(crate) fn words(status: u16, words: &str) -> Self {
+        Self { status, content_hash: None, body: words.to_owned() }
+    }
+
+    fn done() -> Self {
+        Self::words(200, "")
+    }
+
+    fn json(value: &Value) -> Self {
+        Self::words(200, &value.to_string())
+    }
+}
+
+/// What an agent of 1.8 says of itself, as far as it is asked.
+fn about() -> Value {
+    json!({
+        "Config": {"Datacenter": "dc1", "NodeName": "n1", "Version": "1.8.7"},
+        "DebugConfig": {"GRPCPort": 8502},
+        "xDS": {"SupportedProxies": {"envoy": ["1.14.5"]}},
+    })
+}

@@ -1,0 +1,45 @@
+//! How a run of a program ended.
+
+use std::process::Command;
+
+use assert_cmd::assert::Assert;
+
+use crate::PATIENCE;
+
+/// A run that has ended.
+#[derive(Debug)]
+pub struct Outcome(Assert);
+
+#[expect(clippy::return_self_not_must_use, reason = "an assertion is made when it is written")]
+impl Outcome {
+    /// Runs a program to its end.
+    pub fn of(command: Command) -> Self {
+        Self(assert_cmd::Command::from_std(command).timeout(PATIENCE).assert())
+    }
+
+    /// It has to have ended with that exit code.
+    #[track_caller]
+    pub fn code(self, code: i32) -> Self {
+        Self(self.0.code(code))
+    }
+
+    /// It has to have said all of that on stderr.
+    #[track_caller]
+    pub fn says(self, words: &[&str]) -> Self {
+        let stderr = self.stderr();
+        for words in words {
+            assert!(stderr.contains(words), "`{words}` is not in:\n{stderr}");
+        }
+        self
+    }
+
+    /// What it wrote to stderr.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.0.get_output().stderr).into_owned()
+    }
+
+    /// What it wrote to stdout.
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.0.get_output().stdout).into_owned()
+    }
+}

@@ -1,0 +1,37 @@
+//! A port that nobody else gets while nobody listens on it.
+
+use std::net::{SocketAddr, TcpListener};
+
+use tokio::net::TcpSocket;
+
+/// A port of loopback. A socket that does not listen keeps it: connections are
+/// refused until somebody listens, and no other process is given it.
+#[derive(Debug)]
+pub struct Port {
+    address: SocketAddr,
+    _kept: TcpSocket,
+}
+
+// === impl Port ===
+
+impl Port {
+    /// Keeps a free one.
+    pub fn keep() -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        // Who listens later shares the port with it.
+        socket.set_reuseaddr(true).expect("a port can be shared");
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("loopback has a free port");
+        let address = socket.local_addr().expect("a bound socket has an address");
+        Self { address, _kept: socket }
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Listens on it, until the listener is dropped.
+    pub fn listen(&self) -> TcpListener {
+        TcpListener::bind(self.address).expect("the port is ours")
+    }
+}
