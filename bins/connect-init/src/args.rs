@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use consul::{AgentArgs, BootstrapArgs};
 use registration::upstream::{self, Context, SpecError};
 use registration::{Upstream, name, port};
@@ -66,8 +66,22 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) dry_run: bool,
 
+    /// With --dry-run, print it as a definition file of this format instead,
+    /// which connect-register and Consul's CLI can register
+    #[arg(long, value_name = "FORMAT", requires = "dry_run")]
+    pub(crate) output: Option<Output>,
+
     #[command(flatten)]
     pub(crate) log: LogArgs,
+}
+
+/// The format of a definition file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// HCL 1
+    Hcl,
+    /// JSON
+    Json,
 }
 
 /// Which pod it is. In a pod, the downward API gives all of it.
@@ -153,7 +167,8 @@ mod tests {
 
     #[test]
     fn the_readme_is_the_reference() {
-        let differences = runtime::reference::differences(Args::command(), include_str!("../README.md"));
+        let differences =
+            runtime::reference::differences(Args::command(), include_str!("../README.md"));
         assert_eq!(differences, Vec::<String>::new());
     }
 

@@ -64,7 +64,8 @@ async fn read_back(
 }
 
 /// Writes down what was registered and with whom. The paths are those of the
-/// pod's other containers, so the agent's CA is the copy in the folder.
+/// pod's other containers, so the agent's CA and the token are the copies in the
+/// folder.
 pub(crate) fn record(
     handoff: &Handoff,
     agent: &Agent,
@@ -83,7 +84,7 @@ pub(crate) fn record(
             namespace: config.namespace.clone(),
             partition: config.partition.clone(),
             node: config.node.clone(),
-            token_file: None,
+            token_file: config.token.is_some().then(|| handoff.token()),
         },
         admin,
     );

@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use consul::Agent;
+use definition::Format;
 use handoff::Handoff;
 use registration::pod::Pair;
 use runtime::deadline::{Cut, race};
 use runtime::{Deadline, Exit, Failure, Signals};
 
-use crate::args::Args;
+use crate::args::{Args, Output};
 use crate::declare::{Said, declare};
 use crate::{prepare, provide, register};
 
@@ -34,6 +35,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         helper,
         timeout,
         dry_run,
+        output,
         log: _,
     } = args;
     let deadline = Deadline::after(timeout);
@@ -51,12 +53,12 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         admin,
     })?;
     if dry_run {
-        return print(&pair);
+        return print(&pair, output);
     }
     let ca_pem = config.tls.ca_pem()?;
     let agent = Agent::new(config)?;
     let handoff = Handoff::new(dir);
-    prepare::prepare(&handoff, helper, &ca_pem)?;
+    prepare::prepare(&handoff, helper, &ca_pem, agent.config().token.as_ref())?;
 
     let arrived = Cell::new(false);
     let work = async {
@@ -87,10 +89,15 @@ async fn take_back(handoff: &Handoff, agent: &Agent, pair: &Pair) {
     }
 }
 
-fn print(pair: &Pair) -> Result<ExitCode, Failure> {
-    // Strings, numbers, lists and maps with string keys.
-    let text = serde_json::to_string_pretty(pair).expect("a registration is JSON");
-    writeln!(std::io::stdout(), "{text}").map_err(|error| {
+fn print(pair: &Pair, output: Option<Output>) -> Result<ExitCode, Failure> {
+    let services = [&pair.service, &pair.proxy];
+    let text = match output {
+        // Strings, numbers, lists and maps with string keys.
+        None => serde_json::to_string_pretty(pair).expect("a registration is JSON") + "\n",
+        Some(Output::Hcl) => definition::print(services, Format::Hcl),
+        Some(Output::Json) => definition::print(services, Format::Json),
+    };
+    write!(std::io::stdout(), "{text}").map_err(|error| {
         Failure::new(Exit::CannotWrite, format_args!("cannot write to stdout: {error}"))
     })?;
     Ok(ExitCode::SUCCESS)

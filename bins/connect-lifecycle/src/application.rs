@@ -68,6 +68,9 @@ async fn listens(port: u16) -> bool {
         SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
     ] {
         match tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await {
+            // A port from which connections are made may be met by its own
+            // probe: then nothing listens.
+            Ok(Ok(stream)) if stream.local_addr().ok() == Some(address) => {}
             Ok(Ok(_)) => return true,
             Ok(Err(error)) if error.kind() != ErrorKind::ConnectionRefused => {
                 tracing::debug!(%address, %error, "cannot look at the application");

@@ -47,7 +47,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Agent {
     http: reqwest::Client,
-    pub(crate) config: Config,
+    config: Config,
 }
 
 /// What a deregistration found.
@@ -242,7 +242,7 @@ impl Agent {
         }
     }
 
-    pub(crate) fn call(&self, method: Method, path: &str) -> Call<'_> {
+    fn call(&self, method: Method, path: &str) -> Call<'_> {
         let tenancy = [("ns", &self.config.namespace), ("partition", &self.config.partition)];
         let mut call = Call {
             agent: self,
@@ -279,7 +279,7 @@ fn segment(text: &str) -> String {
 }
 
 /// A request in the making.
-pub(crate) struct Call<'a> {
+struct Call<'a> {
     agent: &'a Agent,
     method: Method,
     path: String,
@@ -291,7 +291,7 @@ pub(crate) struct Call<'a> {
 // === impl Call ===
 
 impl Call<'_> {
-    pub(crate) fn query(mut self, key: &str, value: &str) -> Self {
+    fn query(mut self, key: &str, value: &str) -> Self {
         let separator = if self.query.is_empty() { '?' } else { '&' };
         self.query.push(separator);
         self.query.push_str(key);
@@ -300,19 +300,19 @@ impl Call<'_> {
         self
     }
 
-    pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
+    fn json(mut self, body: &impl Serialize) -> Self {
         // What we send is strings, numbers, lists and maps with string keys.
         self.body = Some(serde_json::to_vec(body).expect("a registration is JSON"));
         self
     }
 
     /// Sends it; the answer's body does not matter.
-    pub(crate) async fn done(self) -> Result<(), Error> {
+    async fn done(self) -> Result<(), Error> {
         self.send().await.map(drop)
     }
 
     /// Sends it and reads the answer.
-    pub(crate) async fn answer<T: DeserializeOwned>(self) -> Result<T, Error> {
+    async fn answer<T: DeserializeOwned>(self) -> Result<T, Error> {
         let request = self.request();
         let body = self.send().await?;
         serde_json::from_slice(&body)

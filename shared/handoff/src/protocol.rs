@@ -159,18 +159,20 @@ impl Handoff {
 /// Deregisters the proxy, then the service, until both are gone; what is left
 /// when the deadline passes is returned with its cause.
 async fn deregister_both(agent: &Agent, pair: &Pair, deadline: Deadline) -> Vec<(String, Stays)> {
-    let mut left = vec![pair.proxy.id(), pair.service.id()];
+    let mut left = vec![(pair.proxy.id(), None), (pair.service.id(), None)];
     let mut given_up = Vec::new();
     let mut pauses = retry::NODE_AGENT.pauses();
     loop {
         let mut failed = Vec::new();
         let mut remaining = left.len();
-        for id in left {
+        for (id, before) in left {
             // An agent that hangs on one must leave time for the other.
             let share = deadline.left() / u32::try_from(remaining).unwrap_or(1);
             remaining -= 1;
             match gone(agent, id, share).await {
                 Ok(()) => tracing::info!(service = id, "deregistered"),
+                // A try that was cut short says less than the one before it.
+                Err(Stays::Unanswered) => failed.push((id, before.unwrap_or(Stays::Unanswered))),
                 Err(error) if error.is_transient() => failed.push((id, error)),
                 Err(error) => given_up.push((id.to_owned(), error)),
             }
@@ -186,7 +188,7 @@ async fn deregister_both(agent: &Agent, pair: &Pair, deadline: Deadline) -> Vec<
             }
             () = tokio::time::sleep(pauses.next().unwrap_or(retry::NODE_AGENT.longest)) => {}
         }
-        left = failed.into_iter().map(|(id, _)| id).collect();
+        left = failed.into_iter().map(|(id, error)| (id, Some(error))).collect();
     }
 }
 

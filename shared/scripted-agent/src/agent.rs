@@ -1,7 +1,6 @@
 //! The scripted agent, and what a test sees of it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -13,7 +12,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::net::{TcpSocket, UnixListener};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
@@ -21,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::PATIENCE;
 use crate::fault::{At, Effect, Fault, Gate, Scripted, Times};
 use crate::model::{Check, Model};
+use crate::port::Port;
 use crate::server::{self, Listener};
 
 /// A Consul agent that fails as it is told. It is gone when it is dropped.
@@ -87,16 +87,8 @@ pub(crate) struct Shared {
 /// Where it listens.
 #[derive(Debug)]
 enum Place {
-    /// The port is kept by a socket that does not listen: nobody else gets it
-    /// while the agent is away.
-    Tcp {
-        address: SocketAddr,
-        _port: TcpSocket,
-    },
-    Unix {
-        path: PathBuf,
-        _folder: TempDir,
-    },
+    Tcp(Port),
+    Unix { path: PathBuf, _folder: TempDir },
 }
 
 #[derive(Debug)]
@@ -123,13 +115,13 @@ impl ScriptedAgent {
 
     /// An agent that does not listen yet: connections are refused.
     pub fn absent() -> Self {
-        Self::at(Place::tcp(), None)
+        Self::at(Place::Tcp(Port::keep()), None)
     }
 
     /// An agent that speaks TLS. Its certificate is for `name`, a host name or
     /// an IP address, by a CA of its own.
     pub fn start_tls(name: &str) -> Self {
-        let agent = Self::at(Place::tcp(), Some(Tls::for_name(name)));
+        let agent = Self::at(Place::Tcp(Port::keep()), Some(Tls::for_name(name)));
         agent.listen_again();
         agent
     }
@@ -181,7 +173,7 @@ impl ScriptedAgent {
     pub fn address(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         match &self.place {
-            Place::Tcp { address, .. } => format!("{scheme}://{address}"),
+            Place::Tcp(port) => format!("{scheme}://{}", port.address()),
             Place::Unix { path, .. } => format!("unix://{}", path.display()),
         }
     }
@@ -208,9 +200,10 @@ impl ScriptedAgent {
         assert!(serving.is_none(), "it listens already");
         let _runtime = self.runtime.enter();
         let listener = match &self.place {
-            Place::Tcp { address, .. } => {
-                let socket = bound(*address);
-                Listener::Tcp(socket.listen(1024).expect("the port is ours"))
+            Place::Tcp(port) => {
+                let listener = port.listen();
+                listener.set_nonblocking(true).expect("a socket can be so");
+                Listener::Tcp(TcpListener::from_std(listener).expect("the event loop takes it"))
             }
             Place::Unix { path, .. } => {
                 Listener::Unix(UnixListener::bind(path).expect("the folder is ours"))
@@ -484,23 +477,6 @@ impl Shared {
     pub(crate) fn longest_wait(&self) -> Duration {
         self.look(|state| state.longest_wait)
     }
-}
-
-// === impl Place ===
-
-impl Place {
-    fn tcp() -> Self {
-        let socket = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let address = socket.local_addr().expect("a bound socket has an address");
-        Self::Tcp { address, _port: socket }
-    }
-}
-
-fn bound(address: SocketAddr) -> TcpSocket {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_reuseaddr(true).expect("two sockets may share the port");
-    socket.bind(address).expect("loopback has a free port");
-    socket
 }
 
 // === impl Tls ===

@@ -5,6 +5,7 @@
 //! - [`agent`]: the [`ScriptedAgent`], and what a test sees of it
 //! - [`fault`]: what goes wrong, where and how often
 //! - [`model`]: what an agent without faults does, in memory
+//! - [`port`]: a [`Port`] that nobody else gets while nobody listens on it
 //! - [`process`]: the [`Process`] under test, while it runs
 //! - [`outcome`]: how one ended, [`Outcome`]
 //! - `server`, `stream`: HTTP over TCP, TLS and unix sockets, cut where a fault says so
@@ -18,6 +19,7 @@ pub mod agent;
 pub mod fault;
 pub mod model;
 pub mod outcome;
+pub mod port;
 pub mod process;
 mod server;
 mod stream;
@@ -25,6 +27,7 @@ mod stream;
 pub use agent::{Request, ScriptedAgent};
 pub use fault::{Fault, Route, Times};
 pub use outcome::Outcome;
+pub use port::Port;
 pub use process::Process;
 
 /// How long a test waits for what must happen. It is never used up by a test

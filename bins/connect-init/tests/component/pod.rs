@@ -21,6 +21,7 @@ pub(crate) struct Pod {
     folder: TempDir,
     flags: Vec<(&'static str, String)>,
     switches: Vec<&'static str>,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Pod {
@@ -30,7 +31,7 @@ impl Pod {
         for name in ["shared", "etc"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
-        let pod = Self { folder, flags: Vec::new(), switches: Vec::new() };
+        let pod = Self { folder, flags: Vec::new(), switches: Vec::new(), variables: Vec::new() };
         let helper = pod.file("helper", HELPER);
         let termination_log = pod.file("termination-log", "");
         pod.with("--service", "web:8080")
@@ -69,6 +70,14 @@ impl Pod {
     /// A flag without a value.
     pub(crate) fn switch(mut self, flag: &'static str) -> Self {
         self.switches.push(flag);
+        self
+    }
+
+    /// An environment variable in the place of a flag.
+    pub(crate) fn by_env(mut self, flag: &str, variable: &'static str) -> Self {
+        let place = self.flags.iter().position(|(name, _)| *name == flag).unwrap();
+        let (_, value) = self.flags.remove(place);
+        self.variables.push((variable, value));
         self
     }
 
@@ -124,7 +133,7 @@ impl Pod {
 
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_connect-init"));
-        command.env_clear();
+        command.env_clear().envs(self.variables.iter().map(|(name, value)| (name, value)));
         for (flag, value) in &self.flags {
             // As one argument: a value may begin with a dash.
             command.arg(format!("{flag}={value}"));

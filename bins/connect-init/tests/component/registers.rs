@@ -1,5 +1,6 @@
 //! All goes well: what is sent, what is written.
 
+use definition::Format;
 use scripted_agent::{Route, ScriptedAgent};
 use serde_json::json;
 
@@ -202,7 +203,37 @@ fn the_token_goes_to_the_agent_and_to_envoy_and_nowhere_else() {
         bootstrap["dynamic_resources"]["ads_config"]["grpc_services"]["initial_metadata"],
         json!([{"key": "x-consul-token", "value": TOKEN}])
     );
-    assert!(!pod.json("registration.json").to_string().contains(TOKEN));
+    let record = pod.json("registration.json");
+    assert!(!record.to_string().contains(TOKEN));
+    // The helper reads it from a file that is for its user alone.
+    let file = pod.shared("acl-token");
+    assert_eq!(record["agent"]["token_file"], file.to_str().unwrap());
+    assert_eq!(std::fs::read_to_string(file).unwrap(), TOKEN);
+    assert_eq!(pod.files()["acl-token"], 0o600);
+}
+
+#[test]
+fn the_environment_says_what_flags_say() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let token = pod.file("token", "secret");
+    let pod = pod.with("--upstream", "db:1234,cache:6379").with_path("--token-file", &token);
+    let pod = pod
+        .by_env("--service", "CONNECT_SERVICE")
+        .by_env("--upstream", "CONNECT_UPSTREAMS")
+        .by_env("--pod-name", "POD_NAME")
+        .by_env("--pod-namespace", "POD_NAMESPACE")
+        .by_env("--pod-ip", "POD_IP")
+        .by_env("--node-name", "NODE_NAME")
+        .by_env("--http-addr", "CONSUL_HTTP_ADDR")
+        .by_env("--grpc-addr", "CONSUL_GRPC_ADDR")
+        .by_env("--token-file", "CONSUL_HTTP_TOKEN_FILE")
+        .by_env("--dir", "CONNECT_DIR");
+    pod.run().code(0);
+    assert_registered(&agent);
+    let upstreams = &agent.services()[PROXY]["Proxy"]["Upstreams"];
+    assert_eq!(upstreams.as_array().unwrap().len(), 2);
+    assert!(agent.requests().iter().all(|request| request.token.as_deref() == Some("secret")));
 }
 
 #[test]
@@ -256,4 +287,25 @@ fn a_dry_run_prints_what_would_be_registered_and_does_nothing() {
     assert_eq!(printed["proxy"]["ID"], PROXY);
     assert!(agent.requests().is_empty());
     assert!(pod.files().is_empty());
+}
+
+#[test]
+fn a_dry_run_can_be_a_definition_file() {
+    let agent = ScriptedAgent::start();
+    let printed = |more: &[&str]| {
+        let mut pod = Pod::of(&agent).switch("--dry-run");
+        for flag in more {
+            pod = pod.switch(flag);
+        }
+        pod.run().code(0).stdout()
+    };
+    let sent: serde_json::Value = serde_json::from_str(&printed(&[])).unwrap();
+    for (flag, format) in [("--output=hcl", Format::Hcl), ("--output=json", Format::Json)] {
+        let text = printed(&[flag]);
+        let read = definition::parse("file", format, &text).unwrap();
+        let read: Vec<_> =
+            read.iter().map(|read| serde_json::to_value(&read.service).unwrap()).collect();
+        assert_eq!(read, [sent["service"].clone(), sent["proxy"].clone()], "{text}");
+    }
+    Pod::of(&agent).switch("--output=hcl").run().code(64);
 }

@@ -1,9 +1,9 @@
 //! The registration, never made again after it was taken back (pain 3).
 
 use scripted_agent::process::await_that;
-use scripted_agent::{Fault, Process, Route, ScriptedAgent, Times};
+use scripted_agent::{Fault, Port, Process, Route, ScriptedAgent, Times};
 
-use crate::pod::{PROXY, PROXY_LEASE, Pod, SERVICE, application, assert_nothing_left, await_alive};
+use crate::pod::{PROXY, PROXY_LEASE, Pod, SERVICE, assert_nothing_left, await_alive};
 
 /// The sidecar has understood that its registration is to go.
 fn await_end_of_keeping(sidecar: &Process) {
@@ -55,17 +55,15 @@ fn what_was_taken_back_does_not_come_back_when_its_entry_is_changed() {
 #[test]
 fn what_could_not_be_taken_back_is_not_kept_alive() {
     let agent = ScriptedAgent::start();
-    let listener = application();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let pod = Pod::with_application(&agent, address);
+    let port = Port::keep();
+    let pod = Pod::with_application(&agent, &port);
     let sidecar = pod.run();
     await_alive(&agent);
     agent.fault(Route::Deregister, Fault::Status(403, "Permission denied"), Times::Always);
     pod.deregister(&[]).code(77);
     agent.forget_requests();
     // Something to report, before the lease is due.
-    let _listener = std::net::TcpListener::bind(address).unwrap();
+    let _listener = port.listen();
     await_end_of_keeping(&sidecar);
     assert!(agent.asked(Route::Update).is_empty(), "{:#?}", agent.requests());
     assert_eq!(agent.services().len(), 2);

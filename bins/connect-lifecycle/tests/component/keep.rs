@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+use scripted_agent::{Fault, Port, Route, ScriptedAgent, Times};
 
-use crate::pod::{
-    APPLICATION, PROXY, PROXY_LEASE, Pod, SERVICE, SERVICE_LEASE, application, await_alive,
-};
+use crate::pod::{APPLICATION, PROXY, PROXY_LEASE, Pod, SERVICE, SERVICE_LEASE, await_alive};
 
 /// Pain 1: dead pods stay registered and healthy.
 #[test]
@@ -47,9 +45,9 @@ fn one_connection_and_one_request_that_waits() {
 #[test]
 fn the_application_is_passing_while_it_listens_on_loopback() {
     let agent = ScriptedAgent::start();
-    let listener = application();
-    let address = listener.local_addr().unwrap();
-    let pod = Pod::with_application(&agent, address);
+    let port = Port::keep();
+    let pod = Pod::with_application(&agent, &port);
+    let listener = port.listen();
     let _sidecar = pod.run();
     agent.await_that("the application to be passing", |state| {
         state.model.is("passing", APPLICATION)
@@ -59,7 +57,7 @@ fn the_application_is_passing_while_it_listens_on_loopback() {
         state.model.is("critical", APPLICATION)
     });
     let output = agent.check(APPLICATION).unwrap().output;
-    assert_eq!(output, format!("nothing in the pod listens on port {}", address.port()));
+    assert_eq!(output, format!("nothing in the pod listens on port {}", port.address().port()));
     await_alive(&agent);
 }
 

@@ -1,9 +1,9 @@
 //! A pod whose sidecar is run, stopped and started again.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::Command;
 
-use scripted_agent::{Outcome, Process, ScriptedAgent};
+use scripted_agent::{Outcome, Port, Process, ScriptedAgent};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -36,9 +36,9 @@ impl Pod {
         Self::with_port(agent, 1)
     }
 
-    /// A pod whose application listens, or will.
-    pub(crate) fn with_application(agent: &ScriptedAgent, application: SocketAddr) -> Self {
-        Self::with_port(agent, application.port())
+    /// A pod whose application listens on that port, or will.
+    pub(crate) fn with_application(agent: &ScriptedAgent, port: &Port) -> Self {
+        Self::with_port(agent, port.address().port())
     }
 
     fn with_port(agent: &ScriptedAgent, port: u16) -> Self {
@@ -140,11 +140,6 @@ impl Pod {
         program.env_clear().arg(command).arg("--dir").arg(self.folder.path()).args(flags);
         program
     }
-}
-
-/// A port on which an application is going to listen: nobody else gets it.
-pub(crate) fn application() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").unwrap()
 }
 
 /// Waits until both leases are good.
