@@ -111,6 +111,10 @@ pub(crate) struct Reviewed {
     pub(crate) reason: Reason,
     /// The same for people.
     pub(crate) message: String,
+    /// What `kubectl` is to print besides.
+    pub(crate) warnings: Vec<String>,
+    /// Whether it depends on Consul's central configuration, and nobody asked.
+    pub(crate) needs_gateways: bool,
 }
 
 /// Reads a review.
@@ -120,14 +124,12 @@ pub(crate) fn read(body: &[u8]) -> Result<Review, serde_json::Error> {
 
 impl Review {
     /// Reviews the pod.
-    pub(crate) fn review(self, policy: &Policy) -> Reviewed {
+    pub(crate) fn review(&self, policy: &Policy) -> Reviewed {
         let Self { api_version, kind, request } = self;
-        let pod = request.pod_name().to_owned();
-        let Verdict { reason, message, warnings, injected } = request.verdict(policy);
-        let Request { uid, namespace, .. } = request;
-        let namespace = namespace.unwrap_or_default();
+        let Verdict { reason, message, warnings, needs_gateways, injected } =
+            request.verdict(policy);
         let response = Response {
-            uid: uid.clone(),
+            uid: request.uid.clone(),
             allowed: reason.outcome() != Outcome::Denied,
             status: (reason.outcome() == Outcome::Denied).then(|| Status {
                 code: 422,
@@ -138,17 +140,30 @@ impl Review {
             patch: injected.map(|injected| encode(&injected.patch)),
             audit_annotations: [("outcome", reason.outcome().code()), ("reason", reason.code())]
                 .into(),
-            warnings,
+            warnings: warnings.clone(),
         };
-        let answer = Answer { api_version, kind, response };
-        Reviewed { answer, uid, namespace, pod, reason, message }
+        Reviewed {
+            answer: Answer { api_version: *api_version, kind: *kind, response },
+            uid: request.uid.clone(),
+            namespace: request.namespace.clone().unwrap_or_default(),
+            pod: request.pod_name().to_owned(),
+            reason,
+            message,
+            warnings,
+            needs_gateways,
+        }
     }
 }
 
 impl Request {
     fn verdict(&self, policy: &Policy) -> Verdict {
-        let verdict =
-            |reason, message| Verdict { reason, message, warnings: Vec::new(), injected: None };
+        let verdict = |reason, message| Verdict {
+            reason,
+            message,
+            warnings: Vec::new(),
+            needs_gateways: false,
+            injected: None,
+        };
         let namespace = self.namespace.as_deref().unwrap_or_default();
         // What is missing is what a webhook for the creation of pods is sent.
         let is = |found: Option<&str>, expected| found.is_none_or(|found| found == expected);
@@ -185,11 +200,14 @@ fn encode(patch: &[Operation]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
     use crate::annotation;
     use crate::decision::tests::policy;
+    use crate::documents::inject_document;
+    use crate::edit::tests::{generous, pods};
 
     fn review(body: &Value) -> Value {
         let review = read(&serde_json::to_vec(body).unwrap()).unwrap();
@@ -301,5 +319,34 @@ mod tests {
             r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"u","object":{deep}"#
         );
         assert!(read(body.as_bytes()).unwrap_err().to_string().contains("recursion limit"));
+    }
+
+    proptest! {
+        /// Pain 38: a preview that is not what comes.
+        #[test]
+        fn the_webhook_and_the_offline_command_agree(pod in pods(), default_inject: bool) {
+            let policy = Policy { default_inject, ..generous() };
+            let body = request("v1", &json!({"uid": "u", "namespace": "shop", "object": pod}));
+            let review = read(&serde_json::to_vec(&body).unwrap()).unwrap();
+            let answer = serde_json::to_value(review.review(&policy).answer).unwrap();
+            let patch = answer["response"]["patch"].as_str().map(|patch| {
+                serde_json::from_slice::<json_patch::Patch>(&BASE64.decode(patch).unwrap()).unwrap()
+            });
+
+            let document = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": pod}});
+            let findings = inject_document(&document, "shop", &policy);
+            let template = findings.changed.map(|document| document["spec"]["template"].clone());
+            let offline = findings.judged[0].finding.as_ref().unwrap();
+            if pod.is_object() {
+                prop_assert_eq!(&answer["response"]["auditAnnotations"]["reason"], offline.reason.code());
+                prop_assert_eq!(answer["response"]["warnings"].as_array().map_or(0, Vec::len), offline.warnings.len());
+            }
+            let patched = patch.map(|patch| {
+                let mut pod = pod.clone();
+                json_patch::patch(&mut pod, &patch).unwrap();
+                pod
+            });
+            prop_assert_eq!(patched, template);
+        }
     }
 }

@@ -89,8 +89,11 @@ pub(crate) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::policy::SidecarMode;
+    use crate::quantity::Resources;
 
-    /// The policy of an injector with no flags but the images.
+    /// The policy of an injector with no flags but the images, and
+    /// without resources.
     pub(crate) fn policy() -> Policy {
         Policy {
             default_inject: false,
@@ -98,7 +101,24 @@ pub(crate) mod tests {
             deny_namespaces: [].into(),
             init_image: "connect-init:1".to_owned(),
             envoy_image: "envoy:1".to_owned(),
+            pull_when: None,
+            pull_secrets: Vec::new(),
             envoy_extra_args: Vec::new(),
+            concurrency: 2,
+            sidecar_resources: Resources::default(),
+            init_resources: Resources::default(),
+            fixed_user: true,
+            metrics: false,
+            metrics_port: 20200,
+            metrics_path: "/metrics".to_owned(),
+            startup_grace: 30,
+            shutdown_grace: None,
+            application_sleep: 5,
+            sidecar_mode: SidecarMode::Auto,
+            kubernetes: None,
+            mesh_gateways: None,
+            pod_log_level: None,
+            pod_log_format: None,
             consul_http_addr: "http://$(HOST_IP):8500".to_owned(),
             consul_grpc_addr: "$(HOST_IP):8502".to_owned(),
         }

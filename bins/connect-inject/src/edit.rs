@@ -2,15 +2,16 @@
 
 use k8s_openapi::api::core::v1::EnvVar;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use crate::annotation::{INJECTED, STATUS};
+use crate::annotation::{INJECTED, STATUS, UNDO};
 use crate::patch::{Editor, Operation};
 use crate::plan::Plan;
 use crate::pod::Pod;
 use crate::policy::Policy;
-use crate::shape::WrongShape;
+use crate::shape::{WrongShape, escape};
 use crate::sidecar;
+use crate::undo::Step;
 
 /// A pod with its sidecar.
 #[derive(Debug)]
@@ -30,48 +31,91 @@ pub(crate) fn inject(pod: &Value, plan: &Plan, policy: &Policy) -> Result<Inject
         .map(|(key, value)| (*key, value.as_str()))
         .chain([(STATUS, INJECTED)])
         .map(|(key, value)| (key.to_owned(), Value::from(value)));
-    editor.set("/metadata/annotations", annotations.collect())?;
+    editor.set(ANNOTATIONS, annotations.collect())?;
     editor.set("/metadata/labels", Map::from_iter([(STATUS.to_owned(), INJECTED.into())]))?;
-    editor.append("/spec/volumes", json(&sidecar::volume()))?;
 
     // Before the lists of containers change: their indexes are still the pod's.
+    applications(&mut editor, Pod::new(pod), plan)?;
+
+    editor.append("/spec/volumes", to_json(&sidecar::volume()))?;
+    for volume in &plan.volumes.added {
+        editor.append("/spec/volumes", volume.clone())?;
+    }
+    let present: Vec<&str> = Pod::new(pod).pull_secret_names()?.collect();
+    for secret in policy.pull_secrets.iter().filter(|name| !present.contains(&name.as_str())) {
+        editor.append("/spec/imagePullSecrets", to_json(&sidecar::pull_secret(secret)))?;
+    }
+
+    let mut envoy = to_json(&sidecar::sidecar(plan, policy));
+    if let Some(Value::Array(mounts)) = envoy.get_mut("volumeMounts") {
+        mounts.extend(plan.volumes.mounts.iter().cloned());
+    }
+    editor.append("/spec/initContainers", to_json(&sidecar::init_container(plan, policy)))?;
+    if plan.lifecycle.native {
+        editor.append("/spec/initContainers", envoy)?;
+    } else {
+        // In front, because the kubelet starts containers in order and waits for
+        // each one's postStart.
+        editor.prepend("/spec/containers", vec![envoy])?;
+    }
+
+    record(&mut editor, pod)?;
+    let (pod, patch) = editor.finish();
+    Ok(Injected { pod, patch })
+}
+
+const ANNOTATIONS: &str = "/metadata/annotations";
+
+/// What the user's own containers get.
+fn applications(editor: &mut Editor, pod: Pod<'_>, plan: &Plan) -> Result<(), WrongShape> {
     let variables = sidecar::variables(&plan.upstreams);
-    let view = Pod::new(pod);
-    for container in view.init_containers()?.into_iter().chain(view.containers()?) {
+    for container in pod.init_containers()?.into_iter().chain(pod.containers()?) {
         let missing: Vec<Value> = variables
             .iter()
             .filter(|EnvVar { name, .. }| !container.has_variable(name))
-            .map(json)
+            .map(to_json)
             .collect();
         if !missing.is_empty() {
             // In front, so that the user's own can refer to them.
             editor.prepend(&format!("{}/env", container.pointer()), missing)?;
         }
     }
-
-    editor.append("/spec/initContainers", json(&sidecar::init_container(plan, policy)))?;
-    // In front, because the kubelet starts containers in order and waits for
-    // each one's postStart.
-    editor.prepend("/spec/containers", vec![json(&sidecar::sidecar(policy))])?;
-
-    let (pod, patch) = editor.finish();
-    Ok(Injected { pod, patch })
+    for container in &plan.volumes.sharing {
+        let mount = to_json(&sidecar::shared_mount());
+        editor.append(&format!("{container}/volumeMounts"), mount)?;
+    }
+    if let Some((seconds, containers)) = &plan.lifecycle.sleep {
+        for container in containers {
+            let hook = [("preStop".to_owned(), to_json(&sidecar::sleep(*seconds)))];
+            editor.set(&format!("{container}/lifecycle"), Map::from_iter(hook))?;
+        }
+    }
+    Ok(())
 }
 
-fn json(object: &impl Serialize) -> Value {
+/// Writes into the pod how all of it is taken back.
+fn record(editor: &mut Editor, before: &Value) -> Result<(), WrongShape> {
+    let place = format!("{ANNOTATIONS}/{}", escape(UNDO));
+    // Of a manifest that was copied from an injected pod, perhaps.
+    let stale = before.pointer(&place).map(|old| Step::Replaced(place, old.clone()));
+    let steps: Vec<&Step> = stale.iter().chain(editor.steps()).collect();
+    let record = to_json(&steps).to_string();
+    editor.set(ANNOTATIONS, Map::from_iter([(UNDO.to_owned(), json!(record))]))
+}
+
+fn to_json(object: &impl Serialize) -> Value {
     serde_json::to_value(object).expect("Kubernetes objects have string keys only")
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::json;
-
+pub(crate) mod tests {
     use super::*;
     use crate::annotation;
     use crate::decision::tests::policy;
     use crate::reason::{Outcome, Reason};
+    use crate::undo::{Undone, uninject};
     use crate::verdict::{Verdict, judge};
+    use proptest::prelude::*;
 
     /// Applies the patch as an API server would, and checks that it says what
     /// was done.
@@ -124,8 +168,11 @@ mod tests {
         let port = json!({"name": "ECHO_SERVER_CONNECT_SERVICE_PORT", "value": "1234"});
         let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
         let helper = "/consul/connect-inject/connect-lifecycle";
+        let mut pod = injected(&client());
+        let annotations = pod["metadata"]["annotations"].as_object_mut().unwrap();
+        assert!(annotations.remove(annotation::UNDO).is_some());
         assert_eq!(
-            injected(&client()),
+            pod,
             json!({
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {
@@ -243,30 +290,43 @@ mod tests {
 
     /// Where the injector may write.
     fn is_declared(path: &str) -> bool {
-        const WHOLE: [&str; 6] = [
+        const WHOLE: [&str; 7] = [
             "/metadata",
             "/metadata/annotations",
             "/metadata/labels",
+            "/spec/imagePullSecrets",
             "/spec/initContainers",
             "/spec/volumes",
             "/spec",
         ];
-        const KEYS: [&str; 5] = [
+        const KEYS: [&str; 9] = [
             "/metadata/annotations/consul.hashicorp.com~1connect-inject-status",
+            "/metadata/annotations/consul.hashicorp.com~1connect-inject-undo",
             "/metadata/annotations/consul.hashicorp.com~1connect-service",
             "/metadata/annotations/consul.hashicorp.com~1connect-service-port",
             "/metadata/annotations/kubectl.kubernetes.io~1default-container",
+            "/metadata/annotations/prometheus.io~1path",
+            "/metadata/annotations/prometheus.io~1port",
+            "/metadata/annotations/prometheus.io~1scrape",
             "/metadata/labels/consul.hashicorp.com~1connect-inject-status",
         ];
-        let elements = ["/spec/volumes/-", "/spec/initContainers/-", "/spec/containers/0"];
+        const ELEMENTS: [&str; 4] = [
+            "/spec/containers/0",
+            "/spec/imagePullSecrets/-",
+            "/spec/initContainers/-",
+            "/spec/volumes/-",
+        ];
         let parts: Vec<&str> = path.split('/').collect();
         WHOLE.contains(&path)
             || KEYS.contains(&path)
-            || elements.contains(&path)
+            || ELEMENTS.contains(&path)
             || matches!(
                 parts[..],
                 ["", "spec", "containers" | "initContainers", _, "env"]
                     | ["", "spec", "containers" | "initContainers", _, "env", _]
+                    | ["", "spec", "containers", _, "volumeMounts" | "lifecycle"]
+                    | ["", "spec", "containers", _, "volumeMounts", "-"]
+                    | ["", "spec", "containers", _, "lifecycle", "preStop"]
             )
     }
 
@@ -328,14 +388,33 @@ mod tests {
         ]);
         let variable = object(vec![("name", odd(text("DB_CONNECT_SERVICE_HOST|X")).boxed())]);
         object(vec![
-            ("name", prop_oneof![20 => Just(Some("app".into())), 1 => odd(text("\\PC*"))].boxed()),
+            ("name", prop_oneof![20 => Just(Some("app".into())), 1 => odd(text("\\PC*")), 1 => odd(text("mesh-(proxy|init)|envoy-sidecar"))].boxed()),
             ("ports", odd(list(port)).boxed()),
             ("env", odd(list(variable)).boxed()),
+            ("lifecycle", odd(json_value()).boxed()),
+            (
+                "volumeMounts",
+                odd(list(object(vec![(
+                    "mountPath",
+                    odd(text("/|/consul/connect-inject")).boxed(),
+                )])))
+                .boxed(),
+            ),
             ("unknown~/field", odd(json_value()).boxed()),
         ])
     }
 
-    fn pods() -> impl Strategy<Value = Value> {
+    /// A policy that has all be written that can be.
+    pub(crate) fn generous() -> Policy {
+        Policy {
+            metrics: true,
+            pull_secrets: vec!["pull".to_owned(), "data".to_owned()],
+            kubernetes: "1.30".parse().ok(),
+            ..policy()
+        }
+    }
+
+    pub(crate) fn pods() -> impl Strategy<Value = Value> {
         let annotations = object(vec![
             (annotation::INJECT, odd(text("true|1|T|false|maybe")).boxed()),
             (annotation::STATUS, prop_oneof![9 => Just(None), 1 => odd(text("|injected"))].boxed()),
@@ -347,6 +426,25 @@ mod tests {
                     .boxed(),
             ),
             ("consul.hashicorp.com/connect-servce", odd(text("x")).boxed()),
+            (annotation::UNDO, prop_oneof![9 => Just(None), 1 => odd(text("\\[\\]|x"))].boxed()),
+            (annotation::MOUNT_VOLUME, prop_oneof![5 => Just(None), 1 => odd(text("app"))].boxed()),
+            (
+                annotation::USER_VOLUMES,
+                prop_oneof![5 => Just(None), 1 => odd(text(r#"\[\{"name":"(data|more)"\}\]"#))]
+                    .boxed(),
+            ),
+            (
+                annotation::SIDECAR_MODE,
+                prop_oneof![5 => Just(None), 1 => odd(text("auto|native|container"))].boxed(),
+            ),
+            (annotation::SLEEP, prop_oneof![5 => Just(None), 1 => odd(text("0|7"))].boxed()),
+            (annotation::TAGS, odd(text("\\PC{0,9}")).boxed()),
+            ("consul.hashicorp.com/service-meta-x", odd(text("\\PC{0,9}")).boxed()),
+            // What another injector left, huge or not.
+            ("consul.hashicorp.com/original-pod", prop_oneof![
+                9 => Just(None), 1 => (0..200_000_usize).prop_map(|n| Some("{".repeat(n).into()))
+            ].boxed()),
+            ("prometheus.io/port", prop_oneof![9 => Just(None), 1 => odd(text("1"))].boxed()),
             ("\u{1f600}/~", odd(text("\\PC*")).boxed()),
         ]);
         let metadata = object(vec![
@@ -354,11 +452,13 @@ mod tests {
             ("labels", odd(object(vec![("app", odd(text("x")).boxed())])).boxed()),
             ("generateName", odd(text("web-")).boxed()),
         ]);
-        let volume = object(vec![("name", odd(text("data|consul-connect-inject-data")).boxed())]);
+        let volume = text("data|other|consul-connect-inject-data");
+        let volume = object(vec![("name", odd(volume).boxed())]).boxed();
         let spec = object(vec![
             ("containers", prop_oneof![20 => prop::collection::vec(container(), 1..3).prop_map(|c| Some(Value::from(c))), 1 => odd(list(container()))].boxed()),
             ("initContainers", odd(list(container())).boxed()),
-            ("volumes", odd(list(volume)).boxed()),
+            ("volumes", odd(list(volume.clone())).boxed()),
+            ("imagePullSecrets", odd(list(volume)).boxed()),
             ("hostNetwork", prop_oneof![9 => Just(None), 1 => odd(any::<bool>().prop_map(Value::from))].boxed()),
             ("unknownField", odd(json_value()).boxed()),
         ]);
@@ -373,8 +473,8 @@ mod tests {
 
         /// Pains 34, 35 and 41: any pod at all.
         #[test]
-        fn any_pod_is_judged(pod in pods(), default_inject: bool) {
-            let policy = Policy { default_inject, ..policy() };
+        fn any_pod_is_judged(pod in pods(), default_inject: bool, all: bool) {
+            let policy = Policy { default_inject, ..if all { generous() } else { policy() } };
             let verdict = judge(&pod, "default", &policy);
             prop_assert_eq!(verdict.injected.is_some(), verdict.reason.outcome() == Outcome::Injected);
             let Some(injected) = verdict.injected else { return Ok(()) };
@@ -386,6 +486,7 @@ mod tests {
             let again = judge(&after, "default", &policy);
             prop_assert_eq!(again.reason, Reason::AlreadyInjected);
             prop_assert_eq!(after["spec"].get("unknownField"), pod["spec"].get("unknownField"));
+            prop_assert_eq!(uninject(&after), Undone::Pod(pod));
         }
     }
 

@@ -17,34 +17,42 @@ mod patch;
 mod plan;
 mod pod;
 mod policy;
+mod quantity;
 mod reason;
 mod serve;
 mod shape;
 mod sidecar;
+mod undo;
+mod unsupported;
 mod verdict;
 mod words;
 
 use std::process::ExitCode;
 
 use args::{Args, Command};
+use runtime::{Failure, LogArgs};
 
 fn main() -> ExitCode {
-    let Args { log, command } = match runtime::parse() {
+    let Args { log, command } = match args::parse() {
         Ok(args) => args,
         Err(code) => return code,
     };
     match command {
         Command::Serve(args) => {
-            runtime::command::start_multi_thread(&log, |signals| serve::run(args, signals))
+            runtime::command::start_multi_thread(&log, |signals| serve::run(*args, signals))
         }
-        Command::Inject(args) => {
-            // Without the event loop: it would take over SIGINT, which is to
-            // end a program that waits for its standard input.
-            log.init();
-            documents::run(args).unwrap_or_else(|failure| {
-                log.report(&failure);
-                failure.exit().into()
-            })
-        }
+        Command::Inject(args) => offline(&log, || documents::inject(args)),
+        Command::Uninject(args) => offline(&log, || documents::uninject(&args)),
+        Command::Explain(args) => offline(&log, || documents::explain(args)),
     }
+}
+
+/// Without the event loop: it would take over SIGINT, which is to end a program
+/// that waits for its standard input.
+fn offline(log: &LogArgs, body: impl FnOnce() -> Result<ExitCode, Failure>) -> ExitCode {
+    log.init();
+    body().unwrap_or_else(|failure| {
+        log.report(&failure);
+        failure.exit().into()
+    })
 }

@@ -13,6 +13,9 @@ pub(crate) const SIDECAR: &str = "envoy-sidecar";
 pub(crate) const FOLDER: &str = "/consul/connect-inject";
 /// The lifecycle helper, which `connect-init` puts there.
 pub(crate) const HELPER: &str = "/consul/connect-inject/connect-lifecycle";
+/// The user and group of the injected containers.
+pub(crate) const USER: i64 = 5995;
+
 /// The variables of the init container that say which pod it is, with the field
 /// of the pod that each is taken from.
 ///

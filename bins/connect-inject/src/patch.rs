@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::shape::{WrongShape, escape};
+use crate::undo::{Step, place};
 
 /// One operation of a JSON patch. There are only these two: the injector takes
 /// nothing away.
@@ -34,18 +35,25 @@ pub(crate) enum Operation {
 pub(crate) struct Editor {
     document: Value,
     operations: Vec<Operation>,
+    /// How it is taken back, in the order in which it was done.
+    steps: Vec<Step>,
 }
 
 // === impl Editor ===
 
 impl Editor {
     pub(crate) fn new(document: Value) -> Self {
-        Self { document, operations: Vec::new() }
+        Self { document, operations: Vec::new(), steps: Vec::new() }
     }
 
     /// The document as it is now, and how it came to be so.
     pub(crate) fn finish(self) -> (Value, Vec<Operation>) {
         (self.document, self.operations)
+    }
+
+    /// How what was done so far is taken back.
+    pub(crate) fn steps(&self) -> &[Step] {
+        &self.steps
     }
 
     /// Sets members of the object at `path`.
@@ -54,24 +62,35 @@ impl Editor {
         path: &str,
         members: Map<String, Value>,
     ) -> Result<(), WrongShape> {
+        let place = place(&self.document, path);
         match self.document.pointer_mut(path) {
             Some(Value::Object(object)) => {
                 for (key, value) in members {
-                    let path = format!("{path}/{}", escape(&key));
-                    self.operations.push(match object.insert(key, value.clone()) {
-                        Some(_) => Operation::Replace { path, value },
-                        None => Operation::Add { path, value },
-                    });
+                    let (path, place) =
+                        (format!("{path}/{}", escape(&key)), format!("{place}/{}", escape(&key)));
+                    if let Some(old) = object.insert(key, value.clone()) {
+                        self.steps.push(Step::Replaced(place, old));
+                        self.operations.push(Operation::Replace { path, value });
+                    } else {
+                        self.steps.push(Step::Added(place));
+                        self.operations.push(Operation::Add { path, value });
+                    }
                 }
                 Ok(())
             }
-            None | Some(Value::Null) => self.make(path, Value::Object(members)),
+            None | Some(Value::Null) => {
+                let keys: Vec<_> = members.keys().map(|key| escape(key)).collect();
+                self.make(path, Value::Object(members))?;
+                self.steps.extend(keys.iter().map(|key| Step::Added(format!("{place}/{key}"))));
+                Ok(())
+            }
             Some(other) => Err(WrongShape::new(path, "an object", other)),
         }
     }
 
     /// Puts values in front of those of the array at `path`.
     pub(crate) fn prepend(&mut self, path: &str, values: Vec<Value>) -> Result<(), WrongShape> {
+        let step = Step::Front(place(&self.document, path), values.iter().map(name).collect());
         match self.document.pointer_mut(path) {
             Some(Value::Array(array)) => {
                 for (index, value) in values.iter().enumerate() {
@@ -79,25 +98,28 @@ impl Editor {
                     self.operations.push(Operation::Add { path, value: value.clone() });
                 }
                 array.splice(0..0, values);
-                Ok(())
             }
-            None | Some(Value::Null) => self.make(path, Value::Array(values)),
-            Some(other) => Err(WrongShape::new(path, "an array", other)),
+            None | Some(Value::Null) => self.make(path, Value::Array(values))?,
+            Some(other) => return Err(WrongShape::new(path, "an array", other)),
         }
+        self.steps.push(step);
+        Ok(())
     }
 
     /// Puts a value behind those of the array at `path`.
     pub(crate) fn append(&mut self, path: &str, value: Value) -> Result<(), WrongShape> {
+        let step = Step::Back(place(&self.document, path), name(&value));
         match self.document.pointer_mut(path) {
             Some(Value::Array(array)) => {
                 self.operations
                     .push(Operation::Add { path: format!("{path}/-"), value: value.clone() });
                 array.push(value);
-                Ok(())
             }
-            None | Some(Value::Null) => self.make(path, Value::Array(vec![value])),
-            Some(other) => Err(WrongShape::new(path, "an array", other)),
+            None | Some(Value::Null) => self.make(path, Value::Array(vec![value]))?,
+            Some(other) => return Err(WrongShape::new(path, "an array", other)),
         }
+        self.steps.push(step);
+        Ok(())
     }
 
     /// Adds a member that is absent, and the objects above it that are.
@@ -108,11 +130,13 @@ impl Editor {
         if self.document.pointer(parent).is_none_or(Value::is_null) {
             self.make(parent, Value::Object(Map::new()))?;
         }
+        let place = place(&self.document, path);
         match self.document.pointer_mut(parent) {
             Some(Value::Object(object)) => {
                 // Only names of fields come here, which need no unescaping.
-                object.insert(key.to_owned(), value.clone());
+                let was_null = object.insert(key.to_owned(), value.clone()).is_some();
                 self.operations.push(Operation::Add { path: path.to_owned(), value });
+                self.steps.push(if was_null { Step::MadeOfNull(place) } else { Step::Made(place) });
                 Ok(())
             }
             other => {
@@ -120,6 +144,11 @@ impl Editor {
             }
         }
     }
+}
+
+/// An element's name, by which it is found again.
+fn name(element: &Value) -> String {
+    element.get("name").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

@@ -60,9 +60,14 @@ impl<'a> Pod<'a> {
         }
     }
 
+    /// A field of its specification.
+    pub(crate) fn spec(self, field: &str) -> Option<&'a Value> {
+        self.0.get("spec")?.get(field)
+    }
+
     /// Whether the pod is in the node's network.
     pub(crate) fn host_network(self) -> bool {
-        self.0.pointer("/spec/hostNetwork") == Some(&Value::Bool(true))
+        self.spec("hostNetwork") == Some(&Value::Bool(true))
     }
 
     /// The application's containers.
@@ -102,9 +107,17 @@ impl<'a> Pod<'a> {
 
     /// The names of the volumes.
     pub(crate) fn volume_names(self) -> Result<impl Iterator<Item = &'a str>, WrongShape> {
-        let pointer = "/spec/volumes";
-        let volumes = elements(self.0.pointer(pointer), pointer)?;
-        Ok(volumes.iter().filter_map(|volume| volume.get("name")?.as_str()))
+        self.names("volumes")
+    }
+
+    /// The names of the secrets with which images are pulled.
+    pub(crate) fn pull_secret_names(self) -> Result<impl Iterator<Item = &'a str>, WrongShape> {
+        self.names("imagePullSecrets")
+    }
+
+    fn names(self, field: &str) -> Result<impl Iterator<Item = &'a str> + use<'a>, WrongShape> {
+        let list = elements(self.spec(field), &format!("/spec/{field}"))?;
+        Ok(list.iter().filter_map(|element| element.get("name")?.as_str()))
     }
 }
 
@@ -131,6 +144,26 @@ impl<'a> Container<'a> {
         variables.is_some_and(|list| {
             list.iter().any(|variable| variable.get("name").and_then(Value::as_str) == Some(name))
         })
+    }
+
+    /// Whether it has a hook that runs when the pod is to end.
+    pub(crate) fn has_pre_stop(self) -> Result<bool, WrongShape> {
+        match self.fields.get("lifecycle") {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Object(hooks)) => Ok(hooks.get("preStop").is_some_and(|h| !h.is_null())),
+            Some(other) => {
+                let pointer = format!("{}/lifecycle", self.pointer());
+                Err(WrongShape::new(&pointer, "an object", other))
+            }
+        }
+    }
+
+    /// Whether something is mounted at a path.
+    pub(crate) fn mounts_at(self, path: &str) -> Result<bool, WrongShape> {
+        let pointer = format!("{}/volumeMounts", self.pointer());
+        let mounts = elements(self.fields.get("volumeMounts"), &pointer)?;
+        let mut paths = mounts.iter().filter_map(|mount| mount.get("mountPath")?.as_str());
+        Ok(paths.any(|mounted| mounted.trim_end_matches('/') == path))
     }
 
     /// The TCP ports that it exposes; Connect carries no other protocol.

@@ -79,14 +79,36 @@ reasons! {
         NoContainers = "no-containers",
         /// The pod has a container or volume of a name that is ours.
         ReservedName = "reserved-name",
+        /// A container exposes a port that is ours.
+        ReservedPort = "reserved-port",
+        /// The pod runs as the user of the injected containers.
+        ReservedUser = "reserved-user",
+        /// The pod is to be several services.
+        SeveralServices = "several-services",
         /// The service's name can't be one.
         InvalidService = "invalid-service",
         /// The service's port is none, or is taken.
         InvalidServicePort = "invalid-service-port",
+        /// The meta of the service is none that Consul takes.
+        InvalidMeta = "invalid-meta",
+        /// The proxy's settings are none.
+        InvalidProxyConfig = "invalid-proxy-config",
         /// The list of upstreams can't be read.
         InvalidUpstreams = "invalid-upstreams",
         /// Upstreams that can't be served together, or on a port that is taken.
         UpstreamConflict = "upstream-conflict",
+        /// Upstreams in other datacenters that no gateway leads to.
+        NoMeshGateway = "no-mesh-gateway",
+        /// Envoy's arguments can't be split, or are the injector's own.
+        InvalidEnvoyArgs = "invalid-envoy-args",
+        /// Resources that are none, or a request above its limit.
+        InvalidResources = "invalid-resources",
+        /// Volumes or mounts that are none, or clash.
+        InvalidVolumes = "invalid-volumes",
+        /// Settings of Envoy's metrics that can't be.
+        InvalidMetrics = "invalid-metrics",
+        /// Settings of the sidecar's start, run and end that can't be.
+        InvalidLifecycle = "invalid-lifecycle",
     Refused:
         /// There is nothing at this path.
         NotFound = "not-found",
@@ -137,5 +159,13 @@ mod tests {
             Reason::ALL.iter().map(|reason| (reason.code(), reason.outcome().code())).collect();
         assert_eq!(documented, coded);
         assert_eq!(coded.len(), Reason::ALL.len(), "a code is used twice");
+    }
+
+    #[test]
+    fn the_readme_says_what_to_do_for_every_denial() {
+        let documented: BTreeSet<&str> =
+            include_str!("../README.md").lines().filter_map(|l| l.strip_prefix("#### ")).collect();
+        let denials = Reason::ALL.iter().filter(|reason| reason.outcome() == Outcome::Denied);
+        assert_eq!(documented, denials.map(|reason| reason.code()).collect());
     }
 }

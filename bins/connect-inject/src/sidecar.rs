@@ -1,20 +1,22 @@
 //! What is written into a pod: the volume, the init container, the sidecar and
 //! the environment variables.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction, Lifecycle,
-    LifecycleHandler, ObjectFieldSelector, SeccompProfile, SecurityContext, Volume, VolumeMount,
+    LifecycleHandler, LocalObjectReference, ObjectFieldSelector, Probe, ResourceRequirements,
+    SeccompProfile, SecurityContext, SleepAction, Volume, VolumeMount,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use registration::Upstream;
+use serde_json::Value;
 
-use crate::names::{DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, SIDECAR, VOLUME};
-use crate::plan::Plan;
+use crate::names::{DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, SIDECAR, USER, VOLUME};
+use crate::plan::{Envoy, Plan};
 use crate::policy::Policy;
-
-/// The user and group of the injected containers.
-const USER: i64 = 5995;
+use crate::quantity::Resources;
 
 /// The volume that the injected containers share, in memory because it holds
 /// secrets.
@@ -31,13 +33,6 @@ pub(crate) fn volume() -> Volume {
 
 /// The container that registers the pod and writes the Envoy bootstrap.
 pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
-    let service = match plan.port {
-        Some(port) => format!("{}:{port}", plan.service),
-        None => plan.service.clone(),
-    };
-    let args = std::iter::once(format!("--service={service}"))
-        .chain(plan.upstreams.iter().map(|upstream| format!("--upstream={}", upstream.spec())))
-        .map(|argument| literal(&argument));
     let identity = DOWNWARD.iter().map(|(name, field)| EnvVar {
         name: (*name).to_owned(),
         value_from: Some(EnvVarSource {
@@ -56,39 +51,160 @@ pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
     ];
     Container {
         command: Some(vec!["/connect-init".to_owned()]),
-        args: Some(args.collect()),
-        env: Some(identity.chain(agent).collect()),
-        ..injected(INIT_CONTAINER, &policy.init_image)
+        args: Some(init_arguments(plan)),
+        env: Some(identity.chain(agent).chain(log(policy)).collect()),
+        resources: resources(&policy.init_resources),
+        ..injected(INIT_CONTAINER, &policy.init_image, policy)
     }
 }
 
+fn init_arguments(plan: &Plan) -> Vec<String> {
+    let service = &plan.service;
+    let name = match service.port {
+        Some(port) => format!("{}:{port}", service.name),
+        None => service.name.clone(),
+    };
+    let mut arguments = vec![literal(&format!("--service={name}"))];
+    arguments.extend(
+        plan.upstreams.iter().map(|upstream| literal(&format!("--upstream={}", upstream.spec()))),
+    );
+    arguments.extend(service.tags.iter().map(|tag| format!("--tag={}", with_pod_name(tag))));
+    arguments.extend(
+        service
+            .meta
+            .iter()
+            .map(|(key, value)| format!("--meta={}={}", literal(key), with_pod_name(value))),
+    );
+    if !service.proxy_config.is_empty() {
+        let config = Value::Object(service.proxy_config.clone());
+        arguments.push(literal(&format!("--proxy-config={config}")));
+    }
+    if let Some(metrics) = &plan.metrics {
+        let path = [("--prometheus-scrape-path", metrics.path.clone())];
+        let flags = path.iter().chain(&metrics.tls);
+        arguments.extend(flags.map(|(flag, value)| literal(&format!("{flag}={value}"))));
+    }
+    arguments
+}
+
 /// The container with Envoy, run by the lifecycle helper.
-pub(crate) fn sidecar(policy: &Policy) -> Container {
-    let bootstrap = format!("{FOLDER}/envoy-bootstrap.json");
-    let command = [HELPER, "run", "--", "envoy", "--config-path", &bootstrap]
-        .into_iter()
-        // One Envoy a container: there is no other to take over from. And by
-        // default it starts a thread for each core of the node.
-        .chain(["--disable-hot-restart", "--concurrency", "2"])
-        .chain(policy.envoy_extra_args.iter().map(String::as_str))
-        .map(literal);
-    let exec = |command: &[&str]| LifecycleHandler {
+pub(crate) fn sidecar(plan: &Plan, policy: &Policy) -> Container {
+    let Plan { envoy, lifecycle, .. } = plan;
+    let most = format!("{}s", lifecycle.hold);
+    let hold = (lifecycle.hold > 0).then(|| exec(&[HELPER, "ready", "--wait", &most]));
+    // The next container is started when this one's postStart has returned or,
+    // behind a native sidecar, when its startup probe has.
+    let (post_start, until_started) = if lifecycle.native { (None, hold) } else { (hold, None) };
+    let startup = match envoy.startup_failure {
+        Some(seconds) => Some(probe(1, seconds)),
+        None => until_started.map(|handler| Probe {
+            exec: handler.exec,
+            period_seconds: Some(1),
+            timeout_seconds: i32::try_from(lifecycle.hold + 5).ok(),
+            ..Probe::default()
+        }),
+    };
+    Container {
+        command: Some(envoy_command(plan)),
+        env: Some(log(policy).collect()).filter(|variables: &Vec<_>| !variables.is_empty()),
+        lifecycle: Some(Lifecycle {
+            post_start,
+            pre_stop: Some(exec(&[HELPER, "deregister"])),
+            ..Lifecycle::default()
+        }),
+        startup_probe: startup,
+        liveness_probe: envoy.liveness_failure.map(|seconds| probe(1, seconds)),
+        readiness_probe: envoy.readiness.then(|| probe(10, 3)),
+        restart_policy: lifecycle.native.then(|| "Always".to_owned()),
+        resources: resources(&envoy.resources),
+        ..injected(SIDECAR, &policy.envoy_image, policy)
+    }
+}
+
+fn envoy_command(plan: &Plan) -> Vec<String> {
+    let Envoy { extra_args, concurrency, .. } = &plan.envoy;
+    let mut command = vec![HELPER.to_owned(), "run".to_owned()];
+    if let Some(drain) = plan.lifecycle.drain {
+        command.push(format!("--drain-timeout={drain}s"));
+    }
+    command.extend(["--", "envoy", "--config-path"].map(str::to_owned));
+    command.push(format!("{FOLDER}/envoy-bootstrap.json"));
+    // Envoy takes an argument once: the user's wins.
+    let is_given = |argument: &str| extra_args.iter().any(|extra| extra == argument);
+    // One Envoy a container: there is no other to take over from.
+    if !is_given("--disable-hot-restart") {
+        command.push("--disable-hot-restart".to_owned());
+    }
+    // By default it starts a thread for each core of the node.
+    if let Some(threads) = concurrency.filter(|_| !is_given("--concurrency")) {
+        command.extend(["--concurrency".to_owned(), threads.to_string()]);
+    }
+    command.extend(extra_args.iter().map(|argument| literal(argument)));
+    command
+}
+
+/// The sleep of an application's container before its end.
+pub(crate) fn sleep(seconds: u32) -> LifecycleHandler {
+    LifecycleHandler {
+        sleep: Some(SleepAction { seconds: seconds.into() }),
+        ..LifecycleHandler::default()
+    }
+}
+
+/// Our volume in an application's container: to read only.
+pub(crate) fn shared_mount() -> VolumeMount {
+    VolumeMount { read_only: Some(true), ..mount() }
+}
+
+/// A secret with which images are pulled.
+pub(crate) fn pull_secret(name: &str) -> LocalObjectReference {
+    LocalObjectReference { name: name.to_owned() }
+}
+
+fn exec(command: &[&str]) -> LifecycleHandler {
+    LifecycleHandler {
         exec: Some(ExecAction {
             command: Some(command.iter().map(|word| (*word).to_owned()).collect()),
         }),
         ..LifecycleHandler::default()
-    };
-    Container {
-        command: Some(command.collect()),
-        lifecycle: Some(Lifecycle {
-            // The kubelet starts the next container when this has returned, so
-            // that the application starts with its proxy ready.
-            post_start: Some(exec(&[HELPER, "ready", "--wait", "30s"])),
-            pre_stop: Some(exec(&[HELPER, "deregister"])),
-            ..Lifecycle::default()
-        }),
-        ..injected(SIDECAR, &policy.envoy_image)
     }
+}
+
+/// A probe of Envoy that may fail so often.
+fn probe(period: i32, failures: u32) -> Probe {
+    Probe {
+        exec: exec(&[HELPER, "ready"]).exec,
+        period_seconds: Some(period),
+        timeout_seconds: Some(5),
+        failure_threshold: i32::try_from(failures).ok(),
+        ..Probe::default()
+    }
+}
+
+/// What the injected containers log.
+fn log(policy: &Policy) -> impl Iterator<Item = EnvVar> {
+    [("CONNECT_LOG_LEVEL", &policy.pod_log_level), ("CONNECT_LOG_FORMAT", &policy.pod_log_format)]
+        .into_iter()
+        .filter_map(|(name, value)| Some(variable(name.to_owned(), value.clone()?)))
+}
+
+fn resources(resources: &Resources) -> Option<ResourceRequirements> {
+    let mut requests = BTreeMap::new();
+    let mut limits = BTreeMap::new();
+    for (name, bounds) in resources.each() {
+        for (quantity, map) in [(&bounds.request, &mut requests), (&bounds.limit, &mut limits)] {
+            if let Some(quantity) = quantity {
+                map.insert(name.to_owned(), Quantity(quantity.text().to_owned()));
+            }
+        }
+    }
+    let some = |map: BTreeMap<_, _>| Some(map).filter(|map| !map.is_empty());
+    let (requests, limits) = (some(requests), some(limits));
+    (requests.is_some() || limits.is_some()).then(|| ResourceRequirements {
+        requests,
+        limits,
+        ..ResourceRequirements::default()
+    })
 }
 
 /// The variables by which an application finds its upstreams.
@@ -122,26 +238,43 @@ fn literal(text: &str) -> String {
     text.replace('$', "$$")
 }
 
+/// The same, but `$POD_NAME` becomes the pod's name, which nobody knows before
+/// the pod runs. No other variable does, and not `$POD_NAMESPACE`.
+fn with_pod_name(text: &str) -> String {
+    const NAME: &str = "$POD_NAME";
+    let mut result = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(NAME) {
+        result.push_str(&literal(before));
+        let is_longer = after.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        result.push_str(&if is_longer { literal(NAME) } else { "$(POD_NAME)".to_owned() });
+        rest = after;
+    }
+    result + &literal(rest)
+}
+
 fn variable(name: String, value: String) -> EnvVar {
     EnvVar { name, value: Some(value), ..EnvVar::default() }
+}
+
+fn mount() -> VolumeMount {
+    VolumeMount { name: VOLUME.to_owned(), mount_path: FOLDER.to_owned(), ..VolumeMount::default() }
 }
 
 /// What the injected containers have in common. The security context passes
 /// PodSecurity's level `restricted`.
 ///
 /// Source: "Pod Security Standards" of the Kubernetes documentation.
-fn injected(name: &str, image: &str) -> Container {
+fn injected(name: &str, image: &str, policy: &Policy) -> Container {
+    let user = policy.fixed_user.then_some(USER);
     Container {
         name: name.to_owned(),
         image: Some(image.to_owned()),
-        volume_mounts: Some(vec![VolumeMount {
-            name: VOLUME.to_owned(),
-            mount_path: FOLDER.to_owned(),
-            ..VolumeMount::default()
-        }]),
+        image_pull_policy: policy.pull_when.clone(),
+        volume_mounts: Some(vec![mount()]),
         security_context: Some(SecurityContext {
-            run_as_user: Some(USER),
-            run_as_group: Some(USER),
+            run_as_user: user,
+            run_as_group: user,
             run_as_non_root: Some(true),
             read_only_root_filesystem: Some(true),
             allow_privilege_escalation: Some(false),
@@ -168,6 +301,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::decision::tests::policy;
+    use crate::plan::{Lifecycle, Metrics, Service};
 
     /// What the kubelet makes of an argument: `k8s.io/kubernetes/third_party/
     /// forked/golang/expansion` replaces `$(NAME)` by a known variable's value,
@@ -182,7 +316,7 @@ pub(crate) mod tests {
                 rest = after;
             } else if let Some((_, after)) = from.strip_prefix('(').and_then(|r| r.split_once(')'))
             {
-                result.push_str("EXPANDED");
+                result.push_str("web-0");
                 rest = after;
             } else {
                 result.push('$');
@@ -193,12 +327,11 @@ pub(crate) mod tests {
     }
 
     fn plan(upstreams: &str) -> Plan {
+        let service = Service { name: "web".to_owned(), port: Some(8080), ..Service::default() };
         Plan {
-            service: "web".to_owned(),
-            port: Some(8080),
+            service,
             upstreams: parse_list(upstreams, Context::default()).unwrap(),
-            defaults: Vec::new(),
-            warnings: Vec::new(),
+            ..Plan::default()
         }
     }
 
@@ -216,13 +349,127 @@ pub(crate) mod tests {
             assert_eq!(args.len(), 2);
             assert_eq!(container.command.unwrap(), ["/connect-init"]);
         }
-        let policy = Policy { envoy_extra_args: vec!["$(HOME) x".to_owned()], ..policy() };
-        assert_eq!(expanded(sidecar(&policy).command.unwrap().last().unwrap()), "$(HOME) x");
+        let mut plan = plan("");
+        plan.envoy.extra_args = vec!["$(HOME) x".to_owned()];
+        let command = sidecar(&plan, &policy()).command.unwrap();
+        assert_eq!(expanded(command.last().unwrap()), "$(HOME) x");
+    }
+
+    /// What users rely on in the existing injector: this variable, and no other.
+    #[test]
+    fn the_pods_name_is_filled_in() {
+        for (text, reached) in [
+            ("$POD_NAME", "web-0"),
+            ("a-$POD_NAME,$POD_NAME", "a-web-0,web-0"),
+            ("$POD_NAMESPACE", "$POD_NAMESPACE"),
+            ("$POD_NAMES $POD_NAME", "$POD_NAMES web-0"),
+            ("$(POD_NAME) ${POD_NAME} $$POD", "$(POD_NAME) ${POD_NAME} $$POD"),
+            ("$$POD_NAME", "$web-0"),
+            ("`id` $(id) $HOME", "`id` $(id) $HOME"),
+        ] {
+            assert_eq!(expanded(&with_pod_name(text)), reached, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_connect_init_is_told() {
+        let mut plan = plan("db:1");
+        plan.service.tags = vec!["v1".to_owned(), "$POD_NAME".to_owned()];
+        plan.service.meta = [("k".to_owned(), "a=$POD_NAME".to_owned())].into();
+        plan.service.proxy_config.insert("a".to_owned(), "$x".into());
+        plan.metrics = Some(Metrics {
+            port: 20200,
+            path: "/metrics".to_owned(),
+            tls: vec![("--prometheus-ca-file", "/ca".to_owned())],
+        });
+        assert_eq!(
+            init_container(&plan, &policy()).args.unwrap(),
+            [
+                "--service=web:8080",
+                "--upstream=db:1",
+                "--tag=v1",
+                "--tag=$(POD_NAME)",
+                "--meta=k=a=$(POD_NAME)",
+                r#"--proxy-config={"a":"$$x"}"#,
+                "--prometheus-scrape-path=/metrics",
+                "--prometheus-ca-file=/ca",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_users_arguments_of_envoy_win() {
+        let command = |extra: &[&str], concurrency| {
+            let mut plan = plan("");
+            plan.envoy.extra_args = extra.iter().map(|word| (*word).to_owned()).collect();
+            plan.envoy.concurrency = concurrency;
+            plan.lifecycle.drain = Some(7);
+            let mut command = sidecar(&plan, &policy()).command.unwrap();
+            assert_eq!(command[2], "--drain-timeout=7s");
+            command.split_off(7)
+        };
+        assert_eq!(command(&[], Some(2)), ["--disable-hot-restart", "--concurrency", "2"]);
+        assert_eq!(command(&[], None), ["--disable-hot-restart"]);
+        assert_eq!(
+            command(&["--concurrency", "9"], Some(2)),
+            ["--disable-hot-restart", "--concurrency", "9"]
+        );
+        assert_eq!(command(&["--disable-hot-restart"], None), ["--disable-hot-restart"]);
+    }
+
+    #[test]
+    fn a_native_sidecar_is_waited_for_by_its_startup_probe() {
+        let lifecycle = Lifecycle { native: true, hold: 30, ..Lifecycle::default() };
+        let mut plan = Plan { lifecycle, ..plan("") };
+        let native = sidecar(&plan, &policy());
+        assert_eq!(native.restart_policy.as_deref(), Some("Always"));
+        let hooks = native.lifecycle.unwrap();
+        assert!(hooks.post_start.is_none() && hooks.pre_stop.is_some());
+        let startup = native.startup_probe.unwrap();
+        assert_eq!(startup.timeout_seconds, Some(35));
+        assert_eq!(startup.exec.unwrap().command.unwrap()[1..], ["ready", "--wait", "30s"]);
+
+        plan.lifecycle.hold = 0;
+        assert!(sidecar(&plan, &policy()).startup_probe.is_none());
+        plan.envoy.startup_failure = Some(60);
+        let startup = sidecar(&plan, &policy()).startup_probe.unwrap();
+        assert_eq!((startup.period_seconds, startup.failure_threshold), (Some(1), Some(60)));
+        plan.lifecycle.native = false;
+        let container = sidecar(&plan, &policy());
+        assert!(container.restart_policy.is_none());
+        assert!(container.lifecycle.unwrap().post_start.is_none(), "not held");
+    }
+
+    #[test]
+    fn what_the_operator_decides_of_the_containers() {
+        let mut policy = Policy {
+            fixed_user: false,
+            pull_when: Some("Always".to_owned()),
+            pod_log_level: Some("debug".to_owned()),
+            ..policy()
+        };
+        policy.init_resources.memory.limit = "0".parse().ok();
+        let plan = plan("");
+        for container in [init_container(&plan, &policy), sidecar(&plan, &policy)] {
+            assert_eq!(container.image_pull_policy.as_deref(), Some("Always"));
+            let security = container.security_context.unwrap();
+            assert_eq!((security.run_as_user, security.run_as_group), (None, None));
+            assert_eq!(security.run_as_non_root, Some(true));
+            let level = container.env.unwrap().pop().unwrap();
+            assert_eq!(
+                (level.name.as_str(), level.value.as_deref()),
+                ("CONNECT_LOG_LEVEL", Some("debug"))
+            );
+        }
+        let limits = init_container(&plan, &policy).resources.unwrap().limits.unwrap();
+        assert_eq!(limits["memory"].0, "0");
+        assert!(sidecar(&plan, &policy).resources.is_none());
     }
 
     #[test]
     fn a_client_has_no_port() {
-        let plan = Plan { port: None, ..plan("") };
+        let mut plan = plan("");
+        plan.service.port = None;
         assert_eq!(init_container(&plan, &policy()).args.unwrap(), ["--service=web"]);
     }
 
@@ -259,6 +506,14 @@ pub(crate) mod tests {
         #[test]
         fn arguments_reach_the_process_as_they_are(text in any::<String>()) {
             prop_assert_eq!(expanded(&literal(&text)), text);
+        }
+
+        #[test]
+        fn only_the_pods_name_is_filled_in(text in "[$()A_]{0,12}(POD_NAME)?[$()A_{}]{0,4}") {
+            let filled = expanded(&with_pod_name(&text));
+            if !text.contains("$POD_NAME") {
+                prop_assert_eq!(filled, text);
+            }
         }
 
         #[test]

@@ -20,6 +20,8 @@ pub(crate) struct Verdict {
     pub(crate) message: String,
     /// What is not wrong enough to deny the pod.
     pub(crate) warnings: Vec<String>,
+    /// Whether it depends on Consul's central configuration, and nobody asked.
+    pub(crate) needs_gateways: bool,
     /// The pod with its sidecar, if it gets one.
     pub(crate) injected: Option<Injected>,
 }
@@ -28,25 +30,27 @@ pub(crate) struct Verdict {
 pub(crate) fn judge(pod: &Value, namespace: &str, policy: &Policy) -> Verdict {
     let view = Pod::new(pod);
     let mut warnings = Vec::new();
+    let mut needs_gateways = false;
     let decided = decision::decide(view, namespace, policy).and_then(|reason| {
         // Not of a pod that is none of our business.
         if concerns_us(reason) {
-            warnings.extend(view.annotations().map(annotation::unknown).unwrap_or_default());
+            warnings.extend(view.annotations().map(annotation::without_effect).unwrap_or_default());
         }
+        let explained = decision::explain(reason, namespace);
         if reason.outcome() != Outcome::Injected {
-            return Ok((reason, None));
+            return Ok((reason, explained, None));
         }
-        let plan = plan(view)?;
+        let plan = plan(view, policy)?;
         warnings.extend(plan.warnings.iter().cloned());
-        Ok((reason, Some(inject(pod, &plan, policy)?)))
+        needs_gateways = plan.needs_gateways;
+        Ok((reason, format!("{explained}: {plan}"), Some(inject(pod, &plan, policy)?)))
     });
     let warnings = warnings.iter().map(|warning| sentence(warning)).collect();
-    match decided {
-        Ok((reason, injected)) => {
-            Verdict { reason, message: decision::explain(reason, namespace), warnings, injected }
-        }
-        Err(Denial { reason, message }) => Verdict { reason, message, warnings, injected: None },
-    }
+    let (reason, message, injected) = match decided {
+        Ok((reason, message, injected)) => (reason, sentence(&message), injected),
+        Err(Denial { reason, message }) => (reason, message, None),
+    };
+    Verdict { reason, message, warnings, needs_gateways, injected }
 }
 
 fn concerns_us(reason: Reason) -> bool {

@@ -6,8 +6,8 @@
 /// Why a text can't be split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unfinished {
-    /// A quote that is not closed.
-    Quote(char),
+    /// A quote that is not closed, and its column.
+    Quote(char, usize),
     /// A backslash with nothing behind it.
     Backslash,
 }
@@ -17,16 +17,18 @@ pub(crate) fn split(text: &str) -> Result<Vec<String>, Unfinished> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;
-    let mut rest = text.chars();
-    while let Some(c) = rest.next() {
+    let mut opened = 0;
+    let mut rest = (1..).zip(text.chars());
+    while let Some((column, c)) = rest.next() {
         match (quote, c) {
             (Some(open), c) if c == open => quote = None,
             (None, '\'' | '"') => {
                 quote = Some(c);
+                opened = column;
                 word.get_or_insert_default();
             }
             (None | Some('"'), '\\') => {
-                let escaped = rest.next().ok_or(Unfinished::Backslash)?;
+                let (_, escaped) = rest.next().ok_or(Unfinished::Backslash)?;
                 let word = word.get_or_insert_default();
                 if quote.is_some() && !matches!(escaped, '"' | '\\' | '$' | '`') {
                     word.push('\\');
@@ -38,7 +40,7 @@ pub(crate) fn split(text: &str) -> Result<Vec<String>, Unfinished> {
         }
     }
     if let Some(quote) = quote {
-        return Err(Unfinished::Quote(quote));
+        return Err(Unfinished::Quote(quote, opened));
     }
     words.extend(word);
     Ok(words)
@@ -47,7 +49,9 @@ pub(crate) fn split(text: &str) -> Result<Vec<String>, Unfinished> {
 impl std::fmt::Display for Unfinished {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Quote(quote) => write!(f, "a {quote} that is not closed"),
+            Self::Quote(quote, column) => {
+                write!(f, "column {column}: a {quote} that is not closed")
+            }
             Self::Backslash => f.write_str("a backslash at the end"),
         }
     }
@@ -71,8 +75,9 @@ mod tests {
         ] {
             assert_eq!(split(text).unwrap(), words, "{text}");
         }
-        assert_eq!(split("'a"), Err(Unfinished::Quote('\'')));
-        assert_eq!(split(r#""a\""#), Err(Unfinished::Quote('"')));
+        assert_eq!(split("'a"), Err(Unfinished::Quote('\'', 1)));
+        assert_eq!(split(r#""a\""#), Err(Unfinished::Quote('"', 1)));
+        assert_eq!(split("a 'b"), Err(Unfinished::Quote('\'', 3)));
         assert_eq!(split("a\\"), Err(Unfinished::Backslash));
     }
 

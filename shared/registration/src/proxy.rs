@@ -81,7 +81,7 @@ pub struct ExposePath {
 }
 
 /// The agent answers `null` where a list or map is empty.
-fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: Default + Deserialize<'de>,
@@ -102,5 +102,10 @@ mod tests {
         .unwrap();
         assert_eq!(proxy.destination_service_name, "web");
         assert!(proxy.upstreams.is_empty());
+        // The catalog says more of nothing than the agent does.
+        let proxy: Proxy =
+            serde_json::from_str(r#"{"Upstreams":[{"DestinationName":"db","Config":null}]}"#)
+                .unwrap();
+        assert!(proxy.upstreams[0].config.is_empty());
     }
 }

@@ -134,6 +134,9 @@ pub struct SidecarService {
     /// Where it is reached; empty: the parent's address.
     #[serde(skip_serializing_if = "is_default")]
     pub address: String,
+    /// Other addresses by name.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tagged_addresses: BTreeMap<String, TaggedAddress>,
     /// Where it listens; 0: the agent picks a port.
     #[serde(skip_serializing_if = "is_default")]
     pub port: u16,
@@ -152,6 +155,9 @@ pub struct SidecarService {
     /// Its checks; none: the agent's two for sidecars.
     #[serde(skip_serializing_if = "is_default")]
     pub checks: Vec<Check>,
+    /// Where it runs; none: the parent's (Consul 1.17).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locality: Option<Locality>,
 }
 
 /// Where an instance runs.

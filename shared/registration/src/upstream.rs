@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::port::Named;
-use crate::proxy::MeshGateway;
+use crate::proxy::{MeshGateway, null_is_default};
 use crate::{is_default, name, port};
 
 /// An upstream as the agent registers it.
@@ -64,7 +64,7 @@ pub struct Upstream {
     #[serde(skip_serializing_if = "is_default")]
     pub local_bind_socket_mode: String,
     /// Settings of the proxy's own, such as `connect_timeout_ms`.
-    #[serde(skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_default", deserialize_with = "null_is_default")]
     pub config: Map<String, Value>,
     /// How traffic to other datacenters goes.
     #[serde(skip_serializing_if = "is_default")]

@@ -1,4 +1,5 @@
-//! `connect-inject inject`: documents in, injected documents out.
+//! The offline commands: documents in, and injected or uninjected documents, or
+//! what would become of them, out.
 
 mod text;
 mod workload;
@@ -9,10 +10,16 @@ use std::process::ExitCode;
 
 use runtime::{Exit, Failure};
 
-use crate::args::InjectArgs;
+use crate::args::{InjectArgs, UninjectArgs};
 use crate::policy::Policy;
 use crate::reason::Outcome;
-use workload::{Finding, Judged};
+use crate::undo::{self, Undone};
+use crate::verdict::Verdict;
+use text::Document;
+use workload::{Findings, Judged};
+
+#[cfg(test)]
+pub(crate) use workload::inject as inject_document;
 
 /// What the flags mean.
 #[derive(Debug)]
@@ -27,31 +34,13 @@ pub(crate) struct Settings {
 
 /// Reads all documents, injects those that can be, and writes all in their
 /// order. Nothing is written unless all could be read.
-pub(crate) fn run(args: InjectArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn inject(args: InjectArgs) -> Result<ExitCode, Failure> {
     let Settings { files, namespace, policy } = args.settings()?;
-    let mut documents = Vec::new();
-    for file in &files {
-        let name = if is_stdin(file) { "standard input".into() } else { file.to_string_lossy() };
-        let text = read(file)
-            .map_err(|error| Failure::usage(format_args!("cannot read {name}: {error}")))?;
-        let read =
-            text::read(&text).map_err(|error| Failure::usage(format_args!("{name}: {error}")))?;
-        documents.extend(read.into_iter().map(|document| (name.to_string(), document)));
-    }
-
     let mut denied = 0;
-    for (file, document) in &mut documents {
-        if document.is_blank() {
-            continue;
-        }
-        let findings = workload::inject(document.value(), &namespace, &policy);
-        denied += findings.judged.iter().filter(|judged| report(file, judged)).count();
-        if let Some(changed) = findings.changed {
-            document.replace(changed);
-        }
-    }
-    write(&text::write(documents.iter().map(|(_, document)| document))).map_err(|error| {
-        Failure::new(Exit::CannotWrite, format_args!("cannot write standard output: {error}"))
+    rewrite(&files, |file, document| {
+        let Findings { judged, changed } = workload::inject(document, &namespace, &policy);
+        denied += judged.iter().filter(|judged| report(file, judged)).count();
+        changed
     })?;
     if denied > 0 {
         return Err(Failure::usage(format_args!("denied: {denied}; written unchanged")));
@@ -59,26 +48,123 @@ pub(crate) fn run(args: InjectArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says what became of an object, and returns whether it was denied.
-fn report(file: &str, Judged { object, finding }: &Judged) -> bool {
-    let verdict = match finding {
-        Finding::NoPod => {
-            tracing::info!("{file}: {object}: unchanged: not a Pod, and without a pod template");
-            return false;
+/// Reads all documents, takes their injections back, and writes all in their
+/// order.
+pub(crate) fn uninject(args: &UninjectArgs) -> Result<ExitCode, Failure> {
+    let mut left = 0;
+    rewrite(&args.files, |file, document| {
+        let findings =
+            workload::each(document, "default", &mut |pod, _| match undo::uninject(pod) {
+                Undone::Pod(pod) => (Ok("uninjected"), Some(pod)),
+                Undone::NotInjected => (Ok("unchanged: not injected"), None),
+                Undone::NoSteps(problem) => (Err(problem), None),
+            });
+        for Judged { object, finding, .. } in &findings.judged {
+            match finding {
+                None => no_pod(file, object),
+                Some(Ok(done)) => tracing::info!("{file}: {object}: {done}"),
+                Some(Err(problem)) => {
+                    left += 1;
+                    tracing::error!("{file}: {object}: unchanged: nobody knows how: {problem}");
+                }
+            }
         }
-        Finding::Pod(verdict) => verdict,
-    };
-    for warning in &verdict.warnings {
-        tracing::warn!("{file}: {object}: {warning}");
+        findings.changed
+    })?;
+    if left > 0 {
+        return Err(Failure::usage(format_args!("not uninjected: {left}; written unchanged")));
     }
-    let outcome = verdict.reason.outcome();
-    let (reason, message) = (verdict.reason.code(), &verdict.message);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads all documents, and writes a line for each pod of theirs: the object,
+/// the outcome, the reason and a sentence, with tabs between.
+pub(crate) fn explain(args: InjectArgs) -> Result<ExitCode, Failure> {
+    let Settings { files, namespace, policy } = args.settings()?;
+    let mut lines = Vec::new();
+    let mut denied = 0;
+    for (file, document) in read_all(&files)? {
+        if document.is_blank() {
+            continue;
+        }
+        for judged in workload::inject(document.value(), &namespace, &policy).judged {
+            let Judged { object, finding, warning } = judged;
+            let Some(Verdict { reason, message, warnings, .. }) = finding else {
+                no_pod(&file, &object);
+                continue;
+            };
+            warn(&file, &object, &warnings);
+            let outcome = reason.outcome();
+            denied += usize::from(outcome == Outcome::Denied);
+            let mistake = warning.map(|mistake| format!("; {mistake}")).unwrap_or_default();
+            let (outcome, reason) = (outcome.code(), reason.code());
+            lines.push(format!("{object}\t{outcome}\t{reason}\t{message}{mistake}\n"));
+        }
+    }
+    write(&lines.concat())?;
+    if denied > 0 {
+        return Err(Failure::usage(format_args!("denied: {denied}")));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes each document as `change` makes it, or as it was read.
+fn rewrite(
+    files: &[PathBuf],
+    mut change: impl FnMut(&str, &serde_json::Value) -> Option<serde_json::Value>,
+) -> Result<(), Failure> {
+    let mut documents = read_all(files)?;
+    for (file, document) in &mut documents {
+        if document.is_blank() {
+            continue;
+        }
+        if let Some(changed) = change(file, document.value()) {
+            document.replace(changed);
+        }
+    }
+    write(&text::write(documents.iter().map(|(_, document)| document)))
+}
+
+/// The documents of all files, each with its file's name.
+fn read_all(files: &[PathBuf]) -> Result<Vec<(String, Document)>, Failure> {
+    let mut documents = Vec::new();
+    for file in files {
+        let name = if is_stdin(file) { "standard input".into() } else { file.to_string_lossy() };
+        let text = read(file)
+            .map_err(|error| Failure::usage(format_args!("cannot read {name}: {error}")))?;
+        let read =
+            text::read(&text).map_err(|error| Failure::usage(format_args!("{name}: {error}")))?;
+        documents.extend(read.into_iter().map(|document| (name.to_string(), document)));
+    }
+    Ok(documents)
+}
+
+/// Says what became of an object, and returns whether it was denied.
+fn report(file: &str, Judged { object, finding, warning }: &Judged<Verdict>) -> bool {
+    let Some(Verdict { reason, message, warnings, .. }) = finding else {
+        no_pod(file, object);
+        return false;
+    };
+    warn(file, object, warnings);
+    warn(file, object, warning.as_slice());
+    let outcome = reason.outcome();
+    let reason = reason.code();
     if outcome == Outcome::Denied {
         tracing::error!(reason, "{file}: {object}: {}: {message}", outcome.code());
     } else {
         tracing::info!(reason, "{file}: {object}: {}: {message}", outcome.code());
     }
     outcome == Outcome::Denied
+}
+
+fn no_pod(file: &str, object: &workload::Object) {
+    tracing::info!("{file}: {object}: unchanged: not a Pod, and without a pod template");
+}
+
+fn warn(file: &str, object: &workload::Object, warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!("{file}: {object}: {warning}");
+    }
 }
 
 fn is_stdin(file: &Path) -> bool {
@@ -94,11 +180,13 @@ fn read(file: &Path) -> std::io::Result<String> {
     std::fs::read_to_string(file)
 }
 
-fn write(text: &str) -> std::io::Result<()> {
+fn write(text: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         // The reader has seen enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => done,
+        done => done.map_err(|error| {
+            Failure::new(Exit::CannotWrite, format_args!("cannot write standard output: {error}"))
+        }),
     }
 }

@@ -1,45 +1,40 @@
 //! Where the pod of an object is.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde_json::Value;
 
+use crate::annotation;
 use crate::policy::Policy;
 use crate::verdict::{Verdict, judge};
 
 /// What became of a document.
 #[derive(Debug)]
-pub(crate) struct Findings {
+pub(crate) struct Findings<T> {
     /// Each object of it: one, or those of a List.
-    pub(crate) judged: Vec<Judged>,
-    /// The document with its pods injected, if there is one.
+    pub(crate) judged: Vec<Judged<T>>,
+    /// The document with its pods changed, if there is one.
     pub(crate) changed: Option<Value>,
 }
 
 /// What became of an object.
 #[derive(Debug)]
-pub(crate) struct Judged {
+pub(crate) struct Judged<T> {
     /// Which it is.
     pub(crate) object: Object,
-    /// What became of it.
-    pub(crate) finding: Finding,
+    /// What became of its pod; none: there is no pod in it.
+    pub(crate) finding: Option<T>,
+    /// What is wrong with the object around the pod.
+    pub(crate) warning: Option<String>,
 }
 
 /// Which object it is, as people name one: `Deployment shop/web`.
 #[derive(Debug)]
 pub(crate) struct Object {
     kind: String,
-    namespace: String,
+    pub(crate) namespace: String,
     name: String,
-}
-
-/// What became of an object.
-#[derive(Debug)]
-pub(crate) enum Finding {
-    /// There is no pod in it.
-    NoPod,
-    /// Its pod was judged.
-    Pod(Verdict),
 }
 
 /// Where an object's pods are.
@@ -53,32 +48,52 @@ enum Place {
 }
 
 /// Injects the pods of a document.
-pub(crate) fn inject(document: &Value, namespace: &str, policy: &Policy) -> Findings {
+pub(crate) fn inject(document: &Value, namespace: &str, policy: &Policy) -> Findings<Verdict> {
+    each(document, namespace, &mut |pod, namespace| {
+        let mut verdict = judge(pod, namespace, policy);
+        let changed = verdict.injected.take().map(|injected| injected.pod);
+        (verdict, changed)
+    })
+}
+
+/// Does something with each pod of a document: what comes of it, and the pod
+/// that takes its place, if one does.
+pub(crate) fn each<T>(
+    document: &Value,
+    namespace: &str,
+    treat: &mut impl FnMut(&Value, &str) -> (T, Option<Value>),
+) -> Findings<T> {
     let object = Object::of(document, namespace);
     match place(document) {
         Place::Nowhere => {
-            Findings { judged: vec![Judged { object, finding: Finding::NoPod }], changed: None }
+            let judged = vec![Judged { object, finding: None, warning: None }];
+            Findings { judged, changed: None }
         }
-        Place::Items => inject_items(document, namespace, policy),
+        Place::Items => each_item(document, namespace, treat),
         Place::Pod(pointer) => {
-            let template = document.pointer(pointer).unwrap_or(&Value::Null);
-            let mut verdict = judge(template, &object.namespace, policy);
-            let changed = verdict.injected.take().and_then(|injected| {
+            let pod = document.pointer(pointer).unwrap_or(&Value::Null);
+            let (finding, changed) = treat(pod, &object.namespace);
+            let warning = misplaced(document, pointer);
+            let changed = changed.and_then(|pod| {
                 let mut document = document.clone();
-                *document.pointer_mut(pointer)? = injected.pod;
+                *document.pointer_mut(pointer)? = pod;
                 Some(document)
             });
-            Findings { judged: vec![Judged { object, finding: Finding::Pod(verdict) }], changed }
+            Findings { judged: vec![Judged { object, finding: Some(finding), warning }], changed }
         }
     }
 }
 
-fn inject_items(list: &Value, namespace: &str, policy: &Policy) -> Findings {
+fn each_item<T>(
+    list: &Value,
+    namespace: &str,
+    treat: &mut impl FnMut(&Value, &str) -> (T, Option<Value>),
+) -> Findings<T> {
     let mut judged = Vec::new();
     let mut changed: Option<Value> = None;
     let items = list.get("items").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     for (index, item) in items.iter().enumerate() {
-        let findings = inject(item, namespace, policy);
+        let findings = each(item, namespace, treat);
         judged.extend(findings.judged);
         if let Some(item) = findings.changed {
             let list = changed.get_or_insert_with(|| list.clone());
@@ -88,6 +103,39 @@ fn inject_items(list: &Value, namespace: &str, policy: &Policy) -> Findings {
         }
     }
     Findings { judged, changed }
+}
+
+/// The document's "common mistake": annotations on the object around the pod,
+/// where nobody reads them.
+fn misplaced(document: &Value, pointer: &str) -> Option<String> {
+    let annotations =
+        |value: &'_ Value, at: &str| value.pointer(&format!("{at}/metadata/annotations")).cloned();
+    if pointer.is_empty() {
+        return None;
+    }
+    let on_pod = annotations(document, pointer);
+    let has = |key: &str| on_pod.as_ref().is_some_and(|on_pod| on_pod.get(key).is_some());
+    // A CronJob has a Job in between.
+    let around = ["", "/spec/jobTemplate"].into_iter().filter(|at| *at != pointer);
+    let keys: BTreeSet<String> = around
+        .filter_map(|at| annotations(document, at))
+        .filter_map(|annotations| {
+            let annotations = annotations.as_object()?;
+            Some(annotation::ours(annotations).map(str::to_owned).collect::<Vec<_>>())
+        })
+        .flatten()
+        .filter(|key| !has(key))
+        .collect();
+    if keys.is_empty() {
+        return None;
+    }
+    let keys: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
+    Some(format!(
+        "a common mistake: {} on the {} itself has no effect: move it to {}.metadata.annotations",
+        keys.join(", "),
+        document.get("kind").and_then(Value::as_str).unwrap_or("object"),
+        pointer[1..].replace('/', "."),
+    ))
 }
 
 /// The kinds of Kubernetes that have a pod; a kind of the same name in another
@@ -136,7 +184,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::annotation;
     use crate::decision::tests::policy;
 
     fn template() -> Value {
@@ -196,7 +243,7 @@ mod tests {
             json!(["a"]),
         ] {
             let findings = inject(&document, "default", &policy());
-            assert!(matches!(findings.judged[0].finding, Finding::NoPod));
+            assert!(findings.judged[0].finding.is_none());
             assert_eq!(findings.changed, None);
         }
     }
@@ -217,5 +264,31 @@ mod tests {
         let findings = inject(&document, "default", &policy);
         assert!(findings.changed.is_none());
         assert_eq!(findings.judged[0].object.to_string(), "Deployment shop/web");
+    }
+
+    /// "A common mistake" of the user's document.
+    #[test]
+    fn an_annotation_on_the_object_around_the_pod_is_explained() {
+        let on = || json!({"annotations": {annotation::INJECT: "true", "other": "x"}});
+        let template = || json!({"spec": {"containers": [{"name": "app"}]}});
+        let mut deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": on(), "spec": {"template": template()}});
+        let findings = inject(&deployment, "default", &policy());
+        let warning = findings.judged[0].warning.clone().unwrap();
+        assert_eq!(
+            warning,
+            "a common mistake: `consul.hashicorp.com/connect-inject` on the Deployment itself has \
+             no effect: move it to spec.template.metadata.annotations"
+        );
+        deployment["spec"]["template"]["metadata"] = on();
+        assert_eq!(inject(&deployment, "default", &policy()).judged[0].warning, None);
+
+        let cron_job = json!({"apiVersion": "batch/v1", "kind": "CronJob", "spec": {"jobTemplate": {
+            "metadata": on(), "spec": {"template": template()}}}});
+        let findings = inject(&cron_job, "default", &policy());
+        let warning = findings.judged[0].warning.clone().unwrap();
+        assert!(warning.contains("spec.jobTemplate.spec.template.metadata"), "{warning}");
+
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": on()});
+        assert_eq!(inject(&pod, "default", &policy()).judged[0].warning, None);
     }
 }

@@ -25,6 +25,8 @@ use super::tls::Pair;
 
 /// The most connections at a time. API servers are few, and keep few each.
 const MOST_CONNECTIONS: usize = 512;
+/// The most bytes of a connection that have arrived and are not read yet.
+const MOST_UNREAD: usize = 128 << 10;
 /// How long a client may take for the TLS handshake, and again for its first
 /// request.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -112,8 +114,15 @@ where
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
-    builder.http2().timer(TokioTimer::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(MOST_UNREAD);
+    // What a client may send before it is read, so that many can't fill memory.
+    let unread = u32::try_from(MOST_UNREAD).ok();
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_connection_window_size(unread)
+        .initial_stream_window_size(unread)
+        .max_header_list_size(16 << 10);
     let builder = if is_h2 { builder.http2_only() } else { builder.http1_only() };
 
     let began = CancellationToken::new();

@@ -3,6 +3,7 @@
 mod admin;
 mod certificate;
 mod connection;
+mod gateways;
 mod metrics;
 pub(crate) mod tls;
 mod webhook;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use runtime::{Exit, Failure, Signals};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::ServeArgs;
@@ -36,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) tls: tls::Pair,
     /// How long reviews are still answered after the first signal.
     pub(crate) shutdown_delay: Duration,
+    /// The agent that is asked of Consul's central configuration.
+    pub(crate) agent: consul::Agent,
     /// What the operator decided.
     pub(crate) policy: Policy,
 }
@@ -44,20 +48,25 @@ pub(crate) struct Settings {
 #[derive(Debug)]
 struct State {
     policy: Policy,
+    agent: consul::Agent,
     tls: Arc<tls::Pair>,
     metrics: Metrics,
     ready: AtomicBool,
+    /// The memory that is free for bodies, in bytes.
+    bodies: Semaphore,
 }
 
 /// Serves until it is asked to end.
 pub(crate) async fn run(args: ServeArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let Settings { listen, admin_listen, tls, shutdown_delay, policy } = args.settings()?;
+    let Settings { listen, admin_listen, tls, shutdown_delay, agent, policy } = args.settings()?;
     let tls = Arc::new(tls);
     let state = Arc::new(State {
         policy,
+        agent,
         tls: Arc::clone(&tls),
         metrics: Metrics::new(),
         ready: AtomicBool::new(true),
+        bodies: Semaphore::new(webhook::MOST_BYTES_OF_ALL),
     });
     let webhook = bind("--listen", listen).await?;
     let admin = bind("--admin-listen", admin_listen).await?;

@@ -7,13 +7,21 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tracing::Instrument;
+use tracing::field::Empty;
 
-use super::State;
+use super::{State, gateways};
 use crate::admission::{self, Reviewed};
+use crate::policy::Policy;
 use crate::reason::{Outcome, Reason};
 
 /// The most bytes of a review. An API server takes requests of 3 MiB at most.
 const MOST_BYTES: usize = 8 << 20;
+/// The most bytes that a review may take up once it is read.
+const MOST_WEIGHT: usize = 64 << 20;
+/// The most bytes of bodies that are being read, all together.
+pub(super) const MOST_BYTES_OF_ALL: usize = 64 << 20;
 /// How long a body may take to arrive. The API server itself waits for 10 s, if
 /// it is not told otherwise.
 const BODY: Duration = Duration::from_secs(10);
@@ -28,6 +36,11 @@ struct Refusal {
 
 /// Answers a request, logs it and counts it.
 pub(crate) async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let span = tracing::info_span!("review", uid = Empty, namespace = Empty, pod = Empty);
+    answer_logged(state, request).instrument(span).await
+}
+
+async fn answer_logged(state: Arc<State>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let began = Instant::now();
     let reviewed = review(&state, request).await;
     let reason = match &reviewed {
@@ -38,9 +51,11 @@ pub(crate) async fn answer(state: Arc<State>, request: Request<Incoming>) -> Res
     state.metrics.count(reason, duration);
     let (reason, outcome) = (reason.code(), reason.outcome());
     match reviewed {
-        Ok((Reviewed { uid, namespace, pod, message, .. }, body)) => {
-            let outcome = outcome.code();
-            tracing::info!(uid, namespace, pod, outcome, reason, ?duration, "{message}");
+        Ok((Reviewed { message, warnings, .. }, body)) => {
+            for warning in &warnings {
+                tracing::info!("warned: {warning}");
+            }
+            tracing::info!(outcome = outcome.code(), reason, ?duration, "{message}");
             let mut response = Response::new(Full::new(body));
             response
                 .headers_mut()
@@ -78,16 +93,42 @@ async fn review(state: &State, request: Request<Incoming>) -> Result<(Reviewed, 
         return Err(Refusal::new(Reason::MethodNotAllowed, "reviews are posted"));
     }
     check_type(&request)?;
-    let body = body(request.into_body()).await?;
-    let review = admission::read(&body).map_err(|error| {
+    let body = body(request.into_body(), &state.bodies).await?;
+    if weight(&body.bytes) > MOST_WEIGHT {
+        return Err(Refusal::new(Reason::TooLarge, "the body has more parts than any pod"));
+    }
+    let review = admission::read(&body.bytes).map_err(|error| {
         Refusal::new(
             Reason::Malformed,
             format!("the body is no AdmissionReview of admission.k8s.io/v1 or v1beta1: {error}"),
         )
     })?;
-    let reviewed = review.review(&state.policy);
+    // It has become a review, of another size.
+    drop(body);
+    let mut reviewed = review.review(&state.policy);
+    if reviewed.needs_gateways {
+        let mesh_gateways = gateways::ask(&state.agent).await;
+        reviewed = review.review(&Policy { mesh_gateways, ..state.policy.clone() });
+    }
+    tracing::Span::current()
+        .record("uid", &reviewed.uid)
+        .record("namespace", &reviewed.namespace)
+        .record("pod", &reviewed.pod);
     let answer = serde_json::to_vec(&reviewed.answer).expect("an answer has string keys only");
     Ok((reviewed, answer.into()))
+}
+
+/// About how many bytes the values of a body take up once they are read: much
+/// more than the text if they are many and small. What stands within texts is
+/// counted as well, of which a pod has little.
+fn weight(body: &[u8]) -> usize {
+    const OBJECT: usize = 640;
+    const ELEMENT: usize = 64;
+    body.iter().fold(0, |weight, byte| match byte {
+        b'{' => weight + OBJECT,
+        b',' | b'[' => weight + ELEMENT,
+        _ => weight,
+    })
 }
 
 /// Without a type it is read as JSON, and with a charset as well.
@@ -109,19 +150,42 @@ fn check_type(request: &Request<Incoming>) -> Result<(), Refusal> {
     Ok(())
 }
 
-async fn body(body: Incoming) -> Result<Bytes, Refusal> {
+/// A body that has arrived, and its share of the memory for bodies.
+struct Arrived<'a> {
+    bytes: Vec<u8>,
+    share: SemaphorePermit<'a>,
+}
+
+/// Reads a body, within the memory that there is for all of them: what does not
+/// fit waits for others to be done.
+async fn body(body: Incoming, free: &Semaphore) -> Result<Arrived<'_>, Refusal> {
     let too_large =
         || Refusal::new(Reason::TooLarge, format!("the body is larger than {MOST_BYTES} bytes"));
     // By its own account already.
     if body.size_hint().lower() > MOST_BYTES as u64 {
         return Err(too_large());
     }
-    match tokio::time::timeout(BODY, Limited::new(body, MOST_BYTES).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => {
-            Err(Refusal::new(Reason::Incomplete, format!("the body did not arrive: {error}")))
+    let mut body = Limited::new(body, MOST_BYTES);
+    let closed = |_| Refusal::new(Reason::Incomplete, "no more bodies are read");
+    let share = free.acquire_many(0).await.map_err(closed)?;
+    let mut arrived = Arrived { bytes: Vec::new(), share };
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                if error.is::<LengthLimitError>() {
+                    return too_large();
+                }
+                Refusal::new(Reason::Incomplete, format!("the body did not arrive: {error}"))
+            })?;
+            let Some(data) = frame.data_ref() else { continue };
+            let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            arrived.share.merge(free.acquire_many(bytes).await.map_err(closed)?);
+            arrived.bytes.extend_from_slice(data);
         }
+        Ok(())
+    };
+    match tokio::time::timeout(BODY, reading).await {
+        Ok(done) => done.map(|()| arrived),
         Err(_) => Err(Refusal::new(Reason::Incomplete, "the body did not arrive in time")),
     }
 }

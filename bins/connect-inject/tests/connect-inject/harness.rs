@@ -189,6 +189,13 @@ impl Injector {
         self.child.wait().unwrap()
     }
 
+    /// Its resident memory, in bytes.
+    pub(crate) fn resident(&self) -> usize {
+        let file = format!("/proc/{}/statm", self.child.id());
+        let pages = std::fs::read_to_string(file).unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
     pub(crate) fn url(&self, path: &str) -> String {
         format!("https://{}{path}", self.address)
     }

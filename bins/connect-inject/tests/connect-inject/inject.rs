@@ -5,14 +5,20 @@ use serde_json::Value;
 
 use crate::harness::{ECHO_CLIENT, ECHO_SERVER, IMAGES, yaml};
 
-fn inject() -> Command {
+pub(crate) fn command(name: &str) -> Command {
     let mut command = assert_cmd::cargo::cargo_bin_cmd!("connect-inject");
-    command.arg("inject").args(IMAGES);
+    command.arg(name);
+    command
+}
+
+fn inject() -> Command {
+    let mut command = command("inject");
+    command.args(IMAGES);
     command
 }
 
 /// Runs it, and returns its exit code, standard output and standard error.
-fn run(command: &mut Command, input: &str) -> (i32, String, String) {
+pub(crate) fn run(command: &mut Command, input: &str) -> (i32, String, String) {
     let output = command.write_stdin(input).output().unwrap();
     (
         output.status.code().unwrap(),
@@ -21,11 +27,11 @@ fn run(command: &mut Command, input: &str) -> (i32, String, String) {
     )
 }
 
-fn documents(text: &str) -> Vec<Value> {
+pub(crate) fn documents(text: &str) -> Vec<Value> {
     text.split("---\n").map(yaml).collect()
 }
 
-fn is_injected(pod: &Value) -> bool {
+pub(crate) fn is_injected(pod: &Value) -> bool {
     pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-status"] == "injected"
 }
 

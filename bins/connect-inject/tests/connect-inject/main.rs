@@ -4,5 +4,6 @@
 
 mod harness;
 mod inject;
+mod offline;
 mod serve;
 mod shutdown;

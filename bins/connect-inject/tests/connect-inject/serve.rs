@@ -49,15 +49,13 @@ async fn every_review_says_why() {
             "auditAnnotations": {"outcome": "skipped", "reason": "namespace-denied"}})
     );
     let line = injector.await_log("is on the deny list");
-    for (field, value) in [
-        ("uid", "u-37"),
-        ("namespace", "default"),
-        ("pod", "echo-server"),
-        ("outcome", "skipped"),
-        ("reason", "namespace-denied"),
-    ] {
+    for (field, value) in [("outcome", "skipped"), ("reason", "namespace-denied")] {
         assert_eq!(line[field], value, "{line}");
     }
+    assert_eq!(
+        line["spans"],
+        json!([{"name": "review", "uid": "u-37", "namespace": "default", "pod": "echo-server"}])
+    );
     let metrics = client(&injector.pair).get(injector.admin_url("/metrics")).send().await.unwrap();
     let metrics = metrics.text().await.unwrap();
     let counted = "connect_inject_reviews_total{outcome=\"skipped\",reason=\"namespace-denied\"} 1";
@@ -102,9 +100,15 @@ async fn what_is_no_review_gets_a_proper_answer() {
         (client.post(injector.url("/mutate/x")).body(good.clone()), StatusCode::NOT_FOUND),
         (json(""), StatusCode::BAD_REQUEST),
         (json(&good[..good.len() - 10]), StatusCode::BAD_REQUEST),
-        (json(&"[".repeat(1 << 20)), StatusCode::BAD_REQUEST),
+        (json(&"[".repeat(1 << 16)), StatusCode::BAD_REQUEST),
         (json("\u{1f}\u{fffd}\u{8}"), StatusCode::BAD_REQUEST),
         (json(&good.replace("\"uid\"", "\"id\"")), StatusCode::BAD_REQUEST),
+        (json(&good.replace("\"uid\":", "\"uid\":\"v\",\"uid\":")), StatusCode::BAD_REQUEST),
+        (json(&good.replace("\"uid\":\"u\"", "\"uid\":5")), StatusCode::BAD_REQUEST),
+        (
+            json(&good.replace("\"namespace\":\"default\"", "\"namespace\":[]")),
+            StatusCode::BAD_REQUEST,
+        ),
         (json(&good).header(CONTENT_ENCODING, "gzip"), StatusCode::UNSUPPORTED_MEDIA_TYPE),
         (
             client.post(&url).header(CONTENT_TYPE, "text/yaml").body("a: 1"),
@@ -261,4 +265,99 @@ async fn the_webhook_and_the_command_agree() {
         let offline: Value = yaml(&String::from_utf8_lossy(&output.get_output().stdout));
         assert_eq!(offline, patched(&pod, &answer));
     }
+}
+
+/// Clients that send much, all at once, and do not finish.
+#[tokio::test]
+async fn memory_is_bounded_whatever_is_sent() {
+    let injector = Injector::start(&[]);
+    let before = injector.resident();
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let client = client(&injector.pair);
+        let url = injector.url("/mutate");
+        clients.push(tokio::spawn(async move {
+            // A byte short of what it says, so that it is waited for.
+            let body = reqwest::Body::from(vec![b' '; (8 << 20) - 1]);
+            let request = client.post(url).header("content-length", 8 << 20).body(body);
+            let _ = request.send().await;
+        }));
+    }
+    let mut most = 0;
+    while clients.iter().any(|client| !client.is_finished()) {
+        most = most.max(injector.resident());
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    // What was sent is 320 MiB.
+    assert!(most - before < 160 << 20, "{before} bytes grew to {most}");
+    injector.is_well().await;
+}
+
+/// An agent of one answer, at the address that is returned; none: it hangs.
+fn agent(answer: Option<&'static str>) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap();
+            let line = String::from_utf8_lossy(&request[..length]).into_owned();
+            assert!(line.starts_with("GET /v1/config/proxy-defaults/global"), "{line}");
+            match answer {
+                Some(answer) => stream.write_all(answer.as_bytes()).unwrap(),
+                None => open.push(stream),
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_upstream_in_another_datacenter_takes_a_mesh_gateway() {
+    const NOTHING: &str =
+        "HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    const LOCAL: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 81\r\n\r\n\
+        {\"Kind\":\"proxy-defaults\",\"Name\":\"global\",\"MeshGateway\":{\"Mode\":\"local\"},\"Rest\":1}";
+    const BROKEN: &str = "HTTP/1.1 500 Oh\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let pod = yaml(&ECHO_CLIENT.replace(":1234", ":1234:dc2"));
+    for (answer, reason, warnings) in [
+        (Some(NOTHING), "no-mesh-gateway", 0),
+        (Some(LOCAL), "requested", 0),
+        (Some(BROKEN), "requested", 1),
+        (None, "requested", 1),
+    ] {
+        let injector = Injector::start(&["--http-addr", &agent(answer)]);
+        let answer = injector.review(&review("v1", "u", &pod)).await;
+        let response = &answer["response"];
+        assert_eq!(response["auditAnnotations"]["reason"], reason, "{response}");
+        assert_eq!(response["warnings"].as_array().map_or(0, Vec::len), warnings, "{response}");
+    }
+}
+
+/// A small text can be a large document.
+#[tokio::test]
+async fn a_body_of_many_small_parts_is_refused_before_it_is_read() {
+    let injector = Injector::start(&[]);
+    let before = injector.resident();
+    for part in ["{\"a\":1},", "[],", "0,", "[[[[],[]]]],"] {
+        let parts = part.repeat((7 << 20) / part.len());
+        let pod = yaml(ECHO_SERVER);
+        let body = review("v1", "u", &pod).to_string();
+        let body = body.replace("\"object\":{", &format!("\"object\":{{\"x\":[{parts}0],"));
+        let request = client(&injector.pair).post(injector.url("/mutate"));
+        let request = request.header(CONTENT_TYPE, "application/json").body(body);
+        assert_eq!(request.send().await.unwrap().status(), StatusCode::PAYLOAD_TOO_LARGE, "{part}");
+        injector.is_well().await;
+    }
+    let after = injector.resident();
+    assert!(after < before + (64 << 20), "{before} bytes grew to {after}");
+
+    // As large as a pod can be, it is read.
+    let mut pod = yaml(ECHO_SERVER);
+    let variable =
+        json!({"name": "NAME", "valueFrom": {"secretKeyRef": {"name": "n", "key": "k"}}});
+    pod["spec"]["containers"][0]["env"] = vec![variable; 1_500_000 / 80].into();
+    let answer = injector.review(&review("v1", "u", &pod)).await;
+    assert_eq!(answer["response"]["auditAnnotations"]["reason"], "requested");
 }

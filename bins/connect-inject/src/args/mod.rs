@@ -1,0 +1,207 @@
+//! The flags.
+
+mod file;
+mod policy;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use consul::AgentArgs;
+use runtime::{Failure, LogArgs};
+
+use crate::policy::Mistakes;
+use crate::serve::tls::Pair;
+use crate::{documents, serve};
+use policy::PolicyArgs;
+
+/// Adds a Connect sidecar to pods that ask for it
+#[derive(Debug, Parser)]
+#[command(name = "connect-inject", version, after_help = runtime::exit::HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer the API server's admission reviews, as a webhook
+    #[command(after_help = runtime::exit::HELP)]
+    Serve(Box<ServeArgs>),
+    /// Inject documents: Pods, and what has a pod template
+    #[command(after_help = runtime::exit::HELP)]
+    Inject(InjectArgs),
+    /// Take injections of documents back
+    #[command(after_help = runtime::exit::HELP)]
+    Uninject(UninjectArgs),
+    /// Say what would become of documents, and why
+    #[command(after_help = runtime::exit::HELP)]
+    Explain(InjectArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServeArgs {
+    /// Where reviews are answered, over HTTPS
+    #[arg(
+        long,
+        env = "CONNECT_INJECT_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "0.0.0.0:8443"
+    )]
+    listen: SocketAddr,
+    /// Where /livez, /readyz and /metrics are answered, over HTTP
+    #[arg(
+        long,
+        env = "CONNECT_INJECT_ADMIN_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "0.0.0.0:9445"
+    )]
+    admin_listen: SocketAddr,
+    /// The certificate, with its chain, in PEM; read again when it changes
+    #[arg(long, env = "CONNECT_INJECT_TLS_CERT_FILE", value_name = "FILE")]
+    tls_cert_file: PathBuf,
+    /// The certificate's key, in PEM; read again when it changes
+    #[arg(long, env = "CONNECT_INJECT_TLS_KEY_FILE", value_name = "FILE")]
+    tls_key_file: PathBuf,
+    /// How long reviews are still answered after the first signal to end, while
+    /// the API server learns to send them elsewhere
+    #[arg(
+        long,
+        env = "CONNECT_INJECT_SHUTDOWN_DELAY",
+        value_name = "DURATION",
+        default_value = "5s",
+        value_parser = duration::parse_length
+    )]
+    shutdown_delay: Duration,
+    #[command(flatten)]
+    agent: AgentArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct InjectArgs {
+    /// A file with documents, or - for standard input; repeatable
+    #[arg(short = 'f', long = "filename", value_name = "FILE", default_value = "-")]
+    files: Vec<PathBuf>,
+    /// The namespace of documents that name none
+    #[arg(
+        long,
+        env = "CONNECT_INJECT_K8S_NAMESPACE",
+        value_name = "NAMESPACE",
+        default_value = "default"
+    )]
+    k8s_namespace: String,
+    #[command(flatten)]
+    policy: PolicyArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct UninjectArgs {
+    /// A file with documents, or - for standard input; repeatable
+    #[arg(short = 'f', long = "filename", value_name = "FILE", default_value = "-")]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Reads the command line, and the file that it names.
+pub(crate) fn parse() -> Result<Args, ExitCode> {
+    let mut args: Args = runtime::parse()?;
+    let Some(file) = args.command.policy().and_then(|policy| policy.config.clone()) else {
+        return Ok(args);
+    };
+    let line: Vec<OsString> = std::env::args_os().collect();
+    // Both were read a moment ago.
+    if let Ok(matches) = Args::command().try_get_matches_from(&line) {
+        let (flags, mistakes) = file::read(&file, &matches);
+        if let Ok(with_file) = Args::try_parse_from(line.into_iter().chain(flags)) {
+            args = with_file;
+        }
+        if let Some(policy) = args.command.policy() {
+            policy.file_mistakes = mistakes;
+        }
+    }
+    Ok(args)
+}
+
+// === impl Command ===
+
+impl Command {
+    fn policy(&mut self) -> Option<&mut PolicyArgs> {
+        match self {
+            Self::Serve(args) => Some(&mut args.policy),
+            Self::Inject(args) | Self::Explain(args) => Some(&mut args.policy),
+            Self::Uninject(_) => None,
+        }
+    }
+}
+
+// === impl ServeArgs ===
+
+impl ServeArgs {
+    /// What the flags mean, or all that is wrong with them.
+    pub(crate) fn settings(self) -> Result<serve::Settings, Failure> {
+        let Self {
+            listen,
+            admin_listen,
+            tls_cert_file,
+            tls_key_file,
+            shutdown_delay,
+            agent,
+            policy,
+        } = self;
+        let mut mistakes = Mistakes::default();
+        let policy = policy.policy(&mut mistakes);
+        let tls = mistakes
+            .note("--tls-cert-file, --tls-key-file", Pair::load(tls_cert_file, tls_key_file));
+        let agent = mistakes.note("the agent's flags", agent.agent(None));
+        match (policy, tls, agent, mistakes.failure()) {
+            (Some(policy), Some(tls), Some(agent), None) => {
+                Ok(serve::Settings { listen, admin_listen, tls, shutdown_delay, agent, policy })
+            }
+            (.., failure) => Err(failure.unwrap_or_else(unnamed)),
+        }
+    }
+}
+
+// === impl InjectArgs ===
+
+impl InjectArgs {
+    /// What the flags mean, or all that is wrong with them.
+    pub(crate) fn settings(self) -> Result<documents::Settings, Failure> {
+        let Self { files, k8s_namespace, policy } = self;
+        let mut mistakes = Mistakes::default();
+        match (policy.policy(&mut mistakes), mistakes.failure()) {
+            (Some(policy), None) => {
+                Ok(documents::Settings { files, namespace: k8s_namespace, policy })
+            }
+            (_, failure) => Err(failure.unwrap_or_else(unnamed)),
+        }
+    }
+}
+
+/// A value is missing only where a mistake was noted.
+fn unnamed() -> Failure {
+    Failure::usage("a flag is wrong")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_readme_is_the_reference() {
+        let differences =
+            runtime::reference::differences(Args::command(), include_str!("../../README.md"));
+        assert_eq!(differences, Vec::<String>::new());
+    }
+}

@@ -1,0 +1,145 @@
+//! How Envoy is run: its arguments, its threads, its resources and its probes.
+
+use super::read;
+use crate::annotation;
+use crate::denial::Denial;
+use crate::pod::Pod;
+use crate::policy::{Policy, arguments};
+use crate::quantity::{Quantity, Resources};
+use crate::reason::Reason;
+
+/// How Envoy is run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Envoy {
+    /// Arguments besides the injector's.
+    pub(crate) extra_args: Vec<String>,
+    /// Worker threads; none: as many as the node has cores.
+    pub(crate) concurrency: Option<u32>,
+    /// What the sidecar may use.
+    pub(crate) resources: Resources,
+    /// Whether it has a readiness probe.
+    pub(crate) readiness: bool,
+    /// After how many seconds of not becoming ready it is started again.
+    pub(crate) startup_failure: Option<u32>,
+    /// After how many seconds of not being ready it is started again.
+    pub(crate) liveness_failure: Option<u32>,
+}
+
+/// Reads how Envoy is run.
+pub(super) fn envoy(pod: Pod<'_>, policy: &Policy) -> Result<Envoy, Denial> {
+    let extra_args = read(pod, annotation::ENVOY_ARGS, Reason::InvalidEnvoyArgs, |text| {
+        arguments(text).and_then(check_arguments)
+    })?;
+    let concurrency = read(pod, annotation::CONCURRENCY, Reason::InvalidEnvoyArgs, |text| {
+        annotation::number(text).ok_or("expected a number of threads, 0 for one a core")
+    })?;
+    let failure = |key| {
+        let seconds = read(pod, key, Reason::InvalidLifecycle, annotation::seconds)?;
+        Ok::<_, Denial>(seconds.filter(|seconds| *seconds > 0))
+    };
+    Ok(Envoy {
+        extra_args: extra_args.unwrap_or_else(|| policy.envoy_extra_args.clone()),
+        concurrency: Some(concurrency.unwrap_or(policy.concurrency)).filter(|threads| *threads > 0),
+        resources: resources(pod, policy)?,
+        readiness: read(
+            pod,
+            annotation::PROXY_HEALTH,
+            Reason::InvalidLifecycle,
+            annotation::switch,
+        )?
+        .unwrap_or(false),
+        startup_failure: failure(annotation::STARTUP_FAILURE)?,
+        liveness_failure: failure(annotation::LIVENESS_FAILURE)?,
+    })
+}
+
+/// Refuses arguments that are the injector's own: Envoy takes them once.
+pub(crate) fn check_arguments(arguments: Vec<String>) -> Result<Vec<String>, String> {
+    const OURS: [&str; 2] = ["--config-path", "-c"];
+    match arguments.iter().find(|argument| OURS.contains(&argument.as_str())) {
+        Some(ours) => Err(format!("`{ours}` is the injector's: Envoy starts from its bootstrap")),
+        None => Ok(arguments),
+    }
+}
+
+/// The annotations over the flags, each by itself.
+fn resources(pod: Pod<'_>, policy: &Policy) -> Result<Resources, Denial> {
+    let mut resources = policy.sidecar_resources.clone();
+    for (key, slot) in [
+        (annotation::CPU_REQUEST, &mut resources.cpu.request),
+        (annotation::CPU_LIMIT, &mut resources.cpu.limit),
+        (annotation::MEMORY_REQUEST, &mut resources.memory.request),
+        (annotation::MEMORY_LIMIT, &mut resources.memory.limit),
+    ] {
+        if let Some(quantity) = read(pod, key, Reason::InvalidResources, str::parse::<Quantity>)? {
+            *slot = Some(quantity);
+        }
+    }
+    resources.check().map_err(|problem| {
+        let problem = format!("the sidecar's resources, of annotations and flags: {problem}");
+        Denial::new(Reason::InvalidResources, problem)
+    })?;
+    Ok(resources)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::decision::tests::policy;
+    use crate::plan::plan;
+
+    fn planned(annotations: &Value, policy: &Policy) -> Result<Envoy, Denial> {
+        let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "app"}]}});
+        plan(Pod::new(&pod), policy).map(|plan| plan.envoy)
+    }
+
+    #[test]
+    fn the_annotation_replaces_the_flag() {
+        let policy = Policy { envoy_extra_args: vec!["-l".to_owned()], concurrency: 2, ..policy() };
+        let args = |annotations| planned(&annotations, &policy).unwrap().extra_args;
+        assert_eq!(args(json!({})), ["-l"]);
+        assert_eq!(args(json!({annotation::ENVOY_ARGS: ""})), Vec::<String>::new());
+        assert_eq!(args(json!({annotation::ENVOY_ARGS: "-l 'a b'"})), ["-l", "a b"]);
+        let threads = |value| planned(&json!({annotation::CONCURRENCY: value}), &policy).unwrap();
+        assert_eq!(threads("4").concurrency, Some(4));
+        assert_eq!(threads("0").concurrency, None);
+        assert_eq!(planned(&json!({}), &policy).unwrap().concurrency, Some(2));
+    }
+
+    #[test]
+    fn each_resource_is_the_annotations_or_the_flags() {
+        let mut policy = policy();
+        policy.sidecar_resources.cpu.request = "100m".parse().ok();
+        policy.sidecar_resources.memory.limit = "64Mi".parse().ok();
+        let annotations = json!({annotation::CPU_REQUEST: "0", annotation::CPU_LIMIT: "1"});
+        let resources = planned(&annotations, &policy).unwrap().resources;
+        let text = |quantity: &Option<Quantity>| quantity.as_ref().map(|q| q.text().to_owned());
+        assert_eq!(text(&resources.cpu.request).as_deref(), Some("0"));
+        assert_eq!(text(&resources.cpu.limit).as_deref(), Some("1"));
+        assert_eq!(text(&resources.memory.request), None);
+        assert_eq!(text(&resources.memory.limit).as_deref(), Some("64Mi"));
+
+        let denial = planned(&json!({annotation::MEMORY_REQUEST: "65Mi"}), &policy).unwrap_err();
+        assert_eq!(denial.reason, Reason::InvalidResources);
+        assert!(denial.message.ends_with("request `65Mi` is above the memory limit `64Mi`"));
+        let denial = planned(&json!({annotation::CPU_LIMIT: "1 core"}), &policy).unwrap_err();
+        assert!(denial.message.contains("column 2"), "{}", denial.message);
+    }
+
+    #[test]
+    fn what_envoy_could_not_start_with_is_denied() {
+        for (key, value, problem) in [
+            (annotation::ENVOY_ARGS, "-l 'debug", "column 4"),
+            (annotation::ENVOY_ARGS, "--config-path x", "the injector's"),
+            (annotation::ENVOY_ARGS, "-c x", "the injector's"),
+            (annotation::CONCURRENCY, "-1", "number of threads"),
+            (annotation::CONCURRENCY, "two", "number of threads"),
+        ] {
+            let denial = planned(&json!({key: value}), &policy()).unwrap_err();
+            assert_eq!(denial.reason, Reason::InvalidEnvoyArgs);
+            assert!(denial.message.contains(problem), "{}", denial.message);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Envoy's metrics for Prometheus.
+
+use registration::port;
+
+use super::{Service, Surroundings, owner, read};
+use crate::annotation;
+use crate::denial::Denial;
+use crate::pod::Pod;
+use crate::policy::Policy;
+use crate::reason::Reason;
+
+/// Where Prometheus reads Envoy's metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Metrics {
+    /// On which port of the pod.
+    pub(crate) port: u16,
+    /// Under which path.
+    pub(crate) path: String,
+    /// The flags of `connect-init` for TLS, with the files.
+    pub(crate) tls: Vec<(&'static str, String)>,
+}
+
+const REASON: Reason = Reason::InvalidMetrics;
+
+/// Reads where Prometheus reads Envoy's metrics; none: it does not. Their
+/// settings are looked at only if they are on.
+pub(super) fn metrics(
+    pod: Pod<'_>,
+    around: &Surroundings<'_>,
+    service_port: Option<u16>,
+    policy: &Policy,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Metrics>, Denial> {
+    let enabled = read(pod, annotation::METRICS, REASON, annotation::switch)?;
+    if !enabled.unwrap_or(policy.metrics) {
+        let idle = [annotation::METRICS_PORT, annotation::METRICS_PATH];
+        let idle = idle.into_iter().filter(|key| matches!(pod.annotation(key), Ok(Some(_))));
+        warnings.extend(idle.map(|key| {
+            format!("annotation `{key}` has no effect without `{}: \"true\"`", annotation::METRICS)
+        }));
+        return Ok(None);
+    }
+    let key = annotation::METRICS_PORT;
+    let annotated = read(pod, key, REASON, |text| {
+        let port = port::resolve(text, &around.named()).map_err(|error| error.to_string())?;
+        unprivileged(port)
+    })?;
+    let port = annotated.unwrap_or(policy.metrics_port);
+    let taken =
+        owner(port).or((service_port == Some(port)).then_some("the port of the pod's own service"));
+    if let Some(owner) = taken {
+        let problem = format!(
+            "port {port} for Envoy's metrics is {owner}: set annotation `{key}` to another"
+        );
+        return Err(Denial::new(REASON, problem));
+    }
+    let path = read(pod, annotation::METRICS_PATH, REASON, path)?;
+    Ok(Some(Metrics {
+        port,
+        path: path.unwrap_or_else(|| policy.metrics_path.clone()),
+        tls: tls(pod)?,
+    }))
+}
+
+/// The sidecar is no root, and has no capability.
+pub(crate) fn unprivileged(port: u16) -> Result<u16, String> {
+    if port < 1024 {
+        return Err(format!("port {port} is privileged: expected 1024 to 65535"));
+    }
+    Ok(port)
+}
+
+/// Reads a path of HTTP.
+pub(crate) fn path(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err("expected a path such as `/metrics`".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// All that TLS takes, or nothing.
+fn tls(pod: Pod<'_>) -> Result<Vec<(&'static str, String)>, Denial> {
+    let mut found = Vec::new();
+    for (key, flag) in [
+        (annotation::METRICS_CA_FILE, "--prometheus-ca-file"),
+        (annotation::METRICS_CA_PATH, "--prometheus-ca-path"),
+        (annotation::METRICS_CERT, "--prometheus-cert-file"),
+        (annotation::METRICS_KEY, "--prometheus-key-file"),
+    ] {
+        if let Some(file) = pod.annotation(key)?.filter(|file| !file.is_empty()) {
+            found.push((flag, file.to_owned()));
+        }
+    }
+    let has = |flag: &str| found.iter().any(|(found, _)| *found == flag);
+    let one_ca = has("--prometheus-ca-file") != has("--prometheus-ca-path");
+    let complete = one_ca && has("--prometheus-cert-file") && has("--prometheus-key-file");
+    if found.is_empty() || complete {
+        return Ok(found);
+    }
+    let problem = format!(
+        "TLS for Envoy's metrics takes annotations `{}`, `{}` and one of `{}` and `{}`",
+        annotation::METRICS_CERT,
+        annotation::METRICS_KEY,
+        annotation::METRICS_CA_FILE,
+        annotation::METRICS_CA_PATH,
+    );
+    Err(Denial::new(REASON, problem))
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Sets the proxy up for it, and tells Prometheus. What the pod tells it
+    /// already stays.
+    pub(super) fn announce(
+        &self,
+        pod: Pod<'_>,
+        service: &mut Service,
+        defaults: &mut Vec<(&'static str, String)>,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Denial> {
+        let address = format!("0.0.0.0:{}", self.port);
+        service.proxy_config.insert("envoy_prometheus_bind_addr".to_owned(), address.into());
+        for (key, value) in [
+            ("prometheus.io/scrape", "true".to_owned()),
+            ("prometheus.io/port", self.port.to_string()),
+            ("prometheus.io/path", self.path.clone()),
+        ] {
+            match pod.annotation(key)? {
+                None => defaults.push((key, value)),
+                Some(own) if own != value => warnings.push(format!(
+                    "annotation `{key}` stays as it is: for Envoy's metrics it would be `{value}`"
+                )),
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::decision::tests::policy;
+    use crate::plan::{Plan, plan};
+
+    fn planned(annotations: &Value) -> Result<Plan, Denial> {
+        let ports = json!([{"containerPort": 8080}, {"containerPort": 9102, "name": "envoy"}]);
+        let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "app", "ports": ports}]}});
+        plan(Pod::new(&pod), &policy())
+    }
+
+    #[test]
+    fn prometheus_is_told() {
+        let plan = planned(&json!({annotation::METRICS: "true"})).unwrap();
+        let metrics = plan.metrics.unwrap();
+        assert_eq!((metrics.port, metrics.path.as_str()), (20200, "/metrics"));
+        assert_eq!(plan.service.proxy_config["envoy_prometheus_bind_addr"], "0.0.0.0:20200");
+        let written: Vec<_> =
+            plan.defaults.iter().filter(|(key, _)| key.starts_with("prometheus")).collect();
+        assert_eq!(written.len(), 3);
+
+        let plan = planned(&json!({
+            annotation::METRICS: "true", annotation::METRICS_PORT: "envoy",
+            annotation::METRICS_PATH: "/envoy", "prometheus.io/port": "8080",
+            annotation::PROXY_CONFIG: r#"{"envoy_prometheus_bind_addr": "x", "a": 1}"#,
+        }))
+        .unwrap();
+        assert_eq!(plan.metrics.unwrap().port, 9102);
+        assert_eq!(plan.service.proxy_config["envoy_prometheus_bind_addr"], "0.0.0.0:9102");
+        assert_eq!(plan.service.proxy_config["a"], 1);
+        assert_eq!(plan.warnings.len(), 1);
+        assert!(plan.warnings[0].contains("`prometheus.io/port` stays"), "{:?}", plan.warnings);
+    }
+
+    /// Others deny a pod for a setting of metrics that are off.
+    #[test]
+    fn settings_of_metrics_that_are_off_do_no_harm() {
+        let plan = planned(&json!({annotation::METRICS_PORT: "99999"})).unwrap();
+        assert_eq!(plan.metrics, None);
+        assert!(plan.warnings[0].contains("has no effect without"), "{:?}", plan.warnings);
+    }
+
+    #[test]
+    fn settings_that_cannot_be_are_denied() {
+        for (key, value, problem) in [
+            (annotation::METRICS, "yes", "`true` or `false`"),
+            (annotation::METRICS_PORT, "80", "1024 to 65535"),
+            (annotation::METRICS_PORT, "8080", "own service"),
+            (annotation::METRICS_PORT, "20000", "public listener"),
+            (annotation::METRICS_PORT, "grpc", "there are: envoy"),
+            (annotation::METRICS_PATH, "metrics", "such as `/metrics`"),
+            (annotation::METRICS_CERT, "/tls.crt", "takes annotations"),
+        ] {
+            let mut annotations = json!({annotation::METRICS: "true"});
+            annotations[key] = value.into();
+            let denial = planned(&annotations).unwrap_err();
+            assert_eq!(denial.reason, Reason::InvalidMetrics);
+            assert!(denial.message.contains(problem), "{}", denial.message);
+        }
+        let both = json!({annotation::METRICS: "true", annotation::UPSTREAMS: "db:20200"});
+        let denial = planned(&both).unwrap_err();
+        assert_eq!(denial.reason, Reason::UpstreamConflict);
+        assert!(denial.message.contains("Envoy's metrics"), "{}", denial.message);
+    }
+
+    #[test]
+    fn tls_is_all_or_nothing() {
+        let mut annotations = json!({
+            annotation::METRICS: "true", annotation::METRICS_CERT: "/c",
+            annotation::METRICS_KEY: "/k", annotation::METRICS_CA_FILE: "/a",
+        });
+        let tls = planned(&annotations).unwrap().metrics.unwrap().tls;
+        assert_eq!(tls.len(), 3);
+        assert_eq!(tls[0], ("--prometheus-ca-file", "/a".to_owned()));
+        annotations[annotation::METRICS_CA_PATH] = "/b".into();
+        assert_eq!(planned(&annotations).unwrap_err().reason, Reason::InvalidMetrics);
+    }
+}

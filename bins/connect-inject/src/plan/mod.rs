@@ -1,0 +1,319 @@
+//! What a pod is injected with: its annotations, read strictly and with their
+//! defaults. What can't be understood denies the pod.
+
+mod clash;
+mod envoy;
+mod lifecycle;
+mod metrics;
+mod service;
+mod upstreams;
+mod volumes;
+
+use std::fmt::{self, Display};
+
+use registration::Upstream;
+use registration::pod::{ADMIN_PORT, PUBLIC_LISTENER_PORT};
+use registration::port;
+
+use crate::annotation;
+use crate::denial::Denial;
+use crate::pod::{Container, Pod, Port};
+use crate::policy::Policy;
+use crate::reason::Reason;
+
+pub(crate) use envoy::{Envoy, check_arguments};
+pub(crate) use lifecycle::Lifecycle;
+pub(crate) use metrics::{Metrics, path as metrics_path, unprivileged};
+pub(crate) use service::Service;
+pub(crate) use volumes::Volumes;
+
+/// What a pod is injected with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Plan {
+    /// What is registered.
+    pub(crate) service: Service,
+    /// What it reaches.
+    pub(crate) upstreams: Vec<Upstream>,
+    /// Whether it depends on Consul's central configuration, and nobody asked.
+    pub(crate) needs_gateways: bool,
+    /// How Envoy is run.
+    pub(crate) envoy: Envoy,
+    /// Envoy's metrics, if Prometheus can read them.
+    pub(crate) metrics: Option<Metrics>,
+    /// How the sidecar starts, runs and ends.
+    pub(crate) lifecycle: Lifecycle,
+    /// Volumes and mounts besides our own.
+    pub(crate) volumes: Volumes,
+    /// Annotations that the pod lacks and that are written into it.
+    pub(crate) defaults: Vec<(&'static str, String)>,
+    /// What is not wrong enough to deny the pod.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The containers of a pod and what they expose.
+struct Surroundings<'p> {
+    containers: Vec<Container<'p>>,
+    init_containers: Vec<Container<'p>>,
+    /// The TCP ports of the containers.
+    ports: Vec<Port<'p>>,
+    /// Those of the init containers that run as long as the pod.
+    long_running: Vec<Port<'p>>,
+}
+
+/// Plans the injection of a pod.
+pub(crate) fn plan(pod: Pod<'_>, policy: &Policy) -> Result<Plan, Denial> {
+    let around = Surroundings::of(pod)?;
+    let Some(first) = around.containers.first() else {
+        return Err(Denial::new(Reason::NoContainers, "the pod has no containers to inject for"));
+    };
+    clash::refuse(pod, &around, policy)?;
+
+    let mut defaults = Vec::new();
+    let mut warnings = Vec::new();
+    let mut service = service::service(pod, first, &around, &mut defaults, &mut warnings)?;
+    let metrics = metrics::metrics(pod, &around, service.port, policy, &mut warnings)?;
+    if let Some(metrics) = &metrics {
+        metrics.announce(pod, &mut service, &mut defaults, &mut warnings)?;
+    }
+    let upstreams = upstreams::upstreams(
+        pod,
+        &around,
+        service.port,
+        metrics.as_ref().map(|metrics| metrics.port),
+        &mut warnings,
+    )?;
+    let needs_gateways = upstreams::gateways(pod, &upstreams, policy, &mut warnings)?;
+    let envoy = envoy::envoy(pod, policy)?;
+    let lifecycle = lifecycle::lifecycle(pod, &around, policy, &mut warnings)?;
+    let volumes = volumes::volumes(pod, &around)?;
+    if pod.annotation(annotation::DEFAULT_CONTAINER)?.is_none() {
+        defaults.push((annotation::DEFAULT_CONTAINER, first.name.to_owned()));
+    }
+    Ok(Plan {
+        service,
+        upstreams,
+        needs_gateways,
+        envoy,
+        metrics,
+        lifecycle,
+        volumes,
+        defaults,
+        warnings,
+    })
+}
+
+impl fmt::Display for Plan {
+    /// What is registered, with ports as numbers.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "service `{}`", self.service.name)?;
+        match self.service.port {
+            Some(port) => write!(f, " on port {port}")?,
+            None => f.write_str(" without a port, as a client only")?,
+        }
+        for (index, upstream) in self.upstreams.iter().enumerate() {
+            let before = if index == 0 { "; it reaches " } else { ", " };
+            write!(f, "{before}`{upstream}` on port {}", upstream.local_bind_port)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads an annotation; none if it is absent.
+fn read<'p, T, E: Display>(
+    pod: Pod<'p>,
+    key: &str,
+    reason: Reason,
+    parse: impl FnOnce(&'p str) -> Result<T, E>,
+) -> Result<Option<T>, Denial> {
+    pod.annotation(key)?
+        .map(|value| {
+            parse(value).map_err(|problem| Denial::annotation(reason, key, value, problem))
+        })
+        .transpose()
+}
+
+/// What of ours listens on a port.
+fn owner(port: u16) -> Option<&'static str> {
+    match port {
+        PUBLIC_LISTENER_PORT => Some("the sidecar's public listener"),
+        ADMIN_PORT => Some("Envoy's admin port"),
+        _ => None,
+    }
+}
+
+// === impl Surroundings ===
+
+impl<'p> Surroundings<'p> {
+    fn of(pod: Pod<'p>) -> Result<Self, Denial> {
+        let containers = pod.containers()?;
+        let init_containers = pod.init_containers()?;
+        let ports = exposed(containers.iter())?;
+        let long_running = exposed(init_containers.iter().filter(|init| init.is_long_running()))?;
+        Ok(Self { containers, init_containers, ports, long_running })
+    }
+
+    /// The ports that have a name, which a port may be given by.
+    fn named(&self) -> Vec<port::Named<'p>> {
+        self.ports.iter().filter_map(|port| Some((port.name?, port.number))).collect()
+    }
+}
+
+fn exposed<'a, 'p: 'a>(
+    containers: impl Iterator<Item = &'a Container<'p>>,
+) -> Result<Vec<Port<'p>>, Denial> {
+    let mut ports = Vec::new();
+    for container in containers {
+        ports.extend(container.ports()?);
+    }
+    Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::decision::tests::policy;
+    use crate::names::{INIT_CONTAINER, SIDECAR, VOLUME};
+
+    fn planned(pod: &Value) -> Plan {
+        plan(Pod::new(pod), &policy()).unwrap_or_else(|denial| panic!("{}", denial.message))
+    }
+
+    fn pod(annotations: &Value, containers: &Value) -> Value {
+        json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}})
+    }
+
+    fn app(ports: &Value) -> Value {
+        json!([{"name": "app", "ports": ports}])
+    }
+
+    fn denied(pod: &Value) -> (Reason, String) {
+        let Denial { reason, message } = plan(Pod::new(pod), &policy()).unwrap_err();
+        (reason, message)
+    }
+
+    #[test]
+    fn the_documents_defaults() {
+        let ports = json!([{"containerPort": 8080, "name": "http"}, {"containerPort": 9090}]);
+        let plan = planned(&pod(&json!({}), &app(&ports)));
+        assert_eq!((plan.service.name.as_str(), plan.service.port), ("app", Some(8080)));
+        assert_eq!(
+            plan.defaults,
+            [
+                (annotation::SERVICE, "app".to_owned()),
+                (annotation::SERVICE_PORT, "http".to_owned()),
+                (annotation::DEFAULT_CONTAINER, "app".to_owned()),
+            ]
+        );
+        assert_eq!(plan.upstreams, []);
+    }
+
+    #[test]
+    fn the_default_port_is_the_first_of_any_container() {
+        let containers = json!([
+            {"name": "log"},
+            {"name": "dns", "ports": [{"containerPort": 53, "protocol": "UDP", "name": "dns"}]},
+            {"name": "app", "ports": [{"containerPort": 8080}]},
+        ]);
+        let plan = planned(&pod(&json!({}), &containers));
+        assert_eq!((plan.service.name.as_str(), plan.service.port), ("log", Some(8080)));
+        assert_eq!(plan.defaults[1], (annotation::SERVICE_PORT, "8080".to_owned()));
+    }
+
+    #[test]
+    fn annotations_win() {
+        let ports = json!([{"containerPort": 8080, "name": "http"}, {"containerPort": 9090, "name": "admin"}]);
+        let annotations = json!({
+            annotation::SERVICE: "web", annotation::SERVICE_PORT: "admin",
+            annotation::UPSTREAMS: "db:1234, auth:6789", annotation::DEFAULT_CONTAINER: "x",
+        });
+        let plan = planned(&pod(&annotations, &app(&ports)));
+        assert_eq!((plan.service.name.as_str(), plan.service.port), ("web", Some(9090)));
+        assert_eq!(plan.defaults, []);
+        let locals: Vec<_> = plan.upstreams.iter().map(|u| u.local_bind_port).collect();
+        assert_eq!(locals, [1234, 6789]);
+    }
+
+    #[test]
+    fn a_pod_without_a_port_is_a_client() {
+        for containers in [app(&json!(null)), app(&json!([]))] {
+            assert_eq!(planned(&pod(&json!({}), &containers)).service.port, None);
+        }
+    }
+
+    /// Pain 40: what other injectors take silently and get wrong.
+    #[test]
+    fn what_cannot_work_is_denied() {
+        let ports = json!([{"containerPort": 8080, "name": "http"}, {"containerPort": 9090}]);
+        for (key, value, reason, problem) in [
+            (annotation::SERVICE, "", Reason::InvalidService, "the service name is empty"),
+            (annotation::SERVICE, "we b", Reason::InvalidService, "column 3"),
+            (annotation::SERVICE, "$(id)", Reason::InvalidService, "column 1"),
+            (annotation::SERVICE_PORT, "0", Reason::InvalidServicePort, "out of range"),
+            (annotation::SERVICE_PORT, "grpc", Reason::InvalidServicePort, "there are: http"),
+            (annotation::SERVICE_PORT, "20000", Reason::InvalidServicePort, "public listener"),
+            (annotation::UPSTREAMS, "db", Reason::InvalidUpstreams, "no local port"),
+            (annotation::UPSTREAMS, "db:1234, auth:0", Reason::InvalidUpstreams, "column 15"),
+            (annotation::UPSTREAMS, "db:1234,", Reason::InvalidUpstreams, "empty element"),
+            (annotation::UPSTREAMS, "a:1,b:1", Reason::UpstreamConflict, "127.0.0.1:1"),
+            (annotation::UPSTREAMS, "a:20000", Reason::UpstreamConflict, "public listener"),
+            (annotation::UPSTREAMS, "a:19000", Reason::UpstreamConflict, "admin port"),
+            (annotation::UPSTREAMS, "a:9090", Reason::UpstreamConflict, "container `app`"),
+        ] {
+            let (found, message) = denied(&pod(&json!({key: value}), &app(&ports)));
+            assert_eq!(found, reason, "{message}");
+            assert!(message.contains(problem), "{message}");
+            assert!(message.contains(key) && message.contains(value), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_services_own_port_is_taken_even_if_no_container_exposes_it() {
+        let annotations = json!({annotation::SERVICE_PORT: "80", annotation::UPSTREAMS: "a:80"});
+        let (reason, message) = denied(&pod(&annotations, &app(&json!(null))));
+        assert_eq!(reason, Reason::UpstreamConflict);
+        assert!(message.contains("own service"), "{message}");
+    }
+
+    #[test]
+    fn a_native_sidecars_port_is_taken_too() {
+        let mut pod = pod(&json!({annotation::UPSTREAMS: "a:15001"}), &app(&json!(null)));
+        let ports = json!([{"containerPort": 15001}]);
+        pod["spec"]["initContainers"] =
+            json!([{"name": "other", "restartPolicy": "Always", "ports": ports}]);
+        assert_eq!(denied(&pod).0, Reason::UpstreamConflict);
+        pod["spec"]["initContainers"] = json!([{"name": "once", "ports": ports}]);
+        planned(&pod);
+    }
+
+    #[test]
+    fn names_of_ours_are_reserved() {
+        let denied = |spec: Value| denied(&json!({"spec": spec})).0;
+        assert_eq!(denied(json!({"containers": [{"name": SIDECAR}]})), Reason::ReservedName);
+        let app = json!([{"name": "app"}]);
+        assert_eq!(
+            denied(json!({"containers": app, "initContainers": [{"name": INIT_CONTAINER}]})),
+            Reason::ReservedName
+        );
+        assert_eq!(
+            denied(json!({"containers": app, "volumes": [{"name": VOLUME}]})),
+            Reason::ReservedName
+        );
+    }
+
+    #[test]
+    fn a_pod_without_containers_is_denied() {
+        for spec in [json!({}), json!({"containers": []}), json!({"containers": null})] {
+            assert_eq!(denied(&json!({"spec": spec})).0, Reason::NoContainers);
+        }
+    }
+
+    #[test]
+    fn shared_variables_are_warned_of() {
+        let annotations = json!({annotation::UPSTREAMS: "a-b:1,a.b:2"});
+        let plan = planned(&pod(&annotations, &app(&json!(null))));
+        assert_eq!(plan.warnings.len(), 1);
+        assert!(plan.warnings[0].contains("A_B_CONNECT_SERVICE_HOST"), "{:?}", plan.warnings);
+    }
+}

@@ -1,0 +1,294 @@
+//! What is registered: name, port, tags, meta and the proxy's own settings.
+
+use std::collections::BTreeMap;
+
+use registration::{name, port};
+use serde_json::{Map, Value};
+
+use super::{Surroundings, owner, read};
+use crate::annotation;
+use crate::denial::Denial;
+use crate::pod::{Container, Pod};
+use crate::reason::Reason;
+
+/// What is registered.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Service {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its port; none: a client only.
+    pub(crate) port: Option<u16>,
+    /// Its tags.
+    pub(crate) tags: Vec<String>,
+    /// Its meta.
+    pub(crate) meta: BTreeMap<String, String>,
+    /// Settings of the proxy's own.
+    pub(crate) proxy_config: Map<String, Value>,
+}
+
+/// Reads what is registered.
+pub(super) fn service(
+    pod: Pod<'_>,
+    first: &Container<'_>,
+    around: &Surroundings<'_>,
+    defaults: &mut Vec<(&'static str, String)>,
+    warnings: &mut Vec<String>,
+) -> Result<Service, Denial> {
+    Ok(Service {
+        name: name(pod, first, defaults)?,
+        port: service_port(pod, around, defaults)?,
+        tags: tags(pod, warnings)?,
+        meta: meta(pod)?,
+        proxy_config: proxy_config(pod)?,
+    })
+}
+
+/// The name of the service: annotated, or that of the first container.
+fn name(
+    pod: Pod<'_>,
+    first: &Container<'_>,
+    defaults: &mut Vec<(&'static str, String)>,
+) -> Result<String, Denial> {
+    let reason = Reason::InvalidService;
+    let key = annotation::SERVICE;
+    if let Some(value) = pod.annotation(key)? {
+        refuse_several(key, value)?;
+        return name::check(value)
+            .map(|()| value.to_owned())
+            .map_err(|error| Denial::annotation(reason, key, value, error));
+    }
+    name::check(first.name).map_err(|error| {
+        let problem = format!(
+            "the first container's name can't be a service's ({error}): set annotation `{key}`"
+        );
+        Denial::new(reason, problem)
+    })?;
+    defaults.push((key, first.name.to_owned()));
+    Ok(first.name.to_owned())
+}
+
+/// The port of the service: annotated, or the first that any container exposes.
+fn service_port(
+    pod: Pod<'_>,
+    around: &Surroundings<'_>,
+    defaults: &mut Vec<(&'static str, String)>,
+) -> Result<Option<u16>, Denial> {
+    let key = annotation::SERVICE_PORT;
+    if let Some(value) = pod.annotation(key)? {
+        refuse_several(key, value)?;
+        return port::resolve(value, &around.named())
+            .map_err(|error| error.to_string())
+            .and_then(|port| match owner(port) {
+                Some(owner) => Err(format!("port {port} is {owner}: choose another port")),
+                None => Ok(Some(port)),
+            })
+            .map_err(|problem| {
+                Denial::annotation(Reason::InvalidServicePort, key, value, problem)
+            });
+    }
+    let Some(first) = around.ports.first() else {
+        return Ok(None);
+    };
+    let written = first.name.map_or_else(|| first.number.to_string(), str::to_owned);
+    defaults.push((key, written));
+    Ok(Some(first.number))
+}
+
+fn refuse_several(key: &str, value: &str) -> Result<(), Denial> {
+    let Some((before, _)) = value.split_once(',') else { return Ok(()) };
+    let column = before.chars().count() + 1;
+    let problem = format!(
+        "column {column}: several services in one pod are not supported: give each a pod of its own"
+    );
+    Err(Denial::annotation(Reason::SeveralServices, key, value, problem))
+}
+
+/// The tags, of both names of the annotation.
+fn tags(pod: Pod<'_>, warnings: &mut Vec<String>) -> Result<Vec<String>, Denial> {
+    let mut tags = Vec::new();
+    for key in [annotation::TAGS, annotation::CONNECT_TAGS] {
+        if let Some(value) = pod.annotation(key)? {
+            tags.extend(split_tags(value));
+            if key == annotation::CONNECT_TAGS {
+                warnings.push(format!(
+                    "annotation `{key}` is the old name: use `{}`",
+                    annotation::TAGS
+                ));
+            }
+        }
+    }
+    Ok(tags)
+}
+
+/// Splits at the commas that have no backslash before them. Blanks around a tag
+/// do not count, nor does an empty one.
+fn split_tags(list: &str) -> Vec<String> {
+    let mut tags = vec![String::new()];
+    let mut rest = list;
+    while let Some(at) = rest.find(',') {
+        let (piece, behind) = (&rest[..at], &rest[at + 1..]);
+        let escaped = piece.strip_suffix('\\');
+        if let Some(tag) = tags.last_mut() {
+            tag.push_str(escaped.unwrap_or(piece));
+            tag.push_str(if escaped.is_some() { "," } else { "" });
+        }
+        if escaped.is_none() {
+            tags.push(String::new());
+        }
+        rest = behind;
+    }
+    if let Some(tag) = tags.last_mut() {
+        tag.push_str(rest);
+    }
+    tags.iter().map(|tag| tag.trim()).filter(|tag| !tag.is_empty()).map(str::to_owned).collect()
+}
+
+/// The meta.
+///
+/// Source of the bounds: the agent's own rules for "Service Meta".
+fn meta(pod: Pod<'_>) -> Result<BTreeMap<String, String>, Denial> {
+    const OURS: [&str; 2] = ["pod-name", "k8s-namespace"];
+    const MOST_PAIRS: usize = 64;
+    const MOST_KEY: usize = 128;
+    const MOST_VALUE: usize = 512;
+    let mut meta = BTreeMap::new();
+    let keys = pod.annotations().into_iter().flatten().map(|(key, _)| key);
+    for annotation in keys {
+        let Some(key) = annotation.strip_prefix(annotation::META).filter(|key| !key.is_empty())
+        else {
+            continue;
+        };
+        let Some(value) = pod.annotation(annotation)? else { continue };
+        let deny =
+            |problem: String| Denial::annotation(Reason::InvalidMeta, annotation, value, problem);
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if let Some(at) = key.chars().position(|c| !legal(c)) {
+            return Err(deny(format!(
+                "column {} of the key: expected letters, digits, `-` or `_`",
+                at + 1
+            )));
+        }
+        if OURS.contains(&key) || key.starts_with("consul-") {
+            return Err(deny(format!("the key `{key}` is reserved: choose another")));
+        }
+        if key.len() > MOST_KEY || value.len() > MOST_VALUE {
+            return Err(deny(format!(
+                "too long: at most {MOST_KEY} bytes of key and {MOST_VALUE} of value"
+            )));
+        }
+        meta.insert(key.to_owned(), value.to_owned());
+    }
+    let most = MOST_PAIRS - OURS.len();
+    if meta.len() > most {
+        let problem =
+            format!("{} annotations `{}KEY`: at most {most}", meta.len(), annotation::META);
+        return Err(Denial::new(Reason::InvalidMeta, problem));
+    }
+    Ok(meta)
+}
+
+fn proxy_config(pod: Pod<'_>) -> Result<Map<String, Value>, Denial> {
+    let config = read(pod, annotation::PROXY_CONFIG, Reason::InvalidProxyConfig, |text| {
+        serde_json::from_str(text).map_err(|error| format!("expected a JSON object: {error}"))
+    })?;
+    Ok(config.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::decision::tests::policy;
+    use crate::plan::plan;
+
+    fn planned(annotations: &Value) -> Result<Service, Denial> {
+        let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "app"}]}});
+        plan(Pod::new(&pod), &policy()).map(|plan| plan.service)
+    }
+
+    #[test]
+    fn tags_are_separated_by_commas() {
+        for (list, tags) in [
+            ("", &[][..]),
+            ("a", &["a"]),
+            (" a , b ,, c ", &["a", "b", "c"]),
+            (r"a\,b,c", &["a,b", "c"]),
+            (r"\,", &[","]),
+            (r"a\b,\\", &[r"a\b", r"\\"]),
+            ("$POD_NAME,$(id)", &["$POD_NAME", "$(id)"]),
+            ("a,a", &["a", "a"]),
+        ] {
+            assert_eq!(split_tags(list), tags, "{list}");
+        }
+        let service = planned(&json!({
+            annotation::TAGS: "a", annotation::CONNECT_TAGS: "b",
+        }))
+        .unwrap();
+        assert_eq!(service.tags, ["a", "b"]);
+    }
+
+    #[test]
+    fn meta_is_by_key() {
+        let service = planned(&json!({
+            "consul.hashicorp.com/service-meta-b": "2",
+            "consul.hashicorp.com/service-meta-A_1": "x=y, \"z\"",
+            "consul.hashicorp.com/service-meta-": "no key",
+        }))
+        .unwrap();
+        let meta: Vec<_> = service.meta.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(meta, [("A_1", "x=y, \"z\""), ("b", "2")]);
+    }
+
+    /// The agent would refuse the registration, and every pod would fail to
+    /// start.
+    #[test]
+    fn meta_that_the_agent_refuses_is_denied() {
+        for (key, value, problem) in [
+            ("a.b", "x", "column 2 of the key"),
+            ("pod-name", "x", "reserved"),
+            ("k8s-namespace", "x", "reserved"),
+            ("consul-x", "x", "reserved"),
+            ("a", &"x".repeat(513), "too long"),
+            (&"a".repeat(129), "x", "too long"),
+        ] {
+            let denial =
+                planned(&json!({format!("{}{key}", annotation::META): value})).unwrap_err();
+            assert_eq!(denial.reason, Reason::InvalidMeta);
+            assert!(denial.message.contains(problem), "{}", denial.message);
+        }
+        let many: Map<_, _> =
+            (0..63).map(|n| (format!("{}{n}", annotation::META), "x".into())).collect();
+        assert!(planned(&Value::Object(many)).unwrap_err().message.contains("at most 62"));
+    }
+
+    #[test]
+    fn a_proxys_settings_are_an_object() {
+        let service =
+            planned(&json!({annotation::PROXY_CONFIG: r#"{"local_connect_timeout_ms": 5}"#}));
+        assert_eq!(service.unwrap().proxy_config["local_connect_timeout_ms"], 5);
+        for text in ["", "[]", "{", "a=b"] {
+            let denial = planned(&json!({annotation::PROXY_CONFIG: text})).unwrap_err();
+            assert_eq!(denial.reason, Reason::InvalidProxyConfig);
+            assert!(denial.message.contains("a JSON object"), "{}", denial.message);
+        }
+    }
+
+    #[test]
+    fn several_services_are_denied() {
+        for key in [annotation::SERVICE, annotation::SERVICE_PORT] {
+            let denial = planned(&json!({key: "web,admin"})).unwrap_err();
+            assert_eq!(denial.reason, Reason::SeveralServices);
+            assert!(denial.message.contains("column 4"), "{}", denial.message);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn tags_are_read_as_written(tags in prop::collection::vec("[a-z,]{1,5}", 0..5)) {
+            let list: Vec<_> = tags.iter().map(|tag| tag.replace(',', r"\,")).collect();
+            prop_assert_eq!(split_tags(&list.join(", ")), tags);
+        }
+    }
+}

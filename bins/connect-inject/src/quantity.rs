@@ -1,0 +1,245 @@
+//! Quantities of Kubernetes, such as `250m` of CPU and `64Mi` of memory.
+//!
+//! Source: "Quantity" of the Kubernetes API reference.
+
+use std::str::FromStr;
+
+/// A quantity: its text, which is passed on as it is, and its size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Quantity {
+    text: String,
+    /// In billionths, rounded up: Kubernetes knows nothing finer.
+    billionths: u128,
+}
+
+/// Two bounds of one resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// What is set aside.
+    pub(crate) request: Option<Quantity>,
+    /// What is the most.
+    pub(crate) limit: Option<Quantity>,
+}
+
+/// What a container may use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Resources {
+    /// Its CPU time.
+    pub(crate) cpu: Bounds,
+    /// Its memory.
+    pub(crate) memory: Bounds,
+}
+
+const FORM: &str = "expected a number with a suffix such as `m`, `k`, `M`, `Mi` or `Gi`";
+
+// === impl Quantity ===
+
+impl Quantity {
+    /// As it was written.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl FromStr for Quantity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let at = |rest: &str| text[..text.len() - rest.len()].chars().count() + 1;
+        let rest = text.strip_prefix('+').unwrap_or(text);
+        if rest.starts_with('-') {
+            return Err("column 1: a resource can't be negative".to_owned());
+        }
+        let (whole, rest) = digits(rest);
+        let (fraction, rest) = rest.strip_prefix('.').map_or(("", rest), digits);
+        if whole.is_empty() && fraction.is_empty() {
+            return Err(format!("column {}: {FORM}", at(rest)));
+        }
+        let (base, exponent) =
+            suffix(rest).ok_or_else(|| format!("column {}: {FORM}", at(rest)))?;
+        billionths(whole, fraction, base, exponent)
+            .map(|billionths| Self { text: text.to_owned(), billionths })
+            .ok_or_else(|| "the number is too large or too long".to_owned())
+    }
+}
+
+/// The digits that a text begins with, and the rest of it.
+fn digits(text: &str) -> (&str, &str) {
+    text.split_at(text.bytes().take_while(u8::is_ascii_digit).count())
+}
+
+/// A suffix as a base and its exponent.
+fn suffix(text: &str) -> Option<(u128, i32)> {
+    Some(match text {
+        "n" => (10, -9),
+        "u" => (10, -6),
+        "m" => (10, -3),
+        "" => (10, 0),
+        "k" => (10, 3),
+        "M" => (10, 6),
+        "G" => (10, 9),
+        "T" => (10, 12),
+        "P" => (10, 15),
+        "E" => (10, 18),
+        "Ki" => (1024, 1),
+        "Mi" => (1024, 2),
+        "Gi" => (1024, 3),
+        "Ti" => (1024, 4),
+        "Pi" => (1024, 5),
+        "Ei" => (1024, 6),
+        exponent => {
+            let exponent = exponent.strip_prefix(['e', 'E'])?;
+            let plain = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+            if plain.is_empty() || !plain.bytes().all(|b| b.is_ascii_digit()) || plain.len() > 2 {
+                return None;
+            }
+            (10, exponent.parse().ok()?)
+        }
+    })
+}
+
+/// `whole.fraction * base^exponent` in billionths, rounded up.
+fn billionths(whole: &str, fraction: &str, base: u128, exponent: i32) -> Option<u128> {
+    let fraction = fraction.trim_end_matches('0');
+    let joined = format!("{whole}{fraction}");
+    let joined = joined.trim_start_matches('0');
+    let number: u128 = if joined.is_empty() { 0 } else { joined.parse().ok()? };
+    if number == 0 {
+        return Some(0);
+    }
+    let tens = |power: i32| 10_u128.checked_pow(u32::try_from(power).ok()?);
+    let mut tenth = 9 - i32::try_from(fraction.len()).ok()?;
+    let mut number = number;
+    if base == 10 {
+        tenth += exponent;
+    } else {
+        number = number.checked_mul(base.checked_pow(u32::try_from(exponent).ok()?)?)?;
+    }
+    if tenth >= 0 {
+        number.checked_mul(tens(tenth)?)
+    } else {
+        // Finer than anything is the finest.
+        Some(tens(-tenth).map_or(1, |divisor| number.div_ceil(divisor)))
+    }
+}
+
+// === impl Resources ===
+
+impl Resources {
+    /// The resources with their names.
+    pub(crate) fn each(&self) -> [(&'static str, &Bounds); 2] {
+        [("cpu", &self.cpu), ("memory", &self.memory)]
+    }
+
+    /// Whether a request is above its limit, which the API server refuses.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        for (name, Bounds { request, limit }) in self.each() {
+            if let (Some(request), Some(limit)) = (request, limit)
+                && request.billionths > limit.billionths
+            {
+                return Err(format!(
+                    "the {name} request `{}` is above the {name} limit `{}`",
+                    request.text, limit.text
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn size(text: &str) -> u128 {
+        text.parse::<Quantity>().unwrap_or_else(|error| panic!("{text}: {error}")).billionths
+    }
+
+    #[test]
+    fn every_suffix() {
+        const ONE: u128 = 1_000_000_000;
+        for (text, expected) in [
+            ("0", 0),
+            ("0.0Gi", 0),
+            ("1", ONE),
+            ("+1", ONE),
+            ("007", 7 * ONE),
+            ("1.5", ONE / 2 * 3),
+            (".5", ONE / 2),
+            ("5.", 5 * ONE),
+            ("100m", ONE / 10),
+            ("1n", 1),
+            ("0.1n", 1),
+            ("1u", 1000),
+            ("2k", 2000 * ONE),
+            ("1e3", 1000 * ONE),
+            ("1E3", 1000 * ONE),
+            ("1E-3", ONE / 1000),
+            ("1e-99", 1),
+            ("1E", 1_000_000_000_000_000_000 * ONE),
+            ("1Ki", 1024 * ONE),
+            ("1.5Gi", 1_610_612_736 * ONE),
+            ("1Ei", (1 << 60) * ONE),
+        ] {
+            assert_eq!(size(text), expected, "{text}");
+        }
+        assert_eq!("64.0Mi".parse::<Quantity>().unwrap().text(), "64.0Mi");
+    }
+
+    #[test]
+    fn what_is_none_is_pointed_at() {
+        for (text, column) in [
+            ("", 1),
+            (".", 2),
+            ("-1", 1),
+            ("Mi", 1),
+            ("10 Mi", 3),
+            ("10mb", 3),
+            ("1.2.3", 4),
+            ("1e", 2),
+            ("1e+", 2),
+            ("0x10", 2),
+            ("10é", 3),
+            ("1e100", 2),
+        ] {
+            let error = text.parse::<Quantity>().unwrap_err();
+            assert!(error.starts_with(&format!("column {column}: ")), "{text}: {error}");
+        }
+        for text in ["9".repeat(60).as_str(), "1e99", "99999999999999Ei"] {
+            assert!(text.parse::<Quantity>().unwrap_err().contains("too large"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_at_most_its_limit() {
+        let bounds = |request: &str, limit: &str| Resources {
+            cpu: Bounds { request: request.parse().ok(), limit: limit.parse().ok() },
+            ..Resources::default()
+        };
+        for (request, limit) in [("1", "1000m"), ("", "0"), ("5", ""), ("0", "0"), ("1k", "1Ki")] {
+            assert_eq!(bounds(request, limit).check(), Ok(()), "{request} {limit}");
+        }
+        assert_eq!(
+            bounds("1.1", "1").check().unwrap_err(),
+            "the cpu request `1.1` is above the cpu limit `1`"
+        );
+        assert!(bounds("1", "0").check().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "[+-]?[0-9.]{0,45}(\\PC{0,3}|[eE][+-]?[0-9]{0,12}|[KMGTPE]i)") {
+            let _ = text.parse::<Quantity>();
+        }
+
+        #[test]
+        fn sizes_are_in_order(a: u32, b: u32) {
+            let [small, large, kilo, kibi] =
+                [(a, "m"), (b, "m"), (a, "k"), (a, "Ki")].map(|(n, unit)| size(&(n.to_string() + unit)));
+            prop_assert_eq!(small < large, a < b);
+            prop_assert!(kibi >= kilo);
+        }
+    }
+}

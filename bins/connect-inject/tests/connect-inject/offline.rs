@@ -1,0 +1,147 @@
+//! `connect-inject uninject` and `explain`.
+
+use serde_json::Value;
+
+use crate::harness::{ECHO_CLIENT, ECHO_SERVER, IMAGES, yaml};
+use crate::inject::{command, documents, is_injected, run};
+
+/// A document of every kind that has a pod.
+fn every_kind() -> String {
+    let template = "metadata:\n      annotations:\n        consul.hashicorp.com/connect-inject: \"true\"\n        consul.hashicorp.com/connect-service-upstreams: db:1234\n    spec:\n      containers: [{name: web, env: [{name: A, value: b}]}, {name: log}]\n";
+    let mut documents = vec![format!("{ECHO_SERVER}---{ECHO_CLIENT}")];
+    for (version, kind) in [
+        ("apps/v1", "Deployment"),
+        ("apps/v1", "StatefulSet"),
+        ("apps/v1", "DaemonSet"),
+        ("apps/v1", "ReplicaSet"),
+        ("v1", "ReplicationController"),
+        ("batch/v1", "Job"),
+    ] {
+        documents.push(format!(
+            "---\napiVersion: {version}\nkind: {kind}\nmetadata: {{name: web}}\nspec:\n  template:\n    {template}"
+        ));
+    }
+    let deeper = template.replace("\n    ", "\n        ");
+    documents.push(format!(
+        "---\napiVersion: batch/v1\nkind: CronJob\nmetadata: {{name: web}}\nspec:\n  jobTemplate:\n    spec:\n      template:\n        {deeper}"
+    ));
+    let pod = yaml(ECHO_SERVER);
+    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [pod, {"kind": "Service"}]});
+    documents.push(format!("---\n{list}\n"));
+    documents.concat()
+}
+
+#[test]
+fn uninject_is_the_inverse_for_every_kind() {
+    let before = every_kind();
+    let (code, injected, log) = run(command("inject").args(IMAGES), &before);
+    assert_eq!(code, 0, "{log}");
+    assert_eq!(log.matches("requested").count(), 10, "{log}");
+    let (code, after, log) = run(&mut command("uninject"), &injected);
+    assert_eq!(code, 0, "{log}");
+    assert_eq!(documents(&after), documents(&before));
+    assert_eq!(log.matches(": uninjected").count(), 10, "{log}");
+
+    let (code, twice, log) = run(&mut command("uninject"), &after);
+    assert_eq!((code, twice), (0, after));
+    assert_eq!(log.matches("not injected").count(), 10, "{log}");
+}
+
+#[test]
+fn what_another_injector_did_is_left_alone() {
+    let other =
+        ECHO_SERVER.replace("connect-inject\": \"true\"", "connect-inject-status\": \"injected\"");
+    let (code, out, log) = run(&mut command("uninject"), &other);
+    assert_eq!((code, out.trim()), (64, other.trim()));
+    assert!(log.contains("not uninjected: 1"), "{log}");
+}
+
+#[test]
+fn explain_has_a_line_for_each_pod() {
+    let mistaken = "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: web\n  namespace: shop\n  annotations: {consul.hashicorp.com/connect-inject: \"true\"}\nspec: {template: {spec: {containers: [{name: web}]}}}\n";
+    let denied = ECHO_CLIENT.replace(":1234", "");
+    let input = format!("{ECHO_SERVER}---{denied}---\n{mistaken}---\nkind: Service\n");
+    let (code, out, log) = run(command("explain").args(IMAGES), &input);
+    assert_eq!(code, 64, "{log}");
+    let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split('\t').collect()).collect();
+    assert_eq!(lines.len(), 3, "{out}");
+    assert_eq!(lines[0][..3], ["Pod default/echo-server", "injected", "requested"]);
+    assert!(lines[0][3].contains("service `echo-server` on port 8080"), "{out}");
+    assert_eq!(lines[1][..3], ["Pod default/echo-client", "denied", "invalid-upstreams"]);
+    assert!(lines[1][3].contains("column 1"), "{out}");
+    assert_eq!(lines[2][..3], ["Deployment shop/web", "skipped", "not-requested"]);
+    assert!(lines[2][3].contains("move it to spec.template.metadata.annotations"), "{out}");
+
+    let (code, _, log) = run(command("inject").args(IMAGES), mistaken);
+    assert!(code == 0 && log.contains("a common mistake"), "{log}");
+}
+
+#[test]
+fn the_policy_may_be_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policy.yaml");
+    let policy = |text: &str| runtime::file::write_whole(&file, 0o600, text.as_bytes()).unwrap();
+    let plain = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: web}]}\n";
+    let inject = || {
+        let mut inject = command("inject");
+        inject.arg("--config").arg(&file);
+        inject
+    };
+    let injected = |(code, out, log): (i32, String, String)| {
+        assert_eq!(code, 0, "{log}");
+        if is_injected(&yaml(&out)) { yaml(&out) } else { Value::Null }
+    };
+    policy(
+        "init-image: i:1\nenvoy-image: e:1\ndefault-inject: true\ndefault-envoy-proxy-concurrency: 7\nimage-pull-secret: [a, b]\nkubernetes-version: \"1.30\"\n",
+    );
+    let pod = injected(run(&mut inject(), plain));
+    let sidecar = &pod["spec"]["initContainers"][1];
+    assert_eq!(sidecar["restartPolicy"], "Always");
+    assert_eq!(sidecar["image"], "e:1");
+    assert!(sidecar["command"].as_array().unwrap().contains(&"7".into()), "{sidecar}");
+    assert_eq!(pod["spec"]["imagePullSecrets"], serde_json::json!([{"name": "a"}, {"name": "b"}]));
+
+    // Flags and environment variables win.
+    let pod = injected(run(
+        inject()
+            .args(["--envoy-image", "e:2", "--image-pull-secret=c"])
+            .env("CONNECT_INJECT_INIT_IMAGE", "i:2"),
+        plain,
+    ));
+    assert_eq!(pod["spec"]["initContainers"][1]["image"], "e:2");
+    assert_eq!(pod["spec"]["initContainers"][0]["image"], "i:2");
+    assert_eq!(pod["spec"]["imagePullSecrets"], serde_json::json!([{"name": "c"}]));
+    assert_eq!(injected(run(inject().arg("--default-inject=false"), plain)), Value::Null);
+}
+
+#[test]
+fn every_mistake_of_flags_and_file_is_reported_in_one_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policy.yaml");
+    let text = "kubernetes-version: 1.30\nlisten: x\nimage: {}\nenvoy-image: \"\"\ndefault-inject: perhaps\ninit-container-cpu-limit: 1m\nsidecar-mode: natif\n";
+    runtime::file::write_whole(&file, 0o600, text.as_bytes()).unwrap();
+    let mut inject = command("inject");
+    inject.arg("--config").arg(&file).args(["--default-sidecar-proxy-cpu-limit", "1mm"]);
+    let (code, out, log) = run(&mut inject, "");
+    assert_eq!((code, out.as_str()), (64, ""));
+    for mistake in [
+        "`kubernetes-version`: write 1.3 in quotes",
+        "`listen`: there is no such flag",
+        "`image`: there is no such flag",
+        "--init-image: required",
+        "--envoy-image: `` is no image",
+        "--default-inject: expected `true` or `false`",
+        "--init-container: the cpu request `50m` is above the cpu limit `1m`",
+        "--sidecar-mode: expected `auto`, `native` or `container`",
+        "--default-sidecar-proxy-cpu-limit: `1mm`: column 2",
+    ] {
+        assert!(log.contains(mistake), "{mistake}: {log}");
+    }
+    for text in ["[]", "a: [", "a: 1\na: 2\n"] {
+        runtime::file::write_whole(&file, 0o600, text.as_bytes()).unwrap();
+        let (code, _, log) = run(command("inject").args(IMAGES).arg("--config").arg(&file), "");
+        assert!(code == 64 && log.contains("policy.yaml: "), "{log}");
+    }
+    let (code, _, log) = run(command("inject").args(IMAGES).args(["--config", "missing.yaml"]), "");
+    assert!(code == 64 && log.contains("--config missing.yaml: No such file"), "{log}");
+}
