@@ -9,6 +9,7 @@ use registration::service::Kind;
 use runtime::{LogArgs, exit};
 
 use crate::flags;
+use crate::output::{Output, Rows};
 
 /// Registers services with a Consul agent by hand
 #[derive(Debug, Parser)]
@@ -27,7 +28,7 @@ pub(crate) enum Command {
     ///
     /// All files are read and checked before anything is sent. If a service is
     /// refused, those that this run has added are taken back. What has the id
-    /// of a registered service replaces it, checks included.
+    /// of a registered service replaces it.
     #[command(
         after_help = exit::HELP,
         override_usage = "connect-register register [OPTIONS] <FILE>...\n       \
@@ -46,21 +47,55 @@ pub(crate) enum Command {
     )]
     Deregister(DeregisterArgs),
 
+    /// Read and check definition files, and ask no agent
+    #[command(after_help = exit::HELP)]
+    Validate(ValidateArgs),
+
+    /// Show what is registered with the agent
+    ///
+    /// With ids, only those; one that is not registered is a failure.
+    #[command(after_help = exit::HELP)]
+    Status(StatusArgs),
+
     /// Print the Envoy bootstrap document of a registered proxy, as JSON
     ///
     /// It holds the ACL token: keep it from others.
     #[command(after_help = exit::HELP)]
     Bootstrap(BootstrapCommand),
+
+    /// Print the completions of a shell
+    Completions(CompletionsArgs),
+
+    /// Print the manual page, or that of a subcommand
+    Man(ManArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RegisterArgs {
-    /// Definition files of Consul's, in JSON; `-` is standard input
+    /// Definition files of Consul's, in HCL or JSON, or folders of them; `-` is
+    /// standard input
     #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with = "ServiceArgs")]
     pub(crate) files: Vec<PathBuf>,
 
     #[command(flatten)]
     pub(crate) service: ServiceArgs,
+
+    /// Remove checks that a service had and its definition has not; otherwise
+    /// they stay
+    #[arg(long)]
+    pub(crate) replace_checks: bool,
+
+    /// Go on with the others if a service is refused, and take nothing back
+    #[arg(long)]
+    pub(crate) keep_going: bool,
+
+    /// Wait until the catalog shows them
+    #[arg(long)]
+    pub(crate) wait: bool,
+
+    /// The form of what is printed
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    pub(crate) output: Output,
 
     #[command(flatten)]
     pub(crate) reach: ReachArgs,
@@ -102,7 +137,8 @@ pub(crate) struct ServiceArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeregisterArgs {
-    /// Definition files of the services, in JSON; `-` is standard input
+    /// Definition files of the services, in HCL or JSON, or folders of them; `-`
+    /// is standard input
     #[arg(value_name = "FILE", required_unless_present = "ids", conflicts_with = "ids")]
     pub(crate) files: Vec<PathBuf>,
 
@@ -110,8 +146,55 @@ pub(crate) struct DeregisterArgs {
     #[arg(long = "id", value_name = "ID", value_parser = flags::not_empty)]
     pub(crate) ids: Vec<String>,
 
+    /// Wait until the catalog shows them no more; for that, files are needed
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) wait: bool,
+
+    /// The form of what is printed
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    pub(crate) output: Output,
+
     #[command(flatten)]
     pub(crate) reach: ReachArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ValidateArgs {
+    /// Definition files, in HCL or JSON, or folders of them; `-` is standard input
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// The form of what is printed
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusArgs {
+    /// Ids of services
+    #[arg(value_name = "ID", value_parser = flags::not_empty)]
+    pub(crate) ids: Vec<String>,
+
+    /// The form of what is printed
+    #[arg(long, value_name = "FORM", default_value = "table")]
+    pub(crate) output: Rows,
+
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ManArgs {
+    /// The subcommand; none: the program as a whole
+    #[arg(value_name = "SUBCOMMAND")]
+    pub(crate) subcommand: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -2,35 +2,53 @@
 
 use consul::agent::Deregistered;
 use consul::{Agent, Error};
+use registration::Service;
 use runtime::deadline::{Deadline, race};
-use runtime::{Failure, Signals, retry};
+use runtime::{Exit, Failure, Signals, retry};
+use serde_json::json;
 
 use crate::agent::{cut_short, with_token};
 use crate::args::DeregisterArgs;
-use crate::{files, output};
+use crate::output::{self, Output};
+use crate::{catalog, files};
 
 /// Deregisters services, each one whatever becomes of the others.
 pub(crate) async fn run(args: DeregisterArgs, mut signals: Signals) -> Result<(), Failure> {
-    let DeregisterArgs { files, ids, reach } = args;
-    let definitions = if ids.is_empty() { files::read(&files)? } else { Vec::new() };
+    let DeregisterArgs { files, ids, wait, output, reach } = args;
+    let definitions =
+        if ids.is_empty() { files::read(&files, output)?.definitions } else { Vec::new() };
     let agent = reach.agent.agent(None)?;
     let mut targets = Vec::new();
     for id in ids {
-        targets.push(Target::new(agent.clone(), id));
+        targets.push(Target::new(agent.clone(), id, None));
     }
     for definition in definitions {
         let agent = with_token(&agent, definition.token.as_ref())?;
-        targets.push(Target::new(agent, definition.service.id().to_owned()));
+        let Service { name, .. } = &definition.service;
+        let id = definition.service.id().to_owned();
+        targets.push(Target::new(agent, id, Some(name.clone())));
     }
     let deadline = Deadline::after(reach.timeout);
     let cut = race(deadline, &mut signals, deregister(&mut targets)).await.err();
-    output::print(targets.iter().filter_map(report))?;
+    print(&targets, output)?;
+    if cut.is_none() {
+        let work = async {
+            for target in &mut targets {
+                target.follow(wait, deadline).await;
+            }
+        };
+        if let Err(cut) = race(deadline, &mut signals, work).await
+            && wait
+        {
+            return Err(cut_short(cut, &agent, deadline));
+        }
+    }
 
     let unfinished = |target: Target| {
-        let Target { agent, id, outcome } = target;
+        let Target { agent, id, outcome, wait_failed, .. } = target;
         let failure = match (outcome, cut) {
-            (Some(Ok(_)), _) => return None,
-            (Some(Err(error)), _) => error.into(),
+            (Some(Ok(_)), _) => wait_failed?,
+            (Some(Err(failure)), _) => failure,
             (None, Some(cut)) => cut_short(cut, &agent, deadline),
             (None, None) => unreachable!("a target without an outcome is tried again"),
         };
@@ -52,8 +70,14 @@ pub(crate) async fn run(args: DeregisterArgs, mut signals: Signals) -> Result<()
 struct Target {
     agent: Agent,
     id: String,
+    /// Its name, if it is known.
+    name: Option<String>,
     /// What came of the last try.
-    outcome: Option<Result<Deregistered, Error>>,
+    outcome: Option<Result<Deregistered, Failure>>,
+    /// Whether another try may help.
+    is_open: bool,
+    /// Why waiting for the catalog came to nothing.
+    wait_failed: Option<Failure>,
 }
 
 /// Tries all of them in rounds, until there is none for which another try could
@@ -61,10 +85,10 @@ struct Target {
 async fn deregister(targets: &mut [Target]) {
     let mut pauses = retry::NODE_AGENT.pauses();
     loop {
-        for target in targets.iter_mut().filter(|target| target.is_open()) {
+        for target in targets.iter_mut().filter(|target| target.is_open) {
             target.attempt().await;
         }
-        if !targets.iter().any(Target::is_open) {
+        if !targets.iter().any(|target| target.is_open) {
             return;
         }
         tokio::time::sleep(pauses.next().unwrap_or(retry::NODE_AGENT.longest)).await;
@@ -74,45 +98,73 @@ async fn deregister(targets: &mut [Target]) {
 // === impl Target ===
 
 impl Target {
-    fn new(agent: Agent, id: String) -> Self {
-        Self { agent, id, outcome: None }
-    }
-
-    /// Whether a try, or another one, may help.
-    fn is_open(&self) -> bool {
-        match &self.outcome {
-            None => true,
-            Some(Ok(_)) => false,
-            Some(Err(error)) => error.is_transient(),
-        }
+    fn new(agent: Agent, id: String, name: Option<String>) -> Self {
+        Self { agent, id, name, outcome: None, is_open: true, wait_failed: None }
     }
 
     async fn attempt(&mut self) {
+        let Self { agent, id, .. } = self;
         // An agent without ACLs does not say whether it knew the id, so it is
         // asked before. What it says when asked to deregister counts.
-        let unknown = matches!(self.agent.service(&self.id, None).await, Ok(None));
-        let outcome = self.agent.deregister(&self.id).await;
-        if let (None, Err(error)) = (&self.outcome, &outcome)
-            && error.is_transient()
-        {
-            tracing::warn!("deregistering service `{}`: {error}; trying again", self.id);
+        let unknown = matches!(agent.service(id, None).await, Ok(None));
+        let outcome = agent.deregister(id).await;
+        self.is_open = outcome.as_ref().is_err_and(Error::is_transient);
+        if let (None, true, Err(error)) = (&self.outcome, self.is_open, &outcome) {
+            tracing::warn!("deregistering service `{id}`: {error}; trying again");
         }
         self.outcome = Some(match outcome {
             Ok(_) if unknown => Ok(Deregistered::WasUnknown),
-            outcome => outcome,
+            Ok(found) => match agent.service(id, None).await {
+                Ok(Some(_)) => Err(came_back(id)),
+                // Gone; or not to be seen with this token, or with this agent.
+                Ok(None) | Err(_) => Ok(found),
+            },
+            Err(error) => Err(error.into()),
         });
+    }
+
+    /// Looks at what the catalog says of it.
+    async fn follow(&mut self, wait: bool, deadline: Deadline) {
+        let Self { agent, id, name, .. } = self;
+        match (&self.outcome, name) {
+            (Some(Ok(Deregistered::WasUnknown)), name) => {
+                catalog::say_where_else(agent, id, name.as_deref()).await;
+            }
+            (Some(Ok(Deregistered::Gone)), Some(name)) if wait => {
+                let outcome = catalog::wait_for(agent, id, name, false, deadline).await;
+                self.wait_failed = outcome.err();
+            }
+            _ => {}
+        }
     }
 }
 
-/// As Consul's CLI reports it. One that was not there is told to people only.
-fn report(Target { agent, id, outcome }: &Target) -> Option<String> {
-    match outcome {
-        Some(Ok(Deregistered::Gone)) => Some(format!("Deregistered service: {id}")),
-        Some(Ok(Deregistered::WasUnknown)) => {
-            let address = &agent.config().address;
-            tracing::warn!("service `{id}` is not registered with the agent at {address}");
-            None
-        }
-        Some(Err(_)) | None => None,
+fn came_back(id: &str) -> Failure {
+    Failure::new(
+        Exit::Failure,
+        format_args!("service `{id}` was deregistered, and is registered again"),
+    )
+    .hint("something keeps it registered: a helper in its pod, or another run of this")
+}
+
+fn print(targets: &[Target], output: Output) -> Result<(), Failure> {
+    let of = |wanted: Deregistered| {
+        let is_wanted = move |target: &&Target| matches!(&target.outcome, Some(Ok(outcome)) if *outcome == wanted);
+        targets.iter().filter(is_wanted)
+    };
+    for Target { agent, id, .. } in of(Deregistered::WasUnknown) {
+        let address = &agent.config().address;
+        tracing::warn!("service `{id}` is not registered with the agent at {address}");
     }
+    if output == Output::Text {
+        // As Consul's CLI reports it. One that was not there is told to people only.
+        let lines =
+            of(Deregistered::Gone).map(|target| format!("Deregistered service: {}", target.id));
+        return output::print(lines);
+    }
+    let ids = |wanted| of(wanted).map(|target| target.id.as_str()).collect::<Vec<_>>();
+    output::print_json(&json!({
+        "deregistered": ids(Deregistered::Gone),
+        "unknown": ids(Deregistered::WasUnknown),
+    }))
 }

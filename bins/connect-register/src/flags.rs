@@ -19,7 +19,7 @@ pub(crate) fn definition(args: ServiceArgs) -> Option<Definition> {
         meta: meta.into_iter().collect(),
         ..Service::default()
     };
-    Some(Definition { service, token: None })
+    Some(Definition { service, ..Definition::default() })
 }
 
 /// `key=value`.

@@ -2,19 +2,25 @@
 //! debugs a pod.
 //!
 //! - `args`: the command line
-//! - `register`, `deregister`, `bootstrap`: one module a subcommand
+//! - `register`, `deregister`, `validate`, `status`, `bootstrap`: one module a
+//!   subcommand; `generate` for what is made from the command line itself
 //! - `flags`, `files`: services from flags and from definition files
 //! - `agent`: asking the agent, with patience
+//! - `catalog`: what the servers say of a service
 //! - `output`: stdout
 
 mod agent;
 mod args;
 mod bootstrap;
+mod catalog;
 mod deregister;
 mod files;
 mod flags;
+mod generate;
 mod output;
 mod register;
+mod status;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -33,7 +39,11 @@ async fn run(command: Command, signals: Signals) -> Result<ExitCode, Failure> {
     match command {
         Command::Register(args) => register::run(args, signals).await?,
         Command::Deregister(args) => deregister::run(args, signals).await?,
+        Command::Validate(args) => validate::run(&args)?,
+        Command::Status(args) => status::run(args, signals).await?,
         Command::Bootstrap(args) => bootstrap::run(args, signals).await?,
+        Command::Completions(args) => generate::completions(&args)?,
+        Command::Man(args) => generate::man(&args)?,
     }
     Ok(Exit::Done.into())
 }

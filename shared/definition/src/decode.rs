@@ -10,10 +10,12 @@ use registration::service::{Connect, Kind, Locality, SidecarService, TaggedAddre
 use registration::upstream::DestinationType;
 use registration::{Check, Proxy, Service, Upstream};
 
-use crate::Definition;
 use crate::error::Found;
 use crate::object::{At, Object, Reader};
 use crate::tree::{Node, Value};
+use crate::{Definition, Place};
+
+mod rules;
 
 const KINDS: [(&str, Kind); 6] = [
     ("connect-proxy", Kind::ConnectProxy),
@@ -45,14 +47,14 @@ const PROXY_MODES: [(&str, &str); 3] =
 
 const PROTOCOLS: [(&str, &str); 3] = [("http", "http"), ("http2", "http2"), ("", "")];
 
-/// The services of a file.
-pub(crate) fn definitions(root: &Node) -> Result<Vec<Definition>, Vec<Found>> {
+/// The services of a file, each with its place in bytes.
+pub(crate) fn definitions(root: &Node) -> Result<Vec<(usize, Definition)>, Vec<Found>> {
     let mut reader = Reader::default();
     let at = At { node: root, path: String::new() };
     if is_bare_service(root) {
         reader.report(
             &at,
-            "a service stands within `service`: expected {\"service\": {\"name\": ...}}",
+            "a service stands within `service`: expected {\"service\": {\"name\": ...}} or service { name = ... }",
         );
         return Err(reader.problems);
     }
@@ -69,12 +71,13 @@ fn is_bare_service(root: &Node) -> bool {
     let Value::Object(entries) = &root.value else {
         return false;
     };
-    let has = |name: &str| entries.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
+    let has = |name: &str| entries.iter().any(|(key, _)| key.text.eq_ignore_ascii_case(name));
     has("name") && !has("service") && !has("services")
 }
 
-fn service(reader: &mut Reader, at: &At<'_>) -> Definition {
-    reader.object(at, |o| {
+fn service(reader: &mut Reader, at: &At<'_>) -> (usize, Definition) {
+    let offset = at.node.offset;
+    let definition = reader.object(at, |o| {
         let service = Service {
             kind: o.read("kind", |reader, at| reader.one_of(at, &KINDS)),
             id: o.read("id", Reader::text),
@@ -97,29 +100,11 @@ fn service(reader: &mut Reader, at: &At<'_>) -> Definition {
         };
         let token = o.read("token", Reader::secret);
         if o.is_sound() {
-            require(o, &service);
+            rules::service(o, &service);
         }
-        Definition { service, token }
-    })
-}
-
-/// What a service can't do without.
-fn require(o: &mut Object<'_, '_>, service: &Service) {
-    if service.name.is_empty() {
-        o.report("name", "missing: a service has a name");
-    }
-    if service.kind == Kind::ConnectProxy {
-        if service.port == 0 && service.socket_path.is_empty() {
-            o.report("port", "missing: a connect-proxy has a port, from 1 to 65535");
-        }
-        let proxy = service.proxy.as_ref();
-        if proxy.is_none_or(|proxy| proxy.destination_service_name.is_empty()) {
-            o.report(
-                "proxy.destination_service_name",
-                "missing: a connect-proxy names the service that it stands for",
-            );
-        }
-    }
+        Definition { service, token, place: Place::default() }
+    });
+    (offset, definition)
 }
 
 fn tagged_address(reader: &mut Reader, at: &At<'_>) -> TaggedAddress {
@@ -161,50 +146,65 @@ fn sidecar_service(reader: &mut Reader, at: &At<'_>) -> SidecarService {
             name: o.read("name", Reader::text),
             tags: o.read("tags", Reader::texts),
             address: o.read("address", Reader::text),
+            tagged_addresses: o
+                .read("tagged_addresses", |reader, at| reader.map(at, tagged_address)),
             port: o.read("port", Reader::port),
             meta: o.read("meta", |reader, at| reader.map(at, Reader::text)),
             weights: o.read("weights", weights),
             enable_tag_override: o.read("enable_tag_override", Reader::boolean),
             proxy: o.optional("proxy", proxy),
             checks: checks(o),
+            locality: o.optional("locality", locality),
         };
-        if !sidecar.id.is_empty() {
-            o.report("id", "not accepted: the agent makes the id of a sidecar_service");
+        if o.is_sound() {
+            rules::sidecar(o, &sidecar);
         }
         sidecar
     })
 }
 
 fn proxy(reader: &mut Reader, at: &At<'_>) -> Proxy {
-    reader.object(at, |o| Proxy {
-        destination_service_name: o.read("destination_service_name", Reader::text),
-        destination_service_id: o.read("destination_service_id", Reader::text),
-        local_service_address: o.read("local_service_address", Reader::text),
-        local_service_port: o.read("local_service_port", Reader::port),
-        local_service_socket_path: o.read("local_service_socket_path", Reader::text),
-        mode: o.read("mode", |reader, at| reader.one_of(at, &PROXY_MODES)).to_owned(),
-        config: o.read("config", Reader::free),
-        upstreams: o.read("upstreams", |reader, at| reader.list(at, upstream)),
-        mesh_gateway: o.read("mesh_gateway", mesh_gateway),
-        expose: o.read("expose", expose),
+    reader.object(at, |o| {
+        let proxy = Proxy {
+            destination_service_name: o.read("destination_service_name", Reader::text),
+            destination_service_id: o.read("destination_service_id", Reader::text),
+            local_service_address: o.read("local_service_address", Reader::text),
+            local_service_port: o.read("local_service_port", Reader::port),
+            local_service_socket_path: o.read("local_service_socket_path", Reader::text),
+            mode: o.read("mode", |reader, at| reader.one_of(at, &PROXY_MODES)).to_owned(),
+            config: o.read("config", Reader::free),
+            upstreams: o.read("upstreams", |reader, at| reader.list(at, upstream)),
+            mesh_gateway: o.read("mesh_gateway", mesh_gateway),
+            expose: o.read("expose", expose),
+        };
+        if o.is_sound() {
+            rules::proxy(o, &proxy);
+        }
+        proxy
     })
 }
 
 fn upstream(reader: &mut Reader, at: &At<'_>) -> Upstream {
-    reader.object(at, |o| Upstream {
-        destination_type: o
-            .read("destination_type", |reader, at| reader.one_of(at, &DESTINATION_TYPES)),
-        destination_name: o.read("destination_name", Reader::text),
-        destination_namespace: o.read("destination_namespace", Reader::text),
-        destination_partition: o.read("destination_partition", Reader::text),
-        destination_peer: o.read("destination_peer", Reader::text),
-        datacenter: o.read("datacenter", Reader::text),
-        local_bind_address: o.read("local_bind_address", Reader::text),
-        local_bind_port: o.read("local_bind_port", Reader::port),
-        local_bind_socket_path: o.read("local_bind_socket_path", Reader::text),
-        local_bind_socket_mode: o.read("local_bind_socket_mode", Reader::text),
-        config: o.read("config", Reader::free),
-        mesh_gateway: o.read("mesh_gateway", mesh_gateway),
+    reader.object(at, |o| {
+        let upstream = Upstream {
+            destination_type: o
+                .read("destination_type", |reader, at| reader.one_of(at, &DESTINATION_TYPES)),
+            destination_name: o.read("destination_name", Reader::text),
+            destination_namespace: o.read("destination_namespace", Reader::text),
+            destination_partition: o.read("destination_partition", Reader::text),
+            destination_peer: o.read("destination_peer", Reader::text),
+            datacenter: o.read("datacenter", Reader::text),
+            local_bind_address: o.read("local_bind_address", Reader::text),
+            local_bind_port: o.read("local_bind_port", Reader::port),
+            local_bind_socket_path: o.read("local_bind_socket_path", Reader::text),
+            local_bind_socket_mode: o.read("local_bind_socket_mode", Reader::text),
+            config: o.read("config", Reader::free),
+            mesh_gateway: o.read("mesh_gateway", mesh_gateway),
+        };
+        if o.is_sound() {
+            rules::upstream(o, &upstream);
+        }
+        upstream
     })
 }
 
@@ -215,9 +215,15 @@ fn mesh_gateway(reader: &mut Reader, at: &At<'_>) -> MeshGateway {
 }
 
 fn expose(reader: &mut Reader, at: &At<'_>) -> Expose {
-    reader.object(at, |o| Expose {
-        checks: o.read("checks", Reader::boolean),
-        paths: o.read("paths", |reader, at| reader.list(at, expose_path)),
+    reader.object(at, |o| {
+        let expose = Expose {
+            checks: o.read("checks", Reader::boolean),
+            paths: o.read("paths", |reader, at| reader.list(at, expose_path)),
+        };
+        if o.is_sound() {
+            rules::expose(o, &expose);
+        }
+        expose
     })
 }
 
@@ -235,6 +241,7 @@ fn expose_path(reader: &mut Reader, at: &At<'_>) -> ExposePath {
 fn checks(o: &mut Object<'_, '_>) -> Vec<Check> {
     let mut checks = o.read("checks", |reader, at| reader.list(at, check));
     checks.extend(o.optional("check", check));
+    rules::check_ids(o, &checks);
     checks
 }
 
@@ -243,7 +250,7 @@ fn check(reader: &mut Reader, at: &At<'_>) -> Check {
         fn duration(o: &mut Object<'_, '_>, key: &'static str) -> Option<GoDuration> {
             o.read(key, Reader::duration)
         }
-        Check {
+        let check = Check {
             check_id: o.read("id", Reader::text),
             name: o.read("name", Reader::text),
             notes: o.read("notes", Reader::text),
@@ -276,7 +283,11 @@ fn check(reader: &mut Reader, at: &At<'_>) -> Check {
             failures_before_critical: o.read("failures_before_critical", Reader::count),
             output_max_size: o.read("output_max_size", Reader::count),
             deregister_critical_service_after: duration(o, "deregister_critical_service_after"),
+        };
+        if o.is_sound() {
+            rules::check(o, &check);
         }
+        check
     })
 }
 

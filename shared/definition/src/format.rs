@@ -9,6 +9,8 @@ use crate::UnknownFormat;
 pub enum Format {
     /// JSON.
     Json,
+    /// HCL 1; a text that begins with `{` is JSON all the same.
+    Hcl,
 }
 
 impl Format {
@@ -16,8 +18,8 @@ impl Format {
     pub fn of(file: impl AsRef<Path>) -> Result<Self, UnknownFormat> {
         match file.as_ref().extension().and_then(|extension| extension.to_str()) {
             Some("json") => Ok(Self::Json),
-            Some("hcl") => Err(UnknownFormat::Hcl),
-            _ => Err(UnknownFormat::Other),
+            Some("hcl") => Ok(Self::Hcl),
+            _ => Err(UnknownFormat),
         }
     }
 }
@@ -29,9 +31,9 @@ mod tests {
     #[test]
     fn the_end_of_the_name_tells() {
         assert_eq!(Format::of("a/web.json"), Ok(Format::Json));
-        assert_eq!(Format::of("web.hcl"), Err(UnknownFormat::Hcl));
+        assert_eq!(Format::of("web.hcl"), Ok(Format::Hcl));
         for name in ["web", "web.JSON", "web.yaml", "json", ".json", ""] {
-            assert_eq!(Format::of(name), Err(UnknownFormat::Other), "{name}");
+            assert_eq!(Format::of(name), Err(UnknownFormat), "{name}");
         }
     }
 }

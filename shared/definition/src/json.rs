@@ -7,13 +7,9 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::error::Found;
-use crate::tree::{Node, Value};
+use crate::tree::{DEEPEST, Key, Node, Value};
 
-/// More nesting than any definition has. Reading is recursive, and takes time
-/// in proportion to the length times the depth.
-const DEEPEST: usize = 64;
-
-/// Reads a JSON text.
+/// Reads a JSON text. It takes time in proportion to the length times the depth.
 pub(crate) fn parse(text: &str) -> Result<Node, Found> {
     let raw: &RawValue = read(text, text)?;
     node(text, raw, 0)
@@ -29,8 +25,9 @@ fn node(text: &str, raw: &RawValue, depth: usize) -> Result<Node, Found> {
     let value = match source.as_bytes().first() {
         Some(b'{') => {
             let Entries(entries) = read(text, source)?;
-            let entries =
-                entries.into_iter().map(|(key, raw)| Ok((key, node(text, raw, depth + 1)?)));
+            let entries = entries
+                .into_iter()
+                .map(|(key, raw)| Ok((self::key(text, key)?, node(text, raw, depth + 1)?)));
             Value::Object(entries.collect::<Result<_, _>>()?)
         }
         Some(b'[') => {
@@ -44,6 +41,12 @@ fn node(text: &str, raw: &RawValue, depth: usize) -> Result<Node, Found> {
         _ => Value::Number(read(text, source)?),
     };
     Ok(Node { offset, value })
+}
+
+fn key(text: &str, raw: &RawValue) -> Result<Key, Found> {
+    let source = raw.get();
+    let offset = offset_in(text, source);
+    Ok(Key { text: read::<Cow<'_, str>>(text, source)?.into_owned(), offset })
 }
 
 /// Reads one level of a part of the text.
@@ -74,14 +77,14 @@ fn place(text: &str, line: usize, column: usize) -> usize {
 }
 
 /// An object's entries, in order and with repeated keys.
-struct Entries<'a>(Vec<(String, &'a RawValue)>);
+struct Entries<'a>(Vec<(&'a RawValue, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct InOrder;
 
         impl<'de> Visitor<'de> for InOrder {
-            type Value = Vec<(String, &'de RawValue)>;
+            type Value = Vec<(&'de RawValue, &'de RawValue)>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")

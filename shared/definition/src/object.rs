@@ -1,7 +1,7 @@
 //! Reading a tree's values, strictly, and noting every problem on the way.
 //!
 //! Types are as Consul's CLI has them. Null is as good as no key, and a list of
-//! one object as good as the object, which is what an HCL block is.
+//! one value as good as the value.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -12,13 +12,19 @@ use serde_json::{Map, Value as Json};
 
 use crate::error::Found;
 use crate::spelling::nearest;
-use crate::tree::{Node, Value, to_map};
+use crate::tree::{Key, Node, Value, to_map};
 
 /// The problems so far.
 #[derive(Default)]
 pub(crate) struct Reader {
+    /// The first ones: nobody reads more.
     pub(crate) problems: Vec<Found>,
+    /// How many there are in all.
+    count: usize,
 }
+
+/// How many problems are told.
+const MOST: usize = 50;
 
 /// A value and the path to it.
 pub(crate) struct At<'t> {
@@ -39,7 +45,7 @@ pub(crate) struct Object<'t, 'r> {
 }
 
 struct Entry<'t> {
-    key: &'t str,
+    key: &'t Key,
     node: &'t Node,
     asked_for: bool,
 }
@@ -52,12 +58,21 @@ const IN_ONE_WORD: [&str; 3] =
 
 impl Reader {
     pub(crate) fn report(&mut self, at: &At<'_>, message: impl Into<String>) {
-        let (offset, path) = (at.node.offset, at.path.clone());
-        self.problems.push(Found { offset, path, message: message.into() });
+        self.report_at(at.node.offset, || (at.path.clone(), message.into()));
+    }
+
+    /// Notes a problem; its path and message are made only if it is told.
+    fn report_at(&mut self, offset: usize, say: impl FnOnce() -> (String, String)) {
+        self.count += 1;
+        if self.count <= MOST {
+            let (path, message) = say();
+            self.problems.push(Found { offset, path, message });
+        }
     }
 
     fn wrong<T: Default>(&mut self, at: &At<'_>, expected: &str) -> T {
-        self.report(at, format!("expected {expected}, found {}", at.node.value));
+        let say = || (at.path.clone(), format!("expected {expected}, found {}", at.node.value));
+        self.report_at(at.node.offset, say);
         T::default()
     }
 
@@ -76,7 +91,7 @@ impl Reader {
             path: at.path.clone(),
             entries: entries.collect(),
             known: Vec::new(),
-            problems_before: self.problems.len(),
+            problems_before: self.count,
             reader: self,
         };
         let value = build(&mut object);
@@ -92,12 +107,12 @@ impl Reader {
     ) -> BTreeMap<String, T> {
         let mut map = BTreeMap::new();
         for (key, node) in self.entries(at).unwrap_or_default() {
-            let at = At { node, path: join(&at.path, key) };
-            if map.contains_key(key) {
-                self.report(&at, "given twice");
+            let inner = At { node, path: join(&at.path, &key.text) };
+            if map.contains_key(&key.text) {
+                self.report_at(key.offset, || (inner.path.clone(), "given twice".to_owned()));
             }
-            let value = read(self, &at);
-            map.insert(key.clone(), value);
+            let value = read(self, &inner);
+            map.insert(key.text.clone(), value);
         }
         map
     }
@@ -107,13 +122,15 @@ impl Reader {
         self.entries(at).map(to_map).unwrap_or_default()
     }
 
-    fn entries<'t>(&mut self, at: &At<'t>) -> Option<&'t [(String, Node)]> {
-        match &at.node.value {
+    fn entries<'t>(&mut self, at: &At<'t>) -> Option<&'t [(Key, Node)]> {
+        match &only(at.node).value {
             Value::Object(entries) => return Some(entries),
+            Value::Blocks(blocks) => {
+                let offset = blocks.get(1).map_or(at.node.offset, |second| second.offset);
+                let message = format!("expected one block, found {}", blocks.len());
+                self.report_at(offset, || (at.path.clone(), message));
+            }
             Value::List(items) => {
-                if let [Node { value: Value::Object(entries), .. }] = items.as_slice() {
-                    return Some(entries);
-                }
                 self.report(at, format!("expected an object, found a list of {}", items.len()));
             }
             _ => self.wrong(at, "an object"),
@@ -127,7 +144,7 @@ impl Reader {
         at: &At<'t>,
         mut read: impl FnMut(&mut Self, &At<'t>) -> T,
     ) -> Vec<T> {
-        let Value::List(items) = &at.node.value else {
+        let (Value::List(items) | Value::Blocks(items)) = &at.node.value else {
             return self.wrong(at, "a list");
         };
         let items = items.iter().enumerate().map(|(index, node)| {
@@ -142,7 +159,7 @@ impl Reader {
     }
 
     pub(crate) fn text(&mut self, at: &At<'_>) -> String {
-        match &at.node.value {
+        match &only(at.node).value {
             Value::Text(text) => text.clone(),
             Value::Null => String::new(),
             _ => self.wrong(at, "a text between quotes"),
@@ -151,7 +168,7 @@ impl Reader {
 
     /// A text that no message may repeat.
     pub(crate) fn secret(&mut self, at: &At<'_>) -> Option<SecretString> {
-        if let Value::Text(text) = &at.node.value {
+        if let Value::Text(text) = &only(at.node).value {
             return (!text.is_empty()).then(|| SecretString::from(text.as_str()));
         }
         let found = at.node.value.kind();
@@ -160,7 +177,7 @@ impl Reader {
     }
 
     pub(crate) fn boolean(&mut self, at: &At<'_>) -> bool {
-        match at.node.value {
+        match only(at.node).value {
             Value::Bool(value) => value,
             _ => self.wrong(at, "true or false"),
         }
@@ -181,7 +198,7 @@ impl Reader {
     where
         T: Copy + Default + PartialOrd + FromStr + std::fmt::Display,
     {
-        if let Value::Number(number) = &at.node.value {
+        if let Value::Number(number) = &only(at.node).value {
             // A float without a fraction prints without one.
             let digits = match number.as_f64() {
                 Some(float) if number.is_f64() => float.to_string(),
@@ -197,7 +214,7 @@ impl Reader {
     }
 
     pub(crate) fn duration(&mut self, at: &At<'_>) -> Option<GoDuration> {
-        let Value::Text(text) = &at.node.value else {
+        let Value::Text(text) = &only(at.node).value else {
             return self.wrong(at, "a duration between quotes, such as \"10s\"");
         };
         match text.parse() {
@@ -211,17 +228,20 @@ impl Reader {
 
     /// One of a few words.
     pub(crate) fn one_of<T: Copy + Default>(&mut self, at: &At<'_>, words: &[(&str, T)]) -> T {
-        let Value::Text(text) = &at.node.value else {
+        let Value::Text(text) = &only(at.node).value else {
             return self.wrong(at, "a text between quotes");
         };
         if let Some((_, meaning)) = words.iter().find(|(word, _)| word == text) {
             return *meaning;
         }
-        let words: Vec<&str> =
-            words.iter().map(|(word, _)| *word).filter(|w| !w.is_empty()).collect();
-        let meant = nearest(text, &words).map_or_else(String::new, did_you_mean);
-        let found = &at.node.value;
-        self.report(at, format!("expected one of {}, found {found}{meant}", listed(&words)));
+        self.report_at(at.node.offset, || {
+            let words: Vec<&str> =
+                words.iter().map(|(word, _)| *word).filter(|w| !w.is_empty()).collect();
+            let meant = nearest(text, &words).map_or_else(String::new, did_you_mean);
+            let found = &at.node.value;
+            let message = format!("expected one of {}, found {found}{meant}", listed(&words));
+            (at.path.clone(), message)
+        });
         T::default()
     }
 }
@@ -229,9 +249,10 @@ impl Reader {
 // === impl Object ===
 
 impl<'t> Object<'t, '_> {
-    /// Whether all that was read of it is well-formed.
+    /// Whether all of it was read and is well-formed.
     pub(crate) fn is_sound(&self) -> bool {
-        self.reader.problems.len() == self.problems_before
+        self.reader.count == self.problems_before
+            && self.entries.iter().all(|entry| entry.asked_for)
     }
 
     /// A key's value; what the type's default is without it.
@@ -251,36 +272,63 @@ impl<'t> Object<'t, '_> {
     ) -> Option<T> {
         self.known.push(key);
         let mut first: Option<&Entry<'t>> = None;
-        for entry in self.entries.iter_mut().filter(|entry| is_spelt(entry.key, key)) {
+        for entry in self.entries.iter_mut().filter(|entry| is_spelt(&entry.key.text, key)) {
             entry.asked_for = true;
             if let Some(first) = first {
-                let at = At { node: entry.node, path: join(&self.path, entry.key) };
-                self.reader.report(&at, format!("given twice: first as `{}`", first.key));
+                self.reader.report_at(entry.key.offset, || {
+                    let message = format!("given twice: first as `{}`", first.key.text);
+                    (join(&self.path, &entry.key.text), message)
+                });
             } else {
                 first = Some(entry);
             }
         }
         let Entry { key, node, .. } = first.filter(|entry| !is_null(entry.node))?;
-        Some(read(self.reader, &At { node, path: join(&self.path, key) }))
+        Some(read(self.reader, &At { node, path: join(&self.path, &key.text) }))
     }
 
     /// Notes a problem with a key, which may be one of an inner object; the
     /// place is the nearest one that there is.
     pub(crate) fn report(&mut self, path: &str, message: impl Into<String>) {
-        let key = path.split_once('.').map_or(path, |(key, _)| key);
-        let entry = self.entries.iter().find(|entry| is_spelt(entry.key, key));
+        let key = path.split(['.', '[']).next().unwrap_or(path);
+        let entry = self.entries.iter().find(|entry| is_spelt(&entry.key.text, key));
         let offset = entry.map_or(self.offset, |entry| entry.node.offset);
-        let path = join(&self.path, path);
-        self.reader.problems.push(Found { offset, path, message: message.into() });
+        self.reader.report_at(offset, || (join(&self.path, path), message.into()));
+    }
+
+    /// Notes a problem with an entry of an inner object whose keys are the user's.
+    pub(crate) fn report_inner(&mut self, key: &str, inner: &str, message: impl Into<String>) {
+        let node = self.entries.iter().find(|entry| is_spelt(&entry.key.text, key));
+        let entries = match node.map(|entry| &only(entry.node).value) {
+            Some(Value::Object(entries)) => entries.as_slice(),
+            _ => &[],
+        };
+        let entry = entries.iter().find(|(found, _)| found.text == inner);
+        let offset = entry.map_or(self.offset, |(found, _)| found.offset);
+        let say = || (join(&join(&self.path, key), inner), message.into());
+        self.reader.report_at(offset, say);
     }
 
     fn report_unknown(self) {
         for entry in self.entries.iter().filter(|entry| !entry.asked_for) {
-            let meant = nearest(entry.key, &self.known)
-                .map_or_else(|| format!("; accepted: {}", self.known.join(", ")), did_you_mean);
-            let at = At { node: entry.node, path: join(&self.path, entry.key) };
-            self.reader.report(&at, format!("unknown key{meant}"));
+            let key = &entry.key.text;
+            self.reader.report_at(entry.key.offset, || {
+                let meant = nearest(key, &self.known)
+                    .map_or_else(|| format!("; accepted: {}", self.known.join(", ")), did_you_mean);
+                (join(&self.path, key), format!("unknown key{meant}"))
+            });
         }
+    }
+}
+
+/// What a list of one has, or the value itself.
+fn only(node: &Node) -> &Node {
+    match &node.value {
+        Value::List(items) | Value::Blocks(items) => match items.as_slice() {
+            [item] => item,
+            _ => node,
+        },
+        _ => node,
     }
 }
 

@@ -1,18 +1,29 @@
 //! `deregister`, against a scripted agent.
 
-use serde_json::json;
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
 
 use crate::program::{Files, run};
 use crate::scripted_agent::{Answer, NOBODY, ScriptedAgent, done, ok, unknown};
 
-/// An agent that has every service, except as the test says for an id.
+/// An agent that has every service until it is deregistered, except as the test
+/// says for an id.
 fn agent_where(answer: fn(id: &str, before: usize) -> Option<Answer>) -> ScriptedAgent {
+    let gone = Mutex::new(HashSet::from(["unknown".to_owned()]));
     ScriptedAgent::start(move |request, before| {
-        match request.line.strip_prefix("PUT /v1/agent/service/deregister/") {
-            Some(id) => answer(id, before).unwrap_or_else(done),
-            None if request.line.ends_with("/unknown") => unknown(),
-            None => ok(&json!({"ID": "x", "Service": "x"})),
+        let id = request.line.rsplit('/').next().unwrap().to_owned();
+        if request.line.starts_with("PUT /v1/agent/service/deregister/") {
+            return answer(&id, before).unwrap_or_else(|| {
+                gone.lock().unwrap().insert(id);
+                done()
+            });
         }
+        if gone.lock().unwrap().contains(&id) || !request.line.contains("/agent/service/") {
+            return unknown();
+        }
+        ok(&json!({"ID": id, "Service": id}))
     })
 }
 
@@ -56,6 +67,68 @@ fn an_unknown_service_is_said_and_no_failure() {
         ran.printed("Deregistered service: a\n");
         ran.said(&["service `unknown` is not registered with the agent at"]);
     }
+}
+
+#[test]
+fn what_comes_back_is_said() {
+    let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
+        line if line.starts_with("GET /v1/agent/service/") => ok(&json!({"ID": "a"})),
+        _ => done(),
+    });
+    run(&agent.address(), &["deregister", "--id", "a"])
+        .failed(1, &["service `a` was deregistered, and is registered again"]);
+}
+
+#[test]
+fn the_right_node_is_named() {
+    let other = |node: &'static str| {
+        ScriptedAgent::start(move |request, _| match request.line.as_str() {
+            "GET /v1/agent/self" => ok(&json!({"Config": {"NodeName": "n2"}})),
+            "GET /v1/catalog/service/web" => ok(&json!([{"Node": node, "ServiceID": "web-1"}])),
+            "GET /v1/health/state/any" => {
+                assert!(request.query.contains("ServiceID%20%3D%3D%20%22web-1%22"), "{request:?}");
+                ok(&json!([{"Node": node, "ServiceID": "web-1"}]))
+            }
+            line if line.starts_with("GET") => unknown(),
+            _ => done(),
+        })
+    };
+    let files = Files::new();
+    let file = files.json("f.json", &json!({"service": {"id": "web-1", "name": "web"}}));
+    for args in [&["deregister", &file][..], &["deregister", "--id", "web-1"]] {
+        let ran = run(&other("n1").address(), args);
+        ran.printed("");
+        ran.said(&["service `web-1` is registered on node n1, this agent is node n2; hint:"]);
+    }
+    let ran = run(&other("n2").address(), &["deregister", &file]);
+    ran.said(&["`web-1` is still in the catalog for node n2"]);
+}
+
+#[test]
+fn the_catalog_is_waited_for() {
+    let agent = ScriptedAgent::start(|request, before| match request.line.as_str() {
+        "GET /v1/agent/self" => ok(&json!({"Config": {"NodeName": "n1"}})),
+        "GET /v1/agent/service/a" if before == 0 => ok(&json!({"ID": "a"})),
+        "GET /v1/catalog/service/a" if before < 2 => ok(&json!([
+            {"Node": "n1", "ServiceID": "a"}, {"Node": "n2", "ServiceID": "a"}])),
+        "GET /v1/catalog/service/a" => ok(&json!([{"Node": "n2", "ServiceID": "a"}])),
+        line if line.starts_with("GET") => unknown(),
+        _ => done(),
+    });
+    let files = Files::new();
+    let file = files.json("f.json", &json!({"service": {"name": "a"}}));
+    run(&agent.address(), &["deregister", "--wait", &file]).printed("Deregistered service: a\n");
+    let looks = agent.lines().iter().filter(|line| line.contains("catalog")).count();
+    assert_eq!(looks, 3);
+}
+
+#[test]
+fn json_for_programs() {
+    let agent = agent_where(|_, _| None);
+    let ids = ["--id", "a", "--id", "unknown"];
+    let ran = run(&agent.address(), &[&["deregister", "--output", "json"], &ids[..]].concat());
+    let printed: Value = ran.json();
+    assert_eq!(printed, json!({"deregistered": ["a"], "unknown": ["unknown"]}));
 }
 
 #[test]

@@ -4,9 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bootstrap;
+mod compare;
 mod deregister;
+mod page;
 mod program;
 mod real;
 mod real_agent;
 mod register;
 mod scripted_agent;
+mod status;

@@ -1,5 +1,8 @@
 //! Against a real Consul agent, and beside Consul's own CLI.
 
+use definition::Format;
+use registration::pod::{Declaration, Identity, pair};
+use registration::upstream::{Context, parse_list};
 use serde_json::{Value, json};
 
 use crate::program::run;
@@ -158,4 +161,73 @@ fn the_bootstrap_of_a_sidecar_and_of_a_proxy() {
     assert_eq!(document["node"]["cluster"], "plain");
     run(&agent.http, &["bootstrap", "--proxy-id", "nope"]).failed(1, &["no service `nope`"]);
     run(&agent.http, &["bootstrap", "--proxy-id", "web-1"]).failed(64, &["is not a Connect proxy"]);
+}
+
+/// As `connect-init` registers them, and as `connect-init --dry-run --output`
+/// writes them down.
+#[test]
+fn what_the_injector_registers_can_be_a_file() {
+    let Some(agent) = RealAgent::start(&json!({})) else { return };
+    let pod = Identity {
+        name: "web-0".to_owned(),
+        namespace: "shop".to_owned(),
+        ip: [10, 0, 0, 7].into(),
+    };
+    let upstreams = "db:1234,cache:6379:dc2,prepared_query:geo:7000";
+    let declared = Declaration {
+        name: "web".to_owned(),
+        port: Some(8080),
+        tags: vec!["v1".to_owned()],
+        meta: [("team".to_owned(), "a \"b\" ${c}".to_owned())].into(),
+        upstreams: parse_list(upstreams, Context::default()).unwrap(),
+        proxy_config: serde_json::from_value(json!({"envoy_stats_tags": ["a=1"]})).unwrap(),
+        ..Declaration::default()
+    };
+    let pair = pair(&pod, declared);
+    let services = [&pair.service, &pair.proxy];
+    for service in services {
+        agent.put("/v1/agent/service/register", &serde_json::to_value(service).unwrap());
+    }
+    let by_init = agent.state();
+    for (name, format) in [("pod.hcl", Format::Hcl), ("pod.json", Format::Json)] {
+        let file = agent.write(name, &definition::print(services, format));
+        run(&agent.http, &["deregister", &file]).printed(
+            "Deregistered service: web-0-web\nDeregistered service: web-0-web-sidecar-proxy\n",
+        );
+        run(&agent.http, &["register", &file])
+            .printed("Registered service: web\nRegistered service: web-sidecar-proxy\n");
+        assert_eq!(agent.state(), by_init);
+    }
+}
+
+#[test]
+fn the_wrong_agent_names_the_right_one() {
+    let Some(agent) = RealAgent::start(&json!({})) else { return };
+    agent.put(
+        "/v1/catalog/register",
+        &json!({"Node": "n9", "Address": "192.0.2.9", "Service": {"ID": "web/9", "Service": "web"}}),
+    );
+    let file = agent.write("f.hcl", "service { id = \"web/9\" name = \"web\" }");
+    let ran = run(&agent.http, &["deregister", &file]);
+    ran.printed("");
+    ran.said(&["service `web/9` is registered on node n9, this agent is node n1"]);
+}
+
+/// What a check was before it is replaced, or stays.
+#[test]
+fn checks_are_replaced_if_asked_for() {
+    let Some(agent) = RealAgent::start(&json!({})) else { return };
+    let checks = || {
+        let state = agent.state();
+        state["checks"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
+    };
+    let old =
+        agent.write("old.hcl", "service { name = \"a\" check { id = \"old\" ttl = \"1h\" } }");
+    let new =
+        agent.write("new.hcl", "service { name = \"a\" check { id = \"new\" ttl = \"1h\" } }");
+    run(&agent.http, &["register", &old]).printed("Registered service: a\n");
+    run(&agent.http, &["register", &new]).printed("Registered service: a\n");
+    assert_eq!(checks(), ["new", "old"]);
+    run(&agent.http, &["register", "--replace-checks", &new]).printed("Registered service: a\n");
+    assert_eq!(checks(), ["new"]);
 }

@@ -18,7 +18,7 @@ pub(crate) struct RealAgent {
     files: Files,
 }
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 impl RealAgent {
     /// Starts an agent with this added to its configuration; none if there is no
@@ -96,6 +96,17 @@ impl RealAgent {
         head.contains(" 200 ").then(|| serde_json::from_str(body).ok()).flatten()
     }
 
+    /// Sends JSON to the agent.
+    pub(crate) fn put(&self, path: &str, body: &Value) {
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(&self.http).unwrap();
+        let length = body.len();
+        write!(stream, "PUT {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains(" 200 "), "{answer}");
+    }
+
     /// What the agent has: services and checks, without what changes from one
     /// moment to the next.
     pub(crate) fn state(&self) -> Value {
@@ -113,15 +124,27 @@ impl RealAgent {
 
     /// Runs Consul's own CLI and returns what it printed.
     pub(crate) fn cli(&self, args: &[&str]) -> String {
+        let (succeeded, said) = self.try_cli(args);
+        assert!(succeeded, "consul {args:?}: {said}");
+        said
+    }
+
+    /// Runs Consul's own CLI: whether it succeeded, and what it printed or said.
+    pub(crate) fn try_cli(&self, args: &[&str]) -> (bool, String) {
         let output = Command::new(&self.consul)
             .args(args)
             .env_clear()
             .env("CONSUL_HTTP_ADDR", &self.http)
             .output()
             .unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "consul {args:?}: {stderr}");
-        String::from_utf8(output.stdout).unwrap()
+        let succeeded = output.status.success();
+        let said = if succeeded { output.stdout } else { output.stderr };
+        (succeeded, String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// A definition file of any format.
+    pub(crate) fn write(&self, name: &str, text: &str) -> String {
+        self.files.add(name, text)
     }
 
     /// A definition file.
@@ -138,13 +161,13 @@ impl Drop for RealAgent {
     }
 }
 
-fn free_ports<const N: usize>() -> [u16; N] {
+pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
     // All at once, so that they differ.
     let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
 #[expect(clippy::disallowed_methods, reason = "it is the test's own setting")]
-fn variable(name: &str) -> Option<String> {
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -113,26 +113,25 @@ fn all_mistakes_are_reported_and_nothing_is_sent() {
         "{\"service\": {\"name\": \"a\",\n \"port\": \"80\", \"checks\": [{\"intervall\": \"10s\"}]}}",
     );
     let broken = files.add("broken.json", "{\"service\": }");
-    let hcl = files.add("web.hcl", "service { name = \"a\" }");
+    let hcl = files.add("web.hcl", "service {\n  name = \"a\"\n  port = 80s\n}");
     let yaml = files.add("web.yaml", "service: {}");
     let missing = files.path("missing.json").to_str().unwrap().to_owned();
     let ran = run(
         &agent.address(),
-        &["register", &good, &wrong, &broken, &hcl, &yaml, &missing, &files.folder(), "-", "-"],
+        &["register", &good, &wrong, &broken, &hcl, &yaml, &missing, "-", "-"],
     );
     ran.failed(
         64,
         &[
             &format!("{wrong}:2:10: service.port: expected a whole number from 0 to 65535, found the text \"80\""),
-            &format!("{wrong}:2:41: service.checks[0].intervall: unknown key; did you mean `interval`?"),
+            &format!("{wrong}:2:28: service.checks[0].intervall: unknown key; did you mean `interval`?"),
             &format!("{broken}:1:13: not JSON: expected value"),
-            &format!("{hcl}: HCL is not read yet: expected a .json file"),
+            &format!("{hcl}:3:10: expected a number"),
+            "\n    3 |   port = 80s\n      |          ^\n",
             &format!("{yaml}: the name tells no format"),
             &format!("{missing}: cannot be read: No such file"),
-            &format!("{}: a folder", files.folder()),
-            "stdin:1:1: not JSON",
             "standard input (-) can be read once only",
-            "9 mistakes in the definition files: nothing was sent; hint:",
+            "7 mistakes in the definition files: nothing was sent; hint:",
         ],
     );
     assert!(agent.requests().is_empty());
@@ -277,4 +276,136 @@ fn taking_back_uses_the_id_and_the_token_of_the_definition() {
         (last.line.as_str(), last.token.as_deref()),
         ("PUT /v1/agent/service/deregister/a%2F1", Some("of-a"))
     );
+}
+
+#[test]
+fn hcl_json_folders_and_stdin() {
+    let agent = ScriptedAgent::start(|request, _| willing(request));
+    let files = Files::new();
+    std::fs::create_dir(files.path("inner.hcl")).unwrap();
+    files.add("b.hcl", "service { name = \"b\" port = 80 connect { sidecar_service {} } }");
+    files.add("a.json", "{\"services\": [{\"name\": \"a\"}, {\"name\": \"a2\"}]}");
+    files.add("c.yaml", "nothing of ours");
+    files.add("d.hcl", "{\"service\": {\"name\": \"d\"}}");
+    for stdin in ["services { name = \"s\" }", "{\"service\": {\"name\": \"s\"}}"] {
+        agent.forget();
+        run_with_stdin(&agent.address(), &["register", &files.folder(), "-"], stdin).printed(
+            "Registered service: a\nRegistered service: a2\nRegistered service: b\n\
+             Registered service: d\nRegistered service: s\n",
+        );
+        assert_eq!(
+            registered(&agent),
+            [
+                json!({"Name": "a"}),
+                json!({"Name": "a2"}),
+                json!({"Name": "b", "Port": 80, "Connect": {"SidecarService": {}}}),
+                json!({"Name": "d"}),
+                json!({"Name": "s"}),
+            ]
+        );
+    }
+    let empty = Files::new();
+    run(NOBODY, &["register", &empty.folder()])
+        .failed(64, &["has no .hcl or .json file", "no service is defined"]);
+}
+
+#[test]
+fn services_that_take_each_others_place_are_a_mistake() {
+    let files = Files::new();
+    files.add("a.hcl", "service { name = \"web\" connect { sidecar_service {} } }");
+    files.add(
+        "b.hcl",
+        "services { name = \"x\"\n id = \"web\" }\nservices { name = \"web-sidecar-proxy\" }",
+    );
+    run(NOBODY, &["register", &files.folder()]).failed(
+        64,
+        &[
+            "b.hcl:1: service id `web` (`x`) is taken: ",
+            "a.hcl:1 has it for `web`; expected an id of its own",
+            "b.hcl:3: service id `web-sidecar-proxy` (`web-sidecar-proxy`) is taken: ",
+            "a.hcl:1 has it for sidecar of `web`",
+            "2 mistakes",
+        ],
+    );
+    // Not with Consul Enterprise's namespaces between them.
+    let files = Files::new();
+    files.add("a.hcl", "services { name = \"web\" } services { name = \"web\" namespace = \"n\" }");
+    run(NOBODY, &["validate", &files.folder()]).printed("Valid: 2 services in 1 file\n");
+}
+
+#[test]
+fn validate_asks_nobody() {
+    let files = Files::new();
+    let good = files.add("good.hcl", "service { id = \"g-1\" name = \"g\" }");
+    let bad = files.add("bad.hcl", "service {\n  name = \"b\"\n  token = s3cret\n}");
+    run(NOBODY, &["validate", &good, &good]).failed(64, &["service id `g-1` (`g`) is taken"]);
+    run(NOBODY, &["validate", &good]).printed("Valid: 1 service in 1 file\n");
+    let ran = run(NOBODY, &["validate", "--output", "json", &good]);
+    assert_eq!(ran.json(), json!({"services": [{"id": "g-1", "name": "g"}], "problems": []}));
+
+    let ran = run(NOBODY, &["validate", &good, &bad]);
+    ran.failed(64, &["bad.hcl:3:11: expected a value", "1 mistake in the definition files"]);
+    assert!(!ran.stderr.contains("s3cret"), "{}", ran.stderr);
+    let ran = run(NOBODY, &["validate", "--output", "json", &bad]);
+    let problems: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let problem = &problems["problems"][0];
+    assert_eq!((ran.code, &problem["line"], &problem["column"]), (64, &json!(3), &json!(11)));
+    assert_eq!(problem["file"], json!(bad));
+}
+
+#[test]
+fn keep_going_registers_the_others_and_takes_nothing_back() {
+    let agent = unless("bad", |_| Answer::Status(400, "Invalid check".to_owned()));
+    let files = Files::new();
+    let file = files.json("f.json", &services(&["a", "bad", "b"]));
+    let ran = run(&agent.address(), &["register", "--keep-going", &file]);
+    assert_eq!(ran.code, 78, "{}", ran.stderr);
+    assert_eq!(ran.stdout, "Registered service: a\nRegistered service: b\n");
+    ran.said(&["registering service `bad`", "400 Invalid check"]);
+    assert!(!agent.lines().iter().any(|line| line.contains("deregister")));
+
+    let file = files.json("g.json", &services(&["bad", "a"]));
+    let ran = run(&agent.address(), &["register", "--keep-going", "--output", "json", &file]);
+    let printed: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(
+        (ran.code, printed),
+        (78, json!({"registered": [{"id": "a", "name": "a", "replaced": false}]}))
+    );
+}
+
+#[test]
+fn checks_stay_unless_they_are_to_be_replaced() {
+    let agent = ScriptedAgent::start(|request, _| willing(request));
+    for args in [&["register", "--name", "a"][..], &["register", "--name", "a", "--replace-checks"]]
+    {
+        run(&agent.address(), args).printed("Registered service: a\n");
+    }
+    let requests = agent.requests().into_iter().filter(|request| request.line == REGISTER);
+    let queries: Vec<String> = requests.map(|request| request.query).collect();
+    assert_eq!(queries, ["", "?replace-existing-checks=true"]);
+}
+
+#[test]
+fn the_catalog_is_waited_for() {
+    let agent = |shows_from: usize| {
+        ScriptedAgent::start(move |request, before| match request.line.as_str() {
+            "GET /v1/agent/self" => ok(&json!({"Config": {"NodeName": "n1"}})),
+            "GET /v1/catalog/service/a" if before < shows_from => {
+                ok(&json!([{"Node": "n2", "ServiceID": "a"}, {"Node": "n1", "ServiceID": "b"}]))
+            }
+            "GET /v1/catalog/service/a" => ok(&json!([{"Node": "n1", "ServiceID": "a"}])),
+            _ => willing(request),
+        })
+    };
+    let patient = agent(2);
+    run(&patient.address(), &["register", "--wait", "--name", "a"])
+        .printed("Registered service: a\n");
+    assert_eq!(patient.lines().iter().filter(|line| line.contains("catalog")).count(), 3);
+
+    let never = agent(usize::MAX);
+    let ran = run(&never.address(), &["register", "--wait", "--name", "a", "--timeout", "300ms"]);
+    // It is registered all the same.
+    assert_eq!((ran.code, ran.stdout.as_str()), (75, "Registered service: a\n"), "{}", ran.stderr);
+    ran.said(&["service `a` is registered, but the catalog does not show it after 300ms"]);
+    assert!(!never.lines().iter().any(|line| line.contains("deregister")));
 }

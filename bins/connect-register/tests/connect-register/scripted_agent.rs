@@ -13,6 +13,8 @@ use serde_json::Value;
 pub(crate) struct Request {
     /// Method and path, without the query.
     pub(crate) line: String,
+    /// What follows the path, with its `?`.
+    pub(crate) query: String,
     pub(crate) token: Option<String>,
     pub(crate) body: Value,
 }
@@ -112,6 +114,11 @@ impl ScriptedAgent {
         self.shared.state.lock().unwrap().requests.clone()
     }
 
+    /// Starts a new list of requests.
+    pub(crate) fn forget(&self) {
+        self.shared.state.lock().unwrap().requests.clear();
+    }
+
     /// The first lines of all requests so far.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.requests().into_iter().map(|request| request.line).collect()
@@ -183,8 +190,10 @@ fn read(reader: &mut BufReader<&TcpStream>) -> Option<Request> {
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
     let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+    let target = line.split(' ').nth(1)?;
+    let query = target.find('?').map_or("", |start| &target[start..]).to_owned();
     let line = line.split(['?', ' ']).take(2).collect::<Vec<_>>().join(" ");
-    Some(Request { line, token, body })
+    Some(Request { line, query, token, body })
 }
 
 impl Drop for ScriptedAgent {

@@ -29,7 +29,7 @@ fn every_key_is_sent() {
         "destination_service_name": "web", "destination_service_id": "web-1",
         "local_service_address": "127.0.0.1", "local_service_port": 8080,
         "local_service_socket_path": "/s", "mode": "direct",
-        "config": {"envoy_x": [1, 2.5, {"Y_z": null}]},
+        "config": {"envoy_x": [1, 2.5, {"Y_z": true}]},
         "upstreams": [{
             "destination_type": "prepared_query", "destination_name": "db",
             "destination_namespace": "n", "destination_partition": "p", "destination_peer": "c",
@@ -46,7 +46,7 @@ fn every_key_is_sent() {
         "DestinationServiceName": "web", "DestinationServiceID": "web-1",
         "LocalServiceAddress": "127.0.0.1", "LocalServicePort": 8080,
         "LocalServiceSocketPath": "/s", "Mode": "direct",
-        "Config": {"envoy_x": [1, 2.5, {"Y_z": null}]},
+        "Config": {"envoy_x": [1, 2.5, {"Y_z": true}]},
         "Upstreams": [{
             "DestinationType": "prepared_query", "DestinationName": "db",
             "DestinationNamespace": "n", "DestinationPartition": "p", "DestinationPeer": "c",
@@ -60,7 +60,7 @@ fn every_key_is_sent() {
         }]},
     });
     let check = json!({
-        "id": "c", "name": "n", "notes": "o", "status": "passing", "ttl": "90s",
+        "id": "c", "name": "n", "notes": "o", "status": "passing",
         "interval": "10s", "timeout": "1.5s", "tcp": "t:1", "tcp_use_tls": true, "udp": "u:1",
         "http": "http://h", "method": "PUT", "header": {"x": ["1", "2"]}, "body": "b",
         "disable_redirects": true, "grpc": "g:1/s", "grpc_use_tls": true, "h2ping": "p:1",
@@ -72,7 +72,7 @@ fn every_key_is_sent() {
         "deregister_critical_service_after": "10m",
     });
     let check_sent = json!({
-        "CheckID": "c", "Name": "n", "Notes": "o", "Status": "passing", "TTL": "1m30s",
+        "CheckID": "c", "Name": "n", "Notes": "o", "Status": "passing",
         "Interval": "10s", "Timeout": "1.5s", "TCP": "t:1", "TCPUseTLS": true, "UDP": "u:1",
         "HTTP": "http://h", "Method": "PUT", "Header": {"x": ["1", "2"]}, "Body": "b",
         "DisableRedirects": true, "GRPC": "g:1/s", "GRPCUseTLS": true, "H2PING": "p:1",
@@ -89,14 +89,22 @@ fn every_key_is_sent() {
         "port": 8080, "socket_path": "/s", "meta": {"Key": "v"},
         "weights": {"passing": 10, "warning": 0}, "enable_tag_override": true,
         "proxy": proxy, "checks": [check],
-        "connect": {"native": true, "sidecar_service": {
+        "connect": {"native": false, "sidecar_service": {
             "kind": "connect-proxy", "name": "s", "tags": ["t"], "address": "10.0.0.2",
             "port": 20000, "meta": {"m": "1"}, "weights": {"warning": 3},
             "enable_tag_override": true, "proxy": {"local_service_port": 1},
+            "tagged_addresses": {"wan": {"address": "192.0.2.2"}}, "locality": {"zone": "z"},
             "checks": [{"ttl": "1s"}], "check": {"alias_service": "n"},
         }},
         "locality": {"region": "r", "zone": "z"}, "namespace": "ns", "partition": "p",
     });
+    for format in [Format::Hcl, Format::Json] {
+        let services = read(&json!({"service": service}));
+        let services: Vec<Service> = services.into_iter().map(|read| read.service).collect();
+        let printed = crate::print(&services, format);
+        let again = parse("f", format, &printed).unwrap();
+        assert!(again.iter().map(|read| &read.service).eq(&services), "{printed}");
+    }
     assert_eq!(
         sent(&service),
         json!({
@@ -106,10 +114,11 @@ fn every_key_is_sent() {
             "Port": 8080, "SocketPath": "/s", "Meta": {"Key": "v"},
             "Weights": {"Passing": 10, "Warning": 0}, "EnableTagOverride": true,
             "Proxy": proxy_sent, "Checks": [check_sent],
-            "Connect": {"Native": true, "SidecarService": {
+            "Connect": {"SidecarService": {
                 "Name": "s", "Tags": ["t"], "Address": "10.0.0.2", "Port": 20000,
                 "Meta": {"m": "1"}, "Weights": {"Passing": 1, "Warning": 3},
                 "EnableTagOverride": true, "Proxy": {"LocalServicePort": 1},
+                "TaggedAddresses": {"wan": {"Address": "192.0.2.2"}}, "Locality": {"Zone": "z"},
                 "Checks": [{"TTL": "1s"}, {"AliasService": "n"}],
             }},
             "Locality": {"Region": "r", "Zone": "z"}, "Namespace": "ns", "Partition": "p",
@@ -153,12 +162,12 @@ fn null_is_as_good_as_no_key() {
 #[test]
 fn a_token_is_kept_apart_and_never_shown() {
     let mut definitions = read(&json!({"service": {"name": "a", "token": "s3cret"}}));
-    let Definition { service, token } = definitions.remove(0);
-    assert_eq!(token.as_ref().unwrap().expose_secret(), "s3cret");
-    assert!(!format!("{:?}", Definition { service, token }).contains("s3cret"));
+    let definition = definitions.remove(0);
+    assert_eq!(definition.token.as_ref().unwrap().expose_secret(), "s3cret");
+    assert!(!format!("{definition:?}").contains("s3cret"));
     assert!(read(&json!({"service": {"name": "a", "token": ""}}))[0].token.is_none());
     assert_eq!(
-        problems(r#"{"service": {"name": "a", "token": ["s3cret"]}}"#),
+        problems(r#"{"service": {"name": "a", "token": ["s3cret", "s3cret"]}}"#),
         ["service.token: expected a text between quotes, found a list"]
     );
 }
@@ -168,13 +177,13 @@ fn an_unknown_key_has_its_path_and_its_nearest_spelling() {
     assert_eq!(
         problems(
             r#"{"service": {"name": "a", "checks": [{"intervall": "10s"}],
-            "EnableTagOverride": true, "proxy": {"upstreams": [{}, {"wibble": 1}]},
+            "EnableTagOverride": true, "proxy": {"upstreams": [{"wibble": 1}]},
             "wibble": 1}}"#
         ),
         [
             "service.checks[0].intervall: unknown key; did you mean `interval`?",
             "service.EnableTagOverride: unknown key; did you mean `enable_tag_override`?",
-            "service.proxy.upstreams[1].wibble: unknown key; accepted: destination_type, \
+            "service.proxy.upstreams[0].wibble: unknown key; accepted: destination_type, \
              destination_name, destination_namespace, destination_partition, destination_peer, \
              datacenter, local_bind_address, local_bind_port, local_bind_socket_path, \
              local_bind_socket_mode, config, mesh_gateway",
@@ -229,12 +238,15 @@ fn types_are_strict() {
 fn what_is_given_twice_is_refused() {
     let text = r#"{"service": {"name": "a", "Name": "b", "meta": {"k": "1", "k": "2"}}}"#;
     let problems = parse("f.json", Format::Json, text).unwrap_err();
-    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    let problems: Vec<_> = problems
+        .iter()
+        .map(|found| (found.line, found.column, found.path.as_str(), found.message.as_str()))
+        .collect();
     assert_eq!(
         problems,
         [
-            "f.json:1:35: service.Name: given twice: first as `name`",
-            "f.json:1:64: service.meta.k: given twice",
+            (1, 27, "service.Name", "given twice: first as `name`"),
+            (1, 59, "service.meta.k", "given twice"),
         ]
     );
 }
@@ -264,7 +276,8 @@ fn what_is_missing_is_said() {
 fn other_documents_are_told_apart() {
     assert_eq!(
         problems(r#"{"Name": "web", "Port": 80}"#),
-        [": a service stands within `service`: expected {\"service\": {\"name\": ...}}"]
+        [": a service stands within `service`: expected \
+         {\"service\": {\"name\": ...}} or service { name = ... }"]
     );
     assert_eq!(problems("[]"), [": expected an object, found a list of 0"]);
     assert_eq!(
@@ -274,6 +287,131 @@ fn other_documents_are_told_apart() {
             "node_name: unknown key; accepted: services, service",
         ]
     );
+}
+
+#[test]
+fn what_could_not_work_is_refused_with_its_place() {
+    let sidecar = |inside: &str| {
+        format!("service {{\n name = \"w\" connect {{ sidecar_service {{\n{inside} }} }} }}")
+    };
+    let service = |inside: &str| format!("service {{\n name = \"w\"\n{inside} }}");
+    let long = "x".repeat(600);
+    let many = (0..65).map(|n| format!("k{n} = \"\"")).collect::<Vec<_>>().join(" ");
+    for (text, column, path, words) in [
+        (service("address = \"0.0.0.0\""), 11, "service.address", "at which others reach it"),
+        (sidecar("id = \"x\""), 6, "service.connect.sidecar_service.id", "not accepted"),
+        (service("meta { \"a b\" = \"\" }"), 8, "service.meta.a b", "the key has ' '"),
+        (service("meta { \"\" = \"\" }"), 8, "service.meta.", "the key is empty"),
+        (service("meta { consul-x = \"\" }"), 8, "service.meta.consul-x", "Consul's own"),
+        (service(&format!("meta {{ a = \"{long}\" }}")), 8, "service.meta.a", "at most 512"),
+        (service(&format!("meta {{ {many} }}")), 6, "service.meta", "at most 64 pairs, found 65"),
+        (service("weights { passing = 0 }"), 21, "service.weights.passing", "from 1 to 65535"),
+        (service("port = 65536"), 8, "service.port", "from 0 to 65535"),
+        (service("kind = \"mesh-gateway\""), 9, "service.port", "missing"),
+        (
+            service("check { tcp = \"a:1\" }"),
+            7,
+            "service.check.interval",
+            "missing: a check with `tcp`",
+        ),
+        (service("check {}"), 7, "service.check.ttl", "missing: a check has one of ttl"),
+        (service("check { ttl = \"0s\" }"), 15, "service.check.ttl", "more than 0"),
+        (service("check { ttl = \"1s\" interval = \"1s\" }"), 15, "service.check.ttl", "not both"),
+        (
+            service("check { http = \"x\" interval = \"-1s\" }"),
+            31,
+            "service.check.interval",
+            "more than 0",
+        ),
+        (
+            service("check { alias_service = \"a\" ttl = \"1s\" }"),
+            35,
+            "service.check.ttl",
+            "takes over",
+        ),
+        (
+            service("check { alias_node = \"n\" }"),
+            22,
+            "service.check.alias_node",
+            "ends the whole agent",
+        ),
+        (
+            service("check { id = \"c\" ttl = \"1s\" } checks { id = \"c\" ttl = \"1s\" }"),
+            38,
+            "service.checks",
+            "two checks have the id \"c\"",
+        ),
+        (
+            sidecar("proxy { upstreams { local_bind_port = 1 } }"),
+            19,
+            "service.connect.sidecar_service.proxy.upstreams[0].destination_name",
+            "missing",
+        ),
+        (
+            sidecar("proxy { upstreams { destination_name = \"a\" } }"),
+            19,
+            "service.connect.sidecar_service.proxy.upstreams[0].local_bind_port",
+            "missing",
+        ),
+        (
+            sidecar(
+                "proxy { upstreams = [{ destination_name = \"a\" local_bind_port = 1 }, { destination_name = \"b\" local_bind_port = 1 }] }",
+            ),
+            21,
+            "service.connect.sidecar_service.proxy.upstreams",
+            "both listen on 127.0.0.1:1",
+        ),
+        (
+            sidecar(
+                "proxy { expose { paths { path = \"/a\" listener_port = 1 } paths { path = \"/b\" listener_port = 1 } } }",
+            ),
+            24,
+            "service.connect.sidecar_service.proxy.expose.paths[1].listener_port",
+            "given twice",
+        ),
+        (
+            service("check { ttl = \"1s\" } check { ttl = \"1s\" }"),
+            28,
+            "service.check",
+            "expected one block, found 2",
+        ),
+    ] {
+        let problems = parse("f.hcl", Format::Hcl, &text).unwrap_err();
+        let [problem] = problems.as_slice() else { panic!("{text}: {problems:?}") };
+        assert!(problem.message.contains(words), "{problem}");
+        // A missing key's place is the nearest thing that there is.
+        assert_eq!((problem.path.as_str(), problem.column), (path, column), "{problem}");
+    }
+    // Consul itself asks for it.
+    let federated =
+        service("kind = \"mesh-gateway\" port = 1 meta { consul-wan-federation = \"1\" }");
+    assert!(parse("f.hcl", Format::Hcl, &federated).is_ok());
+}
+
+#[test]
+fn a_list_of_one_is_as_good_as_its_value() {
+    let text = r#"service = [{ name = ["a"] port = [80] tags = [["x"]] connect = [{ native = [true] }] }]"#;
+    let definitions = parse("f.hcl", Format::Hcl, text).unwrap();
+    assert_eq!(
+        serde_json::to_value(&definitions[0].service).unwrap(),
+        json!({"Name": "a", "Port": 80, "Tags": ["x"], "Connect": {"Native": true}})
+    );
+}
+
+#[test]
+fn of_very_many_problems_the_first_are_told() {
+    let keys = (0..10_000).map(|n| format!("a{n} = 1")).collect::<Vec<_>>().join(" ");
+    assert_eq!(parse("f.hcl", Format::Hcl, &keys).unwrap_err().len(), 50);
+}
+
+#[test]
+fn a_definition_knows_its_place() {
+    let text = "services { name = \"a\" }\n\nservices {\n name = \"b\" }\nservice { name = \"c\" }";
+    let definitions = parse("f.hcl", Format::Hcl, text).unwrap();
+    let places: Vec<_> =
+        definitions.iter().map(|read| (&*read.service.name, read.place.line)).collect();
+    assert_eq!(places, [("a", 1), ("b", 3), ("c", 5)]);
+    assert_eq!(definitions[0].place.file, "f.hcl");
 }
 
 /// JSON in the shape of definitions: their keys, with any values.
@@ -324,6 +462,9 @@ proptest! {
     #[test]
     fn no_document_panics(document in document()) {
         for file in [document.clone(), json!({"service": document}), json!({"services": [document]})] {
+            if let Json::Object(entries) = &file {
+                let _ = parse("f", Format::Hcl, &crate::hcl::print::print(entries));
+            }
             if let Err(problems) = parse("f", Format::Json, &file.to_string()) {
                 prop_assert!(!problems.is_empty());
                 for problem in problems {

@@ -1,0 +1,78 @@
+//! What the catalog says of a service: the servers' view, which follows the
+//! agent's.
+
+use std::time::Duration;
+
+use consul::Agent;
+use runtime::deadline::Deadline;
+use runtime::{Exit, Failure};
+
+use crate::agent::ask;
+
+/// How long between two looks.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Waits until the catalog has a service of this agent's, or has it no more.
+pub(crate) async fn wait_for(
+    agent: &Agent,
+    id: &str,
+    name: &str,
+    is_wanted: bool,
+    deadline: Deadline,
+) -> Result<(), Failure> {
+    let node = node(agent).await;
+    loop {
+        let found = ask(agent, deadline, || agent.catalog_service(name)).await?;
+        let is_there = found.iter().any(|instance| {
+            instance.service_id == id && node.as_ref().is_none_or(|node| instance.node == *node)
+        });
+        if is_there == is_wanted {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            () = deadline.passed() => return Err(not_shown(id, is_wanted, deadline)),
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+fn not_shown(id: &str, is_wanted: bool, deadline: Deadline) -> Failure {
+    let message = if is_wanted {
+        format!("service `{id}` is registered, but the catalog does not show it after {deadline}")
+    } else {
+        format!("service `{id}` is deregistered, but the catalog shows it after {deadline}")
+    };
+    Failure::new(Exit::Deadline, message)
+        .hint("the agent tells its servers as soon as it can: check its log, or raise --timeout")
+}
+
+/// Says on which other nodes a service is that this agent does not have. It is
+/// help only: a catalog that can't be asked is no failure.
+pub(crate) async fn say_where_else(agent: &Agent, id: &str, name: Option<&str>) {
+    let Some(here) = node(agent).await else { return };
+    let instances = agent.catalog_service(name.unwrap_or(id)).await.unwrap_or_default();
+    let of_this_id = instances.into_iter().filter(|instance| instance.service_id == id);
+    let mut nodes: Vec<String> = of_this_id.map(|instance| instance.node).collect();
+    if nodes.is_empty() && name.is_none() {
+        nodes = agent.nodes_of(id).await.unwrap_or_default();
+    }
+    nodes.sort();
+    nodes.dedup();
+    if nodes.contains(&here) {
+        tracing::warn!(
+            "service `{id}` is still in the catalog for node {here}: the agent takes it out within a minute"
+        );
+    } else if !nodes.is_empty() {
+        tracing::warn!(
+            "service `{id}` is registered on node {}, this agent is node {here}; hint: name that node's agent with --http-addr",
+            nodes.join(", ")
+        );
+    }
+}
+
+/// The agent's node, if it tells.
+pub(crate) async fn node(agent: &Agent) -> Option<String> {
+    let about = agent.agent_self().await;
+    about.ok().map(|about| about.config.node_name).filter(|name| !name.is_empty())
+}

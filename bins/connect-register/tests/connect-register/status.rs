@@ -1,0 +1,117 @@
+//! `status`, `completions` and `man`.
+
+use serde_json::json;
+
+use crate::program::{Files, command, ran, run};
+use crate::real_agent::RealAgent;
+use crate::scripted_agent::{Answer, NOBODY, ScriptedAgent, ok, unknown};
+
+/// An agent with `web`, its sidecar, which reaches `db`, and `plain`.
+fn agent(can: bool) -> ScriptedAgent {
+    ScriptedAgent::start(move |request, _| match request.line.as_str() {
+        "GET /v1/agent/services" => ok(&json!({
+            "web-1": {"ID": "web-1", "Service": "web", "Address": "10.0.0.1", "Port": 80},
+            "web-1-p": {"ID": "web-1-p", "Service": "web-p", "Kind": "connect-proxy",
+                "Address": "::1", "Port": 20000,
+                "Proxy": {"DestinationServiceName": "web", "DestinationServiceID": "web-1",
+                    "Upstreams": [{"DestinationType": "service", "DestinationName": "db",
+                        "LocalBindPort": 5432, "Datacenter": "dc2"}]}},
+            "plain": {"ID": "plain", "Service": "plain"},
+        })),
+        "GET /v1/agent/checks" => ok(&json!({
+            "c1": {"CheckID": "c1", "Name": "one", "Status": "passing", "ServiceID": "web-1"},
+            "c2": {"CheckID": "c2", "Name": "two", "Status": "critical", "ServiceID": "web-1"},
+            "n": {"CheckID": "n", "Name": "of the node", "Status": "passing", "ServiceID": ""},
+        })),
+        _ if !can => Answer::Status(403, "Permission denied".to_owned()),
+        "GET /v1/health/connect/db" => {
+            assert_eq!(request.query, "?passing=true&dc=dc2");
+            ok(&json!([{"Service": {"ID": "db-1"}}, {"Service": {"ID": "db-2"}}]))
+        }
+        "GET /v1/agent/connect/ca/leaf/web" => {
+            ok(&json!({"ValidBefore": "2031-01-02T03:04:05Z", "PrivateKeyPEM": "s3cret"}))
+        }
+        "GET /v1/agent/self" => ok(&json!({"Config": {"NodeName": "n1"}})),
+        "GET /v1/catalog/service/nope" => ok(&json!([{"Node": "n9", "ServiceID": "nope"}])),
+        _ => unknown(),
+    })
+}
+
+#[test]
+fn a_table() {
+    let ran = run(&agent(true).address(), &["status"]);
+    ran.printed(
+        "SERVICE  ID       ADDRESS      KIND           CHECKS                 SIDECAR  CERTIFICATE ENDS      UPSTREAMS\n\
+         plain    plain    -            service        -                      -        -                     -\n\
+         web      web-1    10.0.0.1:80  service        1 critical, 1 passing  web-1-p  2031-01-02T03:04:05Z  -\n\
+         web-p    web-1-p  [::1]:20000  connect-proxy  -                      -        2031-01-02T03:04:05Z  db:5432 (2 healthy)\n",
+    );
+    assert_eq!(ran.stderr, "");
+}
+
+#[test]
+fn json_of_some() {
+    let agent = agent(true);
+    let printed = run(&agent.address(), &["status", "--output", "json", "web-1-p"]).json();
+    assert_eq!(
+        printed,
+        json!({"services": [{
+            "id": "web-1-p", "name": "web-p", "kind": "connect-proxy", "address": "::1",
+            "port": 20000, "checks": [], "sidecar": null,
+            "certificate_ends": "2031-01-02T03:04:05Z",
+            "upstreams": [{"name": "db", "datacenter": "dc2", "local_port": 5432, "healthy": 2}],
+        }]})
+    );
+    let ran = run(&agent.address(), &["status", "plain", "nope"]);
+    assert_eq!((ran.code, ran.stdout.lines().count()), (1, 2), "{}", ran.stderr);
+    ran.said(&["not registered with", "`nope`", "registered on node n9, this agent is node n1"]);
+}
+
+#[test]
+fn what_may_not_be_seen_hides_nothing_else() {
+    let ran = run(&agent(false).address(), &["status"]);
+    assert!(ran.code == 0 && ran.stdout.contains("db:5432 (? healthy)"), "{ran:?}");
+    ran.said(&["certificate of `web`", "403 Permission denied"]);
+    run(NOBODY, &["status", "--timeout", "200ms"]).failed(69, &["connection refused"]);
+}
+
+#[test]
+fn of_a_real_agent() {
+    let Some(agent) = RealAgent::start(&json!({})) else { return };
+    let files = Files::new();
+    let file = files.add(
+        "f.hcl",
+        "services {\n name = \"web\" id = \"w b/1\" port = 80 check { ttl = \"1h\" }\n connect { \
+         sidecar_service { checks = [{ ttl = \"1h\" status = \"passing\" }] proxy { upstreams { \
+         destination_name = \"web\" local_bind_port = 1 } } } } }",
+    );
+    run(&agent.http, &["register", "--wait", &file]).printed("Registered service: web\n");
+    let ran = run(&agent.http, &["status", "--output", "json"]);
+    assert_eq!(ran.stderr, "");
+    let printed = ran.json();
+    let [web, proxy] = printed["services"].as_array().unwrap().as_slice() else { panic!() };
+    assert_eq!(
+        (&web["id"], &web["sidecar"], &web["checks"][0]["status"]),
+        (&json!("w b/1"), &json!("w b/1-sidecar-proxy"), &json!("critical"))
+    );
+    let ends = web["certificate_ends"].as_str().unwrap();
+    assert!(ends.len() > 18 && ends.contains('T'), "{ends}");
+    assert_eq!(proxy["upstreams"][0]["healthy"], 1);
+    run(&agent.http, &["deregister", "--wait", &file]).printed("Deregistered service: w b/1\n");
+    let ran = run(&agent.http, &["status", "w b/1"]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+}
+
+#[test]
+fn completions_and_manual_pages() {
+    for (shell, words) in [("bash", "--sidecar-for"), ("zsh", "#compdef"), ("fish", "validate")] {
+        let ran = ran(command(&["completions", shell]).output().unwrap());
+        assert!(ran.code == 0 && ran.stdout.contains(words), "{shell}: {}", ran.stderr);
+    }
+    let page = ran(command(&["man"]).output().unwrap());
+    assert!(page.code == 0 && page.stdout.contains(".TH connect-register 1"), "{page:?}");
+    let page = ran(command(&["man", "register"]).output().unwrap());
+    assert!(page.code == 0 && page.stdout.contains("keep\\-going"), "{page:?}");
+    ran(command(&["man", "nope"]).output().unwrap())
+        .failed(64, &["no subcommand `nope`", "deregister"]);
+}
