@@ -8,10 +8,8 @@ use handoff::record::AgentRecord;
 use handoff::{Handoff, Record};
 use registration::pod::Pair;
 use runtime::file::write_whole;
-use runtime::retry::{self, NODE_AGENT, Stopped};
+use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
-
-use crate::register::too_late;
 
 /// Writes the bootstrap, from the proxy as the agent has it: an agent merges
 /// the central configuration into it.
@@ -24,11 +22,8 @@ pub(crate) async fn bootstrap(
 ) -> Result<(), Failure> {
     let proxy = read_back(agent, pair, deadline).await?;
     let attempt = || flags.render(agent, &proxy);
-    let document = match retry::until(deadline, NODE_AGENT, is_transient, attempt).await {
-        Ok(document) => document,
-        Err(Stopped::Final(failure)) => return Err(failure),
-        Err(Stopped::Deadline(cause)) => return Err(too_late(cause, deadline)),
-    };
+    let document = retry::until(deadline, NODE_AGENT, is_transient, attempt).await;
+    let document = document.map_err(|stopped| stopped.failure(deadline))?;
     let text = format!("{document:#}\n");
     // It holds the ACL token.
     write_whole(&handoff.bootstrap(), 0o640, text.as_bytes())?;
@@ -58,8 +53,7 @@ async fn read_back(
             ),
         )
         .hint("the agent restarted, or something else deregistered it: the pod tries again")),
-        Err(Stopped::Final(error)) => Err(error.into()),
-        Err(Stopped::Deadline(cause)) => Err(too_late(cause, deadline)),
+        Err(stopped) => Err(stopped.failure(deadline)),
     }
 }
 

@@ -6,7 +6,7 @@ use consul::Agent;
 use handoff::Handoff;
 use handoff::protocol::{RegisterError, Registered};
 use registration::pod::Pair;
-use runtime::retry::{self, NODE_AGENT, Stopped};
+use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
 
 /// Registers service and proxy. An agent that is not there yet is waited for,
@@ -42,24 +42,10 @@ pub(crate) async fn register(
         Ok(Registered::Buried) => {
             Err(Failure::new(Exit::Failure, "the pod is ending: it is not registered any more"))
         }
-        Err(Stopped::Final(error)) => Err(Failure::from(error).while_doing(not_registered(pair))),
-        Err(Stopped::Deadline(cause)) => {
-            Err(too_late(cause, deadline).while_doing(not_registered(pair)))
-        }
+        Err(stopped) => Err(stopped.failure(deadline).while_doing(not_registered(pair))),
     }
 }
 
 fn not_registered(pair: &Pair) -> String {
     format!("cannot register service `{}`", pair.service.id())
-}
-
-/// The last cause, which says more than that it took too long.
-pub(crate) fn too_late(cause: Option<impl Into<Failure>>, deadline: Deadline) -> Failure {
-    match cause {
-        Some(cause) => cause.into().while_doing(format_args!("gave up after {deadline}")),
-        None => {
-            Failure::new(Exit::Deadline, format_args!("no answer from the agent within {deadline}"))
-                .hint("check the log of the node's Consul agent, or raise --timeout")
-        }
-    }
 }

@@ -10,7 +10,7 @@ use consul::Agent;
 use definition::Format;
 use handoff::Handoff;
 use registration::pod::Pair;
-use runtime::deadline::{Cut, race};
+use runtime::deadline::race;
 use runtime::{Deadline, Exit, Failure, Signals};
 
 use crate::args::{Args, Output};
@@ -69,11 +69,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     let failure = match race(deadline, &mut signals, work).await {
         Ok(Ok(())) => return Ok(ExitCode::SUCCESS),
         Ok(Err(failure)) => failure,
-        Err(Cut::Deadline) => {
-            Failure::new(Exit::Deadline, format_args!("not done within {deadline}"))
-                .hint("check the log of the node's Consul agent, or raise --timeout")
-        }
-        Err(Cut::Signal(signal)) => Failure::new(Exit::Failure, format_args!("ended by {signal}")),
+        Err(cut) => cut.failure(deadline),
     };
     // An agent that was never reached has nothing to take back.
     if arrived.get() {

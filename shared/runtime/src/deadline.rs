@@ -7,6 +7,7 @@ use std::time::Duration;
 use duration::GoDuration;
 use tokio::time::Instant;
 
+use crate::exit::{Exit, Failure};
 use crate::signal::{Signal, Signals};
 
 /// A point in time by which something has to be done.
@@ -37,6 +38,21 @@ pub async fn race<T>(
         done = work => Ok(done),
         signal = signals.next() => Err(Cut::Signal(signal)),
         () = deadline.passed() => Err(Cut::Deadline),
+    }
+}
+
+// === impl Cut ===
+
+impl Cut {
+    /// What was cut short, as a failure.
+    pub fn failure(self, deadline: Deadline) -> Failure {
+        match self {
+            Self::Deadline => {
+                Failure::new(Exit::Deadline, format_args!("no answer within {deadline}"))
+                    .hint("check the log of the node's Consul agent, or raise --timeout")
+            }
+            Self::Signal(signal) => Failure::new(Exit::Failure, format_args!("ended by {signal}")),
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
-use crate::deadline::Deadline;
+use crate::deadline::{Cut, Deadline};
+use crate::exit::Failure;
 
 /// How long to wait between tries: doubling from `first` to `longest`, each
 /// with jitter, so that the pods of a node do not come back all at once.
@@ -66,6 +67,22 @@ where
             biased;
             () = deadline.passed() => return Err(Stopped::Deadline(last)),
             () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+// === impl Stopped ===
+
+impl<E: Into<Failure>> Stopped<E> {
+    /// Why there is no result. The last cause says more than that it took too
+    /// long.
+    pub fn failure(self, deadline: Deadline) -> Failure {
+        match self {
+            Self::Final(error) => error.into(),
+            Self::Deadline(Some(error)) => {
+                error.into().while_doing(format_args!("gave up after {deadline}"))
+            }
+            Self::Deadline(None) => Cut::Deadline.failure(deadline),
         }
     }
 }

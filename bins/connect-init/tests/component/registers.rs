@@ -292,7 +292,7 @@ fn a_dry_run_prints_what_would_be_registered_and_does_nothing() {
 #[test]
 fn a_dry_run_can_be_a_definition_file() {
     let agent = ScriptedAgent::start();
-    let printed = |more: &[&str]| {
+    let printed = |more: &[&'static str]| {
         let mut pod = Pod::of(&agent).switch("--dry-run");
         for flag in more {
             pod = pod.switch(flag);
