@@ -204,4 +204,23 @@ mod tests {
             runtime::reference::differences(Args::command(), include_str!("../../README.md"));
         assert_eq!(differences, Vec::<String>::new());
     }
+
+    #[test]
+    fn the_readme_has_the_defaults() {
+        let readme = include_str!("../../README.md");
+        for command in Args::command().get_subcommands() {
+            for flag in command.get_arguments() {
+                let Some(name) = flag.get_long() else { continue };
+                let [default] = flag.get_default_values() else { continue };
+                let default = default.to_string_lossy();
+                let row = readme
+                    .lines()
+                    .find(|line| line.starts_with("| ") && line.contains(&format!("`--{name}` |")));
+                let row = row.unwrap_or_else(|| panic!("no row for --{name}"));
+                let cell = row.split('|').nth(3).unwrap_or_default().trim();
+                let shown = if default.is_empty() { "none".into() } else { format!("`{default}`") };
+                assert_eq!(cell, shown, "--{name}");
+            }
+        }
+    }
 }
