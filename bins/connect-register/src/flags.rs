@@ -1,8 +1,9 @@
 //! A service from flags.
 
-use definition::Definition;
+use definition::{Definition, Format, Problem};
 use registration::Service;
 use registration::service::Kind;
+use runtime::Failure;
 
 use crate::args::ServiceArgs;
 
@@ -20,6 +21,25 @@ pub(crate) fn definition(args: ServiceArgs) -> Option<Definition> {
         ..Service::default()
     };
     Some(Definition { service, ..Definition::default() })
+}
+
+/// Checks it as if it stood in a file.
+///
+/// # Errors
+/// What the agent could not work with.
+pub(crate) fn check(definition: &Definition) -> Result<(), Failure> {
+    let text = definition::print([&definition.service], Format::Json);
+    match definition::parse("flags", Format::Json, &text) {
+        Ok(_) => Ok(()),
+        Err(problems) => {
+            let problems = problems.iter().map(|Problem { path, message, .. }| {
+                let key = path.strip_prefix("service.").unwrap_or(path);
+                format!("{key}: {message}")
+            });
+            let problems = problems.collect::<Vec<_>>().join("; ");
+            Err(Failure::usage(format_args!("{problems}: nothing was sent")))
+        }
+    }
 }
 
 /// `key=value`.

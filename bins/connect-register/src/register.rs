@@ -17,6 +17,7 @@ pub(crate) async fn run(args: RegisterArgs, mut signals: Signals) -> Result<(), 
     let RegisterArgs { files, service, replace_checks, keep_going, wait, output, reach } = args;
     let definitions = match flags::definition(service) {
         Some(definition) => {
+            flags::check(&definition)?;
             if let Err(error) = registration::name::check(&definition.service.name) {
                 tracing::warn!("{error}; it is registered all the same, but DNS can't serve it");
             }

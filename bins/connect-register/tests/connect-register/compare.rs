@@ -1,6 +1,7 @@
 //! Definition files of every kind, registered by Consul's own CLI and by us:
 //! what the agent has afterwards is the same, and so is what is refused.
 
+use definition::Format;
 use serde_json::{Value, json};
 
 use crate::program::run;
@@ -107,7 +108,7 @@ const TAKEN: &[&str] = &[
     "# c\nservice { # d\r\n name = \"a\" # e\n} // f\n/* g */",
     "{\"service\": {\"name\": \"a\"}}",
     "{\"service\": {\"name\": [\"a\"], \"tags\": null, \"port\": 8e1, \"meta\": {\"a\": null}, \
-     \"connect\": [{\"sidecar_service\": {\"proxy\": {\"config\": {\"x\": {\"y\": [1]}}}}}]}}",
+     \"connect\": [{\"sidecar_service\": {\"proxy\": {\"config\": {\"x\": {\"y\": [1, 2]}}}}}]}}",
     " \n{\"services\": [{\"name\": \"a\", \"check\": {\"ttl\": \"1h\"}}, {\"name\": \"b\"}]}",
 ];
 
@@ -249,6 +250,22 @@ fn what_both_take_is_the_same() {
         let ran = run(&agent.http, &["deregister", &file]);
         assert_eq!(ran.code, 0, "{text}: {}", ran.stderr);
         assert_eq!(agent.state(), empty, "{text}");
+
+        // As we would write it, in the other format, for either of us.
+        let format = Format::of(&file).unwrap();
+        let read = definition::parse(&file, format, &text).unwrap();
+        let (other, name) = match format {
+            Format::Hcl => (Format::Json, "other.json"),
+            Format::Json => (Format::Hcl, "other.hcl"),
+        };
+        let printed = definition::print(read.iter().map(|read| &read.service), other);
+        let file = agent.write(name, &printed);
+        let (taken, said) = agent.try_cli(&["services", "register", &file]);
+        assert!(taken, "{printed}: {said}");
+        assert_eq!(agent.state(), by_cli, "{printed}");
+        assert_eq!(run(&agent.http, &["register", &file]).code, 0, "{printed}");
+        assert_eq!(agent.state(), by_cli, "{printed}");
+        assert_eq!(run(&agent.http, &["deregister", &file]).code, 0, "{printed}");
     }
 }
 

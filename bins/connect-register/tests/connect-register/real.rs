@@ -180,7 +180,7 @@ fn what_the_injector_registers_can_be_a_file() {
         tags: vec!["v1".to_owned()],
         meta: [("team".to_owned(), "a \"b\" ${c}".to_owned())].into(),
         upstreams: parse_list(upstreams, Context::default()).unwrap(),
-        proxy_config: serde_json::from_value(json!({"envoy_stats_tags": ["a=1"]})).unwrap(),
+        proxy_config: serde_json::from_value(json!({"envoy_stats_tags": ["a=1", "b=2"]})).unwrap(),
         ..Declaration::default()
     };
     let pair = pair(&pod, declared);
@@ -196,6 +196,9 @@ fn what_the_injector_registers_can_be_a_file() {
         );
         run(&agent.http, &["register", &file])
             .printed("Registered service: web\nRegistered service: web-sidecar-proxy\n");
+        assert_eq!(agent.state(), by_init);
+        run(&agent.http, &["deregister", &file]);
+        agent.cli(&["services", "register", &file]);
         assert_eq!(agent.state(), by_init);
     }
 }

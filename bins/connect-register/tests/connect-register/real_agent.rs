@@ -18,7 +18,7 @@ pub(crate) struct RealAgent {
     files: Files,
 }
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 impl RealAgent {
     /// Starts an agent with this added to its configuration; none if there is no

@@ -1,7 +1,5 @@
 //! `register`, against a scripted agent.
 
-use std::time::{Duration, Instant};
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -159,6 +157,9 @@ fn flags_that_make_no_sense() {
         (&["register", "--name", "x", "--meta", "x"], "KEY=VALUE"),
         (&["register", "--name", "x", "--kind", "connect-proxy"], "proxy.destination_service_name"),
         (&["register", "--name", "x", "--kind", "sidecar"], "terminating-gateway"),
+        (&["register", "--name", "x", "--kind", "mesh-gateway"], "port: missing: this gateway"),
+        (&["register", "--name", "x", "--meta", "consul-a=b"], "meta.consul-a: keys that begin"),
+        (&["register", "--name", "x", "--address", "0.0.0.0"], "address: expected an address"),
         (&["register", "--name", "x", "--http-addr", "ftp://x"], "agent address"),
         (&["register", "--name", "x", "--timeout", "20"], "invalid duration"),
     ] {
@@ -238,7 +239,6 @@ fn trouble_that_passes_is_waited_out() {
 #[test]
 fn trouble_that_stays_ends_at_the_deadline() {
     let register = ["register", "--name", "web", "--timeout", "300ms"];
-    let began = Instant::now();
     let address = NOBODY;
     run(address, &register).failed(69, &["connection refused", address, "hint: no Consul agent"]);
     let agent = ScriptedAgent::start(|_, _| Answer::Status(500, "No cluster leader".to_owned()));
@@ -247,7 +247,6 @@ fn trouble_that_stays_ends_at_the_deadline() {
     run(&agent.address(), &register).failed(75, &["did not answer within 300ms", "--timeout"]);
     let agent = ScriptedAgent::start(|_, _| ok(&json!("hello")));
     run(&agent.address(), &register).failed(1, &["not an agent's answer"]);
-    assert!(began.elapsed() < Duration::from_secs(10));
 }
 
 #[test]
