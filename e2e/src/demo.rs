@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::Result;
 use crate::document::{
     ECHO_CLIENT, ECHO_SERVER, HELLO, await_answer, await_refusal, injected, started,
 };
@@ -13,6 +12,7 @@ use crate::kubelet::Pod;
 use crate::node::Node;
 use crate::parts::Parts;
 use crate::process::run;
+use crate::{Result, until};
 
 /// Plays the whole document. `say` gets a line for each step as it happens; a
 /// line that begins with a blank belongs to the step before.
@@ -145,23 +145,25 @@ fn connect_certificate(server: &Pod<'_>) -> Result<String> {
     Ok(uri.to_owned())
 }
 
-/// A client without a certificate is not let in.
+/// A client without a certificate is not let in, and is told why. The reset of
+/// the connection may overtake the alert that says so: then it is tried again.
 fn refuse_without_certificate(ip: &str, say: &mut dyn FnMut(&str)) -> Result<()> {
     let url = format!("https://{ip}:20000/");
-    match run("curl", &["-sSk", "--max-time", "10", &url]) {
-        Ok(answer) => Err(format!("a client without a certificate was let in: {answer}").into()),
-        Err(error) => {
-            let why = error.to_string();
-            let alert = why.lines().last().unwrap_or_default().to_owned();
-            if !alert.to_lowercase().contains("certificate required") {
-                return Err(
-                    format!("it was to be refused for its missing certificate: {why}").into()
-                );
-            }
-            say(&format!("  without a client certificate: {alert}"));
-            Ok(())
+    let mut answered = false;
+    let mut why = String::new();
+    until("the alert that asks for a certificate", || {
+        match run("curl", &["-sSk", "--max-time", "10", &url]) {
+            Ok(_) => answered = true,
+            Err(error) => why = error.to_string(),
         }
+        answered || why.contains("certificate required")
+    })
+    .map_err(|error| format!("{error}; last seen: {why}"))?;
+    if answered {
+        return Err("a client without a certificate was let in".into());
     }
+    say(&format!("  without a client certificate: {}", why.lines().last().unwrap_or_default()));
+    Ok(())
 }
 
 fn is_alive(pid: i32) -> bool {
