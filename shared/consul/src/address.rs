@@ -34,29 +34,6 @@ const HTTPS_PORT: u16 = 8501;
 
 // === impl Address ===
 
-impl Address {
-    /// Whether requests to it are encrypted.
-    pub fn is_https(&self) -> bool {
-        matches!(self, Self::Url(url) if url.scheme() == "https")
-    }
-
-    /// The same address, encrypted.
-    #[must_use]
-    pub fn with_https(self) -> Self {
-        match self {
-            Self::Url(mut url) => {
-                let port = url.port();
-                // Both are "special" schemes, between which a change is allowed.
-                if url.set_scheme("https").is_ok() {
-                    let _ = url.set_port(port);
-                }
-                Self::Url(url)
-            }
-            unix @ Self::Unix(_) => unix,
-        }
-    }
-}
-
 impl FromStr for Address {
     type Err = InvalidAddress;
 
@@ -201,10 +178,5 @@ mod tests {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.contains("expected host:port"), "{error}");
         }
-    }
-
-    #[test]
-    fn https_keeps_the_port() {
-        assert_eq!("h:8500".parse::<Address>().unwrap().with_https().to_string(), "https://h:8500");
     }
 }

@@ -81,11 +81,6 @@ impl GoDuration {
     pub const fn from_nanoseconds(nanoseconds: i64) -> Self {
         Self { nanoseconds }
     }
-
-    /// The duration as a length of time; none if it is negative.
-    pub fn length(self) -> Option<Duration> {
-        u64::try_from(self.nanoseconds).ok().map(Duration::from_nanos)
-    }
 }
 
 impl FromStr for GoDuration {
