@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use consul::{AgentArgs, BootstrapArgs};
+use handoff::session::Login;
 use registration::upstream::{self, Context, SpecError};
 use registration::{Upstream, name, port};
 use runtime::LogArgs;
@@ -18,11 +19,18 @@ use serde_json::{Map, Value};
 #[command(version, after_help = runtime::exit::HELP)]
 pub(crate) struct Args {
     /// The service, and the port on which the application listens; without a
-    /// port it takes no connections
-    #[arg(long, env = "CONNECT_SERVICE", value_name = "NAME[:PORT]")]
-    pub(crate) service: ServiceArg,
+    /// port it takes no connections. Given again for further services of the
+    /// pod: each has a sidecar of its own, whose ports are counted up
+    #[arg(
+        long = "service",
+        env = "CONNECT_SERVICE",
+        value_name = "NAME[:PORT]",
+        required = true,
+        value_delimiter = ','
+    )]
+    pub(crate) services: Vec<ServiceArg>,
 
-    /// What the service reaches, as name:port, name:port:datacenter or
+    /// What the (first) service reaches, as name:port, name:port:datacenter or
     /// prepared_query:name:port; may be given again
     #[arg(long = "upstream", env = "CONNECT_UPSTREAMS", value_name = "SPEC")]
     pub(crate) upstreams: Vec<UpstreamsArg>,
@@ -45,6 +53,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
+
+    #[command(flatten)]
+    pub(crate) login: LoginArgs,
 
     #[command(flatten)]
     pub(crate) bootstrap: BootstrapArgs,
@@ -96,6 +107,10 @@ pub(crate) struct PodArgs {
     #[arg(long, env = "POD_NAMESPACE", default_value = "default", value_name = "NAME")]
     pub(crate) pod_namespace: String,
 
+    /// The pod's UID, for the description of its ACL token
+    #[arg(long, env = "POD_UID", value_name = "UID")]
+    pub(crate) pod_uid: Option<String>,
+
     /// The pod's address
     #[arg(long, env = "POD_IP", value_name = "IP")]
     pub(crate) pod_ip: IpAddr,
@@ -103,6 +118,25 @@ pub(crate) struct PodArgs {
     /// The name of the pod's node, for messages
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub(crate) node_name: Option<String>,
+}
+
+/// How the pod gets an ACL token of its own. Environment variables are those of
+/// consul-dataplane ("Consul Dataplane CLI").
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "ACL login")]
+pub(crate) struct LoginArgs {
+    /// Log in with this auth method, instead of using a token that is given
+    #[arg(long, env = "CONSUL_LOGIN_AUTH_METHOD", value_name = "NAME", conflicts_with_all = ["token", "token_file"])]
+    pub(crate) acl_auth_method: Option<String>,
+
+    /// The file with what proves to it who logs in: the service account's token
+    #[arg(
+        long,
+        env = "CONSUL_LOGIN_BEARER_TOKEN_FILE",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token",
+        value_name = "FILE"
+    )]
+    pub(crate) bearer_token_file: PathBuf,
 }
 
 /// `NAME[:PORT]`.
@@ -115,6 +149,23 @@ pub(crate) struct ServiceArg {
 /// A list of upstreams, of one element mostly.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct UpstreamsArg(pub(crate) Vec<Upstream>);
+
+// === impl LoginArgs ===
+
+impl LoginArgs {
+    /// What these flags say; none if no auth method is named.
+    pub(crate) fn login(self, pod: &PodArgs) -> Option<Login> {
+        let Self { acl_auth_method, bearer_token_file } = self;
+        let auth_method = acl_auth_method.filter(|name| !name.is_empty())?;
+        let PodArgs { pod_name, pod_namespace, pod_uid, .. } = pod;
+        let uid = pod_uid.iter().filter(|uid| !uid.is_empty());
+        let meta = [("pod".to_owned(), format!("{pod_namespace}/{pod_name}"))]
+            .into_iter()
+            .chain(uid.map(|uid| ("pod-uid".to_owned(), uid.clone())))
+            .collect();
+        Some(Login { auth_method, bearer_token_file, meta })
+    }
+}
 
 // === impl ServiceArg ===
 

@@ -1,4 +1,4 @@
-//! What the flags declare of the service. Pure.
+//! What the flags declare of the pod's services. Pure.
 
 use std::net::SocketAddr;
 
@@ -9,9 +9,10 @@ use serde_json::{Map, Value};
 
 use crate::args::{PodArgs, ServiceArg};
 
-/// What was said of the service.
+/// What was said of the pod.
 pub(crate) struct Said {
-    pub(crate) service: ServiceArg,
+    /// At least one.
+    pub(crate) services: Vec<ServiceArg>,
     pub(crate) upstreams: Vec<Upstream>,
     pub(crate) tags: Vec<String>,
     pub(crate) meta: Vec<(String, String)>,
@@ -19,18 +20,32 @@ pub(crate) struct Said {
     pub(crate) pod: PodArgs,
     pub(crate) consul_namespace: Option<String>,
     pub(crate) consul_partition: Option<String>,
+    /// Where the first Envoy's admin interface listens.
+    pub(crate) admin: SocketAddr,
+}
+
+/// A service of the pod, and where its sidecar listens.
+pub(crate) struct Declared {
+    /// Which of the pod's services it is, from 0.
+    pub(crate) index: u16,
+    pub(crate) pair: Pair,
     /// Envoy's admin listener.
     pub(crate) admin: SocketAddr,
 }
 
-/// Makes the registrations.
+/// Settings of a proxy that say where its Envoy listens.
+const LISTENERS: [&str; 2] = ["envoy_prometheus_bind_addr", "envoy_stats_bind_addr"];
+
+/// Makes the registrations of the pod's services. Tags, meta and settings are
+/// those of each; upstreams are the first one's, since two Envoys can't listen
+/// on one port. What listens counts its ports up.
 ///
 /// # Errors
 /// What can't work in a pod: two listeners on one port.
-pub(crate) fn declare(said: Said) -> Result<Pair, Failure> {
+pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
     let Said {
-        service,
-        upstreams,
+        services,
+        mut upstreams,
         tags,
         meta,
         proxy_config,
@@ -39,38 +54,77 @@ pub(crate) fn declare(said: Said) -> Result<Pair, Failure> {
         consul_partition,
         admin,
     } = said;
-    let ServiceArg { name, port } = service;
-    let mut taken = vec![
-        (PUBLIC_LISTENER_PORT, "the sidecar's public listener".to_owned()),
-        (admin.port(), "Envoy's admin listener".to_owned()),
-    ];
-    for (port_of_ours, what) in &taken {
-        if port == Some(*port_of_ours) {
+    check_ports(&services, &upstreams, admin)?;
+    let identity = Identity { name: pod.pod_name, namespace: pod.pod_namespace, ip: pod.pod_ip };
+    let proxy_config: Map<String, Value> = proxy_config.into_iter().flatten().collect();
+    let declare_one = |(index, service)| {
+        let ServiceArg { name, port } = service;
+        let declaration = Declaration {
+            name,
+            port,
+            tags: tags.clone(),
+            meta: meta.iter().cloned().collect(),
+            upstreams: std::mem::take(&mut upstreams),
+            proxy_config: count_listeners_up(proxy_config.clone(), index),
+            consul_namespace: consul_namespace.clone(),
+            consul_partition: consul_partition.clone(),
+            index,
+        };
+        Declared { index, pair: pair(&identity, declaration), admin: count_up(admin, index) }
+    };
+    Ok((0..).zip(services).map(declare_one).collect())
+}
+
+fn check_ports(
+    services: &[ServiceArg],
+    upstreams: &[Upstream],
+    admin: SocketAddr,
+) -> Result<(), Failure> {
+    let mut taken = Vec::new();
+    for (index, service) in (0..).zip(services) {
+        let name = &service.name;
+        if services.iter().filter(|other| other.name == *name).count() > 1 {
+            return Err(Failure::usage(format_args!("--service {name}: given twice"))
+                .hint("each service of a pod has another name"));
+        }
+        let listener = PUBLIC_LISTENER_PORT.saturating_add(index);
+        taken.push((listener, format!("the public listener of the sidecar of `{name}`")));
+        taken.push((
+            count_up(admin, index).port(),
+            format!("the admin listener of the sidecar of `{name}`"),
+        ));
+    }
+    for ServiceArg { name, port } in services {
+        if let Some((port, what)) = taken.iter().find(|(taken, _)| Some(*taken) == *port) {
             return Err(Failure::usage(format_args!(
-                "--service {name}:{port_of_ours}: that port is {what}"
+                "--service {name}:{port}: that port is {what}"
             ))
             .hint("let the application listen on another port"));
         }
     }
-    taken.extend(port.map(|port| (port, format!("the port of `{name}` itself"))));
-    if let Some(conflict) = upstream::conflict(&upstreams, &taken) {
-        return Err(Failure::usage(conflict).while_doing("--upstream"));
+    let own = services.iter().filter_map(|ServiceArg { name, port }| {
+        port.map(|port| (port, format!("the port of `{name}` itself")))
+    });
+    taken.extend(own);
+    match upstream::conflict(upstreams, &taken) {
+        Some(conflict) => Err(Failure::usage(conflict).while_doing("--upstream")),
+        None => Ok(()),
     }
-    let identity = Identity { name: pod.pod_name, namespace: pod.pod_namespace, ip: pod.pod_ip };
-    Ok(pair(
-        &identity,
-        Declaration {
-            name,
-            port,
-            tags,
-            meta: meta.into_iter().collect(),
-            upstreams,
-            proxy_config: proxy_config.into_iter().flatten().collect(),
-            consul_namespace,
-            consul_partition,
-            ..Declaration::default()
-        },
-    ))
+}
+
+fn count_up(address: SocketAddr, by: u16) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port().saturating_add(by))
+}
+
+/// What is no address stays as it is: the bootstrap says what is wrong with it.
+fn count_listeners_up(mut config: Map<String, Value>, by: u16) -> Map<String, Value> {
+    for key in LISTENERS {
+        let Some(Value::String(text)) = config.get_mut(key) else { continue };
+        if let Ok(address) = text.parse() {
+            *text = count_up(address, by).to_string();
+        }
+    }
+    config
 }
 
 #[cfg(test)]
@@ -82,7 +136,7 @@ mod tests {
 
     fn said(service: &str, upstreams: &str) -> Said {
         Said {
-            service: service.parse().unwrap(),
+            services: service.split(',').map(|service| service.parse().unwrap()).collect(),
             upstreams: upstreams.parse::<UpstreamsArg>().unwrap().0,
             tags: Vec::new(),
             meta: Vec::new(),
@@ -91,6 +145,7 @@ mod tests {
                 pod_name: "web-0".to_owned(),
                 pod_namespace: "shop".to_owned(),
                 pod_ip: [10, 0, 0, 7].into(),
+                pod_uid: None,
                 node_name: None,
             },
             consul_namespace: None,
@@ -99,18 +154,40 @@ mod tests {
         }
     }
 
+    fn only(said: Said) -> Pair {
+        let [declared] = declare(said).ok().unwrap().try_into().ok().unwrap();
+        let Declared { pair, .. } = declared;
+        pair
+    }
+
     #[test]
     fn a_service_with_upstreams() {
-        let pair = declare(said("web:80", "db:1234,auth:6789")).unwrap();
+        let pair = only(said("web:80", "db:1234,auth:6789"));
         assert_eq!(pair.service.id, "web-0-web");
         assert_eq!(pair.proxy.proxy.unwrap().upstreams.len(), 2);
+    }
+
+    #[test]
+    fn further_services_count_their_ports_up() {
+        let listeners = r#"{"envoy_prometheus_bind_addr": "0.0.0.0:20200", "a": 1}"#;
+        let proxy_config = vec![serde_json::from_str(listeners).unwrap()];
+        let declared =
+            declare(Said { proxy_config, ..said("web:80,web-admin:81", "db:1234") }).unwrap();
+        let [first, second] = declared.as_slice() else { panic!("two services") };
+        assert_eq!(first.admin.port() + 1, second.admin.port());
+        assert_eq!((first.pair.proxy.port, second.pair.proxy.port), (20000, 20001));
+        let proxy = |declared: &Declared| declared.pair.proxy.proxy.clone().unwrap();
+        assert_eq!((proxy(first).upstreams.len(), proxy(second).upstreams.len()), (1, 0));
+        assert_eq!(proxy(first).config["envoy_prometheus_bind_addr"], "0.0.0.0:20200");
+        assert_eq!(proxy(second).config["envoy_prometheus_bind_addr"], "0.0.0.0:20201");
+        assert_eq!(second.pair.service.id, "web-0-web-admin");
     }
 
     #[test]
     fn later_settings_of_the_proxy_win() {
         let object = |text: &str| serde_json::from_str(text).unwrap();
         let proxy_config = vec![object(r#"{"a": 1, "b": 2}"#), object(r#"{"b": 3}"#)];
-        let pair = declare(Said { proxy_config, ..said("web:80", "") }).unwrap();
+        let pair = only(Said { proxy_config, ..said("web:80", "") });
         assert_eq!(Value::Object(pair.proxy.proxy.unwrap().config).to_string(), r#"{"a":1,"b":3}"#);
     }
 
@@ -123,8 +200,12 @@ mod tests {
             ("web:80", "db:19000", "admin listener"),
             ("web:80", "db:1,auth:1", "both listen on"),
             ("web:20000", "", "public listener"),
+            ("web:80,api:19001", "", "the admin listener of the sidecar of `api`"),
+            ("web:80,api:81", "db:20001", "the public listener of the sidecar of `api`"),
+            ("web:80,api:81", "db:81", "the port of `api` itself"),
+            ("web:80,web:81", "", "given twice"),
         ] {
-            let failure = declare(said(service, upstreams)).unwrap_err();
+            let failure = declare(said(service, upstreams)).err().unwrap();
             assert_eq!(failure.exit(), Exit::Usage);
             assert!(failure.to_string().contains(words), "{failure}");
         }

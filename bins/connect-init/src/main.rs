@@ -4,10 +4,11 @@
 //! A registration walks through these rooms:
 //!
 //! - [`args`]: the command line
-//! - [`declare`]: what the flags declare of the service
+//! - [`declare`]: what the flags declare of the pod's services
 //! - [`prepare`]: the folder made ready, before anything is registered
-//! - [`register`]: service and proxy registered, both or neither
-//! - [`provide`]: Envoy's bootstrap and the record for `connect-lifecycle`
+//! - [`sidecar`]: one service of the pod with its sidecar, for which
+//!   - [`register`]: service and proxy registered, both or neither
+//!   - [`provide`]: Envoy's bootstrap and the record for `connect-lifecycle`
 //!
 //! [`run`] leads through them, and back out if one fails.
 
@@ -17,6 +18,7 @@ mod prepare;
 mod provide;
 mod register;
 mod run;
+mod sidecar;
 
 use std::process::ExitCode;
 

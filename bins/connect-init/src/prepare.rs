@@ -4,22 +4,23 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use consul::{Config, TlsFiles};
 use handoff::Handoff;
 use runtime::file::write_whole;
 use runtime::{Exit, Failure};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 
 /// The name of the helper beside this program.
 const HELPER: &str = "connect-lifecycle";
 
-/// Puts the lifecycle helper, the agent's CA certificates and the ACL token into
-/// the folder, and takes away what an earlier life of the pod left there.
+/// Puts the lifecycle helper, and what the agent is spoken to with, into the
+/// folder, and takes away what a process that was killed left there half
+/// written. Returns the files of TLS as the pod's other containers see them.
 pub(crate) fn prepare(
     handoff: &Handoff,
     helper: Option<PathBuf>,
-    ca_pem: &str,
-    token: Option<&SecretString>,
-) -> Result<(), Failure> {
+    config: &Config,
+) -> Result<TlsFiles, Failure> {
     let helper = helper.map_or_else(beside_this_program, Ok)?;
     let source = File::open(&helper).map_err(|error| {
         Failure::usage(format_args!(
@@ -28,15 +29,34 @@ pub(crate) fn prepare(
         ))
         .hint("name connect-lifecycle with --helper")
     })?;
+    handoff.sweep()?;
     write_whole(&handoff.helper(), 0o555, source)?;
+    if let Some(auth) = &config.http_auth {
+        write_whole(&handoff.http_auth(), 0o600, auth.expose_secret().as_bytes())?;
+    }
+    let ca_pem = config.tls.ca_pem()?;
     if !ca_pem.is_empty() {
         write_whole(&handoff.ca(), 0o640, ca_pem.as_bytes())?;
     }
-    if let Some(token) = token {
-        write_whole(&handoff.token(), 0o600, token.expose_secret().as_bytes())?;
-    }
-    handoff.unbury()?;
-    Ok(())
+    let TlsFiles { client_cert, client_key, server_name, .. } = &config.tls;
+    Ok(TlsFiles {
+        ca_file: (!ca_pem.is_empty()).then(|| handoff.ca()),
+        client_cert: copy(client_cert.as_deref(), handoff.client_cert(), 0o640)?,
+        client_key: copy(client_key.as_deref(), handoff.client_key(), 0o600)?,
+        server_name: server_name.clone(),
+        ..TlsFiles::default()
+    })
+}
+
+/// Copies a file, if there is one to copy; where to, then.
+fn copy(from: Option<&Path>, to: PathBuf, mode: u32) -> Result<Option<PathBuf>, Failure> {
+    let Some(from) = from else { return Ok(None) };
+    let source = File::open(from).map_err(|error| {
+        Failure::usage(format_args!("cannot read {}: {error}", from.display()))
+            .hint("check --client-cert and --client-key")
+    })?;
+    write_whole(&to, mode, source)?;
+    Ok(Some(to))
 }
 
 fn beside_this_program() -> Result<PathBuf, Failure> {

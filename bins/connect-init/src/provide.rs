@@ -1,11 +1,9 @@
 //! Envoy's bootstrap and the record for `connect-lifecycle`.
 
-use std::net::SocketAddr;
-
 use consul::answer::AgentService;
 use consul::{Agent, BootstrapArgs, TlsFiles};
+use handoff::Handoff;
 use handoff::record::AgentRecord;
-use handoff::{Handoff, Record};
 use registration::pod::Pair;
 use runtime::file::write_whole;
 use runtime::retry::{self, NODE_AGENT};
@@ -57,31 +55,17 @@ async fn read_back(
     }
 }
 
-/// Writes down what was registered and with whom. The paths are those of the
-/// pod's other containers, so the agent's CA and the token are the copies in the
-/// folder.
-pub(crate) fn record(
-    handoff: &Handoff,
-    agent: &Agent,
-    pair: Pair,
-    admin: SocketAddr,
-    has_ca: bool,
-) -> Result<(), Failure> {
+/// The agent, for the pod's other containers. `tls` has its files as they see
+/// them; the token is the copy in the folder.
+pub(crate) fn agent_record(handoff: &Handoff, agent: &Agent, tls: &TlsFiles) -> AgentRecord {
     let config = agent.config();
-    let tls =
-        TlsFiles { ca_file: has_ca.then(|| handoff.ca()), ca_path: None, ..config.tls.clone() };
-    let record = Record::new(
-        pair,
-        AgentRecord {
-            http_addr: config.address.clone(),
-            tls,
-            namespace: config.namespace.clone(),
-            partition: config.partition.clone(),
-            node: config.node.clone(),
-            token_file: config.token.is_some().then(|| handoff.token()),
-        },
-        admin,
-    );
-    record.write(handoff)?;
-    Ok(())
+    AgentRecord {
+        http_addr: config.address.clone(),
+        tls: tls.clone(),
+        namespace: config.namespace.clone(),
+        partition: config.partition.clone(),
+        node: config.node.clone(),
+        token_file: agent.token().is_some().then(|| handoff.token()),
+        http_auth_file: config.http_auth.is_some().then(|| handoff.http_auth()),
+    }
 }

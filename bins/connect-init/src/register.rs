@@ -3,14 +3,16 @@
 use std::cell::Cell;
 
 use consul::Agent;
-use handoff::Handoff;
 use handoff::protocol::{RegisterError, Registered};
+use handoff::{Handoff, Session};
 use registration::pod::Pair;
 use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
 
 /// Registers service and proxy. An agent that is not there yet is waited for,
-/// until the deadline; one that refuses is not asked again.
+/// until the deadline; one that refuses is not asked again. A token by login
+/// that the agent does not know is a matter of time: for 30 s it remembers what
+/// it did not find.
 ///
 /// `arrived` tells, however this ends or is cut short, whether the agent may
 /// have something of it.
@@ -18,6 +20,7 @@ pub(crate) async fn register(
     handoff: &Handoff,
     agent: &Agent,
     pair: &Pair,
+    session: Option<&Session>,
     deadline: Deadline,
     arrived: &Cell<bool>,
 ) -> Result<(), Failure> {
@@ -29,7 +32,10 @@ pub(crate) async fn register(
         }
         result
     };
-    match retry::until(deadline, NODE_AGENT, RegisterError::is_transient, attempt).await {
+    let passes = |error: &RegisterError| {
+        error.is_transient() || (session.is_some() && error.is_unknown_token())
+    };
+    match retry::until(deadline, NODE_AGENT, passes, attempt).await {
         Ok(Registered::Done) => {
             tracing::info!(
                 service = pair.service.id(),
@@ -42,10 +48,14 @@ pub(crate) async fn register(
         Ok(Registered::Buried) => {
             Err(Failure::new(Exit::Failure, "the pod is ending: it is not registered any more"))
         }
-        Err(stopped) => Err(stopped.failure(deadline).while_doing(not_registered(pair))),
+        Err(stopped) => {
+            let failure = stopped.failure(deadline);
+            let failure = match session {
+                Some(session) => session.explain(failure, &pair.service.name),
+                None => failure,
+            };
+            let id = pair.service.id();
+            Err(failure.while_doing(format_args!("cannot register service `{id}`")))
+        }
     }
-}
-
-fn not_registered(pair: &Pair) -> String {
-    format!("cannot register service `{}`", pair.service.id())
 }

@@ -1,7 +1,6 @@
 //! From the flags to a pod that is registered and ready to start, and back out
 //! if a step fails.
 
-use std::cell::Cell;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,21 +14,23 @@ use runtime::{Deadline, Exit, Failure, Signals};
 
 use crate::args::{Args, Output};
 use crate::declare::{Said, declare};
-use crate::{prepare, provide, register};
+use crate::prepare;
+use crate::sidecar::Sidecar;
 
 /// How long taking back may take, after the deadline or a signal.
 const TAKE_BACK: Duration = Duration::from_secs(5);
 
-/// Registers the pod and provides its sidecar, all or nothing.
+/// Registers the pod's services and provides their sidecars, all or nothing.
 pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Failure> {
     let Args {
-        service,
+        services,
         upstreams,
         tags,
         meta,
         proxy_config,
         pod,
         agent,
+        login,
         bootstrap,
         dir,
         helper,
@@ -41,8 +42,9 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     let deadline = Deadline::after(timeout);
     let admin = bootstrap.admin().await?;
     let config = agent.config(pod.node_name.clone())?;
-    let pair = declare(Said {
-        service,
+    let login = login.login(&pod);
+    let declared = declare(Said {
+        services,
         upstreams: upstreams.into_iter().flat_map(|list| list.0).collect(),
         tags,
         meta,
@@ -53,45 +55,51 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         admin,
     })?;
     if dry_run {
-        return print(&pair, output);
+        let pairs: Vec<Pair> = declared.into_iter().map(|declared| declared.pair).collect();
+        return print(&pairs, output);
     }
-    let ca_pem = config.tls.ca_pem()?;
     let agent = Agent::new(config)?;
-    let handoff = Handoff::new(dir);
-    prepare::prepare(&handoff, helper, &ca_pem, agent.config().token.as_ref())?;
+    let sidecars: Vec<Sidecar> = declared
+        .into_iter()
+        .map(|declared| Sidecar::new(declared, &dir, &agent, login.as_ref(), &bootstrap))
+        .collect();
+    let tls = prepare::prepare(&Handoff::new(&dir), helper, agent.config())?;
+    for sidecar in &sidecars {
+        sidecar.prepare()?;
+    }
 
-    let arrived = Cell::new(false);
     let work = async {
-        register::register(&handoff, &agent, &pair, deadline, &arrived).await?;
-        provide::bootstrap(&handoff, &agent, &bootstrap, &pair, deadline).await?;
-        provide::record(&handoff, &agent, pair.clone(), admin, !ca_pem.is_empty())
+        for sidecar in &sidecars {
+            sidecar.provide(&tls, deadline).await?;
+        }
+        Ok(())
     };
     let failure = match race(deadline, &mut signals, work).await {
         Ok(Ok(())) => return Ok(ExitCode::SUCCESS),
         Ok(Err(failure)) => failure,
         Err(cut) => cut.failure(deadline),
     };
-    // An agent that was never reached has nothing to take back.
-    if arrived.get() {
-        take_back(&handoff, &agent, &pair).await;
+    // A pod whose init container fails does not run: nobody may be sent to it.
+    let deadline = Deadline::after(TAKE_BACK);
+    for sidecar in sidecars.iter().rev() {
+        sidecar.take_back(deadline).await;
     }
     Err(failure)
 }
 
-/// A pod whose init container fails does not run: nobody may be sent to it.
-async fn take_back(handoff: &Handoff, agent: &Agent, pair: &Pair) {
-    if let Err(leftovers) = handoff.retract(agent, pair, Deadline::after(TAKE_BACK)).await {
-        tracing::warn!("{}", Failure::from(leftovers));
-    }
-}
-
-fn print(pair: &Pair, output: Option<Output>) -> Result<ExitCode, Failure> {
-    let services = [&pair.service, &pair.proxy];
-    let text = match output {
+/// One service is printed as it is, several as a list.
+fn print(pairs: &[Pair], output: Option<Output>) -> Result<ExitCode, Failure> {
+    let services = pairs.iter().flat_map(|pair| [&pair.service, &pair.proxy]);
+    let text = match (output, pairs) {
         // Strings, numbers, lists and maps with string keys.
-        None => serde_json::to_string_pretty(pair).expect("a registration is JSON") + "\n",
-        Some(Output::Hcl) => definition::print(services, Format::Hcl),
-        Some(Output::Json) => definition::print(services, Format::Json),
+        (None, [pair]) => {
+            serde_json::to_string_pretty(pair).expect("a registration is JSON") + "\n"
+        }
+        (None, pairs) => {
+            serde_json::to_string_pretty(pairs).expect("registrations are JSON") + "\n"
+        }
+        (Some(Output::Hcl), _) => definition::print(services, Format::Hcl),
+        (Some(Output::Json), _) => definition::print(services, Format::Json),
     };
     write!(std::io::stdout(), "{text}").map_err(|error| {
         Failure::new(Exit::CannotWrite, format_args!("cannot write to stdout: {error}"))

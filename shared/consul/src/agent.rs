@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -28,7 +29,7 @@ use crate::http::{TlsFiles, client};
 pub struct Config {
     /// Where it listens.
     pub address: Address,
-    /// The ACL token, if any.
+    /// The ACL token to begin with, if any.
     pub token: Option<SecretString>,
     /// `user:password` for HTTP basic authentication.
     pub http_auth: Option<SecretString>,
@@ -43,11 +44,12 @@ pub struct Config {
 }
 
 /// The node's agent. One kept-alive connection serves requests that follow each
-/// other.
+/// other. A clone is the same agent: it shares connection and token.
 #[derive(Clone, Debug)]
 pub struct Agent {
     http: reqwest::Client,
-    config: Config,
+    config: Arc<Config>,
+    token: Arc<RwLock<Option<SecretString>>>,
 }
 
 /// What a deregistration found.
@@ -93,13 +95,31 @@ impl Agent {
     ///
     /// # Errors
     /// A file of TLS that can't be read or holds something else than it should.
-    pub fn new(config: Config) -> Result<Self, Failure> {
-        Ok(Self { http: client(&config.address, &config.tls)?, config })
+    pub fn new(mut config: Config) -> Result<Self, Failure> {
+        let http = client(&config.address, &config.tls)?;
+        let token = Arc::new(RwLock::new(config.token.take()));
+        Ok(Self { http, config: Arc::new(config), token })
     }
 
-    /// How it is spoken to.
+    /// How it is spoken to. The token is not in it: see [`Agent::token`].
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The same agent over the same connections, but with a token of its own.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self { token: Arc::new(RwLock::new(self.token())), ..self.clone() }
+    }
+
+    /// The ACL token that requests carry now.
+    pub fn token(&self) -> Option<SecretString> {
+        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets the next requests carry another ACL token.
+    pub fn set_token(&self, token: Option<SecretString>) {
+        *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
     }
 
     /// Registers a service, or replaces the one with its id, checks included.
@@ -242,7 +262,8 @@ impl Agent {
         }
     }
 
-    fn call(&self, method: Method, path: &str) -> Call<'_> {
+    /// A request with the agent's token, in its namespace and partition.
+    pub(crate) fn call(&self, method: Method, path: &str) -> Call<'_> {
         let tenancy = [("ns", &self.config.namespace), ("partition", &self.config.partition)];
         let mut call = Call {
             agent: self,
@@ -250,6 +271,7 @@ impl Agent {
             path: path.to_owned(),
             query: String::new(),
             body: None,
+            token: self.token(),
             timeout: TIMEOUT,
         };
         for (key, value) in tenancy {
@@ -279,19 +301,20 @@ fn segment(text: &str) -> String {
 }
 
 /// A request in the making.
-struct Call<'a> {
+pub(crate) struct Call<'a> {
     agent: &'a Agent,
     method: Method,
     path: String,
     query: String,
     body: Option<Vec<u8>>,
+    token: Option<SecretString>,
     timeout: Duration,
 }
 
 // === impl Call ===
 
 impl Call<'_> {
-    fn query(mut self, key: &str, value: &str) -> Self {
+    pub(crate) fn query(mut self, key: &str, value: &str) -> Self {
         let separator = if self.query.is_empty() { '?' } else { '&' };
         self.query.push(separator);
         self.query.push_str(key);
@@ -300,19 +323,25 @@ impl Call<'_> {
         self
     }
 
-    fn json(mut self, body: &impl Serialize) -> Self {
+    /// Without a token: the request brings another proof.
+    pub(crate) fn anonymous(mut self) -> Self {
+        self.token = None;
+        self
+    }
+
+    pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
         // What we send is strings, numbers, lists and maps with string keys.
         self.body = Some(serde_json::to_vec(body).expect("a registration is JSON"));
         self
     }
 
     /// Sends it; the answer's body does not matter.
-    async fn done(self) -> Result<(), Error> {
+    pub(crate) async fn done(self) -> Result<(), Error> {
         self.send().await.map(drop)
     }
 
     /// Sends it and reads the answer.
-    async fn answer<T: DeserializeOwned>(self) -> Result<T, Error> {
+    pub(crate) async fn answer<T: DeserializeOwned>(self) -> Result<T, Error> {
         let request = self.request();
         let body = self.send().await?;
         serde_json::from_slice(&body)
@@ -329,7 +358,7 @@ impl Call<'_> {
         };
         let url = format!("{base}{}{}", self.path, self.query);
         let mut builder = self.agent.http.request(self.method, url).timeout(self.timeout);
-        if let Some(token) = &self.agent.config.token {
+        if let Some(token) = &self.token {
             builder = builder.header(TOKEN, secret_header(token.expose_secret()).map_err(failed)?);
         }
         if let Some(auth) = &self.agent.config.http_auth {

@@ -45,6 +45,11 @@ pub struct AgentArgs {
     #[arg(long, env = "CONSUL_CAPATH", value_name = "FOLDER")]
     pub ca_path: Option<PathBuf>,
 
+    /// CA certificates themselves, as PEM; for the environment rather than the
+    /// command line
+    #[arg(long, env = "CONSUL_CACERT_PEM", hide_env_values = true, value_name = "PEM")]
+    pub ca_pem: Option<String>,
+
     /// A PEM file with the certificate shown to the agent
     #[arg(long, env = "CONSUL_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
     pub client_cert: Option<PathBuf>,
@@ -87,6 +92,7 @@ impl AgentArgs {
             http_auth,
             ca_file,
             ca_path,
+            ca_pem,
             client_cert,
             client_key,
             tls_server_name,
@@ -102,6 +108,7 @@ impl AgentArgs {
             tls: TlsFiles {
                 ca_file,
                 ca_path,
+                inline_ca_pem: ca_pem.filter(|pem| !pem.trim().is_empty()),
                 client_cert,
                 client_key,
                 server_name: tls_server_name,

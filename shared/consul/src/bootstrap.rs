@@ -221,12 +221,8 @@ impl BootstrapArgs {
             )
             .hint("give --grpc-ca-file or --grpc-ca-path, or --ca-file or --ca-path"));
         }
-        let token = agent
-            .config()
-            .token
-            .as_ref()
-            .map(|token| Token::new(token.expose_secret()))
-            .unwrap_or_default();
+        let token =
+            agent.token().map(|token| Token::new(token.expose_secret())).unwrap_or_default();
         Ok(Xds { address, ca_pem, token })
     }
 

@@ -26,6 +26,10 @@ pub struct TlsFiles {
     /// A folder of such files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_path: Option<PathBuf>,
+    /// CA certificates themselves, as PEM. Never written down: what is read back
+    /// has them in a file.
+    #[serde(skip)]
+    pub inline_ca_pem: Option<String>,
     /// A PEM file with the certificate shown to the agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cert: Option<PathBuf>,
@@ -44,7 +48,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl TlsFiles {
     /// The CA certificates, as PEM: the file's, then those of the folder in the
-    /// order of its files' names. Empty without either.
+    /// order of its files' names, then those given as they are. Empty without any.
     pub fn ca_pem(&self) -> Result<String, Failure> {
         let mut files: Vec<PathBuf> = self.ca_file.iter().cloned().collect();
         if let Some(folder) = &self.ca_path {
@@ -65,6 +69,10 @@ impl TlsFiles {
             let text = std::fs::read_to_string(&file)
                 .map_err(|error| unreadable("--ca-file", &file, &error))?;
             pem.push_str(text.trim_end());
+            pem.push('\n');
+        }
+        if let Some(text) = &self.inline_ca_pem {
+            pem.push_str(text.trim());
             pem.push('\n');
         }
         Ok(pem)
@@ -114,7 +122,7 @@ fn tls_config(tls: &TlsFiles) -> Result<ClientConfig, Failure> {
                 .build()
                 .map_err(|error| {
                     Failure::usage(format_args!("cannot set up TLS: {error}"))
-                        .hint("--tls-server-name needs a CA: give --ca-file or --ca-path")
+                        .hint("--tls-server-name needs a CA: give --ca-file, --ca-path or --ca-pem")
                 })?;
             builder
                 .dangerous()
@@ -142,14 +150,14 @@ fn tls_config(tls: &TlsFiles) -> Result<ClientConfig, Failure> {
 fn roots(pem: &str) -> Result<RootCertStore, Failure> {
     let wrong = |problem: &dyn std::fmt::Display| {
         Failure::usage(format_args!("the CA certificates are unusable: {problem}"))
-            .hint("check --ca-file and --ca-path")
+            .hint("check --ca-file, --ca-path and --ca-pem (CONSUL_CACERT_PEM)")
     };
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         roots.add(certificate.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))?;
     }
     if !pem.is_empty() && roots.is_empty() {
-        return Err(wrong(&"there is no certificate in the files"));
+        return Err(wrong(&"there is no certificate in them"));
     }
     Ok(roots)
 }

@@ -1,6 +1,7 @@
 //! The node's Consul agent over HTTP; the only crate that talks to Consul.
 //!
 //! - [`args`]: the flags by which an agent is named, as Consul's CLI has them
+//! - [`acl`]: its ACLs: tokens by login
 //! - [`address`]: where the agent listens
 //! - [`agent`]: what is asked of it
 //! - [`answer`]: what it answers
@@ -9,6 +10,7 @@
 //!
 //! Nothing here tries again: callers decide, by [`Error::is_transient`].
 
+pub mod acl;
 pub mod address;
 pub mod agent;
 pub mod answer;

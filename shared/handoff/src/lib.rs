@@ -6,6 +6,7 @@
 //! - [`tombstone`](Handoff::bury): the registration was taken back for good
 //! - [`lock`]: one process at a time registers or deregisters
 //! - [`protocol`]: how a registration is made and taken back
+//! - [`session`]: the ACL token of a registration: login and logout
 //!
 //! Two rules keep a registration from coming back after it was taken back:
 //! every registration is made under the lock and only if there is no
@@ -18,6 +19,7 @@
 pub mod lock;
 pub mod protocol;
 pub mod record;
+pub mod session;
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -27,37 +29,58 @@ use runtime::file::{WriteError, write_whole};
 
 pub use lock::Lock;
 pub use record::Record;
+pub use session::Session;
 
 /// The folder that the pod's injected containers share, if no flag names another.
 pub const DEFAULT_DIR: &str = "/consul/connect-inject";
 
-/// A registration's files in the folder that the pod's containers share.
+/// A registration's files in the folder that the pod's containers share. Each
+/// service of the pod has its own; what all of them need is there once.
 #[derive(Clone, Debug)]
 pub struct Handoff {
     dir: PathBuf,
+    /// What tells a further service's files from those of the first.
+    suffix: String,
 }
 
 // === impl Handoff ===
 
 impl Handoff {
-    /// The files in that folder.
+    /// The files of the pod's first service, in that folder.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), suffix: String::new() }
+    }
+
+    /// The files of a further service of the pod.
+    pub fn of_further(dir: impl Into<PathBuf>, service: &str) -> Self {
+        Self { dir: dir.into(), suffix: format!("-{service}") }
     }
 
     /// What was registered, and with whom.
     pub fn record(&self) -> PathBuf {
-        self.dir.join("registration.json")
+        self.own("registration", ".json")
     }
 
     /// What Envoy starts from. It holds the ACL token.
     pub fn bootstrap(&self) -> PathBuf {
-        self.dir.join("envoy-bootstrap.json")
+        self.own("envoy-bootstrap", ".json")
     }
 
     /// The ACL token.
     pub fn token(&self) -> PathBuf {
-        self.dir.join("acl-token")
+        self.own("acl-token", "")
+    }
+
+    fn tombstone(&self) -> PathBuf {
+        self.own("deregistered", "")
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.own("lock", "")
+    }
+
+    fn own(&self, stem: &str, extension: &str) -> PathBuf {
+        self.dir.join(format!("{stem}{}{extension}", self.suffix))
     }
 
     /// The CA certificates of the agent.
@@ -65,17 +88,37 @@ impl Handoff {
         self.dir.join("consul-ca.pem")
     }
 
+    /// The certificate shown to the agent.
+    pub fn client_cert(&self) -> PathBuf {
+        self.dir.join("client-cert.pem")
+    }
+
+    /// Its key.
+    pub fn client_key(&self) -> PathBuf {
+        self.dir.join("client-key.pem")
+    }
+
+    /// User and password for HTTP basic authentication with the agent.
+    pub fn http_auth(&self) -> PathBuf {
+        self.dir.join("http-auth")
+    }
+
     /// The lifecycle helper, for containers whose image lacks it.
     pub fn helper(&self) -> PathBuf {
         self.dir.join("connect-lifecycle")
     }
 
-    fn tombstone(&self) -> PathBuf {
-        self.dir.join("deregistered")
-    }
-
-    fn lock_file(&self) -> PathBuf {
-        self.dir.join("lock")
+    /// Takes away the files that a process was writing when it was killed. To
+    /// be called before any other process of the pod writes.
+    pub fn sweep(&self) -> Result<(), WriteError> {
+        let unreadable = |source| WriteError { path: self.dir.clone(), source };
+        for entry in std::fs::read_dir(&self.dir).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if runtime::file::is_half_written(&path) {
+                remove(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Notes that the registration is taken back for good: from now on nobody
@@ -108,6 +151,24 @@ fn remove(path: &Path) -> Result<(), WriteError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_service_of_a_pod_has_its_own_files() {
+        let first = Handoff::new("/d");
+        let further = Handoff::of_further("/d", "web-admin");
+        for (path, name) in [
+            (first.record(), "registration.json"),
+            (first.token(), "acl-token"),
+            (further.record(), "registration-web-admin.json"),
+            (further.bootstrap(), "envoy-bootstrap-web-admin.json"),
+            (further.token(), "acl-token-web-admin"),
+            (further.tombstone(), "deregistered-web-admin"),
+            (further.lock_file(), "lock-web-admin"),
+            (further.ca(), "consul-ca.pem"),
+        ] {
+            assert_eq!(path, Path::new("/d").join(name));
+        }
+    }
 
     #[test]
     fn a_tombstone_stands_until_it_is_taken_away() {

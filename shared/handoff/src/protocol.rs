@@ -44,6 +44,15 @@ impl RegisterError {
         }
     }
 
+    /// Whether the cause is that there is no such ACL token, or that the agent
+    /// has not heard of it yet.
+    pub fn is_unknown_token(&self) -> bool {
+        match self {
+            Self::Agent(error) | Self::Proxy(error) => error.is_unknown_token(),
+            Self::Lock(_) => false,
+        }
+    }
+
     /// Whether the agent may have something of it.
     pub fn may_have_arrived(&self) -> bool {
         match self {

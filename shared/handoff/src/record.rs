@@ -10,6 +10,7 @@ use runtime::{Exit, Failure};
 use serde::{Deserialize, Serialize};
 
 use crate::Handoff;
+use crate::session::Login;
 
 /// The form that this release writes. A release raises it only if an older one
 /// can't make sense of the file any more.
@@ -27,6 +28,9 @@ pub struct Record {
     pub agent: AgentRecord,
     /// Envoy's admin listener.
     pub admin: SocketAddr,
+    /// How the ACL token was had, if it was by login.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
 }
 
 /// An agent, and how it is spoken to. The token is in a file of its own.
@@ -49,6 +53,9 @@ pub struct AgentRecord {
     /// The file with the token, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// The file with user and password for HTTP basic authentication.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_auth_file: Option<PathBuf>,
 }
 
 /// A record that can't be read.
@@ -84,8 +91,8 @@ pub enum ReadError {
 
 impl Record {
     /// A record of this release.
-    pub fn new(pair: Pair, agent: AgentRecord, admin: SocketAddr) -> Self {
-        Self { version: VERSION, pair, agent, admin }
+    pub fn new(pair: Pair, agent: AgentRecord, admin: SocketAddr, login: Option<Login>) -> Self {
+        Self { version: VERSION, pair, agent, admin, login }
     }
 
     /// Writes it down.
@@ -118,14 +125,20 @@ impl Record {
 // === impl AgentRecord ===
 
 impl AgentRecord {
-    /// A client of that agent, with the token as it is in the file now.
+    /// A client of that agent, with the token as it is in the file now; without
+    /// one if there is no such file: it was logged out.
     pub fn connect(&self) -> Result<Agent, Failure> {
-        let Self { http_addr, tls, namespace, partition, node, token_file } = self.clone();
-        let token = token_file.as_deref().map(consul::args::read_token).transpose()?.flatten();
+        let Self { http_addr, tls, namespace, partition, node, token_file, http_auth_file } =
+            self.clone();
+        let read = |file: Option<PathBuf>| match file {
+            Some(file) if file.exists() => consul::args::read_token(&file),
+            _ => Ok(None),
+        };
+        let token = read(token_file)?;
         Agent::new(Config {
             address: http_addr,
             token,
-            http_auth: None,
+            http_auth: read(http_auth_file)?,
             tls,
             namespace,
             partition,
@@ -172,8 +185,9 @@ mod tests {
             partition: None,
             node: Some("n1".to_owned()),
             token_file: None,
+            http_auth_file: None,
         };
-        Record::new(pair(&pod, declared), agent, ([127, 0, 0, 1], 19000).into())
+        Record::new(pair(&pod, declared), agent, ([127, 0, 0, 1], 19000).into(), None)
     }
 
     fn written(change: impl FnOnce(&mut Value)) -> Result<Record, ReadError> {

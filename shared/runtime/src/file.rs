@@ -17,6 +17,17 @@ pub struct WriteError {
     pub source: std::io::Error,
 }
 
+/// What the names of temporary files begin and end with.
+const PREFIX: &str = ".whole-";
+const SUFFIX: &str = ".tmp";
+
+/// Whether a file is one that [`write_whole`] was writing. If its process was
+/// killed, nobody is going to.
+pub fn is_half_written(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
+}
+
 /// Writes a file whole: a temporary file in the same folder, synced, then
 /// renamed over the old one. A reader, and a crash at any point, sees the old
 /// contents or the new.
@@ -30,7 +41,8 @@ pub fn write_whole(
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut write = || {
-        let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder)?;
+        let mut file =
+            tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder)?;
         std::io::copy(&mut contents, &mut file)?;
         file.flush()?;
         // Not by the builder: the umask would take bits away.

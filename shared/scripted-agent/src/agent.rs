@@ -1,6 +1,6 @@
 //! The scripted agent, and what a test sees of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -259,6 +259,24 @@ impl ScriptedAgent {
     /// Lets somebody else deregister a service.
     pub fn remove(&self, id: &str) {
         self.shared.change(|state| state.model.deregister(id));
+    }
+
+    /// Has ACLs on: requests need a token, which a login makes.
+    pub fn with_acls(&self) -> &Self {
+        self.shared.change(|state| state.model.tokens = Some(BTreeSet::new()));
+        self
+    }
+
+    /// The ACL tokens that there are.
+    pub fn tokens(&self) -> BTreeSet<String> {
+        self.shared.look(|state| state.model.tokens.clone().unwrap_or_default())
+    }
+
+    /// Lets somebody else delete every ACL token.
+    pub fn revoke_tokens(&self) {
+        self.shared.change(|state| {
+            state.model.tokens.iter_mut().for_each(BTreeSet::clear);
+        });
     }
 
     /// Has a central configuration entry.

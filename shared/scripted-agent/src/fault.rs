@@ -24,6 +24,12 @@ pub enum Route {
     Config,
     /// The agent is asked for itself.
     AgentSelf,
+    /// An ACL token is made by login.
+    Login,
+    /// The ACL token of the request is deleted.
+    Logout,
+    /// The ACL token of the request is read.
+    TokenSelf,
 }
 
 /// A route, perhaps for one service or check only.
@@ -104,6 +110,9 @@ impl Route {
             ("PUT", ["v1", "agent", "check", "update", _]) => Some(Self::Update),
             ("GET", ["v1", "config", _, _]) => Some(Self::Config),
             ("GET", ["v1", "agent", "self"]) => Some(Self::AgentSelf),
+            ("POST", ["v1", "acl", "login"]) => Some(Self::Login),
+            ("POST", ["v1", "acl", "logout"]) => Some(Self::Logout),
+            ("GET", ["v1", "acl", "token", "self"]) => Some(Self::TokenSelf),
             _ => None,
         }
     }

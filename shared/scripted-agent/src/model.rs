@@ -4,7 +4,7 @@
 //! Source: Consul's "Agent HTTP API", "Service - Agent HTTP API" and "Check -
 //! Agent HTTP API" pages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::{Map, Value, json};
@@ -16,6 +16,9 @@ use crate::{Request, Route};
 pub struct Model {
     services: BTreeMap<String, Value>,
     checks: BTreeMap<String, Check>,
+    /// The ACL tokens; none if ACLs are off.
+    pub(crate) tokens: Option<BTreeSet<String>>,
+    logins: usize,
     /// Central configuration entries, by kind and name.
     pub(crate) entries: BTreeMap<(String, String), Value>,
     /// What central configuration adds to every proxy's own.
@@ -50,6 +53,8 @@ impl Model {
         Self {
             services: BTreeMap::new(),
             checks: BTreeMap::new(),
+            tokens: None,
+            logins: 0,
             entries: BTreeMap::new(),
             proxy_config: Map::new(),
             about: about(),
@@ -85,7 +90,19 @@ impl Model {
     /// Does what is asked.
     pub(crate) fn answer(&mut self, request: &Request) -> Answer {
         let id = request.id().unwrap_or_default();
-        match Route::asked_by(request) {
+        let route = Route::asked_by(request);
+        if let Some(denied) = self.denied(route, request) {
+            return denied;
+        }
+        match route {
+            Some(Route::Login) => self.log_in(),
+            Some(Route::Logout) => {
+                if let (Some(tokens), Some(token)) = (&mut self.tokens, &request.token) {
+                    tokens.remove(token);
+                }
+                Answer::words(200, "true")
+            }
+            Some(Route::TokenSelf) => Answer::json(&json!({"SecretID": request.token})),
             Some(Route::Register) => self.register(request),
             Some(Route::Deregister) => {
                 self.deregister(&id);
@@ -104,6 +121,29 @@ impl Model {
             Some(Route::AgentSelf) => Answer::json(&self.about),
             Some(Route::Any) | None => Answer::words(404, ""),
         }
+    }
+
+    /// With ACLs on, a request needs a token that there is.
+    fn denied(&self, route: Option<Route>, request: &Request) -> Option<Answer> {
+        let is_about_tokens =
+            matches!(route, Some(Route::Login | Route::Logout | Route::TokenSelf));
+        match (&self.tokens, &request.token) {
+            (None, _) if is_about_tokens => Some(Answer::words(401, "ACL support disabled")),
+            (None, _) => None,
+            _ if route == Some(Route::Login) => None,
+            (Some(tokens), Some(token)) if tokens.contains(token) => None,
+            (Some(_), Some(_)) => Some(Answer::words(403, "ACL not found")),
+            (Some(_), None) => Some(Answer::words(403, "Permission denied")),
+        }
+    }
+
+    fn log_in(&mut self) -> Answer {
+        self.logins += 1;
+        let token = format!("token-{}", self.logins);
+        if let Some(tokens) = &mut self.tokens {
+            tokens.insert(token.clone());
+        }
+        Answer::json(&json!({"SecretID": token}))
     }
 
     fn register(&mut self, request: &Request) -> Answer {

@@ -7,10 +7,12 @@
 //! - [`folder`]: a folder or a helper that is no good
 //! - [`flags`]: a command line that is no good
 //! - [`transport`]: TLS and unix sockets
+//! - [`acl`]: a token by login
 //! - [`ends`]: ended by a signal, and run again
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
+mod acl;
 mod ends;
 mod flags;
 mod folder;

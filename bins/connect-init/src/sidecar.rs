@@ -1,0 +1,96 @@
+//! One service of the pod with its sidecar: provided whole, or taken back.
+
+use std::cell::Cell;
+use std::path::Path;
+
+use consul::{Agent, BootstrapArgs, TlsFiles};
+use handoff::session::{Login, Session};
+use handoff::{Handoff, Record};
+use runtime::file::write_whole;
+use runtime::{Deadline, Failure};
+use secrecy::ExposeSecret;
+
+use crate::declare::Declared;
+use crate::{provide, register};
+
+/// One service of the pod with its sidecar.
+pub(crate) struct Sidecar {
+    declared: Declared,
+    handoff: Handoff,
+    agent: Agent,
+    /// With a token by login; none if a token was given, or none is needed.
+    session: Option<Session>,
+    bootstrap: BootstrapArgs,
+    /// Whether the agent may have something of it.
+    arrived: Cell<bool>,
+}
+
+// === impl Sidecar ===
+
+impl Sidecar {
+    pub(crate) fn new(
+        declared: Declared,
+        dir: &Path,
+        agent: &Agent,
+        login: Option<&Login>,
+        bootstrap: &BootstrapArgs,
+    ) -> Self {
+        let handoff = match declared.index {
+            0 => Handoff::new(dir),
+            _ => Handoff::of_further(dir, &declared.pair.service.name),
+        };
+        // Each of the pod's services has a token of its own: each ends by itself.
+        let agent = agent.apart();
+        let session = login.map(|login| Session::new(&agent, &handoff, login.clone()));
+        let bootstrap = BootstrapArgs {
+            admin_bind: declared.admin.to_string(),
+            envoy_ready_bind_port: bootstrap
+                .envoy_ready_bind_port
+                .map(|port| port.saturating_add(declared.index)),
+            ..bootstrap.clone()
+        };
+        Self { declared, handoff, agent, session, bootstrap, arrived: Cell::new(false) }
+    }
+
+    /// Makes its files ready, before anything is registered.
+    pub(crate) fn prepare(&self) -> Result<(), Failure> {
+        if let Some(token) = self.agent.token() {
+            write_whole(&self.handoff.token(), 0o600, token.expose_secret().as_bytes())?;
+        }
+        self.handoff.unbury()?;
+        Ok(())
+    }
+
+    /// Logs in, registers, and writes what the sidecar starts from. `tls` is
+    /// what the pod's other containers speak to the agent with.
+    pub(crate) async fn provide(&self, tls: &TlsFiles, deadline: Deadline) -> Result<(), Failure> {
+        let Self { declared, handoff, agent, session, bootstrap, arrived } = self;
+        let Declared { pair, admin, .. } = declared;
+        if let Some(session) = session {
+            session.open(deadline).await?;
+        }
+        register::register(handoff, agent, pair, session.as_ref(), deadline, arrived).await?;
+        provide::bootstrap(handoff, agent, bootstrap, pair, deadline).await?;
+        let login = session.as_ref().map(|session| session.login().clone());
+        let agent = provide::agent_record(handoff, agent, tls);
+        Record::new(pair.clone(), agent, *admin, login).write(handoff)?;
+        Ok(())
+    }
+
+    /// Takes back what the agent may have of it, and then logs out: that takes
+    /// the token.
+    pub(crate) async fn take_back(&self, deadline: Deadline) {
+        let Self { declared, handoff, agent, session, arrived, .. } = self;
+        // An agent that was never reached has nothing to take back.
+        if arrived.get()
+            && let Err(leftovers) = handoff.retract(agent, &declared.pair, deadline).await
+        {
+            tracing::warn!("{}", Failure::from(leftovers));
+        }
+        if let Some(session) = session
+            && let Err(failure) = session.close(deadline).await
+        {
+            tracing::warn!("{failure}");
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The ACL token of a registration: had by login, kept in a file, given back by
+//! logout.
+//!
+//! The file is the truth: a token that is in it was logged in and not yet
+//! logged out, whichever process of the pod did it. A login that is under way
+//! is not cut short by whoever waits for it: a token that nobody took note of
+//! would stay on the servers for good.
+
+mod bearer;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use consul::acl::{self, LoggedOut};
+use consul::error::Cause;
+use consul::{Agent, Error};
+use runtime::deadline::Cut;
+use runtime::file::{WriteError, write_whole};
+use runtime::{Deadline, Exit, Failure, retry};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use self::bearer::Subject;
+use crate::{Handoff, remove};
+
+/// How a token is had. It is in the record, so that another can be had later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// The auth method.
+    pub auth_method: String,
+    /// The file with what proves to it who logs in: in a pod, the token of its
+    /// service account. The kubelet renews it.
+    pub bearer_token_file: PathBuf,
+    /// What the token's description says of its owner.
+    pub meta: BTreeMap<String, String>,
+}
+
+/// The token that an agent is spoken to with, by login.
+#[derive(Debug)]
+pub struct Session {
+    agent: Agent,
+    handoff: Handoff,
+    login: Login,
+    /// Held while a login is under way.
+    under_way: Arc<Mutex<()>>,
+}
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+enum LoginError {
+    #[error("{0}")]
+    Agent(Error),
+    #[error("cannot read the bearer token: {0}")]
+    BearerToken(String),
+    #[error("the login broke off: {0}")]
+    Broken(#[from] tokio::task::JoinError),
+    #[error("{0}")]
+    Write(#[from] WriteError),
+}
+
+// === impl Session ===
+
+impl Session {
+    /// A session with that agent, whose token is in the folder. Nothing is
+    /// asked yet.
+    pub fn new(agent: &Agent, handoff: &Handoff, login: Login) -> Self {
+        Self { agent: agent.clone(), handoff: handoff.clone(), login, under_way: Arc::default() }
+    }
+
+    /// How its token is had.
+    pub fn login(&self) -> &Login {
+        &self.login
+    }
+
+    /// Opens it: with the token of an earlier life, if it is still good, else by
+    /// a login. In the end the agent has the token, and servers know it: an
+    /// agent that asks one that does not remembers that for 30 s.
+    pub async fn open(&self, deadline: Deadline) -> Result<(), Failure> {
+        if let Some(token) = read(&self.handoff.token())? {
+            self.agent.set_token(Some(token));
+            if self.is_known(deadline).await? {
+                tracing::info!("the ACL token of an earlier life is still good");
+                return Ok(());
+            }
+            // What a lagging server does not know, the leader may.
+            if let Err(error) = self.agent.log_out().await {
+                tracing::debug!("the ACL token of an earlier life: {error}");
+            }
+        }
+        self.log_in(deadline).await?;
+        self.await_known(deadline).await
+    }
+
+    /// Opens it again after the agent answered that there is no such token:
+    /// logs in anew, unless servers know the token. Then it is the agent that
+    /// has to forget that it did not.
+    ///
+    /// Returns whether there is another token now.
+    pub async fn renew(&self, deadline: Deadline) -> Result<bool, Failure> {
+        if self.agent.token().is_some() && self.is_known(deadline).await? {
+            return Ok(false);
+        }
+        self.log_in(deadline).await?;
+        self.await_known(deadline).await?;
+        Ok(true)
+    }
+
+    /// Closes it: logs out, and removes the token. One that is gone is fine.
+    pub async fn close(&self, deadline: Deadline) -> Result<(), Failure> {
+        // A login under way would have its token after we have looked.
+        let waited = tokio::select! {
+            biased;
+            _done = self.under_way.lock() => Ok(()),
+            () = deadline.passed() => Err(Failure::new(
+                Exit::Deadline,
+                format_args!("the login with auth method `{}` was still under way", self.login.auth_method),
+            )),
+        };
+        if self.agent.token().is_none() {
+            return waited;
+        }
+        let attempt = || self.agent.log_out();
+        match retry::until(deadline, retry::NODE_AGENT, Error::is_transient, attempt).await {
+            Ok(LoggedOut::Done) => tracing::info!("logged out"),
+            Ok(LoggedOut::WasUnknown) => tracing::info!("the ACL token was gone already"),
+            Err(stopped) => {
+                return Err(stopped
+                    .failure(deadline)
+                    .while_doing("the ACL token is left behind")
+                    .hint(format_args!(
+                        "find it by its description, {:?}, and delete it; a MaxTokenTTL of auth method `{}` would do so by itself",
+                        self.login.meta, self.login.auth_method
+                    )));
+            }
+        }
+        self.agent.set_token(None);
+        remove(&self.handoff.token())?;
+        waited
+    }
+
+    /// What to say of a registration that the token may not make.
+    pub fn explain(&self, failure: Failure, service: &str) -> Failure {
+        if failure.exit() != Exit::Denied {
+            return failure;
+        }
+        let Self { login: Login { auth_method, .. }, .. } = self;
+        let who = self.subject();
+        failure.hint(format_args!(
+            "the token that auth method `{auth_method}` gave to {who} lacks service:write on `{service}` and `{service}-sidecar-proxy`: {}",
+            who.likely_rule(auth_method, service),
+        ))
+    }
+
+    async fn is_known(&self, deadline: Deadline) -> Result<bool, Failure> {
+        let attempt = || self.agent.knows_token();
+        retry::until(deadline, retry::NODE_AGENT, Error::is_transient, attempt).await.map_err(
+            |stopped| stopped.failure(deadline).while_doing("cannot look at the ACL token"),
+        )
+    }
+
+    /// Waits until servers know the token.
+    async fn await_known(&self, deadline: Deadline) -> Result<(), Failure> {
+        // That it is not known passes, too.
+        let attempt = || async {
+            match self.agent.knows_token().await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(NotKnown::Yet),
+                Err(error) => Err(NotKnown::Agent(error)),
+            }
+        };
+        let passes = |error: &NotKnown| match error {
+            NotKnown::Yet => true,
+            NotKnown::Agent(error) => error.is_transient(),
+        };
+        retry::until(deadline, retry::NODE_AGENT, passes, attempt)
+            .await
+            .map_err(|stopped| stopped.failure(deadline))
+    }
+
+    async fn log_in(&self, deadline: Deadline) -> Result<(), Failure> {
+        let attempt = || self.attempt();
+        let passes = |error: &LoginError| match error {
+            LoginError::Agent(error) => error.is_transient(),
+            LoginError::BearerToken(_) | LoginError::Broken(_) | LoginError::Write(_) => false,
+        };
+        match retry::until(deadline, retry::NODE_AGENT, passes, attempt).await {
+            Ok(()) => {
+                tracing::info!(
+                    auth_method = self.login.auth_method,
+                    "logged in as {}",
+                    self.subject()
+                );
+                Ok(())
+            }
+            Err(retry::Stopped::Final(error)) => Err(self.failure(error)),
+            Err(retry::Stopped::Deadline(Some(error))) => {
+                Err(self.failure(error).while_doing(format_args!("gave up after {deadline}")))
+            }
+            Err(retry::Stopped::Deadline(None)) => Err(Cut::Deadline.failure(deadline)),
+        }
+    }
+
+    /// One login, up to the token's being in its file. It goes on if nobody
+    /// waits for it any more.
+    async fn attempt(&self) -> Result<(), LoginError> {
+        let Self { agent, handoff, login, under_way } = self;
+        let (agent, file, login) = (agent.clone(), handoff.token(), login.clone());
+        let guard = Arc::clone(under_way).lock_owned().await;
+        let work = tokio::spawn(async move {
+            let _guard = guard;
+            let Login { auth_method, bearer_token_file, meta } = &login;
+            let bearer_token = &bearer::read(bearer_token_file).map_err(LoginError::BearerToken)?;
+            let login = acl::Login { auth_method, bearer_token, meta };
+            let token = agent.log_in(&login).await.map_err(LoginError::Agent)?;
+            // First, so that it is logged out if it can't be written down.
+            agent.set_token(Some(token.clone()));
+            write_whole(&file, 0o600, token.expose_secret().as_bytes())?;
+            Ok(())
+        });
+        work.await?
+    }
+
+    fn failure(&self, error: LoginError) -> Failure {
+        let Login { auth_method, bearer_token_file, .. } = &self.login;
+        let file = bearer_token_file.display();
+        let who = self.subject();
+        let failure = match error {
+            LoginError::Agent(error) => {
+                let hint = match &error.cause {
+                    Cause::Denied(_) if error.is_unknown_token() => format!(
+                        "Consul has no auth method `{auth_method}`: compare `consul acl auth-method list`, and --namespace and --partition"
+                    ),
+                    Cause::Denied(words) if words.contains("Permission denied") => format!(
+                        "no binding rule of auth method `{auth_method}` fits {who}: compare `consul acl binding-rule list -method={auth_method}`; {}",
+                        who.likely_rule(auth_method, "<service>")
+                    ),
+                    Cause::Denied(_) => format!(
+                        "auth method `{auth_method}` does not accept the bearer token in {file}: compare its issuer, audience and keys (or Kubernetes host and CA) with the token's, and the clocks"
+                    ),
+                    Cause::Refusal(401, _) => {
+                        "ACLs are off on the agent: leave --acl-auth-method away".to_owned()
+                    }
+                    _ => error.hint(),
+                };
+                Failure::from(error).hint(hint)
+            }
+            LoginError::BearerToken(_) => Failure::usage(error)
+                .hint("check --bearer-token-file, and that the pod's service account token is mounted there"),
+            LoginError::Broken(_) => Failure::new(Exit::Failure, error),
+            LoginError::Write(error) => error.into(),
+        };
+        failure.while_doing(format_args!("cannot log in with auth method `{auth_method}` as {who}"))
+    }
+
+    fn subject(&self) -> Subject {
+        Subject::of(&self.login.bearer_token_file)
+    }
+}
+
+/// Servers do not know the token.
+#[derive(Debug, thiserror::Error)]
+enum NotKnown {
+    #[error("the servers do not know the new ACL token yet")]
+    Yet,
+    #[error("{0}")]
+    Agent(#[from] Error),
+}
+
+impl From<NotKnown> for Failure {
+    fn from(error: NotKnown) -> Self {
+        match error {
+            NotKnown::Yet => Self::new(Exit::Denied, error)
+                .hint("check that ACL replication between the servers works"),
+            NotKnown::Agent(error) => error.into(),
+        }
+    }
+}
+
+/// The token in a file; none if there is no such file, or nothing in it.
+fn read(file: &Path) -> Result<Option<SecretString>, Failure> {
+    match file.try_exists() {
+        Ok(false) => Ok(None),
+        _ => consul::args::read_token(file),
+    }
+}
