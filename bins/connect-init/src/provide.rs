@@ -5,7 +5,6 @@ use consul::{Agent, BootstrapArgs, TlsFiles};
 use handoff::Handoff;
 use handoff::record::AgentRecord;
 use registration::pod::Pair;
-use runtime::file::write_whole;
 use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
 
@@ -22,9 +21,7 @@ pub(crate) async fn bootstrap(
     let attempt = || flags.render(agent, &proxy);
     let document = retry::until(deadline, NODE_AGENT, is_transient, attempt).await;
     let document = document.map_err(|stopped| stopped.failure(deadline))?;
-    let text = format!("{document:#}\n");
-    // It holds the ACL token.
-    write_whole(&handoff.bootstrap(), 0o640, text.as_bytes())?;
+    handoff.write_bootstrap(&document)?;
     tracing::info!(file = %handoff.bootstrap().display(), "wrote Envoy's bootstrap");
     Ok(())
 }

@@ -9,6 +9,7 @@ use crate::sink;
 use crate::stats;
 use crate::telemetry;
 use crate::template::{self, Field};
+use crate::token::METADATA_KEY;
 use crate::{Error, Input, XdsAddress};
 
 /// Renders the bootstrap document.
@@ -91,7 +92,7 @@ fn document(input: &Input, parts: Parts) -> Value {
                 "grpc_services": {
                     // Present without a token too, as Consul writes it.
                     "initial_metadata": [
-                        { "key": "x-consul-token", "value": input.xds.token.expose() },
+                        { "key": METADATA_KEY, "value": input.xds.token.expose() },
                     ],
                     "envoy_grpc": { "cluster_name": LOCAL_AGENT },
                 },

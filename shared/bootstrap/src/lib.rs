@@ -31,6 +31,7 @@ mod sink;
 mod stats;
 mod telemetry;
 mod template;
+mod token;
 
 pub use access_log::{AccessLogSink, AccessLogs};
 pub use document::render;
@@ -39,6 +40,7 @@ pub use grpc_address::{GrpcAddress, GrpcAddressError};
 pub use input::{
     Admin, Input, Prometheus, PrometheusCa, PrometheusTls, Proxy, Token, Xds, XdsAddress,
 };
+pub use token::replace_token;
 
 #[cfg(test)]
 mod tests;

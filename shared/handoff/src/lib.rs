@@ -26,6 +26,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use runtime::file::{WriteError, write_whole};
+use serde_json::Value;
 
 pub use lock::Lock;
 pub use record::Record;
@@ -106,6 +107,12 @@ impl Handoff {
     /// The lifecycle helper, for containers whose image lacks it.
     pub fn helper(&self) -> PathBuf {
         self.dir.join("connect-lifecycle")
+    }
+
+    /// Writes what Envoy starts from.
+    pub fn write_bootstrap(&self, document: &Value) -> Result<(), WriteError> {
+        // It holds the ACL token.
+        write_whole(&self.bootstrap(), 0o640, format!("{document:#}\n").as_bytes())
     }
 
     /// Takes away the files that a process was writing when it was killed. To

@@ -20,6 +20,7 @@ use runtime::file::{WriteError, write_whole};
 use runtime::{Deadline, Exit, Failure, retry};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::Mutex;
 
 use self::bearer::Subject;
@@ -104,7 +105,27 @@ impl Session {
         }
         self.log_in(deadline).await?;
         self.await_known(deadline).await?;
+        self.rewrite_bootstrap()?;
         Ok(true)
+    }
+
+    /// The Envoy that starts next is to have the token, too.
+    fn rewrite_bootstrap(&self) -> Result<(), Failure> {
+        let path = self.handoff.bootstrap();
+        let unusable = |error: &dyn std::fmt::Display| {
+            Failure::new(
+                Exit::Failure,
+                format_args!("cannot put the new ACL token into {}: {error}", path.display()),
+            )
+            .hint("let connect-init write it again")
+        };
+        let text = std::fs::read(&path).map_err(|error| unusable(&error))?;
+        let mut document: Value =
+            serde_json::from_slice(&text).map_err(|error| unusable(&error))?;
+        let token = self.agent.token().unwrap_or_default();
+        bootstrap::replace_token(&mut document, token.expose_secret());
+        self.handoff.write_bootstrap(&document)?;
+        Ok(())
     }
 
     /// Closes it: logs out, and removes the token. One that is gone is fine.
