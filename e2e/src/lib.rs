@@ -4,6 +4,7 @@
 //!
 //! - [`parts`]: the programs that run, ours and the real ones
 //! - [`node`]: a node: its network, agent, xDS server and injector
+//! - [`acl`]: an agent with ACLs, and an auth method for its pods
 //! - [`admission`]: what the API server does: review and patch
 //! - [`kubelet`]: what a kubelet does: a pod's life from its specification
 //! - [`image`]: what stands in for container images
@@ -13,6 +14,7 @@
 //! - [`document`]: the user's document: its pods, and what they do
 //! - [`demo`]: the document, played
 
+pub mod acl;
 pub mod admission;
 pub mod container;
 pub mod demo;

@@ -26,6 +26,7 @@ pub struct Node {
     client: Client,
     folder: TempDir,
     pods: Cell<u8>,
+    programs: Cell<u32>,
 }
 
 /// The node's injector.
@@ -56,7 +57,14 @@ impl Node {
         // After the network: its threads are to be in it.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let folder = tempfile::Builder::new().prefix("connect-e2e-").tempdir()?;
-        Ok(Self { parts, runtime, client: client(&[])?, folder, pods: Cell::new(0) })
+        Ok(Self {
+            parts,
+            runtime,
+            client: client(&[])?,
+            folder,
+            pods: Cell::new(0),
+            programs: Cell::new(0),
+        })
     }
 
     /// The node's address, which pods know as their host's.
@@ -93,13 +101,22 @@ impl Node {
     /// # Errors
     /// It ends or does not come up; with its output.
     pub fn start_agent(&self) -> Result<Process> {
+        self.start_agent_with(&serde_json::json!({}))
+    }
+
+    /// As [`Self::start_agent`], with further settings of the agent's.
+    ///
+    /// # Errors
+    /// As [`Self::start_agent`].
+    pub fn start_agent_with(&self, further: &Value) -> Result<Process> {
         let folder = self.folder("agent")?;
         let config = folder.join("agent.json");
-        let settings = serde_json::json!({
+        let mut settings = serde_json::json!({
             "ports": {"grpc": -1, "dns": -1},
             "connect": {"enabled": true},
             "disable_update_check": true,
         });
+        json_patch::merge(&mut settings, further);
         serde_json::to_writer(fs::File::create(&config)?, &settings)?;
         let config = config.to_string_lossy().into_owned();
         let args = [
@@ -217,6 +234,32 @@ impl Node {
         self.request(Method::PUT, &format!("http://{IP}:8500{path}"), body)
     }
 
+    /// Does that with the agent as the holder of an ACL token; none: anonymously.
+    ///
+    /// # Errors
+    /// It does not answer, or not with 200.
+    pub fn as_holder(
+        &self,
+        token: Option<&str>,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value> {
+        self.send(token, method, &format!("http://{IP}:8500{path}"), body)
+    }
+
+    /// Starts a program in the node's network.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start(&self, program: &Path, args: &[String]) -> Result<Process> {
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let number = self.programs.get() + 1;
+        self.programs.set(number);
+        let log = self.folder("programs")?.join(format!("{number}-{name}.log"));
+        Process::start(&name, log, program, args, &[])
+    }
+
     /// Runs Consul's own command line against the agent.
     ///
     /// # Errors
@@ -231,7 +274,20 @@ impl Node {
 
     /// Asks anything in the node's network.
     fn request(&self, method: Method, url: &str, body: Option<&Value>) -> Result<Value> {
+        self.send(None, method, url, body)
+    }
+
+    fn send(
+        &self,
+        token: Option<&str>,
+        method: Method,
+        url: &str,
+        body: Option<&Value>,
+    ) -> Result<Value> {
         let mut request = self.client.request(method, url);
+        if let Some(token) = token {
+            request = request.header("X-Consul-Token", token);
+        }
         if let Some(body) = body {
             request = request.json(body);
         }

@@ -1,0 +1,125 @@
+//! ACLs of the real agent, default policy "deny": a pod's token is had by login
+//! and given back, and none is ever left behind.
+
+#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+
+use e2e::acl::{Acls, METHOD};
+use e2e::node::Node;
+use e2e::parts::Parts;
+use e2e::process::Process;
+
+/// The bearer token's file, and the folder that the pod's containers share.
+struct Pod<'n> {
+    node: &'n Node,
+    folder: std::path::PathBuf,
+}
+
+impl<'n> Pod<'n> {
+    fn new(node: &'n Node, name: &str, bearer_token: &str) -> Self {
+        let folder = node.folder(&format!("acl-{name}")).unwrap();
+        std::fs::create_dir_all(folder.join("shared")).unwrap();
+        let mut file = std::fs::File::create(folder.join("bearer")).unwrap();
+        std::io::Write::write_all(&mut file, bearer_token.as_bytes()).unwrap();
+        Self { node, folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.join(name).to_string_lossy().into_owned()
+    }
+
+    /// Runs connect-init to its end; its exit code and its log.
+    fn init(&self, further: &[&str]) -> (Option<i32>, String) {
+        let bins = &self.node.parts().bins;
+        let mut args: Vec<String> = [
+            "--pod-name=web-0",
+            "--pod-namespace=shop",
+            "--pod-uid=c0ffee",
+            "--pod-ip=10.99.0.77",
+            "--grpc-addr=10.99.0.1:8502",
+            "--timeout=20s",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        args.push(format!("--http-addr=http://{}:8500", self.node.ip()));
+        args.push(format!("--acl-auth-method={METHOD}"));
+        args.push(format!("--bearer-token-file={}", self.path("bearer")));
+        args.push(format!("--dir={}", self.path("shared")));
+        args.push(format!("--helper={}", bins.join("connect-lifecycle").display()));
+        args.extend(further.iter().map(|&arg| arg.to_owned()));
+        let mut init = self.node.start(&bins.join("connect-init"), &args).unwrap();
+        (init.wait().unwrap().code(), init.output())
+    }
+}
+
+fn with_acls(test: impl FnOnce(&Node, &Acls<'_>, &Process)) {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let (acls, agent) = Acls::start(&node).unwrap();
+    test(&node, &acls, &agent);
+}
+
+#[test]
+fn a_pod_logs_in_registers_and_uses_its_token_again() {
+    with_acls(|node, acls, _| {
+        acls.have_method().unwrap();
+        acls.bind("${value.account}").unwrap();
+        let pod = Pod::new(node, "again", &acls.bearer_token("web", 600).unwrap());
+        for _ in 0..3 {
+            let (code, log) = pod.init(&["--service=web:8080"]);
+            assert_eq!(code, Some(0), "{log}");
+            let logins = acls.logins().unwrap();
+            assert_eq!(logins.len(), 1, "{logins:?}");
+            assert!(logins[0].contains("shop/web-0") && logins[0].contains("c0ffee"), "{logins:?}");
+        }
+        assert_eq!(acls.services().unwrap(), ["web-0-web", "web-0-web-sidecar-proxy"]);
+    });
+}
+
+/// Pain 19: tokens pile up.
+#[test]
+fn no_failing_path_leaves_a_token_or_a_service() {
+    with_acls(|node, acls, _| {
+        let good = acls.bearer_token("web", 600).unwrap();
+        let fails = |name: &str, bearer: &str, args: &[&str], code: i32, words: &[&str]| {
+            let (ended, log) = Pod::new(node, name, bearer).init(args);
+            assert_eq!(ended, Some(code), "{name}: {log}");
+            for word in words {
+                assert!(log.contains(word), "{name}: `{word}` is not in: {log}");
+            }
+            assert!(!log.contains(bearer), "{name}: {log}");
+            assert_eq!(acls.logins().unwrap(), [""; 0], "{name}: {log}");
+            assert_eq!(acls.services().unwrap(), [""; 0], "{name}: {log}");
+        };
+        let web = &["--service=web:8080"];
+        fails("no-method", &good, web, 77, &["403 ACL not found", "no auth method `pods`"]);
+        acls.have_method().unwrap();
+        fails("no-rule", &good, web, 77, &["service account `shop/web`", "no binding rule"]);
+        acls.bind("${value.account}").unwrap();
+        let expired = acls.bearer_token("web", -600).unwrap();
+        fails(
+            "expired",
+            &expired,
+            web,
+            77,
+            &["token is expired", "does not accept the bearer token"],
+        );
+        fails("garbage", "x.y.z", web, 77, &["does not accept the bearer token"]);
+        let other = &["--service=api:8080"];
+        let rule = "service:write on `api` and `api-sidecar-proxy`";
+        fails(
+            "other-service",
+            &good,
+            other,
+            77,
+            &["Permission denied", rule, "the service's name"],
+        );
+        // Registered, and then the bootstrap can't be made.
+        let broken = &["--service=web:8080", r#"--proxy-config={"envoy_tracing_json": "{"}"#];
+        fails("bootstrap", &good, broken, 64, &["envoy_tracing_json"]);
+        // The first is registered and has its token, the second may not be.
+        let second = &["--service=web:8080", "--service=api:9090"];
+        fails("second", &good, second, 77, &["cannot register service `web-0-api`"]);
+        let (code, log) = Pod::new(node, "good", &good).init(web);
+        assert_eq!(code, Some(0), "{log}");
+    });
+}
