@@ -114,6 +114,39 @@ fn an_envoy_that_does_not_know_how_to_drain_still_keeps_its_connections() {
     sidecar.await_log("cannot tell clients to go elsewhere");
 }
 
+/// Connections that can't be counted are not connections that are gone.
+#[test]
+fn an_envoy_that_does_not_count_is_asked_until_it_does() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.envoy.refuses_to_count(true);
+    let mut sidecar = pod.run_with(&["--drain-timeout", "10m"]);
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    pod.envoy.await_asked(COUNT);
+    let asked = pod.envoy.asked().len();
+    scripted_agent::process::await_that("further tries", || pod.envoy.asked().len() > asked + 2);
+    assert!(sidecar.is_running());
+    sidecar.await_log("cannot count connections, and waits: Envoy answers /stats");
+    pod.envoy.refuses_to_count(false);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_eq!(sidecar.log().matches("cannot count").count(), 1, "{}", sidecar.log());
+    pod.envoy.await_asked(QUIT);
+}
+
+#[test]
+fn an_envoy_that_never_counts_is_ended_at_the_budget() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.envoy.refuses_to_count(true);
+    let mut sidecar = pod.run_with(&["--drain-timeout", "300ms"]);
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    sidecar.await_log("connections are still open after 300ms");
+    pod.envoy.await_asked(QUIT);
+}
+
 /// Pain 4, 8: an agent that is gone must not keep the pod.
 #[test]
 fn an_agent_that_is_down_or_hangs_does_not_keep_the_sidecar_from_ending() {
@@ -214,7 +247,7 @@ fn an_envoy_whose_admin_interface_is_gone_is_ended_by_sigterm() {
     // Nothing listens on port 1.
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
     pod.write("registration.json", &pod.record(&agent, nowhere).to_string());
-    let mut sidecar = pod.run();
+    let mut sidecar = pod.run_with(&["--drain-timeout", "300ms"]);
     await_alive(&agent);
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());

@@ -36,6 +36,7 @@ struct Shared {
 struct State {
     is_starting: bool,
     refuses_drain: bool,
+    refuses_to_count: bool,
     connections: u32,
     asked: Vec<Asked>,
     process: Option<ChildStdin>,
@@ -75,6 +76,11 @@ impl FakeEnvoy {
     /// It knows nothing of draining.
     pub(crate) fn refuses_drain(&self) {
         self.shared.lock().refuses_drain = true;
+    }
+
+    /// It does not say how many connections are open, or says it again.
+    pub(crate) fn refuses_to_count(&self, refuses: bool) {
+        self.shared.lock().refuses_to_count = refuses;
     }
 
     /// So many connections are open.
@@ -155,6 +161,7 @@ impl State {
             "GET /ready" => (200, "LIVE\n".to_owned()),
             "POST /drain_listeners" if self.refuses_drain => (404, "invalid path\n".to_owned()),
             "POST /drain_listeners" => (200, "OK\n".to_owned()),
+            "GET /stats" if self.refuses_to_count => (503, "later\n".to_owned()),
             "GET /stats" => {
                 let count = self.connections;
                 (200, format!("listener.10.0.0.7_20000.downstream_cx_active: {count}\n"))
