@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ pub(crate) enum Command {
     Deregister(DeregisterArgs),
     /// Tell whether Envoy is ready: a probe, and the hold on the application's start
     Ready(ReadyArgs),
+    /// Start a command when Envoy is ready, and with --quit end the sidecar after
+    /// it: for Jobs
+    Wait(WaitArgs),
 }
 
 /// Which registration.
@@ -76,6 +80,31 @@ pub(crate) struct ReadyArgs {
     #[arg(long, env = "CONNECT_READY_WAIT", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) wait: Option<Duration>,
 }
+
+/// The application's container may run as a user who can't read the hand-off
+/// files, or lack the folder: all that is needed is Envoy's port on loopback.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WaitArgs {
+    /// Envoy's admin listener, as connect-init was told
+    #[arg(long, env = "CONNECT_ADMIN_BIND", default_value_t = ADMIN, value_name = "IP:PORT")]
+    pub(crate) admin_bind: SocketAddr,
+
+    /// How long Envoy may take to become ready; then the command is not started
+    #[arg(long, env = "CONNECT_WAIT_TIMEOUT", default_value = "2m", value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) timeout: Duration,
+
+    /// End the sidecar after the command, however that ended
+    #[arg(long)]
+    pub(crate) quit: bool,
+
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Envoy's admin listener, if connect-init was not told another.
+const ADMIN: SocketAddr =
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), registration::pod::ADMIN_PORT);
 
 #[cfg(test)]
 mod tests {

@@ -18,10 +18,7 @@ pub(crate) struct Child {
     pid: Pid,
     name: String,
     ended: Stream,
-    hangup: Stream,
-    // Envoy reopens its log files on it.
-    user1: Stream,
-    user2: Stream,
+    forwarded: [(Stream, Signal); 5],
 }
 
 // === impl Child ===
@@ -36,9 +33,14 @@ impl Child {
         };
         // Before the child exists, so that its end is not missed.
         let ended = stream(SignalKind::child())?;
-        let hangup = stream(SignalKind::hangup())?;
-        let user1 = stream(SignalKind::user_defined1())?;
-        let user2 = stream(SignalKind::user_defined2())?;
+        let forwarded = [
+            (stream(SignalKind::hangup())?, Signal::SIGHUP),
+            (stream(SignalKind::quit())?, Signal::SIGQUIT),
+            // Envoy reopens its log files on it.
+            (stream(SignalKind::user_defined1())?, Signal::SIGUSR1),
+            (stream(SignalKind::user_defined2())?, Signal::SIGUSR2),
+            (stream(SignalKind::window_change())?, Signal::SIGWINCH),
+        ];
         let [program, args @ ..] = command else {
             return Err(Failure::usage("there is no command to run"));
         };
@@ -49,7 +51,7 @@ impl Child {
         })?;
         let pid = i32::try_from(child.id()).map_err(Failure::usage)?;
         tracing::info!(pid, "started {name}");
-        Ok(Self { pid: Pid::from_raw(pid), name, ended, hangup, user1, user2 })
+        Ok(Self { pid: Pid::from_raw(pid), name, ended, forwarded })
     }
 
     /// Waits for its end, and reaps and forwards meanwhile. It may be dropped
@@ -59,13 +61,16 @@ impl Child {
             if let Some(status) = self.reap() {
                 return status;
             }
-            let forward = tokio::select! {
+            let [hangup, quit, user1, user2, window] = &mut self.forwarded;
+            let signal = tokio::select! {
                 _ = self.ended.recv() => continue,
-                _ = self.hangup.recv() => Signal::SIGHUP,
-                _ = self.user1.recv() => Signal::SIGUSR1,
-                _ = self.user2.recv() => Signal::SIGUSR2,
+                _ = hangup.0.recv() => hangup.1,
+                _ = quit.0.recv() => quit.1,
+                _ = user1.0.recv() => user1.1,
+                _ = user2.0.recv() => user2.1,
+                _ = window.0.recv() => window.1,
             };
-            self.kill(forward);
+            self.kill(signal);
         }
     }
 

@@ -8,6 +8,7 @@
 //! - [`deregister`]: the registration, taken back; also the preStop hook
 //! - [`drain`]: Envoy, ended when nothing is in flight
 //! - [`ready`]: whether Envoy is ready; the hold on the application's start
+//! - [`wait`]: a command that runs while the proxy does, for Jobs
 //! - [`child`]: a child process, and the orphans of the container
 //! - [`envoy`]: Envoy's admin interface
 
@@ -20,6 +21,7 @@ mod envoy;
 mod keep;
 mod ready;
 mod run;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -34,5 +36,6 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args, signals).await,
         Command::Deregister(args) => deregister::run(args, signals).await,
         Command::Ready(args) => ready::run(args, signals).await,
+        Command::Wait(args) => wait::run(args, signals).await,
     })
 }

@@ -41,18 +41,23 @@ pub(crate) async fn run(args: ReadyArgs, mut signals: Signals) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-async fn until_ready(envoy: Envoy) {
+/// Waits until Envoy is ready.
+pub(crate) async fn until_ready(envoy: Envoy) {
     while envoy.ready().await.is_err() {
         tokio::time::sleep(AGAIN).await;
     }
 }
 
 fn not_ready(error: &envoy::Error) -> Failure {
-    let failure = Failure::new(Exit::Failure, format_args!("Envoy is not ready: {error}"));
+    Failure::new(Exit::Failure, format_args!("Envoy is not ready: {error}")).hint(advice(error))
+}
+
+/// What to do about an Envoy that is not ready.
+pub(crate) fn advice(error: &envoy::Error) -> &'static str {
     match error {
-        envoy::Error::Status { .. } => failure.hint(
-            "it waits for its configuration from the agent's gRPC port: check that gRPC is on, and that the agent knows the proxy",
-        ),
-        _ => failure.hint("it has not started yet, or ended: check its log"),
+        envoy::Error::Status { .. } => {
+            "it waits for its configuration from the agent's gRPC port: check that gRPC is on, and that the agent knows the proxy"
+        }
+        _ => "it has not started yet, or ended: check its log",
     }
 }

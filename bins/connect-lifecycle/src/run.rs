@@ -18,7 +18,9 @@ use crate::keep::{self, Keeper};
 /// Runs Envoy, keeps it registered, and ends it well.
 ///
 /// Asked to end, it deregisters early, drains late and quits last. The exit code
-/// is then 0; if Envoy ends by itself, it is Envoy's.
+/// is then 0, and so it is if Envoy was asked to end: by `/quitquitquit` or a
+/// signal, which are its only ways to status 0. If it ends by itself, the exit
+/// code is Envoy's.
 pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
     let RunArgs { handoff: HandoffArgs { dir }, drain_timeout, deregister_timeout, command } = args;
     let handoff = Handoff::new(dir);
@@ -30,14 +32,22 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
     let stop = CancellationToken::new();
     let mut keeper = Box::pin(Keeper::new(&agent, &handoff, &record).keep(stop.clone()));
 
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
-        status = child.end() => {
+        status = child.end() => Some(status),
+        signal = signals.next() => {
+            tracing::info!("{signal}: ending");
+            None
+        }
+        () = &mut keeper => None, // it ends only when it is told to
+    };
+    match ended {
+        Some(status) if status.success() => tracing::info!("Envoy was asked to end: ending"),
+        Some(status) => {
             report_death(&agent, &record, status).await;
             return Ok(child::exit_code(status));
         }
-        signal = signals.next() => tracing::info!("{signal}: ending"),
-        () = &mut keeper => {} // it ends only when it is told to
+        None => {}
     }
     stop.cancel();
     let deadline = Deadline::after(deregister_timeout);
@@ -51,6 +61,9 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
     drop(keeper);
     if let Err(leftovers) = deregistered {
         tracing::warn!("{}", Failure::from(leftovers));
+    }
+    if ended.is_some() {
+        return Ok(ExitCode::SUCCESS);
     }
     let hurry = async {
         signals.next().await;

@@ -64,8 +64,10 @@ pub(super) fn lifecycle(
     {
         warnings.push(format!(
             "the sidecar goes on when the pod's other containers are done, and the pod does not \
-             complete: set `{}: native` on a cluster that has native sidecars",
-            annotation::SIDECAR_MODE
+             complete: set `{}: native` on a cluster that has native sidecars, or let \
+             `connect-lifecycle wait --quit` run the application, which `{}` gives it",
+            annotation::SIDECAR_MODE,
+            annotation::MOUNT_VOLUME
         ));
     }
     Ok(Lifecycle { native, hold, drain, sleep })
@@ -244,6 +246,7 @@ mod tests {
         let job = json!({"restartPolicy": "Never"});
         let warnings = planned(&json!({}), &job, &policy()).unwrap().warnings;
         assert!(warnings[0].contains("does not complete"), "{warnings:?}");
+        assert!(warnings[0].contains("connect-lifecycle wait --quit"), "{warnings:?}");
         assert_eq!(planned(&json!({}), &job, &on("1.30")).unwrap().warnings, Vec::<String>::new());
     }
 }

@@ -20,9 +20,13 @@ fn the_command_gets_its_arguments_as_they_are() {
 /// Envoy reopens its log files on SIGUSR1.
 #[test]
 fn signals_that_do_not_ask_to_end_are_passed_on() {
-    for (signal, name) in
-        [(Signal::SIGUSR1, "USR1"), (Signal::SIGUSR2, "USR2"), (Signal::SIGHUP, "HUP")]
-    {
+    for (signal, name) in [
+        (Signal::SIGHUP, "HUP"),
+        (Signal::SIGQUIT, "QUIT"),
+        (Signal::SIGUSR1, "USR1"),
+        (Signal::SIGUSR2, "USR2"),
+        (Signal::SIGWINCH, "WINCH"),
+    ] {
         let agent = ScriptedAgent::start();
         let pod = Pod::of(&agent);
         let script = format!("trap 'exit 7' {name}; echo up >&2; read nothing");

@@ -216,6 +216,20 @@ fn an_envoy_that_dies_gives_its_exit_code_and_gets_no_more_clients() {
     assert_eq!(agent.services().len(), 2);
 }
 
+/// Pain 11, 12: a Job asks Envoy to end, and that is no failure.
+#[test]
+fn an_envoy_that_was_asked_to_end_ends_the_sidecar_well() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    pod.envoy.dies(0);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert!(pod.is_buried());
+    assert_nothing_left(&agent);
+    assert!(!sidecar.log().contains("ERROR"), "{}", sidecar.log());
+}
+
 #[test]
 fn each_half_is_told_that_envoy_died_even_if_the_other_cannot_be() {
     let agent = ScriptedAgent::start();

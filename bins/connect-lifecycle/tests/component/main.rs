@@ -10,6 +10,7 @@
 //! - [`end`]: the end of the sidecar: asked for, or Envoy's own
 //! - [`child`]: signals passed on, orphans reaped
 //! - [`ready`]: whether Envoy is ready
+//! - [`wait`]: a command that runs while the proxy does, for Jobs
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
@@ -21,3 +22,4 @@ mod envoy;
 mod keep;
 mod pod;
 mod ready;
+mod wait;

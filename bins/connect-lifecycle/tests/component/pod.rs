@@ -134,6 +134,14 @@ impl Pod {
         Process::start(&mut self.command("ready", &["--wait", "1m"]))
     }
 
+    /// Starts a command by `wait`, as in a container that has none of the
+    /// hand-off files: all it knows is Envoy's port.
+    pub(crate) fn wait(&self, flags: &[&str], command: &[&str]) -> Process {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_connect-lifecycle"));
+        program.env_clear().args(["wait", "--admin-bind", &self.envoy.admin().to_string()]);
+        Process::start(program.args(flags).arg("--").args(command))
+    }
+
     /// A command of the program.
     pub(crate) fn command(&self, command: &str, flags: &[&str]) -> Command {
         let mut program = Command::new(env!("CARGO_BIN_EXE_connect-lifecycle"));

@@ -1,0 +1,111 @@
+//! A command that runs while the proxy does: it is started when Envoy is ready,
+//! and with `--quit` Envoy is ended after it. For Jobs, whose pods complete only
+//! when all of their containers do.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use runtime::deadline::{Cut, race};
+use runtime::{Deadline, Exit, Failure, Signals, signal};
+
+use crate::args::WaitArgs;
+use crate::child::{self, Child};
+use crate::envoy::Envoy;
+use crate::ready;
+
+/// How long a sidecar is asked to end.
+const QUIT: Duration = Duration::from_secs(5);
+
+/// How often it is asked.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Runs the command, and ends as it does.
+///
+/// Only Envoy is asked to end: `run` sees that, takes the registration back and
+/// ends well. Nothing of that is done here, because this process may run as a
+/// user who can't read the hand-off files; and nothing is lost by it, because
+/// the application is gone already.
+pub(crate) async fn run(args: WaitArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
+    let WaitArgs { admin_bind, timeout, quit, command } = args;
+    let envoy = Envoy::at(admin_bind);
+    let ready = until_ready(envoy, Deadline::after(timeout), &mut signals).await;
+    let outcome = match ready.and_then(|()| Child::spawn(&command)) {
+        Ok(child) => Ok(attend(child, &mut signals).await),
+        Err(failure) => Err(failure),
+    };
+    // Also if there never was a command: a sidecar alone would keep the pod.
+    if quit {
+        let was_asked_to_end = matches!(outcome, Ok((_, true)));
+        end_sidecar(envoy, if was_asked_to_end { Duration::ZERO } else { QUIT }).await;
+    }
+    outcome.map(|(code, _)| code)
+}
+
+/// Waits for Envoy.
+async fn until_ready(
+    envoy: Envoy,
+    deadline: Deadline,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
+    let cut = match race(deadline, signals, ready::until_ready(envoy)).await {
+        Ok(()) => return Ok(()),
+        Err(cut) => cut,
+    };
+    let not_started = "the command was not started";
+    match cut {
+        Cut::Signal(signal) => Err(Failure::new(
+            Exit::Failure,
+            format_args!("ended by {signal} before Envoy was ready: {not_started}"),
+        )),
+        Cut::Deadline => match envoy.ready().await {
+            Ok(()) => Ok(()), // just now
+            Err(error) => Err(Failure::new(
+                Exit::Deadline,
+                format_args!("Envoy was not ready within {deadline}, {not_started}: {error}"),
+            )
+            .hint(ready::advice(&error))),
+        },
+    }
+}
+
+/// Waits for the command's end, and passes signals on. Its exit code, and
+/// whether it was asked to end.
+async fn attend(mut child: Child, signals: &mut Signals) -> (ExitCode, bool) {
+    let mut was_asked_to_end = false;
+    loop {
+        let signal = tokio::select! {
+            biased;
+            status = child.end() => {
+                tracing::info!(%status, "the command ended");
+                return (child::exit_code(status), was_asked_to_end);
+            }
+            signal = signals.next() => signal,
+        };
+        was_asked_to_end = true;
+        child.kill(match signal {
+            signal::Signal::Terminate => Signal::SIGTERM,
+            signal::Signal::Interrupt => Signal::SIGINT,
+        });
+    }
+}
+
+/// Asks Envoy to end: again for so long, since the sidecar may be starting
+/// again just now. If the whole pod ends, it may be gone already.
+///
+/// A sidecar that does not end keeps the pod, but the command's exit code is
+/// not to be lost by it.
+async fn end_sidecar(envoy: Envoy, patience: Duration) {
+    let deadline = Deadline::after(patience);
+    loop {
+        match envoy.quit().await {
+            Ok(()) => return tracing::info!("told the sidecar to end"),
+            Err(error) if deadline.left().is_zero() => {
+                return tracing::warn!(
+                    "cannot tell the sidecar to end: {error}; hint: if it runs, it keeps the pod: check --admin-bind"
+                );
+            }
+            Err(_) => tokio::time::sleep(AGAIN).await,
+        }
+    }
+}
