@@ -23,8 +23,15 @@ pub const HELLO: &str = "\"hello world\"\n";
 /// # Errors
 /// It was denied, or not injected.
 pub fn injected(node: &Node, injector: &Injector, manifest: &str) -> Result<Value> {
-    let pod: Value = serde_saphyr::from_str(manifest)?;
-    let pod = node.admit(injector, &pod, "default")?;
+    injected_pod(node, injector, &serde_saphyr::from_str(manifest)?)
+}
+
+/// As [`injected`], for a pod that is no text.
+///
+/// # Errors
+/// As there.
+pub fn injected_pod(node: &Node, injector: &Injector, pod: &Value) -> Result<Value> {
+    let pod = node.admit(injector, pod, "default")?;
     let status = &pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-status"];
     if status != "injected" {
         return Err(format!("the pod's status is {status}:\n{}", injector.log()).into());

@@ -1,8 +1,10 @@
 //! What a kubelet does for a pod, from its specification: volumes, downward
-//! API, init containers in order, containers with their hooks, and the end.
+//! API, init containers in order, native sidecars among them, containers with
+//! their hooks, and the end.
 //!
-//! Sources: the Kubernetes pages "Pod Lifecycle", "Container Lifecycle Hooks",
-//! "Downward API" and "Define Dependent Environment Variables".
+//! Sources: the Kubernetes pages "Pod Lifecycle", "Sidecar Containers",
+//! "Container Lifecycle Hooks", "Downward API" and "Define Dependent
+//! Environment Variables".
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,6 +12,8 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod as Manifest};
@@ -94,6 +98,10 @@ impl<'n> Pod<'n> {
                 meanwhile(self)?;
             }
             let Some(running) = self.containers.last_mut() else { continue };
+            if running.is_native_sidecar() {
+                running.await_started()?;
+                continue;
+            }
             let status = running.process.wait()?;
             if !status.success() {
                 let (name, output) = (&running.container.name, running.process.output());
@@ -121,8 +129,9 @@ impl<'n> Pod<'n> {
     }
 
     /// Ends the pod: for all containers at once, the preStop hook and then
-    /// SIGTERM; what is left after the grace period is killed. Returns how each
-    /// container ended, by name.
+    /// SIGTERM, which a native sidecar gets when the others have ended; what is
+    /// left after the grace period is killed. Returns how each container ended,
+    /// by name.
     ///
     /// # Errors
     /// A process can't be signalled or waited for.
@@ -135,15 +144,67 @@ impl<'n> Pod<'n> {
         let deadline = Instant::now() + grace;
         let mut containers = std::mem::take(&mut self.containers);
         containers.retain_mut(|running| matches!(running.process.ended(), Ok(None)));
+        let join = |end: ScopedJoinHandle<'_, Result<(String, String)>>| {
+            end.join().unwrap_or_else(|_| Err("a container's end panicked".into()))
+        };
         std::thread::scope(|scope| {
-            let ends: Vec<_> = containers
-                .iter_mut()
-                .map(|running| scope.spawn(move || end(running, deadline)))
+            let (sidecars, others): (Vec<_>, Vec<_>) =
+                containers.iter_mut().partition(|running| running.is_native_sidecar());
+            let (tell, told): (Vec<_>, Vec<_>) =
+                sidecars.iter().map(|_| mpsc::channel::<()>()).unzip();
+            let sidecars: Vec<_> = sidecars
+                .into_iter()
+                .zip(told)
+                .map(|(running, told)| {
+                    scope.spawn(move || {
+                        let how = pre_stop(running);
+                        // Nothing is sent: it ends when the others have.
+                        let _ = told.recv();
+                        end(running, how, deadline)
+                    })
+                })
                 .collect();
-            ends.into_iter()
-                .map(|end| end.join().unwrap_or_else(|_| Err("a container's end panicked".into())))
-                .collect()
+            let others: Vec<_> = others
+                .into_iter()
+                .map(|running| {
+                    scope.spawn(move || {
+                        let how = pre_stop(running);
+                        end(running, how, deadline)
+                    })
+                })
+                .collect();
+            let others: Vec<_> = others.into_iter().map(join).collect();
+            drop(tell);
+            others.into_iter().chain(sidecars.into_iter().map(join)).collect()
         })
+    }
+
+    /// Waits until every container has ended by itself, as the pod of a Job
+    /// does. Returns how each ended, by name.
+    ///
+    /// # Errors
+    /// One goes on; with its output.
+    pub fn complete(mut self) -> Result<BTreeMap<String, String>> {
+        let mut ends = BTreeMap::new();
+        for running in &mut self.containers {
+            let status = running
+                .process
+                .wait()
+                .map_err(|error| format!("{error}\n{}", running.process.output()))?;
+            ends.insert(running.container.name.clone(), status.to_string());
+        }
+        Ok(ends)
+    }
+
+    /// Kills everything in the pod at once, as the loss of its node would: no
+    /// hook is run, and no process hears of it.
+    pub fn kill(self) {
+        drop(self);
+    }
+
+    /// The pod's network: a file that names it.
+    pub fn network(&self) -> PathBuf {
+        network_of(self.sandbox.id())
     }
 
     /// Runs a command in a container, as `kubectl exec` does.
@@ -167,6 +228,20 @@ impl<'n> Pod<'n> {
     /// What a container has written to its log.
     pub fn log(&self, container: &str) -> String {
         self.running(container).map(|running| running.process.output()).unwrap_or_default()
+    }
+
+    /// The file with a container's log.
+    pub fn log_file(&self, container: &str) -> PathBuf {
+        self.folder.join(container).join("log")
+    }
+
+    /// A container's files, as this machine sees them while it runs.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn root(&self, container: &str) -> Result<PathBuf> {
+        let process = main_process(&self.running(container)?.process)?;
+        Ok(PathBuf::from(format!("/proc/{process}/root")))
     }
 
     /// The processes in the pod's network, by id.
@@ -226,7 +301,7 @@ impl<'n> Pod<'n> {
             links: image.links,
             read_only_root: context.and_then(|context| context.read_only_root_filesystem)
                 == Some(true),
-            network: PathBuf::from(format!("/proc/{}/ns/net", self.sandbox.id())),
+            network: self.network(),
             command,
             env: env.clone(),
             uid,
@@ -238,7 +313,7 @@ impl<'n> Pod<'n> {
         let mut command = Command::new(self.node.parts().harness("pod-runtime"));
         command.arg("run").arg(&file);
         let name = format!("{}/{}", self.name, container.name);
-        let mut process = Process::spawn(&name, folder.join("log"), command)?;
+        let mut process = Process::spawn(&name, self.log_file(&container.name), command)?;
         until(&format!("the start of {name}"), || {
             fs::read(&spec.started).is_ok_and(|text| !text.is_empty())
                 || !matches!(process.ended(), Ok(None))
@@ -291,18 +366,38 @@ impl Drop for Pod<'_> {
     }
 }
 
-/// Ends one container: its preStop hook, SIGTERM, and SIGKILL at the deadline.
-fn end(running: &mut Running, deadline: Instant) -> Result<(String, String)> {
-    let name = running.container.name.clone();
-    let hook =
-        running.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
-    let mut how = String::new();
-    if let Some(hook) = hook {
-        // A hook that fails is an event, and does not keep the pod.
-        if let Err(error) = run_hook(running, &hook) {
-            how = format!("preStop failed: {error}; ");
-        }
+// === impl Running ===
+
+impl Running {
+    /// Whether it is an init container that goes on running.
+    fn is_native_sidecar(&self) -> bool {
+        self.container.restart_policy.as_deref() == Some("Always")
     }
+
+    /// Waits until its startup probe succeeds, if it has one.
+    fn await_started(&mut self) -> Result<()> {
+        let probe = self.container.startup_probe.clone().and_then(|probe| probe.exec);
+        let Some(command) = probe.and_then(|exec| exec.command) else { return Ok(()) };
+        let name = self.container.name.clone();
+        let started = until(&format!("the startup probe of {name}"), || {
+            exec_in(self, &command).is_ok_and(|output| output.status.success())
+        });
+        started.map_err(|error| format!("{error}\n{}", self.process.output()).into())
+    }
+}
+
+/// Runs a container's preStop hook, if it has one. Returns what there is to say
+/// of it: a hook that fails is an event, and does not keep the pod.
+fn pre_stop(running: &Running) -> String {
+    let hook =
+        running.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
+    let failed = hook.and_then(|hook| run_hook(running, hook).err());
+    failed.map(|error| format!("preStop failed: {error}; ")).unwrap_or_default()
+}
+
+/// Ends one container: SIGTERM, and SIGKILL at the deadline.
+fn end(running: &mut Running, mut how: String, deadline: Instant) -> Result<(String, String)> {
+    let name = running.container.name.clone();
     let process = main_process(&running.process)?;
     kill(process, Signal::SIGTERM)?;
     while running.process.ended()?.is_none() {
@@ -385,6 +480,10 @@ fn main_process(runtime: &Process) -> Result<ProcessId> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
     let child = children.split_whitespace().next().ok_or("the container has ended")?;
     Ok(ProcessId::from_raw(child.parse()?))
+}
+
+fn network_of(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/ns/net"))
 }
 
 /// The processes that share a process's network.

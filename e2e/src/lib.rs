@@ -9,6 +9,7 @@
 //! - [`kubelet`]: what a kubelet does: a pod's life from its specification
 //! - [`image`]: what stands in for container images
 //! - [`container`]: one container, and the runtime that makes it
+//! - [`load`]: constant load from a pod
 //! - [`process`]: child processes that end with their parent
 //! - [`xds`]: the xDS v3 server that stands for a newer agent's gRPC port
 //! - [`document`]: the user's document: its pods, and what they do
@@ -21,6 +22,7 @@ pub mod demo;
 pub mod document;
 pub mod image;
 pub mod kubelet;
+pub mod load;
 pub mod node;
 pub mod parts;
 pub mod process;
@@ -36,11 +38,23 @@ pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 ///
 /// # Errors
 /// It did not come within [`PATIENCE`]; with what was waited for.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+pub fn until(what: &str, condition: impl FnMut() -> bool) -> Result<()> {
+    until_within(PATIENCE, what, condition)
+}
+
+/// As [`until`], for what takes its time by design.
+///
+/// # Errors
+/// It did not come within `patience`; with what was waited for.
+pub fn until_within(
+    patience: std::time::Duration,
+    what: &str,
+    mut condition: impl FnMut() -> bool,
+) -> Result<()> {
     let start = std::time::Instant::now();
     while !condition() {
-        if start.elapsed() > PATIENCE {
-            return Err(format!("waited {PATIENCE:?} in vain: {what}").into());
+        if start.elapsed() > patience {
+            return Err(format!("waited {patience:?} in vain: {what}").into());
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }

@@ -164,6 +164,14 @@ impl Node {
     /// # Errors
     /// It ends or does not come up; with its output.
     pub fn start_injector(&self) -> Result<Injector> {
+        self.start_injector_with(&[])
+    }
+
+    /// As [`Self::start_injector`], with further flags.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_injector_with(&self, flags: &[&str]) -> Result<Injector> {
         let folder = self.folder("injector")?;
         let made = rcgen::generate_simple_self_signed([IP.to_owned()])?;
         let (cert, key) = (folder.join("tls.crt"), folder.join("tls.key"));
@@ -175,7 +183,7 @@ impl Node {
         })?;
         let flag = |name: &str, value: &str| format!("--{name}={value}");
         let path = |file: &Path| file.to_string_lossy().into_owned();
-        let args = [
+        let mut args = vec![
             "serve".to_owned(),
             flag("listen", &format!("{IP}:8443")),
             flag("admin-listen", &format!("{IP}:9445")),
@@ -184,6 +192,7 @@ impl Node {
             flag("tls-cert-file", &path(&cert)),
             flag("tls-key-file", &path(&key)),
         ];
+        args.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let mut process = Process::start(
             "connect-inject",
             folder.join("log"),

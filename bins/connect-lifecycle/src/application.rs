@@ -62,7 +62,7 @@ impl Application {
 }
 
 /// Whether something on loopback takes connections on that port, by IPv4 or IPv6.
-async fn listens(port: u16) -> bool {
+pub(crate) async fn listens(port: u16) -> bool {
     for address in [
         SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
         SocketAddr::from((Ipv6Addr::LOCALHOST, port)),

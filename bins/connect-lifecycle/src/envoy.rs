@@ -59,10 +59,11 @@ impl Envoy {
         self.ask(Method::POST, "/drain_listeners?inboundonly&graceful&skip_exit").await.map(drop)
     }
 
-    /// The connections that applications and clients have open now.
-    pub(crate) async fn connections(self) -> Result<u64, Error> {
+    /// The connections that applications and clients have open now; those to
+    /// pages of Envoy's own, which are on these ports, do not count.
+    pub(crate) async fn connections(self, pages: &[u16]) -> Result<u64, Error> {
         let stats = self.ask(Method::GET, "/stats?usedonly&filter=downstream_cx_active$").await?;
-        Ok(count_connections(&stats))
+        Ok(count_connections(&stats, pages))
     }
 
     /// Ends Envoy.
@@ -108,9 +109,9 @@ impl Envoy {
     }
 }
 
-/// Sums the gauges `listener.<address>.downstream_cx_active`, but for the admin
-/// listener's and the per-worker ones.
-fn count_connections(stats: &str) -> u64 {
+/// Sums the gauges `listener.<address>_<port>.downstream_cx_active`, but for the
+/// admin listener's, the pages' and the per-worker ones.
+fn count_connections(stats: &str, pages: &[u16]) -> u64 {
     stats
         .lines()
         .filter_map(|line| line.split_once(": "))
@@ -118,7 +119,10 @@ fn count_connections(stats: &str) -> u64 {
             name.strip_prefix("listener.")
                 .and_then(|rest| rest.strip_suffix(".downstream_cx_active"))
                 .is_some_and(|listener| {
-                    !listener.starts_with("admin") && !listener.contains(".worker_")
+                    let port = listener.rsplit('_').next().and_then(|port| port.parse().ok());
+                    !listener.starts_with("admin")
+                        && !listener.contains(".worker_")
+                        && port.is_none_or(|port| !pages.contains(&port))
                 })
         })
         .filter_map(|(_, count)| count.parse::<u64>().ok())
@@ -137,7 +141,11 @@ mod tests {
                      listener.127.0.0.1_1234.downstream_cx_active: 3\n\
                      listener.admin.downstream_cx_active: 1\n\
                      listener.admin.main_thread.downstream_cx_active: 1\n";
-        assert_eq!(count_connections(stats), 5);
-        assert_eq!(count_connections(""), 0);
+        assert_eq!(count_connections(stats, &[]), 5);
+        assert_eq!(count_connections(stats, &[1234, 9]), 2);
+        assert_eq!(count_connections("", &[]), 0);
+        let ipv6 = "listener.[__]_20200.downstream_cx_active: 1\n";
+        assert_eq!(count_connections(ipv6, &[]), 1);
+        assert_eq!(count_connections(ipv6, &[20200]), 0);
     }
 }

@@ -7,11 +7,12 @@ use std::time::Duration;
 use consul::Agent;
 use handoff::{Handoff, Record};
 use runtime::{Deadline, Failure, Signals};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{HandoffArgs, RunArgs};
 use crate::child::{self, Child};
-use crate::drain;
+use crate::drain::{self, Busy};
 use crate::envoy::Envoy;
 use crate::keep::{self, Keeper};
 
@@ -68,11 +69,29 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
     let hurry = async {
         signals.next().await;
     };
-    let status =
-        drain::end(Envoy::at(record.admin), &mut child, Deadline::after(drain_timeout), hurry)
-            .await;
+    let port = record.pair.service.port;
+    let busy = Busy {
+        envoy: Envoy::at(record.admin),
+        pages: pages(&handoff),
+        application: (port != 0).then_some(port),
+    };
+    let status = drain::end(busy, &mut child, Deadline::after(drain_timeout), hurry).await;
     tracing::info!(%status, "Envoy ended");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The ports of the pages that Envoy serves itself, such as its metrics: the
+/// listeners that are in its bootstrap. Those of the mesh come from the agent.
+fn pages(handoff: &Handoff) -> Vec<u16> {
+    let bootstrap = std::fs::read(handoff.bootstrap()).unwrap_or_default();
+    let bootstrap: Value = serde_json::from_slice(&bootstrap).unwrap_or_default();
+    let listeners = bootstrap.pointer("/static_resources/listeners").and_then(Value::as_array);
+    listeners
+        .into_iter()
+        .flatten()
+        .filter_map(|listener| listener.pointer("/address/socket_address/port_value")?.as_u64())
+        .filter_map(|port| u16::try_from(port).ok())
+        .collect()
 }
 
 /// The container restarts in a moment, or the pod is lost: until then no client

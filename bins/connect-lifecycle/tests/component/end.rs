@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use scripted_agent::process::Signal;
-use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+use scripted_agent::{Fault, Port, Route, ScriptedAgent, Times};
+use serde_json::json;
 
 use crate::pod::{
     PROXY, PROXY_LEASE, Pod, SERVICE, SERVICE_LEASE, assert_nothing_left, await_alive,
@@ -80,7 +81,7 @@ fn connections_that_never_end_are_cut_at_the_budget() {
     await_alive(&agent);
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
-    sidecar.await_log("connections are still open after 300ms");
+    sidecar.await_log("not all is over after 300ms: open connections are cut");
     pod.envoy.await_asked(QUIT);
 }
 
@@ -114,6 +115,56 @@ fn an_envoy_that_does_not_know_how_to_drain_still_keeps_its_connections() {
     sidecar.await_log("cannot tell clients to go elsewhere");
 }
 
+/// Pain 9: Envoy exits before the application. Clients that have not heard yet
+/// are sent to it, and it may still ask others.
+#[test]
+fn an_idle_envoy_stays_while_the_application_listens() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_application(&agent, &port);
+    let listener = port.listen();
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    pod.envoy.await_asked(COUNT);
+    let asked = pod.envoy.asked().len();
+    scripted_agent::process::await_that("further counts", || pod.envoy.asked().len() > asked + 2);
+    assert!(sidecar.is_running());
+    assert_nothing_left(&agent);
+    drop(listener);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    sidecar.await_log("no connection is in flight");
+}
+
+#[test]
+fn an_application_that_never_ends_is_left_at_the_budget() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_application(&agent, &port);
+    let _listener = port.listen();
+    let mut sidecar = pod.run_with(&["--drain-timeout", "300ms"]);
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    sidecar.await_log("not all is over after 300ms: open connections are cut");
+}
+
+/// Prometheus keeps its connections.
+#[test]
+fn who_reads_envoys_own_pages_does_not_keep_it() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let page =
+        |port| json!({"address": {"socket_address": {"address": "0.0.0.0", "port_value": port}}});
+    let bootstrap = json!({"static_resources": {"listeners": [page(9102), page(20000)]}});
+    pod.write("envoy-bootstrap.json", &bootstrap.to_string());
+    pod.envoy.has_connections(1);
+    let mut sidecar = pod.run_with(&["--drain-timeout", "10m"]);
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+}
+
 /// Connections that can't be counted are not connections that are gone.
 #[test]
 fn an_envoy_that_does_not_count_is_asked_until_it_does() {
@@ -143,7 +194,7 @@ fn an_envoy_that_never_counts_is_ended_at_the_budget() {
     await_alive(&agent);
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
-    sidecar.await_log("connections are still open after 300ms");
+    sidecar.await_log("not all is over after 300ms: open connections are cut");
     pod.envoy.await_asked(QUIT);
 }
 

@@ -1,0 +1,166 @@
+//! Constant load from a pod: requests from its own network, one after another,
+//! each over a connection of its own.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::kubelet::Pod;
+use crate::{PATIENCE, Result, until};
+
+/// Load that goes on until it is stopped.
+#[derive(Debug)]
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    tally: Arc<Mutex<Tally>>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// What came of the requests.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// The bodies that came back, and how often.
+    pub answers: BTreeMap<String, u64>,
+    /// What went wrong, with the time since the load began.
+    pub failures: Vec<String>,
+    /// The longest that an answer took.
+    pub slowest: Duration,
+}
+
+/// Between the requests of one worker: two cores serve all that is tested here.
+const PACE: Duration = Duration::from_millis(5);
+
+// === impl Load ===
+
+impl Load {
+    /// Starts so many workers, which ask that port of the pod's loopback.
+    pub fn start(pod: &Pod<'_>, port: u16, workers: u8) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let tally = Arc::<Mutex<Tally>>::default();
+        let began = Instant::now();
+        let workers = (0..workers).map(|_| {
+            let (stop, tally, network) = (Arc::clone(&stop), Arc::clone(&tally), pod.network());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let asked = Instant::now();
+                    let answer = connect_in(&network, port).and_then(get);
+                    let took = asked.elapsed();
+                    {
+                        let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+                        match answer {
+                            Ok(body) => *tally.answers.entry(body).or_default() += 1,
+                            Err(error) => {
+                                tally
+                                    .failures
+                                    .push(format!("after {:?}: {error}", began.elapsed()));
+                            }
+                        }
+                        tally.slowest = tally.slowest.max(took);
+                    }
+                    std::thread::sleep(PACE);
+                }
+            })
+        });
+        let workers = workers.collect();
+        Self { stop, tally, workers }
+    }
+
+    /// What came of it so far.
+    pub fn so_far(&self) -> Tally {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until each of these has answered once more.
+    ///
+    /// # Errors
+    /// One did not; with what came of the load.
+    pub fn await_answers(&self, bodies: &[&str]) -> Result<()> {
+        let count = |tally: &Tally, body: &str| tally.answers.get(body).copied().unwrap_or(0);
+        let before = self.so_far();
+        let waited = until(&format!("answers of {bodies:?}"), || {
+            let now = self.so_far();
+            bodies.iter().all(|body| count(&now, body) > count(&before, body))
+        });
+        waited.map_err(|error| format!("{error}; {:?}", self.so_far()).into())
+    }
+
+    /// Stops it. The last requests are brought to their end.
+    pub fn stop(mut self) -> Tally {
+        self.end();
+        self.so_far()
+    }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for worker in self.workers.drain(..) {
+            // One that panicked has no answers to add.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A connection to that port of a pod's loopback.
+///
+/// # Errors
+/// It is refused, or the pod is gone.
+pub fn connect(pod: &Pod<'_>, port: u16) -> Result<TcpStream> {
+    let network = pod.network();
+    // In a thread of its own, which changes its network for good.
+    let connected = std::thread::spawn(move || connect_in(&network, port)).join();
+    connected.unwrap_or_else(|_| Err("the connecting thread panicked".into()))
+}
+
+/// The same, for a thread that is in no other network afterwards.
+fn connect_in(network: &Path, port: u16) -> Result<TcpStream> {
+    setns(File::open(network)?, CloneFlags::CLONE_NEWNET)?;
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Asks for `/`, and returns the body.
+///
+/// # Errors
+/// The answer does not come whole, or is no success.
+pub fn get(mut stream: TcpStream) -> Result<String> {
+    stream.write_all(REQUEST)?;
+    answer(stream)
+}
+
+/// A request for `/`.
+pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
+
+/// Reads an answer to its end, and returns its body without the last newline.
+///
+/// # Errors
+/// As [`get`].
+pub fn answer(mut stream: TcpStream) -> Result<String> {
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or("the answer is cut off")?;
+    if !head.starts_with("HTTP/1.1 200 ") {
+        return Err(format!("answered {head}").into());
+    }
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.parse().ok())?
+    });
+    if length != Some(body.len()) {
+        return Err(format!("{} bytes came of {length:?}", body.len()).into());
+    }
+    Ok(body.trim_end().to_owned())
+}
