@@ -113,12 +113,12 @@ impl Drop for Load {
     }
 }
 
-/// A connection to that port of a pod's loopback.
+/// A connection to that port of the loopback of a [`Pod::network`].
 ///
 /// # Errors
 /// It is refused, or the pod is gone.
-pub fn connect(pod: &Pod<'_>, port: u16) -> Result<TcpStream> {
-    let network = pod.network();
+pub fn connect(network: &Path, port: u16) -> Result<TcpStream> {
+    let network = network.to_owned();
     // In a thread of its own, which changes its network for good.
     let connected = std::thread::spawn(move || connect_in(&network, port)).join();
     connected.unwrap_or_else(|_| Err("the connecting thread panicked".into()))

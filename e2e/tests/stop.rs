@@ -1,6 +1,8 @@
 //! A pod's end while others use it: no request is lost, and nothing waits
 //! longer than it has to.
 
+#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -42,7 +44,7 @@ fn no_request_is_lost_when_a_pod_ends_whose_sidecar_is_native() {
 
 /// Of three servers two are ended one after the other, under load: one whose
 /// application goes on until its clients have been told, which takes a while
-/// here, and has requests in flight; and one whose application got the sleep
+/// here, and has requests in flight then; and one whose application got the sleep
 /// action from the injector.
 fn no_request_is_lost(mode: &str) {
     let Some(parts) = Parts::find_or_skip() else { return };
@@ -60,18 +62,12 @@ fn no_request_is_lost(mode: &str) {
     let client = started(&node, &injector, &client(mode));
     await_instances(&node, 3);
 
+    await_heard(&client, &["api-1", "api-2", "api-3"]);
     let load = Load::start(&client, UPSTREAM, 4);
     load.await_answers(&["api-1", "api-2", "api-3"]).unwrap();
-    // Enough for each server to get some of them.
-    let mut in_flight: Vec<_> =
-        (0..12).map(|_| load::connect(&client, UPSTREAM).unwrap()).collect();
-    for stream in &mut in_flight {
-        stream.write_all(&load::REQUEST[..9]).unwrap();
-    }
-
     // For a while the clients hear nothing.
     xds.signal(Signal::SIGSTOP).unwrap();
-    let told = Told::of(&with_hook);
+    let (told, network) = (Told::of(&with_hook), client.network());
     // A native sidecar does not get its SIGTERM yet: the hook has done it.
     let gone = if mode == "native" {
         "the registration was taken back"
@@ -80,7 +76,7 @@ fn no_request_is_lost(mode: &str) {
     };
     let meanwhile = std::thread::scope(|scope| {
         let meanwhile = scope.spawn(|| {
-            let result = serve_those_who_have_not_heard(&load, in_flight, &xds, &told, gone);
+            let result = serve_those_who_have_not_heard(&load, &network, &xds, &told, gone);
             // Whatever happened: nobody is to wait for it.
             told.tell();
             result
@@ -97,10 +93,10 @@ fn no_request_is_lost(mode: &str) {
 }
 
 /// The server that ends is asked on; then its clients are told, and then the
-/// requests that were in flight are finished.
+/// requests that are in flight are finished.
 fn serve_those_who_have_not_heard(
     load: &Load,
-    in_flight: Vec<std::net::TcpStream>,
+    network: &Path,
     xds: &Process,
     told: &Told,
     gone: &str,
@@ -108,6 +104,13 @@ fn serve_those_who_have_not_heard(
     told.await_log(gone)?;
     for _ in 0..ROUNDS {
         load.await_answers(&["api-1", "api-2", "api-3"])?;
+    }
+    // Enough for each server to get some of them.
+    let in_flight: e2e::Result<Vec<_>> =
+        (0..12).map(|_| load::connect(network, UPSTREAM)).collect();
+    let mut in_flight = in_flight?;
+    for stream in &mut in_flight {
+        stream.write_all(&load::REQUEST[..9])?;
     }
     xds.signal(Signal::SIGCONT)?;
     let of_the_one = || load.so_far().answers.get("api-1").copied();
@@ -148,7 +151,8 @@ fn an_idle_pod_ends_at_once_and_a_connection_that_never_ends_is_cut_at_the_budge
     let used = server("api-2", &json!({BUDGET: "1"}), &until_told());
     let used = started(&node, &injector, &used);
     await_instances(&node, 1);
-    let mut endless = load::connect(&client, UPSTREAM).unwrap();
+    await_heard(&client, &["api-2"]);
+    let mut endless = load::connect(&client.network(), UPSTREAM).unwrap();
     endless.write_all(&load::REQUEST[..9]).unwrap();
     await_connection(&used);
     let told = Told::of(&used);
@@ -176,6 +180,12 @@ fn stop(what: &str, pod: Pod<'_>) {
     let all = ["api", "envoy-sidecar"].map(|name| (name.to_owned(), well.clone()));
     let log = fs::read_to_string(log).unwrap_or_default();
     assert_eq!(ended, BTreeMap::from(all), "{log}");
+}
+
+/// Waits until a client's proxy has heard of these servers: until then it has
+/// nowhere to go.
+fn await_heard(client: &Pod<'_>, servers: &[&str]) {
+    Load::start(client, UPSTREAM, 1).await_answers(servers).unwrap();
 }
 
 /// Waits until a connection has come through the proxy of a pod.
