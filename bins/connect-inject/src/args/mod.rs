@@ -1,6 +1,7 @@
 //! The flags.
 
 mod file;
+mod kubernetes;
 mod policy;
 
 use std::ffi::OsString;
@@ -14,8 +15,11 @@ use consul::AgentArgs;
 use runtime::{Failure, LogArgs};
 
 use crate::policy::Mistakes;
+use crate::serve::certificates::Certificates;
+use crate::serve::self_managed::{Names, SelfManaged};
 use crate::serve::tls::Pair;
 use crate::{documents, serve};
+use kubernetes::KubernetesArgs;
 use policy::PolicyArgs;
 
 /// Adds a Connect sidecar to pods that ask for it
@@ -64,10 +68,24 @@ pub(crate) struct ServeArgs {
     admin_listen: SocketAddr,
     /// The certificate, with its chain, in PEM; read again when it changes
     #[arg(long, env = "CONNECT_INJECT_TLS_CERT_FILE", value_name = "FILE")]
-    tls_cert_file: PathBuf,
+    tls_cert_file: Option<PathBuf>,
     /// The certificate's key, in PEM; read again when it changes
     #[arg(long, env = "CONNECT_INJECT_TLS_KEY_FILE", value_name = "FILE")]
-    tls_key_file: PathBuf,
+    tls_key_file: Option<PathBuf>,
+    /// Instead of the files: make a certificate that all replicas share, and
+    /// keep the MutatingWebhookConfiguration of that name trusting it
+    #[arg(long, env = "CONNECT_INJECT_TLS_AUTO", value_name = "NAME")]
+    tls_auto: Option<String>,
+    /// With --tls-auto, the hosts by which API servers reach the webhook
+    #[arg(
+        long,
+        env = "CONNECT_INJECT_TLS_AUTO_HOSTS",
+        value_name = "HOSTS",
+        value_delimiter = ','
+    )]
+    tls_auto_hosts: Vec<String>,
+    #[command(flatten)]
+    kubernetes: KubernetesArgs,
     /// How long reviews are still answered after the first signal to end, while
     /// the API server learns to send them elsewhere
     #[arg(
@@ -144,20 +162,40 @@ impl Command {
 
 impl ServeArgs {
     /// What the flags mean, or all that is wrong with them.
-    pub(crate) fn settings(self) -> Result<serve::Settings, Failure> {
+    pub(crate) async fn settings(self) -> Result<serve::Settings, Failure> {
         let Self {
             listen,
             admin_listen,
             tls_cert_file,
             tls_key_file,
+            tls_auto,
+            tls_auto_hosts,
+            kubernetes,
             shutdown_delay,
             agent,
             policy,
         } = self;
         let mut mistakes = Mistakes::default();
         let policy = policy.policy(&mut mistakes);
-        let tls = mistakes
-            .note("--tls-cert-file, --tls-key-file", Pair::load(tls_cert_file, tls_key_file));
+        let tls = match (given(tls_auto), tls_cert_file, tls_key_file) {
+            (Some(webhooks), None, None) => {
+                let hosts = mistakes.note("--tls-auto-hosts", kubernetes::hosts(tls_auto_hosts));
+                let access = mistakes.note("--tls-auto", kubernetes.access().await);
+                hosts.zip(access).map(|(hosts, kubernetes::Access { client, namespace })| {
+                    let names = Names { webhooks, namespace, hosts };
+                    Certificates::SelfManaged(Box::new(SelfManaged::new(&client, names)))
+                })
+            }
+            (None, Some(cert_file), Some(key_file)) => mistakes
+                .note("--tls-cert-file, --tls-key-file", Pair::load(cert_file, key_file))
+                .map(Certificates::Files),
+            _ => {
+                mistakes.push(
+                    "give either --tls-cert-file and --tls-key-file, or --tls-auto".to_owned(),
+                );
+                None
+            }
+        };
         let agent = mistakes.note("the agent's flags", agent.agent(None));
         match (policy, tls, agent, mistakes.failure()) {
             (Some(policy), Some(tls), Some(agent), None) => {
@@ -182,6 +220,11 @@ impl InjectArgs {
             (_, failure) => Err(failure.unwrap_or_else(unnamed)),
         }
     }
+}
+
+/// An empty value counts as none.
+fn given(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty())
 }
 
 /// A value is missing only where a mistake was noted.

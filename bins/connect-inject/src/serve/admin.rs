@@ -21,8 +21,10 @@ pub(crate) fn answer(state: &State, request: &Request<Incoming>) -> Response<Ful
     }
     match request.uri().path() {
         "/livez" => text(StatusCode::OK, "ok\n"),
-        "/readyz" if state.ready.load(Ordering::Relaxed) => text(StatusCode::OK, "ok\n"),
-        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "about to end\n"),
+        "/readyz" => match unready(state) {
+            None => text(StatusCode::OK, "ok\n"),
+            Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+        },
         "/metrics" => match state.metrics.text(state.tls.not_after()) {
             Ok(metrics) => {
                 let mut response = text(StatusCode::OK, metrics);
@@ -33,6 +35,14 @@ pub(crate) fn answer(state: &State, request: &Request<Incoming>) -> Response<Ful
         },
         _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n"),
     }
+}
+
+/// Why no review should be sent here.
+fn unready(state: &State) -> Option<String> {
+    if !state.ready.load(Ordering::Relaxed) {
+        return Some("about to end".to_owned());
+    }
+    state.tls.unready()
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

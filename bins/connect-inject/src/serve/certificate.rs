@@ -1,5 +1,5 @@
-//! When a certificate ends, for the metric. TLS itself has no use for it: the
-//! clients judge that.
+//! When a certificate begins and ends, for the metric, for readiness and for
+//! renewal. TLS itself has no use for it: the clients judge that.
 //!
 //! Source: RFC 5280, 4.1 Basic Certificate Fields, and X.690 for DER.
 
@@ -8,8 +8,15 @@ const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// The end of a certificate's validity in seconds since 1970.
-pub(crate) fn not_after(certificate: &[u8]) -> Option<i64> {
+/// When a certificate is valid, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Validity {
+    pub(crate) not_before: i64,
+    pub(crate) not_after: i64,
+}
+
+/// When a certificate is valid; none if it can't be read.
+pub(crate) fn validity(certificate: &[u8]) -> Option<Validity> {
     let (body, _) = element(certificate, Some(SEQUENCE))?;
     let (mut fields, _) = element(body, Some(SEQUENCE))?;
     if fields.first() == Some(&VERSION) {
@@ -21,9 +28,14 @@ pub(crate) fn not_after(certificate: &[u8]) -> Option<i64> {
     }
     let (validity, _) = element(fields, Some(SEQUENCE))?;
     let (_, end) = element(validity, None)?;
-    let (text, _) = element(end, None)?;
+    Some(Validity { not_before: time(validity)?, not_after: time(end)? })
+}
+
+/// The time that the input begins with.
+fn time(input: &[u8]) -> Option<i64> {
+    let (text, _) = element(input, None)?;
     let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
-    match *end.first()? {
+    match *input.first()? {
         // Two digits of the year, from 1950 to 2049.
         UTC_TIME if text.starts_with(['5', '6', '7', '8', '9']) => seconds(&format!("19{text}")),
         UTC_TIME => seconds(&format!("20{text}")),
@@ -72,6 +84,10 @@ mod tests {
 
     use super::*;
 
+    fn not_after(certificate: &[u8]) -> Option<i64> {
+        validity(certificate).map(|validity| validity.not_after)
+    }
+
     fn ending(year: i32, month: u8, day: u8) -> Vec<u8> {
         let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
         params.not_after = rcgen::date_time_ymd(year, month, day);
@@ -90,6 +106,17 @@ mod tests {
         ] {
             assert_eq!(not_after(&ending(year, month, day)), Some(seconds), "{year}-{month}-{day}");
         }
+    }
+
+    #[test]
+    fn the_beginning_of_a_certificate() {
+        let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(1999, 12, 31);
+        params.not_after = rcgen::date_time_ymd(2000, 1, 1);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let expected = Validity { not_before: 946_598_400, not_after: 946_684_800 };
+        assert_eq!(validity(certificate.der()), Some(expected));
     }
 
     proptest! {

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::tls::Pair;
+use super::certificates::Certificates;
 
 /// The most connections at a time. API servers are few, and keep few each.
 const MOST_CONNECTIONS: usize = 512;
@@ -43,7 +43,7 @@ const LAST_REQUEST: Duration = Duration::from_secs(15);
 /// Serves connections until `stop`, and then until the last of them has ended.
 pub(crate) async fn serve<H, F>(
     listener: TcpListener,
-    tls: Option<Arc<Pair>>,
+    tls: Option<Arc<Certificates>>,
     handler: H,
     stop: CancellationToken,
 ) where
@@ -58,7 +58,7 @@ pub(crate) async fn serve<H, F>(
         connections.spawn(async move {
             match tls {
                 None => http(stream, false, handler, stop).await,
-                Some(pair) => https(stream, &pair, handler, stop).await,
+                Some(certificates) => https(stream, &certificates, handler, stop).await,
             }
             drop(permit);
         });
@@ -91,12 +91,20 @@ async fn next(
     }
 }
 
-async fn https<H, F>(stream: TcpStream, pair: &Pair, handler: H, stop: CancellationToken)
-where
+async fn https<H, F>(
+    stream: TcpStream,
+    certificates: &Certificates,
+    handler: H,
+    stop: CancellationToken,
+) where
     H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
-    let handshake = TlsAcceptor::from(pair.current()).accept(stream);
+    let Some(config) = certificates.current() else {
+        tracing::info!("no TLS handshake: there is no certificate yet");
+        return;
+    };
+    let handshake = TlsAcceptor::from(config).accept(stream);
     match timeout(FIRST_REQUEST, handshake).await {
         Ok(Ok(stream)) => {
             let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");

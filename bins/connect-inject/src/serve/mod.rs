@@ -2,9 +2,11 @@
 
 mod admin;
 mod certificate;
+pub(crate) mod certificates;
 mod connection;
 mod gateways;
 mod metrics;
+pub(crate) mod self_managed;
 pub(crate) mod tls;
 mod webhook;
 
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::ServeArgs;
 use crate::policy::Policy;
+use certificates::Certificates;
 use metrics::Metrics;
 
 /// How long reviews in flight may take once no new ones are accepted. It fits
@@ -34,8 +37,8 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     /// Where the kubelet and Prometheus are answered.
     pub(crate) admin_listen: SocketAddr,
-    /// The certificate and its key.
-    pub(crate) tls: tls::Pair,
+    /// The certificate that the webhook shows.
+    pub(crate) tls: Certificates,
     /// How long reviews are still answered after the first signal.
     pub(crate) shutdown_delay: Duration,
     /// The agent that is asked of Consul's central configuration.
@@ -49,7 +52,7 @@ pub(crate) struct Settings {
 struct State {
     policy: Policy,
     agent: consul::Agent,
-    tls: Arc<tls::Pair>,
+    tls: Arc<Certificates>,
     metrics: Metrics,
     ready: AtomicBool,
     /// The memory that is free for bodies, in bytes.
@@ -58,7 +61,8 @@ struct State {
 
 /// Serves until it is asked to end.
 pub(crate) async fn run(args: ServeArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let Settings { listen, admin_listen, tls, shutdown_delay, agent, policy } = args.settings()?;
+    let Settings { listen, admin_listen, tls, shutdown_delay, agent, policy } =
+        args.settings().await?;
     let tls = Arc::new(tls);
     let state = Arc::new(State {
         policy,
@@ -94,10 +98,16 @@ pub(crate) async fn run(args: ServeArgs, mut signals: Signals) -> Result<ExitCod
         CancellationToken::new(),
     ));
 
+    let mut kept = tokio::spawn({
+        let state = Arc::clone(&state);
+        async move { state.tls.keep().await }
+    });
+
     let signal = tokio::select! {
         signal = signals.next() => signal,
         _ = &mut serving => return Err(Failure::new(Exit::Failure, "the webhook's task ended")),
         _ = watched => return Err(Failure::new(Exit::Failure, "the admin port's task ended")),
+        _ = &mut kept => return Err(Failure::new(Exit::Failure, "the certificate's task ended")),
     };
     tracing::info!(delay = ?shutdown_delay, "{signal}: not ready any more, still serving");
     state.ready.store(false, Ordering::Relaxed);

@@ -105,17 +105,26 @@ impl Contents {
         let Some(leaf) = chain.first() else {
             return Err(format!("{cert_name}: no certificate in PEM in it"));
         };
-        let not_after = certificate::not_after(leaf);
+        let not_after = certificate::validity(leaf).map(|validity| validity.not_after);
         let key = PrivateKeyDer::from_pem_slice(&self.key)
             .map_err(|error| format!("{key_name}: no private key in PEM in it: {error}"))?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        let config = server_config(chain, key)
             .map_err(|error| format!("{cert_name} and {key_name} are no pair: {error}"))?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok((Arc::new(config), not_after))
+        Ok((config, not_after))
     }
+}
+
+/// How connections are encrypted with a certificate and its key.
+pub(super) fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 impl std::fmt::Debug for Contents {

@@ -1,6 +1,7 @@
 //! A running injector, its certificates, and what is posted to it.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -68,8 +69,15 @@ pub(crate) struct Certified {
 
 impl Certified {
     pub(crate) fn new() -> Self {
-        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-        Self { cert: made.cert.pem(), key: made.signing_key.serialize_pem() }
+        Self::ending(2100)
+    }
+
+    /// One that ends with the first day of a year.
+    pub(crate) fn ending(year: i32) -> Self {
+        let mut params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 2);
+        let key = rcgen::KeyPair::generate().unwrap();
+        Self { cert: params.self_signed(&key).unwrap().pem(), key: key.serialize_pem() }
     }
 }
 
@@ -118,21 +126,38 @@ pub(crate) struct Injector {
     seen: VecDeque<Value>,
     pub(crate) address: String,
     pub(crate) admin: String,
-    pub(crate) secret: SecretVolume,
+    /// The files of its certificate, if it has it of files.
+    secret: Option<SecretVolume>,
+    /// What its clients trust.
     pub(crate) pair: Certified,
 }
 
 impl Injector {
     pub(crate) fn start(flags: &[&str]) -> Self {
-        let pair = Certified::new();
+        Self::start_showing(Certified::new(), flags)
+    }
+
+    /// With that certificate.
+    pub(crate) fn start_showing(pair: Certified, flags: &[&str]) -> Self {
         let secret = SecretVolume::new(&pair);
+        let (cert, key) = (secret.path("tls.crt"), secret.path("tls.key"));
+        let tls = [
+            "--tls-cert-file".as_ref(),
+            cert.as_os_str(),
+            "--tls-key-file".as_ref(),
+            key.as_os_str(),
+        ];
+        let mut injector = Self::launch(&tls, flags, pair);
+        injector.secret = Some(secret);
+        injector
+    }
+
+    /// With those flags for TLS.
+    pub(crate) fn launch(tls: &[&OsStr], flags: &[&str], pair: Certified) -> Self {
         let mut child = Command::new(assert_cmd::cargo::cargo_bin!("connect-inject"))
             .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
             .args(["--log-format", "json"])
-            .arg("--tls-cert-file")
-            .arg(secret.path("tls.crt"))
-            .arg("--tls-key-file")
-            .arg(secret.path("tls.key"))
+            .args(tls)
             .args(IMAGES)
             .args(flags)
             .stdin(Stdio::null())
@@ -155,13 +180,18 @@ impl Injector {
             seen: VecDeque::new(),
             address: String::new(),
             admin: String::new(),
-            secret,
+            secret: None,
             pair,
         };
         let address = |line: Value| line["address"].as_str().unwrap().to_owned();
         injector.address = address(injector.await_log("over HTTPS"));
         injector.admin = address(injector.await_log("over HTTP"));
         injector
+    }
+
+    /// Changes the files of its certificate.
+    pub(crate) fn swap(&mut self, cert: &str, key: &str) {
+        self.secret.as_mut().unwrap().swap(cert, key);
     }
 
     /// Waits for a line of the log whose message has `part` in it.

@@ -4,6 +4,8 @@
 
 mod harness;
 mod inject;
+mod kubernetes;
 mod offline;
+mod self_managed;
 mod serve;
 mod shutdown;

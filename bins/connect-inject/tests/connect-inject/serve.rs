@@ -173,7 +173,7 @@ async fn a_changed_secret_is_in_use_at_once() {
     let mut injector = Injector::start(&[]);
     injector.is_well().await;
     let next = Certified::new();
-    injector.secret.swap(&next.cert, &next.key);
+    injector.swap(&next.cert, &next.key);
     let url = injector.url("/mutate");
     let old = client(&injector.pair).get(&url).send().await;
     assert!(old.is_err(), "the old certificate is still in use");
@@ -182,10 +182,11 @@ async fn a_changed_secret_is_in_use_at_once() {
     injector.await_log("new certificate");
 
     // A certificate without its key: the last good pair stays.
-    injector.secret.swap(&Certified::new().cert, &injector.pair.key);
+    let key = injector.pair.key.clone();
+    injector.swap(&Certified::new().cert, &key);
     injector.is_well().await;
     injector.await_log("the last certificate stays in use");
-    injector.secret.swap("garbage", "");
+    injector.swap("garbage", "");
     injector.is_well().await;
     let line = injector.await_log("the last certificate stays in use");
     assert!(line["message"].as_str().unwrap().contains("tls.crt"), "{line}");
@@ -206,6 +207,20 @@ async fn the_admin_port() {
         assert!(response.text().await.unwrap().contains(body), "{path}");
     }
     assert_eq!(client.post(injector.admin_url("/livez")).send().await.unwrap().status(), 405);
+}
+
+/// The clients would refuse it: better that they go elsewhere.
+#[tokio::test]
+async fn a_certificate_that_has_ended_is_not_ready() {
+    let mut injector = Injector::start_showing(Certified::ending(2020), &[]);
+    let url = injector.admin_url("/readyz");
+    let readiness = async || client(&Certified::new()).get(&url).send().await.unwrap();
+    let response = readiness().await;
+    assert_eq!(response.status(), 503);
+    assert!(response.text().await.unwrap().contains("ends or has ended: 1577923200 s"));
+    let next = Certified::new();
+    injector.swap(&next.cert, &next.key);
+    assert_eq!(readiness().await.status(), 200);
 }
 
 #[test]

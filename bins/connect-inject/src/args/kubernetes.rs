@@ -1,0 +1,75 @@
+//! The flags of how the Kubernetes API is reached.
+
+use std::path::PathBuf;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use rustls::pki_types::ServerName;
+
+/// How the Kubernetes API is reached. In a pod, nothing has to be said.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Kubernetes API")]
+pub(super) struct KubernetesArgs {
+    /// A kubeconfig file; by default the pod's service account is used
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// The namespace of the Secret of --tls-auto; by default that of the
+    /// service account
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    pod_namespace: Option<String>,
+}
+
+/// A way to the Kubernetes API.
+#[derive(Clone)]
+pub(super) struct Access {
+    pub(super) client: Client,
+    /// The namespace of what is ours.
+    pub(super) namespace: String,
+}
+
+// === impl KubernetesArgs ===
+
+impl KubernetesArgs {
+    /// The way to the API that the flags or the pod say.
+    ///
+    /// # Errors
+    /// A sentence: there is none.
+    pub(super) async fn access(&self) -> Result<Access, String> {
+        let config = match &self.kubeconfig {
+            Some(file) => {
+                let named = |error: &dyn std::fmt::Display| {
+                    format!("--kubeconfig {}: {error}", file.display())
+                };
+                let kubeconfig = Kubeconfig::read_from(file).map_err(|error| named(&error))?;
+                Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                    .await
+                    .map_err(|error| named(&error))?
+            }
+            None => Config::incluster().map_err(|error| {
+                format!("no way to the Kubernetes API: no --kubeconfig, and in no pod: {error}")
+            })?,
+        };
+        let namespace = super::given(self.pod_namespace.clone())
+            .unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config)
+            .map_err(|error| format!("no way to the Kubernetes API: {error}"))?;
+        Ok(Access { client, namespace })
+    }
+}
+
+/// Reads the hosts of a certificate.
+pub(super) fn hosts(names: Vec<String>) -> Result<Vec<ServerName<'static>>, String> {
+    let hosts: Vec<_> = names
+        .into_iter()
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .map(|name| {
+            ServerName::try_from(name.clone())
+                .map_err(|_| format!("`{name}` is no host: expected a DNS name or an IP address"))
+        })
+        .collect::<Result<_, _>>()?;
+    if hosts.is_empty() {
+        return Err("name at least one, such as `connect-inject.default.svc`".to_owned());
+    }
+    Ok(hosts)
+}

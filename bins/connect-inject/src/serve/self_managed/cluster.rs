@@ -1,0 +1,190 @@
+//! The two objects of the Kubernetes API that a self-managed certificate takes:
+//! the replicas' Secret, and the webhook configuration that trusts it.
+
+use std::fmt;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use kube::{Api, Client};
+use serde_json::json;
+
+use super::material::Material;
+
+/// How long a request may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The type of a Secret with a certificate and its key.
+///
+/// Source: "Secrets" of the Kubernetes documentation.
+const SECRET_TYPE: &str = "kubernetes.io/tls";
+
+/// The two objects, by their names.
+#[derive(Clone)]
+pub(super) struct Cluster {
+    secrets: Api<Secret>,
+    webhooks: Api<MutatingWebhookConfiguration>,
+    webhooks_name: String,
+    secret_name: String,
+}
+
+/// What the API server did not do.
+#[derive(Debug)]
+pub(super) enum Problem {
+    /// Somebody else was faster: what they wrote is to be read.
+    Overtaken,
+    /// It can't be had, in a sentence.
+    Failed(String),
+}
+
+/// The Secret as it was read.
+pub(super) struct Read {
+    secret: Option<Secret>,
+    pub(super) material: Material,
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// The objects of a webhook configuration of that name, and of the Secret
+    /// that is named after it.
+    pub(super) fn new(client: &Client, namespace: &str, webhooks_name: String) -> Self {
+        Self {
+            secrets: Api::namespaced(client.clone(), namespace),
+            webhooks: Api::all(client.clone()),
+            secret_name: super::secret_name(&webhooks_name),
+            webhooks_name,
+        }
+    }
+
+    pub(super) async fn read(&self) -> Result<Read, Problem> {
+        let what = format!("read Secret {}", self.secret_name);
+        let secret = within(&what, self.secrets.get_opt(&self.secret_name)).await?;
+        let data = secret.as_ref().and_then(|secret| secret.data.as_ref());
+        let material = data.map(Material::read).unwrap_or_default();
+        Ok(Read { secret, material })
+    }
+
+    /// Writes the Secret, unless somebody has since it was read.
+    pub(super) async fn write(&self, read: Read, material: &Material) -> Result<(), Problem> {
+        let name = &self.secret_name;
+        let what = format!("write Secret {name}");
+        let parameters = PostParams::default();
+        if let Some(mut secret) = read.secret {
+            // With its resourceVersion, and with what others keep in it.
+            secret.data.get_or_insert_default().extend(material.data());
+            within(&what, self.secrets.replace(name, &parameters, &secret)).await?;
+        } else {
+            let secret = Secret {
+                metadata: kube::api::ObjectMeta {
+                    name: Some(name.clone()),
+                    labels: Some(
+                        [("app.kubernetes.io/managed-by".to_owned(), "connect-inject".to_owned())]
+                            .into(),
+                    ),
+                    ..kube::api::ObjectMeta::default()
+                },
+                type_: Some(SECRET_TYPE.to_owned()),
+                data: Some(material.data()),
+                ..Secret::default()
+            };
+            within(&what, self.secrets.create(&parameters, &secret)).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn webhooks(&self) -> Result<MutatingWebhookConfiguration, Problem> {
+        let name = &self.webhooks_name;
+        let what = format!("read MutatingWebhookConfiguration {name}");
+        within(&what, self.webhooks.get_opt(name)).await?.ok_or_else(|| {
+            Problem::Failed(format!("there is no MutatingWebhookConfiguration {name}"))
+        })
+    }
+
+    /// Makes every webhook trust the bundle, unless somebody has changed the
+    /// configuration since it was read. Says which did not, and its version.
+    pub(super) async fn heal(
+        &self,
+        webhooks: &MutatingWebhookConfiguration,
+        bundle: &str,
+    ) -> Result<(Vec<String>, String), Problem> {
+        let bundle = ByteString(bundle.as_bytes().to_vec());
+        let version = webhooks.metadata.resource_version.clone().unwrap_or_default();
+        let stale: Vec<String> = webhooks
+            .webhooks
+            .iter()
+            .flatten()
+            .filter(|webhook| webhook.client_config.ca_bundle.as_ref() != Some(&bundle))
+            .map(|webhook| webhook.name.clone())
+            .collect();
+        if stale.is_empty() {
+            return Ok((stale, version));
+        }
+        // By their names, so that nothing else is touched, and by the version
+        // that was read.
+        let entries: Vec<_> = stale
+            .iter()
+            .map(|name| json!({"name": name, "clientConfig": {"caBundle": bundle}}))
+            .collect();
+        let patch = json!({"metadata": {"resourceVersion": version}, "webhooks": entries});
+        let what = format!("set caBundle in MutatingWebhookConfiguration {}", self.webhooks_name);
+        let (parameters, patch) = (PatchParams::default(), Patch::Strategic(patch));
+        let patching = self.webhooks.patch(&self.webhooks_name, &parameters, &patch);
+        let healed = within(&what, patching).await?;
+        Ok((stale, healed.metadata.resource_version.unwrap_or_default()))
+    }
+
+    /// Waits until the webhook configuration is not any more of that version,
+    /// for as long as the API server says nothing else.
+    pub(super) async fn changed(&self, version: &str, longest: Duration) {
+        let seconds = u32::try_from(longest.as_secs()).unwrap_or(u32::MAX);
+        let only = WatchParams::default()
+            .fields(&format!("metadata.name={}", self.webhooks_name))
+            .timeout(seconds);
+        let watching = async {
+            let events = match self.webhooks.watch(&only, version).await {
+                Ok(events) => events,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot watch the webhook configuration");
+                    return std::future::pending().await;
+                }
+            };
+            let mut events = pin!(events);
+            // A bookmark is no change.
+            while let Some(Ok(WatchEvent::Bookmark(_))) = events.next().await {}
+        };
+        // Otherwise it is read again.
+        let _ = tokio::time::timeout(longest, watching).await;
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("webhooks", &self.webhooks_name).finish_non_exhaustive()
+    }
+}
+
+/// Waits for an answer, within bounds.
+async fn within<T>(
+    what: &str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, Problem> {
+    match tokio::time::timeout(PATIENCE, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        // Written by somebody since, or made by somebody already.
+        Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Problem::Overtaken),
+        Ok(Err(kube::Error::Api(status))) => Err(Problem::Failed(format!(
+            "cannot {what}: {} ({} {})",
+            status.message, status.code, status.reason
+        ))),
+        Ok(Err(error)) => Err(Problem::Failed(format!("cannot {what}: {error}"))),
+        Err(_) => Err(Problem::Failed(format!(
+            "cannot {what}: no answer within {} s",
+            PATIENCE.as_secs()
+        ))),
+    }
+}

@@ -1,0 +1,199 @@
+//! `--tls-auto`: the certificate that replicas share, against an API server on
+//! a real socket.
+
+use reqwest::Client;
+
+use crate::harness::{Certified, ECHO_SERVER, Injector, client, install_provider, review, yaml};
+use crate::kubernetes::{Kubernetes, WEBHOOKS};
+
+const HOST: &str = "connect-inject.shop.svc";
+
+/// A replica. Nobody knows yet which CA its clients are to trust.
+fn replica(kubernetes: &Kubernetes, flags: &[&str]) -> Injector {
+    let kubeconfig = kubernetes.kubeconfig();
+    let tls = [
+        "--tls-auto".as_ref(),
+        WEBHOOKS.as_ref(),
+        "--tls-auto-hosts=connect-inject.shop.svc,127.0.0.1".as_ref(),
+        "--kubeconfig".as_ref(),
+        kubeconfig.as_os_str(),
+    ];
+    Injector::launch(&tls, flags, Certified { cert: String::new(), key: String::new() })
+}
+
+/// A client as an API server is one: it trusts the bundle, and expects the name.
+fn api_server(injector: &Injector, bundle: &str) -> Client {
+    install_provider();
+    let trusted = reqwest::Certificate::from_pem_bundle(bundle.as_bytes()).unwrap();
+    Client::builder()
+        .no_proxy()
+        .tls_certs_only(trusted)
+        .resolve(HOST, injector.address.parse().unwrap())
+        .build()
+        .unwrap()
+}
+
+async fn is_well(injector: &Injector, bundle: &str) {
+    let port = injector.address.rsplit_once(':').unwrap().1;
+    let response = api_server(injector, bundle)
+        .post(format!("https://{HOST}:{port}/mutate"))
+        .json(&review("v1", "u", &yaml(ECHO_SERVER)))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 200);
+}
+
+async fn readiness(injector: &Injector) -> (u16, String) {
+    let response =
+        client(&Certified::new()).get(injector.admin_url("/readyz")).send().await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
+}
+
+/// Ready, which is looked at again after each request to the API server.
+async fn until_ready(injector: &Injector) {
+    while readiness(injector).await.0 != 200 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn trusted(kubernetes: &Kubernetes) -> String {
+    kubernetes.until("no webhook trusts anything", Kubernetes::bundle).await
+}
+
+#[tokio::test]
+async fn replicas_share_one_certificate_that_every_webhook_trusts() {
+    let kubernetes = Kubernetes::start();
+    let replicas: Vec<_> = (0..3).map(|_| replica(&kubernetes, &[])).collect();
+    let bundle = trusted(&kubernetes).await;
+    for injector in &replicas {
+        until_ready(injector).await;
+        is_well(injector, &bundle).await;
+    }
+    assert_eq!(kubernetes.secret("ca.crt").as_ref(), Some(&bundle));
+    assert_eq!(bundle.matches("BEGIN").count(), 1, "the loser of a race takes the winner's");
+    let secret = kubernetes.whole_secret().unwrap();
+    assert_eq!(secret["type"], "kubernetes.io/tls");
+    // What the chart wrote is as it was.
+    let webhooks = kubernetes.webhooks();
+    assert_eq!(webhooks["metadata"]["labels"]["of"], "users");
+    assert_eq!(webhooks["webhooks"][1]["clientConfig"]["service"]["name"], "s");
+
+    let metrics = client(&Certified::new()).get(replicas[0].admin_url("/metrics"));
+    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    let name = "connect_inject_certificate_not_after_timestamp_seconds ";
+    let end = metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    let (end, month) = (end.parse::<u64>().unwrap(), 30 * 24 * 3600);
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    assert!(end <= now + month && end > now + month - 3600, "{end}");
+}
+
+/// A replica that starts later has what the others have.
+#[tokio::test]
+async fn what_there_is_stays() {
+    let kubernetes = Kubernetes::start();
+    let first = replica(&kubernetes, &[]);
+    let bundle = trusted(&kubernetes).await;
+    until_ready(&first).await;
+    let before = kubernetes.whole_secret();
+    drop(first);
+    let second = replica(&kubernetes, &[]);
+    until_ready(&second).await;
+    is_well(&second, &bundle).await;
+    assert_eq!(kubernetes.whole_secret(), before);
+    let writes = kubernetes.requests().iter().filter(|r| !r.starts_with("GET")).count();
+    assert!(kubernetes.requests().len() < 40, "{:#?}", kubernetes.requests());
+    assert!(writes < 10, "{:#?}", kubernetes.requests());
+}
+
+/// A release of the chart, say, sets them back.
+#[tokio::test]
+async fn every_ca_bundle_is_healed() {
+    let kubernetes = Kubernetes::start();
+    let injector = replica(&kubernetes, &[]);
+    let bundle = trusted(&kubernetes).await;
+    until_ready(&injector).await;
+    kubernetes.set_webhooks(&["a.example.com", "new.example.com", "third.example.com"]);
+    assert_eq!(trusted(&kubernetes).await, bundle);
+    kubernetes.remove_webhooks();
+    kubernetes.set_webhooks(&["again.example.com"]);
+    assert_eq!(trusted(&kubernetes).await, bundle);
+    is_well(&injector, &bundle).await;
+}
+
+/// What it has is shown on, and the Secret is not missed before it is needed.
+#[tokio::test]
+async fn a_failing_api_server_takes_nothing_away() {
+    let kubernetes = Kubernetes::start();
+    let mut injector = replica(&kubernetes, &[]);
+    let bundle = trusted(&kubernetes).await;
+    until_ready(&injector).await;
+    kubernetes.fail(Some(500));
+    let line = injector.await_log("what there is stays as it is").to_string();
+    assert!(line.contains("out of order") && line.contains("500"), "{line}");
+    is_well(&injector, &bundle).await;
+    assert_eq!(readiness(&injector).await.0, 200);
+    // Another's rubbish is no reason either.
+    kubernetes.fail(None);
+    kubernetes.set_secret(Some(&[("tls.crt", "rubbish"), ("ca.crt", &bundle), ("mine", "kept")]));
+    kubernetes.set_webhooks(&["a.example.com"]);
+    let new = kubernetes
+        .until("the Secret was not mended", |k| {
+            k.bundle()
+                .filter(|new| *new != bundle && k.secret("tls.crt").as_deref() != Some("rubbish"))
+        })
+        .await;
+    assert!(new.contains(&bundle), "the CA in use is to be trusted on");
+    assert_eq!(kubernetes.secret("mine").as_deref(), Some("kept"));
+    is_well(&injector, &new).await;
+}
+
+#[tokio::test]
+async fn without_a_trusted_certificate_it_is_not_ready() {
+    let kubernetes = Kubernetes::start();
+    kubernetes.fail(Some(403));
+    let mut injector = replica(&kubernetes, &[]);
+    injector.await_log("403");
+    let (status, reason) = readiness(&injector).await;
+    assert_eq!(status, 503);
+    assert!(
+        reason.contains("no certificate yet: cannot read Secret connect-inject-tls"),
+        "{reason}"
+    );
+    assert!(reason.contains("out of order"), "{reason}");
+    let metrics = client(&Certified::new()).get(injector.admin_url("/metrics"));
+    assert!(metrics.send().await.unwrap().text().await.unwrap().contains("timestamp_seconds 0\n"));
+
+    kubernetes.remove_webhooks();
+    kubernetes.fail(None);
+    injector.await_log("there is no MutatingWebhookConfiguration connect-inject");
+    let (status, reason) = readiness(&injector).await;
+    assert_eq!(status, 503);
+    assert!(reason.contains("does not trust the certificate yet: there is no"), "{reason}");
+    kubernetes.set_webhooks(&["a.example.com"]);
+    until_ready(&injector).await;
+}
+
+#[test]
+fn mistakes_of_tls_end_it_before_it_starts() {
+    for (flags, problem) in [
+        (&["--tls-auto", "x", "--tls-auto-hosts", "a_b.c d"][..], "`a_b.c d` is no host"),
+        (&["--tls-auto", "x", "--kubeconfig", "/none"], "--kubeconfig /none: "),
+        (&["--tls-auto", "x", "--kubeconfig", "/none"], "--tls-auto-hosts: name at least one"),
+        (&["--tls-auto", "x"], "no way to the Kubernetes API"),
+        (&["--tls-auto", "x", "--tls-cert-file", "y"], "either --tls-cert-file"),
+        (&["--tls-cert-file", "y"], "either --tls-cert-file"),
+        (&[], "either --tls-cert-file"),
+    ] {
+        let assert = assert_cmd::cargo::cargo_bin_cmd!("connect-inject")
+            .arg("serve")
+            .args(crate::harness::IMAGES)
+            .args(flags)
+            .env_remove("KUBECONFIG")
+            .timeout(crate::harness::PATIENCE)
+            .assert()
+            .code(64);
+        let log = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(log.contains(problem), "{flags:?}: {log}");
+    }
+}
