@@ -121,6 +121,9 @@ pub(crate) mod tests {
             pod_log_format: None,
             consul_http_addr: "http://$(HOST_IP):8500".to_owned(),
             consul_grpc_addr: "$(HOST_IP):8502".to_owned(),
+            consul_ca: None,
+            consul_server_name: None,
+            acl_auth_method: None,
         }
     }
 

@@ -38,6 +38,9 @@ pub(crate) fn inject(pod: &Value, plan: &Plan, policy: &Policy) -> Result<Inject
     applications(&mut editor, Pod::new(pod), plan)?;
 
     editor.append("/spec/volumes", to_json(&sidecar::volume()))?;
+    if policy.acl_auth_method.is_some() {
+        editor.append("/spec/volumes", to_json(&sidecar::token_volume()))?;
+    }
     for volume in &plan.volumes.added {
         editor.append("/spec/volumes", volume.clone())?;
     }
@@ -410,6 +413,8 @@ pub(crate) mod tests {
             metrics: true,
             pull_secrets: vec!["pull".to_owned(), "data".to_owned()],
             kubernetes: "1.30".parse().ok(),
+            acl_auth_method: Some("k8s".to_owned()),
+            consul_ca: Some("PEM".to_owned()),
             ..policy()
         }
     }
@@ -461,6 +466,7 @@ pub(crate) mod tests {
             ("imagePullSecrets", odd(list(volume)).boxed()),
             ("hostNetwork", prop_oneof![9 => Just(None), 1 => odd(any::<bool>().prop_map(Value::from))].boxed()),
             ("unknownField", odd(json_value()).boxed()),
+            ("serviceAccountName", odd(text("app|web|default")).boxed()),
         ]);
         prop_oneof![
             40 => object(vec![("metadata", odd(metadata).boxed()), ("spec", prop_oneof![30 => spec.prop_map(Some), 1 => odd(json_value())].boxed())]),

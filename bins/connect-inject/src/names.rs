@@ -11,6 +11,12 @@ pub(crate) const SIDECAR: &str = "envoy-sidecar";
 /// Where the volume is mounted: the folder that `connect-init` writes to and
 /// `connect-lifecycle` reads from by default.
 pub(crate) const FOLDER: &str = "/consul/connect-inject";
+/// The volume with a token of the pod's service account, for ACLs.
+pub(crate) const TOKEN_VOLUME: &str = "consul-connect-inject-service-account";
+/// Where it is mounted.
+pub(crate) const TOKEN_FOLDER: &str = "/consul/service-account";
+/// The token in it.
+pub(crate) const TOKEN_FILE: &str = "/consul/service-account/token";
 /// The lifecycle helper, which `connect-init` puts there.
 pub(crate) const HELPER: &str = "/consul/connect-inject/connect-lifecycle";
 /// The user and group of the injected containers.

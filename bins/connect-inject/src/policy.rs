@@ -63,6 +63,13 @@ pub(crate) struct Policy {
     pub(crate) consul_http_addr: String,
     /// The agent's gRPC address, likewise.
     pub(crate) consul_grpc_addr: String,
+    /// The CA certificates that the agent's is checked against, in PEM.
+    pub(crate) consul_ca: Option<String>,
+    /// The name in the agent's certificate, with `$(VARIABLE)`s as well; none:
+    /// the host of its address.
+    pub(crate) consul_server_name: Option<String>,
+    /// The auth method that a pod logs in with; none: there are no ACLs.
+    pub(crate) acl_auth_method: Option<String>,
 }
 
 /// How traffic to other datacenters goes by Consul's central configuration.
@@ -236,6 +243,29 @@ pub(crate) fn address_template(text: String) -> Result<String, String> {
         };
     }
     Ok(text)
+}
+
+/// Reads a file of CA certificates: its text, which has one at least.
+pub(crate) fn ca_certificates(file: &std::path::Path) -> Result<String, String> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    let found = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(text),
+        Ok(_) => Err(format!("{}: no certificate in PEM in it", file.display())),
+        Err(error) => Err(format!("{}: no PEM: {error}", file.display())),
+    }
+}
+
+/// Reads the name of something of Consul's: one word.
+pub(crate) fn word(text: &str) -> Result<String, String> {
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(format!("`{text}` is no name: expected one word"));
+    }
+    Ok(text.to_owned())
 }
 
 /// Reads arguments as a shell would split them.

@@ -87,6 +87,8 @@ reasons! {
         SeveralServices = "several-services",
         /// The service's name can't be one.
         InvalidService = "invalid-service",
+        /// The service account is not named as the service, which ACLs take.
+        ServiceAccountMismatch = "service-account-mismatch",
         /// The service's port is none, or is taken.
         InvalidServicePort = "invalid-service-port",
         /// The meta of the service is none that Consul takes.

@@ -6,14 +6,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction, Lifecycle,
-    LifecycleHandler, LocalObjectReference, ObjectFieldSelector, Probe, ResourceRequirements,
-    SeccompProfile, SecurityContext, SleepAction, Volume, VolumeMount,
+    LifecycleHandler, LocalObjectReference, ObjectFieldSelector, Probe, ProjectedVolumeSource,
+    ResourceRequirements, SeccompProfile, SecurityContext, ServiceAccountTokenProjection,
+    SleepAction, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use registration::Upstream;
 use serde_json::Value;
 
-use crate::names::{DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, SIDECAR, USER, VOLUME};
+use crate::names::{
+    DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, SIDECAR, TOKEN_FILE, TOKEN_FOLDER, TOKEN_VOLUME,
+    USER, VOLUME,
+};
 use crate::plan::{Envoy, Plan};
 use crate::policy::Policy;
 use crate::quantity::Resources;
@@ -26,6 +30,29 @@ pub(crate) fn volume() -> Volume {
         empty_dir: Some(EmptyDirVolumeSource {
             medium: Some("Memory".to_owned()),
             ..EmptyDirVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+/// The volume with a token of the pod's service account. Not the one that
+/// Kubernetes mounts: a pod may have turned that off, and then it would be
+/// without what it logs in with.
+pub(crate) fn token_volume() -> Volume {
+    /// How long a token is good; the kubelet writes another in time.
+    const SECONDS: i64 = 3600;
+    let token = ServiceAccountTokenProjection {
+        expiration_seconds: Some(SECONDS),
+        path: "token".to_owned(),
+        ..ServiceAccountTokenProjection::default()
+    };
+    let source =
+        VolumeProjection { service_account_token: Some(token), ..VolumeProjection::default() };
+    Volume {
+        name: TOKEN_VOLUME.to_owned(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(vec![source]),
+            ..ProjectedVolumeSource::default()
         }),
         ..Volume::default()
     }
@@ -49,16 +76,22 @@ pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
         variable("CONSUL_HTTP_ADDR".to_owned(), policy.consul_http_addr.clone()),
         variable("CONSUL_GRPC_ADDR".to_owned(), policy.consul_grpc_addr.clone()),
     ];
+    let tls = [
+        ("CONSUL_CACERT_PEM", policy.consul_ca.as_deref().map(literal)),
+        ("CONSUL_TLS_SERVER_NAME", policy.consul_server_name.clone()),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some(variable(name.to_owned(), value?)));
     Container {
         command: Some(vec!["/connect-init".to_owned()]),
-        args: Some(init_arguments(plan)),
-        env: Some(identity.chain(agent).chain(log(policy)).collect()),
+        args: Some(init_arguments(plan, policy)),
+        env: Some(identity.chain(agent).chain(tls).chain(log(policy)).collect()),
         resources: resources(&policy.init_resources),
         ..injected(INIT_CONTAINER, &policy.init_image, policy)
     }
 }
 
-fn init_arguments(plan: &Plan) -> Vec<String> {
+fn init_arguments(plan: &Plan, policy: &Policy) -> Vec<String> {
     let service = &plan.service;
     let name = match service.port {
         Some(port) => format!("{}:{port}", service.name),
@@ -83,6 +116,10 @@ fn init_arguments(plan: &Plan) -> Vec<String> {
         let path = [("--prometheus-scrape-path", metrics.path.clone())];
         let flags = path.iter().chain(&metrics.tls);
         arguments.extend(flags.map(|(flag, value)| literal(&format!("{flag}={value}"))));
+    }
+    if let Some(method) = &policy.acl_auth_method {
+        arguments.push(literal(&format!("--acl-auth-method={method}")));
+        arguments.push(format!("--bearer-token-file={TOKEN_FILE}"));
     }
     arguments
 }
@@ -261,6 +298,18 @@ fn mount() -> VolumeMount {
     VolumeMount { name: VOLUME.to_owned(), mount_path: FOLDER.to_owned(), ..VolumeMount::default() }
 }
 
+/// The injector's own mounts. The sidecar has the token as well: it logs in
+/// again if its ACL token is gone.
+fn mounts(policy: &Policy) -> Vec<VolumeMount> {
+    let token = policy.acl_auth_method.is_some().then(|| VolumeMount {
+        name: TOKEN_VOLUME.to_owned(),
+        mount_path: TOKEN_FOLDER.to_owned(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    });
+    [mount()].into_iter().chain(token).collect()
+}
+
 /// What the injected containers have in common. The security context passes
 /// PodSecurity's level `restricted`.
 ///
@@ -271,7 +320,7 @@ fn injected(name: &str, image: &str, policy: &Policy) -> Container {
         name: name.to_owned(),
         image: Some(image.to_owned()),
         image_pull_policy: policy.pull_when.clone(),
-        volume_mounts: Some(vec![mount()]),
+        volume_mounts: Some(mounts(policy)),
         security_context: Some(SecurityContext {
             run_as_user: user,
             run_as_group: user,
@@ -395,6 +444,38 @@ pub(crate) mod tests {
                 "--prometheus-ca-file=/ca",
             ]
         );
+    }
+
+    /// What connect-init and the helper log in with, and trust the agent by.
+    #[test]
+    fn acls_and_tls_of_the_agent() {
+        let policy = Policy {
+            consul_ca: Some("PEM $(HOST_IP)\n".to_owned()),
+            consul_server_name: Some("client.$(NODE_NAME)".to_owned()),
+            acl_auth_method: Some("k8s $(id)".to_owned()),
+            ..policy()
+        };
+        let container = init_container(&plan(""), &policy);
+        let args = container.args.unwrap();
+        assert_eq!(
+            args[1..],
+            ["--acl-auth-method=k8s $$(id)", "--bearer-token-file=/consul/service-account/token"]
+        );
+        let value = |name: &str| {
+            let variables = container.env.as_ref().unwrap();
+            variables.iter().find(|variable| variable.name == name)?.value.clone()
+        };
+        assert_eq!(expanded(&value("CONSUL_CACERT_PEM").unwrap()), "PEM $(HOST_IP)\n");
+        assert_eq!(value("CONSUL_TLS_SERVER_NAME").unwrap(), "client.$(NODE_NAME)");
+        let mounted = |container: Container| {
+            let mounts = container.volume_mounts.unwrap();
+            mounts.into_iter().map(|mount| (mount.name, mount.mount_path)).collect::<Vec<_>>()
+        };
+        let token = (token_volume().name, "/consul/service-account".to_owned());
+        assert!(mounted(init_container(&plan(""), &policy)).contains(&token));
+        assert!(mounted(sidecar(&plan(""), &policy)).contains(&token));
+        let without = Policy { acl_auth_method: None, ..policy };
+        assert!(!mounted(sidecar(&plan(""), &without)).contains(&token));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::annotation::{number, seconds, switch};
 use crate::plan::{check_arguments, metrics_path, unprivileged};
-use crate::policy::{Mistakes, Policy, address_template, arguments, image};
+use crate::policy::{Mistakes, Policy, address_template, arguments, ca_certificates, image, word};
 use crate::quantity::{Bounds, Quantity, Resources};
 
 /// What the operator decides about pods. Texts all of them, so that every
@@ -184,22 +184,26 @@ pub(crate) struct PolicyArgs {
     #[arg(long, env = "CONNECT_INJECT_POD_LOG_FORMAT", value_name = "FORMAT")]
     pod_log_format: Option<String>,
     /// The HTTP address of a pod's agent; $(HOST_IP), $(NODE_NAME), $(POD_IP),
-    /// $(POD_NAME), $(POD_NAMESPACE) and $(POD_UID) are those of the pod
-    #[arg(
-        long,
-        env = "CONNECT_INJECT_CONSUL_HTTP_ADDR_TEMPLATE",
-        value_name = "TEMPLATE",
-        default_value = "http://$(HOST_IP):8500"
-    )]
-    consul_http_addr_template: String,
-    /// The gRPC address of a pod's agent, likewise
-    #[arg(
-        long,
-        env = "CONNECT_INJECT_CONSUL_GRPC_ADDR_TEMPLATE",
-        value_name = "TEMPLATE",
-        default_value = "$(HOST_IP):8502"
-    )]
-    consul_grpc_addr_template: String,
+    /// $(POD_NAME), $(POD_NAMESPACE) and $(POD_UID) are those of the pod. By
+    /// default http://$(HOST_IP):8500, or https://$(HOST_IP):8501 with
+    /// --consul-ca-cert
+    #[arg(long, env = "CONNECT_INJECT_CONSUL_HTTP_ADDR_TEMPLATE", value_name = "TEMPLATE")]
+    consul_http_addr_template: Option<String>,
+    /// The gRPC address of a pod's agent, likewise. By default $(HOST_IP):8502,
+    /// or https://$(HOST_IP):8502 with --consul-ca-cert
+    #[arg(long, env = "CONNECT_INJECT_CONSUL_GRPC_ADDR_TEMPLATE", value_name = "TEMPLATE")]
+    consul_grpc_addr_template: Option<String>,
+    /// A PEM file with the CA certificates of the pods' agents, which are spoken
+    /// to over TLS then; its text goes into the pods
+    #[arg(long, env = "CONNECT_INJECT_CONSUL_CA_CERT", value_name = "FILE")]
+    consul_ca_cert: Option<PathBuf>,
+    /// The name in the certificates of the pods' agents, if not the host of their
+    /// address; with the same variables
+    #[arg(long, env = "CONNECT_INJECT_CONSUL_TLS_SERVER_NAME", value_name = "TEMPLATE")]
+    consul_tls_server_name: Option<String>,
+    /// The auth method that pods log in with; ACLs are on then
+    #[arg(long, env = "CONNECT_INJECT_ACL_AUTH_METHOD", value_name = "NAME")]
+    acl_auth_method: Option<String>,
 }
 
 // === impl PolicyArgs ===
@@ -209,6 +213,8 @@ impl PolicyArgs {
     pub(crate) fn policy(self, mistakes: &mut Mistakes) -> Option<Policy> {
         let mut flags = Reading { mistakes, wrong: false };
         flags.file(&self.file_mistakes);
+        let ca = self.consul_ca_cert.filter(|file| !file.as_os_str().is_empty());
+        let tls = ca.is_some();
         let policy = Policy {
             default_inject: flags.read("--default-inject", switch(&self.default_inject)),
             allow_namespaces: self.allow_k8s_namespaces.into_iter().collect(),
@@ -278,14 +284,20 @@ impl PolicyArgs {
                 self.pod_log_format,
                 one_of(&["plain", "json"]),
             ),
-            consul_http_addr: flags.read(
-                "--consul-http-addr-template",
-                address_template(self.consul_http_addr_template),
+            consul_http_addr: flags
+                .optional("--consul-http-addr-template", self.consul_http_addr_template, template)
+                .unwrap_or_else(|| if tls { HTTPS_ADDR } else { HTTP_ADDR }.to_owned()),
+            consul_grpc_addr: flags
+                .optional("--consul-grpc-addr-template", self.consul_grpc_addr_template, template)
+                .unwrap_or_else(|| if tls { GRPCS_ADDR } else { GRPC_ADDR }.to_owned()),
+            consul_ca: flags
+                .read("--consul-ca-cert", ca.as_deref().map(ca_certificates).transpose()),
+            consul_server_name: flags.optional(
+                "--consul-tls-server-name",
+                self.consul_tls_server_name,
+                template,
             ),
-            consul_grpc_addr: flags.read(
-                "--consul-grpc-addr-template",
-                address_template(self.consul_grpc_addr_template),
-            ),
+            acl_auth_method: flags.optional("--acl-auth-method", self.acl_auth_method, word),
         };
         flags.read("--sidecar-mode", policy.is_native(policy.sidecar_mode));
         (!flags.wrong).then_some(policy)
@@ -339,6 +351,16 @@ impl Reading<'_> {
         self.read(family, resources.check());
         resources
     }
+}
+
+/// The addresses of an agent, without and with TLS.
+const HTTP_ADDR: &str = "http://$(HOST_IP):8500";
+const HTTPS_ADDR: &str = "https://$(HOST_IP):8501";
+const GRPC_ADDR: &str = "$(HOST_IP):8502";
+const GRPCS_ADDR: &str = "https://$(HOST_IP):8502";
+
+fn template(text: &str) -> Result<String, String> {
+    address_template(text.to_owned())
 }
 
 fn required(image_of: Option<String>) -> Result<String, String> {

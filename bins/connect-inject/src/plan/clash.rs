@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Surroundings, owner};
 use crate::denial::Denial;
-use crate::names::{INIT_CONTAINER, SIDECAR, USER, VOLUME};
+use crate::names::{INIT_CONTAINER, SIDECAR, TOKEN_VOLUME, USER, VOLUME};
 use crate::pod::Pod;
 use crate::policy::Policy;
 use crate::reason::Reason;
@@ -37,8 +37,10 @@ fn names(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<(), Denial> {
             return reserved("container", container.name);
         }
     }
-    if pod.volume_names()?.any(|name| name == VOLUME) {
-        return reserved("volume", VOLUME);
+    for ours in [VOLUME, TOKEN_VOLUME] {
+        if pod.volume_names()?.any(|name| name == ours) {
+            return reserved("volume", ours);
+        }
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What a pod is injected with: its annotations, read strictly and with their
 //! defaults. What can't be understood denies the pod.
 
+mod account;
 mod clash;
 mod envoy;
 mod lifecycle;
@@ -71,6 +72,9 @@ pub(crate) fn plan(pod: Pod<'_>, policy: &Policy) -> Result<Plan, Denial> {
     let mut defaults = Vec::new();
     let mut warnings = Vec::new();
     let mut service = service::service(pod, first, &around, &mut defaults, &mut warnings)?;
+    if policy.acl_auth_method.is_some() {
+        account::refuse(pod, &service.name)?;
+    }
     let metrics = metrics::metrics(pod, &around, service.port, policy, &mut warnings)?;
     if let Some(metrics) = &metrics {
         metrics.announce(pod, &mut service, &mut defaults, &mut warnings)?;

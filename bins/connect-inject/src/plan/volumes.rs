@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{Surroundings, read};
 use crate::annotation;
 use crate::denial::Denial;
-use crate::names::{FOLDER, VOLUME};
+use crate::names::{FOLDER, TOKEN_FOLDER, TOKEN_VOLUME, VOLUME};
 use crate::pod::Pod;
 use crate::reason::Reason;
 use crate::shape::quoted;
@@ -33,12 +33,12 @@ pub(super) fn volumes(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<Volumes
     for volume in &added {
         let deny = |problem| refused(pod, annotation::USER_VOLUMES, problem);
         let name = text(volume, "name").ok_or_else(|| deny("a volume has no `name`".to_owned()))?;
-        if name == VOLUME || !names.insert(name) {
+        if [VOLUME, TOKEN_VOLUME].contains(&name) || !names.insert(name) {
             return Err(deny(format!("the pod has a volume {} already", quoted(name))));
         }
     }
     let mounts = objects(pod, annotation::USER_MOUNTS)?;
-    let mut paths = BTreeSet::from([FOLDER]);
+    let mut paths = BTreeSet::from([FOLDER, TOKEN_FOLDER]);
     for mount in &mounts {
         let deny = |problem| refused(pod, annotation::USER_MOUNTS, problem);
         let name = text(mount, "name").ok_or_else(|| deny("a mount has no `name`".to_owned()))?;
@@ -48,7 +48,10 @@ pub(super) fn volumes(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<Volumes
         let path = text(mount, "mountPath")
             .filter(|path| path.starts_with('/'))
             .ok_or_else(|| deny("a mount has no `mountPath` that begins with `/`".to_owned()))?;
-        let ours = path.strip_prefix(FOLDER).is_some_and(|rest| rest.starts_with('/'));
+        let ours = [FOLDER, TOKEN_FOLDER]
+            .iter()
+            .filter_map(|folder| path.strip_prefix(folder))
+            .any(|rest| rest.starts_with('/'));
         if ours || !paths.insert(path.trim_end_matches('/')) {
             return Err(deny(format!("something is mounted at {} already", quoted(path))));
         }
