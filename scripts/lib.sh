@@ -37,3 +37,41 @@ need_root() {
 
 # Whether a file has that SHA-256.
 is_intact() { [ -f "$1" ] && echo "$2  $1" | sha256sum --check --status; }
+
+# A folder for what is being got, $work. It goes away when the script ends, and
+# with it the downloads of a run that is cut off.
+make_work_folder() {
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/.get.XXXXXX")
+  trap 'rm -rf "$work"' EXIT
+}
+
+# Runs apt-get in $work for that suite of Debian, with lists and a cache of its
+# own: the machine's apt settings stay as they are. from_debian SUITE COMMAND...
+from_debian() {
+  local suite=$1 lists=$work/apt-$1 mirror
+  local keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+  local apt=(apt-get -qq -o "Dir::Etc::SourceList=$lists/sources.list" -o Dir::Etc::SourceParts=-
+    -o "Dir::State::Lists=$lists/lists" -o "Dir::Cache=$lists/cache" -o APT::Sandbox::User=root)
+  shift
+  command -v apt-get >/dev/null || fail "there is no apt-get, which gets this from Debian's archive" "run it on Debian, or set the variables that $(basename "$0") prints"
+  if [ ! -d "$lists" ]; then
+    mirror=$(debian_mirror)
+    [ -n "$mirror" ] || fail "apt knows no Debian mirror" "run apt-get update as root"
+    mkdir -p "$lists/lists/partial" "$lists/cache/archives/partial"
+    printf "deb%s [signed-by=$keyring] $mirror $suite main\n" '' -src >"$lists/sources.list"
+    (cd "$work" && "${apt[@]}" update) >&2 || fail "cannot get the lists of Debian $suite" "check that apt reaches its mirror"
+  fi
+  (cd "$work" && "${apt[@]}" "$@") >&2 || fail "apt-get $* failed for Debian $suite" "check that apt reaches its mirror"
+}
+
+debian_mirror() {
+  local ours=(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages') mirror
+  mirror=$("${ours[@]}" 'Origin: Debian' | grep -v security | head -n 1) || true
+  if [ -z "$mirror" ]; then
+    # The machine's lists may be empty: then it is not known whose they are.
+    [ "$(id -u)" -ne 0 ] || apt-get update -qq >&2 || true
+    mirror=$("${ours[@]}" | grep debian | grep -v security | head -n 1) || true
+  fi
+  echo "$mirror"
+}
