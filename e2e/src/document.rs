@@ -10,6 +10,8 @@ use crate::{Result, until};
 pub const ECHO_SERVER: &str = include_str!("../manifests/echo-server.yaml");
 /// The client of the two.
 pub const ECHO_CLIENT: &str = include_str!("../manifests/echo-client.yaml");
+/// The Deployment of the document.
+pub const DEPLOYMENT: &str = include_str!("../manifests/deployment.yaml");
 
 /// What the document's `kubectl exec` runs in the client.
 const CURL: [&str; 3] = ["curl", "-s", "http://127.0.0.1:1234/"];

@@ -14,9 +14,11 @@
 //! - [`xds`]: the xDS v3 server that stands for a newer agent's gRPC port
 //! - [`document`]: the user's document: its pods, and what they do
 //! - [`demo`]: the document, played
+//! - [`cluster`]: a real Kubernetes, instead of what stands for one here
 
 pub mod acl;
 pub mod admission;
+pub mod cluster;
 pub mod container;
 pub mod demo;
 pub mod document;

@@ -1,0 +1,3 @@
+//! What only a real Kubernetes can show: `scripts/cluster run`.
+
+mod document;
