@@ -22,6 +22,9 @@ pub const CONSUL: &str = "localhost/consul:test";
 /// The injector.
 pub const INJECT: &str = "localhost/connect-inject:test";
 
+/// A webhook that is not ours.
+pub const OTHER: &str = "localhost/other-webhook:test";
+
 /// A layer's type: the registry sends it as it is.
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -69,6 +72,12 @@ pub fn make(folder: &Path, parts: &Parts) -> Result<()> {
             name: image::ENVOY,
             programs: vec![(parts.common.envoy.clone(), "/bin/envoy")],
             entrypoint: vec!["/bin/envoy"],
+            shell: false,
+        },
+        Draft {
+            name: OTHER,
+            programs: vec![(parts.common.harness("other-webhook"), "/other-webhook")],
+            entrypoint: vec!["/other-webhook"],
             shell: false,
         },
         Draft {

@@ -32,6 +32,8 @@ pub fn install(kubectl: &Path, kubeconfig: &Path) -> Result<()> {
         write(&file, text)?;
         kubectl(&["apply", "--filename", &file.to_string_lossy()])
     };
+    // Later releases have the label by themselves.
+    kubectl(&["label", "namespace", "kube-system", "kubernetes.io/metadata.name=kube-system"])?;
     apply("consul.yaml", CONSUL)?;
 
     let host = format!("{INJECT}.{NAMESPACE}.svc");
@@ -80,10 +82,8 @@ fn webhook(ca: &str) -> Value {
                 "resources": ["pods"],
                 "scope": "Namespaced",
             }],
-            // As good as by name, which namespaces have as a label from 1.21 on.
             "namespaceSelector": {"matchExpressions": [
                 {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system", NAMESPACE]},
-                {"key": "consul.hashicorp.com/connect-inject", "operator": "NotIn", "values": ["off"]},
             ]},
             "clientConfig": {
                 "service": {"namespace": NAMESPACE, "name": INJECT, "path": "/mutate", "port": 443},

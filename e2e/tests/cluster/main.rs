@@ -1,3 +1,12 @@
-//! What only a real Kubernetes can show: `scripts/cluster run`.
+//! What only a real Kubernetes can show:
+//! `scripts/cluster run cargo test --package e2e --test cluster`.
 
+mod admission;
+mod agent;
 mod document;
+mod ends;
+mod injector;
+mod kills;
+mod others;
+mod support;
+mod traffic;

@@ -1,0 +1,42 @@
+//! Pods that end because they are to: scaled away, replaced, done.
+
+use serde_json::Value;
+
+use crate::support::{server, set_of, sharing};
+
+#[test]
+fn scaling_to_zero_leaves_no_service() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("scaled").unwrap();
+    namespace.apply(&set_of("Deployment", &server("scaled", "hello"), 2).to_string()).unwrap();
+    namespace.await_rollout("deployment/scaled").unwrap();
+    cluster.await_instances("scaled", 2).unwrap();
+    namespace.kubectl(&["scale", "deployment/scaled", "--replicas=0"]).unwrap();
+    cluster.await_instances("scaled", 0).unwrap();
+}
+
+/// The name is the same, and so is the registration's id; the address is not.
+#[test]
+fn a_pod_of_a_stateful_set_comes_back_under_its_name() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("stateful").unwrap();
+    namespace.apply(&set_of("StatefulSet", &server("stateful", "hello"), 1).to_string()).unwrap();
+    namespace.await_rollout("statefulset/stateful").unwrap();
+    cluster.await_instances("stateful", 1).unwrap();
+    let first = namespace.pod("stateful-0").unwrap();
+
+    namespace.kubectl(&["delete", "pod/stateful-0"]).unwrap();
+    let mut second = Value::Null;
+    e2e::until("the pod that takes its place", || {
+        second = namespace.pod("stateful-0").unwrap_or_default();
+        second["metadata"]["uid"].is_string()
+            && second["metadata"]["uid"] != first["metadata"]["uid"]
+            && second["status"]["podIP"].is_string()
+    })
+    .unwrap();
+    namespace.await_condition("pod/stateful-0", "Ready").unwrap();
+    cluster.await_instances("stateful", 1).unwrap();
+    let instance = &cluster.passing("stateful").unwrap()[0]["Service"];
+    assert_eq!(instance["ID"], "stateful-0-stateful");
+    assert_eq!(instance["Address"], second["status"]["podIP"], "{instance:#}");
+}

@@ -1,0 +1,115 @@
+//! What the tests share: the cluster, and the objects that they create.
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use e2e::Result;
+use e2e::cluster::client::{Cluster, Namespace};
+use serde_json::{Value, json};
+
+/// The agent and the injector are the same for all tests.
+static SHARED: RwLock<()> = RwLock::new(());
+
+/// For a test that counts on the agent and the injector.
+pub(crate) fn sharing() -> Option<(&'static Cluster, RwLockReadGuard<'static, ()>)> {
+    let cluster = Cluster::find_or_skip()?;
+    Some((cluster, SHARED.read().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// For a test that disturbs them.
+pub(crate) fn alone() -> Option<(&'static Cluster, RwLockWriteGuard<'static, ()>)> {
+    let cluster = Cluster::find_or_skip()?;
+    Some((cluster, SHARED.write().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// A pod that asks to be injected, of one container, which names the service.
+/// The container has a shell, and answers HTTP on port 8080 with `text`.
+pub(crate) fn server(service: &str, text: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": service,
+            "labels": {"app": service},
+            "annotations": {"consul.hashicorp.com/connect-inject": "true"},
+        },
+        "spec": {
+            "containers": [{
+                "name": service,
+                "image": "nginx",
+                "imagePullPolicy": "IfNotPresent",
+                "args": [format!("-text={text}"), "-listen=:8080"],
+                "ports": [{"containerPort": 8080}],
+            }],
+        },
+    })
+}
+
+/// A pod that asks to be injected, with a shell and curl in one container, and
+/// one upstream at port 1234. Its service is `SERVICE-client`.
+pub(crate) fn client(upstream: &str) -> Value {
+    let name = format!("{upstream}-client");
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "annotations": {
+                "consul.hashicorp.com/connect-inject": "true",
+                "consul.hashicorp.com/connect-service-upstreams": format!("{upstream}:1234"),
+            },
+        },
+        "spec": {
+            "containers": [{
+                "name": name,
+                "image": "tutum/curl",
+                "imagePullPolicy": "IfNotPresent",
+                "command": ["sleep", "1000000"],
+            }],
+        },
+    })
+}
+
+/// A Deployment, StatefulSet or the like, of pods such as that one.
+pub(crate) fn set_of(kind: &str, pod: &Value, replicas: u32) -> Value {
+    let (name, labels) = (&pod["metadata"]["name"], &pod["metadata"]["labels"]);
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": labels},
+            "serviceName": if kind == "StatefulSet" { name.clone() } else { Value::Null },
+            "template": {
+                "metadata": {"labels": labels, "annotations": pod["metadata"]["annotations"]},
+                "spec": pod["spec"],
+            },
+        },
+    })
+}
+
+/// Runs a shell line in the first container that the user gave a pod.
+pub(crate) fn shell(
+    namespace: &Namespace<'_>,
+    pod: &str,
+    container: &str,
+    line: &str,
+) -> Result<String> {
+    namespace.kubectl(&["exec", pod, "--container", container, "--", "sh", "-c", line])
+}
+
+/// The line that asks a client's upstream.
+pub(crate) const ASK: &str = "curl --silent --fail --max-time 5 http://127.0.0.1:1234/";
+
+/// Waits until a client's upstream answers with that text.
+pub(crate) fn await_answer(namespace: &Namespace<'_>, client: &str, text: &str) -> Result<()> {
+    let mut seen = String::new();
+    e2e::until("an answer of the upstream", || {
+        seen = match shell(namespace, client, client, ASK) {
+            Ok(answer) => answer,
+            Err(error) => error.to_string(),
+        };
+        seen.trim() == text
+    })
+    .map_err(|error| format!("{error}; last seen: {seen}").into())
+}
