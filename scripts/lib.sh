@@ -66,6 +66,7 @@ from_debian() {
 }
 
 debian_mirror() {
+  # shellcheck disable=SC2016 # the variable is apt's
   local ours=(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages') mirror
   mirror=$("${ours[@]}" 'Origin: Debian' | grep -v security | head -n 1) || true
   if [ -z "$mirror" ]; then

@@ -37,7 +37,7 @@ fn a_refusal_says_why_to_whoever_asked() {
     e2e::until("an event of the ReplicaSet", || {
         let reason = "--field-selector=reason=FailedCreate";
         events = namespace.kubectl(&["get", "events", reason, "--output=json"]).unwrap();
-        events.contains("invalid-upstreams")
+        events.contains(UPSTREAMS) && events.contains("column 4")
     })
     .unwrap_or_else(|error| panic!("{error}: {events}"));
     assert!(namespace.pods("app=refused").unwrap().is_empty());
