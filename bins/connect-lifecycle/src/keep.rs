@@ -1,6 +1,7 @@
 //! The registration, kept on the agent for as long as the pod lives.
 //!
-//! One long poll does three things: it ends at once when the proxy's entry
+//! What follows what is decided by the machine [`Keep`]; here its steps are
+//! taken. One long poll does three things: it ends at once when the proxy's entry
 //! changes or goes, so that it is registered again; it ends after
 //! [`RENEWAL`], so that the leases are renewed; and it fails when the agent
 //! goes away. Requests follow each other over one kept-alive connection.
@@ -9,7 +10,8 @@ use std::time::Duration;
 
 use consul::Agent;
 use consul::agent::{Renewed, Watch};
-use handoff::protocol::{RegisterError, Registered};
+use handoff::protocol::keep::Step;
+use handoff::protocol::{Half, Keep, Outcome, RegisterError, Registered};
 use handoff::{Handoff, Record};
 use registration::check::Status;
 use registration::pod::{self, Pair};
@@ -41,13 +43,11 @@ pub(crate) struct Keeper<'a> {
     application: Option<Application>,
 }
 
-/// What a turn left behind.
-enum Turn {
-    /// All is well. With the content hash of the proxy's entry, by which the
-    /// next turn waits for a change; without one, it asks at once.
-    Kept(Option<String>),
-    /// The registration was taken back for good.
-    Buried,
+/// What goes wrong, and how long to wait before the next try.
+struct Trouble {
+    cause: Option<String>,
+    is_refusal: bool,
+    pauses: Box<dyn Iterator<Item = Duration>>,
 }
 
 // === impl Keeper ===
@@ -63,125 +63,99 @@ impl<'a> Keeper<'a> {
     /// not cut short by it: whoever deregisters next can be sure that none
     /// comes after.
     pub(crate) async fn keep(mut self, stop: CancellationToken) {
-        let mut known = None;
-        let mut pauses = AGENT_AWAY.pauses();
-        let mut trouble: Option<String> = None;
+        let mut keep = Keep::begin();
+        let mut trouble = Trouble::none();
         while !stop.is_cancelled() {
-            let error = match self.turn(known.take(), &stop).await {
-                Ok(Turn::Kept(hash)) => {
-                    known = hash;
-                    if trouble.take().is_some() {
-                        tracing::info!("the registration is true again");
-                        pauses = AGENT_AWAY.pauses();
-                    }
-                    continue;
-                }
-                Ok(Turn::Buried) => {
+            let now = keep.step();
+            let known = keep.known(Half::Proxy).map(String::as_str);
+            let done = match now {
+                Step::Register => self.register().await,
+                Step::Pause => Ok(trouble.pause(&stop).await),
+                Step::End => {
                     tracing::info!("the registration was taken back: it is kept no longer");
                     return stop.cancelled().await;
                 }
-                Err(error) => error,
+                _ => tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return,
+                    done = self.ask(now, known) => done,
+                },
             };
-            let pause = if error.is_transient() {
-                pauses.next().unwrap_or(AGENT_AWAY.longest)
-            } else {
-                REFUSED
-            };
-            // Each cause of a row of failures once; the next tries say the same.
-            let cause = Failure::from(error).to_string();
-            if trouble.as_ref() != Some(&cause) {
-                tracing::warn!("{cause}");
-            }
-            trouble = Some(cause);
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(pause) => {}
+            keep = keep.next(done.unwrap_or_else(|error| trouble.note(error)));
+            match (now, keep.step()) {
+                (_, Step::Watch) => trouble.is_over(),
+                (Step::Watch, Step::See(_)) => trouble.is_forgotten(),
+                _ => {}
             }
         }
     }
 
-    /// Waits for something to do, and does it: registers what is gone or was
-    /// changed, renews the leases, reports the application.
-    async fn turn(
+    /// The steps that may be cut short.
+    async fn ask(
         &mut self,
-        known: Option<String>,
-        stop: &CancellationToken,
-    ) -> Result<Turn, RegisterError> {
-        let seen = tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(Turn::Kept(None)),
-            seen = watch(self.agent, self.record, known.as_deref()) => seen?,
-            // What is known stays known; if nothing is, that comes first.
-            () = changed(self.application.as_mut()) => match known {
-                Some(hash) => Some(hash),
-                None => return Ok(Turn::Kept(None)),
-            },
+        step: Step,
+        known: Option<&str>,
+    ) -> Result<Outcome<String>, RegisterError> {
+        let outcome = match step {
+            Step::Watch => {
+                let Self { agent, record, application, .. } = self;
+                tokio::select! {
+                    biased;
+                    seen = see(agent, record, Half::Proxy, known) => seen?,
+                    () = changed(application.as_mut()) => Outcome::Done,
+                }
+            }
+            Step::See(half) => see(self.agent, self.record, half, None).await?,
+            Step::Look if self.handoff.is_buried() => Outcome::Buried,
+            Step::Renew(half) => self.renew(half).await?,
+            Step::Look | Step::Register | Step::Pause | Step::End => Outcome::Done,
         };
-        if seen.is_none() && self.register().await? == Registered::Buried {
-            return Ok(Turn::Buried);
-        }
-        // What was taken back and is still there, because the agent was away, is
-        // not kept alive: its lease runs out.
-        if self.handoff.is_buried() {
-            return Ok(Turn::Buried);
-        }
-        let renewed = tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(Turn::Kept(None)),
-            renewed = self.report() => renewed?,
-        };
-        match renewed {
-            Renewed::Done => Ok(Turn::Kept(seen)),
-            // The service is gone, though its proxy is there.
-            Renewed::Unknown => match self.register().await? {
-                Registered::Done => Ok(Turn::Kept(None)),
-                Registered::Buried => Ok(Turn::Buried),
-            },
+        Ok(outcome)
+    }
+
+    async fn register(&self) -> Result<Outcome<String>, RegisterError> {
+        let Self { agent, handoff, record, .. } = self;
+        match handoff.register(agent, &record.pair, Deadline::after(REGISTER)).await? {
+            Registered::Buried => Ok(Outcome::Buried),
+            Registered::Done => {
+                tracing::info!(
+                    proxy = record.pair.proxy.id(),
+                    "registered again: the agent had lost or changed it"
+                );
+                Ok(Outcome::Done)
+            }
         }
     }
 
-    async fn register(&self) -> Result<Registered, RegisterError> {
-        let registered =
-            self.handoff.register(self.agent, &self.record.pair, Deadline::after(REGISTER)).await?;
-        if registered == Registered::Done {
-            tracing::info!(
-                proxy = self.record.pair.proxy.id(),
-                "registered again: the agent had lost or changed it"
-            );
-        }
-        Ok(registered)
-    }
-
-    /// Renews both leases and says how the application is.
-    async fn report(&self) -> Result<Renewed, consul::Error> {
-        let Pair { service, proxy } = &self.record.pair;
-        let mut reports = vec![
-            (pod::lease_id(service.id()), Status::Passing, ALIVE.to_owned()),
-            (pod::lease_id(proxy.id()), Status::Passing, ALIVE.to_owned()),
-        ];
-        if let Some(application) = &self.application {
+    /// Renews the lease of one half; with the service's, says how the
+    /// application is.
+    async fn renew(&self, half: Half) -> Result<Outcome<String>, consul::Error> {
+        let id = half.of(&self.record.pair).id();
+        let mut reports = vec![(pod::lease_id(id), Status::Passing, ALIVE.to_owned())];
+        if let (Half::Service, Some(application)) = (half, &self.application) {
             let (status, output) = application.check();
-            reports.push((pod::application_id(service.id()), status, output));
+            reports.push((pod::application_id(id), status, output));
         }
         for (check, status, output) in reports {
             if self.agent.update_check(&check, status, &output).await? == Renewed::Unknown {
-                return Ok(Renewed::Unknown);
+                return Ok(Outcome::Missing);
             }
         }
-        Ok(Renewed::Done)
+        Ok(Outcome::Done)
     }
 }
 
-/// The content hash of the proxy's entry, if it is there and as it was known.
-/// If it was known, the answer comes when that changes, or after [`RENEWAL`].
-async fn watch(
+/// The content hash of a half's entry. If it is known, the answer comes when it
+/// changes, or after [`RENEWAL`].
+async fn see(
     agent: &Agent,
     record: &Record,
+    half: Half,
     known: Option<&str>,
-) -> Result<Option<String>, consul::Error> {
+) -> Result<Outcome<String>, consul::Error> {
     let watch = known.map(|hash| Watch { hash: hash.to_owned(), wait: RENEWAL });
-    let entry = agent.service(record.pair.proxy.id(), watch.as_ref()).await?;
-    Ok(entry.map(|entry| entry.content_hash).filter(|hash| known.is_none_or(|known| known == hash)))
+    let entry = agent.service(half.of(&record.pair).id(), watch.as_ref()).await?;
+    Ok(entry.map_or(Outcome::Missing, |entry| Outcome::Found(entry.content_hash)))
 }
 
 /// The same words at each renewal: a change would be written to the catalog.
@@ -206,5 +180,51 @@ async fn changed(application: Option<&mut Application>) {
     match application {
         Some(application) => application.changed().await,
         None => std::future::pending().await,
+    }
+}
+
+// === impl Trouble ===
+
+impl Trouble {
+    fn none() -> Self {
+        Self { cause: None, is_refusal: false, pauses: Box::new(AGENT_AWAY.pauses()) }
+    }
+
+    /// Says each cause of a row of failures once; the next tries say the same.
+    fn note(&mut self, error: RegisterError) -> Outcome<String> {
+        self.is_refusal = !error.is_transient();
+        let cause = Failure::from(error).to_string();
+        if self.cause.as_ref() != Some(&cause) {
+            tracing::warn!("{cause}");
+        }
+        self.cause = Some(cause);
+        Outcome::failed(!self.is_refusal)
+    }
+
+    /// Waits before the next try, longer each time.
+    async fn pause(&mut self, stop: &CancellationToken) -> Outcome<String> {
+        let pause = if self.is_refusal {
+            REFUSED
+        } else {
+            self.pauses.next().unwrap_or(AGENT_AWAY.longest)
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        Outcome::Done
+    }
+
+    /// The registration is true.
+    fn is_over(&mut self) {
+        self.is_refusal = false;
+        if self.cause.take().is_some() {
+            tracing::info!("the registration is true again");
+        }
+    }
+
+    /// It has been true for a while: the next trouble is a new one.
+    fn is_forgotten(&mut self) {
+        self.pauses = Box::new(AGENT_AWAY.pauses());
     }
 }

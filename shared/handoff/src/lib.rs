@@ -5,7 +5,7 @@
 //! - [`record`]: the registration as it is written down, [`record::Record`]
 //! - [`tombstone`](Handoff::bury): the registration was taken back for good
 //! - [`lock`]: one process at a time registers or deregisters
-//! - [`protocol`]: how a registration is made and taken back
+//! - [`protocol`]: how a registration is made, kept and taken back
 //! - [`session`]: the ACL token of a registration: login and logout
 //!
 //! Two rules keep a registration from coming back after it was taken back:

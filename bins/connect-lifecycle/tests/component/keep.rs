@@ -36,8 +36,8 @@ fn one_connection_and_one_request_that_waits() {
     assert_eq!(waiting.id().as_deref(), Some(PROXY));
     assert_eq!(waiting.query_value("wait").as_deref(), Some("10000ms"));
     let requests = agent.requests();
-    // The entry, three reports, and the one that waits.
-    assert_eq!(requests.len(), 5, "{requests:#?}");
+    // Both entries, three reports, and the one that waits.
+    assert_eq!(requests.len(), 6, "{requests:#?}");
     assert!(requests.iter().all(|request| request.connection == 1));
 }
 
@@ -109,12 +109,48 @@ fn an_entry_that_somebody_else_changed_is_made_right_again() {
     let registered = agent.services();
     let _sidecar = pod.run();
     await_alive(&agent);
-    let mut other = registered[PROXY].clone();
-    other["Port"] = 20001.into();
-    agent.seed(other);
+    change(&agent, PROXY);
     agent.await_request(Route::Register.of(PROXY));
     await_alive(&agent);
     assert_eq!(agent.services(), registered);
+}
+
+#[test]
+fn a_service_that_somebody_else_changed_is_made_right_with_the_next_renewal() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = Pod::of(&agent);
+    let registered = agent.services();
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    change(&agent, SERVICE);
+    agent.await_that("what was registered", |state| *state.model.services() == registered);
+    await_alive(&agent);
+}
+
+/// What an agent has when it answers again is not taken as right.
+#[test]
+fn what_somebody_else_changed_while_the_agent_was_away_is_made_right_again() {
+    for half in [SERVICE, PROXY] {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent);
+        let registered = agent.services();
+        let sidecar = pod.run();
+        await_alive(&agent);
+        agent.stop_listening();
+        change(&agent, half);
+        sidecar.await_log("connection refused");
+        agent.listen_again();
+        agent.await_that("what was registered", |state| *state.model.services() == registered);
+        await_alive(&agent);
+    }
+}
+
+/// Does what somebody else may do: registers another service by that id.
+fn change(agent: &ScriptedAgent, id: &str) {
+    let mut other = agent.services()[id].clone();
+    other["Port"] = 20001.into();
+    agent.seed(other);
 }
 
 #[test]

@@ -1,0 +1,250 @@
+//! The acts of registering and deregistering, done: the only place of the
+//! protocol that knows the agent, the folder and the time.
+
+use std::time::Duration;
+
+use consul::Agent;
+use registration::pod::Pair;
+use runtime::{Deadline, Failure, retry};
+
+use super::deregister::Step;
+use super::error::Stays;
+use super::register::Ending;
+use super::{Deregister, Half, Leftovers, Outcome, Register, RegisterError, TakeBack};
+use crate::Handoff;
+use crate::lock::{Lock, LockError};
+
+/// What became of an attempt to register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registered {
+    /// Service and proxy are on the agent.
+    Done,
+    /// They were taken back for good: nothing was registered.
+    Buried,
+}
+
+/// How an act went. The content hash of an entry does not matter here.
+type Went = Outcome<()>;
+
+/// One registration or deregistration under way.
+struct Drive<'a> {
+    handoff: &'a Handoff,
+    agent: &'a Agent,
+    pair: &'a Pair,
+    deadline: Deadline,
+    /// Kept until the end, once it is taken.
+    lock: Option<Lock>,
+    removal: Removal,
+}
+
+/// What taking back has to remember.
+struct Removal {
+    /// By when the half at hand has to be gone: an agent that hangs on one must
+    /// leave time for the other.
+    share: Deadline,
+    pauses: Box<dyn Iterator<Item = Duration>>,
+    /// Why a half is still there.
+    stays: Vec<(Half, Stays)>,
+}
+
+// === impl Handoff ===
+
+impl Handoff {
+    /// Registers a service and its proxy: the service first, because the
+    /// proxy's alias check needs it. If the proxy is refused, the service is
+    /// taken back.
+    pub async fn register(
+        &self,
+        agent: &Agent,
+        pair: &Pair,
+        deadline: Deadline,
+    ) -> Result<Registered, RegisterError> {
+        let mut drive = Drive::new(self, agent, pair, deadline);
+        let mut step = Register::begin();
+        let mut failure = None;
+        loop {
+            let done = match step {
+                Register::Lock => drive.lock(deadline).await.map_err(RegisterError::from),
+                Register::LookFirst | Register::LookAgain => Ok(drive.look()),
+                Register::Put(half) => drive.put(half).await,
+                Register::Undo => Ok(drive.undo().await),
+                Register::TakeBack(step) => Ok(drive.take_back(step).await),
+                Register::End(Ending::Done) => return Ok(Registered::Done),
+                Register::End(Ending::Buried) => {
+                    for (id, error) in drive.left() {
+                        tracing::warn!(service = id, "cannot be taken back: {error}");
+                    }
+                    return Ok(Registered::Buried);
+                }
+                Register::End(Ending::Failed) => {
+                    return Err(failure.expect("it ends so only when an act failed"));
+                }
+            };
+            step = step.next(&done.unwrap_or_else(|error| {
+                let outcome = Outcome::failed(error.is_transient());
+                failure = Some(error);
+                outcome
+            }));
+        }
+    }
+
+    /// Takes a proxy and its service back, but not for good: the pod may be
+    /// registered again.
+    pub async fn retract(
+        &self,
+        agent: &Agent,
+        pair: &Pair,
+        deadline: Deadline,
+    ) -> Result<(), Leftovers> {
+        Drive::new(self, agent, pair, deadline).deregister(Deregister::for_now()).await
+    }
+
+    /// Takes a proxy and its service back for good. Each step is tried even if
+    /// the one before failed, and again until the deadline; what the agent does
+    /// not know is gone.
+    pub async fn deregister(
+        &self,
+        agent: &Agent,
+        pair: &Pair,
+        deadline: Deadline,
+    ) -> Result<(), Leftovers> {
+        Drive::new(self, agent, pair, deadline).deregister(Deregister::for_good()).await
+    }
+}
+
+// === impl Drive ===
+
+impl<'a> Drive<'a> {
+    fn new(handoff: &'a Handoff, agent: &'a Agent, pair: &'a Pair, deadline: Deadline) -> Self {
+        let removal = Removal {
+            share: deadline,
+            pauses: Box::new(retry::NODE_AGENT.pauses()),
+            stays: Vec::new(),
+        };
+        Self { handoff, agent, pair, deadline, lock: None, removal }
+    }
+
+    async fn deregister(mut self, mut machine: Deregister) -> Result<(), Leftovers> {
+        let mut others = Vec::new();
+        loop {
+            let done = match machine.step() {
+                Step::Bury => self.handoff.bury().map(|()| Went::Done).map_err(Failure::from),
+                Step::Lock => {
+                    // A registration under way is waited for, but not until no time is left.
+                    let half = Deadline::after(self.deadline.left() / 2);
+                    self.lock(half).await.map_err(Failure::from)
+                }
+                Step::TakeBack(step) => Ok(self.take_back(step).await),
+                Step::End { whole: true } => return Ok(()),
+                Step::End { whole: false } => {
+                    return Err(Leftovers { services: self.left(), others });
+                }
+            };
+            machine = machine.next(&done.unwrap_or_else(|failure| {
+                others.push(failure);
+                Went::Failed
+            }));
+        }
+    }
+
+    async fn lock(&mut self, deadline: Deadline) -> Result<Went, LockError> {
+        self.lock = Some(self.handoff.lock(deadline).await?);
+        Ok(Went::Done)
+    }
+
+    fn look(&self) -> Went {
+        if self.handoff.is_buried() { Went::Buried } else { Went::Done }
+    }
+
+    async fn put(&self, half: Half) -> Result<Went, RegisterError> {
+        let done = self.agent.register(half.of(self.pair)).await;
+        done.map(|()| Went::Done).map_err(match half {
+            Half::Service => RegisterError::Agent,
+            Half::Proxy => RegisterError::Proxy,
+        })
+    }
+
+    async fn undo(&self) -> Went {
+        let id = self.pair.service.id();
+        match self.agent.deregister(id).await {
+            Ok(_) => {
+                tracing::info!(service = id, "taken back, because its proxy was refused");
+                Went::Done
+            }
+            Err(error) => {
+                tracing::warn!(service = id, "cannot be taken back: {error}");
+                Went::failed(error.is_transient())
+            }
+        }
+    }
+
+    async fn take_back(&mut self, step: TakeBack) -> Went {
+        let (half, done) = match step {
+            TakeBack::Delete(half, left) => {
+                self.removal.share =
+                    Deadline::after(self.deadline.left() / left.to_be_tried_from(half));
+                (half, self.in_time(self.delete(half)).await)
+            }
+            TakeBack::Confirm(half, _) => (half, self.in_time(self.is_gone(half)).await),
+            TakeBack::Pause(_) => return self.pause().await,
+            TakeBack::End { .. } => return Went::Done,
+        };
+        self.removal.note(half, done)
+    }
+
+    async fn in_time(&self, act: impl Future<Output = Result<Went, Stays>>) -> Result<Went, Stays> {
+        let share = self.removal.share.left();
+        tokio::time::timeout(share, act).await.unwrap_or(Err(Stays::Unanswered))
+    }
+
+    async fn delete(&self, half: Half) -> Result<Went, Stays> {
+        self.agent.deregister(half.of(self.pair).id()).await?;
+        Ok(Went::Done)
+    }
+
+    /// What is left on the agent, and why: what was refused comes first.
+    fn left(mut self) -> Vec<(String, Stays)> {
+        self.removal.stays.sort_by_key(|(_, stays)| stays.is_transient());
+        let id = |half: Half| half.of(self.pair).id().to_owned();
+        self.removal.stays.into_iter().map(|(half, stays)| (id(half), stays)).collect()
+    }
+
+    async fn is_gone(&self, half: Half) -> Result<Went, Stays> {
+        let id = half.of(self.pair).id();
+        match self.agent.service(id, None).await? {
+            None => {
+                tracing::info!(service = id, "deregistered");
+                Ok(Went::Missing)
+            }
+            Some(_) => Err(Stays::StillThere),
+        }
+    }
+
+    async fn pause(&mut self) -> Went {
+        let pause = self.removal.pauses.next().unwrap_or(retry::NODE_AGENT.longest);
+        tokio::select! {
+            biased;
+            () = self.deadline.passed() => Went::Failed,
+            () = tokio::time::sleep(pause) => Went::Done,
+        }
+    }
+}
+
+// === impl Removal ===
+
+impl Removal {
+    /// Remembers why a half is still there, for as long as it is.
+    fn note(&mut self, half: Half, done: Result<Went, Stays>) -> Went {
+        let before = self.stays.iter().position(|(stays, _)| *stays == half);
+        let before = before.map(|place| self.stays.remove(place).1);
+        let (went, stays) = match done {
+            Ok(Went::Missing) => return Went::Missing,
+            Ok(went) => (went, before),
+            // A try that was cut short says less than the one before it.
+            Err(Stays::Unanswered) => (Went::Failed, before.or(Some(Stays::Unanswered))),
+            Err(stays) => (Went::failed(stays.is_transient()), Some(stays)),
+        };
+        self.stays.extend(stays.map(|stays| (half, stays)));
+        went
+    }
+}

@@ -1,0 +1,81 @@
+//! How a registration is made, kept and taken back, so that it never comes back
+//! after it was taken back: see the two rules of this crate.
+//!
+//! Each of these is a machine: every step of it is one act, and how the act
+//! went leads to the next step. The machines know no agent, no folder, no clock
+//! and no errors, so that a test can walk every path through them together
+//! (`tests/model.rs`); who does the acts keeps the errors.
+//!
+//! - [`register`]: service and proxy are registered, [`Register`]
+//! - [`take_back`]: both are taken off the agent, [`TakeBack`]
+//! - [`deregister`]: the registration is taken back, [`Deregister`]
+//! - [`keep`]: the registration is kept true, [`Keep`]
+//! - [`drive`]: the acts, done: [`Handoff::register`](crate::Handoff::register),
+//!   [`retract`](crate::Handoff::retract) and
+//!   [`deregister`](crate::Handoff::deregister); `connect-lifecycle` drives [`Keep`]
+//! - [`error`]: why one of them was not done
+
+pub mod deregister;
+pub mod drive;
+pub mod error;
+pub mod keep;
+pub mod register;
+pub mod take_back;
+
+use registration::Service;
+use registration::pod::Pair;
+
+pub use deregister::Deregister;
+pub use drive::Registered;
+pub use error::{Leftovers, RegisterError};
+pub use keep::Keep;
+pub use register::Register;
+pub use take_back::TakeBack;
+
+/// One of the two entries that a registration has on the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Half {
+    /// The service itself.
+    Service,
+    /// Its sidecar proxy.
+    Proxy,
+}
+
+/// How an act went. Of a content hash (`H`) a machine knows only whether it is
+/// another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome<H> {
+    /// It is done, or nothing was in the way.
+    Done,
+    /// There is a tombstone.
+    Buried,
+    /// The agent has the entry, with that content hash.
+    Found(H),
+    /// The agent has no such entry, or no such check.
+    Missing,
+    /// It failed, and may work another time.
+    Failed,
+    /// It was refused, and would be again.
+    Refused,
+}
+
+// === impl Half ===
+
+impl Half {
+    /// What this half is registered as.
+    pub fn of(self, pair: &Pair) -> &Service {
+        match self {
+            Self::Service => &pair.service,
+            Self::Proxy => &pair.proxy,
+        }
+    }
+}
+
+// === impl Outcome ===
+
+impl<H> Outcome<H> {
+    /// How an act went that failed.
+    pub fn failed(is_transient: bool) -> Self {
+        if is_transient { Self::Failed } else { Self::Refused }
+    }
+}

@@ -1,0 +1,93 @@
+//! Proxy and service are taken off the agent: each is tried even if the other
+//! fails, and again while there is time.
+
+use super::{Half, Outcome};
+
+/// The steps of taking both back. `left` are those that are not known to be
+/// gone and not refused either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TakeBack {
+    /// Deregister this half.
+    Delete(Half, Left),
+    /// Look whether this half is gone: with ACLs, an older agent says that it
+    /// did without doing it.
+    Confirm(Half, Left),
+    /// Wait a while before what is left is tried again; that fails when no time
+    /// is left.
+    Pause(Left),
+    /// The end.
+    End {
+        /// Whether both are gone.
+        gone: bool,
+    },
+}
+
+/// What is left to be taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Left {
+    proxy: bool,
+    service: bool,
+    refused: bool,
+}
+
+// === impl TakeBack ===
+
+impl TakeBack {
+    /// The first step.
+    pub fn begin() -> Self {
+        Self::Delete(Half::Proxy, Left { proxy: true, service: true, refused: false })
+    }
+
+    /// The step that follows when the act of this one went so.
+    #[must_use]
+    pub fn next<H>(self, outcome: &Outcome<H>) -> Self {
+        match (self, outcome) {
+            (Self::Delete(half, left), Outcome::Done) => Self::Confirm(half, left),
+            (Self::Confirm(half, left), Outcome::Missing) => left.without(half).after(half),
+            (Self::Delete(half, left) | Self::Confirm(half, left), Outcome::Refused) => {
+                Left { refused: true, ..left.without(half) }.after(half)
+            }
+            (Self::Delete(half, left) | Self::Confirm(half, left), _) => left.after(half),
+            (Self::Pause(left), Outcome::Done) => left.first(),
+            (Self::Pause(_), _) => Self::End { gone: false },
+            (Self::End { .. }, _) => self,
+        }
+    }
+}
+
+// === impl Left ===
+
+impl Left {
+    /// How many are to be tried in this round yet, that half included.
+    pub fn to_be_tried_from(self, half: Half) -> u32 {
+        match half {
+            Half::Proxy => 1 + u32::from(self.service),
+            Half::Service => 1,
+        }
+    }
+
+    fn without(self, half: Half) -> Self {
+        match half {
+            Half::Proxy => Self { proxy: false, ..self },
+            Half::Service => Self { service: false, ..self },
+        }
+    }
+
+    /// The proxy goes first: a service without a proxy gets no traffic, a proxy
+    /// without a service would.
+    fn first(self) -> TakeBack {
+        let half = if self.proxy { Half::Proxy } else { Half::Service };
+        TakeBack::Delete(half, self)
+    }
+
+    /// Once this half was tried.
+    fn after(self, half: Half) -> TakeBack {
+        if half == Half::Proxy && self.service {
+            TakeBack::Delete(Half::Service, self)
+        } else if self.proxy || self.service {
+            TakeBack::Pause(self)
+        } else {
+            TakeBack::End { gone: !self.refused }
+        }
+    }
+}
