@@ -1,0 +1,173 @@
+//! Every state that a world can come to, breadth first, and what is true of all
+//! of them.
+//!
+//! Written here because what is to be shown of the end of things is more than a
+//! model checker's "eventually": from every state, whatever happened before, a
+//! world left in peace comes to a good state and stays in good ones.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt::{Debug, Write as _};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+
+/// Something that goes from state to state.
+pub(crate) trait World: Copy + Eq + Hash + Debug {
+    /// Tells each step that can be taken from here.
+    fn steps(&self, tell: &mut dyn FnMut(Step<Self>));
+
+    /// What must never be, but is.
+    fn wrong(&self) -> Option<&'static str>;
+
+    /// Whether it is as it should be in the end.
+    fn is_good(&self) -> bool;
+}
+
+/// A step from one state to another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step<W> {
+    /// Who takes it.
+    pub(crate) who: &'static str,
+    /// What is done.
+    pub(crate) what: &'static str,
+    /// How it goes.
+    pub(crate) how: &'static str,
+    /// Whether it happens in peace, too; otherwise it is a fault.
+    pub(crate) is_calm: bool,
+    /// Where it leads to.
+    pub(crate) to: W,
+}
+
+/// All states.
+#[derive(Debug)]
+pub(crate) struct Space<W> {
+    states: Vec<W>,
+    /// By which state each was found first.
+    found_by: Vec<u32>,
+    /// The calm steps: where they lead to, and from where.
+    calm: Vec<(u32, u32)>,
+    pub(crate) steps: usize,
+}
+
+/// Millions of small values are looked up, none of them hostile.
+#[derive(Default)]
+struct Quick(u64);
+
+impl<W: World> Space<W> {
+    /// Finds all states.
+    ///
+    /// # Errors
+    /// One in which something is wrong, with the shortest way to it.
+    pub(crate) fn explore(begin: W) -> Result<Self, String> {
+        let mut space = Self { states: vec![begin], found_by: vec![0], calm: Vec::new(), steps: 0 };
+        let mut numbers = HashMap::<W, u32, BuildHasherDefault<Quick>>::default();
+        numbers.insert(begin, 0);
+        let mut here = 0;
+        while let Some(state) = space.states.get(here as usize).copied() {
+            if let Some(wrong) = state.wrong() {
+                return Err(format!("{wrong}:\n{}", space.way_to(here)));
+            }
+            state.steps(&mut |step| {
+                space.steps += 1;
+                let there = match numbers.entry(step.to) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(new) => {
+                        space.states.push(step.to);
+                        space.found_by.push(here);
+                        *new.insert(u32::try_from(space.states.len() - 1).expect("fewer states"))
+                    }
+                };
+                if step.is_calm && there != here {
+                    space.calm.push((there, here));
+                }
+            });
+            here += 1;
+        }
+        space.calm.sort_unstable();
+        Ok(space)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.states.len()
+    }
+
+    /// From every state a world left in peace comes to a good state, and all
+    /// that follow are good.
+    ///
+    /// # Errors
+    /// One from which it does not, with the shortest way to it.
+    pub(crate) fn ends_well(&self) -> Result<(), String> {
+        let is_good: Vec<bool> = self.states.iter().map(World::is_good).collect();
+        let unsettled = self.come_to(is_good.iter().map(|is_good| !is_good).collect());
+        let ends_well = self.come_to(unsettled.iter().map(|unsettled| !unsettled).collect());
+        match (0..).zip(ends_well).find(|(_, ends_well)| !ends_well) {
+            None => Ok(()),
+            Some((state, _)) => Err(format!(
+                "left in peace from here, it does not end well:\n{}",
+                self.way_to(state)
+            )),
+        }
+    }
+
+    /// These states, and all from which calm steps can lead to one of them.
+    fn come_to(&self, mut these: Vec<bool>) -> Vec<bool> {
+        let mut open: Vec<u32> =
+            (0..).zip(&these).filter(|(_, is_one)| **is_one).map(|(state, _)| state).collect();
+        while let Some(state) = open.pop() {
+            let first = self.calm.partition_point(|(to, _)| *to < state);
+            for (_, from) in self.calm[first..].iter().take_while(|(to, _)| *to == state) {
+                if !std::mem::replace(&mut these[*from as usize], true) {
+                    open.push(*from);
+                }
+            }
+        }
+        these
+    }
+
+    /// The steps that lead to a state, one a line, and the state.
+    fn way_to(&self, state: u32) -> String {
+        let mut way = vec![state];
+        while way[way.len() - 1] != 0 {
+            way.push(self.found_by[way[way.len() - 1] as usize]);
+        }
+        way.reverse();
+        let way: Vec<W> = way.into_iter().map(|state| self.states[state as usize]).collect();
+        let mut text = String::new();
+        for (number, pair) in way.windows(2).enumerate() {
+            let mut taken = None;
+            pair[0].steps(&mut |step| {
+                if step.to == pair[1] && taken.is_none() {
+                    taken = Some(step);
+                }
+            });
+            let Step { who, what, how, .. } = taken.expect("a state was found by a step");
+            let _ = writeln!(text, "{:4}. {who:10} {what:34} {how}", number + 1);
+        }
+        let _ = write!(text, "      {:?}", way[way.len() - 1]);
+        text
+    }
+}
+
+impl Hasher for Quick {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64((*byte).into());
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(value.into());
+    }
+
+    fn write_isize(&mut self, value: isize) {
+        self.write_u64(value.cast_unsigned() as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        // The table goes by the lowest bits, a product is mixed in its highest.
+        self.0.rotate_left(26)
+    }
+}

@@ -1,0 +1,41 @@
+//! The protocol's machines, as they are shipped, in a world where everything
+//! goes wrong at every point: no registration comes back after it was taken
+//! back, and none is lost.
+//!
+//! - [`explore`]: every state that a world can come to
+//! - [`world`]: the agent, the folder, and the processes of a pod
+
+#![expect(clippy::print_stdout, reason = "the number of states is the result")]
+
+mod explore;
+mod world;
+
+use explore::Space;
+use world::{Pod, Variant};
+
+fn check(variant: Variant) -> Result<(), String> {
+    let space = Space::explore(Pod::new(variant))?;
+    println!("{variant:?}: {} states, {} steps", space.len(), space.steps);
+    space.ends_well()
+}
+
+#[test]
+fn nothing_comes_back_and_nothing_is_lost() {
+    check(Variant::AsShipped).unwrap_or_else(|way| panic!("{way}"));
+}
+
+/// The model can tell a wrong protocol: each rule, left out, is missed.
+#[test]
+fn no_rule_can_be_left_out() {
+    for (variant, words) in [
+        (Variant::WithoutLock, "came back"),
+        (Variant::WithoutSecondLook, "stands beside"),
+        (Variant::TombstoneLast, "stands beside"),
+        (Variant::ForgetsInTrouble, "does not end well"),
+        (Variant::ServiceNotWatched, "does not end well"),
+    ] {
+        let way = check(variant).expect_err("a protocol without one of its rules is wrong");
+        println!("{variant:?}: {way}\n");
+        assert!(way.contains(words), "{variant:?}: {way}");
+    }
+}

@@ -1,0 +1,808 @@
+//! A pod, its node's agent, its folder and its processes. The processes take
+//! the shipped machines' steps; everything around them goes as it may in a
+//! cluster, well or badly.
+//!
+//! An answer that comes late is not told apart from one that came at once to a
+//! process that was slow to go on.
+//!
+//! What it takes for granted: the kernel gives back a lock when its process
+//! ends; one container of the pod runs at a time, and its preStop hook ends with
+//! it; the kubelet ends a container whose hook it has begun, and starts another
+//! while the pod lives; an entry is changed by others only once it was seen, as
+//! what is there when a container starts is taken as right. One abandoned request
+//! at a time may still be on its way.
+
+use handoff::protocol::deregister::Step as DeregisterStep;
+use handoff::protocol::keep::Step as KeepStep;
+use handoff::protocol::register::Ending;
+use handoff::protocol::{Deregister, Half, Keep, Outcome, Register, TakeBack};
+
+use crate::explore::{Step, World};
+
+/// Which protocol: the shipped one, or it without one of its rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Variant {
+    AsShipped,
+    /// Everybody goes on as if they had the lock.
+    WithoutLock,
+    /// A registration does not look for the tombstone when it is made.
+    WithoutSecondLook,
+    /// The tombstone is written when everything else is done.
+    TombstoneLast,
+    /// What is known of the entries is forgotten when the agent fails.
+    ForgetsInTrouble,
+    /// Only the proxy's entry is looked at.
+    ServiceNotWatched,
+}
+
+/// A pod and all around it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Pod {
+    variant: Variant,
+    is_deleted: bool,
+    container: Container,
+    agent: Agent,
+    /// A request that its sender has given up, but that is still on its way.
+    late: Option<Request>,
+    tombstone: bool,
+    lock: Option<Who>,
+    /// Since the container began: the tombstone could not be written, or a
+    /// registration that was given up has arrived. Then the lease has to do.
+    is_excused: bool,
+    /// Since the container began: a deregistration has begun to send.
+    is_taken_back: bool,
+    /// Since the container began: a deregistration was done, and no
+    /// registration was on its way.
+    is_gone: bool,
+    wrong: Option<&'static str>,
+}
+
+/// Which of the pod's containers runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Container {
+    /// None; while the pod lives, the init container is next.
+    BeforeInit,
+    Init(Init),
+    /// None; while the pod lives, the sidecar is next.
+    BeforeSidecar,
+    Sidecar(Sidecar),
+}
+
+/// `connect-lifecycle run`, and the hook in its container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Sidecar {
+    has_begun: bool,
+    keeper: Keeper,
+    /// Since SIGTERM.
+    ending: Option<Deregister>,
+    hook: Option<Deregister>,
+    /// The kubelet is about to end it.
+    is_doomed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Who {
+    Init,
+    Keeper,
+    Ending,
+    Hook,
+}
+
+/// All that is in the sidecar's container.
+const SIDECAR: [Who; 3] = [Who::Keeper, Who::Ending, Who::Hook];
+
+/// What `connect-init` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Init {
+    Prepare,
+    Register(Register),
+    Provide,
+    Retract(Deregister),
+    Succeeded,
+    Failed,
+}
+
+/// What keeps the registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Keeper {
+    Keeps(Keep<Version>),
+    Registers(Keep<Version>, Register),
+    /// After SIGTERM it only brings a registration to its end.
+    Finishes(Register),
+    Over,
+}
+
+/// What the agent has. One that is away is one that loses what it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Agent {
+    service: Entry,
+    proxy: Entry,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Entry {
+    None,
+    /// Its lease has run out, or was never renewed.
+    Critical,
+    Passing,
+    /// As others have changed it.
+    Changed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Version {
+    Ours,
+    Others,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Request {
+    Put(Half),
+    Delete(Half),
+    See(Half),
+    Renew(Half),
+}
+
+/// What a machine wants done.
+enum Act {
+    Unbury,
+    Lock,
+    LookFirst,
+    LookAgain,
+    Bury,
+    Ask(Request),
+    Watch,
+    /// To wait a while; for taking back, there may be no time left for it.
+    Pause {
+        ends: bool,
+    },
+    /// To do what does not concern the registration; it may fail.
+    Other(&'static str),
+    Nothing,
+}
+
+/// A machine that is run by a process.
+trait Machine: Copy {
+    fn act(self) -> Act;
+    fn after(self, outcome: Outcome<Version>) -> Self;
+    /// Whether it keeps the lock, if it has it.
+    fn keeps_lock(self) -> bool;
+    /// The request that it waits for an answer to.
+    fn request(self) -> Option<Request> {
+        match self.act() {
+            Act::Ask(request) => Some(request),
+            _ => None,
+        }
+    }
+    /// As it would be if it forgot what it knows.
+    fn forgetful(self) -> Self {
+        self
+    }
+}
+
+type Tell<'a> = &'a mut dyn FnMut(Step<Pod>);
+
+// === impl Pod ===
+
+impl Pod {
+    /// A pod that is about to start.
+    pub(crate) fn new(variant: Variant) -> Self {
+        Self {
+            variant,
+            is_deleted: false,
+            container: Container::BeforeInit,
+            agent: Agent::new(),
+            late: None,
+            tombstone: false,
+            lock: None,
+            is_excused: false,
+            is_taken_back: false,
+            is_gone: false,
+            wrong: None,
+        }
+    }
+
+    /// What the kubelet does, or a user to the pod.
+    fn kubelet(self, tell: Tell<'_>) {
+        let mut step =
+            |what, is_calm, to| tell(Step { who: "kubelet", what, how: "", is_calm, to });
+        if !self.is_deleted && !self.variant.shows_in_a_pod_that_lives() {
+            step("deletes the pod", false, Self { is_deleted: true, ..self });
+        }
+        match self.container {
+            Container::BeforeInit if !self.is_deleted => {
+                let init = Init::Prepare;
+                step("starts init", true, self.with(Container::Init(init)));
+            }
+            Container::BeforeSidecar if !self.is_deleted => {
+                step("starts the sidecar", true, self.with(Container::Sidecar(Sidecar::new())));
+                step("makes the sandbox anew", false, self.with(Container::BeforeInit));
+            }
+            Container::BeforeInit | Container::BeforeSidecar => {}
+            Container::Init(init) => {
+                for pod in self.without(&[Who::Init], &[init.request()]) {
+                    step("kills init", self.is_deleted, pod.with(Container::BeforeInit));
+                }
+                match init {
+                    Init::Succeeded => {
+                        step("sees init succeed", true, self.with(Container::BeforeSidecar));
+                    }
+                    Init::Failed => {
+                        step("sees init fail", true, self.with(Container::BeforeInit));
+                    }
+                    Init::Register(_) | Init::Provide => {
+                        let retract = Init::Retract(Deregister::for_now());
+                        for pod in self.without(&[Who::Init], &[init.request()]) {
+                            let to = pod.with(Container::Init(retract));
+                            step("ends init, or its time is over", self.is_deleted, to);
+                        }
+                    }
+                    Init::Prepare | Init::Retract(_) => {}
+                }
+            }
+            Container::Sidecar(_) if self.variant.shows_in_a_pod_that_lives() => {}
+            Container::Sidecar(sidecar) => {
+                for pod in self.without(&SIDECAR, &sidecar.requests()) {
+                    step("kills the sidecar", false, pod.with(Container::BeforeSidecar));
+                }
+                let Sidecar { has_begun, keeper, ending, hook, is_doomed } = sidecar;
+                if has_begun && !is_doomed && ending.is_none() {
+                    let hook = Some(Deregister::for_good());
+                    let to = Sidecar { hook, is_doomed: true, ..sidecar };
+                    step("starts the hook", self.is_deleted, self.with(Container::Sidecar(to)));
+                }
+                if let Some(hook) = hook {
+                    let to = Sidecar { hook: None, ..sidecar };
+                    for pod in self.without(&[Who::Hook], &[hook.request()]) {
+                        step("kills the hook", false, pod.with(Container::Sidecar(to)));
+                    }
+                }
+                if has_begun && ending.is_none() {
+                    let keeper = keeper.ending();
+                    let ending = Some(Deregister::for_good());
+                    let to = Sidecar { keeper, ending, is_doomed: true, ..sidecar };
+                    let is_calm = is_doomed || self.is_deleted;
+                    step("sends SIGTERM", is_calm, self.with(Container::Sidecar(to)));
+                }
+            }
+        }
+    }
+
+    /// What the agent does, or happens to it.
+    fn agent(self, tell: Tell<'_>) {
+        let mut step = |what, is_calm, agent| {
+            let to = Self { agent, ..self };
+            tell(Step { who: "agent", what, how: "", is_calm, to });
+        };
+        let agent = self.agent;
+        if agent != Agent::new() {
+            step("loses everything", false, Agent::new());
+        }
+        let keeper = match self.container {
+            Container::Sidecar(sidecar) => sidecar.keeper,
+            _ => Keeper::Over,
+        };
+        let nobody_renews = matches!(keeper, Keeper::Over | Keeper::Finishes(_));
+        for half in [Half::Service, Half::Proxy] {
+            match agent.entry(half) {
+                Entry::None => {}
+                Entry::Passing => {
+                    step("finds a lease run out", nobody_renews, agent.with(half, Entry::Critical));
+                }
+                Entry::Critical | Entry::Changed => {
+                    step("removes an entry", nobody_renews, agent.with(half, Entry::None));
+                }
+            }
+            let is_known = matches!(keeper, Keeper::Keeps(keep) if keep.known(half).is_some());
+            if is_known && agent.entry(half) != Entry::None {
+                step("has an entry changed by others", false, agent.with(half, Entry::Changed));
+            }
+        }
+        if let Some(late) = self.late {
+            let mut step = |how, to| {
+                tell(Step { who: "agent", what: late.name(), how, is_calm: true, to });
+            };
+            step("never arrives", Self { late: None, ..self });
+            let pod = Self { agent: agent.does(late).0, late: None, ..self };
+            let excused = matches!(late, Request::Put(_));
+            step("arrives late", if excused { pod.excused() } else { pod });
+        }
+    }
+
+    fn processes(self, tell: Tell<'_>) {
+        match self.container {
+            Container::BeforeInit | Container::BeforeSidecar => {}
+            Container::Init(init) => {
+                self.proceed(Who::Init, init, &|pod, init| pod.with(Container::Init(init)), tell);
+            }
+            Container::Sidecar(sidecar) if !sidecar.has_begun => {
+                let begun = Sidecar { has_begun: true, keeper: Keeper::new(), ..sidecar };
+                let to = self.unburied().with(Container::Sidecar(begun));
+                tell(Step {
+                    who: "sidecar",
+                    what: "takes the tombstone away",
+                    how: "",
+                    is_calm: true,
+                    to,
+                });
+            }
+            Container::Sidecar(sidecar) => self.sidecar(sidecar, tell),
+        }
+    }
+
+    fn sidecar(self, sidecar: Sidecar, tell: Tell<'_>) {
+        let put = |pod: Self, keeper| pod.with(Container::Sidecar(Sidecar { keeper, ..sidecar }));
+        self.proceed(Who::Keeper, sidecar.keeper, &put, tell);
+        if let Some(hook) = sidecar.hook {
+            let put = |pod: Self, hook: Deregister| {
+                let hook_runs = Some(hook).filter(|hook| !hook.is_over());
+                let to = Sidecar { hook: hook_runs, ..sidecar };
+                pod.told(hook).with(Container::Sidecar(to))
+            };
+            self.proceed(Who::Hook, hook, &put, tell);
+        }
+        match sidecar.ending {
+            // With the sidecar go the registration under way and the hook.
+            Some(ending) if ending.is_over() => {
+                for pod in self.without(&SIDECAR, &sidecar.requests()) {
+                    let to = pod.with(Container::BeforeSidecar);
+                    tell(Step { who: "sidecar", what: "ends", how: "", is_calm: true, to });
+                }
+            }
+            Some(ending) => {
+                let put = |pod: Self, ending: Deregister| {
+                    let to = Sidecar { ending: Some(ending), ..sidecar };
+                    pod.told(ending).with(Container::Sidecar(to))
+                };
+                self.proceed(Who::Ending, ending, &put, tell);
+            }
+            None => {}
+        }
+    }
+
+    /// Every way in which a process can go on.
+    fn proceed<M: Machine>(
+        self,
+        who: Who,
+        machine: M,
+        put: &dyn Fn(Self, M) -> Self,
+        tell: Tell<'_>,
+    ) {
+        let mut over = |what, how, is_calm, pod: Self, outcome| {
+            let mut machine = machine.after(outcome);
+            if pod.variant == Variant::ForgetsInTrouble && outcome == Outcome::Failed {
+                machine = machine.forgetful();
+            }
+            let mut go_on = |how, machine: M| {
+                let pod = if machine.keeps_lock() { pod } else { pod.unlocked(who) };
+                tell(Step { who: who.name(), what, how, is_calm, to: put(pod, machine) });
+            };
+            if let Act::Pause { ends } = machine.act() {
+                // Nobody can tell how long it takes, so it is taken in one go.
+                go_on(how, machine.after(Outcome::Done));
+                if ends {
+                    go_on("not done, and no time is left", machine.after(Outcome::Failed));
+                }
+            } else {
+                go_on(how, machine);
+            }
+        };
+        let look = if self.tombstone { Outcome::Buried } else { Outcome::Done };
+        let found = if self.tombstone { "found" } else { "not there" };
+        let mut request = None;
+        match machine.act() {
+            Act::Nothing | Act::Pause { .. } => {}
+            Act::Unbury => {
+                over("take the tombstone away", "done", true, self.unburied(), Outcome::Done);
+            }
+            Act::Lock if self.variant == Variant::WithoutLock => {
+                over("take the lock", "left out", true, self, Outcome::Done);
+            }
+            Act::Lock => match self.lock {
+                None => {
+                    let locked = Self { lock: Some(who), ..self };
+                    over("take the lock", "done", true, locked, Outcome::Done);
+                }
+                Some(_) => over("take the lock", "patience lost", false, self, Outcome::Failed),
+            },
+            Act::LookFirst => over("look for the tombstone", found, true, self, look),
+            Act::LookAgain if self.variant == Variant::WithoutSecondLook => {
+                over(
+                    "look again for the tombstone",
+                    "left out",
+                    true,
+                    self.registered(),
+                    Outcome::Done,
+                );
+            }
+            Act::LookAgain => {
+                let pod = if self.tombstone { self } else { self.registered() };
+                over("look again for the tombstone", found, true, pod, look);
+            }
+            Act::Bury => {
+                let tombstone = self.variant != Variant::TombstoneLast;
+                let buried = Self { tombstone: self.tombstone || tombstone, ..self };
+                over("write the tombstone", "done", true, buried, Outcome::Done);
+                over("write the tombstone", "cannot", false, self.excused(), Outcome::Failed);
+            }
+            Act::Other(what) => {
+                over(what, "done", true, self, Outcome::Done);
+                over(what, "failed", false, self, Outcome::Failed);
+            }
+            Act::Watch => {
+                over("wait for a change", "the application changed", false, self, Outcome::Done);
+                request = Some(Request::See(Half::Proxy));
+            }
+            Act::Ask(Request::See(Half::Service))
+                if who == Who::Keeper && self.variant == Variant::ServiceNotWatched =>
+            {
+                over("see the service", "left out", true, self, Outcome::Found(Version::Ours));
+            }
+            Act::Ask(asked) => request = Some(asked),
+        }
+        let Some(request) = request else { return };
+        let what = request.name();
+        over(what, "lost", false, self, Outcome::Failed);
+        if request.changes_entries() {
+            over(what, "refused", false, self, Outcome::Refused);
+            if self.late.is_none() {
+                let pod = Self { late: Some(request), ..self };
+                over(what, "given up, but on its way", false, pod, Outcome::Failed);
+            }
+        }
+        let (agent, outcome) = self.agent.does(request);
+        let takes_back = matches!((who, request), (Who::Hook | Who::Ending, Request::Delete(_)));
+        let is_taken_back = self.is_taken_back || takes_back && !self.is_excused;
+        let pod = Self { agent, is_taken_back, ..self };
+        over(what, "done", true, pod, outcome);
+        over(what, "done, but the answer is lost", false, pod, Outcome::Failed);
+    }
+
+    fn with(self, container: Container) -> Self {
+        Self { container, ..self }
+    }
+
+    fn unlocked(self, who: Who) -> Self {
+        Self { lock: self.lock.filter(|holder| *holder != who), ..self }
+    }
+
+    /// A container begins.
+    fn unburied(self) -> Self {
+        let taken_as_right = |entry| if entry == Entry::Changed { Entry::Critical } else { entry };
+        let Agent { service, proxy } = self.agent;
+        Self {
+            agent: Agent { service: taken_as_right(service), proxy: taken_as_right(proxy) },
+            tombstone: false,
+            is_excused: false,
+            is_taken_back: false,
+            is_gone: false,
+            ..self
+        }
+    }
+
+    /// Nothing is promised any more.
+    fn excused(self) -> Self {
+        Self { is_excused: true, is_taken_back: false, is_gone: false, ..self }
+    }
+
+    /// These processes are gone, with what they sent, but for one request at
+    /// most. The kernel has given back their lock.
+    fn without(self, who: &[Who], requests: &[Option<Request>]) -> Vec<Self> {
+        let pod = Self { lock: self.lock.filter(|holder| !who.contains(holder)), ..self };
+        let late = requests.iter().flatten().filter(|request| request.changes_entries());
+        let late =
+            late.filter(|_| self.late.is_none()).map(|late| Self { late: Some(*late), ..pod });
+        [pod].into_iter().chain(late).collect()
+    }
+
+    /// A registration ends well.
+    fn registered(self) -> Self {
+        if self.is_taken_back {
+            let wrong = "a registration stands beside a deregistration that began before its end";
+            return Self { wrong: Some(wrong), ..self };
+        }
+        self
+    }
+
+    /// A deregistration for good may have ended.
+    fn told(self, machine: Deregister) -> Self {
+        let DeregisterStep::End { whole } = machine.step() else { return self };
+        let tombstone = self.tombstone || self.variant == Variant::TombstoneLast;
+        let is_gone = whole && !self.is_excused && !matches!(self.late, Some(Request::Put(_)));
+        Self { tombstone, is_gone: self.is_gone || is_gone, ..self }
+    }
+}
+
+impl World for Pod {
+    fn steps(&self, tell: Tell<'_>) {
+        self.kubelet(tell);
+        self.agent(tell);
+        self.processes(tell);
+    }
+
+    fn wrong(&self) -> Option<&'static str> {
+        if self.is_gone && self.agent != Agent::new() {
+            return Some("what was deregistered came back");
+        }
+        self.wrong
+    }
+
+    /// A pod that lives is registered; of one that is deleted nothing is left.
+    fn is_good(&self) -> bool {
+        match self.container {
+            Container::BeforeInit | Container::BeforeSidecar => {
+                self.is_deleted && self.agent == Agent::new()
+            }
+            Container::Init(_) => false,
+            Container::Sidecar(_) => {
+                let right = Agent { service: Entry::Passing, proxy: Entry::Passing };
+                !self.is_deleted && self.agent == right
+            }
+        }
+    }
+}
+
+// === impl Variant ===
+
+impl Variant {
+    /// Whether its pod need not be ended to show what is wrong with it.
+    fn shows_in_a_pod_that_lives(self) -> bool {
+        matches!(self, Self::ForgetsInTrouble | Self::ServiceNotWatched)
+    }
+}
+
+// === impl Sidecar ===
+
+impl Sidecar {
+    fn new() -> Self {
+        Self { has_begun: false, keeper: Keeper::Over, ending: None, hook: None, is_doomed: false }
+    }
+
+    fn requests(&self) -> [Option<Request>; 3] {
+        [
+            self.keeper.request(),
+            self.ending.and_then(Machine::request),
+            self.hook.and_then(Machine::request),
+        ]
+    }
+}
+
+// === impl Machine ===
+
+impl Machine for Register {
+    fn act(self) -> Act {
+        match self {
+            Self::Lock => Act::Lock,
+            Self::LookFirst => Act::LookFirst,
+            Self::LookAgain => Act::LookAgain,
+            Self::Put(half) => Act::Ask(Request::Put(half)),
+            Self::Undo => Act::Ask(Request::Delete(Half::Service)),
+            Self::TakeBack(step) => take_back(step),
+            Self::End(_) => Act::Nothing,
+        }
+    }
+
+    fn after(self, outcome: Outcome<Version>) -> Self {
+        self.next(&outcome)
+    }
+
+    fn keeps_lock(self) -> bool {
+        !matches!(self, Self::End(_))
+    }
+}
+
+impl Machine for Deregister {
+    fn act(self) -> Act {
+        match self.step() {
+            DeregisterStep::Bury => Act::Bury,
+            DeregisterStep::Lock => Act::Lock,
+            DeregisterStep::TakeBack(step) => take_back(step),
+            DeregisterStep::End { .. } => Act::Nothing,
+        }
+    }
+
+    fn after(self, outcome: Outcome<Version>) -> Self {
+        self.next(&outcome)
+    }
+
+    fn keeps_lock(self) -> bool {
+        !self.is_over()
+    }
+}
+
+impl Machine for Keeper {
+    fn act(self) -> Act {
+        match self {
+            Self::Keeps(keep) => match keep.step() {
+                KeepStep::Watch => Act::Watch,
+                KeepStep::See(half) => Act::Ask(Request::See(half)),
+                KeepStep::Look => Act::LookFirst,
+                KeepStep::Renew(half) => Act::Ask(Request::Renew(half)),
+                KeepStep::Pause => Act::Pause { ends: false },
+                KeepStep::Register | KeepStep::End => Act::Nothing,
+            },
+            Self::Registers(_, register) | Self::Finishes(register) => register.act(),
+            Self::Over => Act::Nothing,
+        }
+    }
+
+    fn after(self, outcome: Outcome<Version>) -> Self {
+        let keep = match self {
+            Self::Keeps(keep) => keep.next(outcome),
+            Self::Registers(keep, register) => match register.next(&outcome) {
+                Register::End(ending) => keep.next(went(ending)),
+                // Whatever comes of it, nothing is kept any more.
+                register @ Register::TakeBack(_) => return Self::Finishes(register),
+                register => return Self::Registers(keep, register),
+            },
+            Self::Finishes(register) => match register.next(&outcome) {
+                Register::End(_) => return Self::Over,
+                register => return Self::Finishes(register),
+            },
+            Self::Over => return self,
+        };
+        match keep.step() {
+            KeepStep::Register => Self::Registers(keep, Register::begin()),
+            KeepStep::End => Self::Over,
+            _ => Self::Keeps(keep),
+        }
+    }
+
+    fn keeps_lock(self) -> bool {
+        matches!(self, Self::Registers(..) | Self::Finishes(_))
+    }
+
+    fn forgetful(self) -> Self {
+        match self {
+            Self::Keeps(keep) if keep.step() == KeepStep::Pause => Self::new(),
+            _ => self,
+        }
+    }
+}
+
+/// How a registration went, to who keeps it.
+fn went(ending: Ending) -> Outcome<Version> {
+    match ending {
+        Ending::Done => Outcome::Done,
+        Ending::Buried => Outcome::Buried,
+        Ending::Failed => Outcome::Failed,
+    }
+}
+
+impl Machine for Init {
+    fn act(self) -> Act {
+        match self {
+            Self::Prepare => Act::Unbury,
+            Self::Register(step) => step.act(),
+            Self::Provide => Act::Other("write bootstrap and record"),
+            Self::Retract(machine) => machine.act(),
+            Self::Succeeded | Self::Failed => Act::Nothing,
+        }
+    }
+
+    fn after(self, outcome: Outcome<Version>) -> Self {
+        match self {
+            Self::Prepare => Self::Register(Register::begin()),
+            Self::Register(step) => match step.next(&outcome) {
+                Register::End(Ending::Done) => Self::Provide,
+                Register::End(Ending::Failed) => Self::Register(Register::begin()),
+                Register::End(Ending::Buried) => Self::Retract(Deregister::for_now()),
+                step => Self::Register(step),
+            },
+            Self::Provide if outcome == Outcome::Done => Self::Succeeded,
+            Self::Provide => Self::Retract(Deregister::for_now()),
+            Self::Retract(machine) => match machine.next(&outcome) {
+                machine if machine.is_over() => Self::Failed,
+                machine => Self::Retract(machine),
+            },
+            Self::Succeeded | Self::Failed => self,
+        }
+    }
+
+    fn keeps_lock(self) -> bool {
+        match self {
+            Self::Register(step) => step != Register::begin() && step.keeps_lock(),
+            Self::Retract(machine) => machine.keeps_lock(),
+            _ => false,
+        }
+    }
+}
+
+impl Keeper {
+    fn new() -> Self {
+        Self::Keeps(Keep::begin())
+    }
+
+    fn ending(self) -> Self {
+        match self {
+            Self::Registers(_, register) | Self::Finishes(register) => Self::Finishes(register),
+            Self::Keeps(_) | Self::Over => Self::Over,
+        }
+    }
+}
+
+fn take_back(step: TakeBack) -> Act {
+    match step {
+        TakeBack::Delete(half, _) => Act::Ask(Request::Delete(half)),
+        TakeBack::Confirm(half, _) => Act::Ask(Request::See(half)),
+        TakeBack::Pause(_) => Act::Pause { ends: true },
+        TakeBack::End { .. } => Act::Nothing,
+    }
+}
+
+// === impl Agent ===
+
+impl Agent {
+    fn new() -> Self {
+        Self { service: Entry::None, proxy: Entry::None }
+    }
+
+    fn entry(self, half: Half) -> Entry {
+        match half {
+            Half::Service => self.service,
+            Half::Proxy => self.proxy,
+        }
+    }
+
+    fn with(self, half: Half, entry: Entry) -> Self {
+        match half {
+            Half::Service => Self { service: entry, ..self },
+            Half::Proxy => Self { proxy: entry, ..self },
+        }
+    }
+
+    /// What a request makes of it, and what it answers.
+    fn does(self, request: Request) -> (Self, Outcome<Version>) {
+        match request {
+            Request::Put(half) => (self.with(half, Entry::Critical), Outcome::Done),
+            Request::Delete(half) => (self.with(half, Entry::None), Outcome::Done),
+            Request::See(half) => match self.entry(half) {
+                Entry::None => (self, Outcome::Missing),
+                Entry::Changed => (self, Outcome::Found(Version::Others)),
+                Entry::Critical | Entry::Passing => (self, Outcome::Found(Version::Ours)),
+            },
+            Request::Renew(half) => match self.entry(half) {
+                Entry::None => (self, Outcome::Missing),
+                Entry::Changed => (self, Outcome::Done),
+                Entry::Critical | Entry::Passing => {
+                    (self.with(half, Entry::Passing), Outcome::Done)
+                }
+            },
+        }
+    }
+}
+
+// === impl Request ===
+
+impl Request {
+    /// Whether it matters when it arrives after its sender is gone.
+    fn changes_entries(self) -> bool {
+        matches!(self, Self::Put(_) | Self::Delete(_))
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Put(Half::Service) => "register the service",
+            Self::Put(Half::Proxy) => "register the proxy",
+            Self::Delete(Half::Service) => "deregister the service",
+            Self::Delete(Half::Proxy) => "deregister the proxy",
+            Self::See(Half::Service) => "see the service",
+            Self::See(Half::Proxy) => "see the proxy",
+            Self::Renew(Half::Service) => "renew the service's lease",
+            Self::Renew(Half::Proxy) => "renew the proxy's lease",
+        }
+    }
+}
+
+// === impl Who ===
+
+impl Who {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Keeper => "sidecar",
+            Self::Ending => "SIGTERM",
+            Self::Hook => "hook",
+        }
+    }
+}
