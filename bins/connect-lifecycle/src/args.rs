@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use handoff::Handoff;
 use runtime::LogArgs;
 
 /// Keeps a pod's registration with the node's Consul agent true while the pod
@@ -39,6 +40,28 @@ pub(crate) struct HandoffArgs {
     /// The folder with the files that connect-init left
     #[arg(long, env = "CONNECT_DIR", default_value = handoff::DEFAULT_DIR, value_name = "FOLDER")]
     pub(crate) dir: PathBuf,
+
+    /// Which of the pod's services, if it has several and this is not the first
+    #[arg(long, value_name = "NAME", value_parser = parse_service)]
+    pub(crate) service: Option<String>,
+}
+
+// === impl HandoffArgs ===
+
+impl HandoffArgs {
+    /// The files of that registration.
+    pub(crate) fn handoff(self) -> Handoff {
+        let Self { dir, service } = self;
+        match service {
+            None => Handoff::new(dir),
+            Some(service) => Handoff::of_further(dir, &service),
+        }
+    }
+}
+
+fn parse_service(text: &str) -> Result<String, String> {
+    registration::name::check(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
 }
 
 #[derive(Debug, clap::Args)]

@@ -2,18 +2,17 @@
 
 use std::process::ExitCode;
 
-use handoff::{Handoff, Record};
 use runtime::{Deadline, Failure, Signals};
 
-use crate::args::{DeregisterArgs, HandoffArgs};
+use crate::args::DeregisterArgs;
+use crate::pod::Pod;
 
 /// Takes the registration back. A signal does not cut it short: the deadline
-/// does, and the kubelet's SIGKILL.
+/// does, and the kubelet's SIGKILL. The ACL token stays: Envoy needs it until
+/// its connections are over.
 pub(crate) async fn run(args: DeregisterArgs, _signals: Signals) -> Result<ExitCode, Failure> {
-    let DeregisterArgs { handoff: HandoffArgs { dir }, timeout } = args;
-    let handoff = Handoff::new(dir);
-    let record = Record::read(&handoff)?;
-    let agent = record.agent.connect()?;
+    let DeregisterArgs { handoff, timeout } = args;
+    let Pod { handoff, record, agent, .. } = Pod::open(handoff)?;
     handoff.deregister(&agent, &record.pair, Deadline::after(timeout)).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,16 +10,17 @@ use std::time::Duration;
 
 use consul::Agent;
 use consul::agent::{Renewed, Watch};
+use handoff::Record;
 use handoff::protocol::keep::Step;
 use handoff::protocol::{Half, Keep, Outcome, RegisterError, Registered};
-use handoff::{Handoff, Record};
 use registration::check::Status;
-use registration::pod::{self, Pair};
+use registration::pod::{Pair, application_id, lease_id};
 use runtime::retry::Backoff;
 use runtime::{Deadline, Failure};
 use tokio_util::sync::CancellationToken;
 
 use crate::application::Application;
+use crate::pod::Pod;
 
 /// A third of the lease, so that one lost renewal does not lose the lease.
 const RENEWAL: Duration = Duration::from_secs(10);
@@ -34,12 +35,13 @@ const REFUSED: Duration = Duration::from_secs(10);
 /// How long a registration may take, the wait for the lock included.
 const REGISTER: Duration = Duration::from_secs(30);
 
+/// How long a login may take, until servers know the token.
+const LOG_IN: Duration = Duration::from_secs(30);
+
 /// A registration that is kept true.
 #[derive(Debug)]
 pub(crate) struct Keeper<'a> {
-    agent: &'a Agent,
-    handoff: &'a Handoff,
-    record: &'a Record,
+    pod: &'a Pod,
     application: Option<Application>,
 }
 
@@ -50,13 +52,19 @@ struct Trouble {
     pauses: Box<dyn Iterator<Item = Duration>>,
 }
 
+/// What went wrong in one step.
+struct Wrong {
+    failure: Failure,
+    outcome: Outcome<String>,
+}
+
 // === impl Keeper ===
 
 impl<'a> Keeper<'a> {
-    pub(crate) fn new(agent: &'a Agent, handoff: &'a Handoff, record: &'a Record) -> Self {
-        let port = record.pair.service.port;
+    pub(crate) fn new(pod: &'a Pod) -> Self {
+        let port = pod.record.pair.service.port;
         let application = (port != 0).then(|| Application::on(port));
-        Self { agent, handoff, record, application }
+        Self { pod, application }
     }
 
     /// Keeps the registration until `stop`. A registration that is under way is
@@ -81,7 +89,7 @@ impl<'a> Keeper<'a> {
                     done = self.ask(now, known) => done,
                 },
             };
-            keep = keep.next(done.unwrap_or_else(|error| trouble.note(error)));
+            keep = keep.next(done.unwrap_or_else(|wrong| trouble.note(wrong)));
             match (now, keep.step()) {
                 (_, Step::Watch) => trouble.is_over(),
                 (Step::Watch, Step::See(_)) => trouble.is_forgotten(),
@@ -91,30 +99,28 @@ impl<'a> Keeper<'a> {
     }
 
     /// The steps that may be cut short.
-    async fn ask(
-        &mut self,
-        step: Step,
-        known: Option<&str>,
-    ) -> Result<Outcome<String>, RegisterError> {
+    async fn ask(&mut self, step: Step, known: Option<&str>) -> Result<Outcome<String>, Wrong> {
+        let Pod { handoff, record, agent, .. } = self.pod;
         let outcome = match step {
             Step::Watch => {
-                let Self { agent, record, application, .. } = self;
+                let application = self.application.as_mut();
                 tokio::select! {
                     biased;
                     seen = see(agent, record, Half::Proxy, known) => seen?,
-                    () = changed(application.as_mut()) => Outcome::Done,
+                    () = changed(application) => Outcome::Done,
                 }
             }
-            Step::See(half) => see(self.agent, self.record, half, None).await?,
-            Step::Look if self.handoff.is_buried() => Outcome::Buried,
+            Step::See(half) => see(agent, record, half, None).await?,
+            Step::Look if handoff.is_buried() => Outcome::Buried,
             Step::Renew(half) => self.renew(half).await?,
+            Step::LogIn => self.log_in().await?,
             Step::Look | Step::Register | Step::Pause | Step::End => Outcome::Done,
         };
         Ok(outcome)
     }
 
-    async fn register(&self) -> Result<Outcome<String>, RegisterError> {
-        let Self { agent, handoff, record, .. } = self;
+    async fn register(&self) -> Result<Outcome<String>, Wrong> {
+        let Pod { handoff, record, agent, .. } = self.pod;
         match handoff.register(agent, &record.pair, Deadline::after(REGISTER)).await? {
             Registered::Buried => Ok(Outcome::Buried),
             Registered::Done => {
@@ -127,17 +133,31 @@ impl<'a> Keeper<'a> {
         }
     }
 
+    /// Has another token, if it is by login that there was one.
+    async fn log_in(&self) -> Result<Outcome<String>, Wrong> {
+        let Some(session) = &self.pod.session else { return Ok(Outcome::Refused) };
+        if !session.renew(Deadline::after(LOG_IN)).await? {
+            // The agent has to forget that it did not find it.
+            return Ok(Outcome::Failed);
+        }
+        tracing::warn!(
+            "logged in anew, because the ACL token was gone; Envoy keeps what it has, and hears of changes again when its container restarts"
+        );
+        Ok(Outcome::Done)
+    }
+
     /// Renews the lease of one half; with the service's, says how the
     /// application is.
     async fn renew(&self, half: Half) -> Result<Outcome<String>, consul::Error> {
-        let id = half.of(&self.record.pair).id();
-        let mut reports = vec![(pod::lease_id(id), Status::Passing, ALIVE.to_owned())];
+        let Pod { record, agent, .. } = self.pod;
+        let id = half.of(&record.pair).id();
+        let mut reports = vec![(lease_id(id), Status::Passing, ALIVE.to_owned())];
         if let (Half::Service, Some(application)) = (half, &self.application) {
             let (status, output) = application.check();
-            reports.push((pod::application_id(id), status, output));
+            reports.push((application_id(id), status, output));
         }
         for (check, status, output) in reports {
-            if self.agent.update_check(&check, status, &output).await? == Renewed::Unknown {
+            if agent.update_check(&check, status, &output).await? == Renewed::Unknown {
                 return Ok(Outcome::Missing);
             }
         }
@@ -169,7 +189,7 @@ pub(crate) async fn report_death(
     output: &str,
 ) -> Result<(), consul::Error> {
     let Pair { service, proxy } = &record.pair;
-    let [proxy, service] = [proxy, service].map(|each| pod::lease_id(each.id()));
+    let [proxy, service] = [proxy, service].map(|each| lease_id(each.id()));
     // Each is tried, even if the other fails.
     let first = agent.update_check(&proxy, Status::Critical, output).await;
     let second = agent.update_check(&service, Status::Critical, output).await;
@@ -191,14 +211,15 @@ impl Trouble {
     }
 
     /// Says each cause of a row of failures once; the next tries say the same.
-    fn note(&mut self, error: RegisterError) -> Outcome<String> {
-        self.is_refusal = !error.is_transient();
-        let cause = Failure::from(error).to_string();
+    fn note(&mut self, wrong: Wrong) -> Outcome<String> {
+        let Wrong { failure, outcome } = wrong;
+        self.is_refusal = outcome == Outcome::Refused;
+        let cause = failure.to_string();
         if self.cause.as_ref() != Some(&cause) {
             tracing::warn!("{cause}");
         }
         self.cause = Some(cause);
-        Outcome::failed(!self.is_refusal)
+        outcome
     }
 
     /// Waits before the next try, longer each time.
@@ -226,5 +247,31 @@ impl Trouble {
     /// It has been true for a while: the next trouble is a new one.
     fn is_forgotten(&mut self) {
         self.pauses = Box::new(AGENT_AWAY.pauses());
+    }
+}
+
+// === impl Wrong ===
+
+impl From<RegisterError> for Wrong {
+    fn from(error: RegisterError) -> Self {
+        let outcome = if error.is_unknown_token() {
+            Outcome::NoToken
+        } else {
+            Outcome::failed(error.is_transient())
+        };
+        Self { failure: error.into(), outcome }
+    }
+}
+
+impl From<consul::Error> for Wrong {
+    fn from(error: consul::Error) -> Self {
+        RegisterError::from(error).into()
+    }
+}
+
+impl From<Failure> for Wrong {
+    /// A login that failed has been tried for a while already.
+    fn from(failure: Failure) -> Self {
+        Self { failure, outcome: Outcome::Refused }
     }
 }

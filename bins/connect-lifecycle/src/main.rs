@@ -2,6 +2,7 @@
 //! it ends.
 //!
 //! - [`args`]: the command line
+//! - [`pod`]: the pod as connect-init left it
 //! - [`run`]: the sidecar's main process, from Envoy's start to its end
 //! - [`keep`]: the registration, kept on the agent
 //! - [`application`]: whether the application listens
@@ -19,6 +20,7 @@ mod deregister;
 mod drain;
 mod envoy;
 mod keep;
+mod pod;
 mod ready;
 mod run;
 mod wait;

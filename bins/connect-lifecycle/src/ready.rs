@@ -3,19 +3,19 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use handoff::{Handoff, Record};
+use handoff::Record;
 use runtime::deadline::{Cut, race};
 use runtime::{Deadline, Exit, Failure, Signals};
 
-use crate::args::{HandoffArgs, ReadyArgs};
+use crate::args::ReadyArgs;
 use crate::envoy::{self, Envoy};
 
 /// Envoy needs some tens of milliseconds; nothing tells when it is done.
 const AGAIN: Duration = Duration::from_millis(20);
 
 pub(crate) async fn run(args: ReadyArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let ReadyArgs { handoff: HandoffArgs { dir }, wait } = args;
-    let envoy = Envoy::at(Record::read(&Handoff::new(dir))?.admin);
+    let ReadyArgs { handoff, wait } = args;
+    let envoy = Envoy::at(Record::read(&handoff.handoff())?.admin);
     let Some(wait) = wait else {
         return envoy.ready().await.map(|()| ExitCode::SUCCESS).map_err(|error| not_ready(&error));
     };

@@ -4,34 +4,31 @@ use std::pin::pin;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
-use consul::Agent;
-use handoff::{Handoff, Record};
+use handoff::Handoff;
 use runtime::{Deadline, Failure, Signals};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{HandoffArgs, RunArgs};
+use crate::args::RunArgs;
 use crate::child::{self, Child};
 use crate::drain::{self, Busy};
 use crate::envoy::Envoy;
 use crate::keep::{self, Keeper};
+use crate::pod::Pod;
 
 /// Runs Envoy, keeps it registered, and ends it well.
 ///
-/// Asked to end, it deregisters early, drains late and quits last. The exit code
+/// Asked to end, it deregisters early, drains late, quits last and logs out. The exit code
 /// is then 0, and so it is if Envoy was asked to end: by `/quitquitquit` or a
 /// signal, which are its only ways to status 0. If it ends by itself, the exit
 /// code is Envoy's.
 pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let RunArgs { handoff: HandoffArgs { dir }, drain_timeout, deregister_timeout, command } = args;
-    let handoff = Handoff::new(dir);
-    let record = Record::read(&handoff)?;
-    let agent = record.agent.connect()?;
-    // The container starts, perhaps again: its pod lives.
-    handoff.unbury()?;
+    let RunArgs { handoff, drain_timeout, deregister_timeout, command } = args;
+    let pod = Pod::open(handoff)?;
+    pod.revive(&mut signals).await?;
     let mut child = Child::spawn(&command)?;
     let stop = CancellationToken::new();
-    let mut keeper = Box::pin(Keeper::new(&agent, &handoff, &record).keep(stop.clone()));
+    let mut keeper = Box::pin(Keeper::new(&pod).keep(stop.clone()));
 
     let ended = tokio::select! {
         biased;
@@ -45,14 +42,15 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
     match ended {
         Some(status) if status.success() => tracing::info!("Envoy was asked to end: ending"),
         Some(status) => {
-            report_death(&agent, &record, status).await;
+            report_death(&pod, status).await;
             return Ok(child::exit_code(status));
         }
         None => {}
     }
     stop.cancel();
+    let Pod { handoff, record, agent, .. } = &pod;
     let deadline = Deadline::after(deregister_timeout);
-    let mut deregister = pin!(handoff.deregister(&agent, &record.pair, deadline));
+    let mut deregister = pin!(handoff.deregister(agent, &record.pair, deadline));
     // A registration that is under way is brought to its end meanwhile: it has the lock.
     let deregistered = tokio::select! {
         done = &mut deregister => done,
@@ -63,20 +61,20 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
     if let Err(leftovers) = deregistered {
         tracing::warn!("{}", Failure::from(leftovers));
     }
-    if ended.is_some() {
-        return Ok(ExitCode::SUCCESS);
+    if ended.is_none() {
+        let hurry = async {
+            signals.next().await;
+        };
+        let port = record.pair.service.port;
+        let busy = Busy {
+            envoy: Envoy::at(record.admin),
+            pages: pages(handoff),
+            application: (port != 0).then_some(port),
+        };
+        let status = drain::end(busy, &mut child, Deadline::after(drain_timeout), hurry).await;
+        tracing::info!(%status, "Envoy ended");
     }
-    let hurry = async {
-        signals.next().await;
-    };
-    let port = record.pair.service.port;
-    let busy = Busy {
-        envoy: Envoy::at(record.admin),
-        pages: pages(&handoff),
-        application: (port != 0).then_some(port),
-    };
-    let status = drain::end(busy, &mut child, Deadline::after(drain_timeout), hurry).await;
-    tracing::info!(%status, "Envoy ended");
+    pod.log_out().await;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -96,10 +94,10 @@ fn pages(handoff: &Handoff) -> Vec<u16> {
 
 /// The container restarts in a moment, or the pod is lost: until then no client
 /// is to be sent to a proxy that is not there.
-async fn report_death(agent: &Agent, record: &Record, status: ExitStatus) {
+async fn report_death(pod: &Pod, status: ExitStatus) {
     tracing::error!(%status, "Envoy ended by itself");
     let output = format!("Envoy ended: {status}");
-    let report = keep::report_death(agent, record, &output);
+    let report = keep::report_death(&pod.agent, &pod.record, &output);
     match tokio::time::timeout(Duration::from_secs(2), report).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!("{error}"),

@@ -267,6 +267,13 @@ impl ScriptedAgent {
         self
     }
 
+    /// Has an ACL token already.
+    pub fn have_token(&self, token: &str) -> &Self {
+        self.shared
+            .change(|state| state.model.tokens.get_or_insert_default().insert(token.to_owned()));
+        self
+    }
+
     /// The ACL tokens that there are.
     pub fn tokens(&self) -> BTreeSet<String> {
         self.shared.look(|state| state.model.tokens.clone().unwrap_or_default())

@@ -4,6 +4,7 @@
 //!
 //! - [`pod`]: a pod whose sidecar is run, stopped and started again
 //! - [`envoy`]: what stands for Envoy
+//! - [`acl`]: the token: given back at the end, had anew when it is gone
 //! - [`keep`]: the registration, kept true while the pod lives
 //! - [`buried`]: the registration, never made again after it was taken back
 //! - [`deregister`]: the preStop hook
@@ -14,6 +15,7 @@
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
+mod acl;
 mod buried;
 mod child;
 mod deregister;

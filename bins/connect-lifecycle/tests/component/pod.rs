@@ -84,6 +84,16 @@ impl Pod {
         std::fs::write(self.folder.path().join(name), contents).unwrap();
     }
 
+    /// The path of a file in the folder.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_string_lossy().into_owned()
+    }
+
+    /// What is in a file of the folder; none if it is not there.
+    pub(crate) fn read(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.folder.path().join(name)).ok()
+    }
+
     pub(crate) fn remove(&self, name: &str) {
         std::fs::remove_file(self.folder.path().join(name)).unwrap();
     }

@@ -16,6 +16,9 @@ pub struct Keep<H> {
     /// Whether it may be registered without a pause: one that is lost as soon as
     /// it is made is not made over and over.
     rested: bool,
+    /// Whether it is to be registered whatever the agent has: that was registered
+    /// with an ACL token that is gone, which the agent would go on using.
+    is_due: bool,
 }
 
 /// The steps of keeping a registration.
@@ -28,6 +31,8 @@ pub enum Step {
     See(Half),
     /// Register both halves again.
     Register,
+    /// Have another ACL token, if this one is really gone.
+    LogIn,
     /// Look for the tombstone. What was taken back and is still there, because
     /// the agent was away, is not kept alive: its lease runs out.
     Look,
@@ -44,7 +49,8 @@ pub enum Step {
 impl<H: PartialEq> Keep<H> {
     /// Keeping a registration of which nothing is known yet.
     pub fn begin() -> Self {
-        Self { step: Step::See(Half::Proxy), proxy: None, service: None, rested: true }
+        let step = Step::See(Half::Proxy);
+        Self { step, proxy: None, service: None, rested: true, is_due: false }
     }
 
     /// What is to be done now.
@@ -64,6 +70,7 @@ impl<H: PartialEq> Keep<H> {
     #[must_use]
     pub fn next(self, outcome: Outcome<H>) -> Self {
         match (self.step, outcome) {
+            (Step::End, _) => self,
             (Step::Watch, Outcome::Found(hash)) => {
                 Self { rested: true, ..self }.saw(Half::Proxy, hash)
             }
@@ -77,13 +84,14 @@ impl<H: PartialEq> Keep<H> {
             (Step::Renew(Half::Service), Outcome::Done) => self.at(Step::Renew(Half::Proxy)),
             (Step::Renew(Half::Proxy), Outcome::Done) => self.at(Step::Watch),
             (Step::Pause, _) => Self { rested: true, ..self }.at(Step::See(Half::Proxy)),
-            (Step::End, _) => self,
+            (Step::LogIn, Outcome::Done) => Self { is_due: true, ..self }.at(Step::Register),
+            (step, Outcome::NoToken) if step != Step::LogIn => self.at(Step::LogIn),
             (_, _) => self.at(Step::Pause),
         }
     }
 
     fn saw(self, half: Half, hash: H) -> Self {
-        if self.known(half).is_some_and(|known| *known != hash) {
+        if self.is_due || self.known(half).is_some_and(|known| *known != hash) {
             return self.lost();
         }
         match half {
@@ -106,6 +114,20 @@ impl<H: PartialEq> Keep<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_registered_with_a_token_that_is_gone_is_registered_again() {
+        let keep = Keep::begin().next(Outcome::Found(1)).next(Outcome::NoToken);
+        assert_eq!(keep.step(), Step::LogIn);
+        // The agent has not heard of the new token yet.
+        let keep = keep.next(Outcome::Done).next(Outcome::NoToken).next(Outcome::Failed);
+        assert_eq!(keep.step(), Step::Pause);
+        // It has, and the entry is as it was.
+        let keep = keep.next(Outcome::Done).next(Outcome::Found(1));
+        assert_eq!(keep.step(), Step::Register);
+        let keep = keep.next(Outcome::Done).next(Outcome::Found(1));
+        assert_eq!(keep.step(), Step::See(Half::Service));
+    }
 
     /// Two pods of one id on a node, or an agent that forgets at once.
     #[test]

@@ -53,6 +53,8 @@ pub enum Outcome<H> {
     Found(H),
     /// The agent has no such entry, or no such check.
     Missing,
+    /// There is no such ACL token, or the agent has not heard of it yet.
+    NoToken,
     /// It failed, and may work another time.
     Failed,
     /// It was refused, and would be again.

@@ -619,6 +619,7 @@ impl Machine for Keeper {
                 KeepStep::Look => Act::LookFirst,
                 KeepStep::Renew(half) => Act::Ask(Request::Renew(half)),
                 KeepStep::Pause => Act::Pause { ends: false },
+                KeepStep::LogIn => Act::Other("log in anew"),
                 KeepStep::Register | KeepStep::End => Act::Nothing,
             },
             Self::Registers(_, register) | Self::Finishes(register) => register.act(),

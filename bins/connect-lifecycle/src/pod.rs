@@ -1,0 +1,67 @@
+//! The pod as connect-init left it: one of its services, and the agent that has
+//! it registered.
+
+use std::time::Duration;
+
+use consul::Agent;
+use handoff::{Handoff, Record, Session};
+use runtime::deadline::race;
+use runtime::{Deadline, Failure, Signals};
+
+use crate::args::HandoffArgs;
+
+/// How long a login may take before Envoy is started. The kubelet starts the
+/// container again if it fails.
+const LOG_IN: Duration = Duration::from_secs(60);
+
+/// How long a logout may take at the end.
+const LOG_OUT: Duration = Duration::from_secs(2);
+
+/// One service of the pod, as connect-init left it.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    pub(crate) handoff: Handoff,
+    pub(crate) record: Record,
+    pub(crate) agent: Agent,
+    /// With a token by login; none if a token was given, or none is needed.
+    pub(crate) session: Option<Session>,
+}
+
+// === impl Pod ===
+
+impl Pod {
+    pub(crate) fn open(args: HandoffArgs) -> Result<Self, Failure> {
+        let handoff = args.handoff();
+        let record = Record::read(&handoff)?;
+        let agent = record.agent.connect()?;
+        let session = record.login.clone().map(|login| Session::new(&agent, &handoff, login));
+        Ok(Self { handoff, record, agent, session })
+    }
+
+    /// The container starts, perhaps again: its pod lives. If it was logged out
+    /// when the container ended, it logs in anew: Envoy starts with the token.
+    pub(crate) async fn revive(&self, signals: &mut Signals) -> Result<(), Failure> {
+        self.handoff.unbury()?;
+        let Some(session) = self.session.as_ref().filter(|_| self.agent.token().is_none()) else {
+            return Ok(());
+        };
+        let deadline = Deadline::after(LOG_IN);
+        let failure = match race(deadline, signals, session.renew(deadline)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(failure)) => failure,
+            Err(cut) => cut.failure(deadline),
+        };
+        self.log_out().await;
+        Err(failure)
+    }
+
+    /// Logs out, if it was by login that there is a token. Nothing is asked of
+    /// the agent after that.
+    pub(crate) async fn log_out(&self) {
+        if let Some(session) = &self.session
+            && let Err(failure) = session.close(Deadline::after(LOG_OUT)).await
+        {
+            tracing::warn!("{failure}");
+        }
+    }
+}

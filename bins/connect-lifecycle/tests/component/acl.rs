@@ -1,0 +1,167 @@
+//! The ACL token: given back when the pod ends, had anew when it is gone.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use scripted_agent::process::Signal;
+use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+use serde_json::json;
+
+use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left, await_alive};
+
+const NOT_FOUND: Fault = Fault::Status(403, "ACL not found");
+
+/// A pod that has logged in: it has the token `token-0`.
+fn pod(agent: &ScriptedAgent) -> Pod {
+    agent.with_acls().have_token("token-0");
+    let pod = Pod::of(agent);
+    let mut record = pod.record(agent, pod.envoy.admin());
+    record["agent"]["token_file"] = pod.path("acl-token").into();
+    record["login"] = json!({
+        "auth_method": "kubernetes",
+        "bearer_token_file": pod.path("bearer"),
+        "meta": {"pod": "shop/web-0"},
+    });
+    pod.write("registration.json", &record.to_string());
+    pod.write("acl-token", "token-0");
+    pod.write("bearer", "the-bearer-token");
+    pod.write("envoy-bootstrap.json", &bootstrap("token-0"));
+    pod
+}
+
+fn bootstrap(token: &str) -> String {
+    json!({"initial_metadata": [{"key": "x-consul-token", "value": token}]}).to_string()
+}
+
+#[track_caller]
+fn assert_has_token(pod: &Pod, token: &str) {
+    assert_eq!(pod.read("acl-token").as_deref(), Some(token));
+    let document: serde_json::Value =
+        serde_json::from_str(&pod.read("envoy-bootstrap.json").unwrap()).unwrap();
+    assert_eq!(document.to_string(), bootstrap(token));
+}
+
+fn tokens(tokens: &[&str]) -> BTreeSet<String> {
+    tokens.iter().map(|token| (*token).to_owned()).collect()
+}
+
+/// Pain 4: a logout that is skipped because something before it failed.
+#[test]
+fn logs_out_at_the_end_whatever_became_of_the_deregistration() {
+    for fails in [false, true] {
+        let agent = ScriptedAgent::start();
+        let pod = pod(&agent);
+        let mut sidecar = pod.run();
+        await_alive(&agent);
+        if fails {
+            agent.fault(Route::Deregister, Fault::Status(403, "Permission denied"), Times::Always);
+        }
+        sidecar.signal(Signal::SIGTERM);
+        assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+        assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
+        assert_eq!(pod.read("acl-token"), None);
+        // Until Envoy is gone, it needs the token.
+        let quit = pod.envoy.await_asked("POST /quitquitquit").at;
+        assert!(agent.await_request(Route::Logout).at > quit);
+        if !fails {
+            assert_nothing_left(&agent);
+        }
+    }
+}
+
+/// Pain 13: the token is destroyed when the container restarts, not only when
+/// the pod ends.
+#[test]
+fn a_container_that_comes_back_logs_in_again_before_envoy_starts() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut first = pod.run();
+    await_alive(&agent);
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.end(), Some(0), "{}", first.log());
+    agent.forget_requests();
+
+    let held = agent.hold(Route::Login);
+    let second = pod.run();
+    held.await_one();
+    assert!(!second.log().contains("started /bin/sh"), "{}", second.log());
+    held.release();
+    await_alive(&agent);
+    assert_eq!(agent.tokens(), tokens(&["token-1"]));
+    assert_has_token(&pod, "token-1");
+    assert_eq!(agent.services().len(), 2);
+    let register = agent.await_request(Route::Register.of(PROXY));
+    assert_eq!(register.token.as_deref(), Some("token-1"));
+}
+
+#[test]
+fn an_envoy_that_dies_leaves_the_token_to_the_container_that_comes() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    pod.envoy.dies(3);
+    assert_eq!(sidecar.end(), Some(3), "{}", sidecar.log());
+    assert_eq!(agent.tokens(), tokens(&["token-0"]));
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    assert!(agent.asked(Route::Login).is_empty());
+}
+
+/// Pain 22: a rotated token does nothing.
+#[test]
+fn a_token_that_somebody_else_deleted_is_had_anew_and_registered_with() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = pod(&agent);
+    let sidecar = pod.run();
+    await_alive(&agent);
+    agent.revoke_tokens();
+    for id in [SERVICE, PROXY] {
+        let register = agent.await_request(Route::Register.of(id));
+        assert_eq!(register.token.as_deref(), Some("token-1"), "{id}");
+    }
+    agent.forget_requests();
+    await_alive(&agent);
+    assert_eq!(agent.tokens(), tokens(&["token-1"]));
+    assert_has_token(&pod, "token-1");
+    sidecar.await_log("logged in anew");
+    assert!(!sidecar.log().contains("token-1"), "{}", sidecar.log());
+}
+
+/// Pain 20: the agent remembers for 30 s that it did not find the token.
+#[test]
+fn an_agent_that_does_not_know_a_good_token_yet_is_waited_for() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = pod(&agent);
+    agent.fault(Route::Service, NOT_FOUND, Times::N(2));
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    assert!(agent.asked(Route::Login).is_empty());
+    assert_eq!(agent.tokens(), tokens(&["token-0"]));
+}
+
+#[test]
+fn an_agent_that_does_not_log_out_is_given_up_and_said() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.fault(Route::Logout, Fault::Status(500, "No cluster leader"), Times::Always);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    sidecar.await_log("the ACL token is left behind");
+    sidecar.await_log("MaxTokenTTL");
+    // It is still the truth: whoever comes next uses it.
+    assert_eq!(pod.read("acl-token").as_deref(), Some("token-0"));
+}
+
+#[test]
+fn the_hook_leaves_the_token_to_envoy() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    pod.deregister(&[]).code(0);
+    assert_nothing_left(&agent);
+    assert_eq!(agent.tokens(), tokens(&["token-0"]));
+}
