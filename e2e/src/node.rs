@@ -109,12 +109,26 @@ impl Node {
     /// # Errors
     /// As [`Self::start_agent`].
     pub fn start_agent_with(&self, further: &Value) -> Result<Process> {
+        let agent = self.spawn_agent(further)?;
+        let up = until("the agent's Connect CA", || {
+            self.get("/v1/connect/ca/roots").is_ok_and(|roots| roots["ActiveRootID"].is_string())
+        });
+        up.map_err(|error| format!("{error}\n{}", agent.output()))?;
+        Ok(agent)
+    }
+
+    /// Starts an agent as [`Self::start_agent_with`] does, and waits for nothing.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn spawn_agent(&self, further: &Value) -> Result<Process> {
         let folder = self.folder("agent")?;
         let config = folder.join("agent.json");
         let mut settings = serde_json::json!({
             "ports": {"grpc": -1, "dns": -1},
             "connect": {"enabled": true},
             "disable_update_check": true,
+            "client_addr": IP,
         });
         json_patch::merge(&mut settings, further);
         serde_json::to_writer(fs::File::create(&config)?, &settings)?;
@@ -128,17 +142,10 @@ impl Node {
             IP,
             "-advertise",
             IP,
-            "-client",
-            IP,
             "-config-file",
             &config,
         ];
-        let agent = Process::start("consul", folder.join("log"), &self.parts.consul, &args, &[])?;
-        let up = until("the agent's Connect CA", || {
-            self.get("/v1/connect/ca/roots").is_ok_and(|roots| roots["ActiveRootID"].is_string())
-        });
-        up.map_err(|error| format!("{error}\n{}", agent.output()))?;
-        Ok(agent)
+        Process::start("consul", folder.join("log"), &self.parts.consul, &args, &[])
     }
 
     /// Starts the xDS server at the agent's gRPC port.

@@ -274,7 +274,6 @@ fn annotated(service: &str, annotations: &Value) -> Value {
     let all = given
         .map(|(key, value)| (key.as_str(), value.clone()))
         .chain([("connect-inject", "true".into()), ("connect-service", service.into())])
-        .chain([("application-sleep-seconds", "2".into())])
         .map(|(key, value)| (format!("consul.hashicorp.com/{key}"), value));
     json!(all.collect::<BTreeMap<String, Value>>())
 }
