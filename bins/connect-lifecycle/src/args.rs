@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -77,6 +78,29 @@ pub(crate) struct RunArgs {
     /// How long taking the registration back may take after SIGTERM
     #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", default_value = "5s", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) deregister_timeout: Duration,
+
+    /// Serve Envoy's and the application's metrics on one page, on this port of
+    /// loopback: what connect-init was told by --prometheus-backend-port
+    #[arg(
+        long,
+        env = "CONNECT_MERGED_METRICS_PORT",
+        value_name = "PORT",
+        requires = "service_metrics_port"
+    )]
+    pub(crate) merged_metrics_port: Option<NonZeroU16>,
+
+    /// The application's port for its metrics, on loopback
+    #[arg(long, env = "CONNECT_SERVICE_METRICS_PORT", value_name = "PORT")]
+    pub(crate) service_metrics_port: Option<NonZeroU16>,
+
+    /// The path of the application's metrics
+    #[arg(
+        long,
+        env = "CONNECT_SERVICE_METRICS_PATH",
+        default_value = "/metrics",
+        value_name = "PATH"
+    )]
+    pub(crate) service_metrics_path: String,
 
     /// Envoy and its arguments
     #[arg(last = true, required = true, value_name = "ENVOY")]

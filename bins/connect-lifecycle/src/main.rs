@@ -10,6 +10,7 @@
 //! - [`drain`]: Envoy, ended when nothing is in flight
 //! - [`ready`]: whether Envoy is ready; the hold on the application's start
 //! - [`wait`]: a command that runs while the proxy does, for Jobs
+//! - [`merge`]: Envoy's and the application's metrics on one page
 //! - [`child`]: a child process, and the orphans of the container
 //! - [`envoy`]: Envoy's admin interface
 
@@ -20,6 +21,7 @@ mod deregister;
 mod drain;
 mod envoy;
 mod keep;
+mod merge;
 mod pod;
 mod ready;
 mod run;

@@ -14,6 +14,7 @@ use crate::child::{self, Child};
 use crate::drain::{self, Busy};
 use crate::envoy::Envoy;
 use crate::keep::{self, Keeper};
+use crate::merge::{Merge, Source};
 use crate::pod::Pod;
 
 /// Runs Envoy, keeps it registered, and ends it well.
@@ -23,9 +24,23 @@ use crate::pod::Pod;
 /// signal, which are its only ways to status 0. If it ends by itself, the exit
 /// code is Envoy's.
 pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let RunArgs { handoff, drain_timeout, deregister_timeout, command } = args;
+    let RunArgs {
+        handoff,
+        drain_timeout,
+        deregister_timeout,
+        merged_metrics_port,
+        service_metrics_port,
+        service_metrics_path,
+        command,
+    } = args;
     let pod = Pod::open(handoff)?;
     pod.revive(&mut signals).await?;
+    if let Some((port, application)) = merged_metrics_port.zip(service_metrics_port) {
+        let source = Source { port: application.get(), path: service_metrics_path };
+        let merge = Merge::listen(port.get(), pod.record.admin, source).await?;
+        // Until the very end: what is drained is of interest, too.
+        tokio::spawn(merge.serve());
+    }
     let mut child = Child::spawn(&command)?;
     let stop = CancellationToken::new();
     let mut keeper = Box::pin(Keeper::new(&pod).keep(stop.clone()));
@@ -78,8 +93,8 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
     Ok(ExitCode::SUCCESS)
 }
 
-/// The ports of the pages that Envoy serves itself, such as its metrics: the
-/// listeners that are in its bootstrap. Those of the mesh come from the agent.
+/// The ports of the pages that Envoy serves itself, such as its metrics, by the
+/// names that they have in its bootstrap.
 fn pages(handoff: &Handoff) -> Vec<u16> {
     let bootstrap = std::fs::read(handoff.bootstrap()).unwrap_or_default();
     let bootstrap: Value = serde_json::from_slice(&bootstrap).unwrap_or_default();
@@ -87,10 +102,14 @@ fn pages(handoff: &Handoff) -> Vec<u16> {
     listeners
         .into_iter()
         .flatten()
+        .filter(|listener| PAGES.iter().any(|page| listener["name"] == *page))
         .filter_map(|listener| listener.pointer("/address/socket_address/port_value")?.as_u64())
         .filter_map(|port| u16::try_from(port).ok())
         .collect()
 }
+
+const PAGES: [&str; 3] =
+    ["envoy_prometheus_metrics_listener", "envoy_metrics_listener", "envoy_ready_listener"];
 
 /// The container restarts in a moment, or the pod is lost: until then no client
 /// is to be sent to a proxy that is not there.

@@ -154,9 +154,12 @@ fn an_application_that_never_ends_is_left_at_the_budget() {
 fn who_reads_envoys_own_pages_does_not_keep_it() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
-    let page =
-        |port| json!({"address": {"socket_address": {"address": "0.0.0.0", "port_value": port}}});
-    let bootstrap = json!({"static_resources": {"listeners": [page(9102), page(20000)]}});
+    let listener = |name: &str, port| {
+        let address = json!({"socket_address": {"address": "0.0.0.0", "port_value": port}});
+        json!({"name": name, "address": address})
+    };
+    let page = listener("envoy_prometheus_metrics_listener", 20000);
+    let bootstrap = json!({"static_resources": {"listeners": [listener("x", 9102), page]}});
     pod.write("envoy-bootstrap.json", &bootstrap.to_string());
     pod.envoy.has_connections(1);
     let mut sidecar = pod.run_with(&["--drain-timeout", "10m"]);

@@ -161,6 +161,7 @@ impl State {
             "GET /ready" => (200, "LIVE\n".to_owned()),
             "POST /drain_listeners" if self.refuses_drain => (404, "invalid path\n".to_owned()),
             "POST /drain_listeners" => (200, "OK\n".to_owned()),
+            "GET /stats/prometheus" => (200, "# TYPE envoy_up gauge\nenvoy_up 1\n".to_owned()),
             "GET /stats" if self.refuses_to_count => (503, "later\n".to_owned()),
             "GET /stats" => {
                 let count = self.connections;

@@ -9,6 +9,7 @@
 //! - [`buried`]: the registration, never made again after it was taken back
 //! - [`deregister`]: the preStop hook
 //! - [`end`]: the end of the sidecar: asked for, or Envoy's own
+//! - [`merge`]: Envoy's and the application's metrics on one page
 //! - [`child`]: signals passed on, orphans reaped
 //! - [`ready`]: whether Envoy is ready
 //! - [`wait`]: a command that runs while the proxy does, for Jobs
@@ -22,6 +23,7 @@ mod deregister;
 mod end;
 mod envoy;
 mod keep;
+mod merge;
 mod pod;
 mod ready;
 mod wait;

@@ -1,0 +1,278 @@
+//! Envoy's and the application's metrics on one page, for Prometheus: what
+//! `-prometheus-backend-port` of the bootstrap leads to. It listens on loopback;
+//! Envoy's Prometheus listener is what is seen from outside.
+//!
+//! The page is passed on line by line, so that a large one takes no memory, and
+//! ends with two metrics that say whether each half is there. One scrape is
+//! answered at a time.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, HOST};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use runtime::{Exit, Failure};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+/// Where the application's metrics are.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    /// A port of loopback.
+    pub(crate) port: u16,
+    /// The path.
+    pub(crate) path: String,
+}
+
+/// A page of both.
+#[derive(Debug)]
+pub(crate) struct Merge {
+    listener: TcpListener,
+    envoy: SocketAddr,
+    application: Source,
+}
+
+/// What Envoy's admin listener calls the page, and what ours is called.
+///
+/// Source: Envoy's "Administration interface" page.
+const PAGE: &str = "/stats/prometheus";
+
+/// How long each half may take: together less than Prometheus' own 10 s.
+const HALF: Duration = Duration::from_secs(4);
+
+/// How long the question may take, which Envoy asks in one piece.
+const QUESTION: Duration = Duration::from_secs(1);
+
+/// A question of Envoy's is far shorter.
+const LONGEST_QUESTION: usize = 8 << 10;
+
+/// A line is far shorter; what has none for so long is no such page.
+const LONGEST_LINE: usize = 64 << 10;
+
+/// The largest half that is passed on.
+const LARGEST_HALF: usize = 16 << 20;
+
+// === impl Merge ===
+
+impl Merge {
+    /// Listens.
+    pub(crate) async fn listen(
+        port: u16,
+        envoy: SocketAddr,
+        application: Source,
+    ) -> Result<Self, Failure> {
+        // Where the bootstrap has it: beside the admin listener.
+        let address = SocketAddr::new(envoy.ip(), port);
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            Failure::new(
+                Exit::Failure,
+                format_args!("cannot serve merged metrics at {address}: {error}"),
+            )
+            .hint("let --merged-metrics-port be a port that nothing in the pod uses")
+        })?;
+        Ok(Self { listener, envoy, application })
+    }
+
+    /// Answers, for good.
+    pub(crate) async fn serve(self) {
+        loop {
+            let answered = match self.listener.accept().await {
+                Ok((stream, _)) => self.answer(&stream).await,
+                Err(error) => {
+                    tokio::time::sleep(QUESTION).await;
+                    Err(error)
+                }
+            };
+            if let Err(error) = answered {
+                tracing::debug!("a scrape was not answered: {error}");
+            }
+        }
+    }
+
+    async fn answer(&self, stream: &TcpStream) -> io::Result<()> {
+        let line = timeout(QUESTION, question(stream)).await??;
+        if line != format!("GET {PAGE}") {
+            return write_all(
+                stream,
+                b"HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+            )
+            .await;
+        }
+        // Its end is the connection's: nobody knows its length yet.
+        write_all(stream, b"HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4\r\nconnection: close\r\n\r\n").await?;
+        let application = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.application.port);
+        let envoy = half("Envoy", stream, self.envoy, PAGE).await?;
+        let application =
+            half("the application", stream, application, &self.application.path).await?;
+        let [envoy, application] = [envoy, application].map(u8::from);
+        // The second is named as in Consul's own injector.
+        let end = format!(
+            "# TYPE connect_merged_envoy_metrics_success gauge\n\
+             connect_merged_envoy_metrics_success {envoy}\n\
+             # TYPE consul_merged_service_metrics_success gauge\n\
+             consul_merged_service_metrics_success {application}\n"
+        );
+        write_all(stream, end.as_bytes()).await
+    }
+}
+
+/// Passes one half on; whether it came whole. It is no error of the page if it
+/// did not.
+async fn half(whose: &str, to: &TcpStream, address: SocketAddr, path: &str) -> io::Result<bool> {
+    let mut lines = Lines::default();
+    let passed = timeout(HALF, pass_on(to, address, path, &mut lines)).await;
+    let problem = match passed {
+        Ok(Ok(())) => return Ok(true),
+        Ok(Err(Problem::Reader(error))) => return Err(error),
+        Ok(Err(Problem::Source(problem))) => problem,
+        Err(_) => format!("no end within {HALF:?}"),
+    };
+    tracing::warn!("the metrics of {whose} at http://{address}{path} are missing: {problem}");
+    Ok(false)
+}
+
+/// Why a half did not come whole.
+enum Problem {
+    /// Nobody reads the page any more.
+    Reader(io::Error),
+    /// Whoever has the metrics does not give them.
+    Source(String),
+}
+
+async fn pass_on(
+    to: &TcpStream,
+    address: SocketAddr,
+    path: &str,
+    lines: &mut Lines,
+) -> Result<(), Problem> {
+    let stream = TcpStream::connect(address).await.map_err(source)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(source)?;
+    let request = Request::get(path)
+        .header(HOST, address.to_string())
+        .header(ACCEPT, "text/plain;version=0.0.4")
+        .body(Empty::<Bytes>::new())
+        .map_err(source)?;
+    let exchange = async {
+        let mut response = sender.send_request(request).await.map_err(source)?;
+        if response.status() != StatusCode::OK {
+            return Err(source(format_args!("status {}", response.status())));
+        }
+        let mut size = 0;
+        while let Some(frame) = response.frame().await {
+            let Ok(data) = frame.map_err(source)?.into_data() else { continue };
+            size += data.len();
+            if size > LARGEST_HALF {
+                return Err(source(format_args!("more than {LARGEST_HALF} bytes")));
+            }
+            let whole = lines.add(&data).map_err(source)?;
+            write_all(to, &whole).await.map_err(Problem::Reader)?;
+        }
+        write_all(to, &lines.end()).await.map_err(Problem::Reader)
+    };
+    // The connection moves the bytes; it ends with the exchange.
+    tokio::select! {
+        biased;
+        passed = exchange => passed,
+        Err(error) = connection => Err(source(error)),
+    }
+}
+
+fn source(problem: impl ToString) -> Problem {
+    Problem::Source(problem.to_string())
+}
+
+/// Text that comes in pieces, as whole lines: half a line would spoil the other
+/// half of the page, too.
+#[derive(Debug, Default)]
+struct Lines {
+    rest: Vec<u8>,
+}
+
+// === impl Lines ===
+
+impl Lines {
+    /// The lines that are whole now.
+    fn add(&mut self, data: &[u8]) -> Result<Vec<u8>, &'static str> {
+        self.rest.extend_from_slice(data);
+        let whole = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        let rest = self.rest.split_off(whole);
+        let whole = std::mem::replace(&mut self.rest, rest);
+        if self.rest.len() > LONGEST_LINE {
+            return Err("a line without an end: these are no metrics");
+        }
+        Ok(without_end_mark(whole))
+    }
+
+    /// What is left at the end, as a line.
+    fn end(&mut self) -> Vec<u8> {
+        let mut last = std::mem::take(&mut self.rest);
+        if !last.is_empty() {
+            last.push(b'\n');
+        }
+        without_end_mark(last)
+    }
+}
+
+/// OpenMetrics marks the end of a page, and another half follows.
+fn without_end_mark(lines: Vec<u8>) -> Vec<u8> {
+    const MARK: &[u8] = b"# EOF\n";
+    if !lines.windows(MARK.len()).any(|window| window == MARK) {
+        return lines;
+    }
+    let kept = lines.split_inclusive(|byte| *byte == b'\n').filter(|line| *line != MARK);
+    kept.flatten().copied().collect()
+}
+
+/// Reads a request's head; its method and path, without the query.
+async fn question(stream: &TcpStream) -> io::Result<String> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+        stream.readable().await?;
+        let mut buffer = [0; 1024];
+        match stream.try_read(&mut buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) if head.len() > LONGEST_QUESTION => return Err(io::ErrorKind::InvalidData.into()),
+            Ok(length) => head.extend_from_slice(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let head = String::from_utf8_lossy(&head);
+    let mut words = head.split([' ', '?', '\r']);
+    Ok([words.next(), words.next()].map(Option::unwrap_or_default).join(" "))
+}
+
+async fn write_all(stream: &TcpStream, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(data) {
+            Ok(length) => data = &data[length..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_become_whole_lines() {
+        let mut lines = Lines::default();
+        let mut add = |data: &str| String::from_utf8(lines.add(data.as_bytes()).unwrap()).unwrap();
+        assert_eq!(add("a 1\nb"), "a 1\n");
+        assert_eq!(add(" 2"), "");
+        assert_eq!(add("\nc 3\n# E"), "b 2\nc 3\n");
+        assert_eq!(add("OF\nd 4"), "");
+        assert_eq!(lines.end(), b"d 4\n");
+        assert_eq!(lines.end(), b"");
+        assert!(lines.add(&[b'x'; LONGEST_LINE + 1]).is_err());
+    }
+}
