@@ -15,6 +15,8 @@
 //! - [`document`]: the user's document: its pods, and what they do
 //! - [`demo`]: the document, played
 //! - [`cluster`]: a real Kubernetes, instead of what stands for one here
+//! - [`python`]: Helm, and Kubernetes' schemas
+//! - [`pod_security`]: what PodSecurity has against a pod
 
 pub mod acl;
 pub mod admission;
@@ -27,7 +29,9 @@ pub mod kubelet;
 pub mod load;
 pub mod node;
 pub mod parts;
+pub mod pod_security;
 pub mod process;
+pub mod python;
 pub mod xds;
 
 /// Why something of the harness did not work. It ends a test or the demo.

@@ -63,21 +63,27 @@ impl Parts {
     /// # Panics
     /// In CI, if a part is missing.
     pub fn find_or_skip() -> Option<Self> {
-        match Self::find() {
-            Ok(parts) => Some(parts),
-            Err(missing) => {
-                let ci = std::env::var_os("CI").unwrap_or_default();
-                assert!(ci.is_empty(), "{missing}");
-                // Past the test runner's capture: a skip is to be seen.
-                let _ = writeln!(std::io::stderr(), "skipped: {missing}");
-                None
-            }
-        }
+        or_skip(Self::find())
     }
 
     /// One of the harness's own programs.
     pub fn harness(&self, name: &str) -> PathBuf {
         self.harness.join(name)
+    }
+}
+
+/// What was found, or nothing with a line that says what is missing; in CI,
+/// that is a failure.
+pub(crate) fn or_skip<T>(found: Result<T, String>) -> Option<T> {
+    match found {
+        Ok(found) => Some(found),
+        Err(missing) => {
+            let ci = std::env::var_os("CI").unwrap_or_default();
+            assert!(ci.is_empty(), "{missing}");
+            // Past the test runner's capture: a skip is to be seen.
+            let _ = writeln!(std::io::stderr(), "skipped: {missing}");
+            None
+        }
     }
 }
 

@@ -84,6 +84,17 @@ range: "true" or nothing.
 {{- end -}}
 {{- end -}}
 
+{{/* The injector's file with the CA of the agents. */}}
+{{- define "connect-inject.caFile" -}}
+/consul/ca/{{ .Values.connectInject.agent.caCert.secretKey }}
+{{- end -}}
+
+{{/* The HTTP address of a node's agent. */}}
+{{- define "connect-inject.agent" -}}
+{{- $agent := .Values.connectInject.agent -}}
+{{- $agent.httpAddr | default (empty $agent.caCert.secretName | ternary "http://$(HOST_IP):8500" "https://$(HOST_IP):8501") -}}
+{{- end -}}
+
 {{/* The policy, as `connect-inject serve --config` reads it. */}}
 {{- define "connect-inject.config" -}}
 {{- $c := .Values.connectInject -}}
@@ -110,8 +121,8 @@ default-enable-metrics: {{ $metrics }}
 default-prometheus-scrape-port: {{ $c.metrics.defaultPrometheusScrapePort }}
 default-prometheus-scrape-path: {{ $c.metrics.defaultPrometheusScrapePath | toJson }}
 default-sidecar-proxy-lifecycle-startup-grace-period-seconds: {{ $proxy.lifecycle.defaultStartupGracePeriodSeconds }}
-{{- with $proxy.lifecycle.defaultShutdownGracePeriodSeconds }}
-default-sidecar-proxy-lifecycle-shutdown-grace-period-seconds: {{ . }}
+{{- if not (kindIs "invalid" $proxy.lifecycle.defaultShutdownGracePeriodSeconds) }}
+default-sidecar-proxy-lifecycle-shutdown-grace-period-seconds: {{ $proxy.lifecycle.defaultShutdownGracePeriodSeconds }}
 {{- end }}
 default-application-sleep-seconds: {{ $proxy.lifecycle.defaultApplicationSleepSeconds }}
 sidecar-mode: {{ $proxy.mode | toJson }}
@@ -120,6 +131,17 @@ kubernetes-version: {{ . | quote }}
 {{- end }}
 pod-log-level: {{ $proxy.logLevel | default .Values.global.logLevel | toJson }}
 pod-log-format: {{ .Values.global.logJSON | ternary "json" "plain" }}
-consul-http-addr-template: {{ $c.agent.httpAddr | toJson }}
-consul-grpc-addr-template: {{ $c.agent.grpcAddr | toJson }}
+{{- with $c.agent.httpAddr }}
+consul-http-addr-template: {{ toJson . }}
+{{- end }}
+{{- with $c.agent.grpcAddr }}
+consul-grpc-addr-template: {{ toJson . }}
+{{- end }}
+{{- if $c.agent.caCert.secretName }}
+consul-ca-cert: {{ include "connect-inject.caFile" . }}
+{{- end }}
+{{- with $c.agent.tlsServerName }}
+consul-tls-server-name: {{ toJson . }}
+{{- end }}
+acl-auth-method: {{ $c.overrideAuthMethodName | toJson }}
 {{- end -}}
