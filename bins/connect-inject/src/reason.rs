@@ -170,4 +170,25 @@ mod tests {
         let denials = Reason::ALL.iter().filter(|reason| reason.outcome() == Outcome::Denied);
         assert_eq!(documented, denials.map(|reason| reason.code()).collect());
     }
+
+    #[test]
+    fn the_troubleshooting_page_has_every_reason_and_exit_code() {
+        let page = include_str!("../docs/troubleshooting.md");
+        let is_code = |text: &&str| text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+        let row = |line: &'static str| {
+            let (cell, _) = line.strip_prefix("| ")?.split_once(" |")?;
+            let cell = cell.split_once("](").map_or(cell, |(name, _)| &name[1..]);
+            cell.strip_prefix('`')?.strip_suffix('`').filter(is_code)
+        };
+        let documented: BTreeSet<&str> = page.lines().filter_map(row).collect();
+        assert_eq!(documented, Reason::ALL.iter().map(|reason| reason.code()).collect());
+        for reason in Reason::ALL.iter().filter(|reason| reason.outcome() == Outcome::Denied) {
+            let code = reason.code();
+            assert!(page.contains(&format!("[`{code}`](../README.md#{code})")), "{code}");
+        }
+        for line in runtime::exit::HELP.lines().filter_map(|line| line.strip_prefix("  ")) {
+            let (code, meaning) = line.split_once(' ').expect("a code and its meaning");
+            assert!(page.contains(&format!("\n| {code} | {} |", meaning.trim())), "{code}");
+        }
+    }
 }
