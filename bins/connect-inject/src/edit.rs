@@ -49,17 +49,21 @@ pub(crate) fn inject(pod: &Value, plan: &Plan, policy: &Policy) -> Result<Inject
         editor.append("/spec/imagePullSecrets", to_json(&sidecar::pull_secret(secret)))?;
     }
 
-    let mut envoy = to_json(&sidecar::sidecar(plan, policy));
-    if let Some(Value::Array(mounts)) = envoy.get_mut("volumeMounts") {
-        mounts.extend(plan.volumes.mounts.iter().cloned());
+    let mut sidecars: Vec<Value> = sidecar::sidecars(plan, policy).iter().map(to_json).collect();
+    for sidecar in &mut sidecars {
+        if let Some(Value::Array(mounts)) = sidecar.get_mut("volumeMounts") {
+            mounts.extend(plan.volumes.mounts.iter().cloned());
+        }
     }
     editor.append("/spec/initContainers", to_json(&sidecar::init_container(plan, policy)))?;
     if plan.lifecycle.native {
-        editor.append("/spec/initContainers", envoy)?;
+        for sidecar in sidecars {
+            editor.append("/spec/initContainers", sidecar)?;
+        }
     } else {
         // In front, because the kubelet starts containers in order and waits for
         // each one's postStart.
-        editor.prepend("/spec/containers", vec![envoy])?;
+        editor.prepend("/spec/containers", sidecars)?;
     }
 
     record(&mut editor, pod)?;
@@ -313,8 +317,9 @@ pub(crate) mod tests {
             "/metadata/annotations/prometheus.io~1scrape",
             "/metadata/labels/consul.hashicorp.com~1connect-inject-status",
         ];
-        const ELEMENTS: [&str; 4] = [
+        const ELEMENTS: [&str; 5] = [
             "/spec/containers/0",
+            "/spec/containers/1",
             "/spec/imagePullSecrets/-",
             "/spec/initContainers/-",
             "/spec/volumes/-",
@@ -423,8 +428,8 @@ pub(crate) mod tests {
         let annotations = object(vec![
             (annotation::INJECT, odd(text("true|1|T|false|maybe")).boxed()),
             (annotation::STATUS, prop_oneof![9 => Just(None), 1 => odd(text("|injected"))].boxed()),
-            (annotation::SERVICE, odd(text("web|web-2|\\PC*")).boxed()),
-            (annotation::SERVICE_PORT, odd(text("http|8080|0|\\PC*")).boxed()),
+            (annotation::SERVICE, odd(text("web|web-2|web,admin|\\PC*")).boxed()),
+            (annotation::SERVICE_PORT, odd(text("http|8080|0|8080,9090|\\PC*")).boxed()),
             (
                 annotation::UPSTREAMS,
                 odd(text("db:[1-9][0-9]{0,4}(,auth:1234)?|prepared_query:\\PC{0,4}:1|\\PC*"))

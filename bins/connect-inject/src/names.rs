@@ -5,8 +5,13 @@
 pub(crate) const VOLUME: &str = "consul-connect-inject-data";
 /// The container that registers the pod before it starts.
 pub(crate) const INIT_CONTAINER: &str = "consul-connect-inject-init";
-/// The container with Envoy.
+/// The container with Envoy, of the pod's first service.
 pub(crate) const SIDECAR: &str = "envoy-sidecar";
+
+/// The container with Envoy of a further service.
+pub(crate) fn sidecar_of(service: &str) -> String {
+    format!("{SIDECAR}-{service}")
+}
 
 /// Where the volume is mounted: the folder that `connect-init` writes to and
 /// `connect-lifecycle` reads from by default.

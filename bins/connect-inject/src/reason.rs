@@ -83,7 +83,7 @@ reasons! {
         ReservedPort = "reserved-port",
         /// The pod runs as the user of the injected containers.
         ReservedUser = "reserved-user",
-        /// The pod is to be several services.
+        /// Several services without as many ports, or too many of them.
         SeveralServices = "several-services",
         /// The service's name can't be one.
         InvalidService = "invalid-service",

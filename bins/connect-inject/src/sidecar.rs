@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::names::{
     DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, SIDECAR, TOKEN_FILE, TOKEN_FOLDER, TOKEN_VOLUME,
-    USER, VOLUME,
+    USER, VOLUME, sidecar_of,
 };
 use crate::plan::{Envoy, Plan};
 use crate::policy::Policy;
@@ -93,11 +93,13 @@ pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
 
 fn init_arguments(plan: &Plan, policy: &Policy) -> Vec<String> {
     let service = &plan.service;
-    let name = match service.port {
-        Some(port) => format!("{}:{port}", service.name),
-        None => service.name.clone(),
-    };
-    let mut arguments = vec![literal(&format!("--service={name}"))];
+    let mut arguments: Vec<String> = service
+        .each()
+        .map(|(name, port)| match port {
+            Some(port) => literal(&format!("--service={name}:{port}")),
+            None => literal(&format!("--service={name}")),
+        })
+        .collect();
     arguments.extend(
         plan.upstreams.iter().map(|upstream| literal(&format!("--upstream={}", upstream.spec()))),
     );
@@ -124,11 +126,42 @@ fn init_arguments(plan: &Plan, policy: &Policy) -> Vec<String> {
     arguments
 }
 
-/// The container with Envoy, run by the lifecycle helper.
-pub(crate) fn sidecar(plan: &Plan, policy: &Policy) -> Container {
+/// The containers with Envoy, each run by the lifecycle helper: one for each of
+/// the pod's services.
+pub(crate) fn sidecars(plan: &Plan, policy: &Policy) -> Vec<Container> {
+    let first = sidecar(plan, Of::default(), policy);
+    let further = (1..).zip(&plan.service.more);
+    let further =
+        further.map(|(index, (name, _))| sidecar(plan, Of { index, service: Some(name) }, policy));
+    std::iter::once(first).chain(further).collect()
+}
+
+/// Which of the pod's sidecars it is.
+#[derive(Clone, Copy, Default)]
+struct Of<'p> {
+    /// Its index.
+    index: u16,
+    /// The name of its service, except for the first: that is the helper's
+    /// default.
+    service: Option<&'p str>,
+}
+
+impl Of<'_> {
+    /// A command of the helper.
+    fn helper(self, command: &str) -> Vec<String> {
+        let service = self.service.map(|service| format!("--service={service}"));
+        [HELPER.to_owned(), command.to_owned()].into_iter().chain(service).collect()
+    }
+}
+
+fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
     let Plan { envoy, lifecycle, .. } = plan;
-    let most = format!("{}s", lifecycle.hold);
-    let hold = (lifecycle.hold > 0).then(|| exec(&[HELPER, "ready", "--wait", &most]));
+    let waiting = || {
+        of.helper("ready").into_iter().chain(["--wait".to_owned(), format!("{}s", lifecycle.hold)])
+    };
+    let hold = (lifecycle.hold > 0).then(|| exec(waiting().collect()));
+    let probe = |period, failures| probe(of.helper("ready"), period, failures);
+    let name = of.service.map_or_else(|| SIDECAR.to_owned(), sidecar_of);
     // The next container is started when this one's postStart has returned or,
     // behind a native sidecar, when its startup probe has.
     let (post_start, until_started) = if lifecycle.native { (None, hold) } else { (hold, None) };
@@ -142,11 +175,11 @@ pub(crate) fn sidecar(plan: &Plan, policy: &Policy) -> Container {
         }),
     };
     Container {
-        command: Some(envoy_command(plan)),
+        command: Some(envoy_command(plan, of)),
         env: Some(log(policy).collect()).filter(|variables: &Vec<_>| !variables.is_empty()),
         lifecycle: Some(Lifecycle {
             post_start,
-            pre_stop: Some(exec(&[HELPER, "deregister"])),
+            pre_stop: Some(exec(of.helper("deregister"))),
             ..Lifecycle::default()
         }),
         startup_probe: startup,
@@ -154,23 +187,31 @@ pub(crate) fn sidecar(plan: &Plan, policy: &Policy) -> Container {
         readiness_probe: envoy.readiness.then(|| probe(10, 3)),
         restart_policy: lifecycle.native.then(|| "Always".to_owned()),
         resources: resources(&envoy.resources),
-        ..injected(SIDECAR, &policy.envoy_image, policy)
+        ..injected(&name, &policy.envoy_image, policy)
     }
 }
 
-fn envoy_command(plan: &Plan) -> Vec<String> {
+fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
     let Envoy { extra_args, concurrency, .. } = &plan.envoy;
-    let mut command = vec![HELPER.to_owned(), "run".to_owned()];
+    let mut command = of.helper("run");
     if let Some(drain) = plan.lifecycle.drain {
         command.push(format!("--drain-timeout={drain}s"));
     }
     command.extend(["--", "envoy", "--config-path"].map(str::to_owned));
-    command.push(format!("{FOLDER}/envoy-bootstrap.json"));
+    command.push(match of.service {
+        None => format!("{FOLDER}/envoy-bootstrap.json"),
+        Some(service) => format!("{FOLDER}/envoy-bootstrap-{service}.json"),
+    });
     // Envoy takes an argument once: the user's wins.
     let is_given = |argument: &str| extra_args.iter().any(|extra| extra == argument);
     // One Envoy a container: there is no other to take over from.
     if !is_given("--disable-hot-restart") {
         command.push("--disable-hot-restart".to_owned());
+    }
+    // The containers of a pod share their memory's names, of which each Envoy
+    // takes some by this number.
+    if of.index > 0 && !is_given("--base-id") {
+        command.extend(["--base-id".to_owned(), of.index.to_string()]);
     }
     // By default it starts a thread for each core of the node.
     if let Some(threads) = concurrency.filter(|_| !is_given("--concurrency")) {
@@ -198,19 +239,17 @@ pub(crate) fn pull_secret(name: &str) -> LocalObjectReference {
     LocalObjectReference { name: name.to_owned() }
 }
 
-fn exec(command: &[&str]) -> LifecycleHandler {
+fn exec(command: Vec<String>) -> LifecycleHandler {
     LifecycleHandler {
-        exec: Some(ExecAction {
-            command: Some(command.iter().map(|word| (*word).to_owned()).collect()),
-        }),
+        exec: Some(ExecAction { command: Some(command) }),
         ..LifecycleHandler::default()
     }
 }
 
 /// A probe of Envoy that may fail so often.
-fn probe(period: i32, failures: u32) -> Probe {
+fn probe(command: Vec<String>, period: i32, failures: u32) -> Probe {
     Probe {
-        exec: exec(&[HELPER, "ready"]).exec,
+        exec: exec(command).exec,
         period_seconds: Some(period),
         timeout_seconds: Some(5),
         failure_threshold: i32::try_from(failures).ok(),
@@ -400,7 +439,7 @@ pub(crate) mod tests {
         }
         let mut plan = plan("");
         plan.envoy.extra_args = vec!["$(HOME) x".to_owned()];
-        let command = sidecar(&plan, &policy()).command.unwrap();
+        let command = sidecar(&plan, Of::default(), &policy()).command.unwrap();
         assert_eq!(expanded(command.last().unwrap()), "$(HOME) x");
     }
 
@@ -473,9 +512,48 @@ pub(crate) mod tests {
         };
         let token = (token_volume().name, "/consul/service-account".to_owned());
         assert!(mounted(init_container(&plan(""), &policy)).contains(&token));
-        assert!(mounted(sidecar(&plan(""), &policy)).contains(&token));
+        assert!(mounted(sidecar(&plan(""), Of::default(), &policy)).contains(&token));
         let without = Policy { acl_auth_method: None, ..policy };
-        assert!(!mounted(sidecar(&plan(""), &without)).contains(&token));
+        assert!(!mounted(sidecar(&plan(""), Of::default(), &without)).contains(&token));
+    }
+
+    /// One Envoy for each service, with a registration and ports of its own.
+    #[test]
+    fn each_service_has_its_sidecar() {
+        let mut plan = plan("db:1");
+        plan.service.more = vec![("web-admin".to_owned(), 9090)];
+        plan.envoy.readiness = true;
+        plan.lifecycle.hold = 5;
+        let args = init_container(&plan, &policy()).args.unwrap();
+        assert_eq!(args, ["--service=web:8080", "--service=web-admin:9090", "--upstream=db:1"]);
+        let [first, second] = &sidecars(&plan, &policy())[..] else { panic!() };
+        assert_eq!((&*first.name, &*second.name), ("envoy-sidecar", "envoy-sidecar-web-admin"));
+        assert!(!first.command.as_ref().unwrap().iter().any(|word| word.starts_with("--service")));
+        let helper = "/consul/connect-inject/connect-lifecycle";
+        let service = "--service=web-admin";
+        assert_eq!(
+            second.command.as_ref().unwrap()[..],
+            [
+                helper,
+                "run",
+                service,
+                "--",
+                "envoy",
+                "--config-path",
+                "/consul/connect-inject/envoy-bootstrap-web-admin.json",
+                "--disable-hot-restart",
+                "--base-id",
+                "1",
+            ]
+        );
+        let lifecycle = second.lifecycle.as_ref().unwrap();
+        let words = |handler: &Option<LifecycleHandler>| {
+            handler.as_ref().unwrap().exec.as_ref().unwrap().command.clone().unwrap()
+        };
+        assert_eq!(words(&lifecycle.pre_stop), [helper, "deregister", service]);
+        assert_eq!(words(&lifecycle.post_start), [helper, "ready", service, "--wait", "5s"]);
+        let probe = second.readiness_probe.as_ref().unwrap().exec.as_ref().unwrap();
+        assert_eq!(probe.command.as_ref().unwrap()[..], [helper, "ready", service]);
     }
 
     #[test]
@@ -485,7 +563,7 @@ pub(crate) mod tests {
             plan.envoy.extra_args = extra.iter().map(|word| (*word).to_owned()).collect();
             plan.envoy.concurrency = concurrency;
             plan.lifecycle.drain = Some(7);
-            let mut command = sidecar(&plan, &policy()).command.unwrap();
+            let mut command = sidecar(&plan, Of::default(), &policy()).command.unwrap();
             assert_eq!(command[2], "--drain-timeout=7s");
             command.split_off(7)
         };
@@ -502,7 +580,7 @@ pub(crate) mod tests {
     fn a_native_sidecar_is_waited_for_by_its_startup_probe() {
         let lifecycle = Lifecycle { native: true, hold: 30, ..Lifecycle::default() };
         let mut plan = Plan { lifecycle, ..plan("") };
-        let native = sidecar(&plan, &policy());
+        let native = sidecar(&plan, Of::default(), &policy());
         assert_eq!(native.restart_policy.as_deref(), Some("Always"));
         let hooks = native.lifecycle.unwrap();
         assert!(hooks.post_start.is_none() && hooks.pre_stop.is_some());
@@ -511,12 +589,12 @@ pub(crate) mod tests {
         assert_eq!(startup.exec.unwrap().command.unwrap()[1..], ["ready", "--wait", "30s"]);
 
         plan.lifecycle.hold = 0;
-        assert!(sidecar(&plan, &policy()).startup_probe.is_none());
+        assert!(sidecar(&plan, Of::default(), &policy()).startup_probe.is_none());
         plan.envoy.startup_failure = Some(60);
-        let startup = sidecar(&plan, &policy()).startup_probe.unwrap();
+        let startup = sidecar(&plan, Of::default(), &policy()).startup_probe.unwrap();
         assert_eq!((startup.period_seconds, startup.failure_threshold), (Some(1), Some(60)));
         plan.lifecycle.native = false;
-        let container = sidecar(&plan, &policy());
+        let container = sidecar(&plan, Of::default(), &policy());
         assert!(container.restart_policy.is_none());
         assert!(container.lifecycle.unwrap().post_start.is_none(), "not held");
     }
@@ -531,7 +609,7 @@ pub(crate) mod tests {
         };
         policy.init_resources.memory.limit = "0".parse().ok();
         let plan = plan("");
-        for container in [init_container(&plan, &policy), sidecar(&plan, &policy)] {
+        for container in [init_container(&plan, &policy), sidecar(&plan, Of::default(), &policy)] {
             assert_eq!(container.image_pull_policy.as_deref(), Some("Always"));
             let security = container.security_context.unwrap();
             assert_eq!((security.run_as_user, security.run_as_group), (None, None));
@@ -544,7 +622,7 @@ pub(crate) mod tests {
         }
         let limits = init_container(&plan, &policy).resources.unwrap().limits.unwrap();
         assert_eq!(limits["memory"].0, "0");
-        assert!(sidecar(&plan, &policy).resources.is_none());
+        assert!(sidecar(&plan, Of::default(), &policy).resources.is_none());
     }
 
     #[test]

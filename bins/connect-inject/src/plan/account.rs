@@ -1,23 +1,24 @@
 //! The service account, by which a pod logs in if there are ACLs.
 
+use super::Service;
 use crate::annotation;
 use crate::denial::Denial;
 use crate::pod::Pod;
 use crate::reason::Reason;
 use crate::shape::quoted;
 
-/// Refuses a pod that could not log in for its service: an auth method gives a
-/// token for the service that is named as the account.
-pub(super) fn refuse(pod: Pod<'_>, service: &str) -> Result<(), Denial> {
+/// Refuses a pod that could not log in for its services: an auth method gives a
+/// token for the service that is named as the account. So there can be only one.
+pub(super) fn refuse(pod: Pod<'_>, service: &Service) -> Result<(), Denial> {
     let account = ["serviceAccountName", "serviceAccount"]
         .into_iter()
         .filter_map(|field| pod.spec(field)?.as_str())
         .find(|name| !name.is_empty())
         // That of a pod that names none.
         .unwrap_or("default");
-    if account == service {
+    let Some((service, _)) = service.each().find(|(name, _)| *name != account) else {
         return Ok(());
-    }
+    };
     let problem = format!(
         "the pod's service account {} is not named as its service {}, and with ACLs on its token \
          is good for no other: set `serviceAccountName: {service}`, or annotation `{}`",

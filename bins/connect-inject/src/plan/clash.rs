@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::{Surroundings, owner};
+use super::{Service, Surroundings};
 use crate::denial::Denial;
-use crate::names::{INIT_CONTAINER, SIDECAR, TOKEN_VOLUME, USER, VOLUME};
+use crate::names::{INIT_CONTAINER, SIDECAR, TOKEN_VOLUME, USER, VOLUME, sidecar_of};
 use crate::pod::Pod;
 use crate::policy::Policy;
 use crate::reason::Reason;
@@ -13,9 +13,10 @@ use crate::reason::Reason;
 pub(super) fn refuse(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
+    service: &Service,
     policy: &Policy,
 ) -> Result<(), Denial> {
-    names(pod, around)?;
+    names(pod, around, service)?;
     ports(around)?;
     if policy.fixed_user {
         users(pod, around)?;
@@ -25,7 +26,7 @@ pub(super) fn refuse(
 
 /// The API server would refuse the injected pod, and name two containers of
 /// which the user wrote one.
-fn names(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<(), Denial> {
+fn names(pod: Pod<'_>, around: &Surroundings<'_>, service: &Service) -> Result<(), Denial> {
     let reserved = |what: &str, name: &str| {
         let message = format!(
             "the pod has a {what} named `{name}`, which the injector adds: give it another name"
@@ -33,7 +34,10 @@ fn names(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<(), Denial> {
         Err(Denial::new(Reason::ReservedName, message))
     };
     for container in around.containers.iter().chain(&around.init_containers) {
-        if [SIDECAR, INIT_CONTAINER].contains(&container.name) {
+        let is_further = |(name, _): &(&str, _)| container.name == sidecar_of(name);
+        let is_sidecar =
+            container.name == SIDECAR || service.each().skip(1).any(|s| is_further(&s));
+        if is_sidecar || container.name == INIT_CONTAINER {
             return reserved("container", container.name);
         }
     }
@@ -48,7 +52,7 @@ fn names(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<(), Denial> {
 /// Of two that listen on a port, the second fails to start.
 fn ports(around: &Surroundings<'_>) -> Result<(), Denial> {
     for port in around.ports.iter().chain(&around.long_running) {
-        if let Some(owner) = owner(port.number) {
+        if let Some(owner) = around.owner(port.number) {
             let (container, port) = (port.container, port.number);
             let problem =
                 format!("port {port} of container `{container}` is {owner}: choose another port");

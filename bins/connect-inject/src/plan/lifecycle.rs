@@ -51,7 +51,10 @@ pub(super) fn lifecycle(
 
     // A native sidecar is ended when the application has: it waits for its turn.
     let before = sleep.as_ref().filter(|_| native).map_or(0, |(seconds, _)| *seconds);
-    let needed = i64::from(drain.unwrap_or(DRAIN)) + i64::from(DEREGISTER) + i64::from(before);
+    // Several of them end one after the other.
+    let turns = if native { i64::from(around.sidecars) } else { 1 };
+    let needed =
+        (i64::from(drain.unwrap_or(DRAIN)) + i64::from(DEREGISTER)) * turns + i64::from(before);
     if needed > grace {
         warnings.push(format!(
             "the pod has {grace} s to end and the sidecar may take {needed} s to drain: raise \

@@ -2,7 +2,7 @@
 
 use registration::port;
 
-use super::{Service, Surroundings, owner, read};
+use super::{Service, Surroundings, read};
 use crate::annotation;
 use crate::denial::Denial;
 use crate::pod::Pod;
@@ -27,7 +27,7 @@ const REASON: Reason = Reason::InvalidMetrics;
 pub(super) fn metrics(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
-    service_port: Option<u16>,
+    service: &Service,
     policy: &Policy,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Metrics>, Denial> {
@@ -40,14 +40,25 @@ pub(super) fn metrics(
         }));
         return Ok(None);
     }
+    if around.sidecars > 1 {
+        let problem = "a pod of several services has an Envoy for each, and Prometheus reads one \
+                       page of a pod";
+        if enabled == Some(true) {
+            let key = annotation::METRICS;
+            let value = pod.annotation(key)?.unwrap_or_default();
+            return Err(Denial::annotation(REASON, key, value, problem));
+        }
+        warnings.push(format!("Envoy's metrics are off: {problem}"));
+        return Ok(None);
+    }
     let key = annotation::METRICS_PORT;
     let annotated = read(pod, key, REASON, |text| {
         let port = port::resolve(text, &around.named()).map_err(|error| error.to_string())?;
         unprivileged(port)
     })?;
     let port = annotated.unwrap_or(policy.metrics_port);
-    let taken =
-        owner(port).or((service_port == Some(port)).then_some("the port of the pod's own service"));
+    let is_own = service.each().any(|(_, own)| own == Some(port));
+    let taken = around.owner(port).or(is_own.then_some("the port of the pod's own service"));
     if let Some(owner) = taken {
         let problem = format!(
             "port {port} for Envoy's metrics is {owner}: set annotation `{key}` to another"

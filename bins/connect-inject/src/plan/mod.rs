@@ -59,6 +59,8 @@ struct Surroundings<'p> {
     ports: Vec<Port<'p>>,
     /// Those of the init containers that run as long as the pod.
     long_running: Vec<Port<'p>>,
+    /// How many sidecars the pod gets: one for each of its services.
+    sidecars: u16,
 }
 
 /// Plans the injection of a pod.
@@ -67,22 +69,21 @@ pub(crate) fn plan(pod: Pod<'_>, policy: &Policy) -> Result<Plan, Denial> {
     let Some(first) = around.containers.first() else {
         return Err(Denial::new(Reason::NoContainers, "the pod has no containers to inject for"));
     };
-    clash::refuse(pod, &around, policy)?;
-
     let mut defaults = Vec::new();
     let mut warnings = Vec::new();
     let mut service = service::service(pod, first, &around, &mut defaults, &mut warnings)?;
+    clash::refuse(pod, &around, &service, policy)?;
     if policy.acl_auth_method.is_some() {
-        account::refuse(pod, &service.name)?;
+        account::refuse(pod, &service)?;
     }
-    let metrics = metrics::metrics(pod, &around, service.port, policy, &mut warnings)?;
+    let metrics = metrics::metrics(pod, &around, &service, policy, &mut warnings)?;
     if let Some(metrics) = &metrics {
         metrics.announce(pod, &mut service, &mut defaults, &mut warnings)?;
     }
     let upstreams = upstreams::upstreams(
         pod,
         &around,
-        service.port,
+        &service,
         metrics.as_ref().map(|metrics| metrics.port),
         &mut warnings,
     )?;
@@ -109,10 +110,12 @@ pub(crate) fn plan(pod: Pod<'_>, policy: &Policy) -> Result<Plan, Denial> {
 impl fmt::Display for Plan {
     /// What is registered, with ports as numbers.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "service `{}`", self.service.name)?;
-        match self.service.port {
-            Some(port) => write!(f, " on port {port}")?,
-            None => f.write_str(" without a port, as a client only")?,
+        for (index, (name, port)) in self.service.each().enumerate() {
+            let before = if index == 0 { "service" } else { ", service" };
+            match port {
+                Some(port) => write!(f, "{before} `{name}` on port {port}")?,
+                None => write!(f, "{before} `{name}` without a port, as a client only")?,
+            }
         }
         for (index, upstream) in self.upstreams.iter().enumerate() {
             let before = if index == 0 { "; it reaches " } else { ", " };
@@ -136,15 +139,6 @@ fn read<'p, T, E: Display>(
         .transpose()
 }
 
-/// What of ours listens on a port.
-fn owner(port: u16) -> Option<&'static str> {
-    match port {
-        PUBLIC_LISTENER_PORT => Some("the sidecar's public listener"),
-        ADMIN_PORT => Some("Envoy's admin port"),
-        _ => None,
-    }
-}
-
 // === impl Surroundings ===
 
 impl<'p> Surroundings<'p> {
@@ -153,7 +147,24 @@ impl<'p> Surroundings<'p> {
         let init_containers = pod.init_containers()?;
         let ports = exposed(containers.iter())?;
         let long_running = exposed(init_containers.iter().filter(|init| init.is_long_running()))?;
-        Ok(Self { containers, init_containers, ports, long_running })
+        let sidecars = service::count(pod)?;
+        Ok(Self { containers, init_containers, ports, long_running, sidecars })
+    }
+
+    /// What of ours listens on a port. The ports of further sidecars count up
+    /// from those of the first.
+    fn owner(&self, port: u16) -> Option<&'static str> {
+        self.reserved().find(|(reserved, _)| *reserved == port).map(|(_, owner)| owner)
+    }
+
+    /// The ports on which something of ours listens, and what.
+    fn reserved(&self) -> impl Iterator<Item = (u16, &'static str)> {
+        (0..self.sidecars).flat_map(|index| {
+            [
+                (PUBLIC_LISTENER_PORT + index, "the sidecar's public listener"),
+                (ADMIN_PORT + index, "Envoy's admin port"),
+            ]
+        })
     }
 
     /// The ports that have a name, which a port may be given by.
@@ -289,6 +300,79 @@ mod tests {
         assert_eq!(denied(&pod).0, Reason::UpstreamConflict);
         pod["spec"]["initContainers"] = json!([{"name": "once", "ports": ports}]);
         planned(&pod);
+    }
+
+    #[test]
+    fn several_services_in_one_pod() {
+        let ports = json!([{"containerPort": 8080, "name": "http"}, {"containerPort": 9090}]);
+        let annotations = json!({
+            annotation::SERVICE: "web, web-admin", annotation::SERVICE_PORT: "http,9090",
+            annotation::UPSTREAMS: "db:1234",
+        });
+        let plan = planned(&pod(&annotations, &app(&ports)));
+        let each: Vec<_> = plan.service.each().collect();
+        assert_eq!(each, [("web", Some(8080)), ("web-admin", Some(9090))]);
+        assert_eq!(plan.defaults, [(annotation::DEFAULT_CONTAINER, "app".to_owned())]);
+        assert!(plan.to_string().starts_with(
+            "service `web` on port 8080, service `web-admin` on port 9090; it reaches `db`"
+        ));
+    }
+
+    #[test]
+    fn several_services_that_cannot_work_are_denied() {
+        let several = |names: &str, ports: &str, more: (&str, &str)| {
+            let annotations = json!({
+                annotation::SERVICE: names, annotation::SERVICE_PORT: ports, more.0: more.1,
+            });
+            let containers = json!([
+                {"name": "envoy-sidecar-taken"}, {"name": "b", "ports": [{"containerPort": 20002}]},
+            ]);
+            denied(&pod(&annotations, &containers))
+        };
+        let up = annotation::UPSTREAMS;
+        let nothing = ("x", "y");
+        for (names, ports, more, reason, problem) in [
+            ("a,b", "1", nothing, Reason::SeveralServices, "2 services"),
+            ("a", "1,2", nothing, Reason::SeveralServices, "2 ports"),
+            ("a,b", "1,2,3", nothing, Reason::SeveralServices, "3 ports"),
+            (
+                "a,b,c,d,e,f,g,h,i",
+                "1,2,3,4,5,6,7,8,9",
+                nothing,
+                Reason::SeveralServices,
+                "at most 8",
+            ),
+            ("a,", "1,2", nothing, Reason::InvalidService, "is empty"),
+            ("a,b c", "1,2", nothing, Reason::InvalidService, "column 2"),
+            ("a,b,a", "1,2,3", nothing, Reason::InvalidService, "`a` is there twice"),
+            ("a,B", "1,2", nothing, Reason::InvalidService, "name of a container"),
+            ("a,b_c", "1,2", nothing, Reason::InvalidService, "name of a container"),
+            ("a,taken", "1,2", nothing, Reason::ReservedName, "`envoy-sidecar-taken`"),
+            ("a,b", "1,", nothing, Reason::InvalidServicePort, "is empty"),
+            ("a,b", "1,20001", nothing, Reason::InvalidServicePort, "public listener"),
+            ("a,b", "19001,1", nothing, Reason::InvalidServicePort, "admin port"),
+            ("a,b,c", "1,2,3", nothing, Reason::ReservedPort, "20002"),
+            ("a,b", "1,2", (up, "x:20001"), Reason::UpstreamConflict, "public listener"),
+            ("a,b", "1,2", (up, "x:19001"), Reason::UpstreamConflict, "admin port"),
+            ("a,b", "1,2", (up, "x:2"), Reason::UpstreamConflict, "own service"),
+            (
+                "a,b",
+                "1,2",
+                (annotation::METRICS, "true"),
+                Reason::InvalidMetrics,
+                "several services",
+            ),
+        ] {
+            let (found, message) = several(names, ports, more);
+            assert_eq!(found, reason, "{message}");
+            assert!(message.contains(problem), "{message}");
+        }
+        let annotations = json!({annotation::SERVICE: "a,b"});
+        let (reason, message) = denied(&pod(&annotations, &app(&json!([{"containerPort": 1}]))));
+        assert_eq!(reason, Reason::SeveralServices);
+        assert!(message.contains(annotation::SERVICE_PORT), "{message}");
+        // What one sidecar leaves free.
+        planned(&pod(&json!({annotation::UPSTREAMS: "x:20001,y:19001"}), &app(&json!(null))));
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use registration::{name, port};
 use serde_json::{Map, Value};
 
-use super::{Surroundings, owner, read};
+use super::{Surroundings, read};
 use crate::annotation;
 use crate::denial::Denial;
+use crate::names::sidecar_of;
 use crate::pod::{Container, Pod};
 use crate::reason::Reason;
 
@@ -18,6 +19,8 @@ pub(crate) struct Service {
     pub(crate) name: String,
     /// Its port; none: a client only.
     pub(crate) port: Option<u16>,
+    /// Further services of the pod, and their ports.
+    pub(crate) more: Vec<(String, u16)>,
     /// Its tags.
     pub(crate) tags: Vec<String>,
     /// Its meta.
@@ -25,6 +28,9 @@ pub(crate) struct Service {
     /// Settings of the proxy's own.
     pub(crate) proxy_config: Map<String, Value>,
 }
+
+/// More services than these belong into more pods: each has an Envoy.
+const MOST: u16 = 8;
 
 /// Reads what is registered.
 pub(super) fn service(
@@ -34,28 +40,56 @@ pub(super) fn service(
     defaults: &mut Vec<(&'static str, String)>,
     warnings: &mut Vec<String>,
 ) -> Result<Service, Denial> {
+    let mut names = names(pod, first, defaults)?.into_iter();
+    let mut ports = ports(pod, around, names.len(), defaults)?.into_iter();
     Ok(Service {
-        name: name(pod, first, defaults)?,
-        port: service_port(pod, around, defaults)?,
+        name: names.next().unwrap_or_default(),
+        port: ports.next(),
+        more: names.zip(ports).collect(),
         tags: tags(pod, warnings)?,
         meta: meta(pod)?,
         proxy_config: proxy_config(pod)?,
     })
 }
 
-/// The name of the service: annotated, or that of the first container.
-fn name(
+/// How many services the pod is to be.
+pub(super) fn count(pod: Pod<'_>) -> Result<u16, Denial> {
+    let key = annotation::SERVICE;
+    let Some(value) = pod.annotation(key)? else { return Ok(1) };
+    let count = value.split(',').count();
+    u16::try_from(count).ok().filter(|count| *count <= MOST).ok_or_else(|| {
+        let problem = format!("{count} services in one pod: at most {MOST}");
+        Denial::annotation(Reason::SeveralServices, key, value, problem)
+    })
+}
+
+/// The names of the services: annotated, or that of the first container.
+fn names(
     pod: Pod<'_>,
     first: &Container<'_>,
     defaults: &mut Vec<(&'static str, String)>,
-) -> Result<String, Denial> {
+) -> Result<Vec<String>, Denial> {
     let reason = Reason::InvalidService;
     let key = annotation::SERVICE;
     if let Some(value) = pod.annotation(key)? {
-        refuse_several(key, value)?;
-        return name::check(value)
-            .map(|()| value.to_owned())
-            .map_err(|error| Denial::annotation(reason, key, value, error));
+        let mut names: Vec<String> = Vec::new();
+        for name in elements(value) {
+            let deny = |problem: String| Denial::annotation(reason, key, value, problem);
+            name::check(name).map_err(|error| deny(error.to_string()))?;
+            if names.iter().any(|known| known == name) {
+                return Err(deny(format!("`{name}` is there twice")));
+            }
+            if !names.is_empty() && !is_part_of_a_containers_name(name) {
+                return Err(deny(format!(
+                    "the sidecar of a further service has its name in the name of a container, \
+                     which `{}` can't be: expected lower-case letters, digits and `-`, or set \
+                     `{name}` first",
+                    sidecar_of(name)
+                )));
+            }
+            names.push(name.to_owned());
+        }
+        return Ok(names);
     }
     name::check(first.name).map_err(|error| {
         let problem = format!(
@@ -64,43 +98,74 @@ fn name(
         Denial::new(reason, problem)
     })?;
     defaults.push((key, first.name.to_owned()));
-    Ok(first.name.to_owned())
+    Ok(vec![first.name.to_owned()])
 }
 
-/// The port of the service: annotated, or the first that any container exposes.
-fn service_port(
+/// Source: RFC 1123 label names in "Object Names and IDs" of the Kubernetes
+/// documentation.
+fn is_part_of_a_containers_name(service: &str) -> bool {
+    const LONGEST: usize = 63;
+    let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    service.chars().all(legal) && sidecar_of(service).len() <= LONGEST
+}
+
+/// The ports of so many services: annotated, or the first that any container
+/// exposes. None for one service that is a client only.
+fn ports(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
+    services: usize,
     defaults: &mut Vec<(&'static str, String)>,
-) -> Result<Option<u16>, Denial> {
+) -> Result<Vec<u16>, Denial> {
     let key = annotation::SERVICE_PORT;
-    if let Some(value) = pod.annotation(key)? {
-        refuse_several(key, value)?;
-        return port::resolve(value, &around.named())
-            .map_err(|error| error.to_string())
-            .and_then(|port| match owner(port) {
-                Some(owner) => Err(format!("port {port} is {owner}: choose another port")),
-                None => Ok(Some(port)),
-            })
-            .map_err(|problem| {
-                Denial::annotation(Reason::InvalidServicePort, key, value, problem)
-            });
-    }
-    let Some(first) = around.ports.first() else {
-        return Ok(None);
+    let Some(value) = pod.annotation(key)? else {
+        if services > 1 {
+            let problem = format!(
+                "{services} services take as many ports: set annotation `{key}`, in the same order"
+            );
+            return Err(Denial::new(Reason::SeveralServices, problem));
+        }
+        let Some(first) = around.ports.first() else { return Ok(Vec::new()) };
+        let written = first.name.map_or_else(|| first.number.to_string(), str::to_owned);
+        defaults.push((key, written));
+        return Ok(vec![first.number]);
     };
-    let written = first.name.map_or_else(|| first.number.to_string(), str::to_owned);
-    defaults.push((key, written));
-    Ok(Some(first.number))
+    let ports = elements(value);
+    if ports.len() != services {
+        let problem = format!(
+            "{services} {} and {} ports: one port for each name in `{}`, in the same order",
+            if services == 1 { "service" } else { "services" },
+            ports.len(),
+            annotation::SERVICE
+        );
+        return Err(Denial::annotation(Reason::SeveralServices, key, value, problem));
+    }
+    let resolved = ports.into_iter().map(|port| {
+        let port = port::resolve(port, &around.named()).map_err(|error| error.to_string())?;
+        match around.owner(port) {
+            Some(owner) => Err(format!("port {port} is {owner}: choose another port")),
+            None => Ok(port),
+        }
+    });
+    resolved
+        .collect::<Result<_, String>>()
+        .map_err(|problem| Denial::annotation(Reason::InvalidServicePort, key, value, problem))
 }
 
-fn refuse_several(key: &str, value: &str) -> Result<(), Denial> {
-    let Some((before, _)) = value.split_once(',') else { return Ok(()) };
-    let column = before.chars().count() + 1;
-    let problem = format!(
-        "column {column}: several services in one pod are not supported: give each a pod of its own"
-    );
-    Err(Denial::annotation(Reason::SeveralServices, key, value, problem))
+/// The elements of a list; blanks around them do not count. Those around a
+/// single one do, as in the other annotations.
+fn elements(value: &str) -> Vec<&str> {
+    if value.contains(',') { value.split(',').map(str::trim).collect() } else { vec![value] }
+}
+
+// === impl Service ===
+
+impl Service {
+    /// The pod's services, the first one first, with their ports.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (&str, Option<u16>)> {
+        let more = self.more.iter().map(|(name, port)| (name.as_str(), Some(*port)));
+        std::iter::once((self.name.as_str(), self.port)).chain(more)
+    }
 }
 
 /// The tags, of both names of the annotation.
@@ -272,15 +337,6 @@ mod tests {
             let denial = planned(&json!({annotation::PROXY_CONFIG: text})).unwrap_err();
             assert_eq!(denial.reason, Reason::InvalidProxyConfig);
             assert!(denial.message.contains("a JSON object"), "{}", denial.message);
-        }
-    }
-
-    #[test]
-    fn several_services_are_denied() {
-        for key in [annotation::SERVICE, annotation::SERVICE_PORT] {
-            let denial = planned(&json!({key: "web,admin"})).unwrap_err();
-            assert_eq!(denial.reason, Reason::SeveralServices);
-            assert!(denial.message.contains("column 4"), "{}", denial.message);
         }
     }
 

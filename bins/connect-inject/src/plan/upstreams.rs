@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 
 use registration::Upstream;
-use registration::pod::{ADMIN_PORT, PUBLIC_LISTENER_PORT};
 use registration::upstream::{self, Context};
 
-use super::{Surroundings, owner};
+use super::{Service, Surroundings};
 use crate::annotation;
 use crate::denial::Denial;
 use crate::pod::Pod;
@@ -17,7 +16,7 @@ use crate::reason::Reason;
 pub(super) fn upstreams(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
-    port: Option<u16>,
+    service: &Service,
     metrics: Option<u16>,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Upstream>, Denial> {
@@ -28,10 +27,11 @@ pub(super) fn upstreams(
     let context = Context { named_ports: &around.named(), namespaces: false };
     let upstreams = upstream::parse_list(value, context)
         .map_err(|error| Denial::annotation(Reason::InvalidUpstreams, key, value, error))?;
-    let taken: Vec<(u16, String)> = [PUBLIC_LISTENER_PORT, ADMIN_PORT]
-        .into_iter()
-        .filter_map(|port| Some((port, owner(port)?.to_owned())))
-        .chain(port.map(|port| (port, "the port of the pod's own service".to_owned())))
+    let own = service.each().filter_map(|(_, port)| port);
+    let taken: Vec<(u16, String)> = around
+        .reserved()
+        .map(|(port, owner)| (port, owner.to_owned()))
+        .chain(own.map(|port| (port, "the port of the pod's own service".to_owned())))
         .chain(metrics.map(|port| (port, "the port of Envoy's metrics".to_owned())))
         .chain(
             around

@@ -141,3 +141,58 @@ fn every_mistake_is_reported_in_one_run() {
         assert!(log.contains(flag), "{log}");
     }
 }
+
+/// What the init container needs of the operator: CA, auth method, and an
+/// Envoy for each service.
+#[test]
+fn agents_with_tls_and_pods_of_several_services() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.pem");
+    let ca = crate::harness::Certified::new().cert;
+    std::io::Write::write_all(&mut std::fs::File::create(&file).unwrap(), ca.as_bytes()).unwrap();
+    let pod = ECHO_SERVER.replace(
+        "connect-inject\": \"true\"",
+        "connect-inject\": \"true\"\n    consul.hashicorp.com/connect-service: web,web-admin\n    \
+         consul.hashicorp.com/connect-service-port: http,9090",
+    );
+    let (code, out, log) = run(inject().arg("--consul-ca-cert").arg(&file), &pod);
+    assert_eq!(code, 0, "{log}");
+    let injected = yaml(&out);
+    let variables = injected["spec"]["initContainers"][0]["env"].as_array().unwrap();
+    for (name, value) in [
+        ("CONSUL_HTTP_ADDR", "https://$(HOST_IP):8501"),
+        ("CONSUL_GRPC_ADDR", "https://$(HOST_IP):8502"),
+        ("CONSUL_CACERT_PEM", &ca),
+    ] {
+        assert!(
+            variables.iter().any(|v| v["name"] == name && v["value"] == value),
+            "{variables:?}"
+        );
+    }
+    assert_eq!(
+        injected["spec"]["initContainers"][0]["args"].as_array().unwrap()[..2],
+        ["--service=web:8080", "--service=web-admin:9090"]
+    );
+    let names: Vec<_> =
+        injected["spec"]["containers"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
+    assert_eq!(names, ["envoy-sidecar", "envoy-sidecar-web-admin", "echo-server"]);
+    let (code, back, log) = run(&mut command("uninject"), &out);
+    assert_eq!((code, yaml(&back)), (0, yaml(&pod)), "{log}");
+
+    // With ACLs, a pod is the service of its account.
+    let acls = ["--acl-auth-method", "k8s"];
+    let (code, _, log) = run(inject().args(acls), ECHO_SERVER);
+    assert_eq!(code, 64);
+    assert!(log.contains("service-account-mismatch") && log.contains("`default`"), "{log}");
+    let pod = ECHO_SERVER.replace("spec:\n", "spec:\n  serviceAccountName: echo-server\n");
+    let (code, out, log) = run(inject().args(acls), &pod);
+    assert_eq!(code, 0, "{log}");
+    let token = &yaml(&out)["spec"]["volumes"][1]["projected"]["sources"][0]["serviceAccountToken"];
+    assert_eq!(token["path"], "token");
+    assert_eq!(token["expirationSeconds"], 3600);
+
+    let (code, _, log) =
+        run(inject().args(["--consul-ca-cert", "/none", "--acl-auth-method", "a b"]), "");
+    assert_eq!(code, 64);
+    assert!(log.contains("--consul-ca-cert: cannot read /none") && log.contains("`a b`"), "{log}");
+}
