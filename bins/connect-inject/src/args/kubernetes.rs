@@ -30,6 +30,11 @@ pub(super) struct Access {
 // === impl KubernetesArgs ===
 
 impl KubernetesArgs {
+    /// Whether a way is given, by which the API is to be reached.
+    pub(super) fn is_given(&self) -> bool {
+        self.kubeconfig.is_some()
+    }
+
     /// The way to the API that the flags or the pod say.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use crate::serve::certificates::Certificates;
 use crate::serve::self_managed::{Names, SelfManaged};
 use crate::serve::tls::Pair;
 use crate::{documents, serve};
-use kubernetes::KubernetesArgs;
+use kubernetes::{Access, KubernetesArgs};
 use policy::PolicyArgs;
 
 /// Adds a Connect sidecar to pods that ask for it
@@ -177,11 +177,17 @@ impl ServeArgs {
         } = self;
         let mut mistakes = Mistakes::default();
         let policy = policy.policy(&mut mistakes);
-        let tls = match (given(tls_auto), tls_cert_file, tls_key_file) {
+        let tls_auto = given(tls_auto);
+        let flag = if tls_auto.is_some() { "--tls-auto" } else { "--kubeconfig" };
+        let access = match kubernetes.access().await {
+            // In no cluster, which is fine if nothing of it is needed.
+            Err(_) if tls_auto.is_none() && !kubernetes.is_given() => None,
+            access => mistakes.note(flag, access),
+        };
+        let tls = match (tls_auto, tls_cert_file, tls_key_file) {
             (Some(webhooks), None, None) => {
                 let hosts = mistakes.note("--tls-auto-hosts", kubernetes::hosts(tls_auto_hosts));
-                let access = mistakes.note("--tls-auto", kubernetes.access().await);
-                hosts.zip(access).map(|(hosts, kubernetes::Access { client, namespace })| {
+                hosts.zip(access.clone()).map(|(hosts, Access { client, namespace })| {
                     let names = Names { webhooks, namespace, hosts };
                     Certificates::SelfManaged(Box::new(SelfManaged::new(&client, names)))
                 })
@@ -199,7 +205,17 @@ impl ServeArgs {
         let agent = mistakes.note("the agent's flags", agent.agent(None));
         match (policy, tls, agent, mistakes.failure()) {
             (Some(policy), Some(tls), Some(agent), None) => {
-                Ok(serve::Settings { listen, admin_listen, tls, shutdown_delay, agent, policy })
+                let version_of =
+                    access.filter(|_| policy.kubernetes.is_none()).map(|access| access.client);
+                Ok(serve::Settings {
+                    listen,
+                    admin_listen,
+                    tls,
+                    shutdown_delay,
+                    agent,
+                    policy,
+                    version_of,
+                })
             }
             (.., failure) => Err(failure.unwrap_or_else(unnamed)),
         }

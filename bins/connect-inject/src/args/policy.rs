@@ -170,11 +170,12 @@ pub(crate) struct PolicyArgs {
         default_value = "5"
     )]
     default_application_sleep_seconds: String,
-    /// How the sidecar is run: native, container, or auto for native where
-    /// --kubernetes-version has it
+    /// How the sidecar is run: native, container, or auto for native where the
+    /// cluster is known to have it
     #[arg(long, env = "CONNECT_INJECT_SIDECAR_MODE", value_name = "MODE", default_value = "auto")]
     sidecar_mode: String,
-    /// The cluster's version, such as 1.31
+    /// The cluster's version, such as 1.31; by default the API server is asked, if
+    /// it can be
     #[arg(long, env = "CONNECT_INJECT_KUBERNETES_VERSION", value_name = "VERSION")]
     kubernetes_version: Option<String>,
     /// How much the injected containers log

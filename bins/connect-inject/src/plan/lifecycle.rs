@@ -113,8 +113,8 @@ fn sleep(
     if policy.kubernetes.is_none_or(|version| version < Version::SLEEP) {
         if annotated.is_some() {
             warnings.push(format!(
-                "annotation `{key}` has no effect: the injector's --kubernetes-version does not \
-                 say {} or newer, which it takes",
+                "annotation `{key}` has no effect: it takes Kubernetes {} or newer, and the \
+                 cluster is not known to be that",
                 Version::SLEEP
             ));
         }
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(sleep(json!({}), &policy()), (None, vec![]));
         for policy in [policy(), on("1.29")] {
             let (none, warnings) = sleep(json!({annotation::SLEEP: "4"}), &policy);
-            assert!(none.is_none() && warnings[0].contains("--kubernetes-version"), "{warnings:?}");
+            assert!(none.is_none() && warnings[0].contains("not known to be"), "{warnings:?}");
         }
     }
 

@@ -8,12 +8,13 @@ mod gateways;
 mod metrics;
 pub(crate) mod self_managed;
 pub(crate) mod tls;
+mod version;
 mod webhook;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use runtime::{Exit, Failure, Signals};
@@ -31,7 +32,6 @@ use metrics::Metrics;
 const DRAIN: Duration = Duration::from_secs(15);
 
 /// What the flags mean.
-#[derive(Debug)]
 pub(crate) struct Settings {
     /// Where reviews are answered.
     pub(crate) listen: SocketAddr,
@@ -45,12 +45,15 @@ pub(crate) struct Settings {
     pub(crate) agent: consul::Agent,
     /// What the operator decided.
     pub(crate) policy: Policy,
+    /// The way to the Kubernetes API, if the cluster's version is asked for there.
+    pub(crate) version_of: Option<kube::Client>,
 }
 
 /// What the webhook and its admin port share.
 #[derive(Debug)]
 struct State {
-    policy: Policy,
+    /// What the operator decided, and what is known of the cluster.
+    policy: RwLock<Arc<Policy>>,
     agent: consul::Agent,
     tls: Arc<Certificates>,
     metrics: Metrics,
@@ -59,19 +62,36 @@ struct State {
     bodies: Semaphore,
 }
 
+impl State {
+    /// What reviews are judged by now.
+    fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What they are judged by from now on.
+    fn decide(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+}
+
 /// Serves until it is asked to end.
 pub(crate) async fn run(args: ServeArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let Settings { listen, admin_listen, tls, shutdown_delay, agent, policy } =
-        args.settings().await?;
+    let settings = args.settings().await?;
+    let Settings { listen, admin_listen, tls, shutdown_delay, agent, policy, version_of } =
+        settings;
     let tls = Arc::new(tls);
     let state = Arc::new(State {
-        policy,
+        policy: RwLock::new(Arc::new(policy)),
         agent,
         tls: Arc::clone(&tls),
         metrics: Metrics::new(),
         ready: AtomicBool::new(true),
         bodies: Semaphore::new(webhook::MOST_BYTES_OF_ALL),
     });
+    if let Some(client) = &version_of {
+        // Before the first review, if it is to be had: so that all pods are alike.
+        version::learn(client, &state).await;
+    }
     let webhook = bind("--listen", listen).await?;
     let admin = bind("--admin-listen", admin_listen).await?;
     tracing::info!(address = %address(&webhook), "answering reviews over HTTPS");
@@ -102,6 +122,11 @@ pub(crate) async fn run(args: ServeArgs, mut signals: Signals) -> Result<ExitCod
         let state = Arc::clone(&state);
         async move { state.tls.keep().await }
     });
+
+    if let Some(client) = version_of {
+        let state = Arc::clone(&state);
+        tokio::spawn(async move { version::keep(&client, &state).await });
+    }
 
     let signal = tokio::select! {
         signal = signals.next() => signal,

@@ -105,10 +105,11 @@ async fn review(state: &State, request: Request<Incoming>) -> Result<(Reviewed, 
     })?;
     // It has become a review, of another size.
     drop(body);
-    let mut reviewed = review.review(&state.policy);
+    let policy = state.policy();
+    let mut reviewed = review.review(&policy);
     if reviewed.needs_gateways {
         let mesh_gateways = gateways::ask(&state.agent).await;
-        reviewed = review.review(&Policy { mesh_gateways, ..state.policy.clone() });
+        reviewed = review.review(&Policy { mesh_gateways, ..Policy::clone(&policy) });
     }
     tracing::Span::current()
         .record("uid", &reviewed.uid)

@@ -156,6 +156,11 @@ impl Kubernetes {
         self.with(|model| model.fault = status);
     }
 
+    /// Becomes Kubernetes 1.`minor`.
+    pub(crate) fn upgrade(&self, minor: u32) {
+        self.with(|model| model.minor = minor);
+    }
+
     pub(crate) fn requests(&self) -> Vec<String> {
         self.model.lock().unwrap().requests.clone()
     }

@@ -3,7 +3,9 @@
 
 use reqwest::Client;
 
-use crate::harness::{Certified, ECHO_SERVER, Injector, client, install_provider, review, yaml};
+use crate::harness::{
+    Certified, ECHO_SERVER, Injector, client, install_provider, patched, review, yaml,
+};
 use crate::kubernetes::{Kubernetes, WEBHOOKS};
 
 const HOST: &str = "connect-inject.shop.svc";
@@ -196,4 +198,32 @@ fn mistakes_of_tls_end_it_before_it_starts() {
         let log = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
         assert!(log.contains(problem), "{flags:?}: {log}");
     }
+}
+
+/// What a cluster can do is used without being told, even if it could not be
+/// asked at first.
+#[tokio::test]
+async fn the_clusters_version_is_asked_for() {
+    let kubernetes = Kubernetes::start();
+    let kubeconfig = kubernetes.kubeconfig().display().to_string();
+    let is_native = async |injector: &Injector| {
+        let pod = yaml(ECHO_SERVER);
+        let answer = injector.review(&review("v1", "u", &pod)).await;
+        let injected = patched(&pod, &answer);
+        injected["spec"]["initContainers"][1]["name"] == "envoy-sidecar"
+    };
+    let injector = Injector::start(&["--kubeconfig", &kubeconfig]);
+    assert!(is_native(&injector).await);
+    let told = ["--kubeconfig", &kubeconfig, "--kubernetes-version", "1.28"];
+    assert!(!is_native(&Injector::start(&told)).await);
+    kubernetes.upgrade(28);
+    assert!(!is_native(&Injector::start(&told[..2])).await);
+
+    kubernetes.fail(Some(500));
+    let mut injector = Injector::start(&told[..2]);
+    assert!(!is_native(&injector).await);
+    kubernetes.upgrade(29);
+    kubernetes.fail(None);
+    injector.await_log("the version of the cluster");
+    assert!(is_native(&injector).await);
 }
