@@ -428,8 +428,18 @@ pub(crate) mod tests {
         let annotations = object(vec![
             (annotation::INJECT, odd(text("true|1|T|false|maybe")).boxed()),
             (annotation::STATUS, prop_oneof![9 => Just(None), 1 => odd(text("|injected"))].boxed()),
-            (annotation::SERVICE, odd(text("web|web-2|web,admin|\\PC*")).boxed()),
-            (annotation::SERVICE_PORT, odd(text("http|8080|0|8080,9090|\\PC*")).boxed()),
+            (
+                annotation::SERVICE,
+                prop_oneof![3 => odd(text("web|web-2|\\PC*")), 1 => Just(Some("web,admin".into()))]
+                    .boxed(),
+            ),
+            (
+                annotation::SERVICE_PORT,
+                prop_oneof![
+                    3 => odd(text("http|8080|0|\\PC*")), 1 => Just(Some("8080,9090".into())),
+                ]
+                .boxed(),
+            ),
             (
                 annotation::UPSTREAMS,
                 odd(text("db:[1-9][0-9]{0,4}(,auth:1234)?|prepared_query:\\PC{0,4}:1|\\PC*"))
@@ -509,10 +519,15 @@ pub(crate) mod tests {
         let mut runner = TestRunner::deterministic();
         let policy = Policy { default_inject: true, ..policy() };
         let mut seen = std::collections::BTreeMap::<&str, u32>::new();
+        let mut of_several = 0;
         for _ in 0..500 {
             let pod = pods().new_tree(&mut runner).unwrap().current();
-            *seen.entry(judge(&pod, "default", &policy).reason.outcome().code()).or_default() += 1;
+            let verdict = judge(&pod, "default", &policy);
+            *seen.entry(verdict.reason.outcome().code()).or_default() += 1;
+            let several = verdict.message.contains(", service `admin` on port 9090");
+            of_several += u32::from(verdict.injected.is_some() && several);
         }
+        assert!(of_several > 0, "no pod of several services");
         assert!(seen["injected"] > 25 && seen["denied"] > 25 && seen["skipped"] > 25, "{seen:?}");
     }
 }

@@ -48,6 +48,11 @@ pub(super) fn volumes(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<Volumes
         let path = text(mount, "mountPath")
             .filter(|path| path.starts_with('/'))
             .ok_or_else(|| deny("a mount has no `mountPath` that begins with `/`".to_owned()))?;
+        // Another way to write the same place would hide what is mounted there.
+        let is_detour = |part: &str| matches!(part, "" | "." | "..");
+        if path.trim_end_matches('/').split('/').skip(1).any(is_detour) {
+            return Err(deny(format!("write {} without empty parts, `.` and `..`", quoted(path))));
+        }
         let ours = [FOLDER, TOKEN_FOLDER]
             .iter()
             .filter_map(|folder| path.strip_prefix(folder))
@@ -156,6 +161,21 @@ mod tests {
                 annotation::USER_MOUNTS,
                 r#"[{"name":"tls","mountPath":"/consul/connect-inject/x"}]"#,
                 "already",
+            ),
+            (
+                annotation::USER_MOUNTS,
+                r#"[{"name":"tls","mountPath":"/consul/service-account/"}]"#,
+                "already",
+            ),
+            (
+                annotation::USER_MOUNTS,
+                r#"[{"name":"tls","mountPath":"/consul//connect-inject"}]"#,
+                "without empty parts",
+            ),
+            (
+                annotation::USER_MOUNTS,
+                r#"[{"name":"tls","mountPath":"/x/../consul/connect-inject"}]"#,
+                "without empty parts",
             ),
             (
                 annotation::USER_MOUNTS,
