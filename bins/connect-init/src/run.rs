@@ -80,9 +80,11 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         Err(cut) => cut.failure(deadline),
     };
     // A pod whose init container fails does not run: nobody may be sent to it.
+    // An agent that hangs on one of them must leave time for the others.
     let deadline = Deadline::after(TAKE_BACK);
-    for sidecar in sidecars.iter().rev() {
-        sidecar.take_back(deadline).await;
+    for (index, sidecar) in sidecars.iter().enumerate().rev() {
+        let share = deadline.left() / u32::try_from(index + 1).unwrap_or(u32::MAX);
+        sidecar.take_back(Deadline::after(share)).await;
     }
     Err(failure)
 }

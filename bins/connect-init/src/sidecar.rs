@@ -81,9 +81,12 @@ impl Sidecar {
     /// the token.
     pub(crate) async fn take_back(&self, deadline: Deadline) {
         let Self { declared, handoff, agent, session, arrived, .. } = self;
+        // An agent that hangs on the one must leave time for the other.
+        let share = if session.is_some() { deadline.left() / 2 } else { deadline.left() };
         // An agent that was never reached has nothing to take back.
         if arrived.get()
-            && let Err(leftovers) = handoff.retract(agent, &declared.pair, deadline).await
+            && let Err(leftovers) =
+                handoff.retract(agent, &declared.pair, Deadline::after(share)).await
         {
             tracing::warn!("{}", Failure::from(leftovers));
         }

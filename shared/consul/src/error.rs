@@ -129,7 +129,7 @@ impl Error {
             }
             Cause::Unresolved(_) => "check the host name in --http-addr (CONSUL_HTTP_ADDR)".to_owned(),
             Cause::Broken(_) => format!("the agent closed the connection: check its log {place}, and that {agent} has the right scheme (http or https)"),
-            Cause::Tls(_) => "check --ca-file, --tls-server-name and that the address is the agent's HTTPS port".to_owned(),
+            Cause::Tls(words) => hint_for_tls(words, agent),
             Cause::Denied(_) => "the ACL token lacks a rule: registering a service needs service:write on its name and on its sidecar's".to_owned(),
             Cause::NotFound(_) => format!("check that {agent} is the agent with which it was registered"),
             Cause::Unavailable(429, _) => "the agent limits requests or connections (limits.http_max_conns_per_client): raise it, or try again later".to_owned(),
@@ -203,6 +203,26 @@ impl Cause {
             429 | 500..=599 => Self::Unavailable(status, words),
             _ => Self::Refusal(status, words),
         }
+    }
+}
+
+/// What to do about a failed handshake, by how rustls words it.
+fn hint_for_tls(words: &str, agent: &str) -> String {
+    let has = |part: &str| words.contains(part);
+    if has("expired") {
+        format!("renew the certificate of {agent}, and compare the clocks of both sides")
+    } else if has("not valid for name") {
+        "name one of these with --tls-server-name (CONSUL_TLS_SERVER_NAME), or have the address put into the agent's certificate (-additional-ipaddress)".to_owned()
+    } else if has("InvalidContentType") {
+        format!(
+            "what listens at {agent} speaks no TLS: use its HTTPS port, or http:// for this one"
+        )
+    } else if has("CertificateRequired") || has("HandshakeFailure") {
+        "the agent wants a certificate of its own CA (verify_incoming): give --client-cert and --client-key".to_owned()
+    } else if has("UnknownIssuer") {
+        "check --ca-file: it must hold the CA that has signed the agent's certificate".to_owned()
+    } else {
+        "check --ca-file, --tls-server-name, --client-cert and that the address is the agent's HTTPS port".to_owned()
     }
 }
 

@@ -7,9 +7,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hyper::http::request::Parts;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::ServerConfig;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::PrivateKeyDer;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, UnixListener};
@@ -51,6 +52,8 @@ pub struct Request {
     pub query: String,
     /// The ACL token.
     pub token: Option<String>,
+    /// The header `Authorization`.
+    pub authorization: Option<String>,
     /// The body.
     pub body: Vec<u8>,
 }
@@ -94,7 +97,19 @@ enum Place {
 #[derive(Debug)]
 struct Tls {
     ca_pem: String,
+    /// A certificate and its key by the same CA, for a client.
+    client_pem: (String, String),
     config: Arc<ServerConfig>,
+}
+
+/// How an agent's TLS differs from the ordinary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Twist {
+    None,
+    /// Its certificate has ended.
+    Expired,
+    /// It wants a client's certificate by its own CA.
+    Mutual,
 }
 
 #[derive(Debug)]
@@ -121,7 +136,31 @@ impl ScriptedAgent {
     /// An agent that speaks TLS. Its certificate is for `name`, a host name or
     /// an IP address, by a CA of its own.
     pub fn start_tls(name: &str) -> Self {
-        let agent = Self::at(Place::Tcp(Port::keep()), Some(Tls::for_name(name)));
+        Self::start_at(Port::keep(), Some(Tls::for_name(name, Twist::None)))
+    }
+
+    /// As [`Self::start_tls`], with a certificate that has ended.
+    pub fn start_expired_tls(name: &str) -> Self {
+        Self::start_at(Port::keep(), Some(Tls::for_name(name, Twist::Expired)))
+    }
+
+    /// As [`Self::start_tls`], for clients who show a certificate by its CA.
+    pub fn start_mutual_tls(name: &str) -> Self {
+        Self::start_at(Port::keep(), Some(Tls::for_name(name, Twist::Mutual)))
+    }
+
+    /// An agent on the loopback of IPv6.
+    pub fn start_v6() -> Self {
+        Self::start_at(Port::keep_v6(), None)
+    }
+
+    /// An agent that speaks TLS there.
+    pub fn start_tls_v6() -> Self {
+        Self::start_at(Port::keep_v6(), Some(Tls::for_name("::1", Twist::None)))
+    }
+
+    fn start_at(port: Port, tls: Option<Tls>) -> Self {
+        let agent = Self::at(Place::Tcp(port), tls);
         agent.listen_again();
         agent
     }
@@ -181,6 +220,12 @@ impl ScriptedAgent {
     /// The CA of its certificate, as PEM.
     pub fn ca_pem(&self) -> &str {
         &self.tls.as_ref().expect("an agent with TLS").ca_pem
+    }
+
+    /// A certificate by that CA for a client, and its key, as PEM.
+    pub fn client_pem(&self) -> (&str, &str) {
+        let (cert, key) = &self.tls.as_ref().expect("an agent with TLS").client_pem;
+        (cert, key)
     }
 
     /// Goes away: connections are cut and new ones are refused.
@@ -420,14 +465,17 @@ impl Drop for Held<'_> {
 
 impl Request {
     pub(crate) fn new(head: &Parts, body: Vec<u8>, connection: usize) -> Self {
-        let token = head.headers.get("x-consul-token");
+        let header = |name: &str| {
+            head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+        };
         Self {
             at: Instant::now(),
             connection,
             method: head.method.to_string(),
             path: head.uri.path().to_owned(),
             query: head.uri.query().unwrap_or_default().to_owned(),
-            token: token.and_then(|token| token.to_str().ok()).map(str::to_owned),
+            token: header("x-consul-token"),
+            authorization: header("authorization"),
             body,
         }
     }
@@ -507,24 +555,47 @@ impl Shared {
 // === impl Tls ===
 
 impl Tls {
-    fn for_name(name: &str) -> Self {
+    fn for_name(name: &str, twist: Twist) -> Self {
         let key = || KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, key()).expect("a CA");
+        let params = |name: &str| {
+            CertificateParams::new([name.to_owned()]).expect("a host name or an address")
+        };
         let leaf_key = key();
-        let leaf = CertificateParams::new([name.to_owned()]).expect("a host name or an address");
+        let mut leaf = params(name);
+        if twist == Twist::Expired {
+            leaf.not_before = date_time_ymd(2020, 1, 1);
+            leaf.not_after = date_time_ymd(2020, 12, 31);
+        }
         let leaf = leaf.signed_by(&leaf_key, &ca).expect("a certificate");
+        let client_key = key();
+        let client = params("client").signed_by(&client_key, &ca).expect("a certificate");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .expect("ring has them")
-            .with_no_client_auth()
+            .expect("ring has them");
+        let builder = if twist == Twist::Mutual {
+            let mut roots = RootCertStore::empty();
+            roots.add(ca.der().clone()).expect("a CA");
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .expect("there is a CA");
+            builder.with_client_cert_verifier(verifier)
+        } else {
+            builder.with_no_client_auth()
+        };
+        let config = builder
             .with_single_cert(
                 vec![leaf.der().clone()],
                 PrivateKeyDer::try_from(leaf_key.serialize_der()).expect("a key"),
             )
             .expect("key and certificate belong together");
-        Self { ca_pem: ca.pem(), config: Arc::new(config) }
+        Self {
+            ca_pem: ca.pem(),
+            client_pem: (client.pem(), client_key.serialize_pem()),
+            config: Arc::new(config),
+        }
     }
 }

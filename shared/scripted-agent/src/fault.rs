@@ -24,6 +24,12 @@ pub enum Route {
     Config,
     /// The agent is asked for itself.
     AgentSelf,
+    /// The agent is asked who leads the servers.
+    Leader,
+    /// The certificates of Connect's CA are read.
+    Roots,
+    /// The agent's checks are read.
+    Checks,
     /// An ACL token is made by login.
     Login,
     /// The ACL token of the request is deleted.
@@ -110,6 +116,9 @@ impl Route {
             ("PUT", ["v1", "agent", "check", "update", _]) => Some(Self::Update),
             ("GET", ["v1", "config", _, _]) => Some(Self::Config),
             ("GET", ["v1", "agent", "self"]) => Some(Self::AgentSelf),
+            ("GET", ["v1", "status", "leader"]) => Some(Self::Leader),
+            ("GET", ["v1", "agent", "connect", "ca", "roots"]) => Some(Self::Roots),
+            ("GET", ["v1", "agent", "checks"]) => Some(Self::Checks),
             ("POST", ["v1", "acl", "login"]) => Some(Self::Login),
             ("POST", ["v1", "acl", "logout"]) => Some(Self::Logout),
             ("GET", ["v1", "acl", "token", "self"]) => Some(Self::TokenSelf),

@@ -119,6 +119,9 @@ impl Model {
             Some(Route::Update) => self.update(&id, request),
             Some(Route::Config) => self.entry(request),
             Some(Route::AgentSelf) => Answer::json(&self.about),
+            Some(Route::Leader) => Answer::json(&json!("127.0.0.1:8300")),
+            Some(Route::Roots) => Answer::json(&json!({"ActiveRootID": "root-1", "Roots": []})),
+            Some(Route::Checks) => Answer::json(&self.checks()),
             Some(Route::Any) | None => Answer::words(404, ""),
         }
     }
@@ -130,7 +133,9 @@ impl Model {
         match (&self.tokens, &request.token) {
             (None, _) if is_about_tokens => Some(Answer::words(401, "ACL support disabled")),
             (None, _) => None,
-            _ if route == Some(Route::Login) => None,
+            _ if matches!(route, Some(Route::Login | Route::Leader | Route::Roots)) => None,
+            // What the anonymous token may not see is left out.
+            (Some(_), None) if route == Some(Route::Checks) => Some(Answer::json(&json!({}))),
             (Some(tokens), Some(token)) if tokens.contains(token) => None,
             (Some(_), Some(_)) => Some(Answer::words(403, "ACL not found")),
             (Some(_), None) => Some(Answer::words(403, "Permission denied")),
@@ -206,6 +211,24 @@ impl Model {
             proxy["Config"] = config.into();
         }
         Some(service.into())
+    }
+
+    fn checks(&self) -> Value {
+        let checks = self.checks.iter().map(|(id, check)| {
+            let Check { service, status, output, .. } = check;
+            let name = self.name_of(service, id);
+            (id.clone(), json!({"CheckID": id, "Name": name, "ServiceID": service, "Status": status, "Output": output}))
+        });
+        checks.collect::<Map<_, _>>().into()
+    }
+
+    /// The name of a check, as it was registered.
+    fn name_of(&self, service: &str, check_id: &str) -> Value {
+        let checks = self.services.get(service).map(|service| &service["Checks"]);
+        let mut checks = checks.and_then(Value::as_array).into_iter().flatten();
+        checks
+            .find(|check| check["CheckID"] == check_id)
+            .map_or(Value::Null, |check| check["Name"].clone())
     }
 
     fn update(&mut self, id: &str, request: &Request) -> Answer {

@@ -1,6 +1,7 @@
 //! A port that nobody else gets while nobody listens on it.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use tokio::net::TcpSocket;
 
@@ -17,10 +18,19 @@ pub struct Port {
 impl Port {
     /// Keeps a free one.
     pub fn keep() -> Self {
-        let socket = TcpSocket::new_v4().expect("a socket");
+        Self::keep_on(Ipv4Addr::LOCALHOST.into(), TcpSocket::new_v4())
+    }
+
+    /// Keeps a free one of IPv6.
+    pub fn keep_v6() -> Self {
+        Self::keep_on(Ipv6Addr::LOCALHOST.into(), TcpSocket::new_v6())
+    }
+
+    fn keep_on(loopback: IpAddr, socket: io::Result<TcpSocket>) -> Self {
+        let socket = socket.expect("a socket");
         // Who listens later shares the port with it.
         socket.set_reuseaddr(true).expect("a port can be shared");
-        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("loopback has a free port");
+        socket.bind(SocketAddr::new(loopback, 0)).expect("loopback has a free port");
         let address = socket.local_addr().expect("a bound socket has an address");
         Self { address, _kept: socket }
     }

@@ -114,6 +114,19 @@ fn no_token_is_left_whichever_step_fails() {
 }
 
 #[test]
+fn an_agent_that_hangs_on_taking_back_still_gets_the_logout() {
+    let agent = agent();
+    agent.fault(Route::Register.of("web-0-api"), Fault::Status(400, "no"), Times::Always);
+    agent.fault(Route::Deregister, Fault::Hang, Times::Always);
+    let outcome = pod(&agent).and("--service", "api:9090").run().code(78);
+    assert_eq!(agent.tokens(), tokens(&[]), "{}", outcome.stderr());
+    // None was left out because another took all the time.
+    for id in ["web-0-api", PROXY, SERVICE] {
+        assert!(!agent.asked(Route::Deregister.of(id)).is_empty(), "{id}");
+    }
+}
+
+#[test]
 fn a_login_under_way_is_brought_to_its_end_and_undone() {
     let agent = agent();
     let held = agent.hold(Route::Login);

@@ -18,6 +18,24 @@ fn a_folder_that_cannot_be_written_to_is_found_before_anything_is_sent() {
 }
 
 #[test]
+fn a_folder_that_the_pods_user_may_not_write_to_is_found_before_anything_is_sent() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent).as_an_ordinary_user();
+    pod.close_the_folder();
+    pod.run().code(73).says(&[
+        "cannot write",
+        "Permission denied",
+        "let the user that this runs as",
+    ]);
+    assert!(agent.requests().is_empty());
+    let reported = pod.termination_log();
+    assert!(reported.contains("cannot write") && reported.contains("hint:"), "{reported}");
+    let elsewhere = pod.in_folder("missing");
+    elsewhere.run().code(73).says(&["the folder does not exist"]);
+    assert!(agent.requests().is_empty());
+}
+
+#[test]
 fn a_missing_helper_is_found_before_anything_is_sent() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent).with_path("--helper", Path::new("/nonexistent/helper"));

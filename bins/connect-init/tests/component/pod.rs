@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -22,6 +23,8 @@ pub(crate) struct Pod {
     flags: Vec<(&'static str, String)>,
     switches: Vec<&'static str>,
     variables: Vec<(&'static str, String)>,
+    program: PathBuf,
+    user: Option<u32>,
 }
 
 impl Pod {
@@ -31,7 +34,14 @@ impl Pod {
         for name in ["shared", "etc"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
-        let pod = Self { folder, flags: Vec::new(), switches: Vec::new(), variables: Vec::new() };
+        let pod = Self {
+            folder,
+            flags: Vec::new(),
+            switches: Vec::new(),
+            variables: Vec::new(),
+            program: env!("CARGO_BIN_EXE_connect-init").into(),
+            user: None,
+        };
         let helper = pod.file("helper", HELPER);
         let termination_log = pod.file("termination-log", "");
         pod.with("--service", "web:8080")
@@ -81,6 +91,38 @@ impl Pod {
         self
     }
 
+    /// A variable of the environment.
+    pub(crate) fn with_env(mut self, variable: &'static str, value: impl Into<String>) -> Self {
+        self.variables.push((variable, value.into()));
+        self
+    }
+
+    /// Run by a user who may not do everything, as in a pod; by whoever runs
+    /// the tests, if that is one.
+    pub(crate) fn as_an_ordinary_user(mut self) -> Self {
+        if !nix::unistd::Uid::effective().is_root() {
+            return self;
+        }
+        let open = |path: &Path| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        open(self.folder.path());
+        // The folder of the build may be closed to others.
+        let copy = self.folder.path().join("etc/connect-init");
+        std::fs::copy(&self.program, &copy).unwrap();
+        open(&copy);
+        let log = self.folder.path().join("etc/termination-log");
+        std::fs::set_permissions(log, std::fs::Permissions::from_mode(0o666)).unwrap();
+        self.program = copy;
+        self.user = Some(5995);
+        self
+    }
+
+    /// Lets the shared folder be one that the user may only look into.
+    pub(crate) fn close_the_folder(&self) {
+        std::fs::set_permissions(self.shared(""), std::fs::Permissions::from_mode(0o555)).unwrap();
+    }
+
     /// With the shared folder at that place in the pod's own.
     pub(crate) fn in_folder(self, name: &str) -> Self {
         let folder = self.folder.path().join(name);
@@ -91,6 +133,7 @@ impl Pod {
     #[expect(clippy::disallowed_methods, reason = "nobody reads it meanwhile")]
     pub(crate) fn file(&self, name: &str, contents: &str) -> PathBuf {
         let path = self.folder.path().join("etc").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, contents).unwrap();
         path
     }
@@ -98,6 +141,11 @@ impl Pod {
     /// The path of a file in the shared folder.
     pub(crate) fn shared(&self, name: &str) -> PathBuf {
         self.folder.path().join("shared").join(name)
+    }
+
+    /// The ACL token that the pod has.
+    pub(crate) fn token(&self) -> String {
+        std::fs::read_to_string(self.shared("acl-token")).unwrap()
     }
 
     /// A file of the shared folder, as JSON.
@@ -132,7 +180,10 @@ impl Pod {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_connect-init"));
+        let mut command = Command::new(&self.program);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         command.env_clear().envs(self.variables.iter().map(|(name, value)| (name, value)));
         for (flag, value) in &self.flags {
             // As one argument: a value may begin with a dash.

@@ -1,8 +1,10 @@
 //! TLS and unix sockets.
 
+use std::path::Path;
+
 use scripted_agent::ScriptedAgent;
 
-use crate::pod::{Pod, assert_registered};
+use crate::pod::{Pod, SERVICE, assert_registered};
 
 fn with_ca_of(pod: Pod, agent: &ScriptedAgent) -> Pod {
     let ca = pod.file("ca.pem", agent.ca_pem());
@@ -27,7 +29,7 @@ fn an_agent_over_https_is_checked_against_its_ca() {
 fn an_agent_whose_certificate_has_another_name_is_taken_by_that_name() {
     let agent = ScriptedAgent::start_tls("server.dc1.consul");
     let pod = with_ca_of(Pod::of(&agent), &agent);
-    pod.run().code(69).says(&["TLS failed", "--tls-server-name"]);
+    pod.run().code(69).says(&["TLS failed", "hint:", "--tls-server-name"]);
     assert!(agent.requests().is_empty());
     pod.with("--tls-server-name", "server.dc1.consul").run().code(0);
     assert_registered(&agent);
@@ -49,6 +51,154 @@ fn an_agent_without_tls_is_named_as_the_cause() {
     let address = agent.address().replace("http://", "https://");
     let pod = Pod::of(&agent).with("--http-addr", &address).with("--timeout", "1s");
     pod.run().code(69).says(&[&address, "TLS failed", "HTTPS port"]);
+}
+
+#[test]
+fn an_agent_whose_certificate_has_ended_is_named_as_the_cause() {
+    let agent = ScriptedAgent::start_expired_tls("127.0.0.1");
+    let pod = with_ca_of(Pod::of(&agent), &agent);
+    pod.run().code(69).says(&["TLS failed", &agent.address(), "expired", "hint: renew"]);
+    let reported = pod.termination_log();
+    assert!(reported.contains("expired") && reported.contains("hint:"), "{reported}");
+    assert!(agent.requests().is_empty());
+}
+
+#[test]
+fn each_way_of_giving_the_ca_is_as_good() {
+    let agent = ScriptedAgent::start_tls("127.0.0.1");
+    let other = ScriptedAgent::start_tls("127.0.0.1");
+    let folder = |pod: Pod| {
+        let folder = pod.file("ca/one.pem", other.ca_pem());
+        pod.file("ca/two.pem", agent.ca_pem());
+        let folder = folder.parent().unwrap().to_owned();
+        pod.with_path("--ca-path", &folder)
+    };
+    for pod in [
+        with_ca_of(Pod::of(&agent), &agent).by_env("--ca-file", "CONSUL_CACERT"),
+        folder(Pod::of(&agent)),
+        folder(Pod::of(&agent)).by_env("--ca-path", "CONSUL_CAPATH"),
+        Pod::of(&agent).with_env("CONSUL_CACERT_PEM", agent.ca_pem()),
+        // Together they are the sum.
+        with_ca_of(Pod::of(&agent), &other).with_env("CONSUL_CACERT_PEM", agent.ca_pem()),
+    ] {
+        pod.run().code(0);
+        assert_registered(&agent);
+        let copy = std::fs::read_to_string(pod.shared("consul-ca.pem")).unwrap();
+        assert!(copy.contains(agent.ca_pem().trim()), "{copy}");
+    }
+}
+
+#[test]
+fn a_ca_that_is_none_is_found_before_anything_is_sent() {
+    let agent = ScriptedAgent::start_tls("127.0.0.1");
+    let pod = Pod::of(&agent);
+    let garbage = pod.file("ca.pem", "garbage");
+    for (flag, path) in [
+        ("--ca-file", garbage.as_path()),
+        ("--ca-file", Path::new("/nonexistent/ca.pem")),
+        ("--ca-path", Path::new("/nonexistent")),
+    ] {
+        Pod::of(&agent).with_path(flag, path).run().code(64).says(&["hint: check", flag]);
+    }
+    assert!(agent.requests().is_empty());
+}
+
+/// The pod's other containers speak to the agent with copies.
+#[test]
+fn an_agent_that_wants_a_certificate_is_shown_one() {
+    let agent = ScriptedAgent::start_mutual_tls("127.0.0.1");
+    let pod = with_ca_of(Pod::of(&agent), &agent).with("--timeout", "3s");
+    pod.run().code(69).says(&[&agent.address(), "--client-cert"]);
+    assert!(agent.requests().is_empty());
+
+    let (cert, key) = agent.client_pem();
+    let (cert, key) = (pod.file("tls.crt", cert), pod.file("tls.key", key));
+    let pod = pod.with_path("--client-cert", &cert).with_path("--client-key", &key);
+    pod.with("--timeout", "1m").run().code(0);
+    assert_registered(&agent);
+}
+
+#[test]
+fn the_copies_of_a_client_certificate_are_as_good() {
+    let agent = ScriptedAgent::start_mutual_tls("127.0.0.1");
+    let (cert, key) = agent.client_pem();
+    let pod = with_ca_of(Pod::of(&agent), &agent);
+    let (cert, key) = (pod.file("tls.crt", cert), pod.file("tls.key", key));
+    let pod = pod.with_path("--client-cert", &cert).with_path("--client-key", &key);
+    pod.run().code(0);
+    let record = pod.json("registration.json");
+    let tls = &record["agent"]["tls"];
+    let files = pod.files();
+    assert_eq!((files["client-cert.pem"], files["client-key.pem"]), (0o640, 0o600));
+
+    // As connect-lifecycle would: with nothing but what the record names.
+    std::fs::remove_dir_all(cert.parent().unwrap()).unwrap();
+    let mut again = Pod::of(&agent);
+    for (flag, key) in
+        [("--ca-file", "ca_file"), ("--client-cert", "client_cert"), ("--client-key", "client_key")]
+    {
+        again = again.with(flag, tls[key].as_str().unwrap());
+    }
+    again.run().code(0);
+}
+
+#[test]
+fn user_and_password_go_with_every_request_and_into_a_file_of_their_own() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent).with_env("CONSUL_HTTP_AUTH", "ann:s3cret");
+    let outcome = pod.run().code(0);
+    for request in agent.requests() {
+        // `printf ann:s3cret | base64`
+        assert_eq!(request.authorization.as_deref(), Some("Basic YW5uOnMzY3JldA=="));
+    }
+    assert_eq!(std::fs::read_to_string(pod.shared("http-auth")).unwrap(), "ann:s3cret");
+    assert_eq!(pod.files()["http-auth"], 0o600);
+    let record = pod.json("registration.json");
+    assert_eq!(record["agent"]["http_auth_file"], pod.shared("http-auth").to_str().unwrap());
+    assert!(!record.to_string().contains("s3cret") && !outcome.stderr().contains("s3cret"));
+}
+
+/// Pain 52.
+#[test]
+fn an_agent_and_a_pod_of_ipv6() {
+    if !Path::new("/proc/net/if_inet6").exists() {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci.is_empty()), "there is no IPv6");
+        eprintln!("skipped: this machine has no IPv6");
+        return;
+    }
+    for agent in [ScriptedAgent::start_v6(), ScriptedAgent::start_tls_v6()] {
+        let mut pod = Pod::of(&agent)
+            .with("--pod-ip", "fd00::7")
+            .with("--grpc-addr", "[fd00::1]:8502")
+            .with("--admin-bind", "[::1]:19000");
+        if agent.address().starts_with("https") {
+            pod = with_ca_of(pod, &agent);
+        }
+        // With brackets, and as a kubelet makes it from `http://$(HOST_IP):8500`.
+        let bare = agent.address().replace(['[', ']'], "");
+        for address in [agent.address(), bare] {
+            pod = pod.with("--http-addr", &address);
+            pod.run().code(0);
+            assert_registered(&agent);
+            assert_eq!(agent.services()[SERVICE]["Address"], "fd00::7");
+            assert_eq!(pod.json("registration.json")["agent"]["http_addr"], agent.address());
+            let bootstrap = pod.json("envoy-bootstrap.json");
+            assert!(bootstrap["static_resources"].to_string().contains(r#""address":"fd00::1""#));
+            assert_eq!(bootstrap["admin"]["address"]["socket_address"]["address"], "::1");
+        }
+        agent.stop_listening();
+        pod.with("--timeout", "1s").run().code(69).says(&[&agent.address(), "connection refused"]);
+    }
+}
+
+#[test]
+fn envoy_is_fed_over_a_unix_socket() {
+    let agent = ScriptedAgent::start_unix();
+    let pod = Pod::of(&agent).with("--grpc-addr", "unix:///run/consul/grpc.sock");
+    pod.run().code(0);
+    let bootstrap = pod.json("envoy-bootstrap.json");
+    let text = bootstrap["static_resources"].to_string();
+    assert!(text.contains(r#""pipe":{"path":"/run/consul/grpc.sock"}"#), "{text}");
 }
 
 #[test]
