@@ -87,12 +87,23 @@ fn check_ports(
             return Err(Failure::usage(format_args!("--service {name}: given twice"))
                 .hint("each service of a pod has another name"));
         }
+        let of_sidecar = name.strip_suffix("-sidecar-proxy");
+        if let Some(other) = services.iter().find(|other| Some(other.name.as_str()) == of_sidecar) {
+            return Err(Failure::usage(format_args!(
+                "--service {name}: that is the name of the sidecar of `{}`",
+                other.name
+            ))
+            .hint("give the service another name"));
+        }
         let listener = PUBLIC_LISTENER_PORT.saturating_add(index);
-        taken.push((listener, format!("the public listener of the sidecar of `{name}`")));
-        taken.push((
-            count_up(admin, index).port(),
-            format!("the admin listener of the sidecar of `{name}`"),
-        ));
+        for (port, what) in [(listener, "public"), (count_up(admin, index).port(), "admin")] {
+            let what = format!("the {what} listener of the sidecar of `{name}`");
+            if let Some((_, other)) = taken.iter().find(|(taken, _)| *taken == port) {
+                return Err(Failure::usage(format_args!("port {port} is both {other} and {what}"))
+                    .hint("give another --admin-bind"));
+            }
+            taken.push((port, what));
+        }
     }
     for ServiceArg { name, port } in services {
         if let Some((port, what)) = taken.iter().find(|(taken, _)| Some(*taken) == *port) {
@@ -204,10 +215,22 @@ mod tests {
             ("web:80,api:81", "db:20001", "the public listener of the sidecar of `api`"),
             ("web:80,api:81", "db:81", "the port of `api` itself"),
             ("web:80,web:81", "", "given twice"),
+            ("web:80,web-sidecar-proxy:81", "", "the name of the sidecar of `web`"),
         ] {
             let failure = declare(said(service, upstreams)).err().unwrap();
             assert_eq!(failure.exit(), Exit::Usage);
             assert!(failure.to_string().contains(words), "{failure}");
+        }
+    }
+
+    #[test]
+    fn an_admin_listener_on_the_port_of_a_public_one_is_refused() {
+        for (port, service) in
+            [(20000, "web:80"), (20001, "web:80,api:81"), (65535, "web:80,api:81")]
+        {
+            let admin = ([127, 0, 0, 1], port).into();
+            let failure = declare(Said { admin, ..said(service, "") }).err().unwrap();
+            assert!(failure.to_string().contains("listener of the sidecar"), "{failure}");
         }
     }
 }

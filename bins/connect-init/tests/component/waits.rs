@@ -153,7 +153,7 @@ fn what_is_no_agent_is_named_as_the_cause() {
     for fault in [Fault::Garbage, Fault::Huge] {
         let agent = ScriptedAgent::start();
         agent.fault(Route::Service, fault, Times::Always);
-        let pod = Pod::of(&agent).with("--timeout", "1s");
+        let pod = Pod::of(&agent).with("--timeout", "5s");
         let mut init = pod.start();
         agent.await_request(Route::Deregister);
         agent.heal();
