@@ -73,12 +73,13 @@ pub(crate) struct Args {
     #[arg(long, env = "CONNECT_TIMEOUT", default_value = "2m", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) timeout: Duration,
 
-    /// Print what would be registered, as JSON, and do nothing
+    /// Print as JSON what would be registered, asked and written, and what is
+    /// to be said of the agent, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// With --dry-run, print it as a definition file of this format instead,
-    /// which connect-register and Consul's CLI can register
+    /// With --dry-run, print a definition file of this format instead, which
+    /// connect-register and Consul's CLI can register
     #[arg(long, value_name = "FORMAT", requires = "dry_run")]
     pub(crate) output: Option<Output>,
 

@@ -10,10 +10,13 @@
 //!   - [`register`]: service and proxy registered, both or neither
 //!   - [`provide`]: Envoy's bootstrap and the record for `connect-lifecycle`
 //!
+//! [`dry_run`] tells what would be done instead.
+//!
 //! [`run`] leads through them, and back out if one fails.
 
 mod args;
 mod declare;
+mod dry_run;
 mod prepare;
 mod provide;
 mod register;

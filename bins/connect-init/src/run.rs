@@ -14,8 +14,8 @@ use runtime::{Deadline, Exit, Failure, Signals};
 
 use crate::args::{Args, Output};
 use crate::declare::{Said, declare};
-use crate::prepare;
 use crate::sidecar::Sidecar;
+use crate::{dry_run, prepare};
 
 /// How long taking back may take, after the deadline or a signal.
 const TAKE_BACK: Duration = Duration::from_secs(5);
@@ -54,16 +54,25 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         consul_partition: config.partition.clone(),
         admin,
     })?;
-    if dry_run {
-        let pairs: Vec<Pair> = declared.into_iter().map(|declared| declared.pair).collect();
-        return print(&pairs, output);
+    if let Some(format) = output {
+        let pairs = declared.iter().map(|declared| &declared.pair);
+        let services = pairs.flat_map(|Pair { service, proxy }| [service, proxy]);
+        return print(&definition::print(services, format.into()));
     }
     let agent = Agent::new(config)?;
     let sidecars: Vec<Sidecar> = declared
         .into_iter()
         .map(|declared| Sidecar::new(declared, &dir, &agent, login.as_ref(), &bootstrap))
         .collect();
-    let tls = prepare::prepare(&Handoff::new(&dir), helper, agent.config())?;
+    let common = Handoff::new(&dir);
+    if dry_run {
+        let telling = dry_run::tell(&sidecars, &agent, &bootstrap, &common);
+        return match race(deadline, &mut signals, telling).await {
+            Ok(document) => print(&format!("{:#}\n", document?)),
+            Err(cut) => Err(cut.failure(deadline)),
+        };
+    }
+    let tls = prepare::prepare(&common, helper, agent.config())?;
     for sidecar in &sidecars {
         sidecar.prepare()?;
     }
@@ -89,22 +98,20 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     Err(failure)
 }
 
-/// One service is printed as it is, several as a list.
-fn print(pairs: &[Pair], output: Option<Output>) -> Result<ExitCode, Failure> {
-    let services = pairs.iter().flat_map(|pair| [&pair.service, &pair.proxy]);
-    let text = match (output, pairs) {
-        // Strings, numbers, lists and maps with string keys.
-        (None, [pair]) => {
-            serde_json::to_string_pretty(pair).expect("a registration is JSON") + "\n"
-        }
-        (None, pairs) => {
-            serde_json::to_string_pretty(pairs).expect("registrations are JSON") + "\n"
-        }
-        (Some(Output::Hcl), _) => definition::print(services, Format::Hcl),
-        (Some(Output::Json), _) => definition::print(services, Format::Json),
-    };
+fn print(text: &str) -> Result<ExitCode, Failure> {
     write!(std::io::stdout(), "{text}").map_err(|error| {
         Failure::new(Exit::CannotWrite, format_args!("cannot write to stdout: {error}"))
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+// === impl Output ===
+
+impl From<Output> for Format {
+    fn from(output: Output) -> Self {
+        match output {
+            Output::Hcl => Self::Hcl,
+            Output::Json => Self::Json,
+        }
+    }
 }

@@ -15,12 +15,12 @@ use crate::{provide, register};
 
 /// One service of the pod with its sidecar.
 pub(crate) struct Sidecar {
-    declared: Declared,
-    handoff: Handoff,
-    agent: Agent,
+    pub(crate) declared: Declared,
+    pub(crate) handoff: Handoff,
+    pub(crate) agent: Agent,
     /// With a token by login; none if a token was given, or none is needed.
-    session: Option<Session>,
-    bootstrap: BootstrapArgs,
+    pub(crate) session: Option<Session>,
+    pub(crate) bootstrap: BootstrapArgs,
     /// Whether the agent may have something of it.
     arrived: Cell<bool>,
 }
@@ -71,10 +71,19 @@ impl Sidecar {
         }
         register::register(handoff, agent, pair, session.as_ref(), deadline, arrived).await?;
         provide::bootstrap(handoff, agent, bootstrap, pair, deadline).await?;
+        if self.compares_envoy() {
+            bootstrap.compare_envoy(agent).await;
+        }
         let login = session.as_ref().map(|session| session.login().clone());
         let agent = provide::agent_record(handoff, agent, tls);
         Record::new(pair.clone(), agent, *admin, login).write(handoff)?;
         Ok(())
+    }
+
+    /// Whether it is this one for which Envoy's release is compared with those
+    /// that the agent supports: all of the pod's sidecars run the same.
+    pub(crate) fn compares_envoy(&self) -> bool {
+        self.declared.index == 0 && self.bootstrap.envoy_version.is_some()
     }
 
     /// Takes back what the agent may have of it, and then logs out: that takes

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use consul::AgentArgs;
+use consul::bootstrap::GrpcAddress;
 use registration::service::Kind;
 use runtime::{LogArgs, exit};
 
@@ -51,9 +52,10 @@ pub(crate) enum Command {
     #[command(after_help = exit::HELP)]
     Validate(ValidateArgs),
 
-    /// Show what is registered with the agent
+    /// Show what is registered with the agent, and whether it can serve sidecars
     ///
-    /// With ids, only those; one that is not registered is a failure.
+    /// With ids, only those; one that is not registered is a failure. What is
+    /// wrong with the agent is said with what to do about it.
     #[command(after_help = exit::HELP)]
     Status(StatusArgs),
 
@@ -178,6 +180,16 @@ pub(crate) struct StatusArgs {
     /// The form of what is printed
     #[arg(long, value_name = "FORM", default_value = "table")]
     pub(crate) output: Rows,
+
+    /// Where Envoy is told to find xDS: whether something listens there is
+    /// tried; if absent, the port that the agent tells, on localhost
+    #[arg(long, env = "CONSUL_GRPC_ADDR", value_name = "ADDRESS")]
+    pub(crate) grpc_addr: Option<GrpcAddress>,
+
+    /// The Envoy that runs, as a version or an image: it is compared with those
+    /// that the agent supports
+    #[arg(long, env = "CONNECT_ENVOY_VERSION", value_name = "VERSION")]
+    pub(crate) envoy_version: Option<String>,
 
     #[command(flatten)]
     pub(crate) reach: ReachArgs,

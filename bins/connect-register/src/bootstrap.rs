@@ -46,6 +46,7 @@ async fn text(
     let document =
         retry::until(deadline, retry::NODE_AGENT, is_transient, || envoy.render(agent, &proxy));
     let document = document.await.map_err(|stopped| why(stopped, agent, deadline))?;
+    envoy.compare_envoy(agent).await;
     Ok(format!("{document:#}"))
 }
 

@@ -1,13 +1,15 @@
-//! `status`.
+//! `status`: what is registered, and the doctor.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use consul::Agent;
 use consul::answer::{AgentCheck, AgentService};
+use consul::diagnosis::{Finding, Patient, examine, judge_service};
 use registration::Upstream;
 use registration::service::Kind;
 use registration::upstream::DestinationType;
-use runtime::deadline::{Deadline, race};
+use runtime::deadline::{Cut, Deadline, race};
 use runtime::{Exit, Failure, Signals};
 use serde_json::{Value, json};
 
@@ -18,21 +20,38 @@ use crate::output::{self, Rows};
 
 /// Shows what is registered with the agent.
 pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Failure> {
-    let StatusArgs { ids, output, reach } = args;
+    let StatusArgs { ids, output, grpc_addr, envoy_version, reach } = args;
     let agent = reach.agent.agent(None)?;
     let deadline = Deadline::after(reach.timeout);
-    let work = look(&agent, &ids, deadline);
-    let (rows, unknown) = match race(deadline, &mut signals, work).await {
-        Ok(found) => found?,
-        Err(cut) => return Err(cut_short(cut, &agent, deadline)),
+    let looked = match race(deadline, &mut signals, look(&agent, &ids, deadline)).await {
+        Ok(found) => found,
+        Err(cut @ Cut::Signal(_)) => return Err(cut_short(cut, &agent, deadline)),
+        Err(cut) => Err(cut_short(cut, &agent, deadline)),
     };
+    // An agent that can't be asked needs the doctor most.
+    let patient = Patient {
+        agent: &agent,
+        grpc: grpc_addr.as_ref(),
+        envoy: envoy_version.as_deref(),
+        auth_method: None,
+    };
+    let examined = race(Deadline::after(EXAMINATION), &mut signals, examine(patient)).await;
+    let mut findings = examined.map_err(|cut| cut_short(cut, &agent, deadline))?;
+    let rows = looked.as_ref().map(|(rows, _)| rows.as_slice()).unwrap_or_default();
+    findings.extend(rows.iter().map(|row| judge_service(&row.service.id, &row.checks)));
     match output {
         Rows::Json => {
             let services: Vec<Value> = rows.iter().map(Row::to_json).collect();
-            output::print_json(&json!({"services": services}))?;
+            let services = looked.is_ok().then_some(services);
+            output::print_json(&json!({"services": services, "diagnosis": findings}))?;
         }
-        Rows::Table => output::print(table(&rows))?,
+        Rows::Table if looked.is_ok() => {
+            let lines = table(rows).into_iter().chain([String::new()]);
+            output::print(lines.chain(findings_table(&findings)))?;
+        }
+        Rows::Table => output::print(findings_table(&findings))?,
     }
+    let (_, unknown) = looked?;
     if unknown.is_empty() {
         return Ok(());
     }
@@ -44,6 +63,9 @@ pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Fa
     )
     .hint("an id is not a name: status without ids shows all that the agent has"))
 }
+
+/// How long the doctor may take: some questions, each with a patience of its own.
+const EXAMINATION: Duration = Duration::from_secs(20);
 
 /// A service, and what belongs to it.
 struct Row {
@@ -235,4 +257,15 @@ fn table(rows: &[Row]) -> Vec<String> {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     });
     shown.collect()
+}
+
+/// What was found, a line each, with what to do below it.
+fn findings_table(findings: &[Finding]) -> Vec<String> {
+    let width = findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or(0);
+    let mut lines = Vec::new();
+    for Finding { what, verdict, detail, hint } in findings {
+        lines.push(format!("{what:<width$}  {:<7}  {detail}", verdict.word()));
+        lines.extend(hint.iter().map(|hint| format!("{:<width$}  {:<7}  hint: {hint}", "", "")));
+    }
+    lines
 }

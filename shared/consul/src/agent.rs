@@ -13,6 +13,7 @@ use base64::prelude::BASE64_STANDARD;
 use registration::Service;
 use registration::check::Status;
 use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use reqwest::tls::TlsInfo;
 use reqwest::{Method, Response};
 use runtime::Failure;
 use secrecy::{ExposeSecret, SecretString};
@@ -20,7 +21,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::address::Address;
-use crate::answer::{AgentCheck, AgentSelf, AgentService, CatalogService, HealthyInstance, Leaf};
+use crate::answer::{
+    AgentCheck, AgentSelf, AgentService, CatalogService, HealthyInstance, Leaf, Roots,
+};
+use crate::certificate::{self, End};
 use crate::error::{Cause, Error, Request};
 use crate::http::{TlsFiles, client};
 
@@ -50,6 +54,17 @@ pub struct Agent {
     http: reqwest::Client,
     config: Arc<Config>,
     token: Arc<RwLock<Option<SecretString>>>,
+    /// How long an answer may take.
+    patience: Duration,
+}
+
+/// Who leads the servers, and whom that was asked of.
+#[derive(Clone, Debug)]
+pub struct Leader {
+    /// The leader's address; empty: there is none.
+    pub address: String,
+    /// When the certificate that the agent showed ends, if it showed one.
+    pub certificate: Option<End>,
 }
 
 /// What a deregistration found.
@@ -98,7 +113,7 @@ impl Agent {
     pub fn new(mut config: Config) -> Result<Self, Failure> {
         let http = client(&config.address, &config.tls)?;
         let token = Arc::new(RwLock::new(config.token.take()));
-        Ok(Self { http, config: Arc::new(config), token })
+        Ok(Self { http, config: Arc::new(config), token, patience: TIMEOUT })
     }
 
     /// How it is spoken to. The token is not in it: see [`Agent::token`].
@@ -110,6 +125,12 @@ impl Agent {
     #[must_use]
     pub fn apart(&self) -> Self {
         Self { token: Arc::new(RwLock::new(self.token())), ..self.clone() }
+    }
+
+    /// The same agent, whose answers may take that long at most.
+    #[must_use]
+    pub fn within(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
     }
 
     /// The ACL token that requests carry now.
@@ -248,6 +269,21 @@ impl Agent {
         self.call(Method::GET, "/v1/agent/self").answer().await
     }
 
+    /// Who leads the servers. It takes no token.
+    pub async fn leader(&self) -> Result<Leader, Error> {
+        let call = self.call(Method::GET, "/v1/status/leader");
+        let request = call.request();
+        let (body, shown) = call.exchange().await?;
+        let address = serde_json::from_slice(&body)
+            .map_err(|error| Error { request, cause: Cause::Garbage(error.to_string()) })?;
+        Ok(Leader { address, certificate: shown.and_then(|shown| certificate::end(&shown)) })
+    }
+
+    /// The roots of Connect's CA. It takes no token.
+    pub async fn connect_roots(&self) -> Result<Roots, Error> {
+        self.call(Method::GET, "/v1/agent/connect/ca/roots").answer().await
+    }
+
     /// A central configuration entry; none if there is none.
     pub async fn config_entry<T: DeserializeOwned>(
         &self,
@@ -272,7 +308,7 @@ impl Agent {
             query: String::new(),
             body: None,
             token: self.token(),
-            timeout: TIMEOUT,
+            timeout: self.patience,
         };
         for (key, value) in tenancy {
             if let Some(value) = value {
@@ -285,7 +321,7 @@ impl Agent {
 
 /// One path segment: what is not plain is percent-encoded, a slash included
 /// (an id may hold one).
-fn segment(text: &str) -> String {
+pub fn segment(text: &str) -> String {
     text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
@@ -349,6 +385,11 @@ impl Call<'_> {
     }
 
     async fn send(self) -> Result<Vec<u8>, Error> {
+        self.exchange().await.map(|(body, _)| body)
+    }
+
+    /// Sends it; the answer's body, and the certificate that the agent showed.
+    async fn exchange(self) -> Result<(Vec<u8>, Option<Vec<u8>>), Error> {
         let request = self.request();
         let failed = |cause| Error { request: request.clone(), cause };
         let base = match &self.agent.config.address {
@@ -370,9 +411,11 @@ impl Call<'_> {
         }
         let response = builder.send().await.map_err(|error| failed(Cause::of(&error)))?;
         let status = response.status().as_u16();
+        let shown = response.extensions().get::<TlsInfo>();
+        let shown = shown.and_then(TlsInfo::peer_certificate).map(<[u8]>::to_vec);
         let body = read(response).await.map_err(failed)?;
         if status == 200 {
-            return Ok(body);
+            return Ok((body, shown));
         }
         Err(failed(Cause::of_status(status, &String::from_utf8_lossy(&body))))
     }

@@ -59,6 +59,20 @@ pub struct AgentCheck {
     /// The service that it is of; empty: the node.
     #[serde(rename = "ServiceID")]
     pub service_id: String,
+    /// What was said when it was last looked at.
+    pub output: String,
+}
+
+/// The roots of Connect's CA.
+///
+/// Source: Consul's "Connect - Agent HTTP API" page, "Certificate Authority
+/// (CA) Roots".
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Roots {
+    /// The root that certificates are signed with now; empty: there is none.
+    #[serde(rename = "ActiveRootID")]
+    pub active_root_id: String,
 }
 
 /// An instance of a service in the catalog.
@@ -154,6 +168,16 @@ pub struct SelfXdsPorts {
     /// With TLS.
     #[serde(rename = "TLS")]
     pub tls: i64,
+}
+
+// === impl AgentSelf ===
+
+impl AgentSelf {
+    /// The releases of Envoy that the agent knows to work.
+    pub fn supported_envoys(&self) -> &[String] {
+        let kinds = self.xds.as_ref().map(|xds| &xds.supported_proxies);
+        kinds.and_then(|kinds| kinds.get("envoy")).map(Vec::as_slice).unwrap_or_default()
+    }
 }
 
 /// A kind that this program has never heard of is not ours to refuse.

@@ -6,19 +6,22 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
+pub use ::bootstrap::GrpcAddress;
 use ::bootstrap::{
-    AccessLogs, Admin, GrpcAddress, Input, Prometheus, PrometheusTls, Proxy, Token, Xds, XdsAddress,
+    AccessLogs, Admin, Input, Prometheus, PrometheusTls, Proxy, Token, Xds, XdsAddress,
 };
 use clap::Args;
 use registration::service::Kind;
 use runtime::{Exit, Failure};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::agent::Agent;
 use crate::answer::{AgentSelf, AgentService};
+use crate::envoy_version::misfit;
 use crate::http::TlsFiles;
 
 /// How Envoy is to be set up, as `consul connect envoy` has it.
@@ -59,6 +62,11 @@ pub struct BootstrapArgs {
     /// A folder of PEM files with CA certificates for xDS
     #[arg(long, env = "CONSUL_GRPC_CAPATH", value_name = "FOLDER")]
     pub grpc_ca_path: Option<PathBuf>,
+
+    /// The Envoy that is going to run, as a version or an image, such as
+    /// envoyproxy/envoy:v1.40.0: one that the agent does not support is warned of
+    #[arg(long, env = "CONNECT_ENVOY_VERSION", value_name = "VERSION")]
+    pub envoy_version: Option<String>,
 
     /// Leave out the tags of metrics that Consul keeps for old dashboards
     #[arg(long, env = "CONNECT_OMIT_DEPRECATED_TAGS")]
@@ -108,7 +116,24 @@ pub struct BootstrapArgs {
 }
 
 /// Where xDS is served, if neither a flag nor the agent says it.
-const DEFAULT_GRPC: (&str, u16) = ("localhost", 8502);
+pub(crate) const DEFAULT_GRPC: (&str, u16) = ("localhost", 8502);
+
+/// What is asked of the agent for a document.
+struct Seen {
+    grpc: GrpcAddress,
+    access_logs: AccessLogs,
+}
+
+/// A document that was made without a registered proxy.
+pub struct Rehearsal {
+    /// The document.
+    pub document: Value,
+    /// What was taken for granted, because the agent did not tell.
+    pub assumed: Vec<String>,
+}
+
+/// How long an agent is waited for, for what can be done without.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is read of the entry `proxy-defaults/global`.
 #[derive(Deserialize)]
@@ -131,6 +156,71 @@ impl BootstrapArgs {
     /// The entry is no proxy; a setting can't be honoured; a file can't be
     /// read; gRPC is off on the agent.
     pub async fn render(&self, agent: &Agent, proxy: &AgentService) -> Result<Value, Failure> {
+        let grpc = self.grpc(agent).await?;
+        let seen = Seen { grpc, access_logs: self.access_logs(agent).await? };
+        self.document(agent, proxy, seen).await
+    }
+
+    /// Renders the document for a proxy that is not registered yet. What the
+    /// agent does not tell is taken for granted; with `answers` off, it is not
+    /// asked. `token` stands for the ACL token.
+    ///
+    /// # Errors
+    /// A setting can't be honoured; a file can't be read.
+    pub async fn rehearse(
+        &self,
+        agent: &Agent,
+        answers: bool,
+        proxy: &AgentService,
+        token: Option<SecretString>,
+    ) -> Result<Rehearsal, Failure> {
+        let agent = agent.within(PATIENCE);
+        let silent = || Failure::new(Exit::Unreachable, "the agent does not answer");
+        let mut assumed = Vec::new();
+        let grpc = match &self.grpc_addr {
+            None if !answers => Err(silent()),
+            _ => self.grpc(&agent).await,
+        };
+        let grpc = grpc.unwrap_or_else(|failure| {
+            let (host, port) = DEFAULT_GRPC;
+            assumed.push(format!("xDS is served at {host}:{port}: {failure}"));
+            GrpcAddress::Tcp { tls: false, host: host.to_owned(), port }
+        });
+        let access_logs = if answers || self.no_central_config {
+            self.access_logs(&agent).await
+        } else {
+            Err(silent())
+        };
+        let access_logs = access_logs.unwrap_or_else(|failure| {
+            assumed.push(format!("proxy-defaults asks for no access logs: {failure}"));
+            AccessLogs::default()
+        });
+        let holder = agent.apart();
+        holder.set_token(token);
+        let document = self.document(&holder, proxy, Seen { grpc, access_logs }).await?;
+        Ok(Rehearsal { document, assumed })
+    }
+
+    /// Warns of an Envoy that the agent does not know; it may work all the same.
+    pub async fn compare_envoy(&self, agent: &Agent) {
+        let Some(envoy) = &self.envoy_version else { return };
+        match agent.within(PATIENCE).agent_self().await {
+            Ok(about) => {
+                if let Some(words) = misfit(envoy, about.supported_envoys()) {
+                    tracing::warn!("{words}");
+                }
+            }
+            Err(error) => tracing::debug!("Envoy's release is not compared: {error}"),
+        }
+    }
+
+    async fn document(
+        &self,
+        agent: &Agent,
+        proxy: &AgentService,
+        seen: Seen,
+    ) -> Result<Value, Failure> {
+        let Seen { grpc, access_logs } = seen;
         let id = &proxy.id;
         let registered = match (&proxy.kind, &proxy.proxy) {
             (Kind::Typical, _) | (_, None) => {
@@ -168,11 +258,11 @@ impl BootstrapArgs {
                     registered.config.clone()
                 },
             },
-            xds: self.xds(agent).await?,
+            xds: self.xds(agent, grpc).await?,
             admin: Admin {
                 bind: self.admin().await?,
                 access_log_path: self.admin_access_log_path.clone(),
-                access_logs: self.access_logs(agent).await?,
+                access_logs,
             },
             prometheus: Prometheus {
                 scrape_path: self.prometheus_scrape_path.clone(),
@@ -192,11 +282,15 @@ impl BootstrapArgs {
         })
     }
 
-    async fn xds(&self, agent: &Agent) -> Result<Xds, Failure> {
-        let address = match &self.grpc_addr {
-            Some(address) => address.clone(),
-            None => discover(agent).await?,
-        };
+    /// Where xDS is served, as a flag says it or else the agent.
+    async fn grpc(&self, agent: &Agent) -> Result<GrpcAddress, Failure> {
+        match &self.grpc_addr {
+            Some(address) => Ok(address.clone()),
+            None => discover(agent).await,
+        }
+    }
+
+    async fn xds(&self, agent: &Agent, address: GrpcAddress) -> Result<Xds, Failure> {
         let own = TlsFiles {
             ca_file: self.grpc_ca_file.clone(),
             ca_path: self.grpc_ca_path.clone(),
@@ -275,7 +369,7 @@ async fn discover(agent: &Agent) -> Result<GrpcAddress, Failure> {
 }
 
 /// The gRPC port and whether it speaks TLS; negative: off.
-fn grpc_port(answer: &AgentSelf) -> Option<(bool, i64)> {
+pub(crate) fn grpc_port(answer: &AgentSelf) -> Option<(bool, i64)> {
     let ports = answer.xds.as_ref().and_then(|xds| xds.ports.as_ref());
     if let Some(ports) = ports {
         if ports.tls > 0 {

@@ -79,6 +79,11 @@ impl Error {
         }
     }
 
+    /// Whether no agent answered.
+    pub fn is_no_answer(&self) -> bool {
+        self.exit() == Exit::Unreachable || matches!(self.cause, Cause::Garbage(_))
+    }
+
     /// Whether the agent may have got the request. Without a connection it has not.
     pub fn may_have_arrived(&self) -> bool {
         match &self.cause {

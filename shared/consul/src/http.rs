@@ -95,6 +95,7 @@ pub(crate) fn client(address: &Address, tls: &TlsFiles) -> Result<Client, Failur
         .user_agent(concat!("connect-sidecar/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
         .redirect(Policy::none())
+        .tls_info(true)
         .no_proxy();
     if let Address::Unix(socket) = address {
         builder = builder.unix_socket(socket.as_path());

@@ -76,7 +76,8 @@ impl Handoff {
         self.own("deregistered", "")
     }
 
-    fn lock_file(&self) -> PathBuf {
+    /// Whoever holds it registers or deregisters.
+    pub fn lock_file(&self) -> PathBuf {
         self.own("lock", "")
     }
 

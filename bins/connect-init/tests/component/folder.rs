@@ -20,7 +20,7 @@ fn a_folder_that_cannot_be_written_to_is_found_before_anything_is_sent() {
 #[test]
 fn a_folder_that_the_pods_user_may_not_write_to_is_found_before_anything_is_sent() {
     let agent = ScriptedAgent::start();
-    let pod = Pod::of(&agent).as_an_ordinary_user();
+    let pod = Pod::of(&agent).by_an_ordinary_user();
     pod.close_the_folder();
     pod.run().code(73).says(&[
         "cannot write",

@@ -2,6 +2,7 @@
 //!
 //! - [`pod`]: a pod's init container, run as often as a test likes
 //! - [`registers`]: all goes well: what is sent, what is written
+//! - [`dry_run`]: what would be done is told, and nothing is done
 //! - [`waits`]: an agent that is not there yet, or can't at the moment
 //! - [`refused`]: an agent that says no, at each step
 //! - [`folder`]: a folder or a helper that is no good
@@ -13,6 +14,7 @@
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
 mod acl;
+mod dry_run;
 mod ends;
 mod flags;
 mod folder;

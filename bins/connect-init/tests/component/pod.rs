@@ -99,7 +99,7 @@ impl Pod {
 
     /// Run by a user who may not do everything, as in a pod; by whoever runs
     /// the tests, if that is one.
-    pub(crate) fn as_an_ordinary_user(mut self) -> Self {
+    pub(crate) fn by_an_ordinary_user(mut self) -> Self {
         if !nix::unistd::Uid::effective().is_root() {
             return self;
         }

@@ -1,6 +1,5 @@
 //! All goes well: what is sent, what is written.
 
-use definition::Format;
 use scripted_agent::{Route, ScriptedAgent};
 use serde_json::json;
 
@@ -275,37 +274,4 @@ fn the_central_configuration_is_in_the_bootstrap() {
     let bootstrap = pod.json("envoy-bootstrap.json");
     assert!(bootstrap["static_resources"].to_string().contains("9102"));
     assert!(bootstrap["admin"].to_string().contains("StdoutAccessLog"), "{}", bootstrap["admin"]);
-}
-
-#[test]
-fn a_dry_run_prints_what_would_be_registered_and_does_nothing() {
-    let agent = ScriptedAgent::start();
-    let pod = Pod::of(&agent).switch("--dry-run");
-    let outcome = pod.run().code(0);
-    let printed: serde_json::Value = serde_json::from_str(&outcome.stdout()).unwrap();
-    assert_eq!(printed["service"]["ID"], SERVICE);
-    assert_eq!(printed["proxy"]["ID"], PROXY);
-    assert!(agent.requests().is_empty());
-    assert!(pod.files().is_empty());
-}
-
-#[test]
-fn a_dry_run_can_be_a_definition_file() {
-    let agent = ScriptedAgent::start();
-    let printed = |more: &[&'static str]| {
-        let mut pod = Pod::of(&agent).switch("--dry-run");
-        for flag in more {
-            pod = pod.switch(flag);
-        }
-        pod.run().code(0).stdout()
-    };
-    let sent: serde_json::Value = serde_json::from_str(&printed(&[])).unwrap();
-    for (flag, format) in [("--output=hcl", Format::Hcl), ("--output=json", Format::Json)] {
-        let text = printed(&[flag]);
-        let read = definition::parse("file", format, &text).unwrap();
-        let read: Vec<_> =
-            read.iter().map(|read| serde_json::to_value(&read.service).unwrap()).collect();
-        assert_eq!(read, [sent["service"].clone(), sent["proxy"].clone()], "{text}");
-    }
-    Pod::of(&agent).switch("--output=hcl").run().code(64);
 }

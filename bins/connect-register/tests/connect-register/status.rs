@@ -1,5 +1,7 @@
 //! `status`, `completions` and `man`.
 
+use std::net::TcpListener;
+
 use serde_json::json;
 
 use crate::program::{Files, command, ran, run};
@@ -20,9 +22,12 @@ fn agent(can: bool) -> ScriptedAgent {
         })),
         "GET /v1/agent/checks" => ok(&json!({
             "c1": {"CheckID": "c1", "Name": "one", "Status": "passing", "ServiceID": "web-1"},
-            "c2": {"CheckID": "c2", "Name": "two", "Status": "critical", "ServiceID": "web-1"},
+            "c2": {"CheckID": "c2", "Name": "two", "Status": "critical", "ServiceID": "web-1",
+                "Output": "it is broken\nfor long"},
             "n": {"CheckID": "n", "Name": "of the node", "Status": "passing", "ServiceID": ""},
         })),
+        "GET /v1/status/leader" => ok(&json!("10.0.0.9:8300")),
+        "GET /v1/agent/connect/ca/roots" => ok(&json!({"ActiveRootID": "r"})),
         _ if !can => Answer::Status(403, "Permission denied".to_owned()),
         "GET /v1/health/connect/db" => {
             assert_eq!(request.query, "?passing=true&dc=dc2");
@@ -31,39 +36,78 @@ fn agent(can: bool) -> ScriptedAgent {
         "GET /v1/agent/connect/ca/leaf/web" => {
             ok(&json!({"ValidBefore": "2031-01-02T03:04:05Z", "PrivateKeyPEM": "s3cret"}))
         }
-        "GET /v1/agent/self" => ok(&json!({"Config": {"NodeName": "n1"}})),
+        "GET /v1/acl/token/self" => Answer::Status(401, "ACL support disabled".to_owned()),
+        "GET /v1/agent/self" => ok(&json!({
+            "Config": {"NodeName": "n1", "Datacenter": "dc1", "Version": "1.17.2"},
+            "xDS": {"SupportedProxies": {"envoy": ["1.27.2"]}},
+        })),
         "GET /v1/catalog/service/nope" => ok(&json!([{"Node": "n9", "ServiceID": "nope"}])),
         _ => unknown(),
     })
 }
 
+/// An address at which something listens, as the agent's gRPC port would.
+fn xds() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
 #[test]
 fn a_table() {
-    let ran = run(&agent(true).address(), &["status"]);
-    ran.printed(
+    let (_listens, xds) = xds();
+    let agent = agent(true);
+    let ran = run(
+        &agent.address(),
+        &["status", "--grpc-addr", &xds, "--envoy-version", "envoyproxy/envoy:v1.27.0"],
+    );
+    let http = agent.address();
+    ran.printed(&format!(
         "SERVICE  ID       ADDRESS      KIND           CHECKS                 SIDECAR  CERTIFICATE ENDS      UPSTREAMS\n\
          plain    plain    -            service        -                      -        -                     -\n\
          web      web-1    10.0.0.1:80  service        1 critical, 1 passing  web-1-p  2031-01-02T03:04:05Z  -\n\
-         web-p    web-1-p  [::1]:20000  connect-proxy  -                      -        2031-01-02T03:04:05Z  db:5432 (2 healthy)\n",
-    );
+         web-p    web-1-p  [::1]:20000  connect-proxy  -                      -        2031-01-02T03:04:05Z  db:5432 (2 healthy)\n\
+         \n\
+         agent            ok       http://{http} answers; its servers' leader is 10.0.0.9:8300\n\
+         TLS              ok       not used: the address is http://\n\
+         token            ok       none, and none is needed: ACLs are off on the agent\n\
+         node             ok       n1 in datacenter dc1\n\
+         version          ok       Consul 1.17.2\n\
+         Connect          ok       enabled, and its CA has a root\n\
+         gRPC             ok       something listens at http://{xds} (given)\n\
+         Envoy            ok       envoyproxy/envoy:v1.27.0 is one that the agent supports\n\
+         service plain    ok       registered, 0 checks passing\n\
+         service web-1    warning  registered; `two` is critical: it is broken\n\
+         {:26}hint: no traffic is sent to it until the check passes\n\
+         service web-1-p  ok       registered, 0 checks passing\n",
+        ""
+    ));
     assert_eq!(ran.stderr, "");
 }
 
 #[test]
 fn json_of_some() {
     let agent = agent(true);
-    let printed = run(&agent.address(), &["status", "--output", "json", "web-1-p"]).json();
+    let (_listens, xds) = xds();
+    let args = ["status", "--output", "json", "--grpc-addr", &xds, "web-1-p"];
+    let printed = run(&agent.address(), &args).json();
     assert_eq!(
-        printed,
-        json!({"services": [{
+        printed["services"],
+        json!([{
             "id": "web-1-p", "name": "web-p", "kind": "connect-proxy", "address": "::1",
             "port": 20000, "checks": [], "sidecar": null,
             "certificate_ends": "2031-01-02T03:04:05Z",
             "upstreams": [{"name": "db", "datacenter": "dc2", "local_port": 5432, "healthy": 2}],
-        }]})
+        }])
     );
+    let findings = printed["diagnosis"].as_array().unwrap();
+    assert_eq!(
+        findings[3],
+        json!({"what": "node", "verdict": "ok", "detail": "n1 in datacenter dc1"})
+    );
+    assert_eq!(findings.last().unwrap()["what"], "service web-1-p");
     let ran = run(&agent.address(), &["status", "plain", "nope"]);
-    assert_eq!((ran.code, ran.stdout.lines().count()), (1, 2), "{}", ran.stderr);
+    assert_eq!((ran.code, ran.stdout.lines().next().is_some()), (1, true), "{}", ran.stderr);
     ran.said(&["not registered with", "`nope`", "registered on node n9, this agent is node n1"]);
 }
 
@@ -72,7 +116,53 @@ fn what_may_not_be_seen_hides_nothing_else() {
     let ran = run(&agent(false).address(), &["status"]);
     assert!(ran.code == 0 && ran.stdout.contains("db:5432 (? healthy)"), "{ran:?}");
     ran.said(&["certificate of `web`", "403 Permission denied"]);
-    run(NOBODY, &["status", "--timeout", "200ms"]).failed(69, &["connection refused"]);
+    for line in [
+        "node             unknown  403 Permission denied",
+        "Connect          ok ",
+        "hint: an ACL token with `agent:read`",
+    ] {
+        assert!(ran.stdout.contains(line), "{line}: {}", ran.stdout);
+    }
+}
+
+/// It needs the doctor most.
+#[test]
+fn an_agent_that_cannot_be_reached_is_examined() {
+    let ran = run(NOBODY, &["status", "--timeout", "200ms"]);
+    let printed = &ran.stdout;
+    assert!(printed.starts_with("agent  wrong "), "{printed}");
+    assert!(printed.contains("connection refused\n") && printed.contains("hint: "), "{printed}");
+    assert_eq!(ran.code, 69);
+    ran.said(&["connection refused"]);
+    let ran = run(NOBODY, &["status", "--timeout", "200ms", "--output", "json"]);
+    let printed: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(printed["services"], json!(null));
+    assert_eq!(printed["diagnosis"][0]["verdict"], "wrong");
+}
+
+#[test]
+fn an_agent_without_grpc_and_connect_is_found_out() {
+    let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
+        "GET /v1/agent/services" | "GET /v1/agent/checks" => ok(&json!({})),
+        "GET /v1/status/leader" => ok(&json!("")),
+        "GET /v1/agent/self" => ok(&json!({
+            "Config": {"NodeName": "n1", "Version": "1.8.7"}, "DebugConfig": {"GRPCPort": -1},
+        })),
+        "GET /v1/agent/connect/ca/roots" => {
+            Answer::Status(500, "Connect must be enabled in order to use this endpoint".to_owned())
+        }
+        _ => unknown(),
+    });
+    let printed = run(&agent.address(), &["status"]).stdout;
+    for line in [
+        "agent    warning  ",
+        "have no leader",
+        "version  warning  Consul 1.8.7, which serves xDS v2 only",
+        "Connect  wrong    off",
+        "gRPC     wrong    off on the agent",
+    ] {
+        assert!(printed.contains(line), "{line}: {printed}");
+    }
 }
 
 #[test]
@@ -89,6 +179,11 @@ fn of_a_real_agent() {
     let ran = run(&agent.http, &["status", "--output", "json"]);
     assert_eq!(ran.stderr, "");
     let printed = ran.json();
+    for what in ["agent", "node", "Connect"] {
+        let findings = printed["diagnosis"].as_array().unwrap();
+        let found = findings.iter().find(|finding| finding["what"] == what).unwrap();
+        assert_eq!(found["verdict"], "ok", "{found}");
+    }
     let [web, proxy] = printed["services"].as_array().unwrap().as_slice() else { panic!() };
     assert_eq!(
         (&web["id"], &web["sidecar"], &web["checks"][0]["status"]),

@@ -1,0 +1,206 @@
+//! What a run would do, told instead of done. The agent is asked questions
+//! only, and an agent that does not answer is no failure.
+
+use std::path::Path;
+
+use consul::agent::segment;
+use consul::answer::AgentService;
+use consul::diagnosis::{self, Finding, Patient, Verdict};
+use consul::{Agent, BootstrapArgs, args};
+use handoff::Handoff;
+use registration::Service;
+use registration::pod::Pair;
+use runtime::Failure;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use crate::sidecar::Sidecar;
+
+/// What stands for the ACL token.
+const TOKEN: &str = "<ACL token>";
+/// What stands for what proves who logs in.
+const BEARER_TOKEN: &str = "<bearer token>";
+
+/// Tells what a run would do: registrations and bootstraps, requests, files,
+/// and what is to be said of the agent.
+///
+/// # Errors
+/// What would be an error of the run itself: a setting that can't be honoured,
+/// a file that can't be read.
+pub(crate) async fn tell(
+    sidecars: &[Sidecar],
+    agent: &Agent,
+    flags: &BootstrapArgs,
+    common: &Handoff,
+) -> Result<Value, Failure> {
+    for sidecar in sidecars {
+        // A token of an earlier life can ask already.
+        if sidecar.session.is_some()
+            && let Ok(Some(token)) = args::read_token(&sidecar.handoff.token())
+        {
+            sidecar.agent.set_token(Some(token));
+        }
+    }
+    let first = sidecars.first().map_or(agent, |sidecar| &sidecar.agent);
+    let login = sidecars.first().and_then(|sidecar| sidecar.session.as_ref());
+    let mut findings = diagnosis::examine(Patient {
+        agent: first,
+        grpc: flags.grpc_addr.as_ref(),
+        envoy: flags.envoy_version.as_deref(),
+        auth_method: login.map(|session| session.login().auth_method.as_str()),
+    })
+    .await;
+    let answers = !findings
+        .iter()
+        .any(|finding| finding.verdict == Verdict::Wrong && finding.what == "agent");
+    let (mut services, mut requests) = (Vec::new(), Vec::new());
+    let mut files = common_files(agent, common)?;
+    for sidecar in sidecars {
+        let Pair { service, proxy } = &sidecar.declared.pair;
+        if answers {
+            for each in [service, proxy] {
+                findings.push(diagnosis::examine_service(&sidecar.agent, each.id()).await);
+            }
+        }
+        services.push(rehearse(sidecar, answers).await?);
+        requests.extend(requests_of(sidecar));
+        files.extend(files_of(sidecar));
+    }
+    for Finding { what, verdict, detail, hint } in &findings {
+        let hint = hint.as_deref().unwrap_or("none");
+        if matches!(verdict, Verdict::Warning | Verdict::Wrong) {
+            tracing::warn!("{what} is {}: {detail}; hint: {hint}", verdict.word());
+        }
+    }
+    Ok(json!({
+        "agent": agent.config().address.to_string(),
+        "diagnosis": findings,
+        "services": services,
+        "requests": requests,
+        "files": files,
+    }))
+}
+
+/// A service with its proxy as they would be registered, and the bootstrap.
+async fn rehearse(sidecar: &Sidecar, answers: bool) -> Result<Value, Failure> {
+    let Sidecar { declared, agent, session, bootstrap, .. } = sidecar;
+    let Pair { service, proxy } = &declared.pair;
+    let mut expected = as_registered(proxy);
+    let mut assumed = Vec::new();
+    let there = if answers { agent.service(proxy.id(), None).await.ok().flatten() } else { None };
+    match (there.and_then(|there| there.proxy), &mut expected.proxy) {
+        _ if bootstrap.no_central_config => {}
+        // What the agent has of an earlier run has the central configuration.
+        (Some(there), Some(expected)) => {
+            let own = std::mem::replace(&mut expected.config, there.config);
+            expected.config.extend(own);
+        }
+        _ => assumed.push(
+            "the agent adds no central configuration (proxy-defaults, service-defaults): it tells only of a proxy that is registered".to_owned(),
+        ),
+    }
+    let token = (session.is_some() || agent.token().is_some()).then(|| SecretString::from(TOKEN));
+    let rehearsal = bootstrap.rehearse(agent, answers, &expected, token).await?;
+    assumed.extend(rehearsal.assumed);
+    Ok(json!({
+        "service": service,
+        "proxy": proxy,
+        "admin": declared.admin.to_string(),
+        "bootstrap": rehearsal.document,
+        "assumed": assumed,
+    }))
+}
+
+/// As the agent would answer with it.
+fn as_registered(proxy: &Service) -> AgentService {
+    AgentService {
+        kind: proxy.kind,
+        id: proxy.id().to_owned(),
+        service: proxy.name.clone(),
+        proxy: proxy.proxy.clone(),
+        ..AgentService::default()
+    }
+}
+
+/// What the agent would be asked for, in this order.
+fn requests_of(sidecar: &Sidecar) -> Vec<Value> {
+    let Sidecar { declared, handoff, agent, session, bootstrap, .. } = sidecar;
+    let Pair { service, proxy } = &declared.pair;
+    let request = |method: &str, path: &str, query: &[(&str, &str)], body: Option<Value>| {
+        let config = agent.config();
+        let tenancy = [("ns", &config.namespace), ("partition", &config.partition)];
+        let tenancy = tenancy.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?)));
+        let query = tenancy.chain(query.iter().copied());
+        let query: Vec<String> =
+            query.map(|(key, value)| format!("{key}={}", segment(value))).collect();
+        let mark = if query.is_empty() { "" } else { "?" };
+        let mut request =
+            json!({"method": method, "path": format!("{path}{mark}{}", query.join("&"))});
+        if let Some(body) = body {
+            request["body"] = body;
+        }
+        request
+    };
+    let mut requests = Vec::new();
+    if let Some(session) = session {
+        let login = session.login();
+        if !handoff.token().exists() {
+            let body = json!({
+                "AuthMethod": login.auth_method, "BearerToken": BEARER_TOKEN, "Meta": login.meta,
+            });
+            requests.push(request("POST", "/v1/acl/login", &[], Some(body)));
+        }
+        requests.push(request("GET", "/v1/acl/token/self", &[("stale", "true")], None));
+    }
+    for service in [service, proxy] {
+        let replace = &[("replace-existing-checks", "true")];
+        requests.push(request("PUT", "/v1/agent/service/register", replace, Some(json!(service))));
+    }
+    let path = format!("/v1/agent/service/{}", segment(proxy.id()));
+    requests.push(request("GET", &path, &[], None));
+    let ask_self = request("GET", "/v1/agent/self", &[], None);
+    if bootstrap.grpc_addr.is_none() {
+        requests.push(ask_self.clone());
+    }
+    if !bootstrap.no_central_config {
+        requests.push(request("GET", "/v1/config/proxy-defaults/global", &[], None));
+    }
+    if sidecar.compares_envoy() {
+        requests.push(ask_self);
+    }
+    requests
+}
+
+/// The files of one service.
+fn files_of(sidecar: &Sidecar) -> Vec<Value> {
+    let Sidecar { handoff, agent, session, .. } = sidecar;
+    let mut files = Vec::new();
+    if session.is_some() || agent.token().is_some() {
+        files.push(file(&handoff.token(), 0o600, "the ACL token"));
+    }
+    files.push(file(&handoff.lock_file(), 0o640, "empty: who holds it registers or deregisters"));
+    files.push(file(&handoff.bootstrap(), 0o640, "what Envoy starts from"));
+    files.push(file(&handoff.record(), 0o640, "service, proxy and agent, for connect-lifecycle"));
+    files
+}
+
+/// The files that are there once for all services.
+fn common_files(agent: &Agent, handoff: &Handoff) -> Result<Vec<Value>, Failure> {
+    let config = agent.config();
+    let mut files = vec![file(&handoff.helper(), 0o555, "the lifecycle helper")];
+    if config.http_auth.is_some() {
+        files.push(file(&handoff.http_auth(), 0o600, "user and password for the agent"));
+    }
+    if !config.tls.ca_pem()?.is_empty() {
+        files.push(file(&handoff.ca(), 0o640, "the agent's CA certificates"));
+    }
+    if config.tls.client_cert.is_some() {
+        files.push(file(&handoff.client_cert(), 0o640, "the certificate shown to the agent"));
+        files.push(file(&handoff.client_key(), 0o600, "its key"));
+    }
+    Ok(files)
+}
+
+fn file(path: &Path, mode: u32, contents: &str) -> Value {
+    json!({"path": path.display().to_string(), "mode": format!("{mode:04o}"), "contents": contents})
+}
