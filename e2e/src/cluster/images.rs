@@ -120,7 +120,7 @@ impl Draft {
         let mut libraries = Vec::new();
         for (program, place) in &self.programs {
             file(&mut tar, program, place)?;
-            libraries.append(&mut libraries_of(program)?);
+            libraries.append(&mut libraries_of(program));
         }
         libraries.sort_unstable();
         libraries.dedup();
@@ -208,13 +208,13 @@ fn publish(folder: &Path, name: &str, config: &Blob, layers: &[Blob]) -> Result<
 }
 
 /// The libraries that a program asks for, by the paths at which it looks.
-fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
+fn libraries_of(program: &Path) -> Vec<PathBuf> {
     // A static program has none, and ldd says so with a failure.
-    let Ok(listed) = run("ldd", &[program]) else { return Ok(Vec::new()) };
+    let Ok(listed) = run("ldd", &[program]) else { return Vec::new() };
     let paths = listed.lines().filter_map(|line| {
         line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from)
     });
-    Ok(paths.collect())
+    paths.collect()
 }
 
 fn directory(tar: &mut tar::Builder<File>, name: &str) -> Result<()> {
