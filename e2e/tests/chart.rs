@@ -1,6 +1,8 @@
 //! The injector's chart: what Helm makes of it is what Kubernetes, PodSecurity
 //! and the injector itself accept.
 
+#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
@@ -163,8 +165,8 @@ fn the_injectors_own_certificate_takes_the_least_of_rights() {
     let name = objects.one("MutatingWebhookConfiguration")["metadata"]["name"].clone();
     let args = &container(&objects)["args"];
     let arg = |name: &str| {
-        let flag = args.as_array().unwrap().iter().filter_map(Value::as_str);
-        flag.filter_map(|arg| arg.strip_prefix(name)?.strip_prefix('=')).next().unwrap().to_owned()
+        let mut flags = args.as_array().unwrap().iter().filter_map(Value::as_str);
+        flags.find_map(|arg| arg.strip_prefix(name)?.strip_prefix('=')).unwrap().to_owned()
     };
     assert_eq!(json!(arg("--tls-auto")), name);
     let service = objects.one("Service")["metadata"]["name"].as_str().unwrap();
@@ -246,11 +248,12 @@ fn with_a_certificate_in_files_there_is_no_access_to_the_api() {
     is_valid(&tools, &[with_bundle, with_cert_manager]);
 }
 
-/// For each value another than the default, and what it takes besides.
-fn samples() -> Vec<(&'static str, Value, Vec<(&'static str, Value)>)> {
-    let version = |version: &str| ("connectInject.kubernetesVersion", json!(version));
-    let files = || in_files_mode().to_vec();
-    let mut samples: Vec<_> = [
+/// The path of a value, and what it is set to.
+type Setting = (&'static str, Value);
+
+/// For each value another than the default.
+fn plain() -> Vec<Setting> {
+    vec![
         ("global.name", json!("other")),
         ("global.imagePullPolicy", json!("Always")),
         ("global.imagePullSecrets", json!([{"name": "registry"}])),
@@ -324,31 +327,25 @@ fn samples() -> Vec<(&'static str, Value, Vec<(&'static str, Value)>)> {
         // Taken away.
         ("connectInject.initContainer.resources.limits.memory", json!(null)),
     ]
-    .into_iter()
-    .map(|(path, value)| (path, value, Vec::new()))
-    .collect();
+}
+
+/// The same, and what each takes besides.
+fn samples() -> Vec<(Setting, Vec<Setting>)> {
+    let version = ("connectInject.kubernetesVersion", json!("1.28"));
+    let files = || in_files_mode().to_vec();
+    let ca = ("connectInject.agent.caCert.secretName", json!("consul-ca-cert"));
     let token = ("connectInject.aclInjectToken.secretName", json!("token"));
+    let of_token = vec![token.clone(), ("connectInject.aclInjectToken.secretKey", json!("token"))];
+    let mut samples: Vec<_> = plain().into_iter().map(|setting| (setting, Vec::new())).collect();
     samples.extend([
-        ("connectInject.onlyAnnotatedPods", json!(false), vec![version("1.28")]),
-        (
-            "connectInject.agent.caCert.secretKey",
-            json!("ca.pem"),
-            vec![("connectInject.agent.caCert.secretName", json!("consul-ca-cert"))],
-        ),
-        ("connectInject.certs.secretName", json!("other"), files()),
-        ("connectInject.certs.caBundle", json!("QQ=="), files()),
-        ("connectInject.certs.certName", json!("serving.pem"), files()),
-        ("connectInject.certs.keyName", json!("serving.key"), files()),
-        (
-            token.0,
-            json!("other"),
-            vec![token.clone(), ("connectInject.aclInjectToken.secretKey", json!("token"))],
-        ),
-        (
-            "connectInject.aclInjectToken.secretKey",
-            json!("other"),
-            vec![token, ("connectInject.aclInjectToken.secretKey", json!("token"))],
-        ),
+        (("connectInject.onlyAnnotatedPods", json!(false)), vec![version]),
+        (("connectInject.agent.caCert.secretKey", json!("ca.pem")), vec![ca]),
+        (("connectInject.certs.secretName", json!("other")), files()),
+        (("connectInject.certs.caBundle", json!("QQ==")), files()),
+        (("connectInject.certs.certName", json!("serving.pem")), files()),
+        (("connectInject.certs.keyName", json!("serving.key")), files()),
+        ((token.0, json!("other")), of_token.clone()),
+        (("connectInject.aclInjectToken.secretKey", json!("other")), of_token),
     ]);
     samples
 }
@@ -370,20 +367,20 @@ fn every_value_changes_something_and_the_injector_takes_it() {
     let samples = samples();
     let releases: Vec<_> = samples
         .iter()
-        .flat_map(|(path, value, needs)| {
-            let with = [needs.as_slice(), &[(path, value.clone())]].concat();
+        .flat_map(|(setting, needs)| {
+            let with = [needs.as_slice(), std::slice::from_ref(setting)].concat();
             [values_of(needs), values_of(&with)]
         })
         .collect();
     let rendered = render(&tools, &releases);
-    let sampled: BTreeSet<_> = samples.iter().map(|(path, ..)| (*path).to_owned()).collect();
-    assert_eq!(sampled, paths(&rendered.values, ""));
+    let set: BTreeSet<_> = samples.iter().map(|((path, _), _)| (*path).to_owned()).collect();
+    assert_eq!(set, paths(&rendered.values, ""));
 
     let releases: Vec<_> = rendered.releases.into_iter().map(Result::unwrap).collect();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.yaml");
     let mut configs = BTreeSet::new();
-    for ((path, ..), pair) in samples.iter().zip(releases.chunks(2)) {
+    for (((path, _), _), pair) in samples.iter().zip(releases.chunks(2)) {
         assert!(pair[0].documents != pair[1].documents, "{path}");
         if *path != "connectInject.enabled" && configs.insert(config(&pair[1]).to_owned()) {
             let log = explained(&tools, &file, config(&pair[1]));
@@ -627,7 +624,7 @@ fn what_is_newer_is_used_where_the_version_is_known() {
 fn the_notes_verify_the_installation_as_the_document_does() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let objects = rendered(&tools, &[]);
-    let pod: String = ECHO_SERVER.lines().map(|line| format!("  {line}\n")).collect();
+    let pod: String = ECHO_SERVER.lines().flat_map(|line| ["  ", line, "\n"]).collect();
     for part in [
         pod.as_str(),
         "kubectl get pod echo-server -o yaml",

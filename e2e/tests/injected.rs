@@ -1,6 +1,8 @@
 //! What the injector makes of pods is valid by Kubernetes' own schemas, for
 //! every annotation and in every mode, and passes PodSecurity `restricted`.
 
+#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
