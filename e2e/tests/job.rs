@@ -1,7 +1,5 @@
 //! A Job's pod completes, and leaves nothing behind (pain 11, 12).
 
-#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
-
 use e2e::document::{ECHO_SERVER, HELLO, injected, injected_pod, started};
 use e2e::kubelet::Pod;
 use e2e::node::Node;

@@ -1,7 +1,5 @@
 //! A pod that is lost without a word: its registration goes by itself.
 
-#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
-
 use std::time::{Duration, Instant};
 
 use e2e::document::{ECHO_SERVER, injected, started};

@@ -1,7 +1,11 @@
 //! A pod's end while others use it: no request is lost, and nothing waits
 //! longer than it has to.
 
-#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "fixtures are tests, too: the panic is the report, and so are the figures"
+)]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -182,6 +182,7 @@ async fn pass_on(
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
 fn source(problem: impl ToString) -> Problem {
     Problem::Source(problem.to_string())
 }
@@ -273,6 +274,6 @@ mod tests {
         assert_eq!(add("OF\nd 4"), "");
         assert_eq!(lines.end(), b"d 4\n");
         assert_eq!(lines.end(), b"");
-        assert!(lines.add(&[b'x'; LONGEST_LINE + 1]).is_err());
+        assert!(lines.add(&vec![b'x'; LONGEST_LINE + 1]).is_err());
     }
 }
