@@ -17,6 +17,8 @@ pub struct Parts {
     pub kubernetes: PathBuf,
     /// The folder with what else a node runs, from `NODE_DIR`.
     pub node: PathBuf,
+    /// The folder with Helm's library, from `PYTHON_TOOLS`.
+    pub python: PathBuf,
 }
 
 // === impl Parts ===
@@ -46,6 +48,7 @@ impl Parts {
             inject_image: part("E2E_INJECT_IMAGE")?,
             kubernetes: part("KUBERNETES_DIR")?,
             node: part("NODE_DIR")?,
+            python: part("PYTHON_TOOLS")?,
         })
     }
 

@@ -1,8 +1,8 @@
 //! Pods that end because they are to: scaled away, replaced, done.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{server, set_of, sharing};
+use crate::support::{ASK, client, server, set_of, sharing};
 
 #[test]
 fn scaling_to_zero_leaves_no_service() {
@@ -39,4 +39,43 @@ fn a_pod_of_a_stateful_set_comes_back_under_its_name() {
     let instance = &cluster.passing("stateful").unwrap()[0]["Service"];
     assert_eq!(instance["ID"], "stateful-0-stateful");
     assert_eq!(instance["Address"], second["status"]["podIP"], "{instance:#}");
+}
+
+/// A Job's command starts when its proxy is ready, and the sidecar ends after
+/// it: the Job is complete, and nothing of it is registered.
+#[test]
+fn a_job_completes_and_leaves_no_service() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("job").unwrap();
+    namespace.apply(&server("worked", "hello").to_string()).unwrap();
+    namespace.await_condition("pod/worked", "Ready").unwrap();
+    cluster.await_instances("worked", 1).unwrap();
+
+    let mut pod = client("worked");
+    pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-mount-volume"] =
+        json!("worked-client");
+    pod["spec"]["restartPolicy"] = json!("Never");
+    pod["spec"]["containers"][0]["command"] = json!([
+        "/consul/connect-inject/connect-lifecycle",
+        "wait",
+        "--quit",
+        "--",
+        "sh",
+        "-c",
+        ASK,
+    ]);
+    let job = json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "work"},
+        "spec": {"backoffLimit": 0, "template": {
+            "metadata": {"annotations": pod["metadata"]["annotations"]},
+            "spec": pod["spec"],
+        }},
+    });
+    namespace.apply(&job.to_string()).unwrap();
+    namespace.await_condition("job/work", "Complete").unwrap();
+    let said = namespace.kubectl(&["logs", "job/work", "--container=worked-client"]).unwrap();
+    assert!(said.contains("hello"), "{said}");
+    cluster.await_instances("worked-client", 0).unwrap();
 }
