@@ -162,7 +162,7 @@ pub fn node(name: &str) -> Result<()> {
     let node = Node::start(&parts, settings)?;
     fs::create_dir(folder.join("bin"))?;
     std::os::unix::fs::symlink(parts.node("kubectl"), folder.join("bin/kubectl"))?;
-    mesh::install(&parts.node("kubectl"), &node.kubeconfig, &parts.python)?;
+    mesh::install(&parts.node("kubectl"), &node.kubeconfig, &parts.helm)?;
     write(&folder.join("ready"), "")?;
     node.watch()
 }

@@ -2,15 +2,15 @@
 //! its chart.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use super::write;
-use crate::Result;
+use serde_json::json;
+
+use super::{images, write};
 use crate::process::run;
+use crate::python::{Release, Tools};
+use crate::{Result, image};
 
 const CONSUL: &str = include_str!("../../manifests/cluster/consul.yaml");
-const VALUES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests/cluster/values.yaml");
-const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../bins/connect-inject/chart");
 
 /// The namespace of both.
 pub const NAMESPACE: &str = "consul";
@@ -18,24 +18,11 @@ pub const NAMESPACE: &str = "consul";
 /// a release that is called as the namespace is.
 pub const INJECT: &str = "consul-connect-inject";
 
-/// Does what `helm template` does: chart, values, name and namespace in, a
-/// stream of documents out.
-const RENDER: &str = r#"
-import sys, yaml
-from helm_python.chart import Chart
-chart, values, name = sys.argv[1:]
-with open(values) as file:
-    values = yaml.safe_load(file)
-for path, text in sorted(Chart.load(chart).render(values, name=name, namespace=name).items()):
-    if not path.endswith("/NOTES.txt") and text.strip():
-        print("---\n" + text)
-"#;
-
 /// Installs both, and waits until they are ready.
 ///
 /// # Errors
 /// Something did not become ready; with the state of the pods.
-pub fn install(kubectl: &Path, kubeconfig: &Path, python: &Path) -> Result<()> {
+pub fn install(kubectl: &Path, kubeconfig: &Path, helm: &Tools) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let config = format!("--kubeconfig={}", kubeconfig.display());
     let kubectl = |args: &[&str]| {
@@ -58,24 +45,23 @@ pub fn install(kubectl: &Path, kubeconfig: &Path, python: &Path) -> Result<()> {
     // Later releases have the label by themselves.
     kubectl(&["label", "namespace", "kube-system", "kubernetes.io/metadata.name=kube-system"])?;
     apply("consul.yaml", CONSUL)?;
-    apply("injector.yaml", &injector(python)?)?;
+    apply("injector.yaml", &injector(helm)?)?;
     rolled_out("deployment/consul-server")?;
     rolled_out("daemonset/consul-client")?;
     rolled_out(&format!("deployment/{INJECT}"))?;
     Ok(())
 }
 
-/// The injector's chart, rendered.
-fn injector(python: &Path) -> Result<String> {
-    let output = Command::new("python3")
-        .args(["-c", RENDER, CHART, VALUES, NAMESPACE])
-        .env("PYTHONPATH", python)
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("cannot start python3: {error}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8(output.stdout)?);
-    }
-    Err(format!("the chart can't be rendered: {}", String::from_utf8_lossy(&output.stderr)).into())
+/// The injector's chart, rendered as `helm template` does it: without the
+/// cluster's version, which the injector asks for.
+fn injector(helm: &Tools) -> Result<String> {
+    let values = json!({"connectInject": {
+        "image": images::INJECT,
+        "imageInit": image::INIT,
+        "imageEnvoy": image::ENVOY,
+    }});
+    let release = Release { name: NAMESPACE, namespace: NAMESPACE, values };
+    let rendered = helm.render(&[release])?.releases.pop().ok_or("Helm renders nothing")??;
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": rendered.documents});
+    Ok(list.to_string())
 }

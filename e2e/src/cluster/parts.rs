@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::python::Tools;
 use crate::{Result, parts};
 
 /// The programs that a cluster runs.
@@ -17,8 +18,8 @@ pub struct Parts {
     pub kubernetes: PathBuf,
     /// The folder with what else a node runs, from `NODE_DIR`.
     pub node: PathBuf,
-    /// The folder with Helm's library, from `PYTHON_TOOLS`.
-    pub python: PathBuf,
+    /// Helm, from `PYTHON_TOOLS`.
+    pub helm: Tools,
 }
 
 // === impl Parts ===
@@ -48,7 +49,7 @@ impl Parts {
             inject_image: part("E2E_INJECT_IMAGE")?,
             kubernetes: part("KUBERNETES_DIR")?,
             node: part("NODE_DIR")?,
-            python: part("PYTHON_TOOLS")?,
+            helm: Tools::find()?,
         })
     }
 

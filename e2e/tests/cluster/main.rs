@@ -8,5 +8,6 @@ mod ends;
 mod injector;
 mod kills;
 mod others;
+mod several;
 mod support;
 mod traffic;
