@@ -207,6 +207,12 @@ impl Injector {
         }
     }
 
+    /// All that was logged up to a line whose message has `part` in it.
+    pub(crate) fn log_until(&mut self, part: &str) -> Vec<Value> {
+        self.await_log(part);
+        self.seen.iter().cloned().collect()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }

@@ -90,6 +90,24 @@ async fn replicas_share_one_certificate_that_every_webhook_trusts() {
     assert!(end <= now + month && end > now + month - 3600, "{end}");
 }
 
+/// The loser of a race shows nothing of its own.
+#[tokio::test]
+async fn the_loser_of_a_race_takes_what_the_winner_made() {
+    let elsewhere = Kubernetes::start();
+    let winner = replica(&elsewhere, &[]);
+    let bundle = trusted(&elsewhere).await;
+    until_ready(&winner).await;
+
+    let kubernetes = Kubernetes::start();
+    kubernetes.overtake(elsewhere.whole_secret().unwrap());
+    let mut loser = replica(&kubernetes, &["--log-level", "debug"]);
+    until_ready(&loser).await;
+    let before: Vec<_> = loser.log_until("another was faster");
+    assert!(!before.iter().any(|line| line["message"] == "new certificate"), "{before:?}");
+    assert_eq!(trusted(&kubernetes).await, bundle);
+    is_well(&loser, &bundle).await;
+}
+
 /// A replica that starts later has what the others have.
 #[tokio::test]
 async fn what_there_is_stays() {
