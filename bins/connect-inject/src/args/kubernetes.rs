@@ -1,6 +1,6 @@
 //! The flags of how the Kubernetes API is reached.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -12,7 +12,7 @@ use rustls::pki_types::ServerName;
 pub(super) struct KubernetesArgs {
     /// A kubeconfig file; by default the pod's service account is used
     #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
+    kubeconfig: Option<String>,
     /// The namespace of the Secret of --tls-auto; by default that of the
     /// service account
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
@@ -32,7 +32,12 @@ pub(super) struct Access {
 impl KubernetesArgs {
     /// Whether a way is given, by which the API is to be reached.
     pub(super) fn is_given(&self) -> bool {
-        self.kubeconfig.is_some()
+        self.file().is_some()
+    }
+
+    /// The kubeconfig file; an empty name counts as none.
+    fn file(&self) -> Option<&Path> {
+        self.kubeconfig.as_deref().filter(|file| !file.is_empty()).map(Path::new)
     }
 
     /// The way to the API that the flags or the pod say.
@@ -40,7 +45,7 @@ impl KubernetesArgs {
     /// # Errors
     /// A sentence: there is none.
     pub(super) async fn access(&self) -> Result<Access, String> {
-        let config = match &self.kubeconfig {
+        let config = match self.file() {
             Some(file) => {
                 let named = |error: &dyn std::fmt::Display| {
                     format!("--kubeconfig {}: {error}", file.display())

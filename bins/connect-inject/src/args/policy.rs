@@ -1,7 +1,7 @@
 //! The flags of what the operator decides about pods.
 
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::annotation::{number, seconds, switch};
 use crate::plan::{check_arguments, metrics_path, unprivileged};
@@ -197,7 +197,7 @@ pub(crate) struct PolicyArgs {
     /// A PEM file with the CA certificates of the pods' agents, which are spoken
     /// to over TLS then; its text goes into the pods
     #[arg(long, env = "CONNECT_INJECT_CONSUL_CA_CERT", value_name = "FILE")]
-    consul_ca_cert: Option<PathBuf>,
+    consul_ca_cert: Option<String>,
     /// The name in the certificates of the pods' agents, if not the host of their
     /// address; with the same variables
     #[arg(long, env = "CONNECT_INJECT_CONSUL_TLS_SERVER_NAME", value_name = "TEMPLATE")]
@@ -214,7 +214,7 @@ impl PolicyArgs {
     pub(crate) fn policy(self, mistakes: &mut Mistakes) -> Option<Policy> {
         let mut flags = Reading { mistakes, wrong: false };
         flags.file(&self.file_mistakes);
-        let ca = self.consul_ca_cert.filter(|file| !file.as_os_str().is_empty());
+        let ca = self.consul_ca_cert.filter(|file| !file.is_empty());
         let tls = ca.is_some();
         let policy = Policy {
             default_inject: flags.read("--default-inject", switch(&self.default_inject)),
@@ -291,8 +291,10 @@ impl PolicyArgs {
             consul_grpc_addr: flags
                 .optional("--consul-grpc-addr-template", self.consul_grpc_addr_template, template)
                 .unwrap_or_else(|| if tls { GRPCS_ADDR } else { GRPC_ADDR }.to_owned()),
-            consul_ca: flags
-                .read("--consul-ca-cert", ca.as_deref().map(ca_certificates).transpose()),
+            consul_ca: flags.read(
+                "--consul-ca-cert",
+                ca.as_deref().map(Path::new).map(ca_certificates).transpose(),
+            ),
             consul_server_name: flags.optional(
                 "--consul-tls-server-name",
                 self.consul_tls_server_name,

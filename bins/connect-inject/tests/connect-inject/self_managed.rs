@@ -201,6 +201,7 @@ fn mistakes_of_tls_end_it_before_it_starts() {
         (&["--tls-auto", "x", "--kubeconfig", "/none"], "--kubeconfig /none: "),
         (&["--tls-auto", "x", "--kubeconfig", "/none"], "--tls-auto-hosts: name at least one"),
         (&["--tls-auto", "x"], "no way to the Kubernetes API"),
+        (&["--tls-auto", "x", "--kubeconfig="], "no way to the Kubernetes API"),
         (&["--tls-auto", "x", "--tls-cert-file", "y"], "either --tls-cert-file"),
         (&["--tls-cert-file", "y"], "either --tls-cert-file"),
         (&[], "either --tls-cert-file"),
