@@ -41,13 +41,23 @@ impl<'n> Acls<'n> {
     /// # Errors
     /// It does not come up.
     pub fn start(node: &'n Node) -> Result<(Self, Process)> {
-        let agent = node.start_agent_with(&json!({
+        Self::start_with(node, &json!({}))
+    }
+
+    /// As [`Self::start`], with further settings of the agent's.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(node: &'n Node, further: &Value) -> Result<(Self, Process)> {
+        let mut settings = json!({
             "acl": {
                 "enabled": true,
                 "default_policy": "deny",
                 "tokens": {"master": MANAGEMENT},
             },
-        }))?;
+        });
+        json_patch::merge(&mut settings, further);
+        let agent = node.start_agent_with(&settings)?;
         let random = SystemRandom::new();
         let unusable = |error: &dyn std::fmt::Display| format!("cannot make a key: {error}");
         let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)

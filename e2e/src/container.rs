@@ -43,6 +43,9 @@ pub struct Spec {
     pub gid: u32,
     /// Written to right before the program starts.
     pub started: PathBuf,
+    /// The file by which the program joins a cgroup, if it is to be in one.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
 }
 
 /// A file or folder of the host in the container.
@@ -87,10 +90,15 @@ pub fn enter(spec: &Path) -> Result<ExitCode> {
     let spec = read(spec)?;
     // Before the root changes.
     let mut started = OpenOptions::new().create(true).append(true).open(&spec.started)?;
+    let cgroup = spec.cgroup.as_ref().map(|file| OpenOptions::new().write(true).open(file));
     build_root(&spec)?;
     let [program, args @ ..] = spec.command.as_slice() else {
         return Err("the container has no command".into());
     };
+    if let Some(file) = cgroup {
+        // 0 stands for whoever writes it.
+        file?.write_all(b"0\n")?;
+    }
     setgroups(&[])?;
     let (uid, gid) = (Uid::from_raw(spec.uid), Gid::from_raw(spec.gid));
     setresgid(gid, gid, gid)?;

@@ -307,6 +307,7 @@ impl<'n> Pod<'n> {
             uid,
             gid,
             started: folder.join("started"),
+            cgroup: None,
         };
         let file = folder.join("spec.json");
         serde_json::to_writer(File::create(&file)?, &spec)?;

@@ -10,6 +10,8 @@
 //! - [`image`]: what stands in for container images
 //! - [`container`]: one container, and the runtime that makes it
 //! - [`load`]: constant load from a pod
+//! - [`cgroup`]: a limit on memory
+//! - [`volume`]: a volume in memory of a given size
 //! - [`process`]: child processes that end with their parent
 //! - [`xds`]: the xDS v3 server that stands for a newer agent's gRPC port
 //! - [`document`]: the user's document: its pods, and what they do
@@ -20,6 +22,7 @@
 
 pub mod acl;
 pub mod admission;
+pub mod cgroup;
 pub mod cluster;
 pub mod container;
 pub mod demo;
@@ -32,6 +35,7 @@ pub mod parts;
 pub mod pod_security;
 pub mod process;
 pub mod python;
+pub mod volume;
 pub mod xds;
 
 /// Why something of the harness did not work. It ends a test or the demo.
