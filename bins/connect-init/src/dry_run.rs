@@ -72,6 +72,7 @@ pub(crate) async fn tell(
             tracing::warn!("{what} is {}: {detail}; hint: {hint}", verdict.word());
         }
     }
+    let findings: Vec<Value> = findings.into_iter().map(as_told).collect();
     Ok(json!({
         "agent": agent.config().address.to_string(),
         "diagnosis": findings,
@@ -79,6 +80,15 @@ pub(crate) async fn tell(
         "requests": requests,
         "files": files,
     }))
+}
+
+fn as_told(finding: Finding) -> Value {
+    let Finding { what, verdict, detail, hint } = finding;
+    let mut told = json!({"what": what, "verdict": verdict.word(), "detail": detail});
+    if let Some(hint) = hint {
+        told["hint"] = hint.into();
+    }
+    told
 }
 
 /// A service with its proxy as they would be registered, and the bootstrap.
@@ -103,12 +113,19 @@ async fn rehearse(sidecar: &Sidecar, answers: bool) -> Result<Value, Failure> {
     let rehearsal = bootstrap.rehearse(agent, answers, &expected, token).await?;
     assumed.extend(rehearsal.assumed);
     Ok(json!({
-        "service": service,
-        "proxy": proxy,
+        "service": as_sent(service),
+        "proxy": as_sent(proxy),
         "admin": declared.admin.to_string(),
         "bootstrap": rehearsal.document,
         "assumed": assumed,
     }))
+}
+
+/// As it would be sent. By way of its text: making a document of it directly
+/// would have the compiler write all that serializes it once more.
+fn as_sent(service: &Service) -> Value {
+    let text = serde_json::to_vec(service).expect("a registration is JSON");
+    serde_json::from_slice(&text).expect("it was written as JSON")
 }
 
 /// As the agent would answer with it.
@@ -154,7 +171,12 @@ fn requests_of(sidecar: &Sidecar) -> Vec<Value> {
     }
     for service in [service, proxy] {
         let replace = &[("replace-existing-checks", "true")];
-        requests.push(request("PUT", "/v1/agent/service/register", replace, Some(json!(service))));
+        requests.push(request(
+            "PUT",
+            "/v1/agent/service/register",
+            replace,
+            Some(as_sent(service)),
+        ));
     }
     let path = format!("/v1/agent/service/{}", segment(proxy.id()));
     requests.push(request("GET", &path, &[], None));
