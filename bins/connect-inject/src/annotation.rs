@@ -69,6 +69,14 @@ annotations! {
     METRICS_PORT = "prometheus-scrape-port",
     /// Under which path.
     METRICS_PATH = "prometheus-scrape-path",
+    /// Whether the application's own are on the same page.
+    METRICS_MERGING = "enable-metrics-merging",
+    /// The port of loopback at which they meet.
+    MERGED_METRICS_PORT = "merged-metrics-port",
+    /// The application's port for its own.
+    SERVICE_METRICS_PORT = "service-metrics-port",
+    /// Their path.
+    SERVICE_METRICS_PATH = "service-metrics-path",
     /// CA certificates for that page.
     METRICS_CA_FILE = "prometheus-ca-file",
     /// CA certificates for that page.
@@ -325,6 +333,10 @@ mod tests {
         ("enable-metrics", "false", Some("on")),
         ("prometheus-scrape-port", "20201", Some("80")),
         ("prometheus-scrape-path", "/m", Some("m")),
+        ("enable-metrics-merging", "true", Some("on")),
+        ("merged-metrics-port", "20101", Some("80")),
+        ("service-metrics-port", "9102", Some("0")),
+        ("service-metrics-path", "/m", Some("m")),
         ("prometheus-ca-file", "/ca", Some("/only")),
         ("prometheus-ca-path", "/ca", Some("/only")),
         ("prometheus-cert-file", "/c", Some("/only")),
@@ -352,6 +364,11 @@ mod tests {
             assert_eq!(row[0], format!("`{name}`"));
             let judged = |value: &str| {
                 let mut annotations = json!({INJECT: "true"});
+                if name.contains("-metrics-") {
+                    annotations[METRICS] = "true".into();
+                    annotations[METRICS_MERGING] = "true".into();
+                    annotations[SERVICE_PORT] = "8080".into();
+                }
                 if name.starts_with("prometheus-") {
                     annotations[METRICS] = "true".into();
                     if value != "/only" {

@@ -116,7 +116,10 @@ fn init_arguments(plan: &Plan, policy: &Policy) -> Vec<String> {
     }
     if let Some(metrics) = &plan.metrics {
         let path = [("--prometheus-scrape-path", metrics.path.clone())];
-        let flags = path.iter().chain(&metrics.tls);
+        let merged = metrics.merging.iter();
+        let merged: Vec<_> =
+            merged.map(|merging| ("--prometheus-backend-port", merging.port.to_string())).collect();
+        let flags = path.iter().chain(&merged).chain(&metrics.tls);
         arguments.extend(flags.map(|(flag, value)| literal(&format!("{flag}={value}"))));
     }
     if let Some(method) = &policy.acl_auth_method {
@@ -196,6 +199,11 @@ fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
     let mut command = of.helper("run");
     if let Some(drain) = plan.lifecycle.drain {
         command.push(format!("--drain-timeout={drain}s"));
+    }
+    if let Some(merging) = plan.metrics.as_ref().and_then(|metrics| metrics.merging.as_ref()) {
+        command.push(format!("--merged-metrics-port={}", merging.port));
+        command.push(format!("--service-metrics-port={}", merging.service_port));
+        command.push(literal(&format!("--service-metrics-path={}", merging.service_path)));
     }
     command.extend(["--", "envoy", "--config-path"].map(str::to_owned));
     command.push(match of.service {
@@ -468,6 +476,7 @@ pub(crate) mod tests {
         plan.metrics = Some(Metrics {
             port: 20200,
             path: "/metrics".to_owned(),
+            merging: None,
             tls: vec![("--prometheus-ca-file", "/ca".to_owned())],
         });
         assert_eq!(

@@ -16,9 +16,25 @@ pub(crate) struct Metrics {
     pub(crate) port: u16,
     /// Under which path.
     pub(crate) path: String,
+    /// The application's own, if they are on the same page.
+    pub(crate) merging: Option<Merging>,
     /// The flags of `connect-init` for TLS, with the files.
     pub(crate) tls: Vec<(&'static str, String)>,
 }
+
+/// The application's metrics, on the same page as Envoy's.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Merging {
+    /// The port of loopback at which they meet.
+    pub(crate) port: u16,
+    /// The application's port for its own.
+    pub(crate) service_port: u16,
+    /// Their path.
+    pub(crate) service_path: String,
+}
+
+/// Where they meet if no annotation says otherwise, as in Consul's own injector.
+const MERGED_PORT: u16 = 20100;
 
 const REASON: Reason = Reason::InvalidMetrics;
 
@@ -33,11 +49,11 @@ pub(super) fn metrics(
 ) -> Result<Option<Metrics>, Denial> {
     let enabled = read(pod, annotation::METRICS, REASON, annotation::switch)?;
     if !enabled.unwrap_or(policy.metrics) {
-        let idle = [annotation::METRICS_PORT, annotation::METRICS_PATH];
-        let idle = idle.into_iter().filter(|key| matches!(pod.annotation(key), Ok(Some(_))));
-        warnings.extend(idle.map(|key| {
-            format!("annotation `{key}` has no effect without `{}: \"true\"`", annotation::METRICS)
-        }));
+        let idle = [annotation::METRICS_PORT, annotation::METRICS_PATH]
+            .into_iter()
+            .chain(MERGING)
+            .chain([annotation::METRICS_MERGING]);
+        warnings.extend(without_effect(pod, idle, annotation::METRICS));
         return Ok(None);
     }
     if around.sidecars > 1 {
@@ -69,7 +85,72 @@ pub(super) fn metrics(
     Ok(Some(Metrics {
         port,
         path: path.unwrap_or_else(|| policy.metrics_path.clone()),
+        merging: merging(pod, around, service_port, port, warnings)?,
         tls: tls(pod)?,
+    }))
+}
+
+/// The settings of merging.
+const MERGING: [&str; 3] = [
+    annotation::MERGED_METRICS_PORT,
+    annotation::SERVICE_METRICS_PORT,
+    annotation::SERVICE_METRICS_PATH,
+];
+
+/// A warning for each of these annotations that the pod has, though it lacks
+/// the one that they need.
+fn without_effect<'a>(
+    pod: Pod<'_>,
+    keys: impl IntoIterator<Item = &'a str>,
+    needed: &str,
+) -> Vec<String> {
+    let there = keys.into_iter().filter(|key| matches!(pod.annotation(key), Ok(Some(_))));
+    there
+        .map(|key| format!("annotation `{key}` has no effect without `{needed}: \"true\"`"))
+        .collect()
+}
+
+/// Reads where the application's own metrics are; none: they stay by themselves.
+fn merging(
+    pod: Pod<'_>,
+    around: &Surroundings<'_>,
+    service_port: Option<u16>,
+    page: u16,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Merging>, Denial> {
+    if read(pod, annotation::METRICS_MERGING, REASON, annotation::switch)? != Some(true) {
+        warnings.extend(without_effect(pod, MERGING, annotation::METRICS_MERGING));
+        return Ok(None);
+    }
+    let resolve =
+        |text: &str| port::resolve(text, &around.named()).map_err(|error| error.to_string());
+    let key = annotation::MERGED_METRICS_PORT;
+    let merged =
+        read(pod, key, REASON, |text| unprivileged(resolve(text)?))?.unwrap_or(MERGED_PORT);
+    let own = read(pod, annotation::SERVICE_METRICS_PORT, REASON, resolve)?.or(service_port);
+    let Some(own) = own else {
+        let problem = format!(
+            "the application's metrics are to be merged, and nobody says on which port they are: \
+             set annotation `{}`",
+            annotation::SERVICE_METRICS_PORT
+        );
+        return Err(Denial::new(REASON, problem));
+    };
+    let taken = owner(merged)
+        .or((merged == page).then_some("the port of the page itself"))
+        .or((merged == own || Some(merged) == service_port).then_some("the application's port"))
+        .or(around.ports.iter().any(|port| port.number == merged).then_some("a container's port"));
+    if let Some(owner) = taken {
+        let problem = format!(
+            "port {merged} for merged metrics is {owner}: set annotation `{key}` to another"
+        );
+        return Err(Denial::new(REASON, problem));
+    }
+    let path = read(pod, annotation::SERVICE_METRICS_PATH, REASON, path)?;
+    Ok(Some(Merging {
+        port: merged,
+        service_port: own,
+        service_path: path.unwrap_or_else(|| "/metrics".to_owned()),
     }))
 }
 
@@ -215,6 +296,45 @@ mod tests {
         let denial = planned(&both).unwrap_err();
         assert_eq!(denial.reason, Reason::UpstreamConflict);
         assert!(denial.message.contains("Envoy's metrics"), "{}", denial.message);
+    }
+
+    #[test]
+    fn the_applications_metrics_are_merged() {
+        let on = json!({annotation::METRICS: "true", annotation::METRICS_MERGING: "true"});
+        let with = |further: Value| {
+            let mut annotations = on.clone();
+            annotations.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
+            planned(&annotations)
+        };
+        let merging = |further| with(further).unwrap().metrics.unwrap().merging.unwrap();
+        let of = |port, service_port, service_path: &str| Merging {
+            port,
+            service_port,
+            service_path: service_path.to_owned(),
+        };
+        assert_eq!(merging(json!({})), of(20100, 8080, "/metrics"));
+        let all = json!({
+            annotation::MERGED_METRICS_PORT: "20101", annotation::SERVICE_METRICS_PORT: "envoy",
+            annotation::SERVICE_METRICS_PATH: "/own",
+        });
+        assert_eq!(merging(all), of(20101, 9102, "/own"));
+        for (key, value, problem) in [
+            (annotation::MERGED_METRICS_PORT, "80", "1024 to 65535"),
+            (annotation::MERGED_METRICS_PORT, "19000", "admin port"),
+            (annotation::MERGED_METRICS_PORT, "20200", "page itself"),
+            (annotation::MERGED_METRICS_PORT, "8080", "application's port"),
+            (annotation::MERGED_METRICS_PORT, "9102", "container's port"),
+            (annotation::SERVICE_METRICS_PORT, "0", "0"),
+            (annotation::SERVICE_METRICS_PATH, "own", "such as `/metrics`"),
+        ] {
+            let denial = with(json!({key: value})).unwrap_err();
+            assert_eq!(denial.reason, Reason::InvalidMetrics);
+            assert!(denial.message.contains(problem), "{}", denial.message);
+        }
+        let alone = json!({annotation::METRICS: "true", annotation::SERVICE_METRICS_PATH: "/own"});
+        let plan = planned(&alone).unwrap();
+        assert_eq!(plan.metrics.unwrap().merging, None);
+        assert!(plan.warnings[0].contains(annotation::METRICS_MERGING), "{:?}", plan.warnings);
     }
 
     #[test]
