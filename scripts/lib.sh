@@ -35,6 +35,36 @@ need_root() {
   [ "$(id -u)" -eq 0 ] || fail "pods are made of network namespaces, which takes root" "run it as root"
 }
 
+# Decides how binaries are built as they are shipped, static: $target, for cargo,
+# and RUSTFLAGS. By the musl target if the toolchain has it or rustup can add it,
+# else by glibc with crt-static; CONNECT_LIBC=musl or gnu decides otherwise.
+choose_target() {
+  local arch musl libc=${CONNECT_LIBC:-}
+  arch=$(uname -m)
+  musl=$arch-unknown-linux-musl
+  has_musl() { [ -d "$(rustc --print sysroot)/lib/rustlib/$musl" ]; }
+  if [ -z "$libc" ]; then
+    if ! has_musl && command -v rustup >/dev/null; then
+      timeout 120 rustup target add "$musl" >/dev/null 2>&1 || true
+    fi
+    libc=gnu
+    # ring has a little C and assembler, for which a compiler for musl is needed.
+    if has_musl && { command -v musl-gcc >/dev/null || [ "$(id -u)" -eq 0 ]; }; then libc=musl; fi
+  fi
+  case $libc in
+    musl)
+      need musl-gcc=musl-tools
+      target=$musl
+      ;;
+    gnu)
+      target=$arch-unknown-linux-gnu
+      # Only for these builds: the tests and their cache are not touched.
+      export RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static"
+      ;;
+    *) fail "CONNECT_LIBC is $libc" "expected musl or gnu" ;;
+  esac
+}
+
 # Whether a file has that SHA-256.
 is_intact() { [ -f "$1" ] && echo "$2  $1" | sha256sum --check --status; }
 

@@ -16,12 +16,14 @@
 //! - [`xds`]: the xDS v3 server that stands for a newer agent's gRPC port
 //! - [`document`]: the user's document: its pods, and what they do
 //! - [`demo`]: the document, played
+//! - [`bench`]: all of it measured, against what a user would pick instead
 //! - [`cluster`]: a real Kubernetes, instead of what stands for one here
 //! - [`python`]: Helm, and Kubernetes' schemas
 //! - [`pod_security`]: what PodSecurity has against a pod
 
 pub mod acl;
 pub mod admission;
+pub mod bench;
 pub mod cgroup;
 pub mod cluster;
 pub mod container;

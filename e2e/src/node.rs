@@ -348,6 +348,11 @@ impl Injector {
     pub fn log(&self) -> String {
         self.process.output()
     }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
 }
 
 fn ip(command: &str) -> Result<()> {

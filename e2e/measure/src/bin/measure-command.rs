@@ -1,0 +1,69 @@
+//! Runs commands one after another, and prints as JSON what they took
+//! together: wall time, processor time, and the largest memory of any of them.
+//!
+//! A process's peak memory as the kernel tells it is at least that of the
+//! process that started it, as it was then: this one is small, and prints its
+//! own, below which nothing can be told.
+
+use std::fs::File;
+use std::io::Write;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use serde::Deserialize;
+use serde_json::json;
+
+/// One command.
+#[derive(Deserialize)]
+struct Step {
+    /// The program, and its arguments.
+    args: Vec<String>,
+    /// Where its standard output goes; by default nowhere.
+    stdout: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(line) => {
+            // Nobody may be reading.
+            let _ = writeln!(std::io::stdout(), "{line}");
+            ExitCode::SUCCESS
+        }
+        Err(problem) => {
+            let _ = writeln!(std::io::stderr(), "measure-command: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<String, String> {
+    let text = std::env::args().nth(1).ok_or("expected the commands as JSON")?;
+    let steps: Vec<Step> = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let own = getrusage(UsageWho::RUSAGE_SELF).map_err(|errno| errno.to_string())?;
+    let began = Instant::now();
+    for Step { args, stdout } in &steps {
+        let (program, rest) = args.split_first().ok_or("a command without a program")?;
+        let stdout = match stdout {
+            Some(file) => {
+                File::create(file).map_err(|error| format!("cannot write {file}: {error}"))?.into()
+            }
+            None => Stdio::null(),
+        };
+        let status = Command::new(program).args(rest).stdin(Stdio::null()).stdout(stdout).status();
+        let status = status.map_err(|error| format!("cannot start {program}: {error}"))?;
+        if !status.success() {
+            return Err(format!("{program}: {status}"));
+        }
+    }
+    let wall = began.elapsed();
+    let used = getrusage(UsageWho::RUSAGE_CHILDREN).map_err(|errno| errno.to_string())?;
+    let micros = |time: nix::sys::time::TimeVal| time.tv_sec() * 1_000_000 + time.tv_usec();
+    Ok(json!({
+        "wall_us": wall.as_micros(),
+        "cpu_us": micros(used.user_time()) + micros(used.system_time()),
+        "peak_kib": used.max_rss(),
+        "own_kib": own.max_rss(),
+    })
+    .to_string())
+}

@@ -1,0 +1,215 @@
+//! A figure with its spread, and a row of figures with its budget.
+
+use serde::Serialize;
+
+/// The median of several runs, with the least and the most.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Figure {
+    /// Half of the runs were below it.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The most.
+    pub max: f64,
+    /// How many runs there were.
+    pub runs: usize,
+}
+
+/// What ours is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Budget {
+    /// At most that.
+    AtMost(f64),
+    /// So many times less than the peer.
+    TimesLessThanPeer(f64),
+    /// Below the floor.
+    BelowFloor,
+}
+
+/// A line of the table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// What is measured.
+    pub what: String,
+    /// In what: `ms`, `MiB`, `/s` and so on.
+    pub unit: &'static str,
+    /// Ours.
+    pub ours: Figure,
+    /// What a user would pick instead.
+    pub peer: Option<Figure>,
+    /// The least that it can cost.
+    pub floor: Option<Figure>,
+    /// What ours is to be. Empty: it is told, not judged.
+    pub budgets: Vec<Budget>,
+}
+
+/// How something grows with something else.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    /// What grows.
+    pub what: String,
+    /// With what, and its unit.
+    pub with: &'static str,
+    /// Its own unit.
+    pub unit: &'static str,
+    /// The points: with what, how much.
+    pub points: Vec<(f64, f64)>,
+}
+
+// === impl Figure ===
+
+impl Figure {
+    /// Of several runs; none without any.
+    pub fn of(mut runs: Vec<f64>) -> Option<Self> {
+        runs.sort_by(f64::total_cmp);
+        let (min, max) = (*runs.first()?, *runs.last()?);
+        let middle = runs.len() / 2;
+        let median = if runs.len() % 2 == 1 {
+            runs[middle]
+        } else {
+            f64::midpoint(runs[middle - 1], runs[middle])
+        };
+        Some(Self { median, min, max, runs: runs.len() })
+    }
+
+    /// Of what does not differ from run to run.
+    pub fn exact(value: f64) -> Self {
+        Self { median: value, min: value, max: value, runs: 1 }
+    }
+}
+
+// === impl Row ===
+
+impl Row {
+    /// A row that has neither peer nor floor nor budget yet.
+    pub fn new(what: impl Into<String>, unit: &'static str, ours: Figure) -> Self {
+        Self { what: what.into(), unit, ours, peer: None, floor: None, budgets: Vec::new() }
+    }
+
+    /// With what a user would pick instead.
+    #[must_use]
+    pub fn peer(mut self, peer: impl Into<Option<Figure>>) -> Self {
+        self.peer = peer.into();
+        self
+    }
+
+    /// With the least that it can cost.
+    #[must_use]
+    pub fn floor(mut self, floor: impl Into<Option<Figure>>) -> Self {
+        self.floor = floor.into();
+        self
+    }
+
+    /// With what it is to be.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budgets.push(budget);
+        self
+    }
+
+    /// How many times more the peer takes, or else the floor.
+    pub fn ratio(&self) -> Option<f64> {
+        let other = self.peer.or(self.floor)?;
+        (self.ours.median > 0.0).then(|| other.median / self.ours.median)
+    }
+
+    /// Whether a budget is met; none if there is nothing to hold it against.
+    pub fn meets(&self, budget: Budget) -> Option<bool> {
+        let ours = self.ours.median;
+        match budget {
+            Budget::AtMost(most) => Some(ours <= most),
+            Budget::TimesLessThanPeer(times) => Some(ours * times <= self.peer?.median),
+            Budget::BelowFloor => Some(ours < self.floor?.median),
+        }
+    }
+
+    /// Whether all budgets are met; none if there are none.
+    pub fn met(&self) -> Option<bool> {
+        let judged: Vec<bool> =
+            self.budgets.iter().filter_map(|budget| self.meets(*budget)).collect();
+        (!judged.is_empty()).then(|| judged.iter().all(|met| *met))
+    }
+}
+
+// === impl Line ===
+
+impl Line {
+    /// The exponent of the power law nearest to the points, by least squares of
+    /// their logarithms: 1 is a line, 2 a parabola. What does not grow takes
+    /// its share of it: with a constant part it is below 1.
+    pub fn exponent(&self) -> Option<f64> {
+        let logs: Vec<(f64, f64)> = self
+            .points
+            .iter()
+            .filter(|(x, y)| *x > 0.0 && *y > 0.0)
+            .map(|(x, y)| (x.ln(), y.ln()))
+            .collect();
+        let slope = slope(&logs)?;
+        slope.is_finite().then_some(slope)
+    }
+
+    /// How much is added for one more of what it grows with, by least squares.
+    pub fn slope(&self) -> Option<f64> {
+        slope(&self.points)
+    }
+}
+
+fn slope(points: &[(f64, f64)]) -> Option<f64> {
+    if points.len() < 2 {
+        return None;
+    }
+    let count = points.iter().map(|_| 1.0).sum::<f64>();
+    let mean_x = points.iter().map(|(x, _)| x).sum::<f64>() / count;
+    let mean_y = points.iter().map(|(_, y)| y).sum::<f64>() / count;
+    let both: f64 = points.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
+    let square: f64 = points.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
+    Some(both / square)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_of_odd_and_even_runs() {
+        assert_eq!(Figure::of(vec![3.0, 1.0, 2.0]).unwrap().median, 2.0);
+        let even = Figure::of(vec![4.0, 1.0, 2.0, 3.0]).unwrap();
+        assert_eq!((even.median, even.min, even.max, even.runs), (2.5, 1.0, 4.0, 4));
+        assert_eq!(Figure::of(Vec::new()), None);
+    }
+
+    #[test]
+    fn a_row_is_held_against_its_budgets() {
+        let row = Row::new("x", "ms", Figure::exact(5.0))
+            .peer(Figure::exact(100.0))
+            .floor(Figure::exact(6.0));
+        assert_eq!((row.ratio(), row.met()), (Some(20.0), None));
+        for (budget, met) in [
+            (Budget::AtMost(5.0), true),
+            (Budget::AtMost(4.9), false),
+            (Budget::TimesLessThanPeer(20.0), true),
+            (Budget::TimesLessThanPeer(20.1), false),
+            (Budget::BelowFloor, true),
+        ] {
+            assert_eq!(row.clone().budget(budget).met(), Some(met), "{budget:?}");
+        }
+        let row = row.budget(Budget::BelowFloor).budget(Budget::AtMost(1.0));
+        assert_eq!(row.met(), Some(false));
+        // Nothing to hold it against is not the same as met.
+        let alone = Row::new("x", "ms", Figure::exact(5.0)).budget(Budget::BelowFloor);
+        assert_eq!(alone.met(), None);
+    }
+
+    #[test]
+    fn a_line_and_a_parabola_are_told_apart() {
+        let line =
+            |points: Vec<(f64, f64)>| Line { what: String::new(), with: "", unit: "", points };
+        let near = |value: Option<f64>, expected: f64| (value.unwrap() - expected).abs() < 1e-9;
+        let straight = line((1..9).map(|x| (f64::from(x), f64::from(3 * x))).collect());
+        assert!(near(straight.exponent(), 1.0) && near(straight.slope(), 3.0));
+        let curved = line((1..9).map(|x| (f64::from(x), f64::from(x * x))).collect());
+        assert!(near(curved.exponent(), 2.0));
+        assert_eq!(line(vec![(1.0, 1.0)]).exponent(), None);
+    }
+}
