@@ -285,9 +285,10 @@ impl<'p> Bench<'p> {
             return Steps::default().then(&args);
         }
         let quoted: Vec<String> = args.iter().map(|arg| format!("\"{arg}\"")).collect();
-        let cacert = self.ca.iter().map(|ca| format!("--cacert {}", text(ca))).collect::<String>();
+        let cacert = self.ca.as_deref().map(|ca| format!("--cacert {}", text(ca)));
         let script = format!(
-            "token=$(curl -s -f {cacert} -X POST --data-binary @{} {}/v1/acl/login | sed 's/.*\"SecretID\":\"\\([^\"]*\\)\".*/\\1/') && {}",
+            "token=$(curl -s -f {} -X POST --data-binary @{} {}/v1/acl/login | sed 's/.*\"SecretID\":\"\\([^\"]*\\)\".*/\\1/') && {}",
+            cacert.unwrap_or_default(),
             text(&self.path("login.json")),
             self.url,
             quoted.join(" "),
