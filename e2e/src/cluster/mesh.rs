@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{images, write};
 use crate::process::run;
@@ -52,15 +52,44 @@ pub fn install(kubectl: &Path, kubeconfig: &Path, helm: &Tools) -> Result<()> {
     Ok(())
 }
 
+/// The manifest of a second Consul, whose ACLs are on.
+pub const ACL_CONSUL: &str = include_str!("../../manifests/cluster/acl.yaml");
+/// Its namespace, and the release of its injector there. Its webhook is asked
+/// before the first one, by its name.
+pub const ACL: &str = "acl";
+/// Its auth method.
+pub const ACL_METHOD: &str = "pods";
+
+/// The manifest of the injector that belongs to the Consul with ACLs: for
+/// namespaces with the label `mesh: acl`.
+///
+/// # Errors
+/// The chart can't be rendered.
+pub fn acl_injector() -> Result<String> {
+    let own = json!({
+        "replicas": 1,
+        "namespaceSelector": {"matchLabels": {"mesh": ACL}},
+        "agent": {"httpAddr": "http://$(HOST_IP):9500", "grpcAddr": "$(HOST_IP):9502"},
+        "overrideAuthMethodName": ACL_METHOD,
+    });
+    render(&Tools::find()?, ACL, own)
+}
+
 /// The injector's chart, rendered as `helm template` does it: without the
 /// cluster's version, which the injector asks for.
 fn injector(helm: &Tools) -> Result<String> {
-    let values = json!({"connectInject": {
+    render(helm, NAMESPACE, json!({}))
+}
+
+/// A release of the chart, in a namespace of the same name, with our images.
+fn render(helm: &Tools, name: &str, own: Value) -> Result<String> {
+    let mut values = json!({"connectInject": {
         "image": images::INJECT,
         "imageInit": image::INIT,
         "imageEnvoy": image::ENVOY,
     }});
-    let release = Release { name: NAMESPACE, namespace: NAMESPACE, values };
+    json_patch::merge(&mut values["connectInject"], &own);
+    let release = Release { name, namespace: name, values };
     let rendered = helm.render(&[release])?.releases.pop().ok_or("Helm renders nothing")??;
     let list = json!({"apiVersion": "v1", "kind": "List", "items": rendered.documents});
     Ok(list.to_string())

@@ -1,6 +1,7 @@
 //! What only a real Kubernetes can show:
 //! `scripts/cluster run cargo test --package e2e --test cluster`.
 
+mod acl;
 mod admission;
 mod agent;
 mod document;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use certificate::Validity;
 use registration::Service;
 use registration::check::Status;
 use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
@@ -24,7 +25,6 @@ use crate::address::Address;
 use crate::answer::{
     AgentCheck, AgentSelf, AgentService, CatalogService, HealthyInstance, Leaf, Roots,
 };
-use crate::certificate::{self, End};
 use crate::error::{Cause, Error, Request};
 use crate::http::{TlsFiles, client};
 
@@ -63,8 +63,8 @@ pub struct Agent {
 pub struct Leader {
     /// The leader's address; empty: there is none.
     pub address: String,
-    /// When the certificate that the agent showed ends, if it showed one.
-    pub certificate: Option<End>,
+    /// When the certificate that the agent showed is valid, if it showed one.
+    pub certificate: Option<Validity>,
 }
 
 /// What a deregistration found.
@@ -276,7 +276,7 @@ impl Agent {
         let (body, shown) = call.exchange().await?;
         let address = serde_json::from_slice(&body)
             .map_err(|error| Error { request, cause: Cause::Garbage(error.to_string()) })?;
-        Ok(Leader { address, certificate: shown.and_then(|shown| certificate::end(&shown)) })
+        Ok(Leader { address, certificate: shown.and_then(|shown| certificate::validity(&shown)) })
     }
 
     /// The roots of Connect's CA. It takes no token.

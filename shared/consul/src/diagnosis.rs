@@ -8,6 +8,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::bootstrap::GrpcAddress;
+use certificate::{Validity, rfc3339};
 use serde::Serialize;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -15,7 +16,6 @@ use crate::address::Address;
 use crate::agent::{Agent, Leader};
 use crate::answer::{AgentCheck, AgentSelf, Roots};
 use crate::bootstrap::{DEFAULT_GRPC, grpc_port};
-use crate::certificate::End;
 use crate::envoy_version::{misfit, release};
 use crate::error::{Cause, Error};
 
@@ -183,20 +183,20 @@ fn judge_tls(address: &Address, leader: &Result<Leader, Error>, now: i64) -> Fin
         (Address::Unix(_), _) => {
             Finding::new(what, Verdict::Ok, "not used: the address is a socket")
         }
-        (_, Ok(Leader { certificate: Some(End { text, seconds }), .. }))
-            if seconds - now < SOON =>
+        (_, Ok(Leader { certificate: Some(Validity { not_after, .. }), .. }))
+            if not_after - now < SOON =>
         {
             Finding::new(
                 what,
                 Verdict::Warning,
-                format!("the agent's certificate is good, but ends {text}"),
+                format!("the agent's certificate is good, but ends {}", rfc3339(*not_after)),
             )
             .hint("renew it: connections fail from then on")
         }
-        (_, Ok(Leader { certificate: Some(End { text, .. }), .. })) => Finding::new(
+        (_, Ok(Leader { certificate: Some(Validity { not_after, .. }), .. })) => Finding::new(
             what,
             Verdict::Ok,
-            format!("the agent's certificate is by the given CA, and ends {text}"),
+            format!("the agent's certificate is by the given CA, and ends {}", rfc3339(*not_after)),
         ),
         (_, Ok(_)) => Finding::new(what, Verdict::Ok, "the agent's certificate is by the given CA"),
         (_, Err(error)) => Finding::new(what, Verdict::Unknown, error.cause.to_string()),
@@ -457,7 +457,7 @@ mod tests {
     fn a_certificate_is_judged_by_what_is_left_of_it() {
         let address: Address = "https://h:8501".parse().unwrap();
         let verdict = |left: i64| {
-            let certificate = Some(End { text: "then".to_owned(), seconds: 1_000_000 + left });
+            let certificate = Some(Validity { not_before: 0, not_after: 1_000_000 + left });
             let leader = Ok(Leader { address: "l".to_owned(), certificate });
             judge_tls(&address, &leader, 1_000_000).verdict
         };

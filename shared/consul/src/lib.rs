@@ -6,7 +6,6 @@
 //! - [`agent`]: what is asked of it
 //! - [`answer`]: what it answers
 //! - [`diagnosis`]: the doctor: whether it can serve sidecars
-//! - [`certificate`]: when a certificate ends
 //! - [`envoy_version`]: whether an Envoy is one that it knows
 //! - [`bootstrap`]: the Envoy bootstrap of a proxy that it knows
 //! - [`error`]: why it did not, by cause, with what to do
@@ -19,7 +18,6 @@ pub mod agent;
 pub mod answer;
 pub mod args;
 pub mod bootstrap;
-pub mod certificate;
 pub mod diagnosis;
 pub mod envoy_version;
 pub mod error;

@@ -1,7 +1,6 @@
 //! `connect-inject serve`: the webhook, its admin port and their end.
 
 mod admin;
-mod certificate;
 pub(crate) mod certificates;
 mod connection;
 mod gateways;

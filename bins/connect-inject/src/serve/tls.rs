@@ -11,8 +11,6 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::certificate;
-
 /// A certificate and its key, and the files that they come from.
 #[derive(Debug)]
 pub(crate) struct Pair {

@@ -9,7 +9,7 @@ use rcgen::{
 use rustls::pki_types::ServerName;
 
 use super::material::{AUTHORITY_LIFE, Authority, BACKDATED, Key, LEAF_LIFE, Leaf};
-use crate::serve::certificate::Validity;
+use certificate::Validity;
 
 /// A CA that is made now, and its key.
 pub(super) fn authority(now: i64) -> Result<(Authority, Key), String> {

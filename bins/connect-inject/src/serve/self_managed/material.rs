@@ -15,8 +15,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use super::issue;
-use crate::serve::certificate::{Validity, validity};
 use crate::serve::tls::server_config;
+use certificate::{Validity, validity};
 
 const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;

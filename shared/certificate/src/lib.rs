@@ -1,5 +1,5 @@
-//! When a certificate begins and ends, for the metric, for readiness and for
-//! renewal. TLS itself has no use for it: the clients judge that.
+//! When a certificate begins and ends, for those who renew or warn. TLS itself
+//! has no use for it: its clients judge that. Pure.
 //!
 //! Source: RFC 5280, 4.1 Basic Certificate Fields, and X.690 for DER.
 
@@ -10,13 +10,15 @@ const GENERALIZED_TIME: u8 = 0x18;
 
 /// When a certificate is valid, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Validity {
-    pub(crate) not_before: i64,
-    pub(crate) not_after: i64,
+pub struct Validity {
+    /// The first second.
+    pub not_before: i64,
+    /// The last second.
+    pub not_after: i64,
 }
 
 /// When a certificate is valid; none if it can't be read.
-pub(crate) fn validity(certificate: &[u8]) -> Option<Validity> {
+pub fn validity(certificate: &[u8]) -> Option<Validity> {
     let (body, _) = element(certificate, Some(SEQUENCE))?;
     let (mut fields, _) = element(body, Some(SEQUENCE))?;
     if fields.first() == Some(&VERSION) {
@@ -30,6 +32,24 @@ pub(crate) fn validity(certificate: &[u8]) -> Option<Validity> {
     let (_, end) = element(validity, None)?;
     Some(Validity { not_before: time(validity)?, not_after: time(end)? })
 }
+
+/// A time in seconds since 1970 as RFC 3339 has it, in UTC.
+pub fn rfc3339(seconds: i64) -> String {
+    let (days, second) = (seconds.div_euclid(86_400) + EPOCH, seconds.rem_euclid(86_400));
+    // Years begin in March here, and eras of 400 of them on the first day of one.
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day = day_of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = (year + 400 * era, if month < 10 { month + 3 } else { month - 9 });
+    let year = if month <= 2 { year + 1 } else { year };
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// 1970-01-01, in days since the first of March of the year 0.
+const EPOCH: i64 = 719_468;
 
 /// The time that the input begins with.
 fn time(input: &[u8]) -> Option<i64> {
@@ -74,8 +94,7 @@ fn seconds(text: &str) -> Option<i64> {
     // Years begin in March here, so that a leap day is the last of its year.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
-    // 1970-01-01 is day 719468 of that count.
-    Some(((days - 719_468) * 24 + hour) * 3600 + minute * 60 + second)
+    Some(((days - EPOCH) * 24 + hour) * 3600 + minute * 60 + second)
 }
 
 #[cfg(test)]
@@ -119,7 +138,28 @@ mod tests {
         assert_eq!(validity(certificate.der()), Some(expected));
     }
 
+    #[test]
+    fn a_time_for_people() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (4_107_456_000, "2100-02-28T00:00:00Z"),
+            (-1, "1969-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(rfc3339(seconds), text);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(seconds in -62_000_000_000..250_000_000_000_i64) {
+            let text: String = rfc3339(seconds).chars().filter(char::is_ascii_digit).collect();
+            if text.len() == 14 {
+                prop_assert_eq!(super::seconds(&text), Some(seconds));
+            }
+        }
+
         #[test]
         fn no_bytes_panic(bytes: Vec<u8>, cut in 0..400_usize, at in 0..400_usize, byte: u8) {
             let _ = not_after(&bytes);
