@@ -232,6 +232,7 @@ pub(crate) mod tests {
                                 field("NODE_NAME", "spec.nodeName"),
                                 {"name": "CONSUL_HTTP_ADDR", "value": "http://$(HOST_IP):8500"},
                                 {"name": "CONSUL_GRPC_ADDR", "value": "$(HOST_IP):8502"},
+                                {"name": "CONNECT_ENVOY_VERSION", "value": "envoy:1"},
                             ],
                             "volumeMounts": mounts, "securityContext": security,
                             "terminationMessagePolicy": "FallbackToLogsOnError",

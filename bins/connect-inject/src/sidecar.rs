@@ -75,6 +75,8 @@ pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
     let agent = [
         variable("CONSUL_HTTP_ADDR".to_owned(), policy.consul_http_addr.clone()),
         variable("CONSUL_GRPC_ADDR".to_owned(), policy.consul_grpc_addr.clone()),
+        // It is held against the releases that the agent supports.
+        variable("CONNECT_ENVOY_VERSION".to_owned(), literal(&policy.envoy_image)),
     ];
     let tls = [
         ("CONSUL_CACERT_PEM", policy.consul_ca.as_deref().map(literal)),
