@@ -1,7 +1,7 @@
 //! The user's document, played on a cluster by the commands that it has.
 
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::client::{Cluster, Namespace, text};
 use crate::document::{DEPLOYMENT, ECHO_CLIENT, ECHO_SERVER, HELLO};
@@ -120,12 +120,10 @@ fn await_answer(namespace: &Namespace<'_>) -> Result<()> {
 
 /// Waits until the document's command fails as it says: with exit code 52.
 fn await_refusal(namespace: &Namespace<'_>) -> Result<i32> {
-    let mut seen: Option<Value> = None;
+    let mut seen = None;
     until("curl to end with exit code 52", || {
-        let output = namespace.try_kubectl(&EXEC, "");
-        let code = output.as_ref().ok().and_then(|output| output.status.code());
-        seen = code.map(Value::from);
-        code == Some(52)
+        seen = namespace.try_kubectl(&EXEC, "").ok().and_then(|output| output.status.code());
+        seen == Some(52)
     })
     .map_err(|error| format!("{error}; last seen: {seen:?}"))?;
     Ok(52)
