@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Plan;
@@ -16,7 +17,7 @@ use crate::document::ECHO_SERVER;
 use crate::node::Node;
 use crate::process::run as output_of;
 
-/// How much more than noted it may be: releases of the compiler differ by less.
+/// How much more than noted it may be. Runs differ by less than a thousandth.
 const MARGIN: f64 = 0.05;
 
 /// Counts all jobs.
@@ -72,22 +73,35 @@ pub fn count(plan: &Plan) -> Result<BTreeMap<String, u64>> {
     Ok(counts)
 }
 
-/// A line for each job, and whether none of them takes more than is noted.
-///
-/// # Errors
-/// The noted numbers can't be read.
-pub fn compare(counts: &BTreeMap<String, u64>, noted: &Path) -> Result<(Vec<String>, bool)> {
-    let noted: BTreeMap<String, u64> = serde_json::from_str(&std::fs::read_to_string(noted)?)?;
+/// What is noted in the repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Noted {
+    /// What the binaries were built with: another compiler writes others.
+    pub built_with: String,
+    /// The instructions of each job.
+    pub instructions: BTreeMap<String, u64>,
+}
+
+/// A line for each job, and whether none of them takes more than is noted. What
+/// was built with something else can't be compared, and is told only.
+pub fn compare(found: &Noted, noted: &Noted) -> (Vec<String>, bool) {
     let mut lines = Vec::new();
     let mut good = true;
-    for (name, count) in counts {
-        let Some(before) = noted.get(name) else {
-            good = false;
+    let comparable = found.built_with == noted.built_with;
+    if !comparable {
+        let (here, there) = (&found.built_with, &noted.built_with);
+        lines.push(format!("built with {here}: the numbers noted are of {there}"));
+    }
+    for (name, count) in &found.instructions {
+        let Some(before) = noted.instructions.get(name) else {
+            good &= !comparable;
             lines.push(format!("{name}: {count} instructions, nothing is noted"));
             continue;
         };
         let ratio = thousands(*count) / thousands(*before);
-        let verdict = if ratio > 1.0 + MARGIN {
+        let verdict = if !comparable {
+            "not compared"
+        } else if ratio > 1.0 + MARGIN {
             good = false;
             "more than it may be"
         } else if ratio < 1.0 - MARGIN {
@@ -98,7 +112,7 @@ pub fn compare(counts: &BTreeMap<String, u64>, noted: &Path) -> Result<(Vec<Stri
         let percent = (ratio - 1.0) * 100.0;
         lines.push(format!("{name}: {count} instructions, {percent:+.1} %: {verdict}"));
     }
-    Ok((lines, good))
+    (lines, good)
 }
 
 /// As a floating-point number: exact enough to tell a hundredth.
@@ -121,17 +135,20 @@ fn callgrind(out: &Path, args: &[String]) -> Result<u64> {
 mod tests {
     use super::*;
 
+    fn noted(built_with: &str, job: &str, count: u64) -> Noted {
+        let instructions = BTreeMap::from([(job.to_owned(), count)]);
+        Noted { built_with: built_with.to_owned(), instructions }
+    }
+
     #[test]
     fn more_than_noted_is_told() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        write(file.path(), r#"{"a": 1000000, "b": 1000000}"#).unwrap();
-        let judged = |a: u64| {
-            let counts = BTreeMap::from([("a".to_owned(), a)]);
-            compare(&counts, file.path()).unwrap().1
-        };
-        assert!(judged(1_000_000) && judged(1_049_000) && judged(500_000));
-        assert!(!judged(1_060_000));
-        let unknown = BTreeMap::from([("c".to_owned(), 1)]);
-        assert!(!compare(&unknown, file.path()).unwrap().1);
+        let before = noted("1.95", "a", 1_000_000);
+        let good = |built_with, job, count| compare(&noted(built_with, job, count), &before).1;
+        for count in [1_000_000, 1_049_000, 500_000] {
+            assert!(good("1.95", "a", count), "{count}");
+        }
+        assert!(!good("1.95", "a", 1_060_000));
+        assert!(!good("1.95", "b", 1), "nothing is noted of it");
+        assert!(good("1.96", "a", 1_060_000), "another compiler's can't be compared");
     }
 }

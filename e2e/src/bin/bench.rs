@@ -1,14 +1,14 @@
 //! Measures what the binaries cost: `scripts/bench`.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use e2e::bench::instructions::{self, Noted};
 use e2e::bench::report::{Section, save, table};
-use e2e::bench::{CASES, Case, Plan, instructions};
+use e2e::bench::{CASES, Case, Plan};
 use e2e::parts::Parts;
 use e2e::process::run as output_of;
 
@@ -31,6 +31,9 @@ struct Args {
     /// The folder with the programs of the package `measure`
     #[arg(long)]
     measure: PathBuf,
+    /// What the binaries are built for
+    #[arg(long, default_value = "unknown")]
+    target: String,
     /// Where criterion left its results
     #[arg(long)]
     criterion: Option<PathBuf>,
@@ -53,14 +56,30 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> e2e::Result<ExitCode> {
-    let Args { cases, runs, full, out, measure, criterion, check_instructions, note_instructions } =
-        args;
+    let Args {
+        cases,
+        runs,
+        full,
+        out,
+        measure,
+        target,
+        criterion,
+        check_instructions,
+        note_instructions,
+    } = args;
     let plan = Plan { parts: Parts::find()?, measure, criterion, runs, full };
-    if let Some(file) = note_instructions {
-        return note(&instructions::count(&plan)?, &file);
-    }
-    if let Some(file) = check_instructions {
-        let (lines, good) = instructions::compare(&instructions::count(&plan)?, &file)?;
+    if let Some(file) = check_instructions.as_ref().or(note_instructions.as_ref()) {
+        let rustc = output_of("rustc", &["--version"])?;
+        let found = Noted {
+            built_with: format!("{}, {target}", rustc.trim()),
+            instructions: instructions::count(&plan)?,
+        };
+        if note_instructions.is_some() {
+            return note(&found, file);
+        }
+        let noted = std::fs::read_to_string(file)
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+        let (lines, good) = instructions::compare(&found, &serde_json::from_str(&noted)?);
         writeln!(std::io::stdout(), "{}", lines.join("\n"))?;
         return Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
@@ -98,8 +117,8 @@ fn run(args: Args) -> e2e::Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn note(counts: &BTreeMap<String, u64>, file: &Path) -> e2e::Result<ExitCode> {
-    let text = serde_json::to_string_pretty(counts)? + "\n";
+fn note(found: &Noted, file: &Path) -> e2e::Result<ExitCode> {
+    let text = serde_json::to_string_pretty(found)? + "\n";
     std::fs::File::create(file)?.write_all(text.as_bytes())?;
     write!(std::io::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)

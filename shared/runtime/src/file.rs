@@ -1,7 +1,6 @@
 //! Files that a reader sees whole or not at all.
 
 use std::fs::{File, Permissions};
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -43,8 +42,8 @@ pub fn write_whole(
     let mut write = || {
         let mut file =
             tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder)?;
-        std::io::copy(&mut contents, &mut file)?;
-        file.flush()?;
+        // From file to file the kernel copies, if it is told of both.
+        std::io::copy(&mut contents, file.as_file_mut())?;
         // Not by the builder: the umask would take bits away.
         file.as_file().set_permissions(Permissions::from_mode(mode))?;
         file.as_file().sync_all()?;
@@ -93,6 +92,16 @@ mod tests {
             1,
             "a temporary file is left"
         );
+    }
+
+    #[test]
+    fn a_file_is_copied_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        let long: Vec<u8> = (0..=u8::MAX).cycle().take(1 << 20).collect();
+        write_whole(&from, 0o644, long.as_slice()).unwrap();
+        write_whole(&to, 0o555, File::open(&from).unwrap()).unwrap();
+        assert_eq!(std::fs::read(&to).unwrap(), long);
     }
 
     #[test]
