@@ -205,7 +205,7 @@ pub(crate) mod tests {
                             ],
                             "lifecycle": {
                                 "postStart": {"exec": {"command": [helper, "ready", "--wait", "30s"]}},
-                                "preStop": {"exec": {"command": [helper, "deregister"]}},
+                                "preStop": {"exec": {"command": [helper, "deregister", "--timeout=5s"]}},
                             },
                             "volumeMounts": mounts, "securityContext": security,
                             "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -164,6 +164,9 @@ fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
     let waiting = || {
         of.helper("ready").into_iter().chain(["--wait".to_owned(), format!("{}s", lifecycle.hold)])
     };
+    // Short of its default: with an agent that hangs, the hook, the same in `run`
+    // and the drain together fit into a pod's usual grace period.
+    let taking_back = of.helper("deregister").into_iter().chain(["--timeout=5s".to_owned()]);
     let hold = (lifecycle.hold > 0).then(|| exec(waiting().collect()));
     let probe = |period, failures| probe(of.helper("ready"), period, failures);
     let name = of.service.map_or_else(|| SIDECAR.to_owned(), sidecar_of);
@@ -184,7 +187,7 @@ fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
         env: Some(log(policy).collect()).filter(|variables: &Vec<_>| !variables.is_empty()),
         lifecycle: Some(Lifecycle {
             post_start,
-            pre_stop: Some(exec(of.helper("deregister"))),
+            pre_stop: Some(exec(taking_back.collect())),
             ..Lifecycle::default()
         }),
         startup_probe: startup,
@@ -561,7 +564,7 @@ pub(crate) mod tests {
         let words = |handler: &Option<LifecycleHandler>| {
             handler.as_ref().unwrap().exec.as_ref().unwrap().command.clone().unwrap()
         };
-        assert_eq!(words(&lifecycle.pre_stop), [helper, "deregister", service]);
+        assert_eq!(words(&lifecycle.pre_stop), [helper, "deregister", service, "--timeout=5s"]);
         assert_eq!(words(&lifecycle.post_start), [helper, "ready", service, "--wait", "5s"]);
         let probe = second.readiness_probe.as_ref().unwrap().exec.as_ref().unwrap();
         assert_eq!(probe.command.as_ref().unwrap()[..], [helper, "ready", service]);

@@ -173,7 +173,8 @@ mod tests {
 
     #[test]
     fn a_median_of_odd_and_even_runs() {
-        assert_eq!(Figure::of(vec![3.0, 1.0, 2.0]).unwrap().median, 2.0);
+        let odd = Figure::of(vec![3.0, 1.0, 2.0]).unwrap();
+        assert_eq!((odd.median, odd.runs), (2.0, 3));
         let even = Figure::of(vec![4.0, 1.0, 2.0, 3.0]).unwrap();
         assert_eq!((even.median, even.min, even.max, even.runs), (2.5, 1.0, 4.0, 4));
         assert_eq!(Figure::of(Vec::new()), None);

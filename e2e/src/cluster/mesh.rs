@@ -72,23 +72,23 @@ pub fn acl_injector() -> Result<String> {
         "agent": {"httpAddr": "http://$(HOST_IP):9500", "grpcAddr": "$(HOST_IP):9502"},
         "overrideAuthMethodName": ACL_METHOD,
     });
-    render(&Tools::find()?, ACL, own)
+    render(&Tools::find()?, ACL, &own)
 }
 
 /// The injector's chart, rendered as `helm template` does it: without the
 /// cluster's version, which the injector asks for.
 fn injector(helm: &Tools) -> Result<String> {
-    render(helm, NAMESPACE, json!({}))
+    render(helm, NAMESPACE, &json!({}))
 }
 
 /// A release of the chart, in a namespace of the same name, with our images.
-fn render(helm: &Tools, name: &str, own: Value) -> Result<String> {
+fn render(helm: &Tools, name: &'static str, own: &Value) -> Result<String> {
     let mut values = json!({"connectInject": {
         "image": images::INJECT,
         "imageInit": image::INIT,
         "imageEnvoy": image::ENVOY,
     }});
-    json_patch::merge(&mut values["connectInject"], &own);
+    json_patch::merge(&mut values["connectInject"], own);
     let release = Release { name, namespace: name, values };
     let rendered = helm.render(&[release])?.releases.pop().ok_or("Helm renders nothing")??;
     let list = json!({"apiVersion": "v1", "kind": "List", "items": rendered.documents});

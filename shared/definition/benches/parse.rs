@@ -2,6 +2,7 @@
 //! `cargo bench --package definition`. The floor is JSON read without a look at
 //! what it says.
 
+use std::fmt::Write as _;
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -12,13 +13,15 @@ use definition::Format;
 fn document(services: usize, format: Format) -> String {
     let mut text = String::new();
     for index in 0..services {
-        text.push_str(&format!(
+        // Writing to a string can't fail.
+        let _ = write!(
+            text,
             "service {{\n  name = \"web-{index}\"\n  port = 8080\n  tags = [\"v1\", \"primary\"]\n  \
              meta {{ version = \"1.2.3\" team = \"shop\" }}\n  \
              check {{ name = \"alive\" http = \"http://localhost:8080/health\" interval = \"10s\" }}\n  \
              connect {{\n    sidecar_service {{\n      proxy {{\n        upstreams {{ destination_name = \"db\" \
              local_bind_port = 5432 }}\n      }}\n    }}\n  }}\n}}\n"
-        ));
+        );
     }
     if format == Format::Hcl {
         return text;

@@ -85,7 +85,8 @@ pub(super) fn metrics(
     Ok(Some(Metrics {
         port,
         path: path.unwrap_or_else(|| policy.metrics_path.clone()),
-        merging: merging(pod, around, service_port, port, warnings)?,
+        // Here it is the only one.
+        merging: merging(pod, around, service.each().find_map(|(_, own)| own), port, warnings)?,
         tls: tls(pod)?,
     }))
 }
@@ -136,7 +137,8 @@ fn merging(
         );
         return Err(Denial::new(REASON, problem));
     };
-    let taken = owner(merged)
+    let taken = around
+        .owner(merged)
         .or((merged == page).then_some("the port of the page itself"))
         .or((merged == own || Some(merged) == service_port).then_some("the application's port"))
         .or(around.ports.iter().any(|port| port.number == merged).then_some("a container's port"));
