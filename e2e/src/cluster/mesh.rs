@@ -75,8 +75,8 @@ pub fn acl_injector() -> Result<String> {
     render(&Tools::find()?, ACL, &own)
 }
 
-/// The injector's chart, rendered as `helm template` does it: without the
-/// cluster's version, which the injector asks for.
+/// The injector's chart, rendered as `helm template` does it: it has to be told
+/// the cluster's version, without which it takes what came with 1.21.
 fn injector(helm: &Tools) -> Result<String> {
     render(helm, NAMESPACE, &json!({}))
 }
@@ -87,6 +87,7 @@ fn render(helm: &Tools, name: &'static str, own: &Value) -> Result<String> {
         "image": images::INJECT,
         "imageInit": image::INIT,
         "imageEnvoy": image::ENVOY,
+        "kubernetesVersion": "1.20",
     }});
     json_patch::merge(&mut values["connectInject"], own);
     let release = Release { name, namespace: name, values };
