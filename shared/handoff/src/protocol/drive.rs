@@ -65,7 +65,7 @@ impl Handoff {
         loop {
             let done = match step {
                 Register::Lock => drive.lock(deadline).await.map_err(RegisterError::from),
-                Register::LookFirst | Register::LookAgain => Ok(drive.look()),
+                Register::LookFirst | Register::LookAgain(_) => Ok(drive.look()),
                 Register::Put(half) => drive.put(half).await,
                 Register::Undo => Ok(drive.undo().await),
                 Register::TakeBack(step) => Ok(drive.take_back(step).await),

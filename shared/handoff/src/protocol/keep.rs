@@ -53,6 +53,12 @@ impl<H: PartialEq> Keep<H> {
         Self { step, proxy: None, service: None, rested: true, is_due: false }
     }
 
+    /// Keeping a registration that may have been made with another ACL token than
+    /// the one of now: whoever kept it before was cut short.
+    pub fn begin_anew() -> Self {
+        Self { is_due: true, ..Self::begin() }
+    }
+
     /// What is to be done now.
     pub fn step(&self) -> Step {
         self.step

@@ -15,8 +15,9 @@ pub enum Register {
     /// The proxy was refused: take the service back.
     Undo,
     /// Look for the tombstone again: whoever wrote it meanwhile may have lost
-    /// patience with the lock.
-    LookAgain,
+    /// patience with the lock. If there is none, it ends so. A request that
+    /// failed may have arrived, too.
+    LookAgain(Ending),
     /// It was taken back meanwhile: take back what was registered since.
     TakeBack(TakeBack),
     /// The end; the lock is given back.
@@ -50,15 +51,16 @@ impl Register {
             (Self::LookFirst, Outcome::Buried) => Self::End(Ending::Buried),
             (Self::LookFirst, _) => Self::Put(Half::Service),
             (Self::Put(Half::Service), Outcome::Done) => Self::Put(Half::Proxy),
-            (Self::Put(Half::Proxy), Outcome::Done) => Self::LookAgain,
+            (Self::Put(Half::Proxy), Outcome::Done) => Self::LookAgain(Ending::Done),
             (Self::Put(Half::Proxy), Outcome::Refused) => Self::Undo,
-            (Self::LookAgain, Outcome::Buried) => Self::TakeBack(TakeBack::begin()),
-            (Self::LookAgain, _) => Self::End(Ending::Done),
+            (Self::Put(_) | Self::Undo, _) => Self::LookAgain(Ending::Failed),
+            (Self::LookAgain(_), Outcome::Buried) => Self::TakeBack(TakeBack::begin()),
+            (Self::LookAgain(ending), _) => Self::End(ending),
             (Self::TakeBack(step), _) => match step.next(outcome) {
                 TakeBack::End { .. } => Self::End(Ending::Buried),
                 step => Self::TakeBack(step),
             },
-            (Self::Lock | Self::Put(_) | Self::Undo, _) => Self::End(Ending::Failed),
+            (Self::Lock, _) => Self::End(Ending::Failed),
             (Self::End(_), _) => self,
         }
     }

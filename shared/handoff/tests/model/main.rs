@@ -24,6 +24,12 @@ fn nothing_comes_back_and_nothing_is_lost() {
     check(Variant::AsShipped).unwrap_or_else(|way| panic!("{way}"));
 }
 
+/// Pain 22: what was made with a token that is gone is made again with another.
+#[test]
+fn what_is_registered_is_so_with_a_token_that_is_good() {
+    check(Variant::WithLogin).unwrap_or_else(|way| panic!("{way}"));
+}
+
 /// The model can tell a wrong protocol: each rule, left out, is missed.
 #[test]
 fn no_rule_can_be_left_out() {
@@ -33,6 +39,9 @@ fn no_rule_can_be_left_out() {
         (Variant::TombstoneLast, "stands beside"),
         (Variant::ForgetsInTrouble, "does not end well"),
         (Variant::ServiceNotWatched, "does not end well"),
+        (Variant::WithoutLookAfterFailure, "stands beside"),
+        (Variant::TriedAnewOnce, "does not end well"),
+        (Variant::TrustedAtStart, "does not end well"),
     ] {
         let way = check(variant).expect_err("a protocol without one of its rules is wrong");
         println!("{variant:?}: {way}\n");

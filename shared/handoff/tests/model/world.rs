@@ -10,7 +10,9 @@
 //! it; the kubelet ends a container whose hook it has begun, and starts another
 //! while the pod lives; an entry is changed by others only once it was seen, as
 //! what is there when a container starts is taken as right. One abandoned request
-//! at a time may still be on its way.
+//! at a time may still be on its way. With ACLs, others delete a sidecar's token
+//! once at most, and the one that init has by login is good; nothing of a pod that
+//! is asked to end is shown with them, no late request and no changed entry.
 
 use handoff::protocol::deregister::Step as DeregisterStep;
 use handoff::protocol::keep::Step as KeepStep;
@@ -33,6 +35,15 @@ pub(crate) enum Variant {
     ForgetsInTrouble,
     /// Only the proxy's entry is looked at.
     ServiceNotWatched,
+    /// A registration that failed does not look for the tombstone.
+    WithoutLookAfterFailure,
+    /// The shipped one, with an ACL token by login.
+    WithLogin,
+    /// With it: what was made with a token that is gone is made again at once,
+    /// but not another time if that fails.
+    TriedAnewOnce,
+    /// With it: a container that starts takes what is there as made with its token.
+    TrustedAtStart,
 }
 
 /// A pod and all around it.
@@ -46,6 +57,7 @@ pub(crate) struct Pod {
     late: Option<Request>,
     tombstone: bool,
     lock: Option<Who>,
+    token: Token,
     /// Since the container began: the tombstone could not be written, or a
     /// registration that was given up has arrived. Then the lease has to do.
     is_excused: bool,
@@ -117,6 +129,18 @@ enum Keeper {
 struct Agent {
     service: Entry,
     proxy: Entry,
+    /// The half that was made with a token that is gone, or both.
+    is_old: [bool; 2],
+}
+
+/// The pod's ACL token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Token {
+    Good,
+    /// Others have deleted it.
+    Gone,
+    /// Another one was had since the container began.
+    Another,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -148,8 +172,9 @@ enum Act {
     Unbury,
     Lock,
     LookFirst,
-    LookAgain,
+    LookAgain(Ending),
     Bury,
+    LogIn,
     Ask(Request),
     Watch,
     /// To wait a while; for taking back, there may be no time left for it.
@@ -195,6 +220,7 @@ impl Pod {
             late: None,
             tombstone: false,
             lock: None,
+            token: Token::Good,
             is_excused: false,
             is_taken_back: false,
             is_gone: false,
@@ -206,7 +232,7 @@ impl Pod {
     fn kubelet(self, tell: Tell<'_>) {
         let mut step =
             |what, is_calm, to| tell(Step { who: "kubelet", what, how: "", is_calm, to });
-        if !self.is_deleted && !self.variant.shows_in_a_pod_that_lives() {
+        if !self.is_deleted && !self.variant.is_of_a_pod_that_lives() {
             step("deletes the pod", false, Self { is_deleted: true, ..self });
         }
         match self.container {
@@ -245,6 +271,9 @@ impl Pod {
                 for pod in self.without(&SIDECAR, &sidecar.requests()) {
                     step("kills the sidecar", false, pod.with(Container::BeforeSidecar));
                 }
+                if self.variant.is_of_a_pod_that_lives() {
+                    return;
+                }
                 let Sidecar { has_begun, keeper, ending, hook, is_doomed } = sidecar;
                 if has_begun && !is_doomed && ending.is_none() {
                     let hook = Some(Deregister::for_good());
@@ -278,6 +307,18 @@ impl Pod {
         if agent != Agent::new() {
             step("loses everything", false, Agent::new());
         }
+        if let Container::Sidecar(Sidecar { has_begun: true, .. }) = self.container
+            && self.variant.has_login()
+            && self.token == Token::Good
+        {
+            let to = Self { token: Token::Gone, agent: agent.outdated(), ..self };
+            let what = "has the token deleted by others";
+            tell(Step { who: "agent", what, how: "", is_calm: false, to });
+        }
+        let mut step = |what, is_calm, agent| {
+            let to = Self { agent, ..self };
+            tell(Step { who: "agent", what, how: "", is_calm, to });
+        };
         let keeper = match self.container {
             Container::Sidecar(sidecar) => sidecar.keeper,
             _ => Keeper::Over,
@@ -294,7 +335,7 @@ impl Pod {
                 }
             }
             let is_known = matches!(keeper, Keeper::Keeps(keep) if keep.known(half).is_some());
-            if is_known && agent.entry(half) != Entry::None {
+            if is_known && agent.entry(half) != Entry::None && !self.variant.has_login() {
                 step("has an entry changed by others", false, agent.with(half, Entry::Changed));
             }
         }
@@ -316,7 +357,8 @@ impl Pod {
                 self.proceed(Who::Init, init, &|pod, init| pod.with(Container::Init(init)), tell);
             }
             Container::Sidecar(sidecar) if !sidecar.has_begun => {
-                let begun = Sidecar { has_begun: true, keeper: Keeper::new(), ..sidecar };
+                let keeper = Keeper::new(self.variant);
+                let begun = Sidecar { has_begun: true, keeper, ..sidecar };
                 let to = self.unburied().with(Container::Sidecar(begun));
                 tell(Step {
                     who: "sidecar",
@@ -370,7 +412,7 @@ impl Pod {
     ) {
         let mut over = |what, how, is_calm, pod: Self, outcome| {
             let mut machine = machine.after(outcome);
-            if pod.variant == Variant::ForgetsInTrouble && outcome == Outcome::Failed {
+            if pod.variant.forgets() && outcome == Outcome::Failed {
                 machine = machine.forgetful();
             }
             let mut go_on = |how, machine: M| {
@@ -393,7 +435,8 @@ impl Pod {
         match machine.act() {
             Act::Nothing | Act::Pause { .. } => {}
             Act::Unbury => {
-                over("take the tombstone away", "done", true, self.unburied(), Outcome::Done);
+                let begun = Self { token: Token::Good, ..self.unburied() };
+                over("take the tombstone away", "done", true, begun, Outcome::Done);
             }
             Act::Lock if self.variant == Variant::WithoutLock => {
                 over("take the lock", "left out", true, self, Outcome::Done);
@@ -406,7 +449,7 @@ impl Pod {
                 Some(_) => over("take the lock", "patience lost", false, self, Outcome::Failed),
             },
             Act::LookFirst => over("look for the tombstone", found, true, self, look),
-            Act::LookAgain if self.variant == Variant::WithoutSecondLook => {
+            Act::LookAgain(ending) if self.variant.does_not_look(ending) => {
                 over(
                     "look again for the tombstone",
                     "left out",
@@ -415,7 +458,7 @@ impl Pod {
                     Outcome::Done,
                 );
             }
-            Act::LookAgain => {
+            Act::LookAgain(_) => {
                 let pod = if self.tombstone { self } else { self.registered() };
                 over("look again for the tombstone", found, true, pod, look);
             }
@@ -424,6 +467,11 @@ impl Pod {
                 let buried = Self { tombstone: self.tombstone || tombstone, ..self };
                 over("write the tombstone", "done", true, buried, Outcome::Done);
                 over("write the tombstone", "cannot", false, self.excused(), Outcome::Failed);
+            }
+            Act::LogIn => {
+                let token = if self.token == Token::Gone { Token::Another } else { self.token };
+                over("log in anew", "done", true, Self { token, ..self }, Outcome::Done);
+                over("log in anew", "failed", false, self, Outcome::Failed);
             }
             Act::Other(what) => {
                 over(what, "done", true, self, Outcome::Done);
@@ -443,9 +491,13 @@ impl Pod {
         let Some(request) = request else { return };
         let what = request.name();
         over(what, "lost", false, self, Outcome::Failed);
+        if self.token == Token::Gone {
+            over(what, "no such token", true, self, Outcome::NoToken);
+            return;
+        }
         if request.changes_entries() {
             over(what, "refused", false, self, Outcome::Refused);
-            if self.late.is_none() {
+            if self.late.is_none() && !self.variant.has_login() {
                 let pod = Self { late: Some(request), ..self };
                 over(what, "given up, but on its way", false, pod, Outcome::Failed);
             }
@@ -469,9 +521,14 @@ impl Pod {
     /// A container begins.
     fn unburied(self) -> Self {
         let taken_as_right = |entry| if entry == Entry::Changed { Entry::Critical } else { entry };
-        let Agent { service, proxy } = self.agent;
+        let Agent { service, proxy, .. } = self.agent;
         Self {
-            agent: Agent { service: taken_as_right(service), proxy: taken_as_right(proxy) },
+            agent: Agent {
+                service: taken_as_right(service),
+                proxy: taken_as_right(proxy),
+                ..self.agent
+            },
+            token: if self.token == Token::Another { Token::Good } else { self.token },
             tombstone: false,
             is_excused: false,
             is_taken_back: false,
@@ -490,8 +547,9 @@ impl Pod {
     fn without(self, who: &[Who], requests: &[Option<Request>]) -> Vec<Self> {
         let pod = Self { lock: self.lock.filter(|holder| !who.contains(holder)), ..self };
         let late = requests.iter().flatten().filter(|request| request.changes_entries());
-        let late =
-            late.filter(|_| self.late.is_none()).map(|late| Self { late: Some(*late), ..pod });
+        let late = late
+            .filter(|_| self.late.is_none() && !self.variant.has_login())
+            .map(|late| Self { late: Some(*late), ..pod });
         [pod].into_iter().chain(late).collect()
     }
 
@@ -535,7 +593,8 @@ impl World for Pod {
             }
             Container::Init(_) => false,
             Container::Sidecar(_) => {
-                let right = Agent { service: Entry::Passing, proxy: Entry::Passing };
+                let right =
+                    Agent { service: Entry::Passing, proxy: Entry::Passing, is_old: [false; 2] };
                 !self.is_deleted && self.agent == right
             }
         }
@@ -547,7 +606,32 @@ impl World for Pod {
 impl Variant {
     /// Whether its pod need not be ended to show what is wrong with it.
     fn shows_in_a_pod_that_lives(self) -> bool {
-        matches!(self, Self::ForgetsInTrouble | Self::ServiceNotWatched)
+        matches!(self, Self::ForgetsInTrouble | Self::ServiceNotWatched | Self::TriedAnewOnce)
+    }
+
+    /// Whether its pod is never ended: what is made with a token that is gone
+    /// matters while the pod lives, and without this there are too many states.
+    fn is_of_a_pod_that_lives(self) -> bool {
+        self.has_login() || self.shows_in_a_pod_that_lives()
+    }
+
+    fn has_login(self) -> bool {
+        matches!(self, Self::WithLogin | Self::TriedAnewOnce | Self::TrustedAtStart)
+    }
+
+    /// Whether a sidecar in trouble forgets what it knows.
+    fn forgets(self) -> bool {
+        matches!(self, Self::ForgetsInTrouble | Self::TriedAnewOnce)
+    }
+
+    /// Whether a registration that is about to end so does not look for the
+    /// tombstone before.
+    fn does_not_look(self, ending: Ending) -> bool {
+        match self {
+            Self::WithoutSecondLook => true,
+            Self::WithoutLookAfterFailure => ending == Ending::Failed,
+            _ => false,
+        }
     }
 }
 
@@ -574,7 +658,7 @@ impl Machine for Register {
         match self {
             Self::Lock => Act::Lock,
             Self::LookFirst => Act::LookFirst,
-            Self::LookAgain => Act::LookAgain,
+            Self::LookAgain(ending) => Act::LookAgain(ending),
             Self::Put(half) => Act::Ask(Request::Put(half)),
             Self::Undo => Act::Ask(Request::Delete(Half::Service)),
             Self::TakeBack(step) => take_back(step),
@@ -583,7 +667,7 @@ impl Machine for Register {
     }
 
     fn after(self, outcome: Outcome<Version>) -> Self {
-        self.next(&outcome)
+        self.next(&refused(outcome))
     }
 
     fn keeps_lock(self) -> bool {
@@ -602,7 +686,7 @@ impl Machine for Deregister {
     }
 
     fn after(self, outcome: Outcome<Version>) -> Self {
-        self.next(&outcome)
+        self.next(&refused(outcome))
     }
 
     fn keeps_lock(self) -> bool {
@@ -619,7 +703,7 @@ impl Machine for Keeper {
                 KeepStep::Look => Act::LookFirst,
                 KeepStep::Renew(half) => Act::Ask(Request::Renew(half)),
                 KeepStep::Pause => Act::Pause { ends: false },
-                KeepStep::LogIn => Act::Other("log in anew"),
+                KeepStep::LogIn => Act::LogIn,
                 KeepStep::Register | KeepStep::End => Act::Nothing,
             },
             Self::Registers(_, register) | Self::Finishes(register) => register.act(),
@@ -630,13 +714,13 @@ impl Machine for Keeper {
     fn after(self, outcome: Outcome<Version>) -> Self {
         let keep = match self {
             Self::Keeps(keep) => keep.next(outcome),
-            Self::Registers(keep, register) => match register.next(&outcome) {
+            Self::Registers(keep, register) => match register.next(&refused(outcome)) {
                 Register::End(ending) => keep.next(went(ending)),
                 // Whatever comes of it, nothing is kept any more.
                 register @ Register::TakeBack(_) => return Self::Finishes(register),
                 register => return Self::Registers(keep, register),
             },
-            Self::Finishes(register) => match register.next(&outcome) {
+            Self::Finishes(register) => match register.next(&refused(outcome)) {
                 Register::End(_) => return Self::Over,
                 register => return Self::Finishes(register),
             },
@@ -655,13 +739,19 @@ impl Machine for Keeper {
 
     fn forgetful(self) -> Self {
         match self {
-            Self::Keeps(keep) if keep.step() == KeepStep::Pause => Self::new(),
+            Self::Keeps(keep) if keep.step() == KeepStep::Pause => Self::Keeps(Keep::begin()),
             _ => self,
         }
     }
 }
 
-/// How a registration went, to who keeps it.
+/// Who registers or deregisters has no use for another token: it was refused.
+fn refused(outcome: Outcome<Version>) -> Outcome<Version> {
+    if outcome == Outcome::NoToken { Outcome::Refused } else { outcome }
+}
+
+/// How a registration went, to who keeps it. That there was no token it hears
+/// when it looks next.
 fn went(ending: Ending) -> Outcome<Version> {
     match ending {
         Ending::Done => Outcome::Done,
@@ -684,7 +774,7 @@ impl Machine for Init {
     fn after(self, outcome: Outcome<Version>) -> Self {
         match self {
             Self::Prepare => Self::Register(Register::begin()),
-            Self::Register(step) => match step.next(&outcome) {
+            Self::Register(step) => match step.next(&refused(outcome)) {
                 Register::End(Ending::Done) => Self::Provide,
                 Register::End(Ending::Failed) => Self::Register(Register::begin()),
                 Register::End(Ending::Buried) => Self::Retract(Deregister::for_now()),
@@ -692,7 +782,7 @@ impl Machine for Init {
             },
             Self::Provide if outcome == Outcome::Done => Self::Succeeded,
             Self::Provide => Self::Retract(Deregister::for_now()),
-            Self::Retract(machine) => match machine.next(&outcome) {
+            Self::Retract(machine) => match machine.next(&refused(outcome)) {
                 machine if machine.is_over() => Self::Failed,
                 machine => Self::Retract(machine),
             },
@@ -710,8 +800,10 @@ impl Machine for Init {
 }
 
 impl Keeper {
-    fn new() -> Self {
-        Self::Keeps(Keep::begin())
+    fn new(variant: Variant) -> Self {
+        let looks_no_further = matches!(variant, Variant::TriedAnewOnce | Variant::TrustedAtStart);
+        let is_anew = variant.has_login() && !looks_no_further;
+        Self::Keeps(if is_anew { Keep::begin_anew() } else { Keep::begin() })
     }
 
     fn ending(self) -> Self {
@@ -735,7 +827,12 @@ fn take_back(step: TakeBack) -> Act {
 
 impl Agent {
     fn new() -> Self {
-        Self { service: Entry::None, proxy: Entry::None }
+        Self { service: Entry::None, proxy: Entry::None, is_old: [false; 2] }
+    }
+
+    /// What is there was made with a token that is gone now.
+    fn outdated(self) -> Self {
+        Self { is_old: [self.service != Entry::None, self.proxy != Entry::None], ..self }
     }
 
     fn entry(self, half: Half) -> Entry {
@@ -746,16 +843,24 @@ impl Agent {
     }
 
     fn with(self, half: Half, entry: Entry) -> Self {
+        let [service_is_old, proxy_is_old] = self.is_old;
+        let is_there = entry != Entry::None;
         match half {
-            Half::Service => Self { service: entry, ..self },
-            Half::Proxy => Self { proxy: entry, ..self },
+            Half::Service => {
+                Self { service: entry, is_old: [service_is_old && is_there, proxy_is_old], ..self }
+            }
+            Half::Proxy => {
+                Self { proxy: entry, is_old: [service_is_old, proxy_is_old && is_there], ..self }
+            }
         }
     }
 
     /// What a request makes of it, and what it answers.
     fn does(self, request: Request) -> (Self, Outcome<Version>) {
         match request {
-            Request::Put(half) => (self.with(half, Entry::Critical), Outcome::Done),
+            Request::Put(half) => {
+                (self.with(half, Entry::None).with(half, Entry::Critical), Outcome::Done)
+            }
             Request::Delete(half) => (self.with(half, Entry::None), Outcome::Done),
             Request::See(half) => match self.entry(half) {
                 Entry::None => (self, Outcome::Missing),
