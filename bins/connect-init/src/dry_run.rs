@@ -169,6 +169,8 @@ fn requests_of(sidecar: &Sidecar) -> Vec<Value> {
         }
         requests.push(request("GET", "/v1/acl/token/self", &[("stale", "true")], None));
     }
+    let path = format!("/v1/agent/service/{}", segment(service.id()));
+    requests.push(request("GET", &path, &[], None));
     for service in [service, proxy] {
         let replace = &[("replace-existing-checks", "true")];
         requests.push(request(

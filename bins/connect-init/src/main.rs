@@ -7,6 +7,7 @@
 //! - [`declare`]: what the flags declare of the pod's services
 //! - [`prepare`]: the folder made ready, before anything is registered
 //! - [`sidecar`]: one service of the pod with its sidecar, for which
+//!   - [`taken`]: whether its id is another pod's
 //!   - [`register`]: service and proxy registered, both or neither
 //!   - [`provide`]: Envoy's bootstrap and the record for `connect-lifecycle`
 //!
@@ -22,6 +23,7 @@ mod provide;
 mod register;
 mod run;
 mod sidecar;
+mod taken;
 
 use std::process::ExitCode;
 

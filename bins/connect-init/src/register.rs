@@ -9,7 +9,18 @@ use registration::pod::Pair;
 use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
 
-/// Registers service and proxy. An agent that is not there yet is waited for,
+use crate::taken::{self, Taken};
+
+/// Why they are not registered.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{0}")]
+    Taken(#[from] Taken),
+    #[error("{0}")]
+    Register(#[from] RegisterError),
+}
+
+/// Registers service and proxy, unless their ids are another pod's. An agent that is not there yet is waited for,
 /// until the deadline; one that refuses is not asked again. A token by login
 /// that the agent does not know is a matter of time: for 30 s it remembers what
 /// it did not find.
@@ -24,16 +35,23 @@ pub(crate) async fn register(
     deadline: Deadline,
     arrived: &Cell<bool>,
 ) -> Result<(), Failure> {
+    let looked = Cell::new(false);
     let attempt = || async {
+        if !looked.get() {
+            looked.set(taken::look(agent, &pair.service).await?);
+        }
         let before = arrived.replace(true);
         let result = handoff.register(agent, pair, deadline).await;
         if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
             arrived.set(before);
         }
-        result
+        Ok(result?)
     };
-    let passes = |error: &RegisterError| {
-        error.is_transient() || (session.is_some() && error.is_unknown_token())
+    let passes = |error: &Error| match error {
+        Error::Taken(_) => false,
+        Error::Register(error) => {
+            error.is_transient() || (session.is_some() && error.is_unknown_token())
+        }
     };
     match retry::until(deadline, NODE_AGENT, passes, attempt).await {
         Ok(Registered::Done) => {
@@ -56,6 +74,15 @@ pub(crate) async fn register(
             };
             let id = pair.service.id();
             Err(failure.while_doing(format_args!("cannot register service `{id}`")))
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Taken(taken) => taken.into(),
+            Error::Register(error) => error.into(),
         }
     }
 }

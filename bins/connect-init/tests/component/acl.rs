@@ -37,7 +37,7 @@ fn steps() -> [At; 4] {
         Route::TokenSelf.into(),
         Route::Register.of(SERVICE),
         Route::Register.of(PROXY),
-        Route::Service.into(),
+        Route::Service.of(PROXY),
     ]
 }
 

@@ -74,7 +74,7 @@ fn central_configuration_that_cannot_be_honoured_leaves_nothing_registered() {
 fn a_proxy_that_is_gone_when_it_is_read_back_leaves_nothing_registered() {
     let agent = ScriptedAgent::start();
     agent.fault(
-        Route::Service,
+        Route::Service.of(PROXY),
         Fault::Status(404, "unknown service ID: web-0-web-sidecar-proxy"),
         Times::N(1),
     );
@@ -100,4 +100,54 @@ fn an_agent_without_grpc_is_reported_and_nothing_is_left() {
         .code(64)
         .says(&["gRPC is off on the agent", "hint: set `ports { grpc = 8502 }`"]);
     assert_nothing_left(&agent);
+}
+
+/// What another pod has registered under the same id.
+fn seed_of_another(agent: &ScriptedAgent, pod: &str, namespace: &str, lease: &str) {
+    agent.seed(json!({
+        "ID": SERVICE,
+        "Name": "web",
+        "Address": "10.0.0.8",
+        "Meta": {"pod-name": pod, "k8s-namespace": namespace},
+        "Checks": [{"CheckID": format!("{SERVICE}-lease"), "Name": "Pod Lease", "TTL": "30s", "Status": lease}],
+    }));
+}
+
+#[test]
+fn an_id_of_another_pod_that_lives_is_left_to_it() {
+    for (pod, namespace, other) in
+        [("web-0", "staging", "staging/web-0"), ("web", "shop", "shop/web")]
+    {
+        let agent = ScriptedAgent::start();
+        seed_of_another(&agent, pod, namespace, "passing");
+        let services = agent.services();
+        Pod::of(&agent).run().code(78).says(&[
+            "cannot register service `web-0-web`",
+            "of pod `shop/web-0`",
+            &format!("that of pod `{other}` at 10.0.0.8"),
+            "hint: rename",
+        ]);
+        assert_eq!(agent.services(), services);
+        assert_eq!(agent.asked(Route::Register).len(), 0);
+        assert_eq!(agent.asked(Route::Deregister).len(), 0);
+    }
+}
+
+#[test]
+fn an_id_of_a_dead_pod_or_of_the_same_one_is_taken_over() {
+    for (namespace, lease) in [("staging", "critical"), ("shop", "passing")] {
+        let agent = ScriptedAgent::start();
+        seed_of_another(&agent, "web-0", namespace, lease);
+        Pod::of(&agent).run().code(0);
+        assert_eq!(agent.services()[SERVICE]["Address"], "10.0.0.7");
+    }
+}
+
+#[test]
+fn an_agent_that_cannot_tell_whose_an_id_is_registers_all_the_same() {
+    for fault in [DENIED, Fault::Status(500, "No cluster leader")] {
+        let agent = ScriptedAgent::start();
+        agent.fault(Route::Service.of(SERVICE), fault, Times::Always);
+        Pod::of(&agent).run().code(0);
+    }
 }

@@ -157,7 +157,7 @@ fn one_connection_serves_all_requests() {
     let agent = ScriptedAgent::start();
     Pod::of(&agent).without("--grpc-addr").run().code(0);
     let requests = agent.requests();
-    assert_eq!(requests.len(), 5);
+    assert_eq!(requests.len(), 6);
     assert!(requests.iter().all(|request| request.connection == 1), "{requests:#?}");
 }
 

@@ -15,7 +15,7 @@ fn steps() -> [At; 5] {
     [
         Route::Register.of(SERVICE),
         Route::Register.of(PROXY),
-        Route::Service.into(),
+        Route::Service.of(PROXY),
         Route::Config.into(),
         Route::AgentSelf.into(),
     ]
