@@ -71,7 +71,11 @@ impl<'a> Keeper<'a> {
     /// not cut short by it: whoever deregisters next can be sure that none
     /// comes after.
     pub(crate) async fn keep(mut self, stop: CancellationToken) {
-        let mut keep = Keep::begin();
+        // A login may have been followed by nothing.
+        let mut keep = match self.pod.session {
+            Some(_) => Keep::begin_anew(),
+            None => Keep::begin(),
+        };
         let mut trouble = Trouble::none();
         while !stop.is_cancelled() {
             let now = keep.step();
@@ -126,7 +130,7 @@ impl<'a> Keeper<'a> {
             Registered::Done => {
                 tracing::info!(
                     proxy = record.pair.proxy.id(),
-                    "registered again: the agent had lost or changed it"
+                    "registered again: the agent had lost or changed it, or the ACL token is another"
                 );
                 Ok(Outcome::Done)
             }

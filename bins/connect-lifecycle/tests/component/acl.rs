@@ -116,6 +116,7 @@ fn a_token_that_somebody_else_deleted_is_had_anew_and_registered_with() {
     let pod = pod(&agent);
     let sidecar = pod.run();
     await_alive(&agent);
+    agent.forget_requests();
     agent.revoke_tokens();
     for id in [SERVICE, PROXY] {
         let register = agent.await_request(Route::Register.of(id));
@@ -127,6 +128,22 @@ fn a_token_that_somebody_else_deleted_is_had_anew_and_registered_with() {
     assert_has_token(&pod, "token-1");
     sidecar.await_log("logged in anew");
     assert!(!sidecar.log().contains("token-1"), "{}", sidecar.log());
+}
+
+/// A container that was killed between its login and the registration leaves one
+/// that was made with a token that is gone.
+#[test]
+fn a_container_that_starts_registers_with_the_token_that_it_has() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    agent.forget_requests();
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    for id in [SERVICE, PROXY] {
+        let registrations = agent.asked(Route::Register.of(id));
+        assert_eq!(registrations.len(), 1, "{id}");
+        assert_eq!(registrations[0].token.as_deref(), Some("token-0"), "{id}");
+    }
 }
 
 /// Pain 20: the agent remembers for 30 s that it did not find the token.
