@@ -2,10 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use e2e::cluster::client::Cluster;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use e2e::cluster::client::{Cluster, Namespace, text};
 use e2e::cluster::mesh;
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{alone, server};
 
@@ -15,14 +17,91 @@ use crate::support::{alone, server};
 fn no_pod_is_refused_or_missed_while_the_injector_is_rolled() {
     let Some((cluster, _alone)) = alone() else { return };
     let namespace = cluster.namespace("rolling").unwrap();
-    let pod = server("rolling", "hello");
-    let (done, mut created) = (AtomicBool::new(false), 0);
     let injector = format!("deployment/{}", mesh::INJECT);
+    all_are_injected(cluster, &namespace, || rollout(cluster, &injector));
+}
+
+/// A new CA comes, a certificate by it, and somebody takes the trust in them
+/// away, while pods are created without a pause: each is admitted and injected,
+/// but for the moment in which nothing is trusted.
+#[test]
+fn certificates_rotate_while_pods_are_created() {
+    let Some((cluster, _alone)) = alone() else { return };
+    let namespace = cluster.namespace("rotating").unwrap();
+    let before = trusted(cluster).unwrap();
+    assert_eq!(before.matches("BEGIN CERTIFICATE").count(), 1, "{before}");
+    all_are_injected(cluster, &namespace, || {
+        // Without its key a CA is good for nothing: the next one is published.
+        clear(cluster, &["ca.key"])?;
+        e2e::until("trust in both CAs", || {
+            trusted(cluster).is_ok_and(|now| {
+                now.contains(before.trim()) && now.matches("BEGIN CERTIFICATE").count() == 2
+            })
+        })
+    });
+    let old = secret(cluster, "tls.crt").unwrap();
+    all_are_injected(cluster, &namespace, || {
+        clear(cluster, &["tls.crt", "tls.key"])?;
+        e2e::until("another certificate", || {
+            secret(cluster, "tls.crt").is_ok_and(|new| !new.is_empty() && new != old)
+        })
+    });
+
+    let both = trusted(cluster).unwrap();
+    let nothing = r#"[{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]"#;
+    let webhooks = ["patch", "mutatingwebhookconfiguration", mesh::INJECT, "--type=json"];
+    cluster.kubectl(&[webhooks.as_slice(), &["--patch", nothing]].concat(), "").unwrap();
+    e2e::until("the trust to be back", || trusted(cluster).is_ok_and(|now| now == both)).unwrap();
+    let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
+    e2e::until("an admission", || {
+        let asked = cluster.request(Method::POST, &path, Some(&server("rotating", "hello")));
+        asked.is_ok_and(|pod| is_injected(&pod))
+    })
+    .unwrap();
+}
+
+/// What the webhook's configuration trusts, in PEM.
+fn trusted(cluster: &Cluster) -> e2e::Result<String> {
+    let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+    let webhooks = cluster.get(&format!("{path}/{}", mesh::INJECT))?;
+    decoded(&webhooks["webhooks"][0]["clientConfig"]["caBundle"])
+}
+
+/// A value of the Secret that the replicas share.
+fn secret(cluster: &Cluster, key: &str) -> e2e::Result<String> {
+    let path = format!("/api/v1/namespaces/{}/secrets/{}-tls", mesh::NAMESPACE, mesh::INJECT);
+    decoded(&cluster.get(&path)?["data"][key])
+}
+
+fn decoded(value: &Value) -> e2e::Result<String> {
+    Ok(String::from_utf8(BASE64_STANDARD.decode(text(value))?)?)
+}
+
+/// Empties values of that Secret.
+fn clear(cluster: &Cluster, keys: &[&str]) -> e2e::Result<()> {
+    let empty: Vec<Value> = keys
+        .iter()
+        .map(|key| json!({"op": "replace", "path": format!("/data/{key}"), "value": ""}))
+        .collect();
+    let (name, patch) = (format!("{}-tls", mesh::INJECT), Value::from(empty).to_string());
+    let args = ["--namespace", mesh::NAMESPACE, "patch", "secret", &name, "--type=json"];
+    cluster.kubectl(&[args.as_slice(), &["--patch", &patch]].concat(), "").map(drop)
+}
+
+/// Does something while pods are created without a pause, and sees that each is
+/// admitted and injected.
+fn all_are_injected(
+    cluster: &Cluster,
+    namespace: &Namespace<'_>,
+    meanwhile: impl FnOnce() -> e2e::Result<()> + Send,
+) {
+    let pod = server("hello", "hello");
+    let (done, mut created) = (AtomicBool::new(false), 0);
     std::thread::scope(|scope| {
-        let rollout = scope.spawn(|| {
-            let rolled = rollout(cluster, &injector);
+        let meanwhile = scope.spawn(|| {
+            let result = meanwhile();
             done.store(true, Ordering::Relaxed);
-            rolled
+            result
         });
         // Dry runs: they pass admission as others do, and nothing has to run.
         let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
@@ -34,7 +113,7 @@ fn no_pod_is_refused_or_missed_while_the_injector_is_rolled() {
                 Err(error) => refused = Some(error.to_string()),
             }
         }
-        rollout.join().unwrap().unwrap();
+        meanwhile.join().unwrap().unwrap();
         assert_eq!(refused, None, "after {created} pods");
     });
     assert!(created > 0);
