@@ -49,13 +49,7 @@ impl<'n> Acls<'n> {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with(node: &'n Node, further: &Value) -> Result<(Self, Process)> {
-        let mut settings = json!({
-            "acl": {
-                "enabled": true,
-                "default_policy": "deny",
-                "tokens": {"master": MANAGEMENT},
-            },
-        });
+        let mut settings = settings();
         json_patch::merge(&mut settings, further);
         let agent = node.start_agent_with(&settings)?;
         let random = SystemRandom::new();
@@ -66,8 +60,23 @@ impl<'n> Acls<'n> {
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref(), &random)
                 .map_err(|error| unusable(&error))?;
         let acls = Self { node, key, random };
-        until("the agent's ACLs", || acls.ask(Method::GET, "/v1/acl/tokens", None).is_ok())?;
+        acls.await_management()?;
         Ok((acls, agent))
+    }
+
+    /// Starts the node's agent again, once it has ended: it has lost everything,
+    /// the auth method and all tokens included. Bearer tokens stay good.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_again(&self) -> Result<Process> {
+        let agent = self.node.start_agent_with(&settings())?;
+        self.await_management()?;
+        Ok(agent)
+    }
+
+    fn await_management(&self) -> Result<()> {
+        until("the agent's ACLs", || self.ask(Method::GET, "/v1/acl/tokens", None).is_ok())
     }
 
     /// Has the auth method, for everybody whose bearer token is by our key.
@@ -176,4 +185,14 @@ impl<'n> Acls<'n> {
             BASE64_STANDARD.encode(der)
         )
     }
+}
+
+fn settings() -> Value {
+    json!({
+        "acl": {
+            "enabled": true,
+            "default_policy": "deny",
+            "tokens": {"master": MANAGEMENT},
+        },
+    })
 }
