@@ -102,6 +102,22 @@ fn a_registration_that_comes_after_the_hook_lost_patience_is_taken_back() {
     assert_nothing_left(&agent);
 }
 
+/// Half of it may have arrived.
+#[test]
+fn a_registration_that_fails_after_the_hook_lost_patience_is_taken_back() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    agent.wipe();
+    agent.fault(Route::Register.of(PROXY), Fault::Status(500, "No cluster leader"), Times::Always);
+    let held = agent.hold(Route::Register.of(SERVICE));
+    let sidecar = pod.run();
+    held.await_one();
+    pod.deregister(&["--timeout", "200ms"]).code(75);
+    held.release();
+    await_end_of_keeping(&sidecar);
+    assert_nothing_left(&agent);
+}
+
 #[test]
 fn a_container_that_starts_again_registers_again() {
     let agent = ScriptedAgent::start();
