@@ -20,10 +20,10 @@ enum Error {
     Register(#[from] RegisterError),
 }
 
-/// Registers service and proxy, unless their ids are another pod's. An agent that is not there yet is waited for,
-/// until the deadline; one that refuses is not asked again. A token by login
-/// that the agent does not know is a matter of time: for 30 s it remembers what
-/// it did not find.
+/// Registers service and proxy, unless their ids are another pod's. An agent that
+/// is not there yet is waited for, until the deadline; one that refuses is not
+/// asked again. A token by login that the agent does not know is a matter of
+/// time: for 30 s it remembers what it did not find.
 ///
 /// `arrived` tells, however this ends or is cut short, whether the agent may
 /// have something of it.
