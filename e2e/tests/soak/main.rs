@@ -188,6 +188,7 @@ impl Soak<'_> {
         if let Some(acls) = self.acls
             && !is_last
             && self.rng.u8(0..5) == 0
+            && self.dead.iter().all(|remains| remains.is_gone)
         {
             self.revoke(acls);
         }
