@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -126,6 +126,8 @@ impl<'p> Bench<'p> {
         let (ca, cert, key) = (self.path("ca.pem"), self.path("agent.pem"), self.path("agent.key"));
         let ca_key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
+        // Otherwise of the same name as what it signs: as if that signed itself.
+        params.distinguished_name.push(DnType::CommonName, "bench CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         write(&ca, &params.self_signed(&ca_key)?.pem())?;
@@ -154,16 +156,17 @@ impl<'p> Bench<'p> {
         Ok(())
     }
 
-    /// Writes what the others register: the same as connect-init does.
+    /// Registers once, and writes down for the others what that was.
     pub(super) fn describe(&self) -> Result<()> {
-        let mut args = self.init_args(&self.path("none"));
-        args.push("--dry-run".to_owned());
+        let mut args = self.init_command()?;
         let program = args.remove(0);
-        let pair: Value = serde_json::from_str(&output_of(&program, &args)?)?;
+        output_of(&program, &args)?;
+        let record = fs::read(self.last_folder().join("registration.json"))?;
+        let record: Value = serde_json::from_slice(&record)?;
         for name in ["service", "proxy"] {
-            write(&self.path(&format!("{name}.json")), &pair[name].to_string())?;
+            write(&self.path(&format!("{name}.json")), &record[name].to_string())?;
         }
-        args.push("--output=json".to_owned());
+        args.extend(["--dry-run", "--output=json"].map(str::to_owned));
         write(&self.path("definition.json"), &output_of(&program, &args)?)
     }
 
@@ -265,7 +268,7 @@ impl<'p> Bench<'p> {
             if index > 0 {
                 args.push("--next".to_owned());
             }
-            args.extend(["-s", "-o", "/dev/null"].map(str::to_owned));
+            args.extend(["-sS", "-o", "/dev/null"].map(str::to_owned));
             if path != requests[3].0 {
                 // There are no proxy-defaults, which is a 404.
                 args.push("-f".to_owned());
@@ -287,7 +290,7 @@ impl<'p> Bench<'p> {
         let quoted: Vec<String> = args.iter().map(|arg| format!("\"{arg}\"")).collect();
         let cacert = self.ca.as_deref().map(|ca| format!("--cacert {}", text(ca)));
         let script = format!(
-            "token=$(curl -s -f {} -X POST --data-binary @{} {}/v1/acl/login | sed 's/.*\"SecretID\":\"\\([^\"]*\\)\".*/\\1/') && {}",
+            "token=$(curl -sS -f {} -X POST --data-binary @{} {}/v1/acl/login | sed -n 's/.*\"SecretID\": *\"\\([^\"]*\\)\".*/\\1/p') && {}",
             cacert.unwrap_or_default(),
             text(&self.path("login.json")),
             self.url,
