@@ -63,8 +63,8 @@ choose_target() {
       ;;
     *) fail "CONNECT_LIBC is $libc" "expected musl or gnu" ;;
   esac
-  # A panic aborts: nothing is unwound, and what tells how is a tenth of a binary.
-  export RUSTFLAGS="${RUSTFLAGS:-} -C force-unwind-tables=no"
+  # A panic aborts: nothing is unwound, and nothing has to be found for that.
+  export RUSTFLAGS="${RUSTFLAGS:-} -C link-arg=-Wl,--no-eh-frame-hdr"
   # Relocations take a sixtieth of their room if the linker can pack them, and
   # the C library unpack them: musl can since 1.2.4.
   if runs_with -C link-arg=-Wl,-z,pack-relative-relocs; then

@@ -1,11 +1,12 @@
 //! Bytes of the binaries and of the image, and a helper at rest: what a pod
 //! costs when nothing happens.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use super::command::{Steps, Taken};
 use super::figure::{Budget, Figure, Row};
-use super::start::{Bench, text};
+use super::start::{Bench, SERVICE, text};
 use super::{Found, Plan, process};
 use crate::node::Node;
 use crate::{Result, until};
@@ -49,13 +50,14 @@ fn at_rest(plan: &Plan) -> Result<Vec<Row>> {
     bench.describe()?;
     let init = bench.init()?;
     Taken::default().add(plan, &init)?;
+    // An application that listens: one that does not is looked at more often.
+    let _application = TcpListener::bind((Ipv4Addr::LOCALHOST, 8080))?;
     let args = ["run", "--dir", &text(&bench.last_folder()), "--", "sleep", "infinity"];
     let helper =
         node.start(&plan.parts.bins.join("connect-lifecycle"), &args.map(str::to_owned))?;
-    let lease =
-        "/v1/agent/checks?filter=CheckID%20contains%20%22lease%22%20and%20Status%20==%20passing";
-    until("the lease", || {
-        node.get(lease).is_ok_and(|checks| checks.as_object().is_some_and(|all| !all.is_empty()))
+    until("the application's check", || {
+        let checks = node.get("/v1/agent/checks").unwrap_or_default();
+        checks[format!("{SERVICE}-application")]["Status"] == "passing"
     })?;
     // Several renewals, which come every 10 s.
     let watched = Duration::from_secs(if plan.full { 60 } else { 21 });

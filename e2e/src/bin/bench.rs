@@ -135,13 +135,16 @@ fn machine(parts: &Parts) -> Vec<(String, String)> {
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let model = model.map_or("unknown", |(_, model)| model.trim());
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    // Before it stands the path of the program.
+    let envoy = line(&parts.envoy.to_string_lossy(), &["--version"]);
+    let envoy = envoy.rsplit("version: ").next().unwrap_or_default().to_owned();
     [
         ("processor", format!("{cores} cores, {model}")),
         ("load before", read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" ")),
         ("kernel", line("uname", &["-sr"])),
         ("rustc", line("rustc", &["--version"])),
         ("Consul", line(&parts.consul.to_string_lossy(), &["version"])),
-        ("Envoy", line(&parts.envoy.to_string_lossy(), &["--version"])),
+        ("Envoy", envoy),
         ("curl", line("curl", &["--version"])),
     ]
     .map(|(name, value)| (name.to_owned(), value))
