@@ -16,7 +16,7 @@ fn document(services: usize, format: Format) -> String {
         // Writing to a string can't fail.
         let _ = write!(
             text,
-            "service {{\n  name = \"web-{index}\"\n  port = 8080\n  tags = [\"v1\", \"primary\"]\n  \
+            "services {{\n  name = \"web-{index}\"\n  port = 8080\n  tags = [\"v1\", \"primary\"]\n  \
              meta {{ version = \"1.2.3\" team = \"shop\" }}\n  \
              check {{ name = \"alive\" http = \"http://localhost:8080/health\" interval = \"10s\" }}\n  \
              connect {{\n    sidecar_service {{\n      proxy {{\n        upstreams {{ destination_name = \"db\" \
