@@ -30,7 +30,11 @@ mod words;
 use std::process::ExitCode;
 
 use args::{Args, Command};
+use mimalloc::MiMalloc;
 use runtime::{Failure, LogArgs};
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let Args { log, command } = match args::parse() {
