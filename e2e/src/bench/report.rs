@@ -150,7 +150,7 @@ mod tests {
         let section =
             Section { name: "start", title: "The start", rows: vec![row], lines: Vec::new() };
         let table = table(std::slice::from_ref(&section));
-        let expected = "start  17.2 ms (16.0-30.0)  222 ms         12.9x  peer / 20  NO";
+        let expected = "start  17.2 ms (16.0-30.0)  222 ms         12.9x  peer / 20.0  NO";
         assert_eq!(table.lines().nth(1), Some(expected), "{table}");
         let markdown = markdown(&[section], &[("cores".to_owned(), "2".to_owned())]);
         assert!(markdown.starts_with("- cores: 2\n\n| what |"), "{markdown}");
