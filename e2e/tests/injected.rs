@@ -60,6 +60,13 @@ const ANNOTATED: [&[(&str, &str)]; 20] = [
         ("prometheus-cert-file", "/cert.pem"),
         ("prometheus-key-file", "/key.pem"),
     ],
+    &[
+        ("enable-metrics", "true"),
+        ("enable-metrics-merging", "true"),
+        ("merged-metrics-port", "20101"),
+        ("service-metrics-port", "9102"),
+        ("service-metrics-path", "/own"),
+    ],
 ];
 
 /// The injector's modes. A native sidecar and an application's sleep are there
