@@ -64,17 +64,6 @@ impl<'n> Acls<'n> {
         Ok((acls, agent))
     }
 
-    /// Starts the node's agent again, once it has ended: it has lost everything,
-    /// the auth method and all tokens included. Bearer tokens stay good.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
-    pub fn start_again(&self) -> Result<Process> {
-        let agent = self.node.start_agent_with(&settings())?;
-        self.await_management()?;
-        Ok(agent)
-    }
-
     fn await_management(&self) -> Result<()> {
         until("the agent's ACLs", || self.ask(Method::GET, "/v1/acl/tokens", None).is_ok())
     }

@@ -13,7 +13,7 @@ use e2e::python::Tools;
 use serde_json::{Value, json};
 
 /// For every annotation of the reference, pods that have it.
-const ANNOTATED: [&[(&str, &str)]; 20] = [
+const ANNOTATED: [&[(&str, &str)]; 21] = [
     &[],
     &[("connect-service", "shop"), ("connect-service-port", "http")],
     &[(
