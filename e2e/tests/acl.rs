@@ -7,6 +7,7 @@ use e2e::acl::{Acls, METHOD};
 use e2e::node::Node;
 use e2e::parts::Parts;
 use e2e::process::Process;
+use nix::sys::signal::Signal;
 
 /// The bearer token's file, and the folder that the pod's containers share.
 struct Pod<'n> {
@@ -48,6 +49,16 @@ impl<'n> Pod<'n> {
         args.extend(further.iter().map(|&arg| arg.to_owned()));
         let mut init = self.node.start(&bins.join("connect-init"), &args).unwrap();
         (init.wait().unwrap().code(), init.output())
+    }
+}
+
+impl Pod<'_> {
+    /// Starts the sidecar, with something in Envoy's place.
+    fn run(&self) -> Process {
+        let args =
+            ["run", "--dir", &self.path("shared"), "--drain-timeout=1s", "--", "sleep", "1000"];
+        let args = args.map(str::to_owned);
+        self.node.start(&self.node.parts().bins.join("connect-lifecycle"), &args).unwrap()
     }
 }
 
@@ -121,5 +132,32 @@ fn no_failing_path_leaves_a_token_or_a_service() {
         fails("second", &good, second, 77, &["cannot register service `web-0-api`"]);
         let (code, log) = Pod::new(node, "good", &good).init(web);
         assert_eq!(code, Some(0), "{log}");
+    });
+}
+
+/// Pain 13, 22: a token that somebody else deletes is had anew, registered with,
+/// and given back at the end.
+#[test]
+fn a_deleted_token_is_had_anew_and_given_back_at_the_end() {
+    with_acls(|node, acls, _| {
+        acls.have_method().unwrap();
+        acls.bind("${value.account}").unwrap();
+        let pod = Pod::new(node, "revoked", &acls.bearer_token("web", 600).unwrap());
+        let (code, log) = pod.init(&["--service=web:8080"]);
+        assert_eq!(code, Some(0), "{log}");
+        let mut sidecar = pod.run();
+        sidecar.await_output("registered again").unwrap();
+        acls.revoke().unwrap();
+        sidecar.await_output("logged in anew").unwrap();
+        e2e::until("another registration", || {
+            let log = sidecar.output();
+            log.rfind("registered again") > log.rfind("logged in anew")
+        })
+        .unwrap();
+        assert_eq!(acls.logins().unwrap().len(), 1);
+        sidecar.signal(Signal::SIGTERM).unwrap();
+        assert_eq!(sidecar.wait().unwrap().code(), Some(0), "{}", sidecar.output());
+        assert_eq!(acls.logins().unwrap(), [""; 0], "{}", sidecar.output());
+        assert_eq!(acls.services().unwrap(), [""; 0], "{}", sidecar.output());
     });
 }
