@@ -22,7 +22,7 @@ fn a_full_volume_leaves_nothing_registered() {
     let node = Node::new(parts).unwrap();
     let _agent = node.start_agent().unwrap();
     let folder = node.folder("full").unwrap();
-    volume::mount_in_memory(&folder, 64).unwrap();
+    let _volume = volume::mount_in_memory(&folder, 64).unwrap();
     let etc = node.folder("etc").unwrap();
     let (small, large) = (etc.join("small"), etc.join("large"));
     file(&small, 100);

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use e2e::acl::{Acls, METHOD};
 use e2e::cgroup::MemoryLimit;
 use e2e::container::{Mount, Spec};
+use e2e::image;
 use e2e::node::Node;
 use e2e::parts::Parts;
-use e2e::{image, volume};
+use e2e::volume::{self, Volume};
 use serde_json::json;
 
 const LIMIT: u64 = 10 * 1024 * 1024;
@@ -46,15 +47,16 @@ fn needed() -> Option<(Node, MemoryLimit)> {
     }
 }
 
-/// Runs the image's program with these flags and mounts to its end.
-fn run(node: &Node, limit: &MemoryLimit, flags: &[String], further: &[Mount]) -> PathBuf {
+/// Runs the image's program with these flags and mounts to its end; what it left
+/// in the pod's volume.
+fn run(node: &Node, limit: &MemoryLimit, flags: &[String], further: &[Mount]) -> Volume {
     let folder = node.folder("memory").unwrap();
     let shared = node.folder("memory/shared").unwrap();
-    volume::mount_in_memory(&shared, 16 * 1024).unwrap();
+    let volume = volume::mount_in_memory(&shared, 16 * 1024).unwrap();
     let image = image::find(image::INIT, node).unwrap();
     assert_ne!(image.user, 0);
     let mut mounts = image.mounts;
-    mounts.push(Mount { source: shared.clone(), target: PathBuf::from(SHARED), writable: true });
+    mounts.push(Mount { source: shared, target: PathBuf::from(SHARED), writable: true });
     mounts.extend(further.iter().cloned());
     std::fs::create_dir_all(folder.join("root")).unwrap();
     let thread = nix::unistd::gettid();
@@ -77,7 +79,7 @@ fn run(node: &Node, limit: &MemoryLimit, flags: &[String], further: &[Mount]) ->
     let mut run = node.start(&node.parts().harness("pod-runtime"), &args).unwrap();
     let status = run.wait().unwrap();
     assert!(status.success(), "{status}\n{}", run.output());
-    shared
+    volume
 }
 
 fn flags(further: &[&str]) -> Vec<String> {
@@ -110,7 +112,7 @@ fn the_image_does_its_whole_job_in_10_mib() {
     let shared = run(&node, &limit, &flags(&["--http-addr=http://10.99.0.1:8500"]), &[]);
     let services = node.get("/v1/agent/services").unwrap();
     let services: Vec<String> = services.as_object().unwrap().keys().cloned().collect();
-    assert_done(&shared, &services, &limit, "over http");
+    assert_done(shared.path(), &services, &limit, "over http");
 }
 
 #[test]
@@ -146,5 +148,5 @@ fn the_image_does_its_whole_job_in_10_mib_over_https_with_a_login() {
     let mounts = [mount(cert, "/etc/ca.pem"), mount(bearer, "/etc/bearer")];
     let shared = run(&node, &limit, &flags, &mounts);
     assert_eq!(acls.logins().unwrap().len(), 1);
-    assert_done(&shared, &acls.services().unwrap(), &limit, "over https with a login");
+    assert_done(shared.path(), &acls.services().unwrap(), &limit, "over https with a login");
 }
