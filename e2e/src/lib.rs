@@ -72,3 +72,23 @@ pub fn until_within(
     }
     Ok(())
 }
+
+/// Sends a request; what is answered, as JSON if it is that.
+///
+/// # Errors
+/// There is no answer, or not one of success; with `what` was asked.
+fn answer_to(
+    runtime: &tokio::runtime::Runtime,
+    request: reqwest::RequestBuilder,
+    what: &str,
+) -> Result<serde_json::Value> {
+    let (status, text) = runtime.block_on(async {
+        let answer = request.send().await?;
+        let status = answer.status();
+        Ok::<_, reqwest::Error>((status, answer.text().await?))
+    })?;
+    if !status.is_success() {
+        return Err(format!("{what}: {status} {text}").into());
+    }
+    Ok(serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+}

@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 
 use crate::parts::Parts;
 use crate::process::{Process, run};
-use crate::{Result, admission, image, until};
+use crate::{Result, admission, answer_to, image, until};
 
 /// A node. Its network is that of the thread that made it: the node lives and
 /// ends with that thread, and so does everything that runs on it.
@@ -307,15 +307,7 @@ impl Node {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let (status, text) = self.runtime.block_on(async {
-            let answer = request.send().await?;
-            let status = answer.status();
-            Ok::<_, reqwest::Error>((status, answer.text().await?))
-        })?;
-        if !status.is_success() {
-            return Err(format!("{url}: {status} {text}").into());
-        }
-        Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        answer_to(&self.runtime, request, url)
     }
 
     /// Gives a pod's sandbox an address on the bridge.

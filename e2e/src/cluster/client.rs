@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::process::Process;
-use crate::{Result, until};
+use crate::{Result, answer_to, until};
 
 /// A cluster, by `KUBECONFIG`.
 #[derive(Debug)]
@@ -123,15 +123,7 @@ impl Cluster {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let (status, text) = self.runtime.block_on(async {
-            let answer = request.send().await?;
-            let status = answer.status();
-            Ok::<_, reqwest::Error>((status, answer.text().await?))
-        })?;
-        if !status.is_success() {
-            return Err(format!("{path}: {status} {text}").into());
-        }
-        Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        answer_to(&self.runtime, request, path)
     }
 
     /// Asks the Consul agent of the node, whichever pod that is now.
