@@ -5,6 +5,7 @@
 //! - [`parts`]: the programs that run, ours and the real ones
 //! - [`node`]: a node: its network, agent, xDS server and injector
 //! - [`acl`]: an agent with ACLs, and an auth method for its pods
+//! - [`asked`]: what an agent was asked
 //! - [`admission`]: what the API server does: review and patch
 //! - [`kubelet`]: what a kubelet does: a pod's life from its specification
 //! - [`image`]: what stands in for container images
@@ -23,6 +24,7 @@
 
 pub mod acl;
 pub mod admission;
+pub mod asked;
 pub mod bench;
 pub mod cgroup;
 pub mod cluster;
@@ -46,6 +48,10 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + S
 /// How long anything may take: more than any of it needs on a busy machine.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// Between two looks at what is waited for.
+const SHORTEST_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+const LONGEST_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Waits for a condition that nothing announces.
 ///
 /// # Errors
@@ -64,13 +70,18 @@ pub fn until_within(
     mut condition: impl FnMut() -> bool,
 ) -> Result<()> {
     let start = std::time::Instant::now();
-    while !condition() {
+    loop {
+        let look = std::time::Instant::now();
+        if condition() {
+            return Ok(());
+        }
         if start.elapsed() > patience {
             return Err(format!("waited {patience:?} in vain: {what}").into());
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        // What is looked at has work to do, too.
+        let pause = 4 * look.elapsed();
+        std::thread::sleep(pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE));
     }
-    Ok(())
 }
 
 /// Sends a request; what is answered, as JSON if it is that.

@@ -8,11 +8,11 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use e2e::asked;
 use e2e::node::Node;
 use e2e::parts::Parts;
 use e2e::process::{Process, run};
 use e2e::until_within;
-use serde_json::json;
 
 /// How many sidecars there are; `E2E_SIDECARS` names another number.
 const SIDECARS: usize = 100;
@@ -37,20 +37,18 @@ fn many_sidecars_have_their_registrations_back_when_the_agent_lost_them() {
         .collect();
     add_to_loopback(&addresses, &folder.join("addresses"));
 
-    let everywhere = json!({"client_addr": "0.0.0.0"});
-    let agent = node.spawn_agent(&everywhere).unwrap();
-    await_lease(&node, 0);
+    let mut settings = asked::settings();
+    settings["client_addr"] = "0.0.0.0".into();
+    let agent = node.start_agent_with(&settings).unwrap();
     let sidecars: Vec<_> =
         addresses.iter().map(|address| started(&node, address, &folder.join(address))).collect();
     await_lease(&node, sidecars.len());
     // A round: what they wait for, and three reports each.
     let before = cpu(&sidecars);
     let began = Instant::now();
-    let length = agent.output().len();
-    until_within(PATIENCE, "a round of renewals", || {
-        requests(&agent, length).values().sum::<usize>() >= 4 * sidecars.len()
-    })
-    .unwrap();
+    let round = asked::in_all(&node).unwrap() + 4 * u32::try_from(sidecars.len()).unwrap();
+    let is_over = || asked::in_all(&node).is_ok_and(|requests| requests >= round);
+    until_within(PATIENCE, "a round of renewals", is_over).unwrap();
     let (used, window) = (cpu(&sidecars) - before, began.elapsed());
     let memory: Vec<_> = sidecars.iter().map(memory).collect();
     let of = |name: &str| {
@@ -65,21 +63,14 @@ fn many_sidecars_have_their_registrations_back_when_the_agent_lost_them() {
     println!("CPU of all: {used} ticks (10 ms) in {window:?}");
 
     // A development agent keeps its data in memory only.
-    let length = agent.output().len();
     drop(agent);
-    let agent = node.spawn_agent(&everywhere).unwrap();
-    until_within(PATIENCE, "the agent to answer", || node.get("/v1/agent/self").is_ok()).unwrap();
+    let _agent = node.spawn_agent(&settings).unwrap();
+    until_within(PATIENCE, "the agent to answer", || node.get("/v1/status/leader").is_ok())
+        .unwrap();
     let answers = Instant::now();
-    // It takes nothing before it has a leader, which is itself here.
-    let led = || node.get("/v1/status/leader").is_ok_and(|leader| leader != "");
-    until_within(PATIENCE, "a leader", led).unwrap();
-    let leader = answers.elapsed();
     await_lease(&node, sidecars.len());
-    let all = answers.elapsed();
-    println!(
-        "all registered {all:?} after the agent's first answer, its leader was there after {leader:?}"
-    );
-    println!("requests meanwhile: {:?}", requests(&agent, length));
+    println!("all registered {:?} after the agent's first answer", answers.elapsed());
+    println!("requests meanwhile: {:?}", asked::by_kind(&node).unwrap());
     for sidecar in &sidecars {
         let log = sidecar.output();
         // Behind a blank: it may be part of a time.
@@ -136,23 +127,6 @@ fn await_lease(node: &Node, sidecars: usize) {
         seen == 2 * sidecars
     });
     waited.unwrap_or_else(|error| panic!("{error}: {seen} of {}", 2 * sidecars));
-}
-
-/// What sidecars have asked of an agent, by method and kind: a development
-/// agent logs each request. Those that began in the first `skip` bytes of its
-/// log do not count.
-fn requests(agent: &Process, skip: usize) -> BTreeMap<String, usize> {
-    let mut requests = BTreeMap::new();
-    let log = agent.output();
-    for line in log[skip..].lines().filter(|line| !line.contains("from=10.99.")) {
-        let field = |name: &str| line.split_once(name)?.1.split(' ').next();
-        let Some((method, url)) = field("method=").zip(field(" url=")) else { continue };
-        // What is behind the third part is an id, and so is the third of a GET.
-        let parts = if method == "GET" { 2 } else { 3 };
-        let kind: Vec<&str> = url.split(['/', '?']).skip(2).take(parts).collect();
-        *requests.entry(format!("{method} {}", kind.join("/"))).or_default() += 1;
-    }
-    requests
 }
 
 /// The processor time that they have used, in the kernel's ticks.

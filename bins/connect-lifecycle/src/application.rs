@@ -16,7 +16,7 @@ const STARTING: Duration = Duration::from_millis(500);
 /// How often an application is looked at that listens.
 const LISTENING: Duration = Duration::from_secs(5);
 
-/// Loopback answers at once or not at all.
+/// What is in the pod answers at once or not at all.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The application's port, and what is known of it.
@@ -67,18 +67,27 @@ pub(crate) async fn listens(port: u16) -> bool {
         SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
         SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
     ] {
-        match tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await {
-            // A port from which connections are made may be met by its own
-            // probe: then nothing listens.
-            Ok(Ok(stream)) if stream.local_addr().ok() == Some(address) => {}
-            Ok(Ok(_)) => return true,
-            Ok(Err(error)) if error.kind() != ErrorKind::ConnectionRefused => {
-                tracing::debug!(%address, %error, "cannot look at the application");
-            }
-            Ok(Err(_)) | Err(_) => {}
+        if takes_connections(address).await {
+            return true;
         }
     }
     false
+}
+
+/// Whether something in the pod takes connections at that address.
+pub(crate) async fn takes_connections(address: SocketAddr) -> bool {
+    match tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await {
+        // A port from which connections are made may be met by its own probe:
+        // then nothing listens.
+        Ok(Ok(stream)) => stream.local_addr().ok() != Some(address),
+        Ok(Err(error)) => {
+            if error.kind() != ErrorKind::ConnectionRefused {
+                tracing::debug!(%address, %error, "cannot be looked at");
+            }
+            false
+        }
+        Err(_) => false,
+    }
 }
 
 #[cfg(test)]

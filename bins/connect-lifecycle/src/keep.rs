@@ -6,6 +6,8 @@
 //! [`RENEWAL`], so that the leases are renewed; and it fails when the agent
 //! goes away. Requests follow each other over one kept-alive connection.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use consul::Agent;
@@ -14,12 +16,12 @@ use handoff::Record;
 use handoff::protocol::keep::Step;
 use handoff::protocol::{Half, Keep, Outcome, RegisterError, Registered};
 use registration::check::Status;
-use registration::pod::{Pair, application_id, lease_id};
+use registration::pod::{Pair, application_id, lease_id, listener_id};
 use runtime::retry::Backoff;
 use runtime::{Deadline, Failure};
 use tokio_util::sync::CancellationToken;
 
-use crate::application::Application;
+use crate::application::{self, Application};
 use crate::pod::Pod;
 
 /// A third of the lease, so that one lost renewal does not lose the lease.
@@ -50,6 +52,13 @@ struct Trouble {
     cause: Option<String>,
     is_refusal: bool,
     pauses: Box<dyn Iterator<Item = Duration>>,
+}
+
+/// What is said of one check.
+struct Report {
+    check: String,
+    status: Status,
+    output: String,
 }
 
 /// What went wrong in one step.
@@ -125,7 +134,8 @@ impl<'a> Keeper<'a> {
 
     async fn register(&self) -> Result<Outcome<String>, Wrong> {
         let Pod { handoff, record, agent, .. } = self.pod;
-        match handoff.register(agent, &record.pair, Deadline::after(REGISTER)).await? {
+        let pair = record.pair.known_to_be(&self.statuses().await);
+        match handoff.register(agent, &pair, Deadline::after(REGISTER)).await? {
             Registered::Buried => Ok(Outcome::Buried),
             Registered::Done => {
                 tracing::info!(
@@ -153,19 +163,42 @@ impl<'a> Keeper<'a> {
     /// Renews the lease of one half; with the service's, says how the
     /// application is.
     async fn renew(&self, half: Half) -> Result<Outcome<String>, consul::Error> {
-        let Pod { record, agent, .. } = self.pod;
-        let id = half.of(&record.pair).id();
-        let mut reports = vec![(lease_id(id), Status::Passing, ALIVE.to_owned())];
-        if let (Half::Service, Some(application)) = (half, &self.application) {
-            let (status, output) = application.check();
-            reports.push((application_id(id), status, output));
-        }
-        for (check, status, output) in reports {
-            if agent.update_check(&check, status, &output).await? == Renewed::Unknown {
+        for Report { check, status, output } in self.reports(half) {
+            if self.pod.agent.update_check(&check, status, &output).await? == Renewed::Unknown {
                 return Ok(Outcome::Missing);
             }
         }
         Ok(Outcome::Done)
+    }
+
+    /// What is to be said of one half.
+    fn reports(&self, half: Half) -> Vec<Report> {
+        let id = half.of(&self.pod.record.pair).id();
+        let lease =
+            Report { check: lease_id(id), status: Status::Passing, output: ALIVE.to_owned() };
+        let mut reports = vec![lease];
+        if let (Half::Service, Some(application)) = (half, &self.application) {
+            let (status, output) = application.check();
+            reports.push(Report { check: application_id(id), status, output });
+        }
+        reports
+    }
+
+    /// How the checks are that an agent would begin with critical: with the
+    /// registration restored, traffic is to be, too. Envoy's listener is looked
+    /// at as the agent will do, whose first look may be 10 s away.
+    async fn statuses(&self) -> BTreeMap<String, Status> {
+        let proxy = &self.pod.record.pair.proxy;
+        let reports = [Half::Service, Half::Proxy].map(|half| self.reports(half));
+        let reports = reports.into_iter().flatten();
+        let mut statuses: BTreeMap<_, _> =
+            reports.map(|report| (report.check, report.status)).collect();
+        if let Ok(ip) = proxy.address.parse::<IpAddr>()
+            && application::takes_connections((ip, proxy.port).into()).await
+        {
+            statuses.insert(listener_id(proxy.id()), Status::Passing);
+        }
+        statuses
     }
 }
 

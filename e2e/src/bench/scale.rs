@@ -1,7 +1,7 @@
 //! Many pods on one node: all of them start at once, and all of them are
 //! registered again at once when the agent comes back with nothing.
 //!
-//! Times and requests are those of the agent's own log.
+//! Times are those of the agent's log, and requests those that it counted.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::figure::{Budget, Figure, Row};
 use super::start::text;
 use super::{Found, Plan, process};
+use crate::asked;
 use crate::node::Node;
 use crate::process::Process;
 use crate::{Result, until};
@@ -31,8 +32,9 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
 fn measure(plan: &Plan, count: u16) -> Result<Vec<Row>> {
     let node = Node::new(plan.parts.clone())?;
     // All of them come from one address here; on a node, each pod has its own.
-    let limits = json!({"limits": {"http_max_conns_per_client": 200 + u32::from(count) * 4}});
-    let agent = node.start_agent_with(&limits)?;
+    let mut settings = asked::settings();
+    settings["limits"] = json!({"http_max_conns_per_client": 200 + u32::from(count) * 4});
+    let agent = node.start_agent_with(&settings)?;
     let folder = tempfile::Builder::new().prefix("connect-bench-").tempdir_in("/dev/shm")?;
     let mut rows = Vec::new();
     let mut row = |what: &str, unit, value: f64| {
@@ -41,7 +43,7 @@ fn measure(plan: &Plan, count: u16) -> Result<Vec<Row>> {
     };
 
     let dirs: Vec<PathBuf> = (0..count).map(|pod| folder.path().join(pod.to_string())).collect();
-    let (log, before) = (agent.output().len(), process::cpu(agent.pid())?);
+    let (asked, before) = (asked::in_all(&node)?, process::cpu(agent.pid())?);
     let began = Instant::now();
     let mut inits = Vec::new();
     for (pod, dir) in dirs.iter().enumerate() {
@@ -64,7 +66,7 @@ fn measure(plan: &Plan, count: u16) -> Result<Vec<Row>> {
     let took = began.elapsed();
     let used = process::cpu(agent.pid())?.saturating_sub(before);
     row("start at once", "ms", took.as_secs_f64() * 1000.0);
-    row("start at once, requests", "", requests(&agent.output()[log..]));
+    row("start at once, requests", "", f64::from(asked::in_all(&node)? - asked));
     row("start at once, agent's processor", "ms", used.as_secs_f64() * 1000.0);
     let start_errors = row("start at once, errors", "", errors);
 
@@ -78,7 +80,7 @@ fn measure(plan: &Plan, count: u16) -> Result<Vec<Row>> {
     // A development agent keeps its data in memory only.
     let log = agent.output().len();
     drop(agent);
-    let agent = node.start_agent_with(&limits)?;
+    let agent = node.start_agent_with(&settings)?;
     until("all leases, after the agent's wipe", || leases(&node) == usize::from(count) * 2)?;
     let used = process::cpu(agent.pid())?;
     let output = agent.output();
@@ -86,7 +88,7 @@ fn measure(plan: &Plan, count: u16) -> Result<Vec<Row>> {
     let took = restored(output)?;
     let errors = helpers.iter().map(complaints).fold(0.0, |all, one| all + one);
     let again = row("registered again after a wipe", "ms", took);
-    row("registered again, requests", "", requests(output));
+    row("registered again, requests", "", f64::from(asked::in_all(&node)?));
     row("registered again, agent's processor since its start", "ms", used.as_secs_f64() * 1000.0);
     let again_errors = row("registered again, errors", "", errors);
     rows[again].budgets.push(Budget::AtMost(1000.0));
@@ -117,23 +119,15 @@ fn complaints(program: &Process) -> f64 {
     count(output.lines().filter(complains))
 }
 
-/// The requests of an agent's log, but for those of this program.
-fn requests(log: &str) -> f64 {
-    let ours = |line: &&str| line.contains("/v1/agent/checks") || line.contains("/v1/connect/ca");
-    let finished = log.lines().filter(|line| line.contains("Request finished"));
-    count(finished.filter(|line| !ours(line)))
-}
-
 fn count<'a>(lines: impl Iterator<Item = &'a str>) -> f64 {
     lines.fold(0.0, |count, _| count + 1.0)
 }
 
-/// From the agent's first answer to the last registration, in milliseconds.
+/// From the agent's start to the last registration that the catalog has, in
+/// milliseconds.
 fn restored(log: &str) -> Result<f64> {
     let began = log.lines().find(|line| line.contains("Started HTTP server"));
-    let last = log.lines().rfind(|line| {
-        line.contains("Request finished") && line.contains("/v1/agent/service/register")
-    });
+    let last = log.lines().rfind(|line| line.contains("Synced service"));
     let (began, last) = (began.and_then(time_of), last.and_then(time_of));
     let (began, last) = began.zip(last).ok_or("the agent's log does not tell its times")?;
     // Past midnight, a day is missing.
@@ -156,10 +150,9 @@ mod tests {
     #[test]
     fn an_agents_log_tells_its_times() {
         let log = "    2026-11-22T23:59:59.900Z [INFO]  agent: Started HTTP server on 1.2.3.4:8500\n\
-            2026-11-23T00:00:00.150Z [DEBUG] agent.http: Request finished: method=PUT url=/v1/agent/service/register from=x\n\
-            2026-11-23T00:00:00.950Z [DEBUG] agent.http: Request finished: method=GET url=/v1/agent/service/x from=x\n";
+            2026-11-23T00:00:00.150Z [INFO]  agent: Synced service: service=web\n\
+            2026-11-23T00:00:00.950Z [INFO]  agent: Synced check: check=web-lease\n";
         assert!((restored(log).unwrap() - 250.0).abs() < 1e-6);
-        assert!((requests(log) - 2.0).abs() < 1e-6);
         assert!(restored("").is_err());
     }
 }

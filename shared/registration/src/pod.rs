@@ -70,6 +70,21 @@ pub struct Pair {
     pub proxy: Service,
 }
 
+// === impl Pair ===
+
+impl Pair {
+    /// The same with checks that start as they are known to be, by their ids.
+    /// What the agent has already keeps its status.
+    #[must_use]
+    pub fn known_to_be(&self, statuses: &BTreeMap<String, Status>) -> Self {
+        let mut pair = self.clone();
+        for check in pair.service.checks.iter_mut().chain(&mut pair.proxy.checks) {
+            check.status = statuses.get(&check.check_id).copied().or(check.status);
+        }
+        pair
+    }
+}
+
 /// Makes the registrations of one service of a pod.
 pub fn pair(pod: &Identity, declared: Declaration) -> Pair {
     let Declaration {
@@ -155,7 +170,7 @@ fn application(service_id: &str, port: u16) -> Check {
 
 fn public_listener(proxy_id: &str, listener: SocketAddr) -> Check {
     Check {
-        check_id: format!("{proxy_id}-listener"),
+        check_id: listener_id(proxy_id),
         name: "Proxy Public Listener".to_owned(),
         tcp: listener.to_string(),
         interval: Some(GoDuration::from_secs(10)),
@@ -176,6 +191,11 @@ fn destination(proxy_id: &str, service_id: &str) -> Check {
 /// The id of the lease of a service or proxy.
 pub fn lease_id(service_id: &str) -> String {
     format!("{service_id}-lease")
+}
+
+/// The id of the check of a proxy's public listener.
+pub fn listener_id(proxy_id: &str) -> String {
+    format!("{proxy_id}-listener")
 }
 
 /// The id of the check of a service's application.
@@ -252,6 +272,25 @@ mod tests {
                 ],
             })
         );
+    }
+
+    #[test]
+    fn checks_start_as_they_are_known_to_be() {
+        let declared = Declaration { name: "web".to_owned(), port: Some(80), ..<_>::default() };
+        let pair = pair(&pod(), declared);
+        assert_eq!(pair.known_to_be(&BTreeMap::new()), pair);
+        let (service, proxy) = (pair.service.id(), pair.proxy.id());
+        let statuses = [
+            (lease_id(service), Status::Passing),
+            (application_id(service), Status::Warning),
+            (lease_id(proxy), Status::Passing),
+            (listener_id(proxy), Status::Passing),
+        ];
+        let known = pair.known_to_be(&statuses.into());
+        let of = |service: &Service| service.checks.iter().map(|check| check.status).collect();
+        let known: [Vec<_>; 2] = [of(&known.service), of(&known.proxy)];
+        let (passing, warning) = (Some(Status::Passing), Some(Status::Warning));
+        assert_eq!(known, [vec![passing, warning], vec![passing, None, passing]]);
     }
 
     #[test]

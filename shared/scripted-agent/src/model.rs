@@ -167,21 +167,25 @@ impl Model {
             return Answer::words(400, "Missing service name");
         }
         let id = if id.is_empty() { name } else { id };
-        if replace_checks {
-            self.checks.retain(|_, check| check.service != id);
-        }
+        let mut checks = BTreeMap::new();
         for (index, check) in service["Checks"].as_array().into_iter().flatten().enumerate() {
             let check_id = check["CheckID"]
                 .as_str()
                 .map_or_else(|| format!("service:{id}:{}", index + 1), str::to_owned);
-            let check = Check {
+            let new = || Check {
                 service: id.clone(),
                 has_ttl: check["TTL"].is_string(),
                 status: check["Status"].as_str().unwrap_or("critical").to_owned(),
                 output: String::new(),
             };
-            self.checks.insert(check_id, check);
+            // One that is there stays as it is, whatever it would start as.
+            let check = self.checks.remove(&check_id).unwrap_or_else(new);
+            checks.insert(check_id, check);
         }
+        if replace_checks {
+            self.checks.retain(|_, check| check.service != id);
+        }
+        self.checks.extend(checks);
         self.services.insert(id, service);
         Answer::done()
     }

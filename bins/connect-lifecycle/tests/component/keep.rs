@@ -1,10 +1,14 @@
 //! The registration, kept true while the pod lives.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use scripted_agent::{Fault, Port, Route, ScriptedAgent, Times};
+use serde_json::Value;
 
-use crate::pod::{APPLICATION, PROXY, PROXY_LEASE, Pod, SERVICE, SERVICE_LEASE, await_alive};
+use crate::pod::{
+    APPLICATION, LISTENER, PROXY, PROXY_LEASE, Pod, SERVICE, SERVICE_LEASE, await_alive,
+};
 
 /// Pain 1: dead pods stay registered and healthy.
 #[test]
@@ -66,21 +70,64 @@ fn the_application_is_passing_while_it_listens_on_loopback() {
 fn a_wiped_agent_gets_the_registration_again() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
-    let registered = agent.services();
+    let registered = registered(&agent.services());
     let _sidecar = pod.run();
     await_alive(&agent);
     for _ in 0..3 {
         agent.wipe();
         await_alive(&agent);
-        assert_eq!(agent.services(), registered);
+        assert_eq!(self::registered(&agent.services()), registered);
     }
+}
+
+/// Pain 46: what the agent has lost needs no more than it takes to tell it.
+#[test]
+fn what_is_restored_is_restored_in_two_requests() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let sidecar = pod.run();
+    await_sleep(&agent);
+    agent.forget_requests();
+    agent.wipe();
+    sidecar.await_log("registered again");
+    await_sleep(&agent);
+    await_alive(&agent);
+    assert_eq!(agent.asked(Route::Register).len(), 2);
+    assert!(agent.asked(Route::Update).is_empty());
+}
+
+/// Its requests come one after the other: one that waits is the last before it
+/// sleeps.
+fn await_sleep(agent: &ScriptedAgent) {
+    agent.await_that("a request that waits", |state| {
+        state.requests.iter().any(|request| request.query_value("hash").is_some())
+    });
+}
+
+/// An agent takes what it does not know for critical until its first look, which
+/// may be 10 s away: so long no client would come.
+#[test]
+fn what_is_restored_is_as_healthy_as_it_is() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_public_listener(&agent, &port);
+    let sidecar = pod.run();
+    await_alive(&agent);
+    agent.wipe();
+    agent.await_request(Route::Register.of(PROXY));
+    await_alive(&agent);
+    assert_eq!(agent.check(LISTENER).unwrap().status, "critical");
+    let listener = port.listen();
+    agent.wipe();
+    agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
+    drop((listener, sidecar));
 }
 
 #[test]
 fn an_agent_that_restarts_empty_gets_the_registration_again() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
-    let registered = agent.services();
+    let registered = registered(&agent.services());
     let sidecar = pod.run();
     await_alive(&agent);
     agent.stop_listening();
@@ -88,7 +135,7 @@ fn an_agent_that_restarts_empty_gets_the_registration_again() {
     sidecar.await_log("connection refused");
     agent.listen_again();
     await_alive(&agent);
-    assert_eq!(agent.services(), registered);
+    assert_eq!(self::registered(&agent.services()), registered);
     sidecar.await_log("the registration is true again");
 }
 
@@ -106,13 +153,14 @@ fn an_agent_that_comes_after_the_sidecar_gets_the_registration() {
 fn an_entry_that_somebody_else_changed_is_made_right_again() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
-    let registered = agent.services();
+    let registered = registered(&agent.services());
     let _sidecar = pod.run();
     await_alive(&agent);
     change(&agent, PROXY);
-    agent.await_request(Route::Register.of(PROXY));
+    agent.await_that("what was registered", |state| {
+        self::registered(state.model.services()) == registered
+    });
     await_alive(&agent);
-    assert_eq!(agent.services(), registered);
 }
 
 #[test]
@@ -120,11 +168,13 @@ fn a_service_that_somebody_else_changed_is_made_right_with_the_next_renewal() {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20));
     let pod = Pod::of(&agent);
-    let registered = agent.services();
+    let registered = registered(&agent.services());
     let _sidecar = pod.run();
     await_alive(&agent);
     change(&agent, SERVICE);
-    agent.await_that("what was registered", |state| *state.model.services() == registered);
+    agent.await_that("what was registered", |state| {
+        self::registered(state.model.services()) == registered
+    });
     await_alive(&agent);
 }
 
@@ -134,16 +184,28 @@ fn what_somebody_else_changed_while_the_agent_was_away_is_made_right_again() {
     for half in [SERVICE, PROXY] {
         let agent = ScriptedAgent::start();
         let pod = Pod::of(&agent);
-        let registered = agent.services();
+        let registered = registered(&agent.services());
         let sidecar = pod.run();
         await_alive(&agent);
         agent.stop_listening();
         change(&agent, half);
         sidecar.await_log("connection refused");
         agent.listen_again();
-        agent.await_that("what was registered", |state| *state.model.services() == registered);
+        agent.await_that("what was registered", |state| {
+            self::registered(state.model.services()) == registered
+        });
         await_alive(&agent);
     }
+}
+
+/// What is registered, but for what its checks start as.
+fn registered(services: &BTreeMap<String, Value>) -> BTreeMap<String, Value> {
+    let mut services = services.clone();
+    let checks = services.values_mut().filter_map(|service| service["Checks"].as_array_mut());
+    for check in checks.flatten() {
+        check.as_object_mut().unwrap().remove("Status");
+    }
+    services
 }
 
 /// Does what somebody else may do: registers another service by that id.
@@ -157,12 +219,12 @@ fn change(agent: &ScriptedAgent, id: &str) {
 fn a_proxy_that_somebody_else_deregistered_comes_back() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
-    let registered = agent.services();
+    let registered = registered(&agent.services());
     let _sidecar = pod.run();
     await_alive(&agent);
     agent.remove(PROXY);
     await_alive(&agent);
-    assert_eq!(agent.services(), registered);
+    assert_eq!(self::registered(&agent.services()), registered);
 }
 
 /// Pain 2: one half goes, and the other stays.
@@ -171,12 +233,12 @@ fn a_service_that_somebody_else_deregistered_comes_back_with_the_next_renewal() 
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20));
     let pod = Pod::of(&agent);
-    let registered = agent.services();
+    let registered = registered(&agent.services());
     let _sidecar = pod.run();
     await_alive(&agent);
     agent.remove(SERVICE);
     await_alive(&agent);
-    assert_eq!(agent.services(), registered);
+    assert_eq!(self::registered(&agent.services()), registered);
 }
 
 #[test]
@@ -225,11 +287,12 @@ fn central_configuration_that_changes_does_no_harm() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let _sidecar = pod.run();
-    await_alive(&agent);
+    await_sleep(&agent);
+    agent.forget_requests();
     agent.proxy_config("protocol", "http");
     agent.await_request(Route::Register.of(PROXY));
-    await_alive(&agent);
-    // It waits again, with the new content hash.
+    // With the new content hash.
+    await_sleep(&agent);
     agent.forget_requests();
     agent.wipe();
     await_alive(&agent);

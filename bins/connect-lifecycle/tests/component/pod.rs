@@ -20,6 +20,12 @@ pub(crate) const PROXY_LEASE: &str = "web-0-web-sidecar-proxy-lease";
 /// The check of the application.
 pub(crate) const APPLICATION: &str = "web-0-web-application";
 
+/// The check of the proxy's public listener.
+pub(crate) const LISTENER: &str = "web-0-web-sidecar-proxy-listener";
+
+/// Where nothing listens.
+const NOWHERE: u16 = 1;
+
 /// The pod `web-0` with the service `web`, after `connect-init`.
 pub(crate) struct Pod {
     folder: TempDir,
@@ -32,16 +38,20 @@ impl Pod {
     /// A pod that is registered with that agent, and whose application does not
     /// listen.
     pub(crate) fn of(agent: &ScriptedAgent) -> Self {
-        // Nothing listens on port 1.
-        Self::with_port(agent, 1)
+        Self::with_ports(agent, NOWHERE, NOWHERE)
     }
 
     /// A pod whose application listens on that port, or will.
     pub(crate) fn with_application(agent: &ScriptedAgent, port: &Port) -> Self {
-        Self::with_port(agent, port.address().port())
+        Self::with_ports(agent, port.address().port(), NOWHERE)
     }
 
-    fn with_port(agent: &ScriptedAgent, port: u16) -> Self {
+    /// A pod whose Envoy has its public listener on that port, or will.
+    pub(crate) fn with_public_listener(agent: &ScriptedAgent, port: &Port) -> Self {
+        Self::with_ports(agent, NOWHERE, port.address().port())
+    }
+
+    fn with_ports(agent: &ScriptedAgent, port: u16, listener: u16) -> Self {
         let lease = |id: &str| json!({"CheckID": id, "TTL": "30s", "DeregisterCriticalServiceAfter": "1m0s"});
         let service = json!({
             "ID": SERVICE, "Name": "web", "Address": "10.0.0.7", "Port": port,
@@ -49,7 +59,11 @@ impl Pod {
         });
         let proxy = json!({
             "Kind": "connect-proxy", "ID": PROXY, "Name": "web-sidecar-proxy",
-            "Address": "10.0.0.7", "Port": 20000, "Checks": [lease(PROXY_LEASE)],
+            "Address": "127.0.0.1", "Port": listener,
+            "Checks": [
+                {"CheckID": LISTENER, "TCP": format!("127.0.0.1:{listener}"), "Interval": "10s"},
+                lease(PROXY_LEASE),
+            ],
             "Proxy": {
                 "DestinationServiceName": "web", "DestinationServiceID": SERVICE,
                 "LocalServiceAddress": "127.0.0.1", "LocalServicePort": port,

@@ -19,6 +19,9 @@ pub struct Keep<H> {
     /// Whether it is to be registered whatever the agent has: that was registered
     /// with an ACL token that is gone, which the agent would go on using.
     is_due: bool,
+    /// Whether the leases need no renewal yet: the agent had lost them after they
+    /// were renewed, and what it does not have is registered with good ones.
+    is_fresh: bool,
 }
 
 /// The steps of keeping a registration.
@@ -50,7 +53,7 @@ impl<H: PartialEq> Keep<H> {
     /// Keeping a registration of which nothing is known yet.
     pub fn begin() -> Self {
         let step = Step::See(Half::Proxy);
-        Self { step, proxy: None, service: None, rested: true, is_due: false }
+        Self { step, proxy: None, service: None, rested: true, is_due: false, is_fresh: false }
     }
 
     /// Keeping a registration that may have been made with another ACL token than
@@ -83,13 +86,20 @@ impl<H: PartialEq> Keep<H> {
             (Step::See(half), Outcome::Found(hash)) => self.saw(half, hash),
             // The wait ended before there was news.
             (Step::Watch, Outcome::Done) => self.at(Step::See(Half::Service)),
-            (Step::Watch | Step::See(_) | Step::Renew(_), Outcome::Missing) => self.lost(),
-            (Step::Register, Outcome::Done) => Self { rested: false, ..Self::begin() },
+            (Step::Watch | Step::See(_) | Step::Renew(_), Outcome::Missing) => {
+                Self { is_fresh: self.proxy.is_some(), ..self }.lost()
+            }
+            (Step::Register, Outcome::Done) => {
+                Self { rested: false, is_fresh: self.is_fresh, ..Self::begin() }
+            }
             (Step::Register | Step::Look, Outcome::Buried) => self.at(Step::End),
+            (Step::Look, _) if self.is_fresh => Self { is_fresh: false, ..self }.at(Step::Watch),
             (Step::Look, _) => self.at(Step::Renew(Half::Service)),
             (Step::Renew(Half::Service), Outcome::Done) => self.at(Step::Renew(Half::Proxy)),
             (Step::Renew(Half::Proxy), Outcome::Done) => self.at(Step::Watch),
-            (Step::Pause, _) => Self { rested: true, ..self }.at(Step::See(Half::Proxy)),
+            (Step::Pause, _) => {
+                Self { rested: true, is_fresh: false, ..self }.at(Step::See(Half::Proxy))
+            }
             (Step::LogIn, Outcome::Done) => Self { is_due: true, ..self }.at(Step::Register),
             (step, Outcome::NoToken) if step != Step::LogIn => self.at(Step::LogIn),
             (_, _) => self.at(Step::Pause),
@@ -98,7 +108,7 @@ impl<H: PartialEq> Keep<H> {
 
     fn saw(self, half: Half, hash: H) -> Self {
         if self.is_due || self.known(half).is_some_and(|known| *known != hash) {
-            return self.lost();
+            return Self { is_fresh: false, ..self }.lost();
         }
         match half {
             Half::Proxy => Self { proxy: Some(hash), ..self }.at(Step::See(Half::Service)),
@@ -133,6 +143,23 @@ mod tests {
         assert_eq!(keep.step(), Step::Register);
         let keep = keep.next(Outcome::Done).next(Outcome::Found(1));
         assert_eq!(keep.step(), Step::See(Half::Service));
+    }
+
+    #[test]
+    fn what_the_agent_lost_is_registered_with_good_leases() {
+        let keep = Keep::begin().next(Outcome::Found(1)).next(Outcome::Found(1));
+        let keep = keep.next(Outcome::Done);
+        assert_eq!(keep.step(), Step::Renew(Half::Service));
+        let keep = keep.next(Outcome::Done).next(Outcome::Done);
+        let registered = |keep: Keep<u8>| {
+            assert_eq!(keep.step(), Step::Register);
+            keep.next(Outcome::Done).next(Outcome::Found(1)).next(Outcome::Found(1))
+        };
+        let restored = registered(keep.next(Outcome::Missing)).next(Outcome::Done);
+        assert_eq!(restored.step(), Step::Watch);
+        // What is there keeps its leases, as they are.
+        let mended = registered(keep.next(Outcome::Found(2))).next(Outcome::Done);
+        assert_eq!(mended.step(), Step::Renew(Half::Service));
     }
 
     /// Two pods of one id on a node, or an agent that forgets at once.

@@ -1,0 +1,69 @@
+//! What an agent was asked, as it counts itself.
+//!
+//! A development agent logs each request, and at each change every service and
+//! check that is as before: with hundreds of pods it does little else. Agents of
+//! nodes don't, and neither do those with these settings.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::Result;
+use crate::node::Node;
+
+/// What the harness itself asks, to look at the agent.
+const OURS: [&str; 4] = [
+    "GET_v1_agent_checks",
+    "GET_v1_agent_metrics",
+    "GET_v1_status_leader",
+    "GET_v1_connect_ca_roots",
+];
+
+/// Settings of an agent that counts what it is asked.
+pub fn settings() -> Value {
+    json!({"log_level": "info", "telemetry": {"prometheus_retention_time": "1h"}})
+}
+
+/// How often each thing was asked since the agent started, but for what the
+/// harness asks itself.
+///
+/// # Errors
+/// The agent does not answer, or has other [`settings`].
+pub fn by_kind(node: &Node) -> Result<BTreeMap<String, u32>> {
+    let page = node.get("/v1/agent/metrics?format=prometheus")?;
+    Ok(counts(page.as_str().ok_or("the agent's metrics are no text")?))
+}
+
+/// The same, in all.
+///
+/// # Errors
+/// As [`by_kind`].
+pub fn in_all(node: &Node) -> Result<u32> {
+    Ok(by_kind(node)?.values().sum())
+}
+
+/// Of a page of metrics: `consul_http_PUT_v1_agent_service_register_count 2`.
+fn counts(page: &str) -> BTreeMap<String, u32> {
+    let count = |line: &str| {
+        let (kind, count) = line.strip_prefix("consul_http_")?.split_once("_count ")?;
+        let kind = kind.trim_end_matches('_');
+        (!OURS.contains(&kind)).then_some((kind.to_owned(), count.parse().ok()?))
+    };
+    page.lines().filter_map(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_metrics_tells_what_was_asked() {
+        let page = "# TYPE consul_http_GET_v1_agent_service__ summary\n\
+            consul_http_GET_v1_agent_service__{quantile=\"0.5\"} 0.4\n\
+            consul_http_GET_v1_agent_service___sum 0.9\n\
+            consul_http_GET_v1_agent_service___count 3\n\
+            consul_http_GET_v1_agent_checks_count 70\n";
+        let expected = BTreeMap::from([("GET_v1_agent_service".to_owned(), 3)]);
+        assert_eq!(counts(page), expected);
+    }
+}
