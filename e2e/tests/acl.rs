@@ -12,16 +12,22 @@ use nix::sys::signal::Signal;
 /// The bearer token's file, and the folder that the pod's containers share.
 struct Pod<'n> {
     node: &'n Node,
+    name: String,
     folder: std::path::PathBuf,
 }
 
 impl<'n> Pod<'n> {
+    /// The pod `web-0`, with files of its own by that name.
     fn new(node: &'n Node, name: &str, bearer_token: &str) -> Self {
+        Self::named(node, "web-0", name, bearer_token)
+    }
+
+    fn named(node: &'n Node, pod: &str, name: &str, bearer_token: &str) -> Self {
         let folder = node.folder(&format!("acl-{name}")).unwrap();
         std::fs::create_dir_all(folder.join("shared")).unwrap();
         let mut file = std::fs::File::create(folder.join("bearer")).unwrap();
         std::io::Write::write_all(&mut file, bearer_token.as_bytes()).unwrap();
-        Self { node, folder }
+        Self { node, name: pod.to_owned(), folder }
     }
 
     fn path(&self, name: &str) -> String {
@@ -30,9 +36,13 @@ impl<'n> Pod<'n> {
 
     /// Runs connect-init to its end; its exit code and its log.
     fn init(&self, further: &[&str]) -> (Option<i32>, String) {
+        let mut init = self.start_init(further);
+        (init.wait().unwrap().code(), init.output())
+    }
+
+    fn start_init(&self, further: &[&str]) -> Process {
         let bins = &self.node.parts().bins;
         let mut args: Vec<String> = [
-            "--pod-name=web-0",
             "--pod-namespace=shop",
             "--pod-uid=c0ffee",
             "--pod-ip=10.99.0.77",
@@ -41,14 +51,14 @@ impl<'n> Pod<'n> {
         ]
         .map(str::to_owned)
         .to_vec();
+        args.push(format!("--pod-name={}", self.name));
         args.push(format!("--http-addr=http://{}:8500", self.node.ip()));
         args.push(format!("--acl-auth-method={METHOD}"));
         args.push(format!("--bearer-token-file={}", self.path("bearer")));
         args.push(format!("--dir={}", self.path("shared")));
         args.push(format!("--helper={}", bins.join("connect-lifecycle").display()));
         args.extend(further.iter().map(|&arg| arg.to_owned()));
-        let mut init = self.node.start(&bins.join("connect-init"), &args).unwrap();
-        (init.wait().unwrap().code(), init.output())
+        self.node.start(&bins.join("connect-init"), &args).unwrap()
     }
 }
 
@@ -60,7 +70,33 @@ impl Pod<'_> {
         let args = args.map(str::to_owned);
         self.node.start(&self.node.parts().bins.join("connect-lifecycle"), &args).unwrap()
     }
+
+    /// Starts the preStop hook.
+    fn start_hook(&self) -> Process {
+        let args = ["deregister", "--dir", &self.path("shared")].map(str::to_owned);
+        self.node.start(&self.node.parts().bins.join("connect-lifecycle"), &args).unwrap()
+    }
 }
+
+/// How many pods live at once, and how many live in all; `E2E_LIVES` names
+/// another number.
+const AT_ONCE: usize = 20;
+const LIVES: usize = 40;
+
+/// How a pod's life goes.
+#[derive(Clone, Copy, PartialEq)]
+enum Life {
+    /// It is told to end.
+    Short,
+    /// Its preStop hook runs first.
+    Hooked,
+    /// Its init container runs twice.
+    InitAgain,
+    /// The sidecar is killed and restarts.
+    Killed,
+}
+
+const KINDS: [Life; 4] = [Life::Short, Life::Hooked, Life::InitAgain, Life::Killed];
 
 fn with_acls(test: impl FnOnce(&Node, &Acls<'_>, &Process)) {
     let Some(parts) = Parts::find_or_skip() else { return };
@@ -160,4 +196,63 @@ fn a_deleted_token_is_had_anew_and_given_back_at_the_end() {
         assert_eq!(acls.logins().unwrap(), [""; 0], "{}", sidecar.output());
         assert_eq!(acls.services().unwrap(), [""; 0], "{}", sidecar.output());
     });
+}
+
+/// Pain 19: tokens pile up.
+#[test]
+fn no_token_is_left_after_many_pod_lives() {
+    let lives = std::env::var_os("E2E_LIVES")
+        .map_or(LIVES, |number| number.to_string_lossy().parse().unwrap());
+    with_acls(|node, acls, _| {
+        acls.have_method().unwrap();
+        acls.bind("${value.account}").unwrap();
+        let bearer = acls.bearer_token("web", 3600).unwrap();
+        let numbers: Vec<usize> = (0..lives).collect();
+        for numbers in numbers.chunks(AT_ONCE) {
+            let pods: Vec<_> = numbers
+                .iter()
+                .map(|number| {
+                    let name = format!("web-{number}");
+                    (KINDS[number % KINDS.len()], Pod::named(node, &name, &name, &bearer))
+                })
+                .collect();
+            live(&pods);
+            assert_eq!(acls.logins().unwrap(), [""; 0], "after {numbers:?}");
+            assert_eq!(acls.services().unwrap(), [""; 0], "after {numbers:?}");
+            for (_, pod) in &pods {
+                std::fs::remove_dir_all(&pod.folder).unwrap();
+            }
+        }
+        println!("{lives} lives, and no token left");
+    });
+}
+
+/// Lets pods live, all at once.
+fn live(pods: &[(Life, Pod<'_>)]) {
+    let all = |end: &mut dyn FnMut(&(Life, Pod<'_>)) -> Option<Process>| {
+        for mut process in pods.iter().filter_map(end).collect::<Vec<_>>() {
+            assert_eq!(process.wait().unwrap().code(), Some(0), "{}", process.output());
+        }
+    };
+    all(&mut |(_, pod)| Some(pod.start_init(&["--service=web:8080"])));
+    all(&mut |(life, pod)| {
+        (*life == Life::InitAgain).then(|| pod.start_init(&["--service=web:8080"]))
+    });
+    let mut sidecars: Vec<_> = pods.iter().map(|(_, pod)| pod.run()).collect();
+    for (sidecar, (life, pod)) in sidecars.iter_mut().zip(pods) {
+        sidecar.await_output("registered again").unwrap();
+        if *life == Life::Killed {
+            sidecar.signal(Signal::SIGKILL).unwrap();
+            sidecar.wait().unwrap();
+            *sidecar = pod.run();
+            sidecar.await_output("registered again").unwrap();
+        }
+    }
+    all(&mut |(life, pod)| (*life == Life::Hooked).then(|| pod.start_hook()));
+    for sidecar in &sidecars {
+        sidecar.signal(Signal::SIGTERM).unwrap();
+    }
+    for sidecar in &mut sidecars {
+        assert_eq!(sidecar.wait().unwrap().code(), Some(0), "{}", sidecar.output());
+    }
 }
