@@ -39,10 +39,9 @@ fn a_wiped_agent_has_its_registrations_back() {
 /// Waits for all that follows a wiped agent's first answer, and tells when each
 /// was seen first.
 ///
-/// What the sidecars do for their part is done when the leases pass. It is the
-/// agent that lets the rest wait: it looks at a proxy's public listener for the
-/// first time at a random moment within the check's interval of 10 s, and only
-/// then does the proxy pass.
+/// An agent would look at a proxy's public listener for the first time at a
+/// random moment within the check's interval of 10 s, and take it for critical
+/// until then: the sidecars look themselves.
 fn await_milestones(node: &Node, answers: Instant) -> e2e::Result<()> {
     let there = |id: String| node.get(&format!("/v1/agent/service/{id}")).is_ok();
     let check = |id: String| -> Option<Value> {
