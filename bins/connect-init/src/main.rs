@@ -6,6 +6,7 @@
 //! - [`args`]: the command line
 //! - [`declare`]: what the flags declare of the pod's services
 //! - [`prepare`]: the folder made ready, before anything is registered
+//! - [`helper`]: the lifecycle helper, on its way into the folder meanwhile
 //! - [`sidecar`]: one service of the pod with its sidecar, for which
 //!   - [`taken`]: whether its id is another pod's
 //!   - [`register`]: service and proxy registered, both or neither
@@ -18,6 +19,7 @@
 mod args;
 mod declare;
 mod dry_run;
+mod helper;
 mod prepare;
 mod provide;
 mod register;

@@ -6,31 +6,15 @@ use std::path::{Path, PathBuf};
 
 use consul::{Config, TlsFiles};
 use handoff::Handoff;
+use runtime::Failure;
 use runtime::file::write_whole;
-use runtime::{Exit, Failure};
 use secrecy::ExposeSecret;
 
-/// The name of the helper beside this program.
-const HELPER: &str = "connect-lifecycle";
-
-/// Puts the lifecycle helper, and what the agent is spoken to with, into the
-/// folder, and takes away what a process that was killed left there half
-/// written. Returns the files of TLS as the pod's other containers see them.
-pub(crate) fn prepare(
-    handoff: &Handoff,
-    helper: Option<PathBuf>,
-    config: &Config,
-) -> Result<TlsFiles, Failure> {
-    let helper = helper.map_or_else(beside_this_program, Ok)?;
-    let source = File::open(&helper).map_err(|error| {
-        Failure::usage(format_args!(
-            "cannot read the lifecycle helper {}: {error}",
-            helper.display()
-        ))
-        .hint("name connect-lifecycle with --helper")
-    })?;
+/// Takes away what a process that was killed left half written in the folder,
+/// and puts there what the agent is spoken to with. Returns the files of TLS as
+/// the pod's other containers see them.
+pub(crate) fn prepare(handoff: &Handoff, config: &Config) -> Result<TlsFiles, Failure> {
     handoff.sweep()?;
-    write_whole(&handoff.helper(), 0o555, source)?;
     if let Some(auth) = &config.http_auth {
         write_whole(&handoff.http_auth(), 0o600, auth.expose_secret().as_bytes())?;
     }
@@ -57,12 +41,4 @@ fn copy(from: Option<&Path>, to: PathBuf, mode: u32) -> Result<Option<PathBuf>, 
     })?;
     write_whole(&to, mode, source)?;
     Ok(Some(to))
-}
-
-fn beside_this_program() -> Result<PathBuf, Failure> {
-    let program = std::env::current_exe().map_err(|error| {
-        Failure::new(Exit::Failure, format_args!("cannot tell where this program is: {error}"))
-            .hint("name connect-lifecycle with --helper")
-    })?;
-    Ok(program.parent().unwrap_or(Path::new("/")).join(HELPER))
 }

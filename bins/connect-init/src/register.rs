@@ -9,6 +9,7 @@ use registration::pod::Pair;
 use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
 
+use crate::helper::Installing;
 use crate::taken::{self, Taken};
 
 /// Why they are not registered.
@@ -17,13 +18,16 @@ enum Error {
     #[error("{0}")]
     Taken(#[from] Taken),
     #[error("{0}")]
+    Helper(Failure),
+    #[error("{0}")]
     Register(#[from] RegisterError),
 }
 
 /// Registers service and proxy, unless their ids are another pod's. An agent that
 /// is not there yet is waited for, until the deadline; one that refuses is not
 /// asked again. A token by login that the agent does not know is a matter of
-/// time: for 30 s it remembers what it did not find.
+/// time: for 30 s it remembers what it did not find. Nothing is registered before
+/// the helper is in the folder.
 ///
 /// `arrived` tells, however this ends or is cut short, whether the agent may
 /// have something of it.
@@ -31,6 +35,7 @@ pub(crate) async fn register(
     handoff: &Handoff,
     agent: &Agent,
     pair: &Pair,
+    helper: &Installing,
     session: Option<&Session>,
     deadline: Deadline,
     arrived: &Cell<bool>,
@@ -40,6 +45,7 @@ pub(crate) async fn register(
         if !looked.get() {
             looked.set(taken::look(agent, &pair.service).await?);
         }
+        helper.done().await.map_err(Error::Helper)?;
         let before = arrived.replace(true);
         let result = handoff.register(agent, pair, deadline).await;
         if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
@@ -48,7 +54,7 @@ pub(crate) async fn register(
         Ok(result?)
     };
     let passes = |error: &Error| match error {
-        Error::Taken(_) => false,
+        Error::Taken(_) | Error::Helper(_) => false,
         Error::Register(error) => {
             error.is_transient() || (session.is_some() && error.is_unknown_token())
         }
@@ -82,6 +88,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Taken(taken) => taken.into(),
+            Error::Helper(failure) => failure,
             Error::Register(error) => error.into(),
         }
     }

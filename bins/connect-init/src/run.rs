@@ -14,6 +14,7 @@ use runtime::{Deadline, Exit, Failure, Signals};
 
 use crate::args::{Args, Output};
 use crate::declare::{Said, declare};
+use crate::helper::Helper;
 use crate::sidecar::Sidecar;
 use crate::{dry_run, prepare};
 
@@ -72,14 +73,16 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
             Err(cut) => Err(cut.failure(deadline)),
         };
     }
-    let tls = prepare::prepare(&common, helper, agent.config())?;
+    let helper = Helper::find(helper)?;
+    let tls = prepare::prepare(&common, agent.config())?;
     for sidecar in &sidecars {
         sidecar.prepare()?;
     }
+    let helper = helper.install(&common)?;
 
     let work = async {
         for sidecar in &sidecars {
-            sidecar.provide(&tls, deadline).await?;
+            sidecar.provide(&tls, &helper, deadline).await?;
         }
         Ok(())
     };
@@ -95,6 +98,8 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         let share = deadline.left() / u32::try_from(index + 1).unwrap_or(u32::MAX);
         sidecar.take_back(Deadline::after(share)).await;
     }
+    // It would be left half written.
+    let _ = tokio::time::timeout(deadline.left(), helper.done()).await;
     Err(failure)
 }
 

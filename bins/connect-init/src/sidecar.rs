@@ -11,6 +11,7 @@ use runtime::{Deadline, Failure};
 use secrecy::ExposeSecret;
 
 use crate::declare::Declared;
+use crate::helper::Installing;
 use crate::{provide, register};
 
 /// One service of the pod with its sidecar.
@@ -63,18 +64,24 @@ impl Sidecar {
 
     /// Logs in, registers, and writes what the sidecar starts from. `tls` is
     /// what the pod's other containers speak to the agent with.
-    pub(crate) async fn provide(&self, tls: &TlsFiles, deadline: Deadline) -> Result<(), Failure> {
+    pub(crate) async fn provide(
+        &self,
+        tls: &TlsFiles,
+        helper: &Installing,
+        deadline: Deadline,
+    ) -> Result<(), Failure> {
         let Self { declared, handoff, agent, session, bootstrap, arrived } = self;
         let Declared { pair, admin, .. } = declared;
         if let Some(session) = session {
             session.open(deadline).await?;
         }
-        register::register(handoff, agent, pair, session.as_ref(), deadline, arrived).await?;
+        let session = session.as_ref();
+        register::register(handoff, agent, pair, helper, session, deadline, arrived).await?;
         provide::bootstrap(handoff, agent, bootstrap, pair, deadline).await?;
         if self.compares_envoy() {
             bootstrap.compare_envoy(agent).await;
         }
-        let login = session.as_ref().map(|session| session.login().clone());
+        let login = session.map(|session| session.login().clone());
         let agent = provide::agent_record(handoff, agent, tls);
         Record::new(pair.clone(), agent, *admin, login).write(handoff)?;
         Ok(())

@@ -1,8 +1,11 @@
 //! Files that a reader sees whole or not at all.
 
 use std::fs::{File, Permissions};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
 
 use crate::exit::{Exit, Failure};
 
@@ -27,31 +30,55 @@ pub fn is_half_written(path: &Path) -> bool {
     name.starts_with(PREFIX) && name.ends_with(SUFFIX)
 }
 
+/// A file that is begun: its folder can be written to. Nobody sees it before it
+/// is [finished](Begun::finish).
+#[derive(Debug)]
+pub struct Begun {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
 /// Writes a file whole: a temporary file in the same folder, synced, then
 /// renamed over the old one. A reader, and a crash at any point, sees the old
 /// contents or the new.
 ///
 /// `mode` is the file's permissions, whatever the umask is.
-pub fn write_whole(
-    path: &Path,
-    mode: u32,
-    mut contents: impl std::io::Read,
-) -> Result<(), WriteError> {
-    let folder =
-        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut write = || {
-        let mut file =
-            tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder)?;
-        // From file to file the kernel copies, if it is told of both.
-        std::io::copy(&mut contents, file.as_file_mut())?;
-        // Not by the builder: the umask would take bits away.
-        file.as_file().set_permissions(Permissions::from_mode(mode))?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        // So that the new name survives a crash, too.
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|source| WriteError { path: path.to_owned(), source })
+pub fn write_whole(path: &Path, mode: u32, contents: impl Read) -> Result<(), WriteError> {
+    Begun::new(path)?.finish(mode, contents)
+}
+
+// === impl Begun ===
+
+impl Begun {
+    /// Begins a file that is going to be written whole.
+    pub fn new(path: &Path) -> Result<Self, WriteError> {
+        let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder(path));
+        let path = path.to_owned();
+        match file {
+            Ok(file) => Ok(Self { file, path }),
+            Err(source) => Err(WriteError { path, source }),
+        }
+    }
+
+    /// Writes it, as [`write_whole`] does.
+    pub fn finish(self, mode: u32, mut contents: impl Read) -> Result<(), WriteError> {
+        let Self { mut file, path } = self;
+        let write = || {
+            // From file to file the kernel copies, if it is told of both.
+            std::io::copy(&mut contents, file.as_file_mut())?;
+            // Not by the builder: the umask would take bits away.
+            file.as_file().set_permissions(Permissions::from_mode(mode))?;
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            // So that the new name survives a crash, too.
+            File::open(folder(&path))?.sync_all()
+        };
+        write().map_err(|source| WriteError { path: path.clone(), source })
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl From<WriteError> for Failure {

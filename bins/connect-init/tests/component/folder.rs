@@ -1,10 +1,12 @@
 //! A folder or a helper that is no good.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
 use scripted_agent::{Route, ScriptedAgent};
 
-use crate::pod::{Pod, assert_nothing_left};
+use crate::pod::{HELPER, Pod, SERVICE, assert_nothing_left, assert_registered};
 
 #[test]
 fn a_folder_that_cannot_be_written_to_is_found_before_anything_is_sent() {
@@ -42,6 +44,36 @@ fn a_missing_helper_is_found_before_anything_is_sent() {
     pod.run().code(64).says(&["/nonexistent/helper", "hint: name connect-lifecycle with --helper"]);
     assert!(agent.requests().is_empty());
     assert!(pod.files().is_empty());
+}
+
+#[test]
+fn a_helper_that_cannot_be_copied_is_found_before_anything_is_registered() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    // A folder can be opened, but not read.
+    let pod = pod.with_path("--helper", &std::env::temp_dir());
+    pod.run().code(73).says(&["cannot write", "connect-lifecycle", "directory", "hint:"]);
+    assert!(agent.asked(Route::Register).is_empty());
+    assert!(!pod.files().contains_key("connect-lifecycle"));
+    assert!(!pod.files().keys().any(|name| name.starts_with('.')), "{:?}", pod.files());
+}
+
+#[test]
+fn the_agent_is_asked_while_the_helper_is_copied() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let pipe = pod.pipe("slow-helper");
+    let pod = pod.with_path("--helper", &pipe);
+    // Both ends, so that neither side waits for the other to open it.
+    let mut helper = File::options().read(true).write(true).open(&pipe).unwrap();
+    let mut init = pod.start();
+    agent.await_request(Route::Service.of(SERVICE));
+    assert!(!pod.files().contains_key("connect-lifecycle"));
+    helper.write_all(HELPER.as_bytes()).unwrap();
+    drop(helper);
+    assert_eq!(init.end(), Some(0), "{}", init.log());
+    assert_eq!(std::fs::read_to_string(pod.shared("connect-lifecycle")).unwrap(), HELPER);
+    assert_registered(&agent);
 }
 
 #[test]

@@ -138,6 +138,13 @@ impl Pod {
         path
     }
 
+    /// Makes a named pipe of the init container's.
+    pub(crate) fn pipe(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join("etc").join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        path
+    }
+
     /// The path of a file in the shared folder.
     pub(crate) fn shared(&self, name: &str) -> PathBuf {
         self.folder.path().join("shared").join(name)

@@ -1,0 +1,69 @@
+//! The lifecycle helper, put into the folder while the agent is asked: it is by
+//! far the largest file there.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use handoff::Handoff;
+use runtime::file::Begun;
+use runtime::{Exit, Failure};
+use tokio::sync::watch;
+
+/// The lifecycle helper, as it comes with this program.
+pub(crate) struct Helper(File);
+
+/// The lifecycle helper on its way into the folder.
+pub(crate) struct Installing(watch::Receiver<Option<Result<(), Failure>>>);
+
+/// The name of the helper beside this program.
+const NAME: &str = "connect-lifecycle";
+
+// === impl Helper ===
+
+impl Helper {
+    /// Finds the helper: that file, or else the one beside this program.
+    pub(crate) fn find(path: Option<PathBuf>) -> Result<Self, Failure> {
+        let path = path.map_or_else(beside_this_program, Ok)?;
+        let file = File::open(&path).map_err(|error| {
+            Failure::usage(format_args!(
+                "cannot read the lifecycle helper {}: {error}",
+                path.display()
+            ))
+            .hint("name connect-lifecycle with --helper")
+        })?;
+        Ok(Self(file))
+    }
+
+    /// Begins to put it into the folder; a thread of its own goes on.
+    ///
+    /// # Errors
+    /// The folder can't be written to.
+    pub(crate) fn install(self, handoff: &Handoff) -> Result<Installing, Failure> {
+        let begun = Begun::new(&handoff.helper())?;
+        let (end, installing) = watch::channel(None);
+        tokio::task::spawn_blocking(move || {
+            end.send_replace(Some(begun.finish(0o555, self.0).map_err(Failure::from)));
+        });
+        Ok(Installing(installing))
+    }
+}
+
+// === impl Installing ===
+
+impl Installing {
+    /// Waits until it is there.
+    pub(crate) async fn done(&self) -> Result<(), Failure> {
+        let mut end = self.0.clone();
+        let end = end.wait_for(Option::is_some).await;
+        // The thread says how it ended before it ends.
+        end.expect("the thread has ended well").clone().expect("it was waited for")
+    }
+}
+
+fn beside_this_program() -> Result<PathBuf, Failure> {
+    let program = std::env::current_exe().map_err(|error| {
+        Failure::new(Exit::Failure, format_args!("cannot tell where this program is: {error}"))
+            .hint("name connect-lifecycle with --helper")
+    })?;
+    Ok(program.parent().unwrap_or(Path::new("/")).join(NAME))
+}
