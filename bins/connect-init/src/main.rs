@@ -29,6 +29,9 @@ mod taken;
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let args: args::Args = match runtime::parse() {
         Ok(args) => args,
