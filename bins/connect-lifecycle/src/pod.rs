@@ -39,12 +39,14 @@ impl Pod {
     }
 
     /// The container starts, perhaps again: its pod lives. If it was logged out
-    /// when the container ended, it logs in anew: Envoy starts with the token.
+    /// when the container ended, it logs in anew. Envoy starts with the token,
+    /// even if whoever logged in was killed before the bootstrap had it.
     pub(crate) async fn revive(&self, signals: &mut Signals) -> Result<(), Failure> {
         self.handoff.unbury()?;
-        let Some(session) = self.session.as_ref().filter(|_| self.agent.token().is_none()) else {
-            return Ok(());
-        };
+        let Some(session) = &self.session else { return Ok(()) };
+        if self.agent.token().is_some() {
+            return session.settle();
+        }
         let deadline = Deadline::after(LOG_IN);
         let failure = match race(deadline, signals, session.renew(deadline)).await {
             Ok(Ok(_)) => return Ok(()),

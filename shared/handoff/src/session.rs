@@ -105,12 +105,13 @@ impl Session {
         }
         self.log_in(deadline).await?;
         self.await_known(deadline).await?;
-        self.rewrite_bootstrap()?;
+        self.settle()?;
         Ok(true)
     }
 
-    /// The Envoy that starts next is to have the token, too.
-    fn rewrite_bootstrap(&self) -> Result<(), Failure> {
+    /// Puts the token into what Envoy starts from, if that has another one: the
+    /// Envoy that starts next is to have it, too.
+    pub fn settle(&self) -> Result<(), Failure> {
         let path = self.handoff.bootstrap();
         let unusable = |error: &dyn std::fmt::Display| {
             Failure::new(
@@ -122,9 +123,12 @@ impl Session {
         let text = std::fs::read(&path).map_err(|error| unusable(&error))?;
         let mut document: Value =
             serde_json::from_slice(&text).map_err(|error| unusable(&error))?;
+        let before = document.clone();
         let token = self.agent.token().unwrap_or_default();
         bootstrap::replace_token(&mut document, token.expose_secret());
-        self.handoff.write_bootstrap(&document)?;
+        if document != before {
+            self.handoff.write_bootstrap(&document)?;
+        }
         Ok(())
     }
 

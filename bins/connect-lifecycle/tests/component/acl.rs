@@ -146,6 +146,20 @@ fn a_container_that_starts_registers_with_the_token_that_it_has() {
     }
 }
 
+/// A container that was killed between its login and the bootstrap's new token
+/// leaves the old one in there.
+#[test]
+fn a_container_that_starts_gives_envoy_the_token_that_it_has() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    agent.have_token("token-7");
+    pod.write("acl-token", "token-7");
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    assert_has_token(&pod, "token-7");
+    assert!(agent.asked(Route::Login).is_empty());
+}
+
 /// Pain 20: the agent remembers for 30 s that it did not find the token.
 #[test]
 fn an_agent_that_does_not_know_a_good_token_yet_is_waited_for() {
