@@ -17,8 +17,9 @@ use crate::taken::{self, Taken};
 enum Error {
     #[error("{0}")]
     Taken(#[from] Taken),
+    /// There is no helper, or no token.
     #[error("{0}")]
-    Helper(Failure),
+    Before(Failure),
     #[error("{0}")]
     Register(#[from] RegisterError),
 }
@@ -26,8 +27,8 @@ enum Error {
 /// Registers service and proxy, unless their ids are another pod's. An agent that
 /// is not there yet is waited for, until the deadline; one that refuses is not
 /// asked again. A token by login that the agent does not know is a matter of
-/// time: for 30 s it remembers what it did not find. Nothing is registered before
-/// the helper is in the folder.
+/// time if servers know it, since it remembers for 30 s what it did not find;
+/// else another is had. Nothing is registered before the helper is in the folder.
 ///
 /// `arrived` tells, however this ends or is cut short, whether the agent may
 /// have something of it.
@@ -45,16 +46,21 @@ pub(crate) async fn register(
         if !looked.get() {
             looked.set(taken::look(agent, &pair.service).await?);
         }
-        helper.done().await.map_err(Error::Helper)?;
+        helper.done().await.map_err(Error::Before)?;
         let before = arrived.replace(true);
         let result = handoff.register(agent, pair, deadline).await;
         if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
             arrived.set(before);
         }
+        if let Some(session) = session
+            && result.as_ref().is_err_and(RegisterError::is_unknown_token)
+        {
+            session.reopen(deadline).await.map_err(Error::Before)?;
+        }
         Ok(result?)
     };
     let passes = |error: &Error| match error {
-        Error::Taken(_) | Error::Helper(_) => false,
+        Error::Taken(_) | Error::Before(_) => false,
         Error::Register(error) => {
             error.is_transient() || (session.is_some() && error.is_unknown_token())
         }
@@ -88,7 +94,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Taken(taken) => taken.into(),
-            Error::Helper(failure) => failure,
+            Error::Before(failure) => failure,
             Error::Register(error) => error.into(),
         }
     }

@@ -85,13 +85,19 @@ impl Session {
                 tracing::info!("the ACL token of an earlier life is still good");
                 return Ok(());
             }
-            // What a lagging server does not know, the leader may.
-            if let Err(error) = self.agent.log_out().await {
-                tracing::debug!("the ACL token of an earlier life: {error}");
-            }
+            self.discard().await;
         }
-        self.log_in(deadline).await?;
-        self.await_known(deadline).await
+        self.have(deadline).await
+    }
+
+    /// Has another token if this one is gone, which the agent says: somebody may
+    /// have deleted it. If servers know it, the agent is going to know it, too.
+    pub async fn reopen(&self, deadline: Deadline) -> Result<(), Failure> {
+        if self.is_known(deadline).await? {
+            return Ok(());
+        }
+        self.discard().await;
+        self.have(deadline).await
     }
 
     /// Opens it again after the agent answered that there is no such token:
@@ -103,8 +109,7 @@ impl Session {
         if self.agent.token().is_some() && self.is_known(deadline).await? {
             return Ok(false);
         }
-        self.log_in(deadline).await?;
-        self.await_known(deadline).await?;
+        self.have(deadline).await?;
         self.settle()?;
         Ok(true)
     }
@@ -176,6 +181,19 @@ impl Session {
             "the token that auth method `{auth_method}` gave to {who} lacks service:write on `{service}` and `{service}-sidecar-proxy`: {}",
             who.likely_rule(auth_method, service),
         ))
+    }
+
+    /// Gives the token up. What a lagging server does not know, the leader may.
+    async fn discard(&self) {
+        if let Err(error) = self.agent.log_out().await {
+            tracing::debug!("the ACL token that is not known: {error}");
+        }
+    }
+
+    /// Has a token that servers know.
+    async fn have(&self, deadline: Deadline) -> Result<(), Failure> {
+        self.log_in(deadline).await?;
+        self.await_known(deadline).await
     }
 
     async fn is_known(&self, deadline: Deadline) -> Result<bool, Failure> {

@@ -98,6 +98,28 @@ fn a_token_that_is_not_known_yet_is_waited_for() {
     assert_eq!(agent.tokens(), tokens(&["token-1"]));
 }
 
+/// Somebody deletes it, or the servers lost it, while the agent is waited for.
+#[test]
+fn a_token_that_is_deleted_meanwhile_is_had_anew() {
+    let agent = agent();
+    let pod = pod(&agent);
+    let held = agent.hold(Route::Register.of(SERVICE));
+    let mut init = pod.start();
+    held.await_one();
+    agent.revoke_tokens();
+    held.release();
+    assert_eq!(init.end(), Some(0), "{}", init.log());
+    assert_eq!(pod.token(), "token-2");
+    assert_eq!(agent.tokens(), tokens(&["token-2"]));
+    assert_registered(&agent);
+    let bootstrap = pod.json("envoy-bootstrap.json").to_string();
+    assert!(bootstrap.contains("token-2") && !bootstrap.contains("token-1"));
+    for id in [SERVICE, PROXY] {
+        let register = agent.asked(Route::Register.of(id)).pop().unwrap();
+        assert_eq!(register.token.as_deref(), Some("token-2"), "{id}");
+    }
+}
+
 #[test]
 fn no_token_is_left_whichever_step_fails() {
     for step in steps() {
