@@ -31,6 +31,9 @@ use std::process::ExitCode;
 
 use args::{Args, Command};
 
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let Args { log, command } = match runtime::parse() {
         Ok(args) => args,
