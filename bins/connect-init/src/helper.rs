@@ -1,5 +1,5 @@
-//! The lifecycle helper, put into the folder while the agent is asked: it is by
-//! far the largest file there.
+//! The lifecycle helper, put into the folder while the pod is registered: it is by
+//! far the largest file there. That it can be written is known before.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

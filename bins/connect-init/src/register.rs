@@ -9,7 +9,6 @@ use registration::pod::Pair;
 use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
 
-use crate::helper::Installing;
 use crate::taken::{self, Taken};
 
 /// Why they are not registered.
@@ -17,9 +16,8 @@ use crate::taken::{self, Taken};
 enum Error {
     #[error("{0}")]
     Taken(#[from] Taken),
-    /// There is no helper, or no token.
     #[error("{0}")]
-    Before(Failure),
+    Login(Failure),
     #[error("{0}")]
     Register(#[from] RegisterError),
 }
@@ -28,7 +26,7 @@ enum Error {
 /// is not there yet is waited for, until the deadline; one that refuses is not
 /// asked again. A token by login that the agent does not know is a matter of
 /// time if servers know it, since it remembers for 30 s what it did not find;
-/// else another is had. Nothing is registered before the helper is in the folder.
+/// else another is had.
 ///
 /// `arrived` tells, however this ends or is cut short, whether the agent may
 /// have something of it.
@@ -36,7 +34,6 @@ pub(crate) async fn register(
     handoff: &Handoff,
     agent: &Agent,
     pair: &Pair,
-    helper: &Installing,
     session: Option<&Session>,
     deadline: Deadline,
     arrived: &Cell<bool>,
@@ -46,7 +43,6 @@ pub(crate) async fn register(
         if !looked.get() {
             looked.set(taken::look(agent, &pair.service).await?);
         }
-        helper.done().await.map_err(Error::Before)?;
         let before = arrived.replace(true);
         let result = handoff.register(agent, pair, deadline).await;
         if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
@@ -55,12 +51,12 @@ pub(crate) async fn register(
         if let Some(session) = session
             && result.as_ref().is_err_and(RegisterError::is_unknown_token)
         {
-            session.reopen(deadline).await.map_err(Error::Before)?;
+            session.reopen(deadline).await.map_err(Error::Login)?;
         }
         Ok(result?)
     };
     let passes = |error: &Error| match error {
-        Error::Taken(_) | Error::Before(_) => false,
+        Error::Taken(_) | Error::Login(_) => false,
         Error::Register(error) => {
             error.is_transient() || (session.is_some() && error.is_unknown_token())
         }
@@ -94,7 +90,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Taken(taken) => taken.into(),
-            Error::Before(failure) => failure,
+            Error::Login(failure) => failure,
             Error::Register(error) => error.into(),
         }
     }

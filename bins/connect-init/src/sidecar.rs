@@ -76,11 +76,13 @@ impl Sidecar {
             session.open(deadline).await?;
         }
         let session = session.as_ref();
-        register::register(handoff, agent, pair, helper, session, deadline, arrived).await?;
+        register::register(handoff, agent, pair, session, deadline, arrived).await?;
         provide::bootstrap(handoff, agent, bootstrap, pair, deadline).await?;
         if self.compares_envoy() {
             bootstrap.compare_envoy(agent).await;
         }
+        // Whoever reads the record finds everything else.
+        helper.done().await?;
         let login = session.map(|session| session.login().clone());
         let agent = provide::agent_record(handoff, agent, tls);
         Record::new(pair.clone(), agent, *admin, login).write(handoff)?;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use scripted_agent::{Route, ScriptedAgent};
 
-use crate::pod::{HELPER, Pod, SERVICE, assert_nothing_left, assert_registered};
+use crate::pod::{HELPER, Pod, assert_nothing_left, assert_registered};
 
 #[test]
 fn a_folder_that_cannot_be_written_to_is_found_before_anything_is_sent() {
@@ -47,19 +47,18 @@ fn a_missing_helper_is_found_before_anything_is_sent() {
 }
 
 #[test]
-fn a_helper_that_cannot_be_copied_is_found_before_anything_is_registered() {
+fn a_helper_that_cannot_be_copied_leaves_nothing_registered() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     // A folder can be opened, but not read.
     let pod = pod.with_path("--helper", &std::env::temp_dir());
     pod.run().code(73).says(&["cannot write", "connect-lifecycle", "directory", "hint:"]);
-    assert!(agent.asked(Route::Register).is_empty());
-    assert!(!pod.files().contains_key("connect-lifecycle"));
-    assert!(!pod.files().keys().any(|name| name.starts_with('.')), "{:?}", pod.files());
+    assert_nothing_left(&agent);
+    assert_eq!(pod.files().into_keys().collect::<Vec<_>>(), ["envoy-bootstrap.json", "lock"]);
 }
 
 #[test]
-fn the_agent_is_asked_while_the_helper_is_copied() {
+fn the_pod_is_registered_while_the_helper_is_copied() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let pipe = pod.pipe("slow-helper");
@@ -67,8 +66,9 @@ fn the_agent_is_asked_while_the_helper_is_copied() {
     // Both ends, so that neither side waits for the other to open it.
     let mut helper = File::options().read(true).write(true).open(&pipe).unwrap();
     let mut init = pod.start();
-    agent.await_request(Route::Service.of(SERVICE));
-    assert!(!pod.files().contains_key("connect-lifecycle"));
+    init.await_log("wrote Envoy's bootstrap");
+    let files = pod.files();
+    assert!(!files.contains_key("connect-lifecycle") && !files.contains_key("registration.json"));
     helper.write_all(HELPER.as_bytes()).unwrap();
     drop(helper);
     assert_eq!(init.end(), Some(0), "{}", init.log());
