@@ -108,13 +108,13 @@ fn an_agent_that_hangs_is_given_up_at_the_deadline_and_nothing_is_left() {
     for step in steps() {
         let agent = ScriptedAgent::start();
         agent.fault(step.clone(), Fault::Hang, Times::Always);
-        let pod = Pod::of(&agent).without("--grpc-addr").with("--timeout", "600ms");
+        let pod = Pod::of(&agent).without("--grpc-addr").with("--timeout", "2s");
         let mut init = pod.start();
         // Then it comes to its senses: what was taken back is looked for.
         agent.await_request(Route::Deregister);
         agent.heal();
         assert_eq!(init.end(), Some(75), "{step:?}: {}", init.log());
-        init.await_log("within 600ms; hint: check the log of the node's Consul agent");
+        init.await_log("within 2s; hint: check the log of the node's Consul agent");
         assert_nothing_left(&agent);
         assert!(!pod.files().contains_key("registration.json"), "{step:?}");
     }
@@ -127,7 +127,7 @@ fn an_agent_that_breaks_after_it_took_the_service_has_nothing_left_of_it() {
     for fault in [Fault::Reset, Fault::LostAnswer, Fault::ResetMidAnswer, Fault::Truncated] {
         let agent = ScriptedAgent::start();
         agent.fault(Route::Register.of(PROXY), fault, Times::Always);
-        Pod::of(&agent).with("--timeout", "600ms").run().code(69).says(&["its sidecar proxy"]);
+        Pod::of(&agent).with("--timeout", "2s").run().code(69).says(&["its sidecar proxy"]);
         assert_nothing_left(&agent);
     }
 }
