@@ -191,7 +191,7 @@ fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
             ..Lifecycle::default()
         }),
         startup_probe: startup,
-        liveness_probe: envoy.liveness_failure.map(|seconds| probe(1, seconds)),
+        liveness_probe: envoy.liveness_failure.map(|seconds| liveness(of, seconds)),
         readiness_probe: envoy.readiness.then(|| probe(10, 3)),
         restart_policy: lifecycle.native.then(|| "Always".to_owned()),
         resources: resources(&envoy.resources),
@@ -266,6 +266,20 @@ fn probe(command: Vec<String>, period: i32, failures: u32) -> Probe {
         period_seconds: Some(period),
         timeout_seconds: Some(5),
         failure_threshold: i32::try_from(failures).ok(),
+        ..Probe::default()
+    }
+}
+
+/// The probe that fails for good when Envoy was not ready for so many seconds.
+/// One that hangs takes each probe its timeout to notice: no longer than the time
+/// to the next one, or those of them that may fail would take a multiple of it.
+fn liveness(of: Of<'_>, seconds: u32) -> Probe {
+    let each = (seconds / 3).clamp(1, 5);
+    Probe {
+        period_seconds: i32::try_from(each).ok(),
+        timeout_seconds: i32::try_from(each).ok(),
+        failure_threshold: i32::try_from(seconds.div_ceil(each)).ok(),
+        exec: exec(of.helper("ready")).exec,
         ..Probe::default()
     }
 }
@@ -611,6 +625,18 @@ pub(crate) mod tests {
         let container = sidecar(&plan, Of::default(), &policy());
         assert!(container.restart_policy.is_none());
         assert!(container.lifecycle.unwrap().post_start.is_none(), "not held");
+    }
+
+    #[test]
+    fn an_envoy_that_hangs_is_given_up_as_soon_as_one_that_fails() {
+        for (seconds, rounds) in [(1, (1, 1)), (3, (1, 3)), (10, (3, 4)), (60, (5, 12))] {
+            let mut plan = plan("");
+            plan.envoy.liveness_failure = Some(seconds);
+            let probe = sidecar(&plan, Of::default(), &policy()).liveness_probe.unwrap();
+            assert_eq!(probe.period_seconds, probe.timeout_seconds, "{seconds}");
+            let found = (probe.period_seconds, probe.failure_threshold);
+            assert_eq!(found, (Some(rounds.0), Some(rounds.1)), "{seconds}");
+        }
     }
 
     #[test]
