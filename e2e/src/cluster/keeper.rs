@@ -7,7 +7,7 @@
 //! in there, and buries the dead. Its child, the *node*, runs the programs.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -28,6 +28,9 @@ use crate::{Result, until};
 /// How long a cluster may take to come up: many times what it takes.
 const START: Duration = Duration::from_secs(300);
 
+/// What `up` says to the keeper when the cluster is to stay.
+const STAY: &[u8] = b"stay";
+
 /// A cluster that this process keeps.
 struct Kept {
     folder: PathBuf,
@@ -45,7 +48,9 @@ pub fn run(command: &[String]) -> Result<ExitCode> {
     let bin = kept.folder.join("bin");
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths([bin].into_iter().chain(std::env::split_paths(&path)))?;
-    let status = Command::new(program)
+    // If this process is killed, the command is told to end.
+    let status = Command::new("setpriv")
+        .args(["--pdeathsig", "TERM", "--", program])
         .args(args)
         .env("KUBECONFIG", kept.folder.join("kubeconfig"))
         .env("PATH", path)
@@ -63,10 +68,11 @@ pub fn up(name: &str) -> Result<String> {
     let folder = folder_of(name);
     if !folder.join("ready").exists() {
         let log = tempfile::tempfile()?;
-        // In a group of its own: it stays when this terminal goes.
+        // In a group of its own: it stays when this terminal goes. Until the
+        // cluster is up, it ends with this process, which holds its input.
         let mut keeper = Command::new(std::env::current_exe()?)
             .args(["keep", name])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log.try_clone()?)
             .process_group(0)
@@ -81,6 +87,9 @@ pub fn up(name: &str) -> Result<String> {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+        if let Some(mut input) = keeper.stdin.take() {
+            input.write_all(STAY)?;
+        }
     }
     Ok(format!(
         "export KUBECONFIG='{}' PATH='{}':\"$PATH\"\n",
@@ -89,11 +98,20 @@ pub fn up(name: &str) -> Result<String> {
     ))
 }
 
-/// Keeps a cluster until this process is ended.
+/// Keeps a cluster until this process is ended, or nobody wants it to stay: its
+/// input ends without [`STAY`].
 ///
 /// # Errors
 /// It did not come up, or ended by itself.
 pub fn keep(name: &str) -> Result<()> {
+    std::thread::spawn(|| {
+        let mut said = Vec::new();
+        let read = std::io::stdin().read_to_end(&mut said);
+        if read.is_err() || said != STAY {
+            // As if it were told to by anybody.
+            let _ = kill(Pid::this(), Signal::SIGTERM);
+        }
+    });
     let mut kept = Kept::start(name)?;
     let status = kept.namespaces.wait()?;
     let log = fs::read_to_string(kept.folder.join("node.log")).unwrap_or_default();
