@@ -32,6 +32,8 @@ enum Do {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
+    /// See whether the tests can run on the cluster that KUBECONFIG names
+    Check,
     /// Play the user's document on the cluster that KUBECONFIG names
     Demo,
     #[command(hide = true)]
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Do::Up { name } => done(keeper::up(&name).and_then(|text| say(&text))),
         Do::Down { name } => done(keeper::down(&name)),
         Do::Run { command } => keeper::run(&command),
+        Do::Check => done(Cluster::find().map(drop)),
         Do::Demo => done(Cluster::find().and_then(|cluster| demo::play(&cluster, &mut demo_line))),
         Do::Keep { name } => done(keeper::keep(&name)),
         Do::Sweep { name } => done(keeper::sweep(&name)),

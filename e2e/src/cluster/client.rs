@@ -15,8 +15,13 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use super::mesh::{INJECT, NAMESPACE};
 use crate::process::Process;
-use crate::{Result, answer_to, until};
+use crate::{Result, answer_to, parts, until};
+
+const UNSET: &str = "KUBECONFIG is not set: run it by scripts/cluster run";
+
+const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 
 /// A cluster, by `KUBECONFIG`.
 #[derive(Debug)]
@@ -43,11 +48,60 @@ impl Cluster {
     /// Finds the cluster that `KUBECONFIG` names.
     ///
     /// # Errors
-    /// It is not set, or the cluster can't be reached.
+    /// It is not set, the cluster can't be reached, or it lacks the mesh; with a
+    /// hint.
     pub fn find() -> Result<Self> {
-        if std::env::var_os("KUBECONFIG").is_none_or(|value| value.is_empty()) {
-            return Err("KUBECONFIG is not set: run it by scripts/cluster run".into());
+        let Some(files) = std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()) else {
+            return Err(UNSET.into());
+        };
+        if !std::env::split_paths(&files).any(|file| file.is_file()) {
+            return Err(format!(
+                "KUBECONFIG names {}, which does not exist\n\
+                 hint: without it, scripts/cluster makes a cluster of its own",
+                files.display()
+            )
+            .into());
         }
+        let cluster = Self::reach()?;
+        cluster.check()?;
+        Ok(cluster)
+    }
+
+    /// Whether the tests' and the demo's pods can run there.
+    fn check(&self) -> Result<()> {
+        self.get("/version").map_err(|error| {
+            format!(
+                "the cluster of KUBECONFIG does not answer: {}\n\
+                 hint: `kubectl version` is to show its release; without KUBECONFIG, \
+                 scripts/cluster makes a cluster of its own",
+                error.to_string().trim_end()
+            )
+        })?;
+        self.agent().map_err(|error| {
+            format!(
+                "there is no Consul client agent on the cluster of KUBECONFIG: {error}\n\
+                 hint: install Consul's chart with client.enabled and client.grpc"
+            )
+        })?;
+        self.consul("/v1/agent/self").map_err(|error| {
+            format!(
+                "Consul's client agent does not answer: {}\n\
+                 hint: the tests ask it as the agent's pod, HTTP on port 8500, without a token",
+                error.to_string().trim_end()
+            )
+        })?;
+        self.get(&format!("{WEBHOOKS}/{INJECT}")).map_err(|error| {
+            format!(
+                "there is no injector on the cluster of KUBECONFIG: {}\n\
+                 hint: helm install consul bins/connect-inject/chart --namespace {NAMESPACE}",
+                error.to_string().trim_end()
+            )
+        })?;
+        Ok(())
+    }
+
+    /// Starts what leads to the cluster.
+    fn reach() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let log = folder.path().join("proxy.log");
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -88,22 +142,18 @@ impl Cluster {
     }
 
     /// For tests: the cluster that all of them share, or none with a line that
-    /// says so. In CI, where `CI` is set, it is a failure.
+    /// says so if no cluster is named. In CI, where `CI` is set, that is a failure.
     ///
     /// # Panics
-    /// In CI, if there is none.
+    /// The cluster that is named can't be used; in CI, if there is none.
     pub fn find_or_skip() -> Option<&'static Self> {
-        static SHARED: OnceLock<Option<Cluster>> = OnceLock::new();
-        let shared = SHARED.get_or_init(|| match Self::find() {
+        static SHARED: OnceLock<std::result::Result<Cluster, String>> = OnceLock::new();
+        let shared = SHARED.get_or_init(|| Self::find().map_err(|error| error.to_string()));
+        match shared {
             Ok(cluster) => Some(cluster),
-            Err(missing) => {
-                let ci = std::env::var_os("CI").unwrap_or_default();
-                assert!(ci.is_empty(), "{missing}");
-                let _ = writeln!(std::io::stderr(), "skipped: {missing}");
-                None
-            }
-        });
-        shared.as_ref()
+            Err(missing) if missing == UNSET => parts::or_skip(Err(missing.clone())),
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// Asks the API.
@@ -124,6 +174,16 @@ impl Cluster {
             request = request.json(body);
         }
         answer_to(&self.runtime, request, path)
+    }
+
+    /// Whether the cluster's Kubernetes is of release 1.`minor` or newer.
+    ///
+    /// # Errors
+    /// It does not answer, or not with a release.
+    pub fn is_at_least(&self, minor: u32) -> Result<bool> {
+        let version = self.get("/version")?;
+        let has: u32 = text(&version["minor"]).trim_end_matches('+').parse()?;
+        Ok(has >= minor)
     }
 
     /// Asks the Consul agent of the node, whichever pod that is now.
@@ -213,11 +273,8 @@ impl Cluster {
         until("the namespace's service account", || {
             let account = format!("/api/v1/namespaces/{}/serviceaccounts/default", namespace.name);
             self.get(&account).is_ok_and(|account| !account["secrets"].is_null())
-                || self.get("/version").is_ok_and(|version| {
-                    // From 1.24 on, an account has no Secret.
-                    let minor = text(&version["minor"]).trim_end_matches('+').parse();
-                    minor.is_ok_and(|minor: u32| minor >= 24) && self.get(&account).is_ok()
-                })
+                // From 1.24 on, an account has no Secret.
+                || (self.is_at_least(24).unwrap_or_default() && self.get(&account).is_ok())
         })?;
         Ok(namespace)
     }
@@ -229,6 +286,15 @@ impl Cluster {
     pub fn passing(&self, service: &str) -> Result<Vec<Value>> {
         let found = self.consul(&format!("/v1/health/service/{service}?passing"))?;
         Ok(found.as_array().cloned().unwrap_or_default())
+    }
+
+    /// Whether the catalog has no instance of a service, of whatever health.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn is_unknown(&self, service: &str) -> Result<bool> {
+        let found = self.consul(&format!("/v1/health/service/{service}"))?;
+        Ok(found.as_array().is_some_and(Vec::is_empty))
     }
 
     /// Waits until a service and its proxy have so many instances, all healthy.

@@ -91,6 +91,12 @@ pub fn make(folder: &Path, parts: &Parts) -> Result<()> {
             name: "library/nginx:latest",
             programs: vec![(echo, "/http-echo")],
             entrypoint: vec!["/http-echo", "-text=nginx", "-listen=:80"],
+            shell: false,
+        },
+        Draft {
+            name: "library/busybox:latest",
+            programs: vec![],
+            entrypoint: vec!["sh"],
             shell: true,
         },
         Draft {

@@ -10,7 +10,11 @@ use crate::process::run;
 use crate::python::{Release, Tools};
 use crate::{Result, image};
 
+const POLICIES: &str = include_str!("../../manifests/cluster/policies.yaml");
 const CONSUL: &str = include_str!("../../manifests/cluster/consul.yaml");
+
+/// The policy under which everything may run on a cluster of ours.
+pub const EVERYTHING: &str = "everything";
 
 /// The namespace of both.
 pub const NAMESPACE: &str = "consul";
@@ -44,6 +48,7 @@ pub fn install(kubectl: &Path, kubeconfig: &Path, helm: &Tools) -> Result<()> {
     };
     // Later releases have the label by themselves.
     kubectl(&["label", "namespace", "kube-system", "kubernetes.io/metadata.name=kube-system"])?;
+    apply("policies.yaml", POLICIES)?;
     apply("consul.yaml", CONSUL)?;
     apply("injector.yaml", &injector(helm)?)?;
     rolled_out("deployment/consul-server")?;

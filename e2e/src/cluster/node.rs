@@ -392,6 +392,8 @@ state = "{data}/containerd-state"
             Self::flag("service-cluster-ip-range", "10.96.0.0/16"),
             Self::flag("authorization-mode", "RBAC"),
             Self::flag("allow-privileged", "true"),
+            // What a namespace can enforce for its pods in this release.
+            Self::flag("enable-admission-plugins", "PodSecurityPolicy"),
             Self::flag("kubelet-preferred-address-types", "InternalIP"),
             // A webhook's Service is asked at its pods' addresses: there is no
             // proxy for the addresses of Services.
@@ -419,6 +421,8 @@ state = "{data}/containerd-state"
             "imageGCHighThresholdPercent": 100,
             "resolvConf": "",
             "syncFrequency": "2s",
+            // How much a pod has written is known in seconds, not in a minute.
+            "volumeStatsAggPeriod": "2s",
             "nodeStatusUpdateFrequency": "1s",
             "serializeImagePulls": false,
             "registryPullQPS": 0,

@@ -53,6 +53,15 @@ impl Parts {
         })
     }
 
+    /// For tests: all parts, or none with a line that says so; in CI, a missing
+    /// part is a failure.
+    ///
+    /// # Panics
+    /// In CI, if a part is missing.
+    pub fn find_or_skip() -> Option<Self> {
+        parts::or_skip(Self::find().map_err(|missing| missing.to_string()))
+    }
+
     /// One of Kubernetes' programs.
     pub fn kubernetes(&self, name: &str) -> PathBuf {
         self.kubernetes.join(name)

@@ -115,7 +115,7 @@ fn create(namespace: &Namespace<'_>, pod: &Value) -> Result<String> {
 /// Pain 13, 19, 20, 24.
 #[test]
 fn pods_log_in_by_their_service_accounts_and_log_out_at_their_end() {
-    let Some((cluster, _shared)) = support::sharing() else { return };
+    let Some((cluster, _shared)) = support::ours() else { return };
     let acls = Acls::install(cluster).unwrap();
     let namespace = cluster.namespace("acls").unwrap();
     cluster.kubectl(&["label", "namespace", &namespace.name, "mesh=acl"], "").unwrap();

@@ -1,26 +1,19 @@
 //! Processes that are killed, and pods that go without their hooks.
 
-use e2e::cluster::client::Namespace;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use crate::support::{server, sharing, shell};
+use crate::support::{restarts, server, sharing, shell, shell_server};
 
 /// A server whose containers see each other's processes.
 fn open_server(service: &str) -> Value {
-    let mut pod = server(service, "hello");
+    let mut pod = shell_server(service, "hello");
     pod["spec"]["shareProcessNamespace"] = json!(true);
     pod
 }
 
-fn sidecar_restarts(namespace: &Namespace<'_>, pod: &str) -> u64 {
-    let pod = namespace.pod(pod).unwrap();
-    let statuses = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
-    let sidecar = statuses.iter().find(|status| status["name"] == "envoy-sidecar");
-    sidecar.and_then(|status| status["restartCount"].as_u64()).unwrap_or_default()
-}
-
-/// As the kernel kills for want of memory: Envoy first, then the helper around
-/// it. Each time the container comes back, and there is one registration.
+/// Without a word to anybody: Envoy first, then the helper around it. Each time the container comes back, and there is one registration.
 #[test]
 fn a_killed_sidecar_comes_back_as_one_registration() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -31,7 +24,7 @@ fn a_killed_sidecar_comes_back_as_one_registration() {
     for (count, victim) in [(1, "envoy"), (2, "connect-lifecycle")] {
         shell(&namespace, "killed", "killed", &format!("kill -9 $(pidof {victim})")).unwrap();
         e2e::until(&format!("a new sidecar after the end of {victim}"), || {
-            sidecar_restarts(&namespace, "killed") == count
+            restarts(&namespace, "killed", "envoy-sidecar") == count
         })
         .unwrap();
         namespace.await_condition("pod/killed", "Ready").unwrap();
@@ -40,7 +33,7 @@ fn a_killed_sidecar_comes_back_as_one_registration() {
 }
 
 /// Everything in a pod is killed at once and nothing starts again, as when its
-/// node fails: when the lease is over, nobody is sent there.
+/// node fails: when the lease is over, nobody is sent there, and then it is gone.
 #[test]
 fn a_pod_that_dies_at_once_is_not_sent_traffic_past_its_lease() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -59,6 +52,11 @@ fn a_pod_that_dies_at_once_is_not_sent_traffic_past_its_lease() {
     for service in ["dead", "dead-sidecar-proxy"] {
         e2e::until(&format!("the end of the lease of {service}"), || {
             cluster.passing(service).is_ok_and(|passing| passing.is_empty())
+        })
+        .unwrap();
+        // A minute of failure, and a round of the agent's, which is half of one.
+        e2e::until_within(Duration::from_secs(180), &format!("nothing left of {service}"), || {
+            cluster.is_unknown(service).unwrap_or_default()
         })
         .unwrap();
     }

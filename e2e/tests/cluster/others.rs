@@ -7,7 +7,7 @@ use e2e::cluster::images;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{server, sharing};
+use crate::support::{ours, server};
 
 /// Webhooks are asked in the order of their configurations' names.
 #[test]
@@ -23,7 +23,7 @@ fn another_webhook_after_ours() {
 /// A pod that both webhooks change has what each adds, once, and runs. Either is
 /// asked again about what the other did, as `reinvocationPolicy` has it.
 fn play(name: &str) {
-    let Some((cluster, _shared)) = sharing() else { return };
+    let Some((cluster, _shared)) = ours() else { return };
     let namespace = cluster.namespace(name).unwrap();
     let _registered = install(cluster, &namespace);
     let asked = format!("asked-{}", &name[..1]);

@@ -1,9 +1,12 @@
-//! What the tests share: the cluster, and the objects that they create.
+//! What the tests share: the cluster, the objects that they create, and what
+//! they ask about them.
 
+use std::io::Write;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use e2e::Result;
 use e2e::cluster::client::{Cluster, Namespace};
+use e2e::cluster::images;
 use serde_json::{Value, json};
 
 /// The agent and the injector are the same for all tests.
@@ -15,6 +18,22 @@ pub(crate) fn sharing() -> Option<(&'static Cluster, RwLockReadGuard<'static, ()
     Some((cluster, SHARED.read().unwrap_or_else(PoisonError::into_inner)))
 }
 
+/// For a test that takes more than a user's cluster has: the images of one of
+/// ours, or its programs.
+pub(crate) fn ours() -> Option<(&'static Cluster, RwLockReadGuard<'static, ()>)> {
+    let (cluster, guard) = sharing()?;
+    let agent = cluster.agent().unwrap_or_default();
+    let mut containers = agent["spec"]["containers"].as_array().into_iter().flatten();
+    if containers.any(|container| container["image"] == images::CONSUL) {
+        return Some((cluster, guard));
+    }
+    let _ = writeln!(
+        std::io::stderr(),
+        "skipped: this takes a cluster of scripts/cluster, and KUBECONFIG names another"
+    );
+    None
+}
+
 /// For a test that disturbs them.
 pub(crate) fn alone() -> Option<(&'static Cluster, RwLockWriteGuard<'static, ()>)> {
     let cluster = Cluster::find_or_skip()?;
@@ -22,7 +41,7 @@ pub(crate) fn alone() -> Option<(&'static Cluster, RwLockWriteGuard<'static, ()>
 }
 
 /// A pod that asks to be injected, of one container, which names the service.
-/// The container has a shell, and answers HTTP on port 8080 with `text`.
+/// The container answers HTTP on port 8080 with `text`.
 pub(crate) fn server(service: &str, text: &str) -> Value {
     json!({
         "apiVersion": "v1",
@@ -35,13 +54,27 @@ pub(crate) fn server(service: &str, text: &str) -> Value {
         "spec": {
             "containers": [{
                 "name": service,
-                "image": "nginx",
+                "image": "hashicorp/http-echo",
                 "imagePullPolicy": "IfNotPresent",
                 "args": [format!("-text={text}"), "-listen=:8080"],
                 "ports": [{"containerPort": 8080}],
             }],
         },
     })
+}
+
+/// As [`server`], where the container has a shell with its tools. The text is
+/// its only argument.
+pub(crate) fn shell_server(service: &str, text: &str) -> Value {
+    // A shell is process 1, which no signal ends that it has no trap for.
+    let line = "echo \"$0\" > /tmp/index.html; trap 'exit 0' TERM; \
+                httpd -f -p 8080 -h /tmp & wait";
+    let mut pod = server(service, text);
+    let container = &mut pod["spec"]["containers"][0];
+    container["image"] = json!("busybox");
+    container["command"] = json!(["sh", "-c", line]);
+    container["args"] = json!([text]);
+    pod
 }
 
 /// A pod that asks to be injected, with a shell and curl in one container, and
@@ -96,6 +129,26 @@ pub(crate) fn shell(
     line: &str,
 ) -> Result<String> {
     namespace.kubectl(&["exec", pod, "--container", container, "--", "sh", "-c", line])
+}
+
+/// What the kubelet says of a pod's container, or null.
+pub(crate) fn status(namespace: &Namespace<'_>, pod: &str, container: &str) -> Value {
+    let pod = namespace.pod(pod).unwrap_or_default();
+    let statuses = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+    statuses.into_iter().find(|status| status["name"] == container).unwrap_or_default()
+}
+
+/// How often a pod's container was started again.
+pub(crate) fn restarts(namespace: &Namespace<'_>, pod: &str, container: &str) -> u64 {
+    status(namespace, pod, container)["restartCount"].as_u64().unwrap_or_default()
+}
+
+/// The catalog's count at the last change of a service's checks: it is greater
+/// after a check failed and passed again.
+pub(crate) fn changes(cluster: &Cluster, service: &str) -> Result<u64> {
+    let checks = cluster.consul(&format!("/v1/health/checks/{service}"))?;
+    let indexes = checks.as_array().into_iter().flatten();
+    Ok(indexes.filter_map(|check| check["ModifyIndex"].as_u64()).max().unwrap_or_default())
 }
 
 /// The line that asks a client's upstream.

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::support::{ASK, await_answer, client, server, set_of, sharing, shell};
+use crate::support::{ASK, await_answer, client, set_of, sharing, shell, shell_server};
 
 /// A Deployment is rolled out twice while clients ask without a pause, and no
 /// request fails. The application goes on serving for a few seconds after it is
@@ -13,9 +13,9 @@ use crate::support::{ASK, await_answer, client, server, set_of, sharing, shell};
 fn no_request_fails_in_a_rollout() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("rolled").unwrap();
-    let mut pod = server("rolled", "one");
+    let mut pod = shell_server("rolled", "one");
     pod["spec"]["containers"][0]["lifecycle"] =
-        json!({"preStop": {"exec": {"command": ["sleep", "5"]}}});
+        json!({"preStop": {"exec": {"command": ["sleep", "10"]}}});
     let mut deployment = set_of("Deployment", &pod, 2);
     deployment["spec"]["strategy"] = json!({"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}});
     // A pod is ready when its sidecar is: give Consul's checks time to pass.
@@ -45,8 +45,7 @@ fn no_request_fails_in_a_rollout() {
         })
         .collect();
     let rolled = ["two", "three"].iter().try_for_each(|text| {
-        deployment["spec"]["template"]["spec"]["containers"][0]["args"][0] =
-            json!(format!("-text={text}"));
+        deployment["spec"]["template"]["spec"]["containers"][0]["args"][0] = json!(text);
         namespace.apply(&deployment.to_string())?;
         namespace.await_rollout("deployment/rolled")?;
         // The old ones are gone, and the last requests with them.
