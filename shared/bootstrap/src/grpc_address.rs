@@ -1,6 +1,7 @@
 //! The address of the agent's gRPC port, as users write it.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -9,8 +10,9 @@ use thiserror::Error;
 ///
 /// `host:port` and `http://host:port` are plain text, `https://host:port` is
 /// TLS, `unix:///path` is a Unix domain socket. The host is a name or an IP
-/// address; an IPv6 address stands in brackets. Whoever uses it for a document
-/// resolves the name.
+/// address; an IPv6 address stands in brackets, which it may lack where a kubelet
+/// made the text of a template such as `$(HOST_IP):8502`: what follows the last
+/// colon is the port then. Whoever uses it for a document resolves the name.
 ///
 /// ```
 /// use bootstrap::GrpcAddress;
@@ -91,13 +93,15 @@ fn parse(text: &str) -> Result<GrpcAddress, &'static str> {
             let host = host.strip_suffix(']').ok_or("has no closing bracket")?;
             // A link-local address may name its interface: fe80::1%eth0.
             let (ip, _zone) = host.split_once('%').unwrap_or((host, ""));
-            if ip.parse::<std::net::Ipv6Addr>().is_err() {
+            if ip.parse::<Ipv6Addr>().is_err() {
                 return Err("has no IPv6 address in the brackets");
             }
             host
         }
         None if host.is_empty() => return Err("has no host"),
-        None if host.contains(':') => return Err("has more than one colon"),
+        None if host.contains(':') && host.parse::<Ipv6Addr>().is_err() => {
+            return Err("has more than one colon");
+        }
         None => host,
     };
     if host.contains(|c: char| c.is_whitespace() || c.is_control() || "/?#@[]".contains(c)) {
@@ -132,6 +136,7 @@ mod tests {
             ("http://consul.example.com:80", tcp(false, "consul.example.com", 80)),
             ("https://10.0.0.1:8503", tcp(true, "10.0.0.1", 8503)),
             ("[::1]:8502", tcp(false, "::1", 8502)),
+            ("fd00:200::1:8502", tcp(false, "fd00:200::1", 8502)),
             ("https://[fe80::1%eth0]:65535", tcp(true, "fe80::1%eth0", 65535)),
             ("unix:///run/consul/grpc.sock", GrpcAddress::Unix("/run/consul/grpc.sock".to_owned())),
         ] {
@@ -146,7 +151,8 @@ mod tests {
             ("localhost", "has no port"),
             (":8502", "has no host"),
             ("http://:8502", "has no host"),
-            ("::1:8502", "has more than one colon"),
+            ("web:80:8502", "has more than one colon"),
+            ("fd00:200::1", "has more than one colon"),
             ("[::1:8502", "has no closing bracket"),
             ("[web]:8502", "has no IPv6 address"),
             ("localhost:0", "has a port that is not"),
