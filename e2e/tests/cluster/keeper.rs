@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use e2e::cluster::parts::Parts;
 use e2e::process::Process;
-use e2e::until;
+use e2e::{until, until_within};
 use nix::sys::signal::Signal;
 
 use crate::support::ours;
@@ -35,14 +36,19 @@ fn an_interrupted_cluster_leaves_nothing_behind() {
         let log = folder.path().join("log");
         let mut run = Process::start("cluster run", log, &program, &args, &[]).unwrap();
         let name = format!("connect-cluster-run-{}", run.pid());
-        match when {
-            // The kubelet has made groups for pods then.
-            When::Starting => until("the cluster's control groups", || {
-                groups(&name).iter().any(|group| group.join("kubepods").exists())
-            })
-            .unwrap(),
-            When::Running => run.await_output("command: ").unwrap(),
-        }
+        // Another cluster is at work beside it: it takes its time.
+        let came = until_within(Duration::from_secs(300), &format!("{when:?}"), || {
+            run.ended().is_ok_and(|ended| ended.is_some())
+                || match when {
+                    // The kubelet has made groups for pods then.
+                    When::Starting => {
+                        groups(&name).iter().any(|group| group.join("kubepods").exists())
+                    }
+                    When::Running => run.output().contains("command: "),
+                }
+        });
+        came.unwrap_or_else(|error| panic!("{error}: {}", run.output()));
+        assert!(run.ended().unwrap().is_none(), "{}", run.output());
         let said = run.output();
         let command = said.lines().find_map(|line| line.strip_prefix("command: "));
         let place = std::env::temp_dir().join(&name);
