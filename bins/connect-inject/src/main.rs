@@ -42,9 +42,7 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     match command {
-        Command::Serve(args) => {
-            runtime::command::start_multi_thread(&log, |signals| serve::run(*args, signals))
-        }
+        Command::Serve(args) => runtime::start(&log, |signals| serve::run(*args, signals)),
         Command::Inject(args) => offline(&log, || documents::inject(args)),
         Command::Uninject(args) => offline(&log, || documents::uninject(&args)),
         Command::Explain(args) => offline(&log, || documents::explain(args)),

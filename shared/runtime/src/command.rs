@@ -32,28 +32,8 @@ pub fn start<F>(log: &LogArgs, body: impl FnOnce(Signals) -> F) -> ExitCode
 where
     F: Future<Output = Result<ExitCode, Failure>>,
 {
-    start_on(tokio::runtime::Builder::new_current_thread(), log, body)
-}
-
-/// As [`start`], with a thread for each core.
-#[cfg(feature = "multi-thread")]
-pub fn start_multi_thread<F>(log: &LogArgs, body: impl FnOnce(Signals) -> F) -> ExitCode
-where
-    F: Future<Output = Result<ExitCode, Failure>>,
-{
-    start_on(tokio::runtime::Builder::new_multi_thread(), log, body)
-}
-
-fn start_on<F>(
-    mut builder: tokio::runtime::Builder,
-    log: &LogArgs,
-    body: impl FnOnce(Signals) -> F,
-) -> ExitCode
-where
-    F: Future<Output = Result<ExitCode, Failure>>,
-{
     log.init();
-    let outcome = builder
+    let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| {

@@ -59,6 +59,8 @@ struct State {
     ready: AtomicBool,
     /// The memory that is free for bodies, in bytes.
     bodies: Semaphore,
+    /// The turn of long reviews.
+    long: Arc<Semaphore>,
 }
 
 impl State {
@@ -86,6 +88,7 @@ pub(crate) async fn run(args: ServeArgs, mut signals: Signals) -> Result<ExitCod
         metrics: Metrics::new(),
         ready: AtomicBool::new(true),
         bodies: Semaphore::new(webhook::MOST_BYTES_OF_ALL),
+        long: Arc::new(Semaphore::new(1)),
     });
     if let Some(client) = &version_of {
         // Before the first review, if it is to be had: so that all pods are alike.

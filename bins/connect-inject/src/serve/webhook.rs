@@ -22,6 +22,9 @@ const MOST_BYTES: usize = 8 << 20;
 const MOST_WEIGHT: usize = 64 << 20;
 /// The most bytes of bodies that are being read, all together.
 pub(super) const MOST_BYTES_OF_ALL: usize = 64 << 20;
+/// The longest body that is reviewed on the thread that all connections share. A
+/// longer one would hold up the others.
+const SHORT: usize = 128 << 10;
 /// How long a body may take to arrive. The API server itself waits for 10 s, if
 /// it is not told otherwise.
 const BODY: Duration = Duration::from_secs(10);
@@ -93,28 +96,57 @@ async fn review(state: &State, request: Request<Incoming>) -> Result<(Reviewed, 
         return Err(Refusal::new(Reason::MethodNotAllowed, "reviews are posted"));
     }
     check_type(&request)?;
-    let body = body(request.into_body(), &state.bodies).await?;
-    if weight(&body.bytes) > MOST_WEIGHT {
+    let Arrived { bytes, share } = body(request.into_body(), &state.bodies).await?;
+    let body = Bytes::from(bytes);
+    let policy = state.policy();
+    let (mut reviewed, mut answer) = judge(&body, &policy, &state.long).await?;
+    if reviewed.needs_gateways {
+        let mesh_gateways = gateways::ask(&state.agent).await;
+        let policy = Arc::new(Policy { mesh_gateways, ..Policy::clone(&policy) });
+        (reviewed, answer) = judge(&body, &policy, &state.long).await?;
+    }
+    drop(share);
+    tracing::Span::current()
+        .record("uid", &reviewed.uid)
+        .record("namespace", &reviewed.namespace)
+        .record("pod", &reviewed.pod);
+    Ok((reviewed, answer))
+}
+
+/// Judges a review: a short one at once, a long one apart and in turn, because
+/// it takes long and much more memory than its body.
+async fn judge(
+    body: &Bytes,
+    policy: &Arc<Policy>,
+    long: &Arc<Semaphore>,
+) -> Result<(Reviewed, Bytes), Refusal> {
+    if body.len() <= SHORT {
+        return judged(body, policy);
+    }
+    let turn = Arc::clone(long).acquire_owned().await;
+    let (body, policy) = (Bytes::clone(body), Arc::clone(policy));
+    let job = move || {
+        // To the end of the job, even if nobody waits for it any more.
+        let _turn = turn;
+        judged(&body, &policy)
+    };
+    tokio::task::spawn_blocking(job).await.unwrap_or_else(|error| {
+        Err(Refusal::new(Reason::Incomplete, format!("the review was given up: {error}")))
+    })
+}
+
+/// What becomes of a review, and the answer's body.
+fn judged(body: &[u8], policy: &Policy) -> Result<(Reviewed, Bytes), Refusal> {
+    if weight(body) > MOST_WEIGHT {
         return Err(Refusal::new(Reason::TooLarge, "the body has more parts than any pod"));
     }
-    let review = admission::read(&body.bytes).map_err(|error| {
+    let review = admission::read(body).map_err(|error| {
         Refusal::new(
             Reason::Malformed,
             format!("the body is no AdmissionReview of admission.k8s.io/v1 or v1beta1: {error}"),
         )
     })?;
-    // It has become a review, of another size.
-    drop(body);
-    let policy = state.policy();
-    let mut reviewed = review.review(&policy);
-    if reviewed.needs_gateways {
-        let mesh_gateways = gateways::ask(&state.agent).await;
-        reviewed = review.review(&Policy { mesh_gateways, ..Policy::clone(&policy) });
-    }
-    tracing::Span::current()
-        .record("uid", &reviewed.uid)
-        .record("namespace", &reviewed.namespace)
-        .record("pod", &reviewed.pod);
+    let reviewed = review.review(policy);
     let answer = serde_json::to_vec(&reviewed.answer).expect("an answer has string keys only");
     Ok((reviewed, answer.into()))
 }
@@ -169,7 +201,9 @@ async fn body(body: Incoming, free: &Semaphore) -> Result<Arrived<'_>, Refusal> 
     let mut body = Limited::new(body, MOST_BYTES);
     let closed = |_| Refusal::new(Reason::Incomplete, "no more bodies are read");
     let share = free.acquire_many(0).await.map_err(closed)?;
-    let mut arrived = Arrived { bytes: Vec::new(), share };
+    // Its own account again; what has not arrived yet takes no memory.
+    let expected = usize::try_from(body.size_hint().lower()).unwrap_or_default();
+    let mut arrived = Arrived { bytes: Vec::with_capacity(expected), share };
     let reading = async {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {

@@ -40,7 +40,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const ALLOWED: &[u8] = br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"","allowed":true}}"#;
 
-#[tokio::main]
+// One thread, as the injector.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match serve(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
