@@ -124,12 +124,14 @@ pub(crate) fn read(body: &[u8]) -> Result<Review, serde_json::Error> {
 
 impl Review {
     /// Reviews the pod.
-    pub(crate) fn review(&self, policy: &Policy) -> Reviewed {
+    pub(crate) fn review(self, policy: &Policy) -> Reviewed {
         let Self { api_version, kind, request } = self;
+        let (uid, pod) = (request.uid.clone(), request.pod_name().to_owned());
+        let namespace = request.namespace.clone().unwrap_or_default();
         let Verdict { reason, message, warnings, needs_gateways, injected } =
             request.verdict(policy);
         let response = Response {
-            uid: request.uid.clone(),
+            uid: uid.clone(),
             allowed: reason.outcome() != Outcome::Denied,
             status: (reason.outcome() == Outcome::Denied).then(|| Status {
                 code: 422,
@@ -142,21 +144,13 @@ impl Review {
                 .into(),
             warnings: warnings.clone(),
         };
-        Reviewed {
-            answer: Answer { api_version: *api_version, kind: *kind, response },
-            uid: request.uid.clone(),
-            namespace: request.namespace.clone().unwrap_or_default(),
-            pod: request.pod_name().to_owned(),
-            reason,
-            message,
-            warnings,
-            needs_gateways,
-        }
+        let answer = Answer { api_version, kind, response };
+        Reviewed { answer, uid, namespace, pod, reason, message, warnings, needs_gateways }
     }
 }
 
 impl Request {
-    fn verdict(&self, policy: &Policy) -> Verdict {
+    fn verdict(self, policy: &Policy) -> Verdict {
         let verdict = |reason, message| Verdict {
             reason,
             message,
@@ -173,7 +167,7 @@ impl Request {
             let reason = Reason::NotAPodCreation;
             return verdict(reason, explain(reason, namespace));
         }
-        let Some(pod @ Value::Object(_)) = &self.object else {
+        let Some(pod @ Value::Object(_)) = self.object else {
             let Denial { reason, message } =
                 Denial::new(Reason::InvalidPod, "`request.object`: expected a pod");
             return verdict(reason, message);
@@ -183,8 +177,7 @@ impl Request {
 
     /// A pod of a Deployment has no name yet, only the beginning of one.
     fn pod_name(&self) -> &str {
-        let metadata =
-            |field: &str| self.object.as_ref()?.pointer(&format!("/metadata/{field}"))?.as_str();
+        let metadata = |field| self.object.as_ref()?.get("metadata")?.get(field)?.as_str();
         self.name
             .as_deref()
             .filter(|name| !name.is_empty())

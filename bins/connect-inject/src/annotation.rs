@@ -385,7 +385,7 @@ mod tests {
                 annotations[format!("{PREFIX}{name}")] = value.into();
                 let pod = json!({"metadata": {"annotations": annotations}, "spec": {
                     "volumes": [{"name": "v"}], "containers": [{"name": "app"}]}});
-                judge(&pod, "default", &policy())
+                judge(pod, "default", &policy())
             };
             let verdict = judged(good);
             assert!(verdict.injected.is_some(), "{name}: {}", verdict.message);

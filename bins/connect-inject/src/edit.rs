@@ -23,8 +23,17 @@ pub(crate) struct Injected {
 }
 
 /// Injects a pod.
-pub(crate) fn inject(pod: &Value, plan: &Plan, policy: &Policy) -> Result<Injected, WrongShape> {
-    let mut editor = Editor::new(pod.clone());
+pub(crate) fn inject(pod: Value, plan: &Plan, policy: &Policy) -> Result<Injected, WrongShape> {
+    // What depends on the pod as it came; it is edited in place.
+    let view = Pod::new(&pod);
+    let variables = variables(view, plan)?;
+    let present: Vec<&str> = view.pull_secret_names()?.collect();
+    let lacks = |name: &&String| !present.contains(&name.as_str());
+    let pull_secrets: Vec<&String> = policy.pull_secrets.iter().filter(lacks).collect();
+    // Of a manifest that was copied from an injected pod, perhaps.
+    let stale = view.annotations().and_then(|annotations| annotations.get(UNDO)).cloned();
+
+    let mut editor = Editor::new(pod);
     let annotations = plan
         .defaults
         .iter()
@@ -35,7 +44,7 @@ pub(crate) fn inject(pod: &Value, plan: &Plan, policy: &Policy) -> Result<Inject
     editor.set("/metadata/labels", Map::from_iter([(STATUS.to_owned(), INJECTED.into())]))?;
 
     // Before the lists of containers change: their indexes are still the pod's.
-    applications(&mut editor, Pod::new(pod), plan)?;
+    applications(&mut editor, variables, plan)?;
 
     editor.append("/spec/volumes", to_json(&sidecar::volume()))?;
     if policy.acl_auth_method.is_some() {
@@ -44,8 +53,7 @@ pub(crate) fn inject(pod: &Value, plan: &Plan, policy: &Policy) -> Result<Inject
     for volume in &plan.volumes.added {
         editor.append("/spec/volumes", volume.clone())?;
     }
-    let present: Vec<&str> = Pod::new(pod).pull_secret_names()?.collect();
-    for secret in policy.pull_secrets.iter().filter(|name| !present.contains(&name.as_str())) {
+    for secret in pull_secrets {
         editor.append("/spec/imagePullSecrets", to_json(&sidecar::pull_secret(secret)))?;
     }
 
@@ -66,25 +74,35 @@ pub(crate) fn inject(pod: &Value, plan: &Plan, policy: &Policy) -> Result<Inject
         editor.prepend("/spec/containers", sidecars)?;
     }
 
-    record(&mut editor, pod)?;
+    record(&mut editor, stale)?;
     let (pod, patch) = editor.finish();
     Ok(Injected { pod, patch })
 }
 
 const ANNOTATIONS: &str = "/metadata/annotations";
 
-/// What the user's own containers get.
-fn applications(editor: &mut Editor, pod: Pod<'_>, plan: &Plan) -> Result<(), WrongShape> {
+/// The variables that each of the user's own containers lacks, behind a pointer to
+/// the container.
+fn variables(pod: Pod<'_>, plan: &Plan) -> Result<Vec<(String, Vec<Value>)>, WrongShape> {
     let variables = sidecar::variables(&plan.upstreams);
-    for container in pod.init_containers()?.into_iter().chain(pod.containers()?) {
-        let missing: Vec<Value> = variables
-            .iter()
-            .filter(|EnvVar { name, .. }| !container.has_variable(name))
-            .map(to_json)
-            .collect();
-        if !missing.is_empty() {
+    let containers = pod.init_containers()?.into_iter().chain(pod.containers()?);
+    let lacking = containers.map(|container| {
+        let lacks = |variable: &&EnvVar| !container.has_variable(&variable.name);
+        (container.pointer(), variables.iter().filter(lacks).map(to_json).collect())
+    });
+    Ok(lacking.collect())
+}
+
+/// What the user's own containers get.
+fn applications(
+    editor: &mut Editor,
+    variables: Vec<(String, Vec<Value>)>,
+    plan: &Plan,
+) -> Result<(), WrongShape> {
+    for (container, lacking) in variables {
+        if !lacking.is_empty() {
             // In front, so that the user's own can refer to them.
-            editor.prepend(&format!("{}/env", container.pointer()), missing)?;
+            editor.prepend(&format!("{container}/env"), lacking)?;
         }
     }
     for container in &plan.volumes.sharing {
@@ -101,12 +119,10 @@ fn applications(editor: &mut Editor, pod: Pod<'_>, plan: &Plan) -> Result<(), Wr
 }
 
 /// Writes into the pod how all of it is taken back.
-fn record(editor: &mut Editor, before: &Value) -> Result<(), WrongShape> {
-    let place = format!("{ANNOTATIONS}/{}", escape(UNDO));
-    // Of a manifest that was copied from an injected pod, perhaps.
-    let stale = before.pointer(&place).map(|old| Step::Replaced(place, old.clone()));
+fn record(editor: &mut Editor, stale: Option<Value>) -> Result<(), WrongShape> {
+    let stale = stale.map(|old| Step::Replaced(format!("{ANNOTATIONS}/{}", escape(UNDO)), old));
     let steps: Vec<&Step> = stale.iter().chain(editor.steps()).collect();
-    let record = to_json(&steps).to_string();
+    let record = serde_json::to_string(&steps).expect("a step has string keys only");
     editor.set(ANNOTATIONS, Map::from_iter([(UNDO.to_owned(), json!(record))]))
 }
 
@@ -136,7 +152,7 @@ pub(crate) mod tests {
     }
 
     fn injected(pod: &Value) -> Value {
-        let Verdict { reason, message, injected, .. } = judge(pod, "default", &policy());
+        let Verdict { reason, message, injected, .. } = judge(pod.clone(), "default", &policy());
         assert_eq!(reason, Reason::Requested, "{message}");
         patched(pod, &injected.unwrap())
     }
@@ -260,7 +276,7 @@ pub(crate) mod tests {
             if let Some(volumes) = spec {
                 pod["spec"]["volumes"] = volumes;
             }
-            let verdict = judge(&pod, "default", &policy);
+            let verdict = judge(pod.clone(), "default", &policy);
             assert_eq!(verdict.reason, Reason::ByDefault, "{}", verdict.message);
             let after = patched(&pod, &verdict.injected.unwrap());
             assert_eq!(after["metadata"]["annotations"][annotation::SERVICE], "web");
@@ -497,7 +513,7 @@ pub(crate) mod tests {
         #[test]
         fn any_pod_is_judged(pod in pods(), default_inject: bool, all: bool) {
             let policy = Policy { default_inject, ..if all { generous() } else { policy() } };
-            let verdict = judge(&pod, "default", &policy);
+            let verdict = judge(pod.clone(), "default", &policy);
             prop_assert_eq!(verdict.injected.is_some(), verdict.reason.outcome() == Outcome::Injected);
             let Some(injected) = verdict.injected else { return Ok(()) };
             let after = patched(&pod, &injected);
@@ -505,7 +521,7 @@ pub(crate) mod tests {
                 let (Operation::Add { path, .. } | Operation::Replace { path, .. }) = operation;
                 prop_assert!(is_declared(path), "{}", path);
             }
-            let again = judge(&after, "default", &policy);
+            let again = judge(after.clone(), "default", &policy);
             prop_assert_eq!(again.reason, Reason::AlreadyInjected);
             prop_assert_eq!(after["spec"].get("unknownField"), pod["spec"].get("unknownField"));
             prop_assert_eq!(uninject(&after), Undone::Pod(pod));
@@ -523,7 +539,7 @@ pub(crate) mod tests {
         let mut of_several = 0;
         for _ in 0..500 {
             let pod = pods().new_tree(&mut runner).unwrap().current();
-            let verdict = judge(&pod, "default", &policy);
+            let verdict = judge(pod.clone(), "default", &policy);
             *seen.entry(verdict.reason.outcome().code()).or_default() += 1;
             let several = verdict.message.contains(", service `admin` on port 9090");
             of_several += u32::from(verdict.injected.is_some() && several);

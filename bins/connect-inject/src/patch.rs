@@ -5,7 +5,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::shape::{WrongShape, escape};
+use crate::shape::{WrongShape, escape, find, find_mut};
 use crate::undo::{Step, place};
 
 /// One operation of a JSON patch. There are only these two: the injector takes
@@ -29,8 +29,9 @@ pub(crate) enum Operation {
     },
 }
 
-/// A document under edit. Objects and arrays that are absent are made, and null
-/// counts as absent; what is of another type is an error.
+/// A document under edit, at JSON pointers that have nothing escaped. Objects and
+/// arrays that are absent are made, and null counts as absent; what is of another
+/// type is an error.
 #[derive(Debug)]
 pub(crate) struct Editor {
     document: Value,
@@ -63,7 +64,7 @@ impl Editor {
         members: Map<String, Value>,
     ) -> Result<(), WrongShape> {
         let place = place(&self.document, path);
-        match self.document.pointer_mut(path) {
+        match find_mut(&mut self.document, path) {
             Some(Value::Object(object)) => {
                 for (key, value) in members {
                     let (path, place) =
@@ -91,7 +92,7 @@ impl Editor {
     /// Puts values in front of those of the array at `path`.
     pub(crate) fn prepend(&mut self, path: &str, values: Vec<Value>) -> Result<(), WrongShape> {
         let step = Step::Front(place(&self.document, path), values.iter().map(name).collect());
-        match self.document.pointer_mut(path) {
+        match find_mut(&mut self.document, path) {
             Some(Value::Array(array)) => {
                 for (index, value) in values.iter().enumerate() {
                     let path = format!("{path}/{index}");
@@ -109,7 +110,7 @@ impl Editor {
     /// Puts a value behind those of the array at `path`.
     pub(crate) fn append(&mut self, path: &str, value: Value) -> Result<(), WrongShape> {
         let step = Step::Back(place(&self.document, path), name(&value));
-        match self.document.pointer_mut(path) {
+        match find_mut(&mut self.document, path) {
             Some(Value::Array(array)) => {
                 self.operations
                     .push(Operation::Add { path: format!("{path}/-"), value: value.clone() });
@@ -127,11 +128,11 @@ impl Editor {
         let Some((parent, key)) = path.rsplit_once('/') else {
             return Err(WrongShape::new(path, "an object", &self.document));
         };
-        if self.document.pointer(parent).is_none_or(Value::is_null) {
+        if find(&self.document, parent).is_none_or(Value::is_null) {
             self.make(parent, Value::Object(Map::new()))?;
         }
         let place = place(&self.document, path);
-        match self.document.pointer_mut(parent) {
+        match find_mut(&mut self.document, parent) {
             Some(Value::Object(object)) => {
                 // Only names of fields come here, which need no unescaping.
                 let was_null = object.insert(key.to_owned(), value.clone()).is_some();

@@ -45,7 +45,7 @@ impl<'a> Pod<'a> {
 
     /// The annotations; none if they are absent or no map.
     pub(crate) fn annotations(self) -> Option<&'a Map<String, Value>> {
-        self.0.pointer("/metadata/annotations")?.as_object()
+        self.0.get("metadata")?.get("annotations")?.as_object()
     }
 
     /// An annotation; none if it is absent.
@@ -82,7 +82,7 @@ impl<'a> Pod<'a> {
 
     fn container_list(self, field: &'static str) -> Result<Vec<Container<'a>>, WrongShape> {
         let pointer = format!("/spec/{field}");
-        elements(self.0.pointer(&pointer), &pointer)?
+        elements(self.spec(field), &pointer)?
             .iter()
             .enumerate()
             .map(|(index, value)| {

@@ -14,7 +14,39 @@ pub(crate) struct WrongShape {
 
 /// A key as a part of a JSON pointer.
 pub(crate) fn escape(key: &str) -> String {
-    key.replace('~', "~0").replace('/', "~1")
+    let mut part = String::with_capacity(key.len() + 2);
+    for c in key.chars() {
+        match c {
+            '~' => part.push_str("~0"),
+            '/' => part.push_str("~1"),
+            other => part.push(other),
+        }
+    }
+    part
+}
+
+/// What is in an object or array under a part of a JSON pointer that has nothing
+/// escaped. [`Value::pointer`] makes two copies of each part.
+pub(crate) fn child<'a>(value: &'a Value, part: &str) -> Option<&'a Value> {
+    match value {
+        Value::Object(object) => object.get(part),
+        Value::Array(array) => array.get(part.parse::<usize>().ok()?),
+        _ => None,
+    }
+}
+
+/// What is at a JSON pointer that has nothing escaped.
+pub(crate) fn find<'a>(value: &'a Value, pointer: &str) -> Option<&'a Value> {
+    pointer.split('/').skip(1).try_fold(value, child)
+}
+
+/// The same, to be changed.
+pub(crate) fn find_mut<'a>(value: &'a mut Value, pointer: &str) -> Option<&'a mut Value> {
+    pointer.split('/').skip(1).try_fold(value, |value, part| match value {
+        Value::Object(object) => object.get_mut(part),
+        Value::Array(array) => array.get_mut(part.parse::<usize>().ok()?),
+        _ => None,
+    })
 }
 
 /// A text as errors quote it: no longer than a line, and on one.
@@ -67,6 +99,19 @@ impl fmt::Display for WrongShape {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pointer_leads_where_serde_jsons_own_does() {
+        let mut value = serde_json::json!({"a": [{"b": 1}, null], "c": {"0": 2}, "": {"": 3}});
+        for pointer in
+            ["", "/a", "/a/0/b", "/a/1", "/a/2", "/a/-", "/c/0", "/c/1", "/", "//", "/a/0/b/c"]
+        {
+            assert_eq!(find(&value, pointer), value.pointer(pointer), "{pointer}");
+            let expected = value.pointer(pointer).cloned();
+            assert_eq!(find_mut(&mut value, pointer).cloned(), expected, "{pointer}");
+        }
+        assert_eq!(escape("a/b~c~1"), "a~1b~0c~01");
+    }
 
     #[test]
     fn quotes_stay_on_a_line() {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::annotation::{STATUS, UNDO};
-use crate::shape::escape;
+use crate::shape::{child, escape};
 
 /// What was done, of which the opposite is to be done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,14 +62,14 @@ pub(crate) fn uninject(pod: &Value) -> Undone {
     Undone::Pod(pod)
 }
 
-/// A pointer as a place of the document as it is now.
+/// A pointer that has nothing escaped, as a place of the document as it is now.
 pub(crate) fn place(document: &Value, pointer: &str) -> String {
     let mut place = String::new();
     let mut value = Some(document);
     for part in pointer.split('/').skip(1) {
         place.extend(["/", part]);
         let is_array = value.is_some_and(Value::is_array);
-        value = value.and_then(|value| value.pointer(&format!("/{part}")));
+        value = value.and_then(|value| child(value, part));
         if let Some(name) = value.filter(|_| is_array).and_then(name) {
             place.extend([":", &escape(name)]);
         }
@@ -189,7 +189,7 @@ mod tests {
     use crate::verdict::judge;
 
     fn injected(pod: &Value) -> Value {
-        judge(pod, "default", &policy()).injected.unwrap().pod
+        judge(pod.clone(), "default", &policy()).injected.unwrap().pod
     }
 
     fn pod() -> Value {

@@ -27,11 +27,11 @@ pub(crate) struct Verdict {
 }
 
 /// Judges a pod, or the template of one, of a namespace.
-pub(crate) fn judge(pod: &Value, namespace: &str, policy: &Policy) -> Verdict {
-    let view = Pod::new(pod);
+pub(crate) fn judge(pod: Value, namespace: &str, policy: &Policy) -> Verdict {
     let mut warnings = Vec::new();
     let mut needs_gateways = false;
-    let decided = decision::decide(view, namespace, policy).and_then(|reason| {
+    let decided = decision::decide(Pod::new(&pod), namespace, policy).and_then(|reason| {
+        let view = Pod::new(&pod);
         // Not of a pod that is none of our business.
         if concerns_us(reason) {
             warnings.extend(view.annotations().map(annotation::without_effect).unwrap_or_default());

@@ -50,7 +50,7 @@ enum Place {
 /// Injects the pods of a document.
 pub(crate) fn inject(document: &Value, namespace: &str, policy: &Policy) -> Findings<Verdict> {
     each(document, namespace, &mut |pod, namespace| {
-        let mut verdict = judge(pod, namespace, policy);
+        let mut verdict = judge(pod.clone(), namespace, policy);
         let changed = verdict.injected.take().map(|injected| injected.pod);
         (verdict, changed)
     })
