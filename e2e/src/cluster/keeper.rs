@@ -139,7 +139,8 @@ pub fn down(name: &str) -> Result<()> {
 pub fn sweep(name: &str) -> Result<()> {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     until("the end of all processes of the cluster", || {
-        let mut left = Vec::new();
+        // They end when the kernel comes to it, and make groups until then.
+        let mut left = processes_of(name);
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             remove_groups(&hierarchy.path().join(cgroup_of(name)), &mut left);
         }
@@ -254,6 +255,23 @@ fn folder_of(name: &str) -> PathBuf {
 /// The name of a cluster's control groups.
 fn cgroup_of(name: &str) -> String {
     format!("connect-cluster-{name}")
+}
+
+/// The processes in a cluster's namespaces: all of them name it, or its folder.
+fn processes_of(name: &str) -> Vec<PathBuf> {
+    let folder = folder_of(name).display().to_string();
+    let namespace_of = |process: &Path| fs::read_link(process.join("ns/pid")).ok();
+    let ours = namespace_of(Path::new("/proc/self"));
+    let is_of_it = |process: &PathBuf| {
+        let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
+        let arguments = String::from_utf8_lossy(&arguments);
+        let says = |command| arguments.ends_with(&format!("\0{command}\0{name}\0"));
+        // One out here may only read what is in the folder.
+        let is_inside = namespace_of(process).is_some_and(|its| Some(its) != ours);
+        is_inside && (arguments.contains(&folder) || says("init") || says("node"))
+    };
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    all.filter(is_of_it).collect()
 }
 
 /// Removes a control group with those in it; what has processes yet, stays.
