@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use e2e::Result;
-use e2e::cluster::{client::Cluster, demo, keeper};
+use e2e::cluster::{client::Cluster, demo, keeper, network::Family};
 
 /// Starts and ends clusters
 #[derive(Parser)]
@@ -43,7 +43,12 @@ enum Do {
     #[command(hide = true)]
     Init { name: String },
     #[command(hide = true)]
-    Node { name: String },
+    Node {
+        name: String,
+        /// By the environment, which reaches it through all that is between
+        #[arg(long, env = "CLUSTER_FAMILY", value_enum, default_value_t)]
+        family: Family,
+    },
 }
 
 fn main() -> ExitCode {
@@ -57,7 +62,7 @@ fn main() -> ExitCode {
         Do::Keep { name } => done(keeper::keep(&name)),
         Do::Sweep { name } => done(keeper::sweep(&name)),
         Do::Init { name } => keeper::init(&name),
-        Do::Node { name } => done(keeper::node(&name)),
+        Do::Node { name, family } => done(keeper::node(&name, family)),
     };
     result.unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "cluster: {error}");

@@ -19,6 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::network::Family;
 use super::node::{Node, Settings};
 use super::parts::Parts;
 use super::{mesh, write};
@@ -173,15 +174,15 @@ pub fn init(name: &str) -> Result<ExitCode> {
 ///
 /// # Errors
 /// Something did not come up, or ended.
-pub fn node(name: &str) -> Result<()> {
+pub fn node(name: &str, family: Family) -> Result<()> {
     let parts = Parts::find()?;
     let folder = folder_of(name);
     let door = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let settings = Settings { folder: folder.clone(), cgroup: cgroup_of(name), door };
+    let settings = Settings { folder: folder.clone(), cgroup: cgroup_of(name), door, family };
     let node = Node::start(&parts, settings)?;
     fs::create_dir(folder.join("bin"))?;
     std::os::unix::fs::symlink(parts.node("kubectl"), folder.join("bin/kubectl"))?;
-    mesh::install(&parts.node("kubectl"), &node.kubeconfig, &parts.helm)?;
+    mesh::install(&parts.node("kubectl"), &node.kubeconfig, &parts.helm, family)?;
     write(&folder.join("ready"), "")?;
     node.watch()
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::network::Family;
 use super::{images, write};
 use crate::process::run;
 use crate::python::{Release, Tools};
@@ -26,7 +27,7 @@ pub const INJECT: &str = "consul-connect-inject";
 ///
 /// # Errors
 /// Something did not become ready; with the state of the pods.
-pub fn install(kubectl: &Path, kubeconfig: &Path, helm: &Tools) -> Result<()> {
+pub fn install(kubectl: &Path, kubeconfig: &Path, helm: &Tools, family: Family) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let config = format!("--kubeconfig={}", kubeconfig.display());
     let kubectl = |args: &[&str]| {
@@ -49,8 +50,8 @@ pub fn install(kubectl: &Path, kubeconfig: &Path, helm: &Tools) -> Result<()> {
     // Later releases have the label by themselves.
     kubectl(&["label", "namespace", "kube-system", "kubernetes.io/metadata.name=kube-system"])?;
     apply("policies.yaml", POLICIES)?;
-    apply("consul.yaml", CONSUL)?;
-    apply("injector.yaml", &injector(helm)?)?;
+    apply("consul.yaml", &consul(family))?;
+    apply("injector.yaml", &injector(helm, family)?)?;
     rolled_out("deployment/consul-server")?;
     rolled_out("daemonset/consul-client")?;
     rolled_out(&format!("deployment/{INJECT}"))?;
@@ -80,10 +81,24 @@ pub fn acl_injector() -> Result<String> {
     render(&Tools::find()?, ACL, &own)
 }
 
+/// The manifest of Consul, for a cluster of such addresses.
+fn consul(family: Family) -> String {
+    let server = family.network().server;
+    let host = "$(HOST_IP)";
+    CONSUL
+        .replace("SERVER_IN_URL", &family.in_url(server))
+        .replace("SERVER", server)
+        .replace("HOST_IN_URL", &family.in_url(host))
+}
+
 /// The injector's chart, rendered as `helm template` does it: it has to be told
 /// the cluster's version, without which it takes what came with 1.21.
-fn injector(helm: &Tools) -> Result<String> {
-    render(helm, NAMESPACE, &json!({}))
+fn injector(helm: &Tools, family: Family) -> Result<String> {
+    let own = match family {
+        Family::Ipv4 => json!({}),
+        Family::Ipv6 => json!({"listenAddress": "[::]"}),
+    };
+    render(helm, NAMESPACE, &own)
 }
 
 /// A release of the chart, in a namespace of the same name, with our images.

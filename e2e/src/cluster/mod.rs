@@ -4,6 +4,7 @@
 //!
 //! - [`parts`]: the programs that run
 //! - [`keeper`]: from outside: starts a cluster and leaves nothing of it behind
+//! - [`network`]: its addresses
 //! - [`node`]: from inside: mounts, network, and the programs in their order
 //! - [`images`]: the images, made of programs of this machine
 //! - [`registry`]: serves them
@@ -16,6 +17,7 @@ pub mod demo;
 pub mod images;
 pub mod keeper;
 pub mod mesh;
+pub mod network;
 pub mod node;
 pub mod parts;
 pub mod registry;

@@ -11,19 +11,14 @@ use nix::mount::{MsFlags, mount};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::json;
 
+use super::network::{Family, Network};
 use super::parts::Parts;
 use super::{images, registry, write};
 use crate::process::{Process, run, tail};
 use crate::{Result, until};
 
-/// The node's address, which is its pods' host's.
-pub const IP: &str = "10.200.0.1";
-/// Where the Consul server is, on the same node.
-pub const SERVER_IP: &str = "10.200.0.2";
 /// The node's name.
 pub const NAME: &str = "node-1";
-/// The address under which pods know the API server.
-const API_IP: &str = "10.96.0.1";
 const REGISTRY: &str = "127.0.0.1:5000";
 const TOKEN: &str = "of-this-cluster-only";
 
@@ -55,6 +50,8 @@ pub struct Settings {
     pub cgroup: String,
     /// Where the API server is reached from outside.
     pub door: TcpListener,
+    /// Which addresses it has.
+    pub family: Family,
 }
 
 // === impl Node ===
@@ -65,17 +62,18 @@ impl Node {
     /// # Errors
     /// What did not come up, with its output.
     pub fn start(parts: &Parts, settings: Settings) -> Result<Self> {
-        let Settings { folder, cgroup, door } = settings;
+        let Settings { folder, cgroup, door, family } = settings;
+        let network = family.network();
         let data = folder.join("data");
         mounts(&data)?;
-        network()?;
+        network.make()?;
         images::make(&data.join("images"), parts)?;
         registry::serve(TcpListener::bind(REGISTRY)?, data.join("images"));
         let address = door.local_addr()?;
         forward(door);
 
-        let starter = Starter { parts, data: &data, folder: &folder };
-        let secrets = Secrets::make(&data)?;
+        let starter = Starter { parts, data: &data, folder: &folder, network };
+        let secrets = Secrets::make(&data, network)?;
         let kubeconfig = folder.join("kubeconfig");
         write(&kubeconfig, &user(&secrets, &address.to_string()))?;
         let inner = data.join("kubeconfig");
@@ -180,23 +178,6 @@ fn mounts(data: &Path) -> Result<()> {
     Ok(())
 }
 
-fn network() -> Result<()> {
-    for command in [
-        "link set lo up",
-        // An empty bridge: it stands for the node's way out, of which there is none.
-        "link add out type bridge",
-        &format!("addr add {IP}/32 dev out"),
-        &format!("addr add {SERVER_IP}/32 dev out"),
-        // Instead of a proxy that would lead to the API server's only address.
-        &format!("addr add {API_IP}/32 dev out"),
-        "link set out up",
-        "route add default dev out",
-    ] {
-        run("ip", &command.split(' ').collect::<Vec<_>>())?;
-    }
-    Ok(())
-}
-
 /// Lets connections to a socket of another network reach the API server.
 fn forward(door: TcpListener) {
     let to = SocketAddr::from(([127, 0, 0, 1], 443));
@@ -252,13 +233,13 @@ struct Secrets {
 // === impl Secrets ===
 
 impl Secrets {
-    fn make(data: &Path) -> Result<Self> {
+    fn make(data: &Path, network: &Network) -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "the authority of a test's cluster");
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         let key = KeyPair::generate()?;
-        let names = ["127.0.0.1", IP, API_IP, "localhost", "kubernetes.default.svc"];
+        let names = ["127.0.0.1", network.node, network.api, "localhost", "kubernetes.default.svc"];
         let params = CertificateParams::new(names.map(str::to_owned))?;
         let certificate = params.signed_by(&key, &authority)?;
         write(&data.join("ca.crt"), &authority.pem())?;
@@ -295,6 +276,7 @@ struct Starter<'a> {
     parts: &'a Parts,
     data: &'a Path,
     folder: &'a Path,
+    network: &'a Network,
 }
 
 // === impl Starter ===
@@ -366,8 +348,8 @@ state = "{data}/containerd-state"
                 "ipam": {
                     "type": "host-local",
                     "dataDir": self.data.join("ipam"),
-                    "ranges": [[{"subnet": "10.200.1.0/24"}]],
-                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "ranges": [[{"subnet": self.network.pods}]],
+                    "routes": [{"dst": self.network.everywhere}],
                 },
             }],
         });
@@ -378,8 +360,8 @@ state = "{data}/containerd-state"
     fn api_server(&self) -> Result<Process> {
         let args = [
             Self::flag("etcd-servers", "http://127.0.0.1:2379"),
-            Self::flag("bind-address", "0.0.0.0"),
-            Self::flag("advertise-address", IP),
+            Self::flag("bind-address", self.network.any),
+            Self::flag("advertise-address", self.network.node),
             // The port of the Service `kubernetes`, too.
             Self::flag("secure-port", "443"),
             self.file("cert-dir", "api"),
@@ -389,7 +371,7 @@ state = "{data}/containerd-state"
             self.file("service-account-key-file", "accounts.pub"),
             self.file("service-account-signing-key-file", "accounts.key"),
             Self::flag("service-account-issuer", "https://kubernetes.default.svc"),
-            Self::flag("service-cluster-ip-range", "10.96.0.0/16"),
+            Self::flag("service-cluster-ip-range", self.network.services),
             Self::flag("authorization-mode", "RBAC"),
             Self::flag("allow-privileged", "true"),
             // What a namespace can enforce for its pods in this release.
@@ -441,7 +423,7 @@ state = "{data}/containerd-state"
             Self::flag("container-runtime-endpoint", &socket),
             Self::flag("image-service-endpoint", &socket),
             Self::flag("hostname-override", NAME),
-            Self::flag("node-ip", IP),
+            Self::flag("node-ip", self.network.node),
         ];
         self.start(&self.parts.kubernetes("kubelet"), &args)
     }

@@ -8,6 +8,7 @@ mod document;
 mod ends;
 mod evictions;
 mod injector;
+mod ipv6;
 mod keeper;
 mod kills;
 mod memory;
