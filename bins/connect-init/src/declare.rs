@@ -1,6 +1,6 @@
 //! What the flags declare of the pod's services. Pure.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use registration::pod::{Declaration, Identity, PUBLIC_LISTENER_PORT, Pair, pair};
 use registration::{Upstream, upstream};
@@ -65,7 +65,7 @@ pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
             tags: tags.clone(),
             meta: meta.iter().cloned().collect(),
             upstreams: std::mem::take(&mut upstreams),
-            proxy_config: count_listeners_up(proxy_config.clone(), index),
+            proxy_config: place_listeners(proxy_config.clone(), index, identity.ip),
             consul_namespace: consul_namespace.clone(),
             consul_partition: consul_partition.clone(),
             index,
@@ -127,13 +127,18 @@ fn count_up(address: SocketAddr, by: u16) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port().saturating_add(by))
 }
 
-/// What is no address stays as it is: the bootstrap says what is wrong with it.
-fn count_listeners_up(mut config: Map<String, Value>, by: u16) -> Map<String, Value> {
+/// Where a sidecar's listeners are: their ports counted up, and "all addresses"
+/// those that the pod has, of which `0.0.0.0` names none if it has IPv6 only. What
+/// is no address stays as it is: the bootstrap says what is wrong with it.
+fn place_listeners(mut config: Map<String, Value>, by: u16, pod: IpAddr) -> Map<String, Value> {
     for key in LISTENERS {
         let Some(Value::String(text)) = config.get_mut(key) else { continue };
-        if let Ok(address) = text.parse() {
-            *text = count_up(address, by).to_string();
+        let Ok(address) = text.parse() else { continue };
+        let mut address = count_up(address, by);
+        if pod.is_ipv6() && address.ip() == Ipv4Addr::UNSPECIFIED {
+            address.set_ip(Ipv6Addr::UNSPECIFIED.into());
         }
+        *text = address.to_string();
     }
     config
 }
@@ -192,6 +197,20 @@ mod tests {
         assert_eq!(proxy(first).config["envoy_prometheus_bind_addr"], "0.0.0.0:20200");
         assert_eq!(proxy(second).config["envoy_prometheus_bind_addr"], "0.0.0.0:20201");
         assert_eq!(second.pair.service.id, "web-0-web-admin");
+    }
+
+    #[test]
+    fn all_addresses_are_those_that_the_pod_has() {
+        for (pod, bound) in [("10.0.0.7", "0.0.0.0:20200"), ("fd00::7", "[::]:20200")] {
+            let listeners = r#"{"envoy_prometheus_bind_addr": "0.0.0.0:20200",
+                "envoy_stats_bind_addr": "127.0.0.1:20201"}"#;
+            let mut said = said("web:80", "");
+            said.proxy_config = vec![serde_json::from_str(listeners).unwrap()];
+            said.pod.pod_ip = pod.parse().unwrap();
+            let config = only(said).proxy.proxy.unwrap().config;
+            assert_eq!(config["envoy_prometheus_bind_addr"], bound, "{pod}");
+            assert_eq!(config["envoy_stats_bind_addr"], "127.0.0.1:20201", "{pod}");
+        }
     }
 
     #[test]
