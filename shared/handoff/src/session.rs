@@ -79,39 +79,41 @@ impl Session {
     /// a login. In the end the agent has the token, and servers know it: an
     /// agent that asks one that does not remembers that for 30 s.
     pub async fn open(&self, deadline: Deadline) -> Result<(), Failure> {
-        if let Some(token) = read(&self.handoff.token())? {
-            self.agent.set_token(Some(token));
-            if self.is_known(deadline).await? {
-                tracing::info!("the ACL token of an earlier life is still good");
-                return Ok(());
-            }
-            self.discard().await;
+        self.agent.set_token(read(&self.handoff.token())?);
+        if !self.reopen(deadline).await? {
+            tracing::info!("the ACL token of an earlier life is still good");
         }
-        self.have(deadline).await
+        Ok(())
     }
 
-    /// Has another token if this one is gone, which the agent says: somebody may
-    /// have deleted it. If servers know it, the agent is going to know it, too.
-    pub async fn reopen(&self, deadline: Deadline) -> Result<(), Failure> {
-        if self.is_known(deadline).await? {
-            return Ok(());
-        }
-        self.discard().await;
-        self.have(deadline).await
-    }
-
-    /// Opens it again after the agent answered that there is no such token:
-    /// logs in anew, unless servers know the token. Then it is the agent that
-    /// has to forget that it did not.
+    /// Opens it again after the agent answered that there is no such token: logs
+    /// in anew, because somebody may have deleted it, unless servers know it. Then
+    /// it is the agent that has to forget that it did not.
     ///
     /// Returns whether there is another token now.
-    pub async fn renew(&self, deadline: Deadline) -> Result<bool, Failure> {
-        if self.agent.token().is_some() && self.is_known(deadline).await? {
-            return Ok(false);
+    pub async fn reopen(&self, deadline: Deadline) -> Result<bool, Failure> {
+        if self.agent.token().is_some() {
+            if self.is_known(deadline).await? {
+                return Ok(false);
+            }
+            // What a lagging server does not know, the leader may.
+            if let Err(error) = self.agent.log_out().await {
+                tracing::debug!("the ACL token that is not known: {error}");
+            }
         }
-        self.have(deadline).await?;
-        self.settle()?;
+        self.log_in(deadline).await?;
+        self.await_known(deadline).await?;
         Ok(true)
+    }
+
+    /// As [`Self::reopen`], for a pod whose Envoy has had the token already: the
+    /// one that starts next is to have the new one.
+    pub async fn renew(&self, deadline: Deadline) -> Result<bool, Failure> {
+        let is_another = self.reopen(deadline).await?;
+        if is_another {
+            self.settle()?;
+        }
+        Ok(is_another)
     }
 
     /// Puts the token into what Envoy starts from, if that has another one: the
@@ -181,19 +183,6 @@ impl Session {
             "the token that auth method `{auth_method}` gave to {who} lacks service:write on `{service}` and `{service}-sidecar-proxy`: {}",
             who.likely_rule(auth_method, service),
         ))
-    }
-
-    /// Gives the token up. What a lagging server does not know, the leader may.
-    async fn discard(&self) {
-        if let Err(error) = self.agent.log_out().await {
-            tracing::debug!("the ACL token that is not known: {error}");
-        }
-    }
-
-    /// Has a token that servers know.
-    async fn have(&self, deadline: Deadline) -> Result<(), Failure> {
-        self.log_in(deadline).await?;
-        self.await_known(deadline).await
     }
 
     async fn is_known(&self, deadline: Deadline) -> Result<bool, Failure> {
