@@ -15,7 +15,7 @@ use e2e::process::{Process, run};
 use e2e::until_within;
 
 /// How many sidecars there are; `E2E_SIDECARS` names another number.
-const SIDECARS: usize = 100;
+const SIDECARS: usize = 500;
 
 /// For what is more work than a single pod's.
 const PATIENCE: Duration = Duration::from_secs(300);
