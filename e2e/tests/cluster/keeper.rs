@@ -32,9 +32,13 @@ fn an_interrupted_cluster_leaves_nothing_behind() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let line = "echo \"command: $$\"; exec sleep 1000000";
-        let args = ["run", "sh", "-c", line];
+        // A shell has what it starts in the background ignore SIGINT, and so this
+        // test and all that it starts.
+        let cluster = program.to_string_lossy();
+        let args = ["--default-signal=INT", "--", &cluster, "run", "sh", "-c", line];
         let log = folder.path().join("log");
-        let mut run = Process::start("cluster run", log, &program, &args, &[]).unwrap();
+        let env = Path::new("/usr/bin/env");
+        let mut run = Process::start("cluster run", log, env, &args, &[]).unwrap();
         let name = format!("connect-cluster-run-{}", run.pid());
         // Another cluster is at work beside it: it takes its time.
         let came = until_within(Duration::from_secs(300), &format!("{when:?}"), || {
