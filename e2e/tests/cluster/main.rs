@@ -1,6 +1,8 @@
 //! What only a real Kubernetes can show:
 //! `scripts/cluster run cargo test --package e2e --test cluster`.
 
+#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+
 mod acl;
 mod admission;
 mod agent;
