@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{ASK, client, server, set_of, sharing};
+use crate::support::{one_shot_client, server, set_of, sharing};
 
 #[test]
 fn scaling_to_zero_leaves_no_service() {
@@ -51,19 +51,7 @@ fn a_job_completes_and_leaves_no_service() {
     namespace.await_condition("pod/worked", "Ready").unwrap();
     cluster.await_instances("worked", 1).unwrap();
 
-    let mut pod = client("worked");
-    pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-mount-volume"] =
-        json!("worked-client");
-    pod["spec"]["restartPolicy"] = json!("Never");
-    pod["spec"]["containers"][0]["command"] = json!([
-        "/consul/connect-inject/connect-lifecycle",
-        "wait",
-        "--quit",
-        "--",
-        "sh",
-        "-c",
-        ASK,
-    ]);
+    let pod = one_shot_client("worked");
     let job = json!({
         "apiVersion": "batch/v1",
         "kind": "Job",

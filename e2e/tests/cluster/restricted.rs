@@ -10,7 +10,7 @@ use e2e::pod_security::violations;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{ASK, await_answer, client, server, sharing, shell_server};
+use crate::support::{await_answer, client, one_shot_client, server, sharing, shell_server};
 
 const POLICIES: &str = "/apis/policy/v1beta1/podsecuritypolicies";
 
@@ -164,22 +164,9 @@ fn shapes() -> Vec<Value> {
             ("sidecar-proxy-memory-limit", "128Mi"),
         ],
     );
-    let mut job = client("plain");
+    let mut job = one_shot_client("plain");
     job["metadata"]["name"] = json!("job");
-    job["spec"]["restartPolicy"] = json!("Never");
-    job["spec"]["containers"][0]["command"] = json!([
-        "/consul/connect-inject/connect-lifecycle",
-        "wait",
-        "--quit",
-        "--",
-        "sh",
-        "-c",
-        ASK,
-    ]);
-    annotate(
-        &mut job,
-        &[("connect-inject-mount-volume", "plain-client"), ("connect-service", "job")],
-    );
+    annotate(&mut job, &[("connect-service", "job")]);
     [plain, upstreams, several, metrics, probed, job].map(careful).into()
 }
 

@@ -102,6 +102,24 @@ pub(crate) fn client(upstream: &str) -> Value {
     })
 }
 
+/// As [`client`], of a Job: it asks its upstream once, and ends with its sidecar.
+pub(crate) fn one_shot_client(upstream: &str) -> Value {
+    let mut pod = client(upstream);
+    pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-mount-volume"] =
+        pod["metadata"]["name"].clone();
+    pod["spec"]["restartPolicy"] = json!("Never");
+    pod["spec"]["containers"][0]["command"] = json!([
+        "/consul/connect-inject/connect-lifecycle",
+        "wait",
+        "--quit",
+        "--",
+        "sh",
+        "-c",
+        ASK,
+    ]);
+    pod
+}
+
 /// A Deployment, StatefulSet or the like, of pods such as that one.
 pub(crate) fn set_of(kind: &str, pod: &Value, replicas: u32) -> Value {
     let (name, labels) = (&pod["metadata"]["name"], &pod["metadata"]["labels"]);
