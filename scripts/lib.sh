@@ -88,31 +88,35 @@ runs_with() {
 # Whether a file has that SHA-256.
 is_intact() { [ -f "$1" ] && echo "$2  $1" | sha256sum --check --status; }
 
-# A folder for what is being got, $work. It goes away when the script ends, and
-# with it the downloads of a run that is cut off.
+# Makes an empty folder for downloads, $work. It is removed when the script ends,
+# with the downloads of a run that is interrupted.
 make_work_folder() {
+  [ -z "${work:-}" ] || rm -rf "$work"
   mkdir -p "$cache"
   work=$(mktemp -d "$cache/.get.XXXXXX")
   trap 'rm -rf "$work"' EXIT
 }
 
-# Runs apt-get in $work for that suite of Debian, with lists and a cache of its
-# own: the machine's apt settings stay as they are. from_debian SUITE COMMAND...
+# Runs apt-get in $work for a suite of Debian, with lists and a cache of its own:
+# the machine's apt settings stay as they are. from_debian SUITE COMMAND...
+# $without_debian, if set, is the hint for a machine that cannot.
 from_debian() {
   local suite=$1 lists=$work/apt-$1 mirror
   local keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+  local hint=${without_debian:-set the variables that $(basename "$0") prints}
   local apt=(apt-get -qq -o "Dir::Etc::SourceList=$lists/sources.list" -o Dir::Etc::SourceParts=-
-    -o "Dir::State::Lists=$lists/lists" -o "Dir::Cache=$lists/cache" -o APT::Sandbox::User=root)
+    -o "Dir::State::Lists=$lists/lists" -o "Dir::Cache=$lists/cache" -o APT::Sandbox::User=root
+    -o APT::Update::Error-Mode=any)
   shift
-  command -v apt-get >/dev/null || fail "there is no apt-get, which gets this from Debian's archive" "run it on Debian, or set the variables that $(basename "$0") prints"
+  command -v apt-get >/dev/null || fail "cannot get a package of Debian $suite: there is no apt-get" "$hint"
   if [ ! -d "$lists" ]; then
     mirror=$(debian_mirror)
-    [ -n "$mirror" ] || fail "apt knows no Debian mirror" "run apt-get update as root"
+    [ -n "$mirror" ] || fail "cannot get a package of Debian $suite: apt knows no Debian mirror" "$hint; or run apt-get update as root"
     mkdir -p "$lists/lists/partial" "$lists/cache/archives/partial"
-    printf "deb%s [signed-by=$keyring] $mirror $suite main\n" '' -src >"$lists/sources.list"
-    (cd "$work" && "${apt[@]}" update) >&2 || fail "cannot get the lists of Debian $suite" "check that apt reaches its mirror"
+    echo "deb [signed-by=$keyring] $mirror $suite main" >"$lists/sources.list"
+    (cd "$work" && "${apt[@]}" update) >&2 || fail "cannot get the package lists of Debian $suite" "check that apt reaches its mirror; or $hint"
   fi
-  (cd "$work" && "${apt[@]}" "$@") >&2 || fail "apt-get $* failed for Debian $suite" "check that apt reaches its mirror"
+  (cd "$work" && "${apt[@]}" "$@") >&2 || fail "apt-get $* failed for Debian $suite" "check that apt reaches its mirror; or $hint"
 }
 
 debian_mirror() {
