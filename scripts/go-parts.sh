@@ -125,7 +125,7 @@ build_program() {
   local part=$1 package=$2 program=${2##*/} log=$built/log total
   shift 2
   say "$part: fetching the sources of $program"
-  "$go" list -deps "$package" 2>&1 >"$built/deps" | tee "$log" | progress "modules fetched" 100 ||
+  "$go" list -deps "$@" "$package" 2>&1 >"$built/deps" | tee "$log" | progress "modules fetched" 100 ||
     blame "$log" "cannot fetch the sources of $program ($part)" \
       "check that Go reaches where it gets modules (go env GOPROXY), then run $(basename "$0") again: it goes on where it was"
   total=$(wc -l <"$built/deps")

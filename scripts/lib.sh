@@ -12,11 +12,12 @@ fail() {
   exit 1
 }
 
-# Makes sure that commands are there: need COMMAND=PACKAGE...
+# Installs commands that are missing, as root: need 'COMMAND=PACKAGE [PACKAGE...]'...
 need() {
   local missing=() pair
   for pair in "$@"; do
-    command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+    # shellcheck disable=SC2206 # packages are words
+    command -v "${pair%%=*}" >/dev/null || missing+=(${pair#*=})
   done
   [ ${#missing[@]} -eq 0 ] && return
   command -v apt-get >/dev/null || fail "missing: ${missing[*]}" "install them (the names are Debian's)"

@@ -49,8 +49,8 @@ const TAKEN_IN_SERVICE: &[&str] = &[
     "weights {}",
     "enable_tag_override = true",
     "connect {}",
-    "connect { native = true }",
-    "connect = [{ native = true }]",
+    "port = 1 connect { native = true }",
+    "port = 1 connect = [{ native = true }]",
     "port = 1 connect { sidecar_service {} }",
     "port = 1 connect = { sidecar_service = {} }",
     "connect \"sidecar_service\" { port = 20000 }",
@@ -197,6 +197,10 @@ const REFUSED: &[(&str, &str)] = &[
         "{\"service\": {\"name\": \"a\", \"checks\": {\"ttl\": \"1h\"}}}",
         "service.checks: expected a list",
     ),
+    (
+        "service { name = \"a\" connect { sidecar_service { proxy { upstreams { destination_name = \"b\" } } } } }",
+        "local_bind_port: missing",
+    ),
     ("{\"Name\": \"a\"}", "a service stands within `service`"),
 ];
 
@@ -209,10 +213,6 @@ const REFUSED_BY_US: &[(&str, &str)] = &[
     ("service { name = \"a\" port = 1.5 }", "a whole number"),
     ("service { name = \"a\" port = } }", "expected a value"),
     ("service { name = \"a\" kind = \"bogus\" }", "service.kind: expected one of"),
-    (
-        "service { name = \"a\" connect { sidecar_service { proxy { upstreams { destination_name = \"b\" } } } } }",
-        "local_bind_port: missing",
-    ),
     (
         "service { name = \"a\" checks = [{ id = \"c\" ttl = \"1h\" }, { id = \"c\" ttl = \"1h\" }] }",
         "two checks",

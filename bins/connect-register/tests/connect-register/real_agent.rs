@@ -40,8 +40,8 @@ impl RealAgent {
     fn try_start(consul: &str, configuration: &Value) -> Option<Self> {
         let [http, grpc, lan, wan, server] = free_ports();
         let mut all = json!({
-            "ports": {"dns": -1, "http": http, "grpc": grpc, "serf_lan": lan, "serf_wan": wan,
-                "server": server},
+            "ports": {"dns": -1, "http": http, "grpc": grpc, "grpc_tls": -1, "serf_lan": lan,
+                "serf_wan": wan, "server": server},
             "log_level": "warn",
         });
         let map = all.as_object_mut().expect("an object");
