@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use scripted_agent::fault::At;
-use scripted_agent::process::Signal;
-use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+use testkit::fault::At;
+use testkit::process::Signal;
+use testkit::{Fault, Route, ScriptedAgent, Times};
 
 use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left, assert_registered};
 

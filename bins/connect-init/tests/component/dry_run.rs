@@ -1,7 +1,7 @@
 //! What would be done is told, and nothing is done.
 
 use definition::Format;
-use scripted_agent::{Fault, Port, Request, Route, ScriptedAgent, Times};
+use testkit::{Fault, Port, Request, Route, ScriptedAgent, Times};
 use serde_json::{Value, json};
 
 use crate::pod::{PROXY, Pod, SERVICE};

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use scripted_agent::fault::At;
-use scripted_agent::process::Signal;
-use scripted_agent::{Route, ScriptedAgent};
+use testkit::fault::At;
+use testkit::process::Signal;
+use testkit::{Route, ScriptedAgent};
 
 use crate::pod::{HELPER, PROXY, Pod, SERVICE, assert_nothing_left, assert_registered};
 

@@ -1,7 +1,7 @@
 //! A command line that is no good: each names the input and the accepted form,
 //! and nothing is sent.
 
-use scripted_agent::ScriptedAgent;
+use testkit::ScriptedAgent;
 
 use crate::pod::Pod;
 

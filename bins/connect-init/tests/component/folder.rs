@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use scripted_agent::{Route, ScriptedAgent};
+use testkit::{Route, ScriptedAgent};
 
 use crate::pod::{HELPER, Pod, assert_nothing_left, assert_registered};
 

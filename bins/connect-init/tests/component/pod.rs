@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use scripted_agent::{Outcome, Process, ScriptedAgent};
+use testkit::{Outcome, Process, ScriptedAgent};
 use serde_json::Value;
 use tempfile::TempDir;
 

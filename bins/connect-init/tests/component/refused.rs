@@ -1,6 +1,6 @@
 //! An agent that says no, at each step.
 
-use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+use testkit::{Fault, Route, ScriptedAgent, Times};
 use serde_json::json;
 
 use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left};

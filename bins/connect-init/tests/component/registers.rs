@@ -1,6 +1,6 @@
 //! All goes well: what is sent, what is written.
 
-use scripted_agent::{Route, ScriptedAgent};
+use testkit::{Route, ScriptedAgent};
 use serde_json::json;
 
 use crate::pod::{HELPER, PROXY, Pod, SERVICE, assert_registered};
@@ -78,7 +78,7 @@ fn the_service_is_registered_and_then_its_proxy() {
         ],
     });
     let registrations = agent.asked(Route::Register);
-    let bodies: Vec<_> = registrations.iter().map(scripted_agent::Request::json).collect();
+    let bodies: Vec<_> = registrations.iter().map(testkit::Request::json).collect();
     assert_eq!(bodies, [service, proxy]);
     for request in registrations {
         assert_eq!(request.query, "replace-existing-checks=true");

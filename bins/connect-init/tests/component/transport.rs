@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use scripted_agent::ScriptedAgent;
+use testkit::ScriptedAgent;
 
 use crate::pod::{Pod, SERVICE, assert_registered};
 

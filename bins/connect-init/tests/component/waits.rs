@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use scripted_agent::fault::At;
-use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+use testkit::fault::At;
+use testkit::{Fault, Route, ScriptedAgent, Times};
 
 use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left, assert_registered};
 

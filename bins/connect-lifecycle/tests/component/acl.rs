@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use scripted_agent::process::Signal;
-use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+use testkit::process::Signal;
+use testkit::{Fault, Route, ScriptedAgent, Times};
 use serde_json::json;
 
 use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left, await_alive};

@@ -1,7 +1,7 @@
 //! The registration, never made again after it was taken back (pain 3).
 
-use scripted_agent::process::await_that;
-use scripted_agent::{Fault, Port, Process, Route, ScriptedAgent, Times};
+use testkit::process::await_that;
+use testkit::{Fault, Port, Process, Route, ScriptedAgent, Times};
 
 use crate::pod::{PROXY, PROXY_LEASE, Pod, SERVICE, assert_nothing_left, await_alive};
 

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-use scripted_agent::process::Signal;
-use scripted_agent::{Process, ScriptedAgent};
+use testkit::process::Signal;
+use testkit::{Process, ScriptedAgent};
 
 use crate::pod::Pod;
 

@@ -1,7 +1,7 @@
 //! The preStop hook.
 
-use scripted_agent::process::Signal;
-use scripted_agent::{Fault, Route, ScriptedAgent, Times};
+use testkit::process::Signal;
+use testkit::{Fault, Route, ScriptedAgent, Times};
 use serde_json::json;
 
 use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left};
@@ -174,7 +174,7 @@ fn a_missing_record_is_reported_with_what_to_do() {
     let pod = Pod::of(&agent);
     pod.remove("registration.json");
     for command in ["deregister", "ready"] {
-        let outcome = scripted_agent::Outcome::of(pod.command(command, &[]));
+        let outcome = testkit::Outcome::of(pod.command(command, &[]));
         outcome.code(64).says(&["registration.json", "hint: connect-init writes it"]);
     }
     let mut sidecar = pod.run();

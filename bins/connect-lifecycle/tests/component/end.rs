@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use scripted_agent::process::Signal;
-use scripted_agent::{Fault, Port, Route, ScriptedAgent, Times};
+use testkit::process::Signal;
+use testkit::{Fault, Port, Route, ScriptedAgent, Times};
 use serde_json::json;
 
 use crate::pod::{
@@ -28,7 +28,7 @@ fn sigterm_deregisters_then_drains_and_quits_when_no_connection_is_left() {
     pod.envoy.await_asked(COUNT);
     pod.envoy.has_connections(1);
     let asked = pod.envoy.asked().len();
-    scripted_agent::process::await_that("another count", || pod.envoy.asked().len() > asked + 1);
+    testkit::process::await_that("another count", || pod.envoy.asked().len() > asked + 1);
     assert!(sidecar.is_running());
     assert!(pod.envoy.asked().iter().all(|asked| !asked.what.starts_with(QUIT)));
     pod.envoy.has_connections(0);
@@ -128,7 +128,7 @@ fn an_idle_envoy_stays_while_the_application_listens() {
     sidecar.signal(Signal::SIGTERM);
     pod.envoy.await_asked(COUNT);
     let asked = pod.envoy.asked().len();
-    scripted_agent::process::await_that("further counts", || pod.envoy.asked().len() > asked + 2);
+    testkit::process::await_that("further counts", || pod.envoy.asked().len() > asked + 2);
     assert!(sidecar.is_running());
     assert_nothing_left(&agent);
     drop(listener);
@@ -179,7 +179,7 @@ fn an_envoy_that_does_not_count_is_asked_until_it_does() {
     sidecar.signal(Signal::SIGTERM);
     pod.envoy.await_asked(COUNT);
     let asked = pod.envoy.asked().len();
-    scripted_agent::process::await_that("further tries", || pod.envoy.asked().len() > asked + 2);
+    testkit::process::await_that("further tries", || pod.envoy.asked().len() > asked + 2);
     assert!(sidecar.is_running());
     sidecar.await_log("cannot count connections, and waits: Envoy answers /stats");
     pod.envoy.refuses_to_count(false);
@@ -232,7 +232,7 @@ fn sigterm_during_a_registration_brings_it_to_its_end_and_takes_it_back() {
     let mut sidecar = pod.run();
     held.await_one();
     sidecar.signal(Signal::SIGTERM);
-    scripted_agent::process::await_that("the tombstone", || pod.is_buried());
+    testkit::process::await_that("the tombstone", || pod.is_buried());
     held.release();
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
     assert_nothing_left(&agent);

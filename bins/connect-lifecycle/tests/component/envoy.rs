@@ -8,7 +8,7 @@ use std::process::ChildStdin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use scripted_agent::PATIENCE;
+use testkit::PATIENCE;
 
 /// The process: it reads its exit code from stdin, and ends if there is none.
 pub(crate) const COMMAND: [&str; 3] = ["/bin/sh", "-c", "read code; exit ${code:-0}"];

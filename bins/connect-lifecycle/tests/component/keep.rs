@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use scripted_agent::{Fault, Port, Route, ScriptedAgent, Times};
+use testkit::{Fault, Port, Route, ScriptedAgent, Times};
 use serde_json::Value;
 
 use crate::pod::{

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 
-use scripted_agent::{Port, Process, ScriptedAgent};
+use testkit::{Port, Process, ScriptedAgent};
 
 use crate::pod::{Pod, await_alive};
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use scripted_agent::{Outcome, Port, Process, ScriptedAgent};
+use testkit::{Outcome, Port, Process, ScriptedAgent};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

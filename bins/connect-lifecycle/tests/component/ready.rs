@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use scripted_agent::ScriptedAgent;
-use scripted_agent::process::Signal;
+use testkit::ScriptedAgent;
+use testkit::process::Signal;
 
 use crate::pod::Pod;
 
@@ -35,7 +35,7 @@ fn the_hold_lasts_until_envoy_is_ready() {
     pod.envoy.is_ready(false);
     let mut hold = pod.start_ready();
     let looks = || pod.envoy.asked().len();
-    scripted_agent::process::await_that("several looks", || looks() > 2);
+    testkit::process::await_that("several looks", || looks() > 2);
     assert!(hold.is_running());
     pod.envoy.is_ready(true);
     assert_eq!(hold.end(), Some(0), "{}", hold.log());

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use scripted_agent::ScriptedAgent;
-use scripted_agent::process::{Signal, await_that};
+use testkit::ScriptedAgent;
+use testkit::process::{Signal, await_that};
 
 use crate::pod::{Pod, assert_nothing_left, await_alive};
 
