@@ -6,8 +6,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use consul::{AgentArgs, BootstrapArgs};
-use handoff::session::Login;
+use flags::{AgentArgs, BootstrapArgs};
+use handoff::Login;
 use registration::upstream::{self, Context, SpecError};
 use registration::{Upstream, name, port};
 use runtime::LogArgs;

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use consul::agent::segment;
 use consul::answer::AgentService;
-use consul::diagnosis::{self, Finding, Patient, Verdict};
-use consul::{Agent, BootstrapArgs, args};
+use consul::{Agent, token};
+use doctor::{Finding, Patient, Verdict};
+use flags::BootstrapArgs;
 use handoff::Handoff;
 use registration::Service;
 use registration::pod::Pair;
@@ -36,14 +37,14 @@ pub(crate) async fn tell(
     for sidecar in sidecars {
         // A token of an earlier life can ask already.
         if sidecar.session.is_some()
-            && let Ok(Some(token)) = args::read_token(&sidecar.handoff.token())
+            && let Ok(Some(token)) = token::read(&sidecar.handoff.token())
         {
             sidecar.agent.set_token(Some(token));
         }
     }
     let first = sidecars.first().map_or(agent, |sidecar| &sidecar.agent);
     let login = sidecars.first().and_then(|sidecar| sidecar.session.as_ref());
-    let mut findings = diagnosis::examine(Patient {
+    let mut findings = doctor::examine(Patient {
         agent: first,
         grpc: flags.grpc_addr.as_ref(),
         envoy: flags.envoy_version.as_deref(),
@@ -59,7 +60,7 @@ pub(crate) async fn tell(
         let Pair { service, proxy } = &sidecar.declared.pair;
         if answers {
             for each in [service, proxy] {
-                findings.push(diagnosis::examine_service(&sidecar.agent, each.id()).await);
+                findings.push(doctor::examine_service(&sidecar.agent, each.id()).await);
             }
         }
         services.push(rehearse(sidecar, answers).await?);

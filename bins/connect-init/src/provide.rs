@@ -1,7 +1,8 @@
 //! Envoy's bootstrap and the record for `connect-lifecycle`.
 
 use consul::answer::AgentService;
-use consul::{Agent, BootstrapArgs, TlsFiles};
+use consul::{Agent, TlsFiles};
+use flags::BootstrapArgs;
 use handoff::Handoff;
 use handoff::record::AgentRecord;
 use registration::pod::Pair;

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use consul::Agent;
-use handoff::protocol::{RegisterError, Registered};
-use handoff::{Handoff, Session};
+use handoff::Handoff;
+use lifecycle::{RegisterError, Registered, Session};
 use registration::pod::Pair;
 use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
@@ -44,7 +44,7 @@ pub(crate) async fn register(
             looked.set(taken::look(agent, &pair.service).await?);
         }
         let before = arrived.replace(true);
-        let result = handoff.register(agent, pair, deadline).await;
+        let result = lifecycle::register(handoff, agent, pair, deadline).await;
         if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
             arrived.set(before);
         }

@@ -3,9 +3,10 @@
 use std::cell::Cell;
 use std::path::Path;
 
-use consul::{Agent, BootstrapArgs, TlsFiles};
-use handoff::session::{Login, Session};
-use handoff::{Handoff, Record};
+use consul::{Agent, TlsFiles};
+use flags::BootstrapArgs;
+use handoff::{Handoff, Login, Record};
+use lifecycle::Session;
 use runtime::file::write_whole;
 use runtime::{Deadline, Failure};
 use secrecy::ExposeSecret;
@@ -104,7 +105,7 @@ impl Sidecar {
         // An agent that was never reached has nothing to take back.
         if arrived.get()
             && let Err(leftovers) =
-                handoff.retract(agent, &declared.pair, Deadline::after(share)).await
+                lifecycle::retract(handoff, agent, &declared.pair, Deadline::after(share)).await
         {
             tracing::warn!("{}", Failure::from(leftovers));
         }

@@ -13,6 +13,6 @@ use crate::pod::Pod;
 pub(crate) async fn run(args: DeregisterArgs, _signals: Signals) -> Result<ExitCode, Failure> {
     let DeregisterArgs { handoff, timeout } = args;
     let Pod { handoff, record, agent, .. } = Pod::open(handoff)?;
-    handoff.deregister(&agent, &record.pair, Deadline::after(timeout)).await?;
+    lifecycle::deregister(&handoff, &agent, &record.pair, Deadline::after(timeout)).await?;
     Ok(ExitCode::SUCCESS)
 }

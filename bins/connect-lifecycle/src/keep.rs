@@ -13,8 +13,8 @@ use std::time::Duration;
 use consul::Agent;
 use consul::agent::{Renewed, Watch};
 use handoff::Record;
-use handoff::protocol::keep::Step;
-use handoff::protocol::{Half, Keep, Outcome, RegisterError, Registered};
+use lifecycle::keep::Step;
+use lifecycle::{Half, Keep, Outcome, RegisterError, Registered};
 use registration::check::Status;
 use registration::pod::{Pair, application_id, lease_id, listener_id};
 use runtime::retry::Backoff;
@@ -135,7 +135,7 @@ impl<'a> Keeper<'a> {
     async fn register(&self) -> Result<Outcome<String>, Wrong> {
         let Pod { handoff, record, agent, .. } = self.pod;
         let pair = record.pair.known_to_be(&self.statuses().await);
-        match handoff.register(agent, &pair, Deadline::after(REGISTER)).await? {
+        match lifecycle::register(handoff, agent, &pair, Deadline::after(REGISTER)).await? {
             Registered::Buried => Ok(Outcome::Buried),
             Registered::Done => {
                 tracing::info!(

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use consul::Agent;
-use handoff::{Handoff, Record, Session};
+use handoff::{Handoff, Record};
+use lifecycle::Session;
 use runtime::deadline::race;
 use runtime::{Deadline, Failure, Signals};
 

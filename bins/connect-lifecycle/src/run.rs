@@ -65,7 +65,7 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
     stop.cancel();
     let Pod { handoff, record, agent, .. } = &pod;
     let deadline = Deadline::after(deregister_timeout);
-    let mut deregister = pin!(handoff.deregister(agent, &record.pair, deadline));
+    let mut deregister = pin!(lifecycle::deregister(handoff, agent, &record.pair, deadline));
     // A registration that is under way is brought to its end meanwhile: it has the lock.
     let deregistered = tokio::select! {
         done = &mut deregister => done,

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ::flags::AgentArgs;
+use ::flags::bootstrap::GrpcAddress;
 use clap::{Parser, Subcommand};
-use consul::AgentArgs;
-use consul::bootstrap::GrpcAddress;
 use registration::service::Kind;
 use runtime::{LogArgs, exit};
 
@@ -215,7 +215,7 @@ pub(crate) struct BootstrapCommand {
     pub(crate) which: WhichProxy,
 
     #[command(flatten)]
-    pub(crate) envoy: consul::BootstrapArgs,
+    pub(crate) envoy: ::flags::BootstrapArgs,
 
     #[command(flatten)]
     pub(crate) reach: ReachArgs,

@@ -27,7 +27,7 @@ pub(crate) async fn run(args: BootstrapCommand, mut signals: Signals) -> Result<
 async fn text(
     agent: &Agent,
     which: &WhichProxy,
-    envoy: &consul::BootstrapArgs,
+    envoy: &::flags::BootstrapArgs,
     deadline: Deadline,
 ) -> Result<String, Failure> {
     let id = match which {

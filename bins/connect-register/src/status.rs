@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use consul::Agent;
 use consul::answer::{AgentCheck, AgentService};
-use consul::diagnosis::{Finding, Patient, examine, judge_service};
+use doctor::{Finding, Patient, examine, judge_service};
 use registration::Upstream;
 use registration::service::Kind;
 use registration::upstream::DestinationType;

@@ -5,8 +5,6 @@
 //! - [`record`]: the registration as it is written down, [`record::Record`]
 //! - [`tombstone`](Handoff::bury): the registration was taken back for good
 //! - [`lock`]: one process at a time registers or deregisters
-//! - [`protocol`]: how a registration is made, kept and taken back
-//! - [`session`]: the ACL token of a registration: login and logout
 //!
 //! Two rules keep a registration from coming back after it was taken back:
 //! every registration is made under the lock and only if there is no
@@ -17,9 +15,7 @@
 //! never given another meaning.
 
 pub mod lock;
-pub mod protocol;
 pub mod record;
-pub mod session;
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -29,8 +25,7 @@ use runtime::file::{WriteError, write_whole};
 use serde_json::Value;
 
 pub use lock::Lock;
-pub use record::Record;
-pub use session::Session;
+pub use record::{Login, Record};
 
 /// The folder that the pod's injected containers share, if no flag names another.
 pub const DEFAULT_DIR: &str = "/consul/connect-inject";
@@ -70,6 +65,11 @@ impl Handoff {
     /// The ACL token.
     pub fn token(&self) -> PathBuf {
         self.own("acl-token", "")
+    }
+
+    /// Removes the ACL token's file; one that is not there is fine.
+    pub fn remove_token(&self) -> Result<(), WriteError> {
+        remove(&self.token())
     }
 
     fn tombstone(&self) -> PathBuf {

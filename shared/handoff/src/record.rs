@@ -1,5 +1,6 @@
 //! The registration as it is written down.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -10,7 +11,6 @@ use runtime::{Exit, Failure};
 use serde::{Deserialize, Serialize};
 
 use crate::Handoff;
-use crate::session::Login;
 
 /// The form that this release writes. A release raises it only if an older one
 /// can't make sense of the file any more.
@@ -56,6 +56,18 @@ pub struct AgentRecord {
     /// The file with user and password for HTTP basic authentication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_auth_file: Option<PathBuf>,
+}
+
+/// How to log in. Stored in the record so that `connect-lifecycle` can log in again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// The auth method.
+    pub auth_method: String,
+    /// The file with what proves to it who logs in: in a pod, the token of its
+    /// service account. The kubelet renews it.
+    pub bearer_token_file: PathBuf,
+    /// What the token's description says of its owner.
+    pub meta: BTreeMap<String, String>,
 }
 
 /// A record that can't be read.
@@ -131,7 +143,7 @@ impl AgentRecord {
         let Self { http_addr, tls, namespace, partition, node, token_file, http_auth_file } =
             self.clone();
         let read = |file: Option<PathBuf>| match file {
-            Some(file) if file.exists() => consul::args::read_token(&file),
+            Some(file) if file.exists() => consul::token::read(&file),
             _ => Ok(None),
         };
         let token = read(token_file)?;

@@ -1,8 +1,8 @@
 //! What would be done is told, and nothing is done.
 
 use definition::Format;
-use testkit::{Fault, Port, Request, Route, ScriptedAgent, Times};
 use serde_json::{Value, json};
+use testkit::{Fault, Port, Request, Route, ScriptedAgent, Times};
 
 use crate::pod::{PROXY, Pod, SERVICE};
 

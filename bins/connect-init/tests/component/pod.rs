@@ -6,9 +6,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use testkit::{Outcome, Process, ScriptedAgent};
 use serde_json::Value;
 use tempfile::TempDir;
+use testkit::{Outcome, Process, ScriptedAgent};
 
 /// The id of the pod's service.
 pub(crate) const SERVICE: &str = "web-0-web";

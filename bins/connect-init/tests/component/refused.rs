@@ -1,7 +1,7 @@
 //! An agent that says no, at each step.
 
-use testkit::{Fault, Route, ScriptedAgent, Times};
 use serde_json::json;
+use testkit::{Fault, Route, ScriptedAgent, Times};
 
 use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left};
 

@@ -1,7 +1,7 @@
 //! All goes well: what is sent, what is written.
 
-use testkit::{Route, ScriptedAgent};
 use serde_json::json;
+use testkit::{Route, ScriptedAgent};
 
 use crate::pod::{HELPER, PROXY, Pod, SERVICE, assert_registered};
 

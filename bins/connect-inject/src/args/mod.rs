@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use consul::AgentArgs;
+use flags::AgentArgs;
 use runtime::{Failure, LogArgs};
 
 use crate::policy::Mistakes;

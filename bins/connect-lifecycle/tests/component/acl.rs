@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde_json::json;
 use testkit::process::Signal;
 use testkit::{Fault, Route, ScriptedAgent, Times};
-use serde_json::json;
 
 use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left, await_alive};
 

@@ -1,8 +1,8 @@
 //! The preStop hook.
 
+use serde_json::json;
 use testkit::process::Signal;
 use testkit::{Fault, Route, ScriptedAgent, Times};
-use serde_json::json;
 
 use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left};
 

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
+use serde_json::json;
 use testkit::process::Signal;
 use testkit::{Fault, Port, Route, ScriptedAgent, Times};
-use serde_json::json;
 
 use crate::pod::{
     PROXY, PROXY_LEASE, Pod, SERVICE, SERVICE_LEASE, assert_nothing_left, await_alive,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use testkit::{Fault, Port, Route, ScriptedAgent, Times};
 use serde_json::Value;
+use testkit::{Fault, Port, Route, ScriptedAgent, Times};
 
 use crate::pod::{
     APPLICATION, LISTENER, PROXY, PROXY_LEASE, Pod, SERVICE, SERVICE_LEASE, await_alive,

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use testkit::{Outcome, Port, Process, ScriptedAgent};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::{Outcome, Port, Process, ScriptedAgent};
 
 use crate::envoy::{self, FakeEnvoy};
 

@@ -3,9 +3,8 @@
 use std::fmt;
 
 use consul::Error;
+use handoff::lock::LockError;
 use runtime::{Exit, Failure};
-
-use crate::lock::LockError;
 
 /// Why service and proxy are not both registered.
 #[derive(Debug, thiserror::Error)]

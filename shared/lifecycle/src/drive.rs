@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use consul::Agent;
+use handoff::Handoff;
+use handoff::lock::{Lock, LockError};
 use registration::pod::Pair;
 use runtime::{Deadline, Failure, retry};
 
@@ -11,8 +13,6 @@ use super::deregister::Step;
 use super::error::Stays;
 use super::register::Ending;
 use super::{Deregister, Half, Leftovers, Outcome, Register, RegisterError, TakeBack};
-use crate::Handoff;
-use crate::lock::{Lock, LockError};
 
 /// What became of an attempt to register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,69 +47,65 @@ struct Removal {
     stays: Vec<(Half, Stays)>,
 }
 
-// === impl Handoff ===
-
-impl Handoff {
-    /// Registers a service and its proxy: the service first, because the
-    /// proxy's alias check needs it. If the proxy is refused, the service is
-    /// taken back.
-    pub async fn register(
-        &self,
-        agent: &Agent,
-        pair: &Pair,
-        deadline: Deadline,
-    ) -> Result<Registered, RegisterError> {
-        let mut drive = Drive::new(self, agent, pair, deadline);
-        let mut step = Register::begin();
-        let mut failure = None;
-        loop {
-            let done = match step {
-                Register::Lock => drive.lock(deadline).await.map_err(RegisterError::from),
-                Register::LookFirst | Register::LookAgain(_) => Ok(drive.look()),
-                Register::Put(half) => drive.put(half).await,
-                Register::Undo => Ok(drive.undo().await),
-                Register::TakeBack(step) => Ok(drive.take_back(step).await),
-                Register::End(Ending::Done) => return Ok(Registered::Done),
-                Register::End(Ending::Buried) => {
-                    for (id, error) in drive.left() {
-                        tracing::warn!(service = id, "cannot be taken back: {error}");
-                    }
-                    return Ok(Registered::Buried);
+/// Registers a service and its proxy: the service first, because the
+/// proxy's alias check needs it. If the proxy is refused, the service is
+/// taken back.
+pub async fn register(
+    handoff: &Handoff,
+    agent: &Agent,
+    pair: &Pair,
+    deadline: Deadline,
+) -> Result<Registered, RegisterError> {
+    let mut drive = Drive::new(handoff, agent, pair, deadline);
+    let mut step = Register::begin();
+    let mut failure = None;
+    loop {
+        let done = match step {
+            Register::Lock => drive.lock(deadline).await.map_err(RegisterError::from),
+            Register::LookFirst | Register::LookAgain(_) => Ok(drive.look()),
+            Register::Put(half) => drive.put(half).await,
+            Register::Undo => Ok(drive.undo().await),
+            Register::TakeBack(step) => Ok(drive.take_back(step).await),
+            Register::End(Ending::Done) => return Ok(Registered::Done),
+            Register::End(Ending::Buried) => {
+                for (id, error) in drive.left() {
+                    tracing::warn!(service = id, "cannot be taken back: {error}");
                 }
-                Register::End(Ending::Failed) => {
-                    return Err(failure.expect("it ends so only when an act failed"));
-                }
-            };
-            step = step.next(&done.unwrap_or_else(|error| {
-                let outcome = Outcome::failed(error.is_transient());
-                failure = Some(error);
-                outcome
-            }));
-        }
+                return Ok(Registered::Buried);
+            }
+            Register::End(Ending::Failed) => {
+                return Err(failure.expect("it ends so only when an act failed"));
+            }
+        };
+        step = step.next(&done.unwrap_or_else(|error| {
+            let outcome = Outcome::failed(error.is_transient());
+            failure = Some(error);
+            outcome
+        }));
     }
+}
 
-    /// Takes a proxy and its service back, but not for good: the pod may be
-    /// registered again.
-    pub async fn retract(
-        &self,
-        agent: &Agent,
-        pair: &Pair,
-        deadline: Deadline,
-    ) -> Result<(), Leftovers> {
-        Drive::new(self, agent, pair, deadline).deregister(Deregister::for_now()).await
-    }
+/// Takes a proxy and its service back, but not for good: the pod may be
+/// registered again.
+pub async fn retract(
+    handoff: &Handoff,
+    agent: &Agent,
+    pair: &Pair,
+    deadline: Deadline,
+) -> Result<(), Leftovers> {
+    Drive::new(handoff, agent, pair, deadline).deregister(Deregister::for_now()).await
+}
 
-    /// Takes a proxy and its service back for good. Each step is tried even if
-    /// the one before failed, and again until the deadline; what the agent does
-    /// not know is gone.
-    pub async fn deregister(
-        &self,
-        agent: &Agent,
-        pair: &Pair,
-        deadline: Deadline,
-    ) -> Result<(), Leftovers> {
-        Drive::new(self, agent, pair, deadline).deregister(Deregister::for_good()).await
-    }
+/// Takes a proxy and its service back for good. Each step is tried even if
+/// the one before failed, and again until the deadline; what the agent does
+/// not know is gone.
+pub async fn deregister(
+    handoff: &Handoff,
+    agent: &Agent,
+    pair: &Pair,
+    deadline: Deadline,
+) -> Result<(), Leftovers> {
+    Drive::new(handoff, agent, pair, deadline).deregister(Deregister::for_good()).await
 }
 
 // === impl Drive ===

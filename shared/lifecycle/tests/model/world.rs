@@ -14,10 +14,10 @@
 //! once at most, and the one that init has by login is good; nothing of a pod that
 //! is asked to end is shown with them, no late request and no changed entry.
 
-use handoff::protocol::deregister::Step as DeregisterStep;
-use handoff::protocol::keep::Step as KeepStep;
-use handoff::protocol::register::Ending;
-use handoff::protocol::{Deregister, Half, Keep, Outcome, Register, TakeBack};
+use lifecycle::deregister::Step as DeregisterStep;
+use lifecycle::keep::Step as KeepStep;
+use lifecycle::register::Ending;
+use lifecycle::{Deregister, Half, Keep, Outcome, Register, TakeBack};
 
 use crate::explore::{Step, World};
 

@@ -8,35 +8,21 @@
 
 mod bearer;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use consul::acl::{self, LoggedOut};
 use consul::error::Cause;
 use consul::{Agent, Error};
+use handoff::{Handoff, Login};
 use runtime::deadline::Cut;
 use runtime::file::{WriteError, write_whole};
 use runtime::{Deadline, Exit, Failure, retry};
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
 use self::bearer::Subject;
-use crate::{Handoff, remove};
-
-/// How a token is had. It is in the record, so that another can be had later.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Login {
-    /// The auth method.
-    pub auth_method: String,
-    /// The file with what proves to it who logs in: in a pod, the token of its
-    /// service account. The kubelet renews it.
-    pub bearer_token_file: PathBuf,
-    /// What the token's description says of its owner.
-    pub meta: BTreeMap<String, String>,
-}
 
 /// The token that an agent is spoken to with, by login.
 #[derive(Debug)]
@@ -168,7 +154,7 @@ impl Session {
             }
         }
         self.agent.set_token(None);
-        remove(&self.handoff.token())?;
+        self.handoff.remove_token()?;
         waited
     }
 
@@ -314,6 +300,6 @@ impl From<NotKnown> for Failure {
 fn read(file: &Path) -> Result<Option<SecretString>, Failure> {
     match file.try_exists() {
         Ok(false) => Ok(None),
-        _ => consul::args::read_token(file),
+        _ => consul::token::read(file),
     }
 }

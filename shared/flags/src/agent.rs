@@ -1,15 +1,13 @@
 //! The flags by which an agent is named. Names and environment variables are
 //! those of Consul's CLI ("Consul Commands (CLI)", "Environment variables").
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
+use consul::token::read as read_token;
+use consul::{Address, Agent, Config, TlsFiles};
 use runtime::Failure;
 use secrecy::{ExposeSecret, SecretString};
-
-use crate::address::Address;
-use crate::agent::{Agent, Config};
-use crate::http::TlsFiles;
 
 /// Which agent, and how it is spoken to.
 #[derive(Clone, Debug, Args)]
@@ -118,14 +116,4 @@ impl AgentArgs {
             node,
         })
     }
-}
-
-/// Reads a token; none if the file is empty.
-pub fn read_token(file: &Path) -> Result<Option<SecretString>, Failure> {
-    let text = std::fs::read_to_string(file).map_err(|error| {
-        Failure::usage(format_args!("cannot read the token file {}: {error}", file.display()))
-            .hint("check --token-file (CONSUL_HTTP_TOKEN_FILE)")
-    })?;
-    let token = text.trim();
-    Ok((!token.is_empty()).then(|| SecretString::from(token)))
 }

@@ -1,5 +1,5 @@
 //! How a registration is made, kept and taken back, so that it never comes back
-//! after it was taken back: see the two rules of this crate.
+//! after it was taken back: see the two rules of the crate `handoff`.
 //!
 //! Each of these is a machine: every step of it is one act, and how the act
 //! went leads to the next step. The machines know no agent, no folder, no clock
@@ -10,9 +10,9 @@
 //! - [`take_back`]: both are taken off the agent, [`TakeBack`]
 //! - [`deregister`]: the registration is taken back, [`Deregister`]
 //! - [`keep`]: the registration is kept true, [`Keep`]
-//! - [`drive`]: the acts, done: [`Handoff::register`](crate::Handoff::register),
-//!   [`retract`](crate::Handoff::retract) and
-//!   [`deregister`](crate::Handoff::deregister); `connect-lifecycle` drives [`Keep`]
+//! - [`drive`]: the acts, done: [`register()`], [`retract`] and [`deregister()`];
+//!   `connect-lifecycle` drives [`Keep`]
+//! - [`session`]: the ACL token of a registration: login and logout, [`Session`]
 //! - [`error`]: why one of them was not done
 
 pub mod deregister;
@@ -20,16 +20,18 @@ pub mod drive;
 pub mod error;
 pub mod keep;
 pub mod register;
+pub mod session;
 pub mod take_back;
 
 use registration::Service;
 use registration::pod::Pair;
 
 pub use deregister::Deregister;
-pub use drive::Registered;
+pub use drive::{Registered, deregister, register, retract};
 pub use error::{Leftovers, RegisterError};
 pub use keep::Keep;
 pub use register::Register;
+pub use session::Session;
 pub use take_back::TakeBack;
 
 /// One of the two entries that a registration has on the agent.

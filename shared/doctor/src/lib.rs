@@ -7,17 +7,16 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::bootstrap::GrpcAddress;
+use bootstrap::GrpcAddress;
 use certificate::{Validity, rfc3339};
+use consul::agent::Leader;
+use consul::answer::{AgentCheck, AgentSelf, Roots};
+use consul::envoy_version::{misfit, release};
+use consul::error::{Cause, Error};
+use consul::grpc::{DEFAULT_GRPC, grpc_port};
+use consul::{Address, Agent};
 use serde::Serialize;
 use tokio::net::{TcpStream, UnixStream};
-
-use crate::address::Address;
-use crate::agent::{Agent, Leader};
-use crate::answer::{AgentCheck, AgentSelf, Roots};
-use crate::bootstrap::{DEFAULT_GRPC, grpc_port};
-use crate::envoy_version::{misfit, release};
-use crate::error::{Cause, Error};
 
 /// What to think of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -435,7 +434,7 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Request;
+    use consul::error::Request;
 
     const DAY: i64 = 24 * 60 * 60;
 

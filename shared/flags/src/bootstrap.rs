@@ -13,16 +13,15 @@ use ::bootstrap::{
     AccessLogs, Admin, Input, Prometheus, PrometheusTls, Proxy, Token, Xds, XdsAddress,
 };
 use clap::Args;
+use consul::answer::AgentService;
+use consul::envoy_version::misfit;
+use consul::grpc::{DEFAULT_GRPC, grpc_port};
+use consul::{Agent, TlsFiles};
 use registration::service::Kind;
 use runtime::{Exit, Failure};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
-
-use crate::agent::Agent;
-use crate::answer::{AgentSelf, AgentService};
-use crate::envoy_version::misfit;
-use crate::http::TlsFiles;
 
 /// How Envoy is to be set up, as `consul connect envoy` has it.
 #[derive(Clone, Debug, Args)]
@@ -114,9 +113,6 @@ pub struct BootstrapArgs {
     #[arg(long, env = "CONNECT_ENVOY_READY_BIND_PORT", value_name = "PORT", requires = "envoy_ready_bind_address", value_parser = clap::value_parser!(u16).range(1..))]
     pub envoy_ready_bind_port: Option<u16>,
 }
-
-/// Where xDS is served, if neither a flag nor the agent says it.
-pub(crate) const DEFAULT_GRPC: (&str, u16) = ("localhost", 8502);
 
 /// What is asked of the agent for a document.
 struct Seen {
@@ -368,20 +364,6 @@ async fn discover(agent: &Agent) -> Result<GrpcAddress, Failure> {
     Ok(GrpcAddress::Tcp { tls, host: host.to_owned(), port })
 }
 
-/// The gRPC port and whether it speaks TLS; negative: off.
-pub(crate) fn grpc_port(answer: &AgentSelf) -> Option<(bool, i64)> {
-    let ports = answer.xds.as_ref().and_then(|xds| xds.ports.as_ref());
-    if let Some(ports) = ports {
-        if ports.tls > 0 {
-            return Some((true, ports.tls));
-        }
-        if ports.plaintext > 0 {
-            return Some((false, ports.plaintext));
-        }
-    }
-    answer.debug.grpc_port.filter(|port| *port != 0).map(|port| (false, port))
-}
-
 /// Resolves `host:port` to an address; Envoy's bootstrap takes IP addresses only.
 async fn resolve(flag: &str, text: &str) -> Result<SocketAddr, Failure> {
     let form = || {
@@ -429,15 +411,5 @@ mod tests {
                 "{error}"
             );
         }
-    }
-
-    #[test]
-    fn the_grpc_port_of_old_and_new_agents() {
-        let port = |json: &str| grpc_port(&serde_json::from_str(json).unwrap());
-        assert_eq!(port(r#"{"xDS":{"Ports":{"Plaintext":8502,"TLS":8503}}}"#), Some((true, 8503)));
-        assert_eq!(port(r#"{"xDS":{"Ports":{"Plaintext":8502,"TLS":-1}}}"#), Some((false, 8502)));
-        assert_eq!(port(r#"{"DebugConfig":{"GRPCPort":8502}}"#), Some((false, 8502)));
-        assert_eq!(port(r#"{"DebugConfig":{"GRPCPort":-1}}"#), Some((false, -1)));
-        assert_eq!(port("{}"), None);
     }
 }
