@@ -1,0 +1,157 @@
+//! Measures what the binaries cost: `scripts/bench`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use bench::instructions::{self, Noted};
+use bench::report::{Section, save, table};
+use bench::{CASES, Case, Plan};
+use clap::Parser;
+use harness::parts::Parts;
+use harness::process::run as output_of;
+
+/// Measures the binaries against what a user would pick instead, and against the
+/// least that it can cost
+#[derive(Parser)]
+struct Args {
+    /// What is measured: start, end, footprint, webhook, scale, parsers; by
+    /// default all of them
+    cases: Vec<String>,
+    /// How often each command is run
+    #[arg(long, default_value_t = 15)]
+    runs: usize,
+    /// Take the time that it takes: a million reviews, 500 pods
+    #[arg(long)]
+    full: bool,
+    /// Where results and plots go
+    #[arg(long)]
+    out: PathBuf,
+    /// The folder with the programs of the package `measure`
+    #[arg(long)]
+    measure: PathBuf,
+    /// What the binaries are built for
+    #[arg(long, default_value = "unknown")]
+    target: String,
+    /// Where criterion left its results
+    #[arg(long)]
+    criterion: Option<PathBuf>,
+    /// Measure nothing; count instructions and hold them against this file
+    #[arg(long, value_name = "FILE")]
+    check_instructions: Option<PathBuf>,
+    /// Measure nothing; count instructions and note them in this file
+    #[arg(long, value_name = "FILE")]
+    note_instructions: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            say(&format!("bench: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> harness::Result<ExitCode> {
+    let Args {
+        cases,
+        runs,
+        full,
+        out,
+        measure,
+        target,
+        criterion,
+        check_instructions,
+        note_instructions,
+    } = args;
+    let plan = Plan { parts: Parts::find()?, measure, criterion, runs, full };
+    if let Some(file) = check_instructions.as_ref().or(note_instructions.as_ref()) {
+        let rustc = output_of("rustc", &["--version"])?;
+        let found = Noted {
+            built_with: format!("{}, {target}", rustc.trim()),
+            instructions: instructions::count(&plan)?,
+        };
+        if note_instructions.is_some() {
+            return note(&found, file);
+        }
+        let noted = std::fs::read_to_string(file)
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+        let (lines, good) = instructions::compare(&found, &serde_json::from_str(&noted)?);
+        writeln!(std::io::stdout(), "{}", lines.join("\n"))?;
+        return Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+
+    let mut chosen: Vec<&Case> = Vec::new();
+    for name in &cases {
+        let case = CASES.iter().find(|case| case.name == name);
+        let names: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+        chosen
+            .push(case.ok_or_else(|| format!("no case `{name}`: there are {}", names.join(", ")))?);
+    }
+    if chosen.is_empty() {
+        chosen.extend(CASES);
+    }
+    let machine = machine(&plan.parts);
+    let mut sections = Vec::new();
+    let mut good = true;
+    for case in chosen {
+        say(&format!("-- {}", case.title));
+        let began = Instant::now();
+        match case.measure(&plan) {
+            Ok(found) => {
+                say(&format!("   took {:.0} s", began.elapsed().as_secs_f64()));
+                sections.push(Section::new(case.name, case.title, found));
+            }
+            Err(error) => {
+                good = false;
+                say(&format!("   {}: nothing is measured: {error}", case.name));
+            }
+        }
+    }
+    save(&out, &sections, &machine)?;
+    write!(std::io::stdout(), "{}", table(&sections))?;
+    say(&format!("results and plots are in {}", out.display()));
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn note(found: &Noted, file: &Path) -> harness::Result<ExitCode> {
+    let text = serde_json::to_string_pretty(found)? + "\n";
+    std::fs::File::create(file)?.write_all(text.as_bytes())?;
+    write!(std::io::stdout(), "{text}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The machine and the releases: figures mean nothing without.
+fn machine(parts: &Parts) -> Vec<(String, String)> {
+    let line = |program: &str, args: &[&str]| {
+        let output = output_of(program, args).unwrap_or_default();
+        output.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown").trim().to_owned()
+    };
+    let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let model = model.map_or("unknown", |(_, model)| model.trim());
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    // Before it stands the path of the program.
+    let envoy = line(&parts.envoy.to_string_lossy(), &["--version"]);
+    let envoy = envoy.rsplit("version: ").next().unwrap_or_default().to_owned();
+    [
+        ("processor", format!("{cores} cores, {model}")),
+        ("load before", read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" ")),
+        ("kernel", line("uname", &["-sr"])),
+        ("rustc", line("rustc", &["--version"])),
+        ("Consul", line(&parts.consul.to_string_lossy(), &["version"])),
+        ("Envoy", envoy),
+        ("curl", line("curl", &["--version"])),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
+}
+
+fn say(line: &str) {
+    // Nobody may be reading.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

@@ -1,0 +1,158 @@
+//! The table, as text, Markdown and JSON.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::figure::{Budget, Figure, Line, Row};
+use super::start::write;
+use super::{Found, svg};
+use harness::Result;
+
+/// A case, and what it found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Section {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it measures.
+    pub title: &'static str,
+    /// The table's rows.
+    pub rows: Vec<Row>,
+    /// How something grows.
+    pub lines: Vec<Line>,
+}
+
+const HEAD: [&str; 7] = ["what", "ours", "peer", "floor", "ratio", "budget", "met"];
+
+// === impl Section ===
+
+impl Section {
+    /// Of a case.
+    pub fn new(name: &'static str, title: &'static str, found: Found) -> Self {
+        Self { name, title, rows: found.rows, lines: found.lines }
+    }
+}
+
+/// The table for a terminal.
+pub fn table(sections: &[Section]) -> String {
+    let rows: Vec<[String; 7]> = std::iter::once(HEAD.map(str::to_owned))
+        .chain(sections.iter().flat_map(|section| &section.rows).map(cells))
+        .collect();
+    let widths: Vec<usize> = (0..HEAD.len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let padded: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "{}", padded.join("  ").trim_end());
+    }
+    text
+}
+
+/// The table in Markdown, with the machine.
+pub fn markdown(sections: &[Section], machine: &[(String, String)]) -> String {
+    let mut text = String::new();
+    for (name, value) in machine {
+        let _ = writeln!(text, "- {name}: {value}");
+    }
+    let _ = writeln!(text, "\n| {} |\n|{}", HEAD.join(" | "), "---|".repeat(HEAD.len()));
+    for row in sections.iter().flat_map(|section| &section.rows) {
+        let _ = writeln!(text, "| {} |", cells(row).join(" | "));
+    }
+    text
+}
+
+/// Writes `results.json`, `results.md` and a plot of each case.
+///
+/// # Errors
+/// The folder can't be written to.
+pub fn save(folder: &Path, sections: &[Section], machine: &[(String, String)]) -> Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let machine_object: serde_json::Map<_, _> =
+        machine.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+    let document = json!({"machine": machine_object, "cases": sections});
+    write(&folder.join("results.json"), &format!("{document:#}\n"))?;
+    write(&folder.join("results.md"), &markdown(sections, machine))?;
+    for section in sections {
+        write(
+            &folder.join(format!("{}.svg", section.name)),
+            &svg::bars(section.title, &section.rows),
+        )?;
+        for (index, line) in section.lines.iter().enumerate() {
+            let name = format!("{}-growth-{}.svg", section.name, index + 1);
+            write(&folder.join(name), &svg::line(line))?;
+        }
+    }
+    Ok(())
+}
+
+fn cells(row: &Row) -> [String; 7] {
+    let cell =
+        |found: Option<Figure>| found.map(|found| figure(found, row.unit)).unwrap_or_default();
+    let budgets: Vec<String> = row.budgets.iter().map(|budget| said(*budget, row.unit)).collect();
+    [
+        row.what.clone(),
+        figure(row.ours, row.unit),
+        cell(row.peer),
+        cell(row.floor),
+        row.ratio().map(|ratio| format!("{}x", number(ratio))).unwrap_or_default(),
+        budgets.join(", "),
+        match row.met() {
+            Some(true) => "yes".to_owned(),
+            Some(false) => "NO".to_owned(),
+            None => String::new(),
+        },
+    ]
+}
+
+/// The median, and the spread if there was one.
+fn figure(figure: Figure, unit: &str) -> String {
+    let Figure { median, min, max, runs } = figure;
+    let median = number(median);
+    let spread =
+        if runs > 1 { format!(" ({}-{})", number(min), number(max)) } else { String::new() };
+    let space = if unit.is_empty() { "" } else { " " };
+    format!("{median}{space}{unit}{spread}")
+}
+
+fn said(budget: Budget, unit: &str) -> String {
+    match budget {
+        Budget::AtMost(most) => format!("<= {} {unit}", number(most)).trim_end().to_owned(),
+        Budget::TimesLessThanPeer(times) => format!("peer / {}", number(times)),
+        Budget::BelowFloor => "< floor".to_owned(),
+    }
+}
+
+/// With three digits that count.
+pub(super) fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        value if value >= 100.0 || value == 0.0 => 0,
+        value if value >= 10.0 => 1,
+        value if value >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{value:.digits$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_says_what_is_met() {
+        let ours = Figure::of(vec![16.0, 17.25, 30.0]).unwrap();
+        let row = Row::new("start", "ms", ours)
+            .peer(Figure::exact(222.0))
+            .budget(Budget::TimesLessThanPeer(20.0));
+        let section =
+            Section { name: "start", title: "The start", rows: vec![row], lines: Vec::new() };
+        let table = table(std::slice::from_ref(&section));
+        let expected = "start  17.2 ms (16.0-30.0)  222 ms         12.9x  peer / 20.0  NO";
+        assert_eq!(table.lines().nth(1), Some(expected), "{table}");
+        let markdown = markdown(&[section], &[("cores".to_owned(), "2".to_owned())]);
+        assert!(markdown.starts_with("- cores: 2\n\n| what |"), "{markdown}");
+    }
+}

@@ -1,0 +1,130 @@
+//! The user's document, played on a cluster by the commands that it has.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::client::{Cluster, Namespace, text};
+use harness::document::{DEPLOYMENT, ECHO_CLIENT, ECHO_SERVER, HELLO};
+use harness::{Result, until};
+
+/// The command of the document, behind `kubectl`.
+const EXEC: [&str; 6] = ["exec", "echo-client", "--", "curl", "-s", "http://127.0.0.1:1234/"];
+
+/// Plays the whole document, in a namespace of its own. `say` gets a line for
+/// each step as it happens; a line that begins with a blank belongs to the step
+/// before.
+///
+/// # Errors
+/// The first step that did not happen, with what was seen instead.
+pub fn play(cluster: &Cluster, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let version = cluster.get("/version")?;
+    let release = cluster.consul("/v1/agent/self")?["Config"]["Version"].clone();
+    say("A cluster with the injector, and a Consul client agent on its node");
+    say(&format!("  Kubernetes {}, Consul {}", text(&version["gitVersion"]), text(&release)));
+    let namespace = cluster.namespace("document")?;
+
+    for (name, manifest) in [("echo-server", ECHO_SERVER), ("echo-client", ECHO_CLIENT)] {
+        say(&format!("kubectl apply -f {name}.yaml"));
+        for line in namespace.apply(manifest)?.lines() {
+            say(&format!("  {line}"));
+        }
+    }
+    for name in ["echo-server", "echo-client"] {
+        namespace.await_condition(&format!("pod/{name}"), "Ready")?;
+        show_pod(&namespace, name, say)?;
+    }
+    for service in ["echo-server", "echo-client"] {
+        cluster.await_instances(service, 1)?;
+        show_catalog(cluster, service, say)?;
+    }
+
+    say(&format!("kubectl {}", EXEC.join(" ")));
+    await_answer(&namespace)?;
+    say(&format!("  {}", HELLO.trim_end()));
+
+    say("A deny intention, without touching a pod");
+    let intention =
+        json!({"SourceName": "echo-client", "DestinationName": "echo-server", "Action": "deny"});
+    let made = cluster.consul_request(Method::POST, "/v1/connect/intentions", Some(&intention))?;
+    let code = await_refusal(&namespace);
+    let path = format!("/v1/connect/intentions/{}", text(&made["ID"]));
+    // Whatever was seen: an intention is the whole mesh's.
+    cluster.consul_request(Method::DELETE, &path, None)?;
+    say(&format!("  command terminated with exit code {}", code?));
+    await_answer(&namespace)?;
+    say(&format!("  taken back: {}", HELLO.trim_end()));
+
+    say("kubectl apply -f deployment.yaml");
+    namespace.apply(DEPLOYMENT)?;
+    namespace.await_rollout("deployment/consul-example-deployment")?;
+    for pod in namespace.pods("app=consul-example")? {
+        show_pod(&namespace, text(&pod["metadata"]["name"]), say)?;
+    }
+    cluster.await_instances("example", 1)?;
+    show_catalog(cluster, "example", say)?;
+
+    say("kubectl delete: the pods and the Deployment");
+    namespace.kubectl(&["delete", "--wait=false", "pod/echo-server", "pod/echo-client"])?;
+    namespace.kubectl(&["delete", "--wait=false", "deployment/consul-example-deployment"])?;
+    for service in ["echo-server", "echo-client", "example"] {
+        cluster.await_instances(service, 0)?;
+        say(&format!("  {service} and its proxy are gone from the catalog"));
+    }
+    Ok(())
+}
+
+/// Says what the cluster has of a pod; it is to be injected.
+fn show_pod(namespace: &Namespace<'_>, name: &str, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let pod = namespace.pod(name)?;
+    let status = &pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-status"];
+    say(&format!("  {name}: connect-inject-status is {}", text(status)));
+    if status != "injected" {
+        return Err(format!("{name} was not injected: {pod:#}").into());
+    }
+    for (kind, list) in [("init container", "initContainers"), ("container", "containers")] {
+        for container in pod["spec"][list].as_array().into_iter().flatten() {
+            say(&format!("    {kind} {}", text(&container["name"])));
+        }
+    }
+    Ok(())
+}
+
+/// Says what the catalog has of a service and its proxy.
+fn show_catalog(cluster: &Cluster, service: &str, say: &mut dyn FnMut(&str)) -> Result<()> {
+    for name in [service.to_owned(), format!("{service}-sidecar-proxy")] {
+        for instance in cluster.passing(&name)? {
+            let entry = &instance["Service"];
+            let (id, address) = (text(&entry["ID"]), text(&entry["Address"]));
+            let checks = instance["Checks"].as_array().map_or(0, Vec::len);
+            say(&format!(
+                "  {name}: id {id}, {address}, port {}, {checks} checks pass",
+                entry["Port"]
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the document's command prints what the server says.
+fn await_answer(namespace: &Namespace<'_>) -> Result<()> {
+    let mut seen = String::new();
+    until("the answer to curl", || {
+        seen = match namespace.try_kubectl(&EXEC, "") {
+            Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+            Err(error) => error.to_string(),
+        };
+        seen == HELLO
+    })
+    .map_err(|error| format!("{error}; last seen: {seen:?}").into())
+}
+
+/// Waits until the document's command fails as it says: with exit code 52.
+fn await_refusal(namespace: &Namespace<'_>) -> Result<i32> {
+    let mut seen = None;
+    until("curl to end with exit code 52", || {
+        seen = namespace.try_kubectl(&EXEC, "").ok().and_then(|output| output.status.code());
+        seen == Some(52)
+    })
+    .map_err(|error| format!("{error}; last seen: {seen:?}"))?;
+    Ok(52)
+}

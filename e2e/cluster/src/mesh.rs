@@ -1,0 +1,113 @@
+//! What is installed on a cluster of ours: Consul by manifests, the injector by
+//! its chart.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::network::Family;
+use crate::{images, write};
+use harness::process::run;
+use harness::python::{Release, Tools};
+use harness::{Result, image};
+
+const CONSUL: &str = include_str!("../manifests/consul.yaml");
+
+/// The policy under which everything may run on a cluster of ours.
+pub const EVERYTHING: &str = "everything";
+
+/// The namespace of both.
+pub const NAMESPACE: &str = "consul";
+/// The injector's Deployment, Service and webhook, as the chart names them for
+/// a release that is called as the namespace is.
+pub const INJECT: &str = "consul-connect-inject";
+
+/// Installs both, and waits until they are ready.
+///
+/// # Errors
+/// Something did not become ready; with the state of the pods.
+pub fn install(kubectl: &Path, kubeconfig: &Path, helm: &Tools, family: Family) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = format!("--kubeconfig={}", kubeconfig.display());
+    let kubectl = |args: &[&str]| {
+        let args: Vec<&str> = [config.as_str()].into_iter().chain(args.iter().copied()).collect();
+        run(&kubectl.to_string_lossy(), &args)
+    };
+    let apply = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        write(&file, text)?;
+        kubectl(&["apply", "--filename", &file.to_string_lossy()])
+    };
+    let rolled_out = |what: &str| {
+        let rollout = ["rollout", "status", what, "--namespace", NAMESPACE, "--timeout=120s"];
+        kubectl(&rollout).map_err(|error| {
+            let pods = kubectl(&["describe", "pods", "--namespace", NAMESPACE]);
+            let logs = kubectl(&["logs", what, "--namespace", NAMESPACE, "--tail=20"]);
+            format!("{error}\n{}\n{}", pods.unwrap_or_default(), logs.unwrap_or_default())
+        })
+    };
+    apply("consul.yaml", &consul(family))?;
+    apply("injector.yaml", &injector(helm, family)?)?;
+    rolled_out("deployment/consul-server")?;
+    rolled_out("daemonset/consul-client")?;
+    rolled_out(&format!("deployment/{INJECT}"))?;
+    Ok(())
+}
+
+/// The manifest of a second Consul, whose ACLs are on.
+pub const ACL_CONSUL: &str = include_str!("../manifests/acl.yaml");
+/// Its namespace, and the release of its injector there. Its webhook is asked
+/// before the first one, by its name.
+pub const ACL: &str = "acl";
+/// Its auth method.
+pub const ACL_METHOD: &str = "pods";
+
+/// The manifest of the injector that belongs to the Consul with ACLs: for
+/// namespaces with the label `mesh: acl`.
+///
+/// # Errors
+/// The chart can't be rendered.
+pub fn acl_injector() -> Result<String> {
+    let own = json!({
+        "replicas": 1,
+        "namespaceSelector": {"matchLabels": {"mesh": ACL}},
+        "agent": {"httpAddr": "http://$(HOST_IP):9500", "grpcAddr": "$(HOST_IP):9502"},
+        "overrideAuthMethodName": ACL_METHOD,
+    });
+    render(&Tools::find()?, ACL, &own)
+}
+
+/// The manifest of Consul, for a cluster of such addresses.
+fn consul(family: Family) -> String {
+    let server = family.network().server;
+    let host = "$(HOST_IP)";
+    CONSUL
+        .replace("SERVER_IN_URL", &family.in_url(server))
+        .replace("SERVER", server)
+        .replace("HOST_IN_URL", &family.in_url(host))
+}
+
+/// The injector's chart, rendered as `helm template` does it: it has to be told
+/// the cluster's version, without which it takes what came with 1.21.
+fn injector(helm: &Tools, family: Family) -> Result<String> {
+    let own = match family {
+        Family::Ipv4 => json!({}),
+        Family::Ipv6 => json!({"listenAddress": "[::]"}),
+    };
+    render(helm, NAMESPACE, &own)
+}
+
+/// A release of the chart, in a namespace of the same name, with our images.
+fn render(helm: &Tools, name: &'static str, own: &Value) -> Result<String> {
+    let mut values = json!({"connectInject": {
+        "image": images::INJECT,
+        "imageInit": image::INIT,
+        "imageEnvoy": image::ENVOY,
+        "kubernetesVersion": std::env::var("CLUSTER_VERSION").unwrap_or_else(|_| "1.34".to_owned()),
+    }});
+    json_patch::merge(&mut values["connectInject"], own);
+    let release = Release { name, namespace: name, values };
+    let rendered = helm.render(&[release])?.releases.pop().ok_or("Helm renders nothing")??;
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": rendered.documents});
+    Ok(list.to_string())
+}

@@ -1,0 +1,74 @@
+//! The programs of a cluster: where they are.
+
+use std::path::PathBuf;
+
+use harness::python::Tools;
+use harness::{Result, parts};
+
+/// The programs that a cluster runs.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Consul, Envoy, our own binaries and the harness's.
+    pub common: parts::Parts,
+    /// The archive of the image of `connect-init`.
+    pub init_image: PathBuf,
+    /// The archive of the image of `connect-inject`, from `E2E_INJECT_IMAGE`.
+    pub inject_image: PathBuf,
+    /// The folder with Kubernetes, from `KUBERNETES_DIR`.
+    pub kubernetes: PathBuf,
+    /// The folder with what else a node runs, from `NODE_DIR`.
+    pub node: PathBuf,
+    /// Helm, from `PYTHON_TOOLS`.
+    pub helm: Tools,
+}
+
+// === impl Parts ===
+
+impl Parts {
+    /// Finds all parts.
+    ///
+    /// # Errors
+    /// What is missing, and what to do.
+    pub fn find() -> Result<Self> {
+        let common = parts::Parts::find()?;
+        let part = |variable: &str| -> Result<PathBuf> {
+            let path = std::env::var_os(variable)
+                .map(PathBuf::from)
+                .ok_or_else(|| format!("{variable} is not set: scripts/cluster sets it"))?;
+            if path.exists() {
+                return Ok(path);
+            }
+            Err(format!("{variable} names {}, which does not exist", path.display()).into())
+        };
+        Ok(Self {
+            init_image: common
+                .init_image
+                .clone()
+                .ok_or("E2E_INIT_IMAGE is not set: scripts/cluster sets it")?,
+            common,
+            inject_image: part("E2E_INJECT_IMAGE")?,
+            kubernetes: part("KUBERNETES_DIR")?,
+            node: part("NODE_DIR")?,
+            helm: Tools::find()?,
+        })
+    }
+
+    /// For tests: all parts, or none with a line that says so; in CI, a missing
+    /// part is a failure.
+    ///
+    /// # Panics
+    /// In CI, if a part is missing.
+    pub fn find_or_skip() -> Option<Self> {
+        parts::or_skip(Self::find().map_err(|missing| missing.to_string()))
+    }
+
+    /// One of Kubernetes' programs.
+    pub fn kubernetes(&self, name: &str) -> PathBuf {
+        self.kubernetes.join(name)
+    }
+
+    /// One of the others that a node runs.
+    pub fn node(&self, name: &str) -> PathBuf {
+        self.node.join(name)
+    }
+}

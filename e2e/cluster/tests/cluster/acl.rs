@@ -1,0 +1,159 @@
+//! ACLs, default policy "deny", with Consul's own auth method for Kubernetes:
+//! pods log in with the token of their service account, which the API server
+//! reviews, and log out when they end.
+
+use cluster::client::{Cluster, Namespace, text};
+use cluster::mesh::{self, ACL, ACL_METHOD};
+use harness::Result;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{self, await_answer};
+
+/// The token that may do everything, as the manifest has it.
+const MANAGEMENT: &str = "7d6e1a54-0000-4000-8000-5eed5eed5eed";
+
+/// The Consul with ACLs and its injector. Both are taken away with it.
+struct Acls {
+    cluster: &'static Cluster,
+    manifests: Vec<String>,
+}
+
+impl Acls {
+    fn install(cluster: &'static Cluster) -> Result<Self> {
+        let manifests = vec![mesh::ACL_CONSUL.to_owned(), mesh::acl_injector()?];
+        let acls = Self { cluster, manifests };
+        for manifest in &acls.manifests {
+            cluster.kubectl(&["apply", "--filename=-"], manifest)?;
+        }
+        for what in ["deployment/consul-acl", "deployment/acl-connect-inject"] {
+            cluster
+                .kubectl(&["rollout", "status", what, "--namespace", ACL, "--timeout=120s"], "")?;
+        }
+        acls.have_auth_method()?;
+        Ok(acls)
+    }
+
+    /// The auth method, and the rule by which a service account acts for the
+    /// service of its name.
+    fn have_auth_method(&self) -> Result<()> {
+        let secret = format!("/api/v1/namespaces/{ACL}/secrets/consul-auth-method");
+        harness::until("the token that reviews tokens", || {
+            self.cluster.get(&secret).is_ok_and(|secret| secret["data"]["token"].is_string())
+        })?;
+        let secret = self.cluster.get(&secret)?;
+        let decoded = |key: &str| -> Result<String> {
+            use base64::Engine as _;
+            let value = text(&secret["data"][key]);
+            Ok(String::from_utf8(base64::prelude::BASE64_STANDARD.decode(value)?)?)
+        };
+        let endpoints = self.cluster.get("/api/v1/namespaces/default/endpoints/kubernetes")?;
+        let subset = &endpoints["subsets"][0];
+        let host = format!(
+            "https://{}:{}",
+            text(&subset["addresses"][0]["ip"]),
+            subset["ports"][0]["port"]
+        );
+        let method = json!({
+            "Name": ACL_METHOD,
+            "Type": "kubernetes",
+            "Config": {
+                "Host": host,
+                "CACert": decoded("ca.crt")?,
+                "ServiceAccountJWT": decoded("token")?,
+            },
+        });
+        self.ask(Method::PUT, "/v1/acl/auth-method", Some(&method))?;
+        let rule = json!({
+            "AuthMethod": ACL_METHOD,
+            "BindType": "service",
+            "BindName": "${serviceaccount.name}",
+            "Selector": "serviceaccount.name!=default",
+        });
+        self.ask(Method::PUT, "/v1/acl/binding-rule", Some(&rule)).map(drop)
+    }
+
+    /// Asks that Consul as its administrator.
+    fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
+        let pods = format!("/api/v1/namespaces/{ACL}/pods?labelSelector=app%3Dconsul-acl");
+        let pods = self.cluster.get(&pods)?;
+        let pod = text(&pods["items"][0]["metadata"]["name"]);
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let path = format!(
+            "/api/v1/namespaces/{ACL}/pods/http:{pod}:9500/proxy{path}{separator}token={MANAGEMENT}"
+        );
+        self.cluster.request(method, &path, body)
+    }
+
+    /// What the descriptions of the tokens say that were made by login.
+    fn logins(&self) -> Result<Vec<String>> {
+        let tokens = self.ask(Method::GET, "/v1/acl/tokens", None)?;
+        let tokens = tokens.as_array().into_iter().flatten();
+        let logins = tokens.filter(|token| token["AuthMethod"] == ACL_METHOD);
+        Ok(logins.map(|token| text(&token["Description"]).to_owned()).collect())
+    }
+}
+
+impl Drop for Acls {
+    fn drop(&mut self) {
+        for manifest in self.manifests.iter().rev() {
+            let delete = ["delete", "--filename=-", "--ignore-not-found", "--wait=false"];
+            let _ = self.cluster.kubectl(&delete, manifest);
+        }
+    }
+}
+
+fn with_account(mut pod: Value, account: &str) -> Value {
+    pod["spec"]["serviceAccountName"] = account.into();
+    pod
+}
+
+fn create(namespace: &Namespace<'_>, pod: &Value) -> Result<String> {
+    namespace.apply(&pod.to_string())
+}
+
+/// Pain 13, 19, 20, 24.
+#[test]
+fn pods_log_in_by_their_service_accounts_and_log_out_at_their_end() {
+    let Some((cluster, _shared)) = support::ours() else { return };
+    let acls = Acls::install(cluster).unwrap();
+    let namespace = cluster.namespace("acls").unwrap();
+    cluster.kubectl(&["label", "namespace", &namespace.name, "mesh=acl"], "").unwrap();
+    for account in ["vault", "vault-client"] {
+        namespace.kubectl(&["create", "serviceaccount", account]).unwrap();
+    }
+
+    // The service account decides for whom a pod may act: said at admission.
+    let refused = create(&namespace, &support::server("vault", "secret")).unwrap_err().to_string();
+    assert!(refused.contains("default") && refused.contains("vault"), "{refused}");
+
+    create(&namespace, &with_account(support::server("vault", "secret"), "vault")).unwrap();
+    create(&namespace, &with_account(support::client("vault"), "vault-client")).unwrap();
+    for pod in ["pod/vault", "pod/vault-client"] {
+        namespace.await_condition(pod, "Ready").unwrap();
+    }
+    let logins = acls.logins().unwrap();
+    for pod in ["vault", "vault-client"] {
+        let uid = namespace.pod(pod).unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+        let name = format!("{}/{pod}", namespace.name);
+        let is_its = |login: &&String| login.contains(&uid) && login.contains(&format!("{name}\""));
+        assert_eq!(logins.iter().filter(is_its).count(), 1, "{pod}: {logins:?}");
+    }
+
+    // Nobody may talk to anybody until it is said.
+    let intention =
+        json!({"SourceName": "vault-client", "DestinationName": "vault", "Action": "allow"});
+    acls.ask(Method::POST, "/v1/connect/intentions", Some(&intention)).unwrap();
+    await_answer(&namespace, "vault-client", "secret").unwrap();
+
+    for pod in ["vault", "vault-client"] {
+        namespace.kubectl(&["delete", "pod", pod, "--wait=false"]).unwrap();
+    }
+    harness::until("the end of all tokens and services", || {
+        acls.logins().is_ok_and(|logins| logins.is_empty())
+            && acls
+                .ask(Method::GET, "/v1/agent/services", None)
+                .is_ok_and(|services| services == json!({}))
+    })
+    .unwrap();
+}

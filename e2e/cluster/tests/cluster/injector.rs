@@ -1,0 +1,166 @@
+//! The injector itself comes and goes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use cluster::client::{Cluster, Namespace, text};
+use cluster::mesh;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{alone, server};
+
+/// Pods are created without a pause while the injector is rolled out: each is
+/// admitted and injected.
+#[test]
+fn no_pod_is_refused_or_missed_while_the_injector_is_rolled() {
+    let Some((cluster, _alone)) = alone() else { return };
+    let namespace = cluster.namespace("rolling").unwrap();
+    let injector = format!("deployment/{}", mesh::INJECT);
+    all_are_injected(cluster, &namespace, || rollout(cluster, &injector));
+}
+
+/// A new CA comes, a certificate by it, and somebody takes the trust in them
+/// away, while pods are created without a pause: each is admitted and injected,
+/// but for the moment in which nothing is trusted.
+#[test]
+fn certificates_rotate_while_pods_are_created() {
+    let Some((cluster, _alone)) = alone() else { return };
+    let namespace = cluster.namespace("rotating").unwrap();
+    let before = trusted(cluster).unwrap();
+    assert_eq!(before.matches("BEGIN CERTIFICATE").count(), 1, "{before}");
+    all_are_injected(cluster, &namespace, || {
+        // Without its key a CA is good for nothing: the next one is published.
+        clear(cluster, &["ca.key"])?;
+        harness::until("trust in both CAs", || {
+            trusted(cluster).is_ok_and(|now| {
+                now.contains(before.trim()) && now.matches("BEGIN CERTIFICATE").count() == 2
+            })
+        })
+    });
+    let old = secret(cluster, "tls.crt").unwrap();
+    all_are_injected(cluster, &namespace, || {
+        clear(cluster, &["tls.crt", "tls.key"])?;
+        harness::until("another certificate", || {
+            secret(cluster, "tls.crt").is_ok_and(|new| !new.is_empty() && new != old)
+        })
+    });
+
+    let both = trusted(cluster).unwrap();
+    let nothing = r#"[{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]"#;
+    let webhooks = ["patch", "mutatingwebhookconfiguration", mesh::INJECT, "--type=json"];
+    cluster.kubectl(&[webhooks.as_slice(), &["--patch", nothing]].concat(), "").unwrap();
+    harness::until("the trust to be back", || trusted(cluster).is_ok_and(|now| now == both))
+        .unwrap();
+    let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
+    harness::until("an admission", || {
+        let asked = cluster.request(Method::POST, &path, Some(&server("rotating", "hello")));
+        asked.is_ok_and(|pod| is_injected(&pod))
+    })
+    .unwrap();
+}
+
+/// What the webhook's configuration trusts, in PEM.
+fn trusted(cluster: &Cluster) -> harness::Result<String> {
+    let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+    let webhooks = cluster.get(&format!("{path}/{}", mesh::INJECT))?;
+    decoded(&webhooks["webhooks"][0]["clientConfig"]["caBundle"])
+}
+
+/// A value of the Secret that the replicas share.
+fn secret(cluster: &Cluster, key: &str) -> harness::Result<String> {
+    let path = format!("/api/v1/namespaces/{}/secrets/{}-tls", mesh::NAMESPACE, mesh::INJECT);
+    decoded(&cluster.get(&path)?["data"][key])
+}
+
+fn decoded(value: &Value) -> harness::Result<String> {
+    Ok(String::from_utf8(BASE64_STANDARD.decode(text(value))?)?)
+}
+
+/// Empties values of that Secret.
+fn clear(cluster: &Cluster, keys: &[&str]) -> harness::Result<()> {
+    let empty: Vec<Value> = keys
+        .iter()
+        .map(|key| json!({"op": "replace", "path": format!("/data/{key}"), "value": ""}))
+        .collect();
+    let (name, patch) = (format!("{}-tls", mesh::INJECT), Value::from(empty).to_string());
+    let args = ["--namespace", mesh::NAMESPACE, "patch", "secret", &name, "--type=json"];
+    cluster.kubectl(&[args.as_slice(), &["--patch", &patch]].concat(), "").map(drop)
+}
+
+/// Does something while pods are created without a pause, and sees that each is
+/// admitted and injected.
+fn all_are_injected(
+    cluster: &Cluster,
+    namespace: &Namespace<'_>,
+    meanwhile: impl FnOnce() -> harness::Result<()> + Send,
+) {
+    let pod = server("hello", "hello");
+    let (done, mut created) = (AtomicBool::new(false), 0);
+    std::thread::scope(|scope| {
+        let meanwhile = scope.spawn(|| {
+            let result = meanwhile();
+            done.store(true, Ordering::Relaxed);
+            result
+        });
+        // Dry runs: they pass admission as others do, and nothing has to run.
+        let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
+        let mut refused: Option<String> = None;
+        while !done.load(Ordering::Relaxed) && refused.is_none() {
+            match cluster.request(Method::POST, &path, Some(&pod)) {
+                Ok(pod) if is_injected(&pod) => created += 1,
+                Ok(pod) => refused = Some(format!("a pod was not injected: {pod:#}")),
+                Err(error) => refused = Some(error.to_string()),
+            }
+        }
+        meanwhile.join().unwrap().unwrap();
+        assert_eq!(refused, None, "after {created} pods");
+    });
+    assert!(created > 0);
+}
+
+/// Without an injector, pods that would be asked about are refused, rather than
+/// started without a sidecar; and the injector itself can come back.
+#[test]
+fn without_an_injector_pods_are_refused_until_it_is_back() {
+    let Some((cluster, _alone)) = alone() else { return };
+    let namespace = cluster.namespace("closed").unwrap();
+    let injector = format!("deployment/{}", mesh::INJECT);
+    let scale = |replicas: &str| {
+        let args = ["--namespace", mesh::NAMESPACE, "scale", &injector, replicas];
+        cluster.kubectl(&args, "").unwrap();
+    };
+    scale("--replicas=0");
+    let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
+    let mut seen = String::new();
+    let refused = harness::until("a refusal", || {
+        let asked = cluster.request(Method::POST, &path, Some(&server("closed", "hello")));
+        seen = asked.map_or_else(|error| error.to_string(), |_| String::new());
+        seen.contains("failed calling webhook")
+    });
+    // Before anything else: the other tests need it.
+    scale("--replicas=2");
+    let args = ["--namespace", mesh::NAMESPACE, "rollout", "status", &injector, "--timeout=90s"];
+    cluster.kubectl(&args, "").unwrap();
+    refused.unwrap_or_else(|error| panic!("{error}: {seen}"));
+    harness::until("an admission", || {
+        let asked = cluster.request(Method::POST, &path, Some(&server("closed", "hello")));
+        asked.is_ok_and(|pod| is_injected(&pod))
+    })
+    .unwrap();
+}
+
+fn rollout(cluster: &Cluster, injector: &str) -> harness::Result<()> {
+    let restart = ["--namespace", mesh::NAMESPACE, "rollout", "restart", injector];
+    cluster.kubectl(&restart, "")?;
+    let status = ["--namespace", mesh::NAMESPACE, "rollout", "status", injector, "--timeout=120s"];
+    cluster.kubectl(&status, "").map(drop)
+}
+
+fn is_injected(pod: &Value) -> bool {
+    ["containers", "initContainers"].into_iter().any(|list| {
+        let containers = pod["spec"][list].as_array();
+        containers.is_some_and(|list| list.iter().any(|each| each["name"] == "envoy-sidecar"))
+    })
+}

@@ -1,0 +1,82 @@
+//! Processes that are killed, and pods that go without their hooks.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{restarts, server, sharing, shell, shell_server};
+
+/// A server whose containers see each other's processes.
+fn open_server(service: &str) -> Value {
+    let mut pod = shell_server(service, "hello");
+    pod["spec"]["shareProcessNamespace"] = json!(true);
+    pod
+}
+
+/// Without a word to anybody: Envoy first, then the helper around it. Each time the container comes back, and there is one registration.
+#[test]
+fn a_killed_sidecar_comes_back_as_one_registration() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("killed").unwrap();
+    namespace.apply(&open_server("killed").to_string()).unwrap();
+    namespace.await_condition("pod/killed", "Ready").unwrap();
+    cluster.await_instances("killed", 1).unwrap();
+    for (count, victim) in [(1, "envoy"), (2, "connect-lifecycle")] {
+        shell(&namespace, "killed", "killed", &format!("kill -9 $(pidof {victim})")).unwrap();
+        harness::until(&format!("a new sidecar after the end of {victim}"), || {
+            restarts(&namespace, "killed", "envoy-sidecar") == count
+        })
+        .unwrap();
+        namespace.await_condition("pod/killed", "Ready").unwrap();
+        cluster.await_instances("killed", 1).unwrap();
+    }
+}
+
+/// Everything in a pod is killed at once and nothing starts again, as when its
+/// node fails: when the lease is over, nobody is sent there, and then it is gone.
+#[test]
+fn a_pod_that_dies_at_once_is_not_sent_traffic_past_its_lease() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("dead").unwrap();
+    let mut pod = open_server("dead");
+    pod["spec"]["restartPolicy"] = json!("Never");
+    namespace.apply(&pod.to_string()).unwrap();
+    namespace.await_condition("pod/dead", "Ready").unwrap();
+    cluster.await_instances("dead", 1).unwrap();
+    // All but the sandbox's own process; the shell of this line among them.
+    let _ = shell(&namespace, "dead", "dead", "kill -9 -1");
+    harness::until("the end of the pod", || {
+        namespace.pod("dead").is_ok_and(|pod| pod["status"]["phase"] == "Failed")
+    })
+    .unwrap();
+    for service in ["dead", "dead-sidecar-proxy"] {
+        harness::until(&format!("the end of the lease of {service}"), || {
+            cluster.passing(service).is_ok_and(|passing| passing.is_empty())
+        })
+        .unwrap();
+        // A minute of failure, and a round of the agent's, which is half of one.
+        harness::until_within(
+            Duration::from_secs(180),
+            &format!("nothing left of {service}"),
+            || cluster.is_unknown(service).unwrap_or_default(),
+        )
+        .unwrap();
+    }
+}
+
+/// A forced deletion gives a pod two seconds, and takes the object at once.
+#[test]
+fn a_pod_deleted_by_force_is_not_sent_traffic_past_its_lease() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("forced").unwrap();
+    namespace.apply(&server("forced", "hello").to_string()).unwrap();
+    namespace.await_condition("pod/forced", "Ready").unwrap();
+    cluster.await_instances("forced", 1).unwrap();
+    namespace.kubectl(&["delete", "pod/forced", "--force", "--grace-period=0"]).unwrap();
+    for service in ["forced", "forced-sidecar-proxy"] {
+        harness::until(&format!("the end of {service}"), || {
+            cluster.passing(service).is_ok_and(|passing| passing.is_empty())
+        })
+        .unwrap();
+    }
+}

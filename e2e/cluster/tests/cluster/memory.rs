@@ -1,0 +1,116 @@
+//! Containers that the kernel kills because they take more memory than they may.
+
+use std::time::Duration;
+
+use cluster::client::{Cluster, Namespace};
+use harness::{until, until_within};
+use serde_json::{Value, json};
+
+use crate::support::{
+    await_answer, changes, client, restarts, sharing, shell, shell_server, status,
+};
+
+/// A request of Envoy's own pages is held in memory until it is whole, and there
+/// is no bound but the container's.
+const FILL_ENVOY: &str = "{ printf 'POST / HTTP/1.1\\r\\nHost: envoy\\r\\n\
+                          Content-Length: 1000000000\\r\\n\\r\\n'; cat /dev/zero; } \
+                          | nc 127.0.0.1 19000";
+
+/// A server whose sidecar has memory for little more than its work.
+fn narrow_server(service: &str) -> Value {
+    let mut pod = shell_server(service, "hello");
+    pod["metadata"]["annotations"]["consul.hashicorp.com/sidecar-proxy-memory-limit"] =
+        json!("64Mi");
+    pod
+}
+
+/// Starts a server and a client of it, and sees that they talk.
+fn start(cluster: &Cluster, namespace: &Namespace<'_>, server: &Value) {
+    let service = server["metadata"]["name"].as_str().unwrap();
+    namespace.apply(&server.to_string()).unwrap();
+    namespace.apply(&client(service).to_string()).unwrap();
+    for pod in [service.to_owned(), format!("{service}-client")] {
+        namespace.await_condition(&format!("pod/{pod}"), "Ready").unwrap();
+    }
+    cluster.await_instances(service, 1).unwrap();
+    await_answer(namespace, &format!("{service}-client"), "hello").unwrap();
+}
+
+/// How a container ended before it was started again.
+fn last_end(namespace: &Namespace<'_>, pod: &str, container: &str) -> Value {
+    status(namespace, pod, container)["lastState"]["terminated"]["reason"].clone()
+}
+
+#[test]
+fn a_sidecar_out_of_memory_comes_back_and_is_reached_again() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("envoy-memory").unwrap();
+    start(cluster, &namespace, &narrow_server("narrow"));
+    let proxy = "narrow-sidecar-proxy";
+    let before = changes(cluster, proxy).unwrap();
+
+    // It ends with Envoy, however that looks from there.
+    let _ = shell(&namespace, "narrow", "narrow", FILL_ENVOY);
+    until("a new sidecar", || restarts(&namespace, "narrow", "envoy-sidecar") == 1).unwrap();
+    assert_eq!(last_end(&namespace, "narrow", "envoy-sidecar"), "OOMKilled");
+    until("the lease to be lost and had again", || {
+        changes(cluster, proxy).is_ok_and(|now| now > before)
+    })
+    .unwrap();
+    cluster.await_instances("narrow", 1).unwrap();
+    await_answer(&namespace, "narrow-client", "hello").unwrap();
+    assert_eq!(restarts(&namespace, "narrow", "narrow"), 0);
+}
+
+/// The application goes on, with nobody to speak for it: clients hear that at
+/// once, and the catalog forgets it.
+#[test]
+fn a_sidecar_out_of_memory_that_may_not_come_back_leaves_nothing() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("once").unwrap();
+    let mut pod = narrow_server("once");
+    // A native sidecar comes back whatever the pod's restartPolicy is.
+    pod["metadata"]["annotations"]["consul.hashicorp.com/sidecar-mode"] = json!("container");
+    pod["spec"]["restartPolicy"] = json!("Never");
+    start(cluster, &namespace, &pod);
+
+    let _ = shell(&namespace, "once", "once", FILL_ENVOY);
+    until("the end of the sidecar", || {
+        status(&namespace, "once", "envoy-sidecar")["state"]["terminated"]["reason"] == "OOMKilled"
+    })
+    .unwrap();
+    for service in ["once", "once-sidecar-proxy"] {
+        until(&format!("the end of the lease of {service}"), || {
+            cluster.passing(service).is_ok_and(|passing| passing.is_empty())
+        })
+        .unwrap();
+        // A minute of failure, and a round of the agent's, which is half of one.
+        until_within(Duration::from_secs(180), &format!("nothing left of {service}"), || {
+            cluster.is_unknown(service).unwrap_or_default()
+        })
+        .unwrap();
+    }
+    assert_eq!(namespace.pod("once").unwrap()["status"]["phase"], "Running");
+}
+
+#[test]
+fn an_application_out_of_memory_comes_back_behind_the_same_sidecar() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("memory").unwrap();
+    let mut pod = shell_server("greedy", "hello");
+    let container = &mut pod["spec"]["containers"][0];
+    container["resources"] = json!({"limits": {"memory": "32Mi"}});
+    // What takes the memory is process 1: with it, the container ends.
+    container["command"][2] = json!(
+        "echo \"$0\" > /tmp/index.html; httpd -p 8080 -h /tmp; \
+         until [ -e /tmp/greedy ]; do sleep 0.1; done; exec dd if=/dev/zero of=/dev/null bs=200M"
+    );
+    start(cluster, &namespace, &pod);
+
+    shell(&namespace, "greedy", "greedy", "touch /tmp/greedy").unwrap();
+    until("a new application", || restarts(&namespace, "greedy", "greedy") == 1).unwrap();
+    assert_eq!(last_end(&namespace, "greedy", "greedy"), "OOMKilled");
+    cluster.await_instances("greedy", 1).unwrap();
+    await_answer(&namespace, "greedy-client", "hello").unwrap();
+    assert_eq!(restarts(&namespace, "greedy", "envoy-sidecar"), 0);
+}

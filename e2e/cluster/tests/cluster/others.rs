@@ -1,0 +1,134 @@
+//! Another mutating webhook beside ours.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use cluster::client::{Cluster, Namespace};
+use cluster::images;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{ours, server};
+
+/// Webhooks are asked in the order of their configurations' names.
+#[test]
+fn another_webhook_before_ours() {
+    play("a-webhook-before");
+}
+
+#[test]
+fn another_webhook_after_ours() {
+    play("zz-webhook-after");
+}
+
+/// A pod that both webhooks change has what each adds, once, and runs. Either is
+/// asked again about what the other did, as `reinvocationPolicy` has it.
+fn play(name: &str) {
+    let Some((cluster, _shared)) = ours() else { return };
+    let namespace = cluster.namespace(name).unwrap();
+    let _registered = install(cluster, &namespace);
+    let asked = format!("asked-{}", &name[..1]);
+    // A configuration takes a moment to be known.
+    let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
+    let pod = server(&asked, "hello");
+    harness::until("the other webhook", || {
+        let shown = cluster.request(Method::POST, &path, Some(&pod));
+        shown.is_ok_and(|pod| names(&pod, "containers").contains(&"beside".to_owned()))
+    })
+    .unwrap();
+
+    namespace.apply(&pod.to_string()).unwrap();
+    let pod = namespace.pod(&asked).unwrap();
+    let mut containers = names(&pod, "containers");
+    let mut init = names(&pod, "initContainers");
+    if init.len() == 2 {
+        containers.extend(init.pop());
+    }
+    containers.sort_unstable();
+    let mut expected = vec!["beside".to_owned(), "envoy-sidecar".to_owned(), asked.clone()];
+    expected.sort_unstable();
+    assert_eq!(containers, expected);
+    assert_eq!(init, ["consul-connect-inject-init"]);
+    namespace.await_condition(&format!("pod/{asked}"), "Ready").unwrap();
+    cluster.await_instances(&asked, 1).unwrap();
+}
+
+fn names(pod: &Value, list: &str) -> Vec<String> {
+    let list = pod["spec"][list].as_array().cloned().unwrap_or_default();
+    list.iter().filter_map(|each| Some(each["name"].as_str()?.to_owned())).collect()
+}
+
+/// A webhook's configuration, which is the whole cluster's.
+struct Registered(&'static Cluster, String);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let path = format!("{CONFIGURATIONS}/{}", self.1);
+        let _ = self.0.request(Method::DELETE, &path, None);
+    }
+}
+
+const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+
+/// Runs the other webhook in the namespace, and registers it for the others
+/// there under the namespace's name.
+fn install(cluster: &'static Cluster, namespace: &Namespace<'_>) -> Registered {
+    let name = &namespace.name;
+    let made = rcgen::generate_simple_self_signed([format!("other.{name}.svc")]).unwrap();
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "tls"},
+            "stringData": {"tls.crt": made.cert.pem(), "tls.key": made.signing_key.serialize_pem()},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "other"},
+            "spec": {"selector": {"app": "other"}, "ports": [{"port": 443, "targetPort": 8443}]},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "other", "labels": {"app": "other"}},
+            "spec": {
+                "containers": [{
+                    "name": "other",
+                    "image": images::OTHER,
+                    "args": ["--tls=/tls", "--image=tutum/curl"],
+                    "readinessProbe": {"tcpSocket": {"port": 8443}, "periodSeconds": 1},
+                    "volumeMounts": [{"name": "tls", "mountPath": "/tls"}],
+                }],
+                "volumes": [{"name": "tls", "secret": {"secretName": "tls"}}],
+            },
+        },
+    ]});
+    namespace.apply(&objects.to_string()).unwrap();
+    namespace.await_condition("pod/other", "Ready").unwrap();
+    let label = format!("webhook-of={name}");
+    namespace.kubectl(&["label", "namespace", name, &label]).unwrap();
+    let configuration = json!({
+        "metadata": {"name": name},
+        "webhooks": [{
+            "name": "other.example.com",
+            "admissionReviewVersions": ["v1"],
+            "sideEffects": "None",
+            "failurePolicy": "Fail",
+            "reinvocationPolicy": "IfNeeded",
+            "rules": [{
+                "apiGroups": [""],
+                "apiVersions": ["v1"],
+                "operations": ["CREATE"],
+                "resources": ["pods"],
+            }],
+            "namespaceSelector": {"matchLabels": {"webhook-of": name}},
+            "clientConfig": {
+                "service": {"namespace": name, "name": "other", "port": 443},
+                "caBundle": BASE64_STANDARD.encode(made.cert.pem()),
+            },
+        }],
+    });
+    let registered = Registered(cluster, name.clone());
+    cluster.request(Method::POST, CONFIGURATIONS, Some(&configuration)).unwrap();
+    registered
+}

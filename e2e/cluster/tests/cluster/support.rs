@@ -1,0 +1,190 @@
+//! What the tests share: the cluster, the objects that they create, and what
+//! they ask about them.
+
+use std::io::Write;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use cluster::client::{Cluster, Namespace};
+use cluster::images;
+use harness::Result;
+use serde_json::{Value, json};
+
+/// The agent and the injector are the same for all tests.
+static SHARED: RwLock<()> = RwLock::new(());
+
+/// For a test that counts on the agent and the injector.
+pub(crate) fn sharing() -> Option<(&'static Cluster, RwLockReadGuard<'static, ()>)> {
+    let cluster = Cluster::find_or_skip()?;
+    Some((cluster, SHARED.read().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// For a test that takes more than a user's cluster has: the images of one of
+/// ours, or its programs.
+pub(crate) fn ours() -> Option<(&'static Cluster, RwLockReadGuard<'static, ()>)> {
+    let (cluster, guard) = sharing()?;
+    let agent = cluster.agent().unwrap_or_default();
+    let mut containers = agent["spec"]["containers"].as_array().into_iter().flatten();
+    if containers.any(|container| container["image"] == images::CONSUL) {
+        return Some((cluster, guard));
+    }
+    let _ = writeln!(
+        std::io::stderr(),
+        "skipped: this takes a cluster of scripts/cluster, and KUBECONFIG names another"
+    );
+    None
+}
+
+/// For a test that disturbs them.
+pub(crate) fn alone() -> Option<(&'static Cluster, RwLockWriteGuard<'static, ()>)> {
+    let cluster = Cluster::find_or_skip()?;
+    Some((cluster, SHARED.write().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// A pod that asks to be injected, of one container, which names the service.
+/// The container answers HTTP on port 8080 with `text`.
+pub(crate) fn server(service: &str, text: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": service,
+            "labels": {"app": service},
+            "annotations": {"consul.hashicorp.com/connect-inject": "true"},
+        },
+        "spec": {
+            "containers": [{
+                "name": service,
+                "image": "hashicorp/http-echo",
+                "imagePullPolicy": "IfNotPresent",
+                "args": [format!("-text={text}"), "-listen=:8080"],
+                "ports": [{"containerPort": 8080}],
+            }],
+        },
+    })
+}
+
+/// As [`server`], where the container has a shell with its tools. The text is
+/// its only argument.
+pub(crate) fn shell_server(service: &str, text: &str) -> Value {
+    // A shell is process 1, which no signal ends that it has no trap for.
+    let line = "echo \"$0\" > /tmp/index.html; trap 'exit 0' TERM; \
+                httpd -f -p 8080 -h /tmp & wait";
+    let mut pod = server(service, text);
+    let container = &mut pod["spec"]["containers"][0];
+    container["image"] = json!("busybox");
+    container["command"] = json!(["sh", "-c", line]);
+    container["args"] = json!([text]);
+    pod
+}
+
+/// A pod that asks to be injected, with a shell and curl in one container, and
+/// one upstream at port 1234. Its service is `SERVICE-client`.
+pub(crate) fn client(upstream: &str) -> Value {
+    let name = format!("{upstream}-client");
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "annotations": {
+                "consul.hashicorp.com/connect-inject": "true",
+                "consul.hashicorp.com/connect-service-upstreams": format!("{upstream}:1234"),
+            },
+        },
+        "spec": {
+            "containers": [{
+                "name": name,
+                "image": "tutum/curl",
+                "imagePullPolicy": "IfNotPresent",
+                "command": ["sleep", "1000000"],
+            }],
+        },
+    })
+}
+
+/// As [`client`], of a Job: it asks its upstream once, and ends with its sidecar.
+pub(crate) fn one_shot_client(upstream: &str) -> Value {
+    let mut pod = client(upstream);
+    pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-mount-volume"] =
+        pod["metadata"]["name"].clone();
+    pod["spec"]["restartPolicy"] = json!("Never");
+    pod["spec"]["containers"][0]["command"] = json!([
+        "/consul/connect-inject/connect-lifecycle",
+        "wait",
+        "--quit",
+        "--",
+        "sh",
+        "-c",
+        ASK,
+    ]);
+    pod
+}
+
+/// A Deployment, StatefulSet or the like, of pods such as that one.
+pub(crate) fn set_of(kind: &str, pod: &Value, replicas: u32) -> Value {
+    let (name, labels) = (&pod["metadata"]["name"], &pod["metadata"]["labels"]);
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": labels},
+            "serviceName": if kind == "StatefulSet" { name.clone() } else { Value::Null },
+            "template": {
+                "metadata": {"labels": labels, "annotations": pod["metadata"]["annotations"]},
+                "spec": pod["spec"],
+            },
+        },
+    })
+}
+
+/// Runs a shell line in the first container that the user gave a pod.
+pub(crate) fn shell(
+    namespace: &Namespace<'_>,
+    pod: &str,
+    container: &str,
+    line: &str,
+) -> Result<String> {
+    namespace.kubectl(&["exec", pod, "--container", container, "--", "sh", "-c", line])
+}
+
+/// What the kubelet says of a pod's container, or null.
+pub(crate) fn status(namespace: &Namespace<'_>, pod: &str, container: &str) -> Value {
+    let pod = namespace.pod(pod).unwrap_or_default();
+    // A native sidecar is an init container.
+    let lists = ["containerStatuses", "initContainerStatuses"];
+    let statuses = lists
+        .into_iter()
+        .flat_map(|list| pod["status"][list].as_array().cloned().unwrap_or_default());
+    statuses.into_iter().find(|status| status["name"] == container).unwrap_or_default()
+}
+
+/// How often a pod's container was started again.
+pub(crate) fn restarts(namespace: &Namespace<'_>, pod: &str, container: &str) -> u64 {
+    status(namespace, pod, container)["restartCount"].as_u64().unwrap_or_default()
+}
+
+/// The catalog's count at the last change of a service's checks: it is greater
+/// after a check failed and passed again.
+pub(crate) fn changes(cluster: &Cluster, service: &str) -> Result<u64> {
+    let checks = cluster.consul(&format!("/v1/health/checks/{service}"))?;
+    let indexes = checks.as_array().into_iter().flatten();
+    Ok(indexes.filter_map(|check| check["ModifyIndex"].as_u64()).max().unwrap_or_default())
+}
+
+/// The line that asks a client's upstream.
+pub(crate) const ASK: &str = "curl --silent --fail --max-time 5 http://127.0.0.1:1234/";
+
+/// Waits until a client's upstream answers with that text.
+pub(crate) fn await_answer(namespace: &Namespace<'_>, client: &str, text: &str) -> Result<()> {
+    let mut seen = String::new();
+    harness::until("an answer of the upstream", || {
+        seen = match shell(namespace, client, client, ASK) {
+            Ok(answer) => answer,
+            Err(error) => error.to_string(),
+        };
+        seen.trim() == text
+    })
+    .map_err(|error| format!("{error}; last seen: {seen}").into())
+}

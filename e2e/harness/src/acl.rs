@@ -1,0 +1,196 @@
+//! An agent with ACLs and the default policy "deny", and an auth method that
+//! stands for the Kubernetes one: bearer tokens are JSON web tokens of the same
+//! claims, signed with a key of our own.
+//!
+//! Sources: Consul's "JWT Auth Method" page, RFC 7519 (JSON Web Token).
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use reqwest::Method;
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use serde_json::{Value, json};
+
+use crate::node::Node;
+use crate::process::Process;
+use crate::{Result, until};
+
+/// The auth method's name.
+pub const METHOD: &str = "pods";
+
+/// The token that may do everything. It is known to the tests only.
+const MANAGEMENT: &str = "7d6e1a54-0000-4000-8000-5eed5eed5eed";
+
+const ISSUER: &str = "https://kubernetes.default.svc";
+const AUDIENCE: &str = "consul";
+
+/// The agent's ACLs, and who may log in.
+pub struct Acls<'n> {
+    node: &'n Node,
+    key: EcdsaKeyPair,
+    random: SystemRandom,
+}
+
+// === impl Acls ===
+
+impl<'n> Acls<'n> {
+    /// Starts the server and the node's agent with ACLs. Nobody may log in yet.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start(node: &'n Node) -> Result<(Self, Process)> {
+        Self::start_with(node, &json!({}))
+    }
+
+    /// As [`Self::start`], with further settings of the agent's.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(node: &'n Node, further: &Value) -> Result<(Self, Process)> {
+        let mut settings = settings();
+        node.start_server_with(&settings)?;
+        json_patch::merge(&mut settings, further);
+        let agent = node.start_agent_with(&settings)?;
+        let random = SystemRandom::new();
+        let unusable = |error: &dyn std::fmt::Display| format!("cannot make a key: {error}");
+        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
+            .map_err(|error| unusable(&error))?;
+        let key =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref(), &random)
+                .map_err(|error| unusable(&error))?;
+        let acls = Self { node, key, random };
+        acls.await_management()?;
+        Ok((acls, agent))
+    }
+
+    /// Starts the node's agent again, with ACLs and the data that it has.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_agent(&self) -> Result<Process> {
+        self.node.start_agent_with(&settings())
+    }
+
+    fn await_management(&self) -> Result<()> {
+        until("the agent's ACLs", || self.ask(Method::GET, "/v1/acl/tokens", None).is_ok())
+    }
+
+    /// Has the auth method, for everybody whose bearer token is by our key.
+    ///
+    /// # Errors
+    /// The agent refuses it.
+    pub fn have_method(&self) -> Result<()> {
+        let method = json!({
+            "Name": METHOD,
+            "Type": "jwt",
+            "Config": {
+                "BoundIssuer": ISSUER,
+                "BoundAudiences": [AUDIENCE],
+                "JWTSupportedAlgs": ["ES256"],
+                "JWTValidationPubKeys": [self.public_key_pem()],
+                "ClaimMappings": {"account": "account"},
+            },
+        });
+        self.ask(Method::PUT, "/v1/acl/auth-method", Some(&method)).map(drop)
+    }
+
+    /// Lets those who log in act for a service: `${value.account}` is their own
+    /// name.
+    ///
+    /// # Errors
+    /// The agent refuses it.
+    pub fn bind(&self, service: &str) -> Result<()> {
+        let rule = json!({"AuthMethod": METHOD, "BindType": "service", "BindName": service});
+        self.ask(Method::PUT, "/v1/acl/binding-rule", Some(&rule)).map(drop)
+    }
+
+    /// A bearer token of a service account, as the kubelet would project it;
+    /// good for that many seconds.
+    ///
+    /// # Errors
+    /// It can't be signed.
+    pub fn bearer_token(&self, account: &str, good_for: i64) -> Result<String> {
+        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
+        let encode = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+        let claims = json!({
+            "iss": ISSUER, "aud": AUDIENCE, "iat": now - 3600, "exp": now + good_for,
+            "sub": format!("system:serviceaccount:shop:{account}"), "account": account,
+        });
+        let signed =
+            format!("{}.{}", encode(&json!({"alg": "ES256", "typ": "JWT"})), encode(&claims));
+        let signature = self.key.sign(&self.random, signed.as_bytes());
+        let signature = signature.map_err(|error| format!("cannot sign: {error}"))?;
+        Ok(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)))
+    }
+
+    /// The tokens that were made by login: what their descriptions say, by secret.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn logins(&self) -> Result<Vec<String>> {
+        let tokens = self.ask(Method::GET, "/v1/acl/tokens", None)?;
+        let tokens = tokens.as_array().cloned().unwrap_or_default();
+        let logins = tokens.iter().filter(|token| token["AuthMethod"] == METHOD);
+        Ok(logins
+            .map(|token| token["Description"].as_str().unwrap_or_default().to_owned())
+            .collect())
+    }
+
+    /// Deletes the tokens that were made by login, behind the pods' backs.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn revoke(&self) -> Result<()> {
+        let tokens = self.ask(Method::GET, "/v1/acl/tokens", None)?;
+        for token in tokens.as_array().into_iter().flatten() {
+            if token["AuthMethod"] == METHOD {
+                let accessor = token["AccessorID"].as_str().unwrap_or_default();
+                self.ask(Method::DELETE, &format!("/v1/acl/token/{accessor}"), None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The ids of the agent's services.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn services(&self) -> Result<Vec<String>> {
+        let services = self.ask(Method::GET, "/v1/agent/services", None)?;
+        Ok(services.as_object().into_iter().flat_map(|all| all.keys().cloned()).collect())
+    }
+
+    /// Asks the agent for anything.
+    ///
+    /// # Errors
+    /// It does not answer, or not with 200.
+    pub fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
+        self.node.as_holder(Some(MANAGEMENT), method, path, body)
+    }
+
+    /// The public key as PEM: the point, behind the fixed words that say which
+    /// curve it is on (RFC 5480).
+    fn public_key_pem(&self) -> String {
+        const P256: [u8; 26] = [
+            0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06,
+            0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+        ];
+        let der = [&P256, self.key.public_key().as_ref()].concat();
+        format!(
+            "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+            BASE64_STANDARD.encode(der)
+        )
+    }
+}
+
+fn settings() -> Value {
+    json!({
+        "acl": {
+            "enabled": true,
+            "default_policy": "deny",
+            "tokens": {"initial_management": MANAGEMENT, "agent": MANAGEMENT},
+        },
+    })
+}

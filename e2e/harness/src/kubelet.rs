@@ -1,0 +1,556 @@
+//! What a kubelet does for a pod, from its specification: volumes, downward
+//! API, init containers in order, native sidecars among them, containers with
+//! their hooks, and the end.
+//!
+//! Sources: the Kubernetes pages "Pod Lifecycle", "Sidecar Containers",
+//! "Container Lifecycle Hooks", "Downward API" and "Define Dependent
+//! Environment Variables".
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod as Manifest};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid as ProcessId;
+use serde_json::Value;
+
+use crate::container::{Mount, Spec};
+use crate::image;
+use crate::node::Node;
+use crate::process::Process;
+use crate::{Result, until};
+
+/// A pod that was made from a specification.
+#[derive(Debug)]
+pub struct Pod<'n> {
+    node: &'n Node,
+    manifest: Manifest,
+    name: String,
+    /// Its address.
+    pub ip: String,
+    folder: PathBuf,
+    sandbox: Child,
+    containers: Vec<Running>,
+}
+
+/// A container that runs, or ran.
+#[derive(Debug)]
+struct Running {
+    container: Container,
+    process: Process,
+    env: BTreeMap<String, String>,
+    user: (u32, u32),
+}
+
+/// What the names of sidecars begin with.
+const SIDECAR: &str = "envoy-sidecar";
+
+/// The admin port of the first sidecar; those of further services follow.
+const ADMIN_PORT: u16 = 19000;
+
+/// How long a pod has to end if it does not say, as Kubernetes has it.
+const GRACE: Duration = Duration::from_secs(30);
+
+// === impl Pod ===
+
+impl<'n> Pod<'n> {
+    /// Makes a pod's sandbox: its network and its folder. Nothing runs yet.
+    ///
+    /// # Errors
+    /// The specification is none, or the network can't be made.
+    pub fn create(node: &'n Node, pod: &Value) -> Result<Self> {
+        let manifest: Manifest = serde_json::from_value(pod.clone())?;
+        let name = manifest.metadata.name.clone().ok_or("the pod has no name")?;
+        let folder = node.folder(&format!("pod-{name}"))?;
+        let mut sandbox = Command::new(node.parts().harness("pod-runtime"))
+            .arg("sandbox")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut ready = [0; 6];
+        sandbox.stdout.take().ok_or("the sandbox has no output")?.read_exact(&mut ready)?;
+        let ip = node.attach(&sandbox)?;
+        Ok(Self { node, manifest, name, ip, folder, sandbox, containers: Vec::new() })
+    }
+
+    /// Runs the init containers, each to its end, then starts the containers in
+    /// their order, each postStart hook before the next container. Then waits for
+    /// Envoy, see [`Self::await_xds`].
+    ///
+    /// # Errors
+    /// An init container or a hook failed; with its output.
+    pub fn start(&mut self) -> Result<()> {
+        self.start_with(|_| Ok(()))
+    }
+
+    /// As [`Self::start`], and calls `meanwhile` once, while the first init
+    /// container runs.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or `meanwhile` failed.
+    pub fn start_with(&mut self, meanwhile: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let spec = self.manifest.spec.clone().ok_or("the pod has no spec")?;
+        let mut meanwhile = Some(meanwhile);
+        for container in spec.init_containers.into_iter().flatten() {
+            let running = self.run_container(container)?;
+            self.containers.push(running);
+            if let Some(meanwhile) = meanwhile.take() {
+                meanwhile(self)?;
+            }
+            let Some(running) = self.containers.last_mut() else { continue };
+            if running.is_native_sidecar() {
+                running.await_started()?;
+                continue;
+            }
+            let status = running.process.wait()?;
+            if !status.success() {
+                let (name, output) = (&running.container.name, running.process.output());
+                return Err(format!("init container {name}: {status}\n{output}").into());
+            }
+        }
+        for container in spec.containers {
+            let running = self.run_container(container)?;
+            let hook = running
+                .container
+                .lifecycle
+                .as_ref()
+                .and_then(|lifecycle| lifecycle.post_start.clone());
+            self.containers.push(running);
+            if let Some(hook) = hook {
+                let name = self
+                    .containers
+                    .last()
+                    .map(|running| running.container.name.clone())
+                    .unwrap_or_default();
+                self.hook(&name, &hook)?;
+            }
+        }
+        self.await_xds()
+    }
+
+    /// Ends the pod: for all containers at once, the preStop hook and then
+    /// SIGTERM, which a native sidecar gets when the others have ended; what is
+    /// left after the grace period is killed. Returns how each container ended,
+    /// by name.
+    ///
+    /// # Errors
+    /// A process can't be signalled or waited for.
+    pub fn stop(mut self) -> Result<BTreeMap<String, String>> {
+        let spec = self.manifest.spec.as_ref();
+        let grace = spec.and_then(|spec| spec.termination_grace_period_seconds);
+        let grace = grace
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .map_or(GRACE, Duration::from_secs);
+        let deadline = Instant::now() + grace;
+        let mut containers = std::mem::take(&mut self.containers);
+        containers.retain_mut(|running| matches!(running.process.ended(), Ok(None)));
+        let join = |end: ScopedJoinHandle<'_, Result<(String, String)>>| {
+            end.join().unwrap_or_else(|_| Err("a container's end panicked".into()))
+        };
+        std::thread::scope(|scope| {
+            let (sidecars, others): (Vec<_>, Vec<_>) =
+                containers.iter_mut().partition(|running| running.is_native_sidecar());
+            let (tell, told): (Vec<_>, Vec<_>) =
+                sidecars.iter().map(|_| mpsc::channel::<()>()).unzip();
+            let sidecars: Vec<_> = sidecars
+                .into_iter()
+                .zip(told)
+                .map(|(running, told)| {
+                    scope.spawn(move || {
+                        let how = pre_stop(running);
+                        // Nothing is sent: it ends when the others have.
+                        let _ = told.recv();
+                        end(running, how, deadline)
+                    })
+                })
+                .collect();
+            let others: Vec<_> = others
+                .into_iter()
+                .map(|running| {
+                    scope.spawn(move || {
+                        let how = pre_stop(running);
+                        end(running, how, deadline)
+                    })
+                })
+                .collect();
+            let others: Vec<_> = others.into_iter().map(join).collect();
+            drop(tell);
+            others.into_iter().chain(sidecars.into_iter().map(join)).collect()
+        })
+    }
+
+    /// Waits until every container has ended by itself, as the pod of a Job
+    /// does. Returns how each ended, by name.
+    ///
+    /// # Errors
+    /// One goes on; with its output.
+    pub fn complete(mut self) -> Result<BTreeMap<String, String>> {
+        let mut ends = BTreeMap::new();
+        for running in &mut self.containers {
+            let status = running
+                .process
+                .wait()
+                .map_err(|error| format!("{error}\n{}", running.process.output()))?;
+            ends.insert(running.container.name.clone(), status.to_string());
+        }
+        Ok(ends)
+    }
+
+    /// Kills everything in the pod at once, as the loss of its node would: no
+    /// hook is run, and no process hears of it.
+    pub fn kill(self) {
+        drop(self);
+    }
+
+    /// The pod's network: a file that names it.
+    pub fn network(&self) -> PathBuf {
+        network_of(self.sandbox.id())
+    }
+
+    /// Runs a command in a container, as `kubectl exec` does.
+    ///
+    /// # Errors
+    /// The container does not run, or the command can't be started.
+    pub fn exec(&self, container: &str, command: &[&str]) -> Result<Output> {
+        let running = self.running(container)?;
+        exec_in(running, command)
+    }
+
+    /// Waits until the Envoys of the pod are connected to Consul's xDS and have
+    /// accepted all that it sent: their silence alone is not success.
+    ///
+    /// # Errors
+    /// One is not connected in time, or has rejected something; with its log.
+    pub fn await_xds(&mut self) -> Result<()> {
+        let is_sidecar = |running: &&mut Running| running.container.name.starts_with(SIDECAR);
+        for (port, running) in (ADMIN_PORT..).zip(self.containers.iter_mut().filter(is_sidecar)) {
+            let name = running.container.name.clone();
+            let url = format!(
+                "http://127.0.0.1:{port}/stats?filter=(control_plane.connected_state|update_rejected)$"
+            );
+            let mut seen = String::new();
+            until(&format!("{name} to be connected to xDS"), || {
+                seen = match exec_in(running, &["curl", "-s", &url]) {
+                    Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+                    Err(error) => error.to_string(),
+                };
+                // A Job's may be over already.
+                seen.lines().any(|line| line == "control_plane.connected_state: 1")
+                    || !matches!(running.process.ended(), Ok(None))
+            })
+            .map_err(|error| format!("{error}: {seen}\n{}", running.process.output()))?;
+            let counts = seen.lines().filter_map(|line| line.split_once("update_rejected: "));
+            if counts.into_iter().any(|(_, count)| count != "0") {
+                let log = running.process.output();
+                return Err(format!("{name} rejected updates: {seen}\n{log}").into());
+            }
+        }
+        Ok(())
+    }
+
+    fn hook(&self, container: &str, hook: &LifecycleHandler) -> Result<()> {
+        run_hook(self.running(container)?, hook)
+    }
+
+    fn running(&self, container: &str) -> Result<&Running> {
+        let found = self.containers.iter().find(|running| running.container.name == container);
+        found.ok_or_else(|| format!("pod {} has no container {container}", self.name).into())
+    }
+
+    /// What a container has written to its log.
+    pub fn log(&self, container: &str) -> String {
+        self.running(container).map(|running| running.process.output()).unwrap_or_default()
+    }
+
+    /// The file with a container's log.
+    pub fn log_file(&self, container: &str) -> PathBuf {
+        self.folder.join(container).join("log")
+    }
+
+    /// A container's files, as this machine sees them while it runs.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn root(&self, container: &str) -> Result<PathBuf> {
+        let process = main_process(&self.running(container)?.process)?;
+        Ok(PathBuf::from(format!("/proc/{process}/root")))
+    }
+
+    /// The processes in the pod's network, by id.
+    pub fn processes(&self) -> Vec<i32> {
+        in_network_of(self.sandbox.id().cast_signed())
+    }
+
+    fn run_container(&self, container: Container) -> Result<Running> {
+        let image = image::find(container.image.as_deref().unwrap_or_default(), self.node)?;
+        let context = container.security_context.as_ref();
+        let number = |field: Option<i64>, default: u32| field.map_or(Ok(default), u32::try_from);
+        let uid = number(context.and_then(|context| context.run_as_user), image.user)?;
+        let gid = number(context.and_then(|context| context.run_as_group), image.user)?;
+        if context.and_then(|context| context.run_as_non_root) == Some(true) && uid == 0 {
+            return Err(format!(
+                "container {} has runAsNonRoot, and would run as root",
+                container.name
+            )
+            .into());
+        }
+        let env = self.environment(&container, &image.path)?;
+        let expand_all = |words: &Option<Vec<String>>| -> Option<Vec<String>> {
+            words.as_ref().map(|words| words.iter().map(|word| expand(word, &env)).collect())
+        };
+        let mut command =
+            expand_all(&container.command).unwrap_or_else(|| image.entrypoint.clone());
+        command.extend(expand_all(&container.args).unwrap_or_default());
+
+        let folder = self.folder.join(&container.name);
+        fs::create_dir_all(folder.join("root"))?;
+        let mut mounts = image.mounts;
+        for mount in container.volume_mounts.iter().flatten() {
+            let volume = self.folder.join("volumes").join(&mount.name);
+            let known = self.manifest.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+            let known = known
+                .filter(|volume| volume.empty_dir.is_some())
+                .any(|volume| volume.name == mount.name);
+            if !known {
+                return Err(format!(
+                    "volume {} is no emptyDir: others are not known here",
+                    mount.name
+                )
+                .into());
+            }
+            fs::create_dir_all(&volume)?;
+            fs::set_permissions(&volume, fs::Permissions::from_mode(0o777))?;
+            let writable = mount.read_only != Some(true);
+            mounts.push(Mount {
+                source: volume,
+                target: PathBuf::from(&mount.mount_path),
+                writable,
+            });
+        }
+        let spec = Spec {
+            root: folder.join("root"),
+            mounts,
+            links: image.links,
+            read_only_root: context.and_then(|context| context.read_only_root_filesystem)
+                == Some(true),
+            network: self.network(),
+            command,
+            env: env.clone(),
+            uid,
+            gid,
+            started: folder.join("started"),
+            cgroup: None,
+        };
+        let file = folder.join("spec.json");
+        serde_json::to_writer(File::create(&file)?, &spec)?;
+        let mut command = Command::new(self.node.parts().harness("pod-runtime"));
+        command.arg("run").arg(&file);
+        let name = format!("{}/{}", self.name, container.name);
+        let mut process = Process::spawn(&name, self.log_file(&container.name), command)?;
+        until(&format!("the start of {name}"), || {
+            fs::read(&spec.started).is_ok_and(|text| !text.is_empty())
+                || !matches!(process.ended(), Ok(None))
+        })?;
+        Ok(Running { container, process, env, user: (uid, gid) })
+    }
+
+    /// The environment of a container: literal values with `$(NAME)` of the
+    /// variables before, and the downward API.
+    fn environment(&self, container: &Container, path: &str) -> Result<BTreeMap<String, String>> {
+        let mut env = BTreeMap::new();
+        if !path.is_empty() {
+            env.insert("PATH".to_owned(), path.to_owned());
+        }
+        for variable in container.env.iter().flatten() {
+            let value = match (&variable.value, &variable.value_from) {
+                (Some(value), _) => expand(value, &env),
+                (None, None) => String::new(),
+                (None, Some(source)) => {
+                    let field = source.field_ref.as_ref().ok_or("only fieldRef is known here")?;
+                    self.field(&field.field_path)?
+                }
+            };
+            env.insert(variable.name.clone(), value);
+        }
+        Ok(env)
+    }
+
+    fn field(&self, path: &str) -> Result<String> {
+        Ok(match path {
+            "metadata.name" => self.name.clone(),
+            "metadata.namespace" => {
+                self.manifest.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned())
+            }
+            "metadata.uid" => format!("uid-of-{}", self.name),
+            "status.podIP" => self.ip.clone(),
+            "status.hostIP" => self.node.ip().to_owned(),
+            "spec.nodeName" => self.node.name().to_owned(),
+            _ => return Err(format!("the downward API has no {path} here").into()),
+        })
+    }
+}
+
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        // Its network goes with it, and with that its end of the node's bridge.
+        self.containers.clear();
+        let _ = self.sandbox.kill();
+        let _ = self.sandbox.wait();
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Whether it is an init container that goes on running.
+    fn is_native_sidecar(&self) -> bool {
+        self.container.restart_policy.as_deref() == Some("Always")
+    }
+
+    /// Waits until its startup probe succeeds, if it has one.
+    fn await_started(&mut self) -> Result<()> {
+        let probe = self.container.startup_probe.clone().and_then(|probe| probe.exec);
+        let Some(command) = probe.and_then(|exec| exec.command) else { return Ok(()) };
+        let name = self.container.name.clone();
+        let started = until(&format!("the startup probe of {name}"), || {
+            exec_in(self, &command).is_ok_and(|output| output.status.success())
+        });
+        started.map_err(|error| format!("{error}\n{}", self.process.output()).into())
+    }
+}
+
+/// Runs a container's preStop hook, if it has one. Returns what there is to say
+/// of it: a hook that fails is an event, and does not keep the pod.
+fn pre_stop(running: &Running) -> String {
+    let hook =
+        running.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
+    let failed = hook.and_then(|hook| run_hook(running, hook).err());
+    failed.map(|error| format!("preStop failed: {error}; ")).unwrap_or_default()
+}
+
+/// Ends one container: SIGTERM, and SIGKILL at the deadline.
+fn end(running: &mut Running, mut how: String, deadline: Instant) -> Result<(String, String)> {
+    let name = running.container.name.clone();
+    let process = main_process(&running.process)?;
+    kill(process, Signal::SIGTERM)?;
+    while running.process.ended()?.is_none() {
+        if Instant::now() > deadline {
+            how.push_str("killed after the grace period; ");
+            kill(process, Signal::SIGKILL)?;
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let status = running.process.wait()?;
+    Ok((name, format!("{how}{status}")))
+}
+
+fn exec_in(running: &Running, command: &[impl AsRef<std::ffi::OsStr>]) -> Result<Output> {
+    let target = main_process(&running.process)?;
+    let (uid, gid) = running.user;
+    let output = Command::new("nsenter")
+        .args(["--target", &target.to_string(), "--mount", "--pid", "--net", "--ipc", "--uts"])
+        .args([format!("--setuid={uid}"), format!("--setgid={gid}"), "--".to_owned()])
+        .args(command)
+        .env_clear()
+        .envs(&running.env)
+        .stdin(Stdio::null())
+        .output()?;
+    Ok(output)
+}
+
+fn run_hook(running: &Running, hook: &LifecycleHandler) -> Result<()> {
+    if let Some(sleep) = &hook.sleep {
+        std::thread::sleep(Duration::from_secs(u64::try_from(sleep.seconds)?));
+        return Ok(());
+    }
+    let exec = hook
+        .exec
+        .as_ref()
+        .and_then(|exec| exec.command.as_ref())
+        .ok_or("only exec and sleep hooks are known here")?;
+    let output = exec_in(running, exec)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let (name, errors) = (&running.container.name, String::from_utf8_lossy(&output.stderr));
+    Err(format!("hook of {name}: {}: {errors}", output.status).into())
+}
+
+/// Replaces `$(NAME)` by a variable's value and `$$` by `$`; what names no
+/// variable stays as it is.
+pub fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
+    let mut expanded = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        expanded.push_str(before);
+        let reference = after.strip_prefix('(').and_then(|inner| inner.split_once(')'));
+        rest = match (after.strip_prefix('$'), reference) {
+            (Some(after), _) => {
+                expanded.push('$');
+                after
+            }
+            (None, Some((name, after))) => {
+                match env.get(name) {
+                    Some(value) => expanded.push_str(value),
+                    None => expanded.extend(["$(", name, ")"]),
+                }
+                after
+            }
+            (None, None) => {
+                expanded.push('$');
+                after
+            }
+        };
+    }
+    expanded.push_str(rest);
+    expanded
+}
+
+/// Process 1 of a container, as this machine counts: the runtime's only child.
+fn main_process(runtime: &Process) -> Result<ProcessId> {
+    let pid = runtime.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let child = children.split_whitespace().next().ok_or("the container has ended")?;
+    Ok(ProcessId::from_raw(child.parse()?))
+}
+
+fn network_of(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/ns/net"))
+}
+
+/// The processes that share a process's network.
+fn in_network_of(pid: i32) -> Vec<i32> {
+    let network = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let Some(wanted) = network(pid) else { return Vec::new() };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|other| network(*other).as_ref() == Some(&wanted)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_replaced_as_kubernetes_does() {
+        let env = BTreeMap::from([("A".to_owned(), "1".to_owned())]);
+        for (text, expanded) in [
+            ("$(A)", "1"),
+            ("x$(A)y$(B)", "x1y$(B)"),
+            ("$$(A)", "$(A)"),
+            ("$$$(A)", "$1"),
+            ("$A $", "$A $"),
+            ("$(", "$("),
+        ] {
+            assert_eq!(expand(text, &env), expanded, "{text}");
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! A node: a network of its own with a bridge for pods, a Consul client agent
+//! at the node's address, and a Consul server at another.
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+use reqwest::{Certificate, Client, Method};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::consul::{self, Agent, Release};
+use crate::parts::Parts;
+use crate::process::{Process, run};
+use crate::{Result, admission, answer_to, image, until};
+
+/// A node. Its network is that of the thread that made it: the node lives and
+/// ends with that thread, and so does everything that runs on it.
+#[derive(Debug)]
+pub struct Node {
+    parts: Parts,
+    runtime: Runtime,
+    client: Client,
+    release: Release,
+    /// Before the folder, so that it ends before its data goes.
+    server: RefCell<Option<Process>>,
+    folder: TempDir,
+    pods: Cell<u8>,
+    programs: Cell<u32>,
+}
+
+/// The node's injector.
+#[derive(Debug)]
+pub struct Injector {
+    process: Process,
+    client: Client,
+}
+
+const IP: &str = "10.99.0.1";
+const SERVER: &str = "10.99.0.2";
+const NAME: &str = "node-1";
+const BRIDGE: &str = "pods";
+
+/// The port of [`Node::start_relay`].
+pub const RELAY: u16 = 8602;
+
+// === impl Node ===
+
+impl Node {
+    /// Makes a network for this thread, and nothing in it but a bridge.
+    ///
+    /// # Errors
+    /// The network can't be made: this takes root and iproute2.
+    pub fn new(parts: Parts) -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| format!("cannot make a network namespace: {errno}"))?;
+        ip("link set lo up")?;
+        ip(&format!("link add {BRIDGE} type bridge"))?;
+        for address in [IP, SERVER] {
+            ip(&format!("addr add {address}/24 dev {BRIDGE}"))?;
+        }
+        ip(&format!("link set {BRIDGE} up"))?;
+        // After the network: its threads are to be in it.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let folder = tempfile::Builder::new().prefix("connect-e2e-").tempdir()?;
+        Ok(Self {
+            release: Release::of(&parts.consul)?,
+            server: RefCell::new(None),
+            parts,
+            runtime,
+            client: client(&[])?,
+            folder,
+            pods: Cell::new(0),
+            programs: Cell::new(0),
+        })
+    }
+
+    /// The node's address, which pods know as their host's.
+    pub fn ip(&self) -> &'static str {
+        IP
+    }
+
+    /// The Consul server's address.
+    pub fn server_ip(&self) -> &'static str {
+        SERVER
+    }
+
+    /// The release of Consul.
+    pub fn release(&self) -> Release {
+        self.release
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &'static str {
+        NAME
+    }
+
+    /// The programs that run here.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// A folder of that name for files of the node, made if it is not there. It
+    /// can be reached by every user, as a kubelet's can.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o755))?;
+        let folder = self.folder.path().join(name);
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+
+    /// Starts a Consul server, unless it runs, and the node's client agent, and
+    /// waits until the agent's Connect CA works.
+    ///
+    /// # Errors
+    /// One of them ends or does not come up; with the agent's output.
+    pub fn start_agent(&self) -> Result<Process> {
+        self.start_agent_with(&serde_json::json!({}))
+    }
+
+    /// As [`Self::start_agent`], with further settings of the client agent.
+    ///
+    /// # Errors
+    /// As [`Self::start_agent`].
+    pub fn start_agent_with(&self, further: &Value) -> Result<Process> {
+        let agent = self.spawn_agent(further)?;
+        let up = until("the agent's Connect CA", || {
+            self.get("/v1/connect/ca/roots").is_ok_and(|roots| roots["ActiveRootID"].is_string())
+        });
+        up.map_err(|error| format!("{error}\n{}", agent.output()))?;
+        Ok(agent)
+    }
+
+    /// Starts an agent as [`Self::start_agent_with`] does, and waits for nothing.
+    /// It has the data that it had when it ended.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn spawn_agent(&self, further: &Value) -> Result<Process> {
+        if self.server.borrow().is_none() {
+            self.start_server_with(&serde_json::json!({}))?;
+        }
+        let mut agent = Agent::client(NAME, IP, SERVER);
+        agent.further = further.clone();
+        agent.start(&self.parts.consul, self.release, &self.folder("agent")?)
+    }
+
+    /// Removes all data of the node's agent but its node id. It is not to run.
+    ///
+    /// # Errors
+    /// A file can't be removed.
+    pub fn wipe_agent(&self) -> Result<()> {
+        consul::wipe(&self.folder("agent")?)
+    }
+
+    /// Starts the Consul server with further settings, and with the data that it
+    /// had when it ended.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start_server_with(&self, further: &Value) -> Result<()> {
+        let mut server = Agent::server(SERVER);
+        server.further = further.clone();
+        let process = server.start(&self.parts.consul, self.release, &self.folder("server")?)?;
+        self.server.replace(Some(process));
+        Ok(())
+    }
+
+    /// Kills the Consul server. Its data stays.
+    pub fn kill_server(&self) {
+        self.server.replace(None);
+    }
+
+    /// Starts a relay in front of the agent's gRPC port, which Envoys reach at
+    /// the port [`RELAY`]. Stopped by SIGSTOP, it keeps all news from them.
+    ///
+    /// # Errors
+    /// It ends or does not come up; with its output.
+    pub fn start_relay(&self) -> Result<Process> {
+        let args = [format!("{IP}:{RELAY}"), format!("{IP}:8502")];
+        let mut relay = self.start(&self.parts.harness("relay"), &args)?;
+        relay.await_output("relays")?;
+        Ok(relay)
+    }
+
+    /// Starts the injector, over HTTPS with a certificate that is made now.
+    ///
+    /// # Errors
+    /// It ends or does not come up; with its output.
+    pub fn start_injector(&self) -> Result<Injector> {
+        self.start_injector_with(&[])
+    }
+
+    /// As [`Self::start_injector`], with further flags.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_injector_with(&self, flags: &[&str]) -> Result<Injector> {
+        let folder = self.folder("injector")?;
+        let made = rcgen::generate_simple_self_signed([IP.to_owned()])?;
+        let (cert, key) = (folder.join("tls.crt"), folder.join("tls.key"));
+        fs::File::create(&cert).and_then(|mut file| {
+            std::io::Write::write_all(&mut file, made.cert.pem().as_bytes())
+        })?;
+        fs::File::create(&key).and_then(|mut file| {
+            std::io::Write::write_all(&mut file, made.signing_key.serialize_pem().as_bytes())
+        })?;
+        let flag = |name: &str, value: &str| format!("--{name}={value}");
+        let path = |file: &Path| file.to_string_lossy().into_owned();
+        let mut args = vec![
+            "serve".to_owned(),
+            flag("listen", &format!("{IP}:8443")),
+            flag("admin-listen", &format!("{IP}:9445")),
+            flag("init-image", image::INIT),
+            flag("envoy-image", image::ENVOY),
+            flag("tls-cert-file", &path(&cert)),
+            flag("tls-key-file", &path(&key)),
+        ];
+        args.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let mut process = Process::start(
+            "connect-inject",
+            folder.join("log"),
+            &self.parts.bins.join("connect-inject"),
+            &args,
+            &[],
+        )?;
+        let ready = until("the injector's /readyz", || {
+            !matches!(process.ended(), Ok(None))
+                || self.request(Method::GET, &format!("http://{IP}:9445/readyz"), None).is_ok()
+        });
+        if !matches!(process.ended(), Ok(None)) {
+            return Err(format!("the injector ended early:\n{}", process.output()).into());
+        }
+        ready?;
+        Ok(Injector {
+            process,
+            client: client(&[Certificate::from_pem(made.cert.pem().as_bytes())?])?,
+        })
+    }
+
+    /// The pod as the API server would store it, after asking the injector.
+    ///
+    /// # Errors
+    /// It was denied, or the injector did not answer.
+    pub fn admit(&self, injector: &Injector, pod: &Value, namespace: &str) -> Result<Value> {
+        let uid = format!("review-of-{}", pod["metadata"]["name"].as_str().unwrap_or_default());
+        let review = admission::review(pod, namespace, &uid);
+        let request =
+            injector.client.post(format!("https://{IP}:8443/mutate?timeout=5s")).json(&review);
+        let answer: Value = self.runtime.block_on(async { request.send().await?.json().await })?;
+        admission::admitted(pod, &answer, &uid)
+    }
+
+    /// Asks the agent.
+    ///
+    /// # Errors
+    /// It does not answer, or not with 200.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        self.request(Method::GET, &format!("http://{IP}:8500{path}"), None)
+    }
+
+    /// Tells the agent.
+    ///
+    /// # Errors
+    /// It does not answer, or not with 200.
+    pub fn put(&self, path: &str, body: Option<&Value>) -> Result<Value> {
+        self.request(Method::PUT, &format!("http://{IP}:8500{path}"), body)
+    }
+
+    /// Does that with the agent as the holder of an ACL token; none: anonymously.
+    ///
+    /// # Errors
+    /// It does not answer, or not with 200.
+    pub fn as_holder(
+        &self,
+        token: Option<&str>,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value> {
+        self.send(token, method, &format!("http://{IP}:8500{path}"), body)
+    }
+
+    /// Starts a program in the node's network.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start(&self, program: &Path, args: &[String]) -> Result<Process> {
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let number = self.programs.get() + 1;
+        self.programs.set(number);
+        let log = self.folder("programs")?.join(format!("{number}-{name}.log"));
+        Process::start(&name, log, program, args, &[])
+    }
+
+    /// Runs Consul's own command line against the agent.
+    ///
+    /// # Errors
+    /// It fails; with its output.
+    pub fn consul(&self, args: &[&str]) -> Result<String> {
+        let address = format!("-http-addr=http://{IP}:8500");
+        let (command, rest) = args.split_at(args.len().min(2));
+        let args: Vec<&str> =
+            command.iter().copied().chain([address.as_str()]).chain(rest.iter().copied()).collect();
+        run(&self.parts.consul.to_string_lossy(), &args)
+    }
+
+    /// Asks anything in the node's network.
+    fn request(&self, method: Method, url: &str, body: Option<&Value>) -> Result<Value> {
+        self.send(None, method, url, body)
+    }
+
+    fn send(
+        &self,
+        token: Option<&str>,
+        method: Method,
+        url: &str,
+        body: Option<&Value>,
+    ) -> Result<Value> {
+        let mut request = self.client.request(method, url);
+        if let Some(token) = token {
+            request = request.header("X-Consul-Token", token);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        answer_to(&self.runtime, request, url)
+    }
+
+    /// Gives a pod's sandbox an address on the bridge.
+    pub(crate) fn attach(&self, sandbox: &Child) -> Result<String> {
+        let number = self.pods.get() + 1;
+        self.pods.set(number);
+        let (link, pid, address) =
+            (format!("pod{number}"), sandbox.id(), format!("10.99.0.{}", 10 + number));
+        ip(&format!("link add {link} type veth peer name eth0 netns {pid}"))?;
+        ip(&format!("link set {link} master {BRIDGE} up"))?;
+        for command in [
+            "link set lo up".to_owned(),
+            format!("addr add {address}/24 dev eth0"),
+            "link set eth0 up".to_owned(),
+            format!("route add default via {IP}"),
+        ] {
+            let pid = pid.to_string();
+            let args: Vec<&str> =
+                ["--target", &pid, "--net", "ip"].into_iter().chain(command.split(' ')).collect();
+            run("nsenter", &args)?;
+        }
+        Ok(address)
+    }
+}
+
+// === impl Injector ===
+
+impl Injector {
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.output()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+}
+
+fn ip(command: &str) -> Result<()> {
+    let args: Vec<&str> = command.split(' ').collect();
+    run("ip", &args).map(drop)
+}
+
+/// A client that trusts just these certificates.
+fn client(certificates: &[Certificate]) -> Result<Client> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder()
+        .tls_certs_only(certificates.iter().cloned())
+        .no_proxy()
+        .timeout(Duration::from_secs(20))
+        .build()?;
+    Ok(client)
+}

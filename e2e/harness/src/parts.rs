@@ -1,0 +1,102 @@
+//! The real parts: where they are.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The programs that the harness runs.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Consul, from `CONSUL_BIN`.
+    pub consul: PathBuf,
+    /// Envoy, from `ENVOY_BIN`.
+    pub envoy: PathBuf,
+    /// The folder with our four binaries as they are shipped, from `E2E_BIN_DIR`.
+    pub bins: PathBuf,
+    /// The archive of the image that `Dockerfile.init` makes, from
+    /// `E2E_INIT_IMAGE`. Without it, the binaries stand for the image.
+    pub init_image: Option<PathBuf>,
+    /// The folder with the harness's own programs.
+    pub harness: PathBuf,
+}
+
+impl Parts {
+    /// Finds all parts.
+    ///
+    /// # Errors
+    /// What is missing, and what to do.
+    pub fn find() -> Result<Self, String> {
+        if !nix::unistd::Uid::effective().is_root() {
+            return Err(
+                "pods are made of network namespaces, which takes root: run it as root".to_owned()
+            );
+        }
+        let part = |variable: &str| {
+            let path = std::env::var_os(variable).map(PathBuf::from);
+            match path {
+                Some(path) if path.exists() => Ok(path),
+                Some(path) => {
+                    Err(format!("{variable} names {}, which does not exist", path.display()))
+                }
+                None => Err(format!("{variable} is not set: scripts/test and scripts/demo set it")),
+            }
+        };
+        let parts = Self {
+            consul: part("CONSUL_BIN")?,
+            envoy: part("ENVOY_BIN")?,
+            bins: part("E2E_BIN_DIR")?,
+            init_image: std::env::var_os("E2E_INIT_IMAGE")
+                .map(|_| part("E2E_INIT_IMAGE"))
+                .transpose()?,
+            harness: harness()?,
+        };
+        for name in ["connect-inject", "connect-init", "connect-lifecycle", "connect-register"] {
+            if !parts.bins.join(name).is_file() {
+                return Err(format!("E2E_BIN_DIR has no {name}: scripts/build makes it"));
+            }
+        }
+        Ok(parts)
+    }
+
+    /// For tests: all parts, or none with a line that says so. In CI, where
+    /// `CI` is set, a missing part is a failure.
+    ///
+    /// # Panics
+    /// In CI, if a part is missing.
+    pub fn find_or_skip() -> Option<Self> {
+        or_skip(Self::find())
+    }
+
+    /// One of the harness's own programs.
+    pub fn harness(&self, name: &str) -> PathBuf {
+        self.harness.join(name)
+    }
+}
+
+/// What was found, or nothing with a line that says what is missing; in CI,
+/// that is a failure.
+pub fn or_skip<T>(found: Result<T, String>) -> Option<T> {
+    match found {
+        Ok(found) => Some(found),
+        Err(missing) => {
+            let ci = std::env::var_os("CI").unwrap_or_default();
+            assert!(ci.is_empty(), "{missing}");
+            // Past the test runner's capture: a skip is to be seen.
+            let _ = writeln!(std::io::stderr(), "skipped: {missing}");
+            None
+        }
+    }
+}
+
+/// The folder of this program, which cargo fills with the other binaries of the
+/// package; a test's is one folder below.
+fn harness() -> Result<PathBuf, String> {
+    let program = std::env::current_exe()
+        .map_err(|error| format!("cannot tell where this program is: {error}"))?;
+    program
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .find(|folder| folder.join("pod-runtime").is_file())
+        .map(Path::to_owned)
+        .ok_or_else(|| "pod-runtime is not built: cargo build -p harness --bins".to_owned())
+}

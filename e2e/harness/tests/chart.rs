@@ -1,0 +1,652 @@
+//! The injector's chart: what Helm makes of it is what Kubernetes, PodSecurity
+//! and the injector itself accept.
+
+#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use harness::document::ECHO_SERVER;
+use harness::pod_security::violations;
+use harness::process::Process;
+use harness::python::{CHART, Objects, Release, Rendered, Tools};
+use serde_json::{Value, json};
+
+/// A PEM certificate in base64 is not looked at by Helm.
+const BUNDLE: &str = "LS0tLS1CRUdJTg==";
+
+fn release(values: Value) -> Release {
+    Release { name: "mesh", namespace: "consul", values }
+}
+
+fn values_of(settings: &[(&str, Value)]) -> Value {
+    let mut values = json!({});
+    for (path, value) in settings {
+        let mut place = &mut values;
+        for key in path.split('.') {
+            place = &mut place[key];
+        }
+        *place = value.clone();
+    }
+    values
+}
+
+/// The chart with these settings, one release for each.
+fn render(tools: &Tools, settings: &[Value]) -> Rendered {
+    let releases: Vec<_> = settings.iter().cloned().map(release).collect();
+    tools.render(&releases).unwrap()
+}
+
+fn rendered(tools: &Tools, settings: &[(&str, Value)]) -> Objects {
+    render(tools, &[values_of(settings)]).releases.remove(0).unwrap()
+}
+
+fn in_files_mode() -> [(&'static str, Value); 2] {
+    [
+        ("connectInject.certs.secretName", json!("serving")),
+        ("connectInject.certs.caBundle", json!(BUNDLE)),
+    ]
+}
+
+/// The injector's container.
+fn container(objects: &Objects) -> &Value {
+    &objects.one("Deployment")["spec"]["template"]["spec"]["containers"][0]
+}
+
+fn config(objects: &Objects) -> &str {
+    objects.one("ConfigMap")["data"]["config.yaml"].as_str().unwrap()
+}
+
+/// Holds every object against the schemas of every version.
+fn is_valid(tools: &Tools, objects: &[Objects]) {
+    let distinct: BTreeMap<String, &Value> = objects
+        .iter()
+        .flat_map(|objects| &objects.documents)
+        .map(|document| (document.to_string(), document))
+        .collect();
+    let documents: Vec<_> = distinct
+        .values()
+        .map(|document| {
+            let is_conditional = document["webhooks"][0].get("matchConditions").is_some();
+            ((*document).clone(), if is_conditional { "1.28" } else { "1.25" })
+        })
+        .collect();
+    let (versions, wrong) = tools.validate(&documents).unwrap();
+    assert_eq!((versions[0].as_str(), versions.last().unwrap().as_str()), ("1.25", "1.37"));
+    assert_eq!(versions.len(), 13);
+    for ((document, _), wrong) in documents.iter().zip(&wrong) {
+        assert_eq!(wrong, &Vec::<String>::new(), "{document:#}");
+    }
+    for document in distinct.values().filter(|document| document["kind"] == "Deployment") {
+        let spec = &document["spec"]["template"]["spec"];
+        assert_eq!(violations(spec, None), Vec::<String>::new(), "{spec:#}");
+    }
+}
+
+#[test]
+fn the_defaults_are_what_the_design_promises() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let mut rendered = render(&tools, &[json!({})]);
+    let errors: Vec<_> =
+        rendered.lint.iter().filter(|message| message["severity"].as_u64() > Some(1)).collect();
+    assert_eq!(errors, Vec::<&Value>::new());
+    assert_eq!(rendered.metadata["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(rendered.metadata["appVersion"], env!("CARGO_PKG_VERSION"));
+    let objects = rendered.releases.remove(0).unwrap();
+    is_valid(&tools, std::slice::from_ref(&objects));
+
+    let webhooks = objects.one("MutatingWebhookConfiguration");
+    assert_eq!(webhooks["webhooks"].as_array().unwrap().len(), 1);
+    let webhook = &webhooks["webhooks"][0];
+    for (field, expected) in [
+        ("failurePolicy", json!("Fail")),
+        ("sideEffects", json!("None")),
+        ("timeoutSeconds", json!(5)),
+        ("matchPolicy", json!("Equivalent")),
+        ("reinvocationPolicy", json!("IfNeeded")),
+        ("matchConditions", json!(null)),
+    ] {
+        assert_eq!(webhook[field], expected, "{field}");
+    }
+    assert_eq!(webhook["rules"][0]["operations"], json!(["CREATE"]));
+    assert_eq!(webhook["rules"][0]["resources"], json!(["pods"]));
+    let left_out = &webhook["namespaceSelector"]["matchExpressions"][0];
+    assert_eq!(left_out["operator"], "NotIn");
+    for namespace in ["kube-system", "consul"] {
+        assert!(left_out["values"].as_array().unwrap().contains(&json!(namespace)));
+    }
+    // The injector starts even where namespaces have no such label (before 1.21).
+    let left_out = &webhook["objectSelector"]["matchExpressions"][0];
+    let deployment = objects.one("Deployment");
+    let pod = &deployment["spec"]["template"];
+    assert_eq!(left_out["key"], "app.kubernetes.io/name");
+    assert_eq!(left_out["values"], json!([pod["metadata"]["labels"]["app.kubernetes.io/name"]]));
+
+    // What one object says of another.
+    let service = objects.one("Service");
+    let to = &webhook["clientConfig"]["service"];
+    assert_eq!(to["name"], service["metadata"]["name"]);
+    assert_eq!(to["namespace"], service["metadata"]["namespace"]);
+    assert_eq!(to["path"], "/mutate");
+    assert_eq!(to["port"], service["spec"]["ports"][0]["port"]);
+    let port = &service["spec"]["ports"][0]["targetPort"];
+    let ports = container(&objects)["ports"].as_array().unwrap();
+    assert!(ports.iter().any(|found| found["name"] == *port && found["containerPort"] == 8443));
+    for probe in ["livenessProbe", "readinessProbe"] {
+        let port = &container(&objects)[probe]["httpGet"]["port"];
+        assert!(ports.iter().any(|found| found["name"] == *port && found["containerPort"] == 9445));
+    }
+    let budget = objects.one("PodDisruptionBudget");
+    for selector in [
+        &service["spec"]["selector"],
+        &deployment["spec"]["selector"]["matchLabels"],
+        &budget["spec"]["selector"]["matchLabels"],
+        &pod["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
+    ] {
+        for (key, value) in selector.as_object().unwrap() {
+            assert_eq!(pod["metadata"]["labels"][key], *value, "{key}");
+        }
+    }
+
+    assert_eq!(deployment["spec"]["replicas"], 2);
+    assert_eq!(budget["spec"]["maxUnavailable"], 1);
+    // 5 s of answering and 15 s of finishing fit.
+    assert!(pod["spec"]["terminationGracePeriodSeconds"].as_u64() > Some(20));
+    assert_eq!(pod["spec"]["securityContext"]["runAsUser"], 5995);
+    assert_eq!(container(&objects)["securityContext"]["readOnlyRootFilesystem"], true);
+    assert!(container(&objects)["resources"]["limits"].get("cpu").is_none());
+}
+
+#[test]
+fn the_injectors_own_certificate_takes_the_least_of_rights() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let objects = rendered(&tools, &[]);
+    let name = objects.one("MutatingWebhookConfiguration")["metadata"]["name"].clone();
+    let args = &container(&objects)["args"];
+    let arg = |name: &str| {
+        let mut flags = args.as_array().unwrap().iter().filter_map(Value::as_str);
+        flags.find_map(|arg| arg.strip_prefix(name)?.strip_prefix('=')).unwrap().to_owned()
+    };
+    assert_eq!(json!(arg("--tls-auto")), name);
+    let service = objects.one("Service")["metadata"]["name"].as_str().unwrap();
+    assert!(arg("--tls-auto-hosts").split(',').any(|host| host == format!("{service}.consul.svc")));
+
+    let secret = objects.one("Secret");
+    assert_eq!(secret["metadata"]["name"], format!("{}-tls", name.as_str().unwrap()));
+    // An upgrade would take back what the injector wrote.
+    assert!(secret.get("data").is_none() && secret.get("stringData").is_none());
+    assert_eq!(
+        objects.one("Role")["rules"],
+        json!([{
+            "apiGroups": [""],
+            "resources": ["secrets"],
+            "resourceNames": [secret["metadata"]["name"]],
+            "verbs": ["get", "update"],
+        }])
+    );
+    assert_eq!(
+        objects.one("ClusterRole")["rules"],
+        json!([{
+            "apiGroups": ["admissionregistration.k8s.io"],
+            "resources": ["mutatingwebhookconfigurations"],
+            "resourceNames": [name],
+            "verbs": ["get", "patch", "watch"],
+        }])
+    );
+    let account = &objects.one("ServiceAccount")["metadata"];
+    let pod = &objects.one("Deployment")["spec"]["template"]["spec"];
+    assert_eq!(pod["serviceAccountName"], account["name"]);
+    assert_eq!(pod["automountServiceAccountToken"], true);
+    for (binding, role) in [("RoleBinding", "Role"), ("ClusterRoleBinding", "ClusterRole")] {
+        let binding = objects.one(binding);
+        assert_eq!(binding["roleRef"]["kind"], role);
+        assert_eq!(binding["roleRef"]["name"], objects.one(role)["metadata"]["name"]);
+        assert_eq!(
+            binding["subjects"],
+            json!([{"kind": "ServiceAccount", "name": account["name"], "namespace": "consul"}])
+        );
+    }
+    // Written by the injector, and left alone by Helm.
+    let webhook = &objects.one("MutatingWebhookConfiguration")["webhooks"][0];
+    assert!(webhook["clientConfig"].get("caBundle").is_none());
+}
+
+#[test]
+fn with_a_certificate_in_files_there_is_no_access_to_the_api() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let with_bundle = rendered(&tools, &in_files_mode());
+    let annotation = json!({"cert-manager.io/inject-ca-from": "consul/serving"});
+    let with_cert_manager = rendered(
+        &tools,
+        &[
+            ("connectInject.certs.secretName", json!("serving")),
+            ("connectInject.webhookAnnotations", annotation.clone()),
+        ],
+    );
+    for objects in [&with_bundle, &with_cert_manager] {
+        for document in &objects.documents {
+            let is_access = document["apiVersion"].as_str().unwrap().starts_with("rbac.");
+            assert!(!is_access && document["kind"] != "Secret", "{document:#}");
+        }
+        let pod = &objects.one("Deployment")["spec"]["template"]["spec"];
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        assert_eq!(objects.one("ServiceAccount")["automountServiceAccountToken"], false);
+        let args = container(objects)["args"].to_string();
+        assert!(!args.contains("--tls-auto"), "{args}");
+        let volumes = pod["volumes"].as_array().unwrap();
+        assert!(volumes.iter().any(|volume| volume["secret"]["secretName"] == "serving"));
+    }
+    let bundle = |objects: &Objects| {
+        let webhooks = objects.one("MutatingWebhookConfiguration");
+        webhooks["webhooks"][0]["clientConfig"]["caBundle"].clone()
+    };
+    assert_eq!(bundle(&with_bundle), BUNDLE);
+    assert_eq!(bundle(&with_cert_manager), Value::Null);
+    let webhooks = with_cert_manager.one("MutatingWebhookConfiguration");
+    assert_eq!(webhooks["metadata"]["annotations"], annotation);
+    is_valid(&tools, &[with_bundle, with_cert_manager]);
+}
+
+/// The path of a value, and what it is set to.
+type Setting = (&'static str, Value);
+
+/// For each value another than the default.
+fn plain() -> Vec<Setting> {
+    vec![
+        ("global.name", json!("other")),
+        ("global.imagePullPolicy", json!("Always")),
+        ("global.imagePullSecrets", json!([{"name": "registry"}])),
+        ("global.logLevel", json!("debug")),
+        ("global.logJSON", json!(true)),
+        ("global.extraLabels", json!({"team": "mesh"})),
+        ("global.openshift.enabled", json!(true)),
+        ("global.metrics.enabled", json!(true)),
+        ("fullnameOverride", json!("injector")),
+        ("connectInject.enabled", json!(false)),
+        ("connectInject.default", json!(true)),
+        ("connectInject.replicas", json!(3)),
+        ("connectInject.disruptionBudget.enabled", json!(false)),
+        ("connectInject.disruptionBudget.maxUnavailable", json!("50%")),
+        ("connectInject.disruptionBudget.minAvailable", json!(1)),
+        ("connectInject.image", json!("registry.example/injector:1")),
+        ("connectInject.imageInit", json!("registry.example/init@sha256:00")),
+        ("connectInject.imageEnvoy", json!("registry.example/envoy:1")),
+        ("connectInject.k8sAllowNamespaces", json!(["shop", "till"])),
+        ("connectInject.k8sDenyNamespaces", json!(["vault"])),
+        ("connectInject.namespaceSelector", json!("matchLabels:\n  mesh: {{ .Release.Name }}\n")),
+        ("connectInject.failurePolicy", json!("Ignore")),
+        ("connectInject.timeoutSeconds", json!(10)),
+        ("connectInject.webhookAnnotations", json!({"a": "b"})),
+        ("connectInject.kubernetesVersion", json!("v1.31.2-gke.1")),
+        ("connectInject.agent.httpAddr", json!("http://$(NODE_NAME):8500")),
+        ("connectInject.agent.grpcAddr", json!("$(NODE_NAME):8502")),
+        ("connectInject.agent.caCert.secretName", json!("consul-ca-cert")),
+        ("connectInject.agent.tlsServerName", json!("client.dc1.consul")),
+        ("connectInject.overrideAuthMethodName", json!("consul-k8s-auth-method")),
+        ("connectInject.logLevel", json!("warn")),
+        ("connectInject.listenAddress", json!("[::]")),
+        ("connectInject.port", json!(10250)),
+        ("connectInject.resources.requests.cpu", json!("1")),
+        ("connectInject.resources.requests.memory", json!("64Mi")),
+        ("connectInject.resources.limits.memory", json!("1Gi")),
+        ("connectInject.nodeSelector", json!({"kubernetes.io/os": "linux"})),
+        ("connectInject.tolerations", json!("- operator: Exists\n")),
+        (
+            "connectInject.affinity",
+            json!({"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+                {"topologyKey": "kubernetes.io/hostname"}
+            ]}}),
+        ),
+        (
+            "connectInject.topologySpreadConstraints",
+            json!([{"topologyKey": "rack", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}]),
+        ),
+        ("connectInject.priorityClassName", json!("high")),
+        ("connectInject.annotations", json!({"a": "b"})),
+        ("connectInject.extraLabels", json!({"a": "b"})),
+        ("connectInject.serviceAccount.annotations", json!({"a": "b"})),
+        ("connectInject.metrics.defaultEnabled", json!(true)),
+        ("connectInject.metrics.defaultPrometheusScrapePort", json!(20300)),
+        ("connectInject.metrics.defaultPrometheusScrapePath", json!("/stats")),
+        ("connectInject.envoyExtraArgs", json!("--log-level debug --component-log-level 'a:b'")),
+        ("connectInject.sidecarProxy.mode", json!("container")),
+        ("connectInject.sidecarProxy.concurrency", json!(0)),
+        ("connectInject.sidecarProxy.logLevel", json!("error")),
+        ("connectInject.sidecarProxy.imagePullSecrets", json!([{"name": "a"}, {"name": "b"}])),
+        ("connectInject.sidecarProxy.resources.requests.cpu", json!(0.5)),
+        ("connectInject.sidecarProxy.resources.requests.memory", json!(134_217_728)),
+        ("connectInject.sidecarProxy.resources.limits.cpu", json!("1")),
+        ("connectInject.sidecarProxy.resources.limits.memory", json!("1Gi")),
+        ("connectInject.sidecarProxy.lifecycle.defaultStartupGracePeriodSeconds", json!(0)),
+        ("connectInject.sidecarProxy.lifecycle.defaultShutdownGracePeriodSeconds", json!(0)),
+        ("connectInject.sidecarProxy.lifecycle.defaultApplicationSleepSeconds", json!(0)),
+        ("connectInject.initContainer.resources.requests.cpu", json!("10m")),
+        ("connectInject.initContainer.resources.requests.memory", json!("10Mi")),
+        ("connectInject.initContainer.resources.limits.cpu", json!("1")),
+        // Taken away.
+        ("connectInject.initContainer.resources.limits.memory", json!(null)),
+    ]
+}
+
+/// The same, and what each takes besides.
+fn samples() -> Vec<(Setting, Vec<Setting>)> {
+    let version = ("connectInject.kubernetesVersion", json!("1.28"));
+    let files = || in_files_mode().to_vec();
+    let ca = ("connectInject.agent.caCert.secretName", json!("consul-ca-cert"));
+    let token = ("connectInject.aclInjectToken.secretName", json!("token"));
+    let of_token = vec![token.clone(), ("connectInject.aclInjectToken.secretKey", json!("token"))];
+    let mut samples: Vec<_> = plain().into_iter().map(|setting| (setting, Vec::new())).collect();
+    samples.extend([
+        (("connectInject.onlyAnnotatedPods", json!(false)), vec![version]),
+        (("connectInject.agent.caCert.secretKey", json!("ca.pem")), vec![ca]),
+        (("connectInject.certs.secretName", json!("other")), files()),
+        (("connectInject.certs.caBundle", json!("QQ==")), files()),
+        (("connectInject.certs.certName", json!("serving.pem")), files()),
+        (("connectInject.certs.keyName", json!("serving.key")), files()),
+        ((token.0, json!("other")), of_token.clone()),
+        (("connectInject.aclInjectToken.secretKey", json!("other")), of_token),
+    ]);
+    samples
+}
+
+/// The paths of values.yaml.
+fn paths(values: &Value, prefix: &str) -> BTreeSet<String> {
+    match values.as_object() {
+        Some(values) if !values.is_empty() => values
+            .iter()
+            .flat_map(|(key, value)| paths(value, &format!("{prefix}.{key}")))
+            .collect(),
+        _ => BTreeSet::from([prefix.trim_start_matches('.').to_owned()]),
+    }
+}
+
+#[test]
+fn every_value_changes_something_and_the_injector_takes_it() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let samples = samples();
+    let releases: Vec<_> = samples
+        .iter()
+        .flat_map(|(setting, needs)| {
+            let with = [needs.as_slice(), std::slice::from_ref(setting)].concat();
+            [values_of(needs), values_of(&with)]
+        })
+        .collect();
+    let rendered = render(&tools, &releases);
+    let set: BTreeSet<_> = samples.iter().map(|((path, _), _)| (*path).to_owned()).collect();
+    assert_eq!(set, paths(&rendered.values, ""));
+
+    let releases: Vec<_> = rendered.releases.into_iter().map(Result::unwrap).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    let mut configs = BTreeSet::new();
+    for (((path, _), _), pair) in samples.iter().zip(releases.chunks(2)) {
+        assert!(pair[0].documents != pair[1].documents, "{path}");
+        if *path != "connectInject.enabled" && configs.insert(config(&pair[1]).to_owned()) {
+            let log = explained(&tools, &file, config(&pair[1]));
+            assert_eq!(log, Ok(()), "{path}");
+        }
+    }
+    assert!(configs.len() > 20);
+    is_valid(&tools, &releases);
+
+    let refused = explained(&tools, &file, "init-image: a\nenvoy-image: b\nnothing: 1\n");
+    assert!(refused.unwrap_err().contains("no such flag"));
+}
+
+/// Whether the injector takes a policy, or what it says.
+#[expect(clippy::disallowed_methods, reason = "nobody reads it meanwhile")]
+fn explained(tools: &Tools, file: &Path, config: &str) -> Result<(), String> {
+    let ca = file.with_file_name("ca.pem");
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(&ca, made.cert.pem()).unwrap();
+    // Where this machine has it.
+    let config = config
+        .replace("/consul/ca/tls.crt", ca.to_str().unwrap())
+        .replace("/consul/ca/ca.pem", ca.to_str().unwrap());
+    std::fs::write(file, config).unwrap();
+    let output = Command::new(&tools.injector)
+        .args(["explain", "--filename", "/dev/null", "--config"])
+        .arg(file)
+        .output()
+        .unwrap();
+    match output.status.code() {
+        Some(0) => Ok(()),
+        _ => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+#[test]
+fn the_chart_says_every_flag_of_the_policy_and_its_default() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let readme = include_str!("../../../bins/connect-inject/README.md");
+    let policy = readme.split("take the policy.").nth(1).unwrap().split("In the templates").next();
+    let flags: BTreeMap<&str, &str> = policy
+        .unwrap()
+        .lines()
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| `--")?.split('|').map(str::trim);
+            Some((cells.next()?.trim_end_matches('`'), cells.nth(1)?))
+        })
+        .filter(|(flag, _)| *flag != "config")
+        .collect();
+    let settings = [
+        ("connectInject.sidecarProxy.lifecycle.defaultShutdownGracePeriodSeconds", json!(1)),
+        ("connectInject.kubernetesVersion", json!("1.31")),
+        ("connectInject.agent.httpAddr", json!("https://$(HOST_IP):8501")),
+        ("connectInject.agent.grpcAddr", json!("https://$(HOST_IP):8502")),
+        ("connectInject.agent.caCert.secretName", json!("consul-ca-cert")),
+        ("connectInject.agent.tlsServerName", json!("client.dc1.consul")),
+    ];
+    let keys = |objects: &Objects| -> BTreeMap<String, Value> {
+        serde_saphyr::from_str(config(objects)).unwrap()
+    };
+    let every = keys(&rendered(&tools, &settings));
+    assert_eq!(every.keys().collect::<Vec<_>>(), flags.keys().collect::<Vec<_>>());
+    for (flag, value) in keys(&rendered(&tools, &[])) {
+        let shown = match &value {
+            Value::String(text) if text.is_empty() => "none".to_owned(),
+            Value::String(text) => format!("`{text}`"),
+            Value::Array(list) if list.is_empty() => "none".to_owned(),
+            Value::Array(list) => format!("`{}`", list[0].as_str().unwrap()),
+            value => format!("`{value}`"),
+        };
+        let default = flags[flag.as_str()];
+        let is_default = shown == default || shown == "none" && default == "Kubernetes'";
+        assert!(is_default || default == "required", "{flag}: {shown}, not {default}");
+    }
+}
+
+#[test]
+fn the_real_injector_starts_as_the_deployment_says() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let objects = rendered(&tools, &in_files_mode());
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        #[expect(clippy::disallowed_methods, reason = "nobody reads it yet")]
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let config = file("config.yaml", config(&objects));
+    let cert = file("tls.crt", &made.cert.pem());
+    let key = file("tls.key", &made.signing_key.serialize_pem());
+    let container = container(&objects);
+    let args: Vec<String> = container["args"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|arg| {
+            let arg = arg.as_str().unwrap();
+            // Where this machine has the files and ports.
+            arg.replace("/config/config.yaml", &config)
+                .replace("/tls/tls.crt", &cert)
+                .replace("/tls/tls.key", &key)
+                .replace("0.0.0.0:8443", "127.0.0.1:0")
+                .replace("0.0.0.0:9445", "127.0.0.1:0")
+        })
+        .collect();
+    let env: Vec<_> = container["env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|variable| {
+            let value = variable["value"].as_str().unwrap_or("10.0.0.1");
+            let value = value.replace("$(HOST_IP)", "10.0.0.1");
+            (variable["name"].as_str().unwrap().to_owned(), value)
+        })
+        .collect();
+    let env: Vec<_> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let log = folder.path().join("log");
+    let mut injector = Process::start("injector", log, &tools.injector, &args, &env).unwrap();
+    injector.await_output("answering reviews over HTTPS").unwrap();
+    injector.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
+    injector.await_output("not ready any more, still serving").unwrap();
+    injector.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
+    injector.wait().unwrap();
+}
+
+#[test]
+fn without_files_the_real_injector_misses_the_cluster_only() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let objects = rendered(&tools, &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    assert_eq!(explained(&tools, &file, config(&objects)), Ok(()));
+    let args =
+        container(&objects)["args"].as_array().unwrap().iter().map(|arg| {
+            arg.as_str().unwrap().replace("/config/config.yaml", file.to_str().unwrap())
+        });
+    let output = Command::new(&tools.injector)
+        .args(args)
+        .env_remove("KUBECONFIG")
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{log}");
+    let (before, _) = log.split_once("--tls-auto: no way to the Kubernetes API").unwrap();
+    assert!(!before.contains("--"), "another mistake: {log}");
+}
+
+#[test]
+fn what_is_wrong_is_refused_with_the_reason() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let cases = [
+        ("connectInject.replica", json!(2), "replica"),
+        ("client.grpc", json!(true), "client"),
+        ("connectInject.default", json!("yes"), "boolean"),
+        ("connectInject.replicas", json!(0), "minimum"),
+        ("connectInject.imageEnvoy", json!(null), "imageEnvoy"),
+        ("connectInject.image", json!("two words"), "pattern"),
+        ("connectInject.failurePolicy", json!("Maybe"), "failurePolicy"),
+        ("connectInject.timeoutSeconds", json!(31), "maximum"),
+        ("connectInject.k8sAllowNamespaces", json!("shop"), "array"),
+        ("connectInject.k8sDenyNamespaces", json!(["Shop"]), "pattern"),
+        ("connectInject.kubernetesVersion", json!(1.3), "string"),
+        ("connectInject.kubernetesVersion", json!("latest"), "pattern"),
+        ("connectInject.logLevel", json!("loud"), "logLevel"),
+        ("connectInject.port", json!(443), "minimum"),
+        ("connectInject.port", json!(9445), "port"),
+        ("connectInject.sidecarProxy.resources.limits.cpu", json!("1 core"), "pattern"),
+        ("connectInject.sidecarProxy.resources.limit.cpu", json!(1), "limit"),
+        ("connectInject.sidecarProxy.mode", json!("both"), "mode"),
+        ("connectInject.certs.secretName", json!("serving"), "caBundle"),
+        ("connectInject.certs.caBundle", json!(BUNDLE), "secretName"),
+        ("connectInject.certs.caBundle", json!("-----BEGIN"), "caBundle"),
+        ("connectInject.aclInjectToken.secretName", json!("token"), "secretKey"),
+        ("global.imagePullSecrets", json!(["registry"]), "object"),
+        ("global.logLevel", json!("verbose"), "logLevel"),
+        ("fullnameOverride", json!("Injector"), "pattern"),
+    ];
+    let values: Vec<_> = cases.iter().map(|case| values_of(&[(case.0, case.1.clone())])).collect();
+    let releases = render(&tools, &values).releases;
+    for ((path, value, reason), release) in cases.iter().zip(releases) {
+        let error = release.expect_err(path);
+        assert!(error.contains(reason), "{path}: {value}: {error}");
+    }
+}
+
+#[test]
+fn it_is_installed_beside_consuls_chart() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    // With the same names, and what a parent chart hands on to all of its own.
+    let values =
+        json!({"global": {"name": "consul", "datacenter": "dc1", "tls": {"enabled": true}}});
+    let release = Release { name: "consul", namespace: "consul", values };
+    let objects = tools.render(&[release]).unwrap().releases.remove(0).unwrap();
+    for document in &objects.documents {
+        let name = document["metadata"]["name"].as_str().unwrap();
+        assert!(["consul-connect-inject", "consul-connect-inject-tls"].contains(&name), "{name}");
+        let labels = document["metadata"]["labels"].as_object().unwrap();
+        assert!(!labels.contains_key("app"), "a label that Consul's chart selects by");
+    }
+    assert!(objects.notes.contains("connectInject.enabled=false there"), "{}", objects.notes);
+}
+
+#[test]
+fn what_is_newer_is_used_where_the_version_is_known() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let with = |version| rendered(&tools, &[("connectInject.kubernetesVersion", json!(version))]);
+    let conditions = |objects: &Objects| {
+        objects.one("MutatingWebhookConfiguration")["webhooks"][0]["matchConditions"].clone()
+    };
+    // Rendering alone tells nothing of the cluster, whatever Helm's own idea is.
+    let unknown = rendered(&tools, &[]);
+    assert!(!config(&unknown).contains("kubernetes-version"));
+    assert!(unknown.notes.contains("version is not known"), "{}", unknown.notes);
+    for (version, budget, is_conditional) in [
+        ("1.20", "policy/v1beta1", false),
+        ("1.21", "policy/v1", false),
+        ("v1.27.9", "policy/v1", false),
+        ("v1.28.4-gke.1083000", "policy/v1", true),
+        ("1.37", "policy/v1", true),
+    ] {
+        let objects = with(version);
+        assert_eq!(objects.one("PodDisruptionBudget")["apiVersion"], budget, "{version}");
+        assert_eq!(conditions(&objects).is_array(), is_conditional, "{version}");
+        assert!(config(&objects).contains(&format!("kubernetes-version: \"{version}\"")));
+        assert!(!objects.notes.contains("version is not known"), "{version}");
+    }
+    // Pods without annotations are injected by default: every pod is asked about.
+    let by_default = rendered(
+        &tools,
+        &[
+            ("connectInject.kubernetesVersion", json!("1.37")),
+            ("connectInject.default", json!(true)),
+        ],
+    );
+    assert_eq!(conditions(&by_default), Value::Null);
+}
+
+#[test]
+fn the_notes_verify_the_installation_as_the_document_does() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let objects = rendered(&tools, &[]);
+    let pod: String = ECHO_SERVER.lines().flat_map(|line| ["  ", line, "\n"]).collect();
+    for part in [
+        pod.as_str(),
+        "kubectl get pod echo-server -o yaml",
+        "consul.hashicorp.com/connect-inject-status set to injected",
+        "kubectl --namespace consul logs ",
+    ] {
+        assert!(objects.notes.contains(part), "{part}\n{}", objects.notes);
+    }
+    // What the commands name.
+    let deployment = objects.one("Deployment");
+    assert_eq!(deployment["metadata"]["name"], "mesh-connect-inject");
+    assert!(objects.notes.contains("rollout status deployment/mesh-connect-inject\n"));
+    let selector = deployment["spec"]["selector"]["matchLabels"].as_object().unwrap();
+    for (label, value) in selector {
+        assert!(objects.notes.contains(&format!("{label}={}", value.as_str().unwrap())), "{label}");
+    }
+}
+
+#[test]
+fn turned_off_there_is_nothing() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let objects = rendered(&tools, &[("connectInject.enabled", json!(false))]);
+    assert_eq!(objects, Objects { documents: Vec::new(), notes: String::new() });
+    assert!(Path::new(CHART).join("values.schema.json").is_file());
+}

@@ -1,0 +1,107 @@
+//! The node's agent comes late, or loses everything: the pods stay in the mesh.
+
+use std::time::Instant;
+
+use harness::document::{
+    ECHO_CLIENT, ECHO_SERVER, HELLO, await_answer, await_passing, injected, started,
+};
+use harness::kubelet::Pod;
+use harness::node::Node;
+use harness::parts::Parts;
+use harness::until;
+use serde_json::{Value, json};
+
+/// Pain 5: a node's agent restarts, and all its registrations vanish.
+#[test]
+fn a_wiped_agent_has_its_registrations_back() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let agent = node.start_agent().unwrap();
+    let injector = node.start_injector().unwrap();
+    let _server = started(&node, &injected(&node, &injector, ECHO_SERVER).unwrap()).unwrap();
+    let client = started(&node, &injected(&node, &injector, ECHO_CLIENT).unwrap()).unwrap();
+    await_answer(&client, HELLO).unwrap();
+
+    drop(agent);
+    node.wipe_agent().unwrap();
+    let wiped = Instant::now();
+    let agent = node.spawn_agent(&json!({})).unwrap();
+    until("the agent to answer", || node.get("/v1/agent/self").is_ok()).unwrap();
+    let answers = Instant::now();
+    println!("the agent answers {:?} after its end", answers - wiped);
+    await_milestones(&node, answers).unwrap_or_else(|error| panic!("{error}\n{}", agent.output()));
+    await_answer(&client, HELLO).unwrap();
+}
+
+/// Waits for all that follows a wiped agent's first answer, and tells when each
+/// was seen first.
+///
+/// An agent would look at a proxy's public listener for the first time at a
+/// random moment within the check's interval of 10 s, and take it for critical
+/// until then: the sidecars look themselves.
+fn await_milestones(node: &Node, answers: Instant) -> harness::Result<()> {
+    let there = |id: String| node.get(&format!("/v1/agent/service/{id}")).is_ok();
+    let check = |id: String| -> Option<Value> {
+        Some(node.get("/v1/agent/checks").ok()?.as_object()?.get(&id)?.clone())
+    };
+    let passes = |id: String| check(id).is_some_and(|check| check["Status"] == "passing");
+    let each = |is_so: &dyn Fn(String) -> bool, suffixes: &[&str]| {
+        SERVICES.iter().all(|service| {
+            suffixes.iter().all(|suffix| is_so(format!("{service}-{service}{suffix}")))
+        })
+    };
+    let mut ahead: Vec<Milestone<'_>> = vec![
+        ("a leader", Box::new(|| node.get("/v1/status/leader").is_ok_and(|at| at != ""))),
+        ("both halves of both pods", Box::new(|| each(&there, &["", "-sidecar-proxy"]))),
+        ("leases", Box::new(|| each(&passes, &["-lease", "-sidecar-proxy-lease"]))),
+        ("applications", Box::new(|| passes("echo-server-echo-server-application".to_owned()))),
+        ("public listeners", Box::new(|| each(&passes, &["-sidecar-proxy-listener"]))),
+        (
+            "all in the catalog",
+            Box::new(|| {
+                ["", "-sidecar-proxy"].iter().all(|suffix| {
+                    SERVICES.iter().all(|service| {
+                        let found =
+                            node.get(&format!("/v1/health/service/{service}{suffix}?passing"));
+                        found.is_ok_and(|found| found.as_array().is_some_and(|all| all.len() == 1))
+                    })
+                })
+            }),
+        ),
+    ];
+    until("all that follows", || {
+        ahead.retain(|(what, is_there)| {
+            let is_ahead = !is_there();
+            if !is_ahead {
+                println!("{:?} after its first answer: {what}", answers.elapsed());
+            }
+            is_ahead
+        });
+        ahead.is_empty()
+    })
+}
+
+/// What is waited for, and how it is seen.
+type Milestone<'a> = (&'a str, Box<dyn Fn() -> bool + 'a>);
+
+const SERVICES: [&str; 2] = ["echo-server", "echo-client"];
+
+/// Pain 16: the init container fails at once when the agent is not there yet.
+#[test]
+fn an_agent_that_comes_late_is_waited_for() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let injector = node.start_injector().unwrap();
+    let manifest = injected(&node, &injector, ECHO_SERVER).unwrap();
+    let mut pod = Pod::create(&node, &manifest).unwrap();
+    let mut agent = None;
+    pod.start_with(|pod| {
+        harness::until("the init container to wait", || {
+            pod.log("consul-connect-inject-init").contains("connection refused")
+        })?;
+        agent = Some(node.start_agent()?);
+        Ok(())
+    })
+    .unwrap();
+    await_passing(&node, "echo-server").unwrap();
+}

@@ -1,0 +1,149 @@
+//! Many sidecars on one node whose agent loses everything (pain 5, 46, 59).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use harness::asked;
+use harness::node::Node;
+use harness::parts::Parts;
+use harness::process::{Process, run};
+use harness::until_within;
+
+/// How many sidecars there are; `E2E_SIDECARS` names another number.
+const SIDECARS: usize = 500;
+
+/// For what is more work than a single pod's.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What stands for Envoy: it does nothing, and ends with its parent.
+const ENVOY: [&str; 5] = ["setpriv", "--pdeathsig", "KILL", "sleep", "infinity"];
+
+/// Each sidecar reaches the agent by an address of its own and so from one: the
+/// agent counts connections by address, and lets each have a few only.
+#[test]
+fn many_sidecars_have_their_registrations_back_when_the_agent_lost_them() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let sidecars = std::env::var_os("E2E_SIDECARS")
+        .map_or(SIDECARS, |number| number.to_string_lossy().parse().unwrap());
+    let node = Node::new(parts).unwrap();
+    let folder = node.folder("sidecars").unwrap();
+    let addresses: Vec<_> = (0..sidecars)
+        .map(|number| format!("10.98.{}.{}", number / 250, number % 250 + 1))
+        .collect();
+    add_to_loopback(&addresses, &folder.join("addresses"));
+
+    let mut settings = asked::settings();
+    settings["client_addr"] = "0.0.0.0".into();
+    let agent = node.start_agent_with(&settings).unwrap();
+    let sidecars: Vec<_> =
+        addresses.iter().map(|address| started(&node, address, &folder.join(address))).collect();
+    await_lease(&node, sidecars.len());
+    // A round: what they wait for, and three reports each.
+    let before = cpu(&sidecars);
+    let began = Instant::now();
+    let round = asked::in_all(&node).unwrap() + 4 * u32::try_from(sidecars.len()).unwrap();
+    let is_over = || asked::in_all(&node).is_ok_and(|requests| requests >= round);
+    until_within(PATIENCE, "a round of renewals", is_over).unwrap();
+    let (used, window) = (cpu(&sidecars) - before, began.elapsed());
+    let memory: Vec<_> = sidecars.iter().map(memory).collect();
+    let of = |name: &str| {
+        let all = memory.iter().map(|memory| memory[name]);
+        format!(
+            "{name} {} kB at most, {} kB on average",
+            all.clone().max().unwrap(),
+            all.sum::<u64>() / memory.len() as u64
+        )
+    };
+    println!("{} sidecars at rest: {}; {}", sidecars.len(), of("Rss"), of("Pss"));
+    println!("CPU of all: {used} ticks (10 ms) in {window:?}");
+
+    drop(agent);
+    node.wipe_agent().unwrap();
+    let _agent = node.spawn_agent(&settings).unwrap();
+    until_within(PATIENCE, "the agent to answer", || node.get("/v1/status/leader").is_ok())
+        .unwrap();
+    let answers = Instant::now();
+    await_lease(&node, sidecars.len());
+    println!("all registered {:?} after the agent's first answer", answers.elapsed());
+    println!("requests meanwhile: {:?}", asked::by_kind(&node).unwrap());
+    for sidecar in &sidecars {
+        let log = sidecar.output();
+        // Behind a blank: it may be part of a time.
+        assert!(!log.contains(" 429"), "{log}");
+        assert!(log.contains("registered again"), "{log}");
+    }
+}
+
+/// Makes these addresses the machine's own.
+fn add_to_loopback(addresses: &[String], batch: &Path) {
+    let mut file = fs::File::create(batch).unwrap();
+    for address in addresses {
+        writeln!(file, "addr add {address}/32 dev lo").unwrap();
+    }
+    run("ip", &["-batch", &batch.to_string_lossy()]).unwrap();
+}
+
+/// A sidecar without Envoy: registered by `connect-init`, kept by
+/// `connect-lifecycle`.
+fn started(node: &Node, address: &str, folder: &Path) -> Process {
+    fs::create_dir(folder).unwrap();
+    let bins = &node.parts().bins;
+    let name = address.replace('.', "-");
+    let agent = format!("http://{address}:8500");
+    let dir = folder.to_string_lossy().into_owned();
+    let grpc = format!("{address}:8502");
+    let env = [
+        ("POD_NAME", name.as_str()),
+        ("POD_IP", address),
+        ("CONSUL_HTTP_ADDR", &agent),
+        ("CONSUL_GRPC_ADDR", &grpc),
+    ];
+    // The helper is not taken from there: a small file will do.
+    let args = ["--service", "web:8080", "--dir", &dir, "--helper", "/bin/true"];
+    let init = bins.join("connect-init");
+    let mut init =
+        Process::start("connect-init", folder.join("init.log"), &init, &args, &env).unwrap();
+    let status = init.wait().unwrap();
+    assert!(status.success(), "{status}: {}", init.output());
+    let args: Vec<_> = ["run", "--dir", &dir, "--"].into_iter().chain(ENVOY).collect();
+    let helper = bins.join("connect-lifecycle");
+    Process::start(&name, folder.join("run.log"), &helper, &args, &[]).unwrap()
+}
+
+/// Waits until so many services and proxies have a good lease.
+fn await_lease(node: &Node, sidecars: usize) {
+    let mut seen = 0;
+    let waited = until_within(PATIENCE, "all leases", || {
+        let Ok(checks) = node.get("/v1/agent/checks") else { return false };
+        let checks = checks.as_object().into_iter().flatten();
+        seen = checks
+            .filter(|(id, check)| id.ends_with("-lease") && check["Status"] == "passing")
+            .count();
+        seen == 2 * sidecars
+    });
+    waited.unwrap_or_else(|error| panic!("{error}: {seen} of {}", 2 * sidecars));
+}
+
+/// The processor time that they have used, in the kernel's ticks.
+fn cpu(sidecars: &[Process]) -> u64 {
+    let of = |sidecar: &Process| -> Option<u64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", sidecar.pid())).ok()?;
+        // Behind the name, which may hold anything: utime and stime.
+        let fields = stat.rsplit_once(") ")?.1;
+        fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().ok()).sum()
+    };
+    sidecars.iter().map(|sidecar| of(sidecar).unwrap()).sum()
+}
+
+/// What a sidecar takes of the memory, in kilobytes.
+fn memory(sidecar: &Process) -> BTreeMap<&'static str, u64> {
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", sidecar.pid())).unwrap();
+    let value = |name: &str| {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok()).unwrap()
+    };
+    ["Rss", "Pss"].map(|name| (name, value(name))).into()
+}

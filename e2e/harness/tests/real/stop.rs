@@ -1,0 +1,295 @@
+//! A pod's end while others use it: no request is lost, and nothing waits
+//! longer than it has to.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use harness::document::injected_pod;
+use harness::kubelet::Pod;
+use harness::load::{self, Load};
+use harness::node::{Injector, Node, RELAY};
+use harness::parts::Parts;
+use harness::process::Process;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+/// Where the client reaches the service.
+const UPSTREAM: u16 = 1234;
+
+/// The annotation with the drain's budget.
+const BUDGET: &str = "sidecar-proxy-lifecycle-shutdown-grace-period-seconds";
+
+/// How often something has to be seen that is not to be seen by chance.
+const ROUNDS: usize = 20;
+
+/// A cluster with native sidecars and the sleep action.
+const KUBERNETES: &str = "--kubernetes-version=1.30";
+
+/// Pain 7, 9: SIGTERM to all containers at once.
+#[test]
+fn no_request_is_lost_when_a_pod_ends_whose_sidecar_is_a_container() {
+    no_request_is_lost("container");
+}
+
+/// Pain 7, 9: SIGTERM to the sidecar after the application has ended.
+#[test]
+fn no_request_is_lost_when_a_pod_ends_whose_sidecar_is_native() {
+    no_request_is_lost("native");
+}
+
+/// Of three servers two are ended one after the other, under load: one whose
+/// application goes on until its clients have been told, which takes a while
+/// here, and has requests in flight then; and one whose application got the sleep
+/// action from the injector.
+fn no_request_is_lost(mode: &str) {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let _agent = node.start_agent().unwrap();
+    let relay = node.start_relay().unwrap();
+    let xds = format!("--grpc-addr=$(HOST_IP):{RELAY}");
+    let injector = node.start_injector_with(&[KUBERNETES, &xds]).unwrap();
+    let start = |name: &str, lifecycle: &Value| {
+        let pod = server(name, &json!({"sidecar-mode": mode, BUDGET: "120"}), lifecycle);
+        started(&node, &injector, &pod)
+    };
+    let with_hook = start("api-1", &until_told());
+    let with_sleep = start("api-2", &Value::Null);
+    let _stays = start("api-3", &Value::Null);
+    let client = started(&node, &injector, &client(mode));
+    await_instances(&node, 3);
+
+    await_heard(&client, &["api-1", "api-2", "api-3"]);
+    let load = Load::start(&client, UPSTREAM, 4);
+    load.await_answers(&["api-1", "api-2", "api-3"]).unwrap();
+    // For a while the clients hear nothing.
+    relay.signal(Signal::SIGSTOP).unwrap();
+    let (told, network) = (Told::of(&with_hook), client.network());
+    // A native sidecar does not get its SIGTERM yet: the hook has done it.
+    let gone = if mode == "native" {
+        "the registration was taken back"
+    } else {
+        "deregistered service=\"api-1-api\""
+    };
+    let meanwhile = std::thread::scope(|scope| {
+        let meanwhile = scope.spawn(|| {
+            let result = serve_those_who_have_not_heard(&load, &network, &relay, &told, gone);
+            // Whatever happened: nobody is to wait for it.
+            told.tell();
+            result
+        });
+        stop(mode, with_hook);
+        meanwhile.join().unwrap()
+    });
+    meanwhile.unwrap();
+    stop(mode, with_sleep);
+    load.await_answers(&["api-3"]).unwrap();
+    let tally = load.stop();
+    println!("{mode}: {:?}, slowest {:?}", tally.answers, tally.slowest);
+    assert_eq!(tally.failures, Vec::<String>::new());
+}
+
+/// The server that ends is asked on; then its clients are told, and then the
+/// requests that are in flight are finished.
+fn serve_those_who_have_not_heard(
+    load: &Load,
+    network: &Path,
+    relay: &Process,
+    told: &Told,
+    gone: &str,
+) -> harness::Result<()> {
+    told.await_log(gone)?;
+    for _ in 0..ROUNDS {
+        load.await_answers(&["api-1", "api-2", "api-3"])?;
+    }
+    // Enough for each server to get some of them.
+    let in_flight: harness::Result<Vec<_>> =
+        (0..12).map(|_| load::connect(network, UPSTREAM)).collect();
+    let mut in_flight = in_flight?;
+    for stream in &mut in_flight {
+        stream.write_all(&load::REQUEST[..9])?;
+    }
+    relay.signal(Signal::SIGCONT)?;
+    let of_the_one = || load.so_far().answers.get("api-1").copied();
+    harness::until("no request to the server that ends", || {
+        let before = of_the_one();
+        // It would get a third of them.
+        (0..ROUNDS).all(|_| load.await_answers(&["api-2", "api-3"]).is_ok())
+            && of_the_one() == before
+    })?;
+    let mut answers = BTreeMap::<String, u32>::new();
+    for mut stream in in_flight {
+        stream.write_all(&load::REQUEST[9..])?;
+        *answers.entry(load::answer(stream)?).or_default() += 1;
+    }
+    println!("in flight: {answers:?}");
+    Ok(())
+}
+
+/// Pain 18, and a connection that never ends.
+#[test]
+fn an_idle_pod_ends_at_once_and_a_connection_that_never_ends_is_cut_at_the_budget() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let _agent = node.start_agent().unwrap();
+    let injector = node.start_injector().unwrap();
+    let client = started(&node, &injector, &client("container"));
+
+    let idle = started(&node, &injector, &server("api-1", &json!({}), &Value::Null));
+    await_instances(&node, 1);
+    let log = idle.log_file("envoy-sidecar");
+    stop("idle", idle);
+    let log = fs::read_to_string(log).unwrap();
+    let order = ["deregistered", "no connection is in flight", "Envoy ended"];
+    let order = order.map(|words| log.find(words).unwrap_or_else(|| panic!("no `{words}`: {log}")));
+    assert!(order.is_sorted(), "{log}");
+
+    let used = server("api-2", &json!({BUDGET: "1"}), &until_told());
+    let used = started(&node, &injector, &used);
+    await_instances(&node, 1);
+    await_heard(&client, &["api-2"]);
+    let mut endless = load::connect(&client.network(), UPSTREAM).unwrap();
+    endless.write_all(&load::REQUEST[..9]).unwrap();
+    await_connection(&used);
+    let told = Told::of(&used);
+    std::thread::scope(|scope| {
+        let cut = scope.spawn(|| {
+            let result = told.await_log("not all is over after 1s: open connections are cut");
+            // Its end, by whichever of the two sides of a reset comes first.
+            let end = endless.read(&mut [0]);
+            told.tell();
+            result.map(|()| end)
+        });
+        stop("a connection that never ends", used);
+        let end = cut.join().unwrap().unwrap();
+        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    });
+}
+
+/// Ends a pod, whose containers are to end well.
+fn stop(what: &str, pod: Pod<'_>) {
+    let began = Instant::now();
+    let log = pod.log_file("envoy-sidecar");
+    let ended = pod.stop().unwrap();
+    println!("{what}: ended in {:?}", began.elapsed());
+    let well = "exit status: 0".to_owned();
+    let all = ["api", "envoy-sidecar"].map(|name| (name.to_owned(), well.clone()));
+    let log = fs::read_to_string(log).unwrap_or_default();
+    assert_eq!(ended, BTreeMap::from(all), "{log}");
+}
+
+/// Waits until a client's proxy has heard of these servers: until then it has
+/// nowhere to go.
+fn await_heard(client: &Pod<'_>, servers: &[&str]) {
+    Load::start(client, UPSTREAM, 1).await_answers(servers).unwrap();
+}
+
+/// Waits until a connection has come through the proxy of a pod.
+fn await_connection(pod: &Pod<'_>) {
+    const STATS: &str = "http://127.0.0.1:19000/stats?usedonly&filter=20000.downstream_cx_active$";
+    harness::until("a connection to the server", || {
+        pod.exec("envoy-sidecar", &["curl", "-s", STATS])
+            .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("cx_active: 1"))
+    })
+    .unwrap();
+}
+
+// === an application that goes on until it is told that it may end ===
+
+const TOLD: &str = "tmp/told";
+
+/// A preStop hook of the application's own.
+fn until_told() -> Value {
+    let script = format!("until test -e /{TOLD}; do sleep 0.05; done");
+    json!({"preStop": {"exec": {"command": ["sh", "-c", script]}}})
+}
+
+/// A pod with such an application, while it ends.
+struct Told {
+    file: PathBuf,
+    log: PathBuf,
+}
+
+impl Told {
+    fn of(pod: &Pod<'_>) -> Self {
+        let file = pod.root("api").unwrap().join(TOLD);
+        Self { file, log: pod.log_file("envoy-sidecar") }
+    }
+
+    /// Lets the application end.
+    fn tell(&self) {
+        File::create(&self.file).unwrap();
+    }
+
+    /// Waits until the sidecar has logged that.
+    fn await_log(&self, words: &str) -> harness::Result<()> {
+        let log = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+        harness::until(&format!("`{words}`"), || log(&self.log).contains(words))
+            .map_err(|error| format!("{error}\n{}", log(&self.log)).into())
+    }
+}
+
+// === the pods ===
+
+/// A server that answers with its own name.
+fn server(name: &str, annotations: &Value, lifecycle: &Value) -> Value {
+    let mut pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "annotations": annotated("api", annotations)},
+        "spec": {
+            // No test is to end by it.
+            "terminationGracePeriodSeconds": 300,
+            "containers": [{
+                "name": "api", "image": "hashicorp/http-echo:latest",
+                "args": [format!("-text={name}"), "-listen=:8080"],
+                "ports": [{"containerPort": 8080}],
+            }],
+        },
+    });
+    if !lifecycle.is_null() {
+        pod["spec"]["containers"][0]["lifecycle"] = lifecycle.clone();
+    }
+    pod
+}
+
+/// A client of the servers.
+fn client(mode: &str) -> Value {
+    let upstreams = format!("api:{UPSTREAM}");
+    let annotations = json!({"sidecar-mode": mode, "connect-service-upstreams": upstreams});
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "web", "annotations": annotated("web", &annotations)},
+        "spec": {"containers": [{
+            "name": "web", "image": "tutum/curl:latest", "command": ["sleep", "infinity"],
+        }]},
+    })
+}
+
+fn annotated(service: &str, annotations: &Value) -> Value {
+    let given = annotations.as_object().into_iter().flatten();
+    let all = given
+        .map(|(key, value)| (key.as_str(), value.clone()))
+        .chain([("connect-inject", "true".into()), ("connect-service", service.into())])
+        .map(|(key, value)| (format!("consul.hashicorp.com/{key}"), value));
+    json!(all.collect::<BTreeMap<String, Value>>())
+}
+
+/// The pod, injected and started.
+fn started<'n>(node: &'n Node, injector: &Injector, pod: &Value) -> Pod<'n> {
+    let mut pod = Pod::create(node, &injected_pod(node, injector, pod).unwrap()).unwrap();
+    pod.start().unwrap();
+    pod
+}
+
+/// Waits until the service and its proxy have so many healthy instances.
+fn await_instances(node: &Node, count: usize) {
+    for service in ["api", "api-sidecar-proxy"] {
+        harness::until(&format!("{count} healthy instances of {service}"), || {
+            let found = node.get(&format!("/v1/health/service/{service}?passing"));
+            found.is_ok_and(|found| found.as_array().is_some_and(|list| list.len() == count))
+        })
+        .unwrap();
+    }
+}

@@ -1,0 +1,358 @@
+//! Many pod lives at once against the real agent, with everything going wrong
+//! at random: in the end catalog and pods agree.
+//!
+//! `SOAK_SEED` repeats a run's choices, though not its moments;
+//! `SOAK_SECONDS` is how long pods begin and end, one minute by default. Then
+//! those that were killed are waited for, which takes two to three minutes more
+//! in which nothing is computed.
+//!
+//! - [`pod`]: a pod made of processes
+//! - [`slot`]: a place for one pod at a time, and what happens to it in a round
+
+#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+#![expect(clippy::print_stdout, reason = "the seed and the number of lives are a result")]
+
+mod pod;
+mod slot;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use harness::acl::Acls;
+use harness::node::Node;
+use harness::parts::Parts;
+use harness::process::{Process, run, tail};
+use harness::{Result, until_within};
+use nix::sys::signal::Signal;
+use reqwest::Method;
+use serde_json::Value;
+
+use pod::{Dead, Ground, Identity};
+use slot::{Round, Slot};
+
+/// How many pods there are at once.
+const SLOTS: u32 = 5;
+
+/// How long the agent may take for all that it has to say, and the pods for what
+/// they have to do: more than any of it needs on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A lease.
+const LEASE: Duration = Duration::from_secs(30);
+
+/// A lease, the agent's shortest time until it removes what is critical, and the
+/// pause between its looks.
+const GONE: Duration = Duration::from_secs(30 + 60 + 30);
+
+/// The agent, and what is known of the pods.
+struct Soak<'n> {
+    node: &'n Node,
+    acls: Option<&'n Acls<'n>>,
+    ground: Ground,
+    rng: Rng,
+    agent: Option<Process>,
+    living: BTreeMap<u32, (Identity, String)>,
+    dead: Vec<Remains>,
+    lives: u32,
+    /// How often each thing happened.
+    happened: BTreeMap<&'static str, u32>,
+    /// The pods that may have left an ACL token.
+    excused: BTreeSet<String>,
+}
+
+/// A dead pod, and whether it has been seen to be gone.
+struct Remains {
+    dead: Dead,
+    is_gone: bool,
+}
+
+/// What the catalog has of this node.
+struct Catalog {
+    /// Addresses by service.
+    services: BTreeMap<String, String>,
+    /// The checks that pass.
+    passing: BTreeSet<String>,
+}
+
+#[test]
+fn catalog_and_pods_agree_whatever_happens() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let agent = node.start_agent().unwrap();
+    soak(&node, None, agent);
+}
+
+#[test]
+fn with_acls_no_token_is_left_but_those_of_pods_that_were_killed() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let (acls, agent) = Acls::start(&node).unwrap();
+    allow_logins(&acls).unwrap();
+    soak(&node, Some(&acls), agent);
+}
+
+fn soak(node: &Node, acls: Option<&Acls<'_>>, agent: Process) {
+    let number = |name: &str| -> Option<u64> {
+        Some(std::env::var_os(name)?.to_string_lossy().parse().unwrap())
+    };
+    let seed = number("SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let length = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(60));
+    println!("SOAK_SEED={seed} SOAK_SECONDS={}", length.as_secs());
+    run("ip", &["route", "add", "local", "10.98.0.0/16", "dev", "lo"]).unwrap();
+    let folder = node.folder("soak").unwrap();
+    let bearer_token = acls.map(|acls| {
+        let file = folder.join("bearer");
+        pod::write(&file, &acls.bearer_token("web", 24 * 3600).unwrap());
+        file
+    });
+    let (bins, agent_ip) = (node.parts().bins.clone(), node.ip().to_owned());
+    let ground = Ground { bins, folder, agent: agent_ip, bearer_token };
+    let mut soak = Soak {
+        node,
+        acls,
+        ground: ground.clone(),
+        rng: Rng::with_seed(seed),
+        agent: Some(agent),
+        living: BTreeMap::new(),
+        dead: Vec::new(),
+        lives: 0,
+        happened: BTreeMap::new(),
+        excused: BTreeSet::new(),
+    };
+    let began = Instant::now();
+    // A process ends with the thread that started it: each slot's lives to the end.
+    std::thread::scope(|scope| {
+        let slots: Vec<(Sender<bool>, Receiver<Round>)> = (0..SLOTS)
+            .map(|number| {
+                let mut slot = Slot::new(number, ground.clone(), seed);
+                let ((ask, asked), (answer, answered)) = (channel(), channel());
+                scope.spawn(move || {
+                    for is_last in asked {
+                        let round = if is_last { slot.end() } else { slot.round() };
+                        let _ = answer.send(round);
+                    }
+                });
+                (ask, answered)
+            })
+            .collect();
+        while began.elapsed() < length {
+            soak.round(&slots, false);
+        }
+        soak.round(&slots, true);
+    });
+    soak.await_agreement(true);
+    println!("{} lives in {:?}: {:?}", soak.lives, began.elapsed(), soak.happened);
+    soak.report_tokens();
+}
+
+fn allow_logins(acls: &Acls<'_>) -> Result<()> {
+    acls.have_method()?;
+    acls.bind("${value.account}")
+}
+
+// === impl Soak ===
+
+impl Soak<'_> {
+    /// Lets something happen in each slot and to the agent, all at once, and
+    /// waits until catalog and pods agree.
+    fn round(&mut self, slots: &[(Sender<bool>, Receiver<Round>)], is_last: bool) {
+        for (ask, _) in slots {
+            ask.send(is_last).unwrap();
+        }
+        if !is_last {
+            self.trouble();
+        }
+        for (number, (_, answered)) in (0..).zip(slots) {
+            let Round { what, dead, living } =
+                answered.recv().expect("the slot says itself what went wrong");
+            *self.happened.entry(what).or_default() += 1;
+            if let Some(dead) = dead {
+                if dead.may_leave_token {
+                    self.excused.insert(dead.who.uid.clone());
+                }
+                self.dead.push(Remains { dead, is_gone: false });
+            }
+            let before = self.living.remove(&number);
+            if let Some((who, log)) = living {
+                if before.is_none_or(|(before, _)| before.uid != who.uid) {
+                    self.lives += 1;
+                }
+                // What has its name now is not what is left of another.
+                self.dead.retain(|remains| remains.dead.who.name != who.name);
+                self.living.insert(number, (who, log));
+            }
+        }
+        self.await_agreement(false);
+        if let Some(acls) = self.acls
+            && !is_last
+            && self.rng.u8(0..5) == 0
+            && self.dead.iter().all(|remains| remains.is_gone)
+        {
+            self.revoke(acls);
+        }
+    }
+
+    /// Has all tokens deleted by others, and waits until the pods have registered
+    /// with another. Of a pod that ends before, this agent can't tell the catalog
+    /// any more: it does so with the token that it was registered with.
+    fn revoke(&mut self, acls: &Acls<'_>) {
+        let logins = |log: &str| log.matches("logged in anew").count();
+        let log = |who: &Identity| self.ground.log_of_run(who);
+        let living = self.living.values().map(|(who, _)| who);
+        let before: Vec<_> = living.map(|who| (who, logins(&log(who)))).collect();
+        acls.revoke().unwrap();
+        for (who, before) in before {
+            let waited = until_within(PATIENCE, "a registration with another token", || {
+                let log = log(who);
+                logins(&log) > before && log.rfind("logged in anew") < log.rfind("registered again")
+            });
+            waited.unwrap_or_else(|error| panic!("{error}: {}", log(who)));
+        }
+        *self.happened.entry("all tokens are deleted").or_default() += 1;
+        self.await_agreement(false);
+    }
+
+    /// Lets something happen to the agent, or to what it has.
+    fn trouble(&mut self) {
+        let what = match self.rng.u8(0..10) {
+            2 | 3 => {
+                let agent = self.agent.as_ref().unwrap();
+                agent.signal(Signal::SIGSTOP).unwrap();
+                pod::pause(&mut self.rng, 3000);
+                agent.signal(Signal::SIGCONT).unwrap();
+                "agent hangs"
+            }
+            0 => {
+                pod::pause(&mut self.rng, 200);
+                self.agent = None;
+                self.start_wiped_agent();
+                "agent loses everything"
+            }
+            1 => {
+                self.agent = None;
+                pod::pause(&mut self.rng, 4000);
+                self.start_wiped_agent();
+                "agent is away and loses everything"
+            }
+            4 | 5 => {
+                pod::pause(&mut self.rng, 100);
+                let living: Vec<_> = self.living.values().map(|(who, _)| who.clone()).collect();
+                if let Some(who) = self.rng.choice(living) {
+                    let id = self.rng.choice(halves(&who.name)).unwrap();
+                    let path = format!("/v1/agent/service/deregister/{id}");
+                    // The pod may have ended.
+                    let _ = self.ask(Method::PUT, &path);
+                }
+                "others delete an entry"
+            }
+            _ => "no trouble",
+        };
+        *self.happened.entry(what).or_default() += 1;
+    }
+
+    fn start_wiped_agent(&mut self) {
+        self.node.wipe_agent().unwrap();
+        let agent = match self.acls {
+            Some(acls) => acls.start_agent(),
+            None => self.node.start_agent(),
+        };
+        self.agent = Some(agent.unwrap());
+    }
+
+    /// Waits until each pod that lives has both halves with a good lease, and
+    /// nothing is left of those that are dead, or not for longer than the lease
+    /// allows; `for_good`: nothing at all.
+    fn await_agreement(&mut self, for_good: bool) {
+        let mut wrong = Vec::new();
+        let waited = until_within(PATIENCE, "catalog and pods to agree", || {
+            wrong = match self.catalog() {
+                Ok(catalog) => self.compare(&catalog, for_good),
+                Err(error) => vec![error.to_string()],
+            };
+            if !wrong.is_empty() {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            wrong.is_empty()
+        });
+        waited.unwrap_or_else(|error| {
+            let agent = self.agent.as_ref().map(Process::output).unwrap_or_default();
+            panic!("{error}: {wrong:#?}\n{}\n{:?}", tail(&agent, 60), self.happened)
+        });
+    }
+
+    fn compare(&mut self, catalog: &Catalog, for_good: bool) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (who, log) in self.living.values() {
+            for id in halves(&who.name) {
+                if catalog.services.get(&id) != Some(&who.ip) {
+                    wrong.push(format!("{id} of {who:?} is not in the catalog: {log}"));
+                } else if !catalog.passing.contains(&format!("{id}-lease")) {
+                    wrong.push(format!("the lease of {id} of {who:?} is not good: {log}"));
+                }
+            }
+        }
+        for Remains { dead, is_gone } in &mut self.dead {
+            let Dead { who, when, is_clean, log, .. } = dead;
+            let there = halves(&who.name).into_iter().find(|id| catalog.services.contains_key(id));
+            let passing = halves(&who.name)
+                .into_iter()
+                .find(|id| catalog.passing.contains(&format!("{id}-lease")));
+            assert!(
+                there.is_none() || !*is_gone || !*is_clean,
+                "{there:?} of {who:?} came back: {log}"
+            );
+            let there_is_none = there.is_none();
+            let is_over = for_good || *is_clean || when.elapsed() > GONE;
+            if let Some(id) = there.filter(|_| is_over) {
+                wrong.push(format!("{id} of {who:?}, ended well: {is_clean}, is there: {log}"));
+            } else if let Some(id) = passing.filter(|_| when.elapsed() > LEASE) {
+                wrong.push(format!("the lease of {id} of {who:?} is good: {log}"));
+            } else {
+                *is_gone |= there_is_none;
+            }
+        }
+        wrong
+    }
+
+    fn catalog(&self) -> Result<Catalog> {
+        let name = self.node.name();
+        let node = self.ask(Method::GET, &format!("/v1/catalog/node/{name}"))?;
+        let checks = self.ask(Method::GET, &format!("/v1/health/node/{name}"))?;
+        let services = node["Services"].as_object().ok_or("the agent is not in the catalog")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(Catalog {
+            services: services.iter().map(|(id, s)| (id.clone(), text(&s["Address"]))).collect(),
+            passing: checks
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|check| check["Status"] == "passing")
+                .map(|check| text(&check["CheckID"]))
+                .collect(),
+        })
+    }
+
+    fn ask(&self, method: Method, path: &str) -> Result<Value> {
+        match self.acls {
+            Some(acls) => acls.ask(method, path, None),
+            None => self.node.as_holder(None, method, path, None),
+        }
+    }
+
+    /// Each token that is left is one of a pod that was killed.
+    fn report_tokens(&self) {
+        let Some(acls) = self.acls else { return };
+        let left = acls.logins().unwrap();
+        println!("{} tokens are left, {} pods were killed", left.len(), self.excused.len());
+        for token in left {
+            let excused = self.excused.iter().any(|uid| token.contains(uid.as_str()));
+            assert!(excused, "{token}");
+        }
+    }
+}
+
+fn halves(pod: &str) -> [String; 2] {
+    [format!("{pod}-web"), format!("{pod}-web-sidecar-proxy")]
+}

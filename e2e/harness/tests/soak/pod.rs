@@ -1,0 +1,244 @@
+//! A pod without a network of its own: its folder, and the processes that its
+//! containers run.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use harness::acl::METHOD;
+use harness::process::Process;
+use nix::sys::signal::Signal;
+
+/// What all pods have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Ground {
+    pub(crate) bins: PathBuf,
+    /// Where the pods' folders are.
+    pub(crate) folder: PathBuf,
+    /// The agent's address.
+    pub(crate) agent: String,
+    /// What they log in with, if ACLs are on.
+    pub(crate) bearer_token: Option<PathBuf>,
+}
+
+/// Which pod it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) name: String,
+    pub(crate) ip: String,
+    /// No other pod has it, of whatever name.
+    pub(crate) uid: String,
+}
+
+/// How a pod ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Dead {
+    pub(crate) who: Identity,
+    pub(crate) when: Instant,
+    /// It said that nothing is left of it.
+    pub(crate) is_clean: bool,
+    /// It may have left an ACL token: a process of it was killed, or said so.
+    pub(crate) may_leave_token: bool,
+    pub(crate) log: String,
+}
+
+/// A pod whose sidecar runs.
+pub(crate) struct Pod {
+    pub(crate) who: Identity,
+    ground: Ground,
+    run: Process,
+    hook: Option<Process>,
+    /// How many processes it has had.
+    number: u32,
+    was_killed: bool,
+    log: String,
+}
+
+/// What stands for Envoy: it does nothing, and ends with its parent.
+const ENVOY: [&str; 5] = ["setpriv", "--pdeathsig", "KILL", "sleep", "infinity"];
+
+// === impl Ground ===
+
+impl Ground {
+    /// What a pod's latest sidecar has written.
+    pub(crate) fn log_of_run(&self, who: &Identity) -> String {
+        let folder = self.folder.join(&who.uid);
+        let log = |number| {
+            fs::read_to_string(folder.join(format!("{number}-connect-lifecycle.log"))).ok()
+        };
+        // The numbers of its other programs are between those of this one.
+        let mut logs = (1..100).filter_map(log).filter(|log| log.contains("started setpriv"));
+        logs.next_back().unwrap_or_default()
+    }
+
+    fn start(&self, who: &Identity, number: u32, program: &str, args: &[&str]) -> Process {
+        let folder = self.folder.join(&who.uid);
+        let dir = folder.to_string_lossy().into_owned();
+        let mut all: Vec<String> = Vec::new();
+        if program == "connect-init" {
+            // The helper is not taken from there: a small file will do.
+            all.extend(["--service=web:8080", "--helper=/bin/true"].map(str::to_owned));
+            // It waits for a token that others delete meanwhile, until then.
+            all.push("--timeout=20s".to_owned());
+            all.push(format!("--http-addr=http://{}:8500", self.agent));
+            all.push(format!("--grpc-addr={}:8502", self.agent));
+            if let Some(file) = &self.bearer_token {
+                all.push(format!("--acl-auth-method={METHOD}"));
+                all.push(format!("--bearer-token-file={}", file.display()));
+            }
+        }
+        all.extend(args.iter().map(|&arg| arg.to_owned()));
+        let env = [
+            ("POD_NAME", who.name.as_str()),
+            ("POD_NAMESPACE", "shop"),
+            ("POD_UID", &who.uid),
+            ("POD_IP", &who.ip),
+            ("CONNECT_DIR", &dir),
+        ];
+        let log = folder.join(format!("{number}-{program}.log"));
+        Process::start(program, log, &self.bins.join(program), &all, &env).unwrap()
+    }
+}
+
+// === impl Pod ===
+
+impl Pod {
+    /// Starts a pod. Its init container may be ended or killed at a random
+    /// moment, and is started again then.
+    pub(crate) fn start(ground: &Ground, who: Identity, rng: &mut Rng) -> Self {
+        fs::create_dir(ground.folder.join(&who.uid)).unwrap();
+        let (mut number, mut log, mut was_killed) = (0, String::new(), false);
+        Self::init(ground, &who, rng, &mut number, &mut log, &mut was_killed);
+        number += 1;
+        let run = Self::run(ground, &who, number);
+        let ground = ground.clone();
+        Self { who, ground, run, hook: None, number, was_killed, log }
+    }
+
+    fn init(
+        ground: &Ground,
+        who: &Identity,
+        rng: &mut Rng,
+        number: &mut u32,
+        log: &mut String,
+        was_killed: &mut bool,
+    ) {
+        let began = Instant::now();
+        loop {
+            *number += 1;
+            let mut init = ground.start(who, *number, "connect-init", &[]);
+            let signal = match rng.u8(0..6) {
+                0 => Some(Signal::SIGKILL),
+                1 => Some(Signal::SIGTERM),
+                _ => None,
+            };
+            if let Some(signal) = signal {
+                pause(rng, 80);
+                // It may have ended.
+                let _ = init.signal(signal);
+                *was_killed |= signal == Signal::SIGKILL;
+            }
+            let status = init.wait().unwrap_or_else(|error| panic!("{error}: {}", init.output()));
+            log.push_str(&init.output());
+            if status.success() {
+                return;
+            }
+            // It also fails if the agent loses everything meanwhile: what it had
+            // registered, or the auth method. The kubelet starts it again.
+            pause(rng, 100);
+            assert!(began.elapsed() < 3 * harness::PATIENCE, "{status}: {log}");
+        }
+    }
+
+    fn run(ground: &Ground, who: &Identity, number: u32) -> Process {
+        // Nobody answers at Envoy's admin port: its connections can't be waited for.
+        let args = ["run", "--drain-timeout=100ms", "--"];
+        let args: Vec<_> = args.into_iter().chain(ENVOY).collect();
+        ground.start(who, number, "connect-lifecycle", &args)
+    }
+
+    /// Its container restarts; its folder stays.
+    pub(crate) fn restart(&mut self) {
+        self.note();
+        self.number += 1;
+        self.run = Self::run(&self.ground, &self.who, self.number);
+    }
+
+    /// Its sandbox is made anew: the init container runs again.
+    pub(crate) fn restart_from_init(&mut self, rng: &mut Rng) {
+        self.note();
+        let Self { ground, who, number, log, was_killed, .. } = self;
+        Self::init(ground, who, rng, number, log, was_killed);
+        self.number += 1;
+        self.run = Self::run(&self.ground, &self.who, self.number);
+    }
+
+    /// Starts the preStop hook.
+    pub(crate) fn start_hook(&mut self) {
+        self.number += 1;
+        let args = ["deregister", "--timeout=5s"];
+        self.hook = Some(self.ground.start(&self.who, self.number, "connect-lifecycle", &args));
+    }
+
+    /// Runs the preStop hook to its end.
+    pub(crate) fn hook(&mut self) {
+        self.start_hook();
+        self.hook.as_mut().map(Process::wait).transpose().unwrap();
+    }
+
+    pub(crate) fn kill_hook(&mut self) {
+        if let Some(hook) = self.hook.take() {
+            let _ = hook.signal(Signal::SIGKILL);
+            self.log.push_str(&hook.output());
+        }
+    }
+
+    /// Sends SIGTERM to the sidecar.
+    pub(crate) fn terminate(&self) {
+        self.run.signal(Signal::SIGTERM).unwrap();
+    }
+
+    /// Waits until the sidecar has ended by itself. With it goes the hook.
+    pub(crate) fn await_end(&mut self) -> bool {
+        let status = self.run.wait().unwrap();
+        self.kill_hook();
+        status.success() && !self.run.output().contains("lease runs out")
+    }
+
+    /// Kills the sidecar, and the hook with it.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.run.signal(Signal::SIGKILL);
+        self.run.wait().unwrap();
+        self.kill_hook();
+        self.was_killed = true;
+    }
+
+    /// There is no container any more.
+    pub(crate) fn dead(mut self, is_clean: bool) -> Dead {
+        self.note();
+        let Self { who, was_killed, log, .. } = self;
+        let may_leave_token = was_killed || log.contains("the ACL token is left behind");
+        Dead { who, when: Instant::now(), is_clean, may_leave_token, log }
+    }
+
+    /// What its processes have written.
+    pub(crate) fn log(&self) -> String {
+        self.log.clone() + &self.run.output()
+    }
+
+    fn note(&mut self) {
+        self.log.push_str(&self.run.output());
+    }
+}
+
+/// Waits for a random moment, up to so many milliseconds.
+pub(crate) fn pause(rng: &mut Rng, longest: u64) {
+    std::thread::sleep(Duration::from_micros(rng.u64(0..longest * 1000)));
+}
+
+/// Writes what pods log in with.
+pub(crate) fn write(path: &std::path::Path, text: &str) {
+    fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
+}
