@@ -103,7 +103,7 @@ fn render(helm: &Tools, name: &'static str, own: &Value) -> Result<String> {
         "image": images::INJECT,
         "imageInit": image::INIT,
         "imageEnvoy": image::ENVOY,
-        "kubernetesVersion": std::env::var("CLUSTER_VERSION").unwrap_or_else(|_| "1.34".to_owned()),
+        "kubernetesVersion": "1.34",
     }});
     json_patch::merge(&mut values["connectInject"], own);
     let release = Release { name, namespace: name, values };
