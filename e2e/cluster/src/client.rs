@@ -272,9 +272,7 @@ impl Cluster {
         let namespace = Namespace { cluster: self, name };
         until("the namespace's service account", || {
             let account = format!("/api/v1/namespaces/{}/serviceaccounts/default", namespace.name);
-            self.get(&account).is_ok_and(|account| !account["secrets"].is_null())
-                // From 1.24 on, an account has no Secret.
-                || (self.is_at_least(24).unwrap_or_default() && self.get(&account).is_ok())
+            self.get(&account).is_ok()
         })?;
         Ok(namespace)
     }

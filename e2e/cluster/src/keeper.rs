@@ -181,8 +181,8 @@ pub fn node(name: &str, family: Family) -> Result<()> {
     let settings = Settings { folder: folder.clone(), cgroup: cgroup_of(name), door, family };
     let node = Node::start(&parts, settings)?;
     fs::create_dir(folder.join("bin"))?;
-    std::os::unix::fs::symlink(parts.node("kubectl"), folder.join("bin/kubectl"))?;
-    mesh::install(&parts.node("kubectl"), &node.kubeconfig, &parts.helm, family)?;
+    std::os::unix::fs::symlink(parts.kubernetes("kubectl"), folder.join("bin/kubectl"))?;
+    mesh::install(&parts.kubernetes("kubectl"), &node.kubeconfig, family)?;
     write(&folder.join("ready"), "")?;
     node.watch()
 }

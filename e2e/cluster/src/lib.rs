@@ -8,12 +8,14 @@
 //! - [`node`]: from inside: mounts, network, and the programs in their order
 //! - [`images`]: the images, made of programs of this machine
 //! - [`registry`]: serves them
+//! - [`helm`]: the `helm` command
 //! - [`mesh`]: what is installed: Consul and the injector
 //! - [`client`]: what a user has: kubectl, the API, Consul
 //! - [`demo`]: the user's document, played on a cluster
 
 pub mod client;
 pub mod demo;
+pub mod helm;
 pub mod images;
 pub mod keeper;
 pub mod mesh;

@@ -5,16 +5,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::helm::Helm;
 use crate::network::Family;
 use crate::{images, write};
 use harness::process::run;
-use harness::python::{Release, Tools};
 use harness::{Result, image};
 
 const CONSUL: &str = include_str!("../manifests/consul.yaml");
-
-/// The policy under which everything may run on a cluster of ours.
-pub const EVERYTHING: &str = "everything";
 
 /// The namespace of both.
 pub const NAMESPACE: &str = "consul";
@@ -26,7 +23,7 @@ pub const INJECT: &str = "consul-connect-inject";
 ///
 /// # Errors
 /// Something did not become ready; with the state of the pods.
-pub fn install(kubectl: &Path, kubeconfig: &Path, helm: &Tools, family: Family) -> Result<()> {
+pub fn install(kubectl: &Path, kubeconfig: &Path, family: Family) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let config = format!("--kubeconfig={}", kubeconfig.display());
     let kubectl = |args: &[&str]| {
@@ -47,10 +44,18 @@ pub fn install(kubectl: &Path, kubeconfig: &Path, helm: &Tools, family: Family) 
         })
     };
     apply("consul.yaml", &consul(family))?;
-    apply("injector.yaml", &injector(helm, family)?)?;
+    let own = match family {
+        Family::Ipv4 => json!({}),
+        Family::Ipv6 => json!({"listenAddress": "[::]"}),
+    };
+    // The cluster's, for the helm command as for others.
+    let helm = Helm::find()?.on(kubeconfig);
+    let installed = helm.apply("install", NAMESPACE, &values(&own));
+    // Says why, if the injector did not come up.
+    rolled_out(&format!("deployment/{INJECT}"))?;
+    installed?;
     rolled_out("deployment/consul-server")?;
     rolled_out("daemonset/consul-client")?;
-    rolled_out(&format!("deployment/{INJECT}"))?;
     Ok(())
 }
 
@@ -62,19 +67,15 @@ pub const ACL: &str = "acl";
 /// Its auth method.
 pub const ACL_METHOD: &str = "pods";
 
-/// The manifest of the injector that belongs to the Consul with ACLs: for
-/// namespaces with the label `mesh: acl`.
-///
-/// # Errors
-/// The chart can't be rendered.
-pub fn acl_injector() -> Result<String> {
-    let own = json!({
+/// The values of the injector that belongs to the Consul with ACLs: for namespaces
+/// with the label `mesh: acl`.
+pub fn acl_values() -> Value {
+    values(&json!({
         "replicas": 1,
         "namespaceSelector": {"matchLabels": {"mesh": ACL}},
         "agent": {"httpAddr": "http://$(HOST_IP):9500", "grpcAddr": "$(HOST_IP):9502"},
         "overrideAuthMethodName": ACL_METHOD,
-    });
-    render(&Tools::find()?, ACL, &own)
+    }))
 }
 
 /// The manifest of Consul, for a cluster of such addresses.
@@ -87,27 +88,13 @@ fn consul(family: Family) -> String {
         .replace("HOST_IN_URL", &family.in_url(host))
 }
 
-/// The injector's chart, rendered as `helm template` does it: it has to be told
-/// the cluster's version, without which it takes what came with 1.21.
-fn injector(helm: &Tools, family: Family) -> Result<String> {
-    let own = match family {
-        Family::Ipv4 => json!({}),
-        Family::Ipv6 => json!({"listenAddress": "[::]"}),
-    };
-    render(helm, NAMESPACE, &own)
-}
-
-/// A release of the chart, in a namespace of the same name, with our images.
-fn render(helm: &Tools, name: &'static str, own: &Value) -> Result<String> {
+/// The chart's values for a release with the images of a cluster of ours.
+pub fn values(own: &Value) -> Value {
     let mut values = json!({"connectInject": {
         "image": images::INJECT,
         "imageInit": image::INIT,
         "imageEnvoy": image::ENVOY,
-        "kubernetesVersion": "1.34",
     }});
     json_patch::merge(&mut values["connectInject"], own);
-    let release = Release { name, namespace: name, values };
-    let rendered = helm.render(&[release])?.releases.pop().ok_or("Helm renders nothing")??;
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": rendered.documents});
-    Ok(list.to_string())
+    values
 }

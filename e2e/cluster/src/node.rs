@@ -37,6 +37,7 @@ const KERNEL: [(&str, &str); 6] = [
 #[derive(Debug)]
 pub struct Node {
     programs: Vec<Process>,
+    kubelet: Program,
     /// How it is reached from inside.
     pub kubeconfig: PathBuf,
 }
@@ -79,36 +80,63 @@ impl Node {
         let inner = data.join("kubeconfig");
         write(&inner, &user(&secrets, "127.0.0.1:443"))?;
 
-        let mut programs = vec![starter.etcd()?, starter.containerd()?];
-        programs.push(starter.api_server()?);
+        let mut programs = vec![starter.etcd().start()?, starter.containerd()?.start()?];
+        programs.push(starter.api_server().start()?);
         let kubectl = |args: &[&str]| {
             let config = format!("--kubeconfig={}", inner.display());
             let args: Vec<&str> =
                 [config.as_str()].into_iter().chain(args.iter().copied()).collect();
-            run(&parts.node("kubectl").to_string_lossy(), &args)
+            run(&parts.kubernetes("kubectl").to_string_lossy(), &args)
         };
         await_up(&mut programs, "the API server", || kubectl(&["get", "--raw=/readyz"]).is_ok())?;
         await_up(&mut programs, "containerd", || data.join("containerd.sock").exists())?;
         cgroups(&cgroup)?;
-        programs.push(starter.kubelet(&cgroup)?);
-        programs.push(starter.scheduler()?);
-        programs.push(starter.controller_manager()?);
+        let kubelet = starter.kubelet(&cgroup)?;
+        programs.push(kubelet.start()?);
+        programs.push(starter.scheduler().start()?);
+        programs.push(starter.controller_manager().start()?);
         await_up(&mut programs, "the node's readiness", || {
             let ready = "-o=jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
             kubectl(&["get", "node", NAME, ready]).is_ok_and(|status| status == "True")
         })?;
-        Ok(Self { programs, kubeconfig: inner.clone() })
+        Ok(Self { programs, kubelet, kubeconfig: inner })
     }
 
-    /// Waits for the first program that ends, which none should.
+    /// Waits for the first program that ends, which none should. Only the kubelet
+    /// is started again, as a node's service manager does it.
     ///
     /// # Errors
     /// Always: with the name and the end of the output.
     pub fn watch(mut self) -> Result<()> {
         loop {
+            for program in &mut self.programs {
+                if program.name() == self.kubelet.name && program.ended()?.is_some() {
+                    *program = self.kubelet.start()?;
+                }
+            }
             ended(&mut self.programs)?;
             std::thread::sleep(std::time::Duration::from_secs(1));
         }
+    }
+}
+
+/// One of a cluster's programs, and how it is started.
+#[derive(Debug)]
+struct Program {
+    name: String,
+    path: PathBuf,
+    args: Vec<String>,
+    log: PathBuf,
+    /// Where it looks for others.
+    search: String,
+}
+
+// === impl Program ===
+
+impl Program {
+    fn start(&self) -> Result<Process> {
+        let env = [("PATH", self.search.as_str())];
+        Process::start(&self.name, self.log.clone(), &self.path, &self.args, &env)
     }
 }
 
@@ -207,8 +235,8 @@ fn pass(mut from: &TcpStream, mut to: &TcpStream) {
 fn cgroups(name: &str) -> Result<()> {
     let top = Path::new("/sys/fs/cgroup");
     if top.join("cgroup.controllers").exists() {
-        return Err("this machine has cgroup v2 only, which Kubernetes 1.20 can't be run with: \
-                    set KUBECONFIG to a cluster of yours"
+        return Err("this machine has cgroup v2 only, and the node takes the hierarchies of v1\n\
+                    hint: set KUBECONFIG to a cluster of yours"
             .into());
     }
     for hierarchy in fs::read_dir(top)? {
@@ -275,7 +303,7 @@ fn user(secrets: &Secrets, address: &str) -> String {
     .to_string()
 }
 
-/// Starts the programs.
+/// Says how the programs are started.
 struct Starter<'a> {
     parts: &'a Parts,
     data: &'a Path,
@@ -286,12 +314,12 @@ struct Starter<'a> {
 // === impl Starter ===
 
 impl Starter<'_> {
-    fn start(&self, program: &Path, args: &[String]) -> Result<Process> {
-        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    fn program(&self, path: PathBuf, args: impl Into<Vec<String>>) -> Program {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // containerd finds its shim and runc there.
-        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.parts.node.display());
+        let search = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.parts.node.display());
         let log = self.folder.join(format!("{name}.log"));
-        Process::start(&name, log, program, args, &[("PATH", &path)])
+        Program { name, path, args: args.into(), log, search }
     }
 
     fn flag(name: &str, value: impl std::fmt::Display) -> String {
@@ -303,17 +331,17 @@ impl Starter<'_> {
         Self::flag(name, self.data.join(file).display())
     }
 
-    fn etcd(&self) -> Result<Process> {
+    fn etcd(&self) -> Program {
         let args = [
             self.file("data-dir", "etcd"),
             Self::flag("listen-client-urls", "http://127.0.0.1:2379"),
             Self::flag("advertise-client-urls", "http://127.0.0.1:2379"),
             Self::flag("listen-peer-urls", "http://127.0.0.1:2380"),
         ];
-        self.start(&self.parts.node("etcd"), &args)
+        self.program(self.parts.node("etcd"), args)
     }
 
-    fn containerd(&self) -> Result<Process> {
+    fn containerd(&self) -> Result<Program> {
         let (data, bin) = (self.data.display(), self.parts.node.display());
         fs::create_dir_all(self.data.join("cni"))?;
         let config = format!(
@@ -362,10 +390,10 @@ state = "{data}/containerd-state"
             }],
         });
         write(&self.data.join("cni/pods.conflist"), &network.to_string())?;
-        self.start(&self.parts.node("containerd"), &[self.file("config", "containerd.toml")])
+        Ok(self.program(self.parts.node("containerd"), [self.file("config", "containerd.toml")]))
     }
 
-    fn api_server(&self) -> Result<Process> {
+    fn api_server(&self) -> Program {
         let args = [
             Self::flag("etcd-servers", "http://127.0.0.1:2379"),
             Self::flag("bind-address", self.network.any),
@@ -389,10 +417,10 @@ state = "{data}/containerd-state"
             // Tests run at once, as one user.
             Self::flag("enable-priority-and-fairness", "false"),
         ];
-        self.start(&self.parts.kubernetes("kube-apiserver"), &args)
+        self.program(self.parts.kubernetes("kube-apiserver"), args)
     }
 
-    fn kubelet(&self, cgroup: &str) -> Result<Process> {
+    fn kubelet(&self, cgroup: &str) -> Result<Program> {
         let socket = format!("unix://{}", self.data.join("containerd.sock").display());
         let config = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -435,20 +463,20 @@ state = "{data}/containerd-state"
             Self::flag("hostname-override", NAME),
             Self::flag("node-ip", self.network.node),
         ];
-        self.start(&self.parts.kubernetes("kubelet"), &args)
+        Ok(self.program(self.parts.kubernetes("kubelet"), args))
     }
 
-    fn scheduler(&self) -> Result<Process> {
+    fn scheduler(&self) -> Program {
         let args = [
             self.file("kubeconfig", "kubeconfig"),
             Self::flag("leader-elect", "false"),
             Self::flag("bind-address", "127.0.0.1"),
             self.file("cert-dir", "scheduler"),
         ];
-        self.start(&self.parts.kubernetes("kube-scheduler"), &args)
+        self.program(self.parts.kubernetes("kube-scheduler"), args)
     }
 
-    fn controller_manager(&self) -> Result<Process> {
+    fn controller_manager(&self) -> Program {
         let args = [
             self.file("kubeconfig", "kubeconfig"),
             Self::flag("leader-elect", "false"),
@@ -460,6 +488,6 @@ state = "{data}/containerd-state"
             Self::flag("kube-api-qps", "100"),
             Self::flag("kube-api-burst", "200"),
         ];
-        self.start(&self.parts.kubernetes("kube-controller-manager"), &args)
+        self.program(self.parts.kubernetes("kube-controller-manager"), args)
     }
 }

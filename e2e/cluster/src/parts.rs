@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use harness::python::Tools;
+use crate::helm::Helm;
 use harness::{Result, parts};
 
 /// The programs that a cluster runs.
@@ -18,8 +18,6 @@ pub struct Parts {
     pub kubernetes: PathBuf,
     /// The folder with what else a node runs, from `NODE_DIR`.
     pub node: PathBuf,
-    /// Helm, from `PYTHON_TOOLS`.
-    pub helm: Tools,
 }
 
 // === impl Parts ===
@@ -31,6 +29,8 @@ impl Parts {
     /// What is missing, and what to do.
     pub fn find() -> Result<Self> {
         let common = parts::Parts::find()?;
+        // The mesh is installed with it.
+        Helm::find()?;
         let part = |variable: &str| -> Result<PathBuf> {
             let path = std::env::var_os(variable)
                 .map(PathBuf::from)
@@ -49,7 +49,6 @@ impl Parts {
             inject_image: part("E2E_INJECT_IMAGE")?,
             kubernetes: part("KUBERNETES_DIR")?,
             node: part("NODE_DIR")?,
-            helm: Tools::find()?,
         })
     }
 

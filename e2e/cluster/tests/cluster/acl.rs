@@ -3,6 +3,7 @@
 //! reviews, and log out when they end.
 
 use cluster::client::{Cluster, Namespace, text};
+use cluster::helm::Helm;
 use cluster::mesh::{self, ACL, ACL_METHOD};
 use harness::Result;
 use reqwest::Method;
@@ -16,20 +17,16 @@ const MANAGEMENT: &str = "7d6e1a54-0000-4000-8000-5eed5eed5eed";
 /// The Consul with ACLs and its injector. Both are taken away with it.
 struct Acls {
     cluster: &'static Cluster,
-    manifests: Vec<String>,
+    helm: Helm,
 }
 
 impl Acls {
     fn install(cluster: &'static Cluster) -> Result<Self> {
-        let manifests = vec![mesh::ACL_CONSUL.to_owned(), mesh::acl_injector()?];
-        let acls = Self { cluster, manifests };
-        for manifest in &acls.manifests {
-            cluster.kubectl(&["apply", "--filename=-"], manifest)?;
-        }
-        for what in ["deployment/consul-acl", "deployment/acl-connect-inject"] {
-            cluster
-                .kubectl(&["rollout", "status", what, "--namespace", ACL, "--timeout=120s"], "")?;
-        }
+        let acls = Self { cluster, helm: Helm::find()? };
+        cluster.kubectl(&["apply", "--filename=-"], mesh::ACL_CONSUL)?;
+        acls.helm.apply("install", ACL, &mesh::acl_values())?;
+        let rollout = ["rollout", "status", "deployment/consul-acl", "--timeout=120s"];
+        cluster.kubectl(&[rollout.as_slice(), &["--namespace", ACL]].concat(), "")?;
         acls.have_auth_method()?;
         Ok(acls)
     }
@@ -96,10 +93,9 @@ impl Acls {
 
 impl Drop for Acls {
     fn drop(&mut self) {
-        for manifest in self.manifests.iter().rev() {
-            let delete = ["delete", "--filename=-", "--ignore-not-found", "--wait=false"];
-            let _ = self.cluster.kubectl(&delete, manifest);
-        }
+        let _ = self.helm.run(&["uninstall", ACL, "--namespace", ACL]);
+        let delete = ["delete", "--filename=-", "--ignore-not-found", "--wait=false"];
+        let _ = self.cluster.kubectl(&delete, mesh::ACL_CONSUL);
     }
 }
 

@@ -1,14 +1,15 @@
 //! Pods that end because they are to: scaled away, replaced, done.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::support::{one_shot_client, server, set_of, sharing};
+use crate::support::{in_container_mode, job_of, one_shot_client, server, set_of, sharing};
 
 #[test]
-fn scaling_to_zero_leaves_no_service() {
+fn scaling_to_zero_leaves_no_service_in_container_mode() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("scaled").unwrap();
-    namespace.apply(&set_of("Deployment", &server("scaled", "hello"), 2).to_string()).unwrap();
+    let pod = in_container_mode(server("scaled", "hello"));
+    namespace.apply(&set_of("Deployment", &pod, 2).to_string()).unwrap();
     namespace.await_rollout("deployment/scaled").unwrap();
     cluster.await_instances("scaled", 2).unwrap();
     namespace.kubectl(&["scale", "deployment/scaled", "--replicas=0"]).unwrap();
@@ -41,26 +42,17 @@ fn a_pod_of_a_stateful_set_comes_back_under_its_name() {
     assert_eq!(instance["Address"], second["status"]["podIP"], "{instance:#}");
 }
 
-/// A Job's command starts when its proxy is ready, and the sidecar ends after
-/// it: the Job is complete, and nothing of it is registered.
+/// In container mode, a Job's command starts when its proxy is ready, and the
+/// sidecar ends after it: the Job is complete, and nothing of it is registered.
 #[test]
-fn a_job_completes_and_leaves_no_service() {
+fn a_job_completes_and_leaves_no_service_in_container_mode() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("job").unwrap();
     namespace.apply(&server("worked", "hello").to_string()).unwrap();
     namespace.await_condition("pod/worked", "Ready").unwrap();
     cluster.await_instances("worked", 1).unwrap();
 
-    let pod = one_shot_client("worked");
-    let job = json!({
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": "work"},
-        "spec": {"backoffLimit": 0, "template": {
-            "metadata": {"annotations": pod["metadata"]["annotations"]},
-            "spec": pod["spec"],
-        }},
-    });
+    let job = job_of("work", &in_container_mode(one_shot_client("worked")));
     namespace.apply(&job.to_string()).unwrap();
     namespace.await_condition("job/work", "Complete").unwrap();
     let said = namespace.kubectl(&["logs", "job/work", "--container=worked-client"]).unwrap();

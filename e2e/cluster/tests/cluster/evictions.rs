@@ -1,13 +1,11 @@
-//! Pods that are evicted: asked to go by the API, as `kubectl drain` does it, or
-//! made to by the kubelet.
+//! Pods that are evicted: by `kubectl drain`, or by the kubelet.
 
 use std::time::Duration;
 
 use cluster::client::{Cluster, Namespace};
-use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{await_answer, client, set_of, sharing, shell, shell_server};
+use crate::support::{Load, await_answer, client, set_of, sharing, shell, shell_server};
 
 /// Starts a Deployment of one server and a client of it, and sees that they
 /// talk. Returns the server's pod.
@@ -39,26 +37,54 @@ fn await_successor(cluster: &Cluster, namespace: &Namespace<'_>, service: &str, 
         });
 }
 
+/// `kubectl drain` of the node, of one Deployment's pods: the budget lets the second
+/// go when another has taken the first one's place, and no request fails.
 #[test]
-fn a_pod_evicted_by_the_api_leaves_its_place_to_another() {
+fn a_drain_under_a_budget_fails_no_request() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("drained").unwrap();
-    let old = start(cluster, &namespace, &shell_server("drained", "hello"));
-
-    // `policy/v1` is known from 1.22 on, and nothing else from 1.25 on.
-    let resources = cluster.get("/api/v1").unwrap()["resources"].take();
-    let resource =
-        resources.as_array().unwrap().iter().find(|each| each["name"] == "pods/eviction");
-    let version = resource.unwrap()["version"].as_str().unwrap();
-    let eviction = json!({
-        "apiVersion": format!("policy/{version}"),
-        "kind": "Eviction",
-        "metadata": {"name": old["metadata"]["name"]},
+    let budget = json!({
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": "drained"},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "drained"}}},
     });
-    let name = old["metadata"]["name"].as_str().unwrap();
-    let path = format!("/api/v1/namespaces/{}/pods/{name}/eviction", namespace.name);
-    cluster.request(Method::POST, &path, Some(&eviction)).unwrap();
-    await_successor(cluster, &namespace, "drained", &old);
+    namespace.apply(&budget.to_string()).unwrap();
+    let mut deployment = set_of("Deployment", &shell_server("drained", "hello"), 2);
+    // A pod is available when Consul's checks have passed, too.
+    deployment["spec"]["minReadySeconds"] = json!(10);
+    namespace.apply(&deployment.to_string()).unwrap();
+    namespace.apply(&client("drained").to_string()).unwrap();
+    namespace.await_rollout("deployment/drained").unwrap();
+    namespace.await_condition("pod/drained-client", "Ready").unwrap();
+    cluster.await_instances("drained", 2).unwrap();
+    await_answer(&namespace, "drained-client", "hello").unwrap();
+    let old = namespace.pods("app=drained").unwrap();
+    let node = old[0]["spec"]["nodeName"].as_str().unwrap();
+
+    let load = Load::start(&namespace, "drained-client");
+    std::thread::scope(|scope| {
+        // The node is the only one: it takes pods again as soon as it does not.
+        scope.spawn(|| {
+            let path = format!("/api/v1/nodes/{node}");
+            let cordoned = harness::until("the cordon", || {
+                cluster.get(&path).is_ok_and(|node| node["spec"]["unschedulable"] == true)
+            });
+            cluster.kubectl(&["uncordon", node], "").unwrap();
+            cordoned.unwrap();
+        });
+        // The volume with the sidecar's files is an emptyDir, which kubectl asks about.
+        let drain = ["drain", node, "--pod-selector=app=drained", "--delete-emptydir-data"];
+        cluster.kubectl(&drain, "").unwrap();
+    });
+    namespace.await_rollout("deployment/drained").unwrap();
+    cluster.await_instances("drained", 2).unwrap();
+    load.end();
+    let names = |pods: &[Value]| -> Vec<Value> {
+        pods.iter().map(|pod| pod["metadata"]["name"].clone()).collect()
+    };
+    let (old, new) = (names(&old), names(&namespace.pods("app=drained").unwrap()));
+    assert!(new.iter().all(|name| !old.contains(name)), "{old:?}, {new:?}");
 }
 
 /// The kubelet gives such a pod no time for its hooks, and two seconds to end.

@@ -9,7 +9,7 @@ use cluster::mesh;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{alone, server};
+use crate::support::{alone, annotate, server};
 
 /// Pods are created without a pause while the injector is rolled out: each is
 /// admitted and injected.
@@ -28,13 +28,13 @@ fn no_pod_is_refused_or_missed_while_the_injector_is_rolled() {
 fn certificates_rotate_while_pods_are_created() {
     let Some((cluster, _alone)) = alone() else { return };
     let namespace = cluster.namespace("rotating").unwrap();
-    let before = trusted(cluster).unwrap();
+    let before = trusted(cluster, mesh::INJECT).unwrap();
     assert_eq!(before.matches("BEGIN CERTIFICATE").count(), 1, "{before}");
     all_are_injected(cluster, &namespace, || {
         // Without its key a CA is good for nothing: the next one is published.
         clear(cluster, &["ca.key"])?;
         harness::until("trust in both CAs", || {
-            trusted(cluster).is_ok_and(|now| {
+            trusted(cluster, mesh::INJECT).is_ok_and(|now| {
                 now.contains(before.trim()) && now.matches("BEGIN CERTIFICATE").count() == 2
             })
         })
@@ -47,12 +47,14 @@ fn certificates_rotate_while_pods_are_created() {
         })
     });
 
-    let both = trusted(cluster).unwrap();
+    let both = trusted(cluster, mesh::INJECT).unwrap();
     let nothing = r#"[{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]"#;
     let webhooks = ["patch", "mutatingwebhookconfiguration", mesh::INJECT, "--type=json"];
     cluster.kubectl(&[webhooks.as_slice(), &["--patch", nothing]].concat(), "").unwrap();
-    harness::until("the trust to be back", || trusted(cluster).is_ok_and(|now| now == both))
-        .unwrap();
+    harness::until("the trust to be back", || {
+        trusted(cluster, mesh::INJECT).is_ok_and(|now| now == both)
+    })
+    .unwrap();
     let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
     harness::until("an admission", || {
         let asked = cluster.request(Method::POST, &path, Some(&server("rotating", "hello")));
@@ -61,10 +63,10 @@ fn certificates_rotate_while_pods_are_created() {
     .unwrap();
 }
 
-/// What the webhook's configuration trusts, in PEM.
-fn trusted(cluster: &Cluster) -> harness::Result<String> {
+/// What a webhook's configuration trusts, in PEM.
+pub(crate) fn trusted(cluster: &Cluster, webhook: &str) -> harness::Result<String> {
     let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
-    let webhooks = cluster.get(&format!("{path}/{}", mesh::INJECT))?;
+    let webhooks = cluster.get(&format!("{path}/{webhook}"))?;
     decoded(&webhooks["webhooks"][0]["clientConfig"]["caBundle"])
 }
 
@@ -91,7 +93,7 @@ fn clear(cluster: &Cluster, keys: &[&str]) -> harness::Result<()> {
 
 /// Does something while pods are created without a pause, and sees that each is
 /// admitted and injected.
-fn all_are_injected(
+pub(crate) fn all_are_injected(
     cluster: &Cluster,
     namespace: &Namespace<'_>,
     meanwhile: impl FnOnce() -> harness::Result<()> + Send,
@@ -120,10 +122,11 @@ fn all_are_injected(
     assert!(created > 0);
 }
 
-/// Without an injector, pods that would be asked about are refused, rather than
-/// started without a sidecar; and the injector itself can come back.
+/// Without an injector, pods that ask are refused, rather than started without a
+/// sidecar. Others are created: by the webhook's matchConditions, the API server
+/// does not ask about them. The injector itself can come back.
 #[test]
-fn without_an_injector_pods_are_refused_until_it_is_back() {
+fn without_an_injector_pods_that_ask_are_refused_until_it_is_back() {
     let Some((cluster, _alone)) = alone() else { return };
     let namespace = cluster.namespace("closed").unwrap();
     let injector = format!("deployment/{}", mesh::INJECT);
@@ -139,11 +142,20 @@ fn without_an_injector_pods_are_refused_until_it_is_back() {
         seen = asked.map_or_else(|error| error.to_string(), |_| String::new());
         seen.contains("failed calling webhook")
     });
+    let mut unasked = server("unasked", "hello");
+    unasked["metadata"]["annotations"].take();
+    let unasked = cluster.request(Method::POST, &path, Some(&unasked));
+    let mut declined = server("declined", "hello");
+    annotate(&mut declined, &[("connect-inject", "false")]);
+    let declined = cluster.request(Method::POST, &path, Some(&declined));
     // Before anything else: the other tests need it.
     scale("--replicas=2");
     let args = ["--namespace", mesh::NAMESPACE, "rollout", "status", &injector, "--timeout=90s"];
     cluster.kubectl(&args, "").unwrap();
     refused.unwrap_or_else(|error| panic!("{error}: {seen}"));
+    assert!(!is_injected(&unasked.unwrap()));
+    // I40: pods that decline are to be created, too.
+    assert!(declined.is_err());
     harness::until("an admission", || {
         let asked = cluster.request(Method::POST, &path, Some(&server("closed", "hello")));
         asked.is_ok_and(|pod| is_injected(&pod))

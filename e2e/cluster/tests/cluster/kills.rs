@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{restarts, server, sharing, shell, shell_server};
+use crate::support::{in_container_mode, restarts, server, sharing, shell, shell_server};
 
 /// A server whose containers see each other's processes.
 fn open_server(service: &str) -> Value {
@@ -13,22 +13,32 @@ fn open_server(service: &str) -> Value {
     pod
 }
 
-/// Without a word to anybody: Envoy first, then the helper around it. Each time the container comes back, and there is one registration.
 #[test]
 fn a_killed_sidecar_comes_back_as_one_registration() {
+    kill_sidecar("killed", &open_server("killed"));
+}
+
+#[test]
+fn a_killed_sidecar_comes_back_as_one_registration_in_container_mode() {
+    kill_sidecar("ended", &in_container_mode(open_server("ended")));
+}
+
+/// Kills Envoy first, then the helper around it. Each time the container comes
+/// back, and there is one registration.
+fn kill_sidecar(name: &str, pod: &Value) {
     let Some((cluster, _shared)) = sharing() else { return };
-    let namespace = cluster.namespace("killed").unwrap();
-    namespace.apply(&open_server("killed").to_string()).unwrap();
-    namespace.await_condition("pod/killed", "Ready").unwrap();
-    cluster.await_instances("killed", 1).unwrap();
+    let namespace = cluster.namespace(name).unwrap();
+    namespace.apply(&pod.to_string()).unwrap();
+    namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
+    cluster.await_instances(name, 1).unwrap();
     for (count, victim) in [(1, "envoy"), (2, "connect-lifecycle")] {
-        shell(&namespace, "killed", "killed", &format!("kill -9 $(pidof {victim})")).unwrap();
+        shell(&namespace, name, name, &format!("kill -9 $(pidof {victim})")).unwrap();
         harness::until(&format!("a new sidecar after the end of {victim}"), || {
-            restarts(&namespace, "killed", "envoy-sidecar") == count
+            restarts(&namespace, name, "envoy-sidecar") == count
         })
         .unwrap();
-        namespace.await_condition("pod/killed", "Ready").unwrap();
-        cluster.await_instances("killed", 1).unwrap();
+        namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
+        cluster.await_instances(name, 1).unwrap();
     }
 }
 

@@ -7,7 +7,8 @@ use harness::{until, until_within};
 use serde_json::{Value, json};
 
 use crate::support::{
-    await_answer, changes, client, restarts, sharing, shell, shell_server, status,
+    annotate, await_answer, changes, client, in_container_mode, restarts, sharing, shell,
+    shell_server, status,
 };
 
 /// A request of Envoy's own pages is held in memory until it is whole, and there
@@ -19,8 +20,7 @@ const FILL_ENVOY: &str = "{ printf 'POST / HTTP/1.1\\r\\nHost: envoy\\r\\n\
 /// A server whose sidecar has memory for little more than its work.
 fn narrow_server(service: &str) -> Value {
     let mut pod = shell_server(service, "hello");
-    pod["metadata"]["annotations"]["consul.hashicorp.com/sidecar-proxy-memory-limit"] =
-        json!("64Mi");
+    annotate(&mut pod, &[("sidecar-proxy-memory-limit", "64Mi")]);
     pod
 }
 
@@ -68,9 +68,8 @@ fn a_sidecar_out_of_memory_comes_back_and_is_reached_again() {
 fn a_sidecar_out_of_memory_that_may_not_come_back_leaves_nothing() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("once").unwrap();
-    let mut pod = narrow_server("once");
     // A native sidecar comes back whatever the pod's restartPolicy is.
-    pod["metadata"]["annotations"]["consul.hashicorp.com/sidecar-mode"] = json!("container");
+    let mut pod = in_container_mode(narrow_server("once"));
     pod["spec"]["restartPolicy"] = json!("Never");
     start(cluster, &namespace, &pod);
 

@@ -38,16 +38,12 @@ fn play(name: &str) {
 
     namespace.apply(&pod.to_string()).unwrap();
     let pod = namespace.pod(&asked).unwrap();
-    let mut containers = names(&pod, "containers");
-    let mut init = names(&pod, "initContainers");
-    if init.len() == 2 {
-        containers.extend(init.pop());
-    }
-    containers.sort_unstable();
-    let mut expected = vec!["beside".to_owned(), "envoy-sidecar".to_owned(), asked.clone()];
+    let mut all = [names(&pod, "initContainers"), names(&pod, "containers")].concat();
+    all.sort_unstable();
+    let sidecar = ["consul-connect-inject-init", "envoy-sidecar"].map(str::to_owned);
+    let mut expected = [sidecar.as_slice(), &["beside".to_owned(), asked.clone()]].concat();
     expected.sort_unstable();
-    assert_eq!(containers, expected);
-    assert_eq!(init, ["consul-connect-inject-init"]);
+    assert_eq!(all, expected);
     namespace.await_condition(&format!("pod/{asked}"), "Ready").unwrap();
     cluster.await_instances(&asked, 1).unwrap();
 }

@@ -21,17 +21,21 @@ pub(crate) fn sharing() -> Option<(&'static Cluster, RwLockReadGuard<'static, ()
 /// For a test that takes more than a user's cluster has: the images of one of
 /// ours, or its programs.
 pub(crate) fn ours() -> Option<(&'static Cluster, RwLockReadGuard<'static, ()>)> {
-    let (cluster, guard) = sharing()?;
+    sharing().filter(|(cluster, _)| is_ours(cluster))
+}
+
+/// Whether it is a cluster of ours; if not, says that the test is left out.
+pub(crate) fn is_ours(cluster: &Cluster) -> bool {
     let agent = cluster.agent().unwrap_or_default();
     let mut containers = agent["spec"]["containers"].as_array().into_iter().flatten();
     if containers.any(|container| container["image"] == images::CONSUL) {
-        return Some((cluster, guard));
+        return true;
     }
     let _ = writeln!(
         std::io::stderr(),
         "skipped: this takes a cluster of scripts/cluster, and KUBECONFIG names another"
     );
-    None
+    false
 }
 
 /// For a test that disturbs them.
@@ -139,6 +143,68 @@ pub(crate) fn set_of(kind: &str, pod: &Value, replicas: u32) -> Value {
     })
 }
 
+/// A Job whose pods are such as that one. One that fails is not tried again.
+pub(crate) fn job_of(name: &str, pod: &Value) -> Value {
+    json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {
+            "backoffLimit": if pod["spec"]["restartPolicy"] == "OnFailure" { 3 } else { 0 },
+            "template": {
+                "metadata": {"annotations": pod["metadata"]["annotations"]},
+                "spec": pod["spec"],
+            },
+        },
+    })
+}
+
+/// Annotates a pod with keys under `consul.hashicorp.com/`.
+pub(crate) fn annotate(pod: &mut Value, annotations: &[(&str, &str)]) {
+    for (key, value) in annotations {
+        pod["metadata"]["annotations"][format!("consul.hashicorp.com/{key}")] = json!(value);
+    }
+}
+
+/// The pod with an ordinary container as sidecar, as clusters before 1.29 have it.
+pub(crate) fn in_container_mode(mut pod: Value) -> Value {
+    annotate(&mut pod, &[("sidecar-mode", "container")]);
+    pod
+}
+
+/// A pod whose object stays after its end, with how its containers ended. It is
+/// let go when this is dropped.
+pub(crate) struct Kept<'n, 'c> {
+    namespace: &'n Namespace<'c>,
+    pod: String,
+}
+
+impl<'n, 'c> Kept<'n, 'c> {
+    pub(crate) fn apply(namespace: &'n Namespace<'c>, mut pod: Value) -> Self {
+        pod["metadata"]["finalizers"] = json!(["tests.example.com/kept"]);
+        namespace.apply(&pod.to_string()).unwrap();
+        let pod = format!("pod/{}", pod["metadata"]["name"].as_str().unwrap());
+        Self { namespace, pod }
+    }
+}
+
+impl Drop for Kept<'_, '_> {
+    fn drop(&mut self) {
+        let patch = r#"{"metadata": {"finalizers": null}}"#;
+        let _ = self.namespace.kubectl(&["patch", &self.pod, "--type=merge", "--patch", patch]);
+    }
+}
+
+/// Waits for the end of a pod's container; returns how it ended.
+pub(crate) fn terminated(namespace: &Namespace<'_>, pod: &str, container: &str) -> Result<Value> {
+    let mut ended = Value::Null;
+    harness::until(&format!("the end of {container} of {pod}"), || {
+        ended = status(namespace, pod, container)["state"]["terminated"].take();
+        ended.is_object()
+    })?;
+    Ok(ended)
+}
+
 /// Runs a shell line in the first container that the user gave a pod.
 pub(crate) fn shell(
     namespace: &Namespace<'_>,
@@ -187,4 +253,34 @@ pub(crate) fn await_answer(namespace: &Namespace<'_>, client: &str, text: &str) 
         seen.trim() == text
     })
     .map_err(|error| format!("{error}; last seen: {seen}").into())
+}
+
+/// Requests of a client to its upstream, some fifty a second, from inside of its
+/// pod: they go on whatever becomes of the API server or the kubelet.
+pub(crate) struct Load<'n, 'c> {
+    namespace: &'n Namespace<'c>,
+    client: String,
+}
+
+impl<'n, 'c> Load<'n, 'c> {
+    pub(crate) fn start(namespace: &'n Namespace<'c>, client: &str) -> Self {
+        let line = format!(
+            "while [ ! -e /tmp/end ]; do usleep 20000; \
+             if {ASK} > /dev/null; then echo; else echo \"curl: $?, $(date)\" >> /tmp/bad; fi; \
+             done > /tmp/good; touch /tmp/ended"
+        );
+        let line = format!("touch /tmp/bad; {{ {line}; }} > /dev/null 2>&1 &");
+        shell(namespace, client, client, &line).unwrap();
+        Self { namespace, client: client.to_owned() }
+    }
+
+    /// Ends it; no request has failed.
+    pub(crate) fn end(self) {
+        let Self { namespace, client } = self;
+        let line = "touch /tmp/end; until [ -e /tmp/ended ]; do sleep 0.1; done; \
+                    wc -l < /tmp/good; cat /tmp/bad";
+        let said = shell(namespace, &client, &client, line).unwrap();
+        let good = said.trim().parse::<u32>();
+        assert!(good.is_ok_and(|good| good > 0), "good requests, then those that failed: {said}");
+    }
 }

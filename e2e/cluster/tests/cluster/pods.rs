@@ -1,0 +1,193 @@
+//! What a pod may have in newer releases of Kubernetes: users of its own,
+//! resources that change, a debugger, and policies that it is held against.
+
+use std::io::Write;
+
+use cluster::client::{Cluster, Namespace, text};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{annotate, restarts, server, sharing, shell, shell_server, status};
+
+/// Starts a pod, and waits until its service is healthy.
+fn start(cluster: &Cluster, namespace: &Namespace<'_>, pod: &Value) {
+    let name = text(&pod["metadata"]["name"]);
+    namespace.apply(&pod.to_string()).unwrap();
+    namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
+    cluster.await_instances(name, 1).unwrap();
+}
+
+#[test]
+fn a_pod_with_a_user_namespace_is_in_the_mesh() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let nodes = cluster.get("/api/v1/nodes").unwrap();
+    let handlers = nodes["items"][0]["status"]["runtimeHandlers"].clone();
+    let mut handlers = handlers.as_array().into_iter().flatten();
+    if !handlers.any(|handler| handler["features"]["userNamespaces"] == true) {
+        let line =
+            "skipped: user namespaces need containerd 2 on the node (KUBERNETES_VERSION=1.37)";
+        let _ = writeln!(std::io::stderr(), "{line}");
+        return;
+    }
+    let namespace = cluster.namespace("users").unwrap();
+    let mut pod = shell_server("users", "hello");
+    pod["spec"]["hostUsers"] = json!(false);
+    start(cluster, &namespace, &pod);
+    // Root in there is somebody else on the host.
+    let map = shell(&namespace, "users", "users", "cat /proc/self/uid_map").unwrap();
+    let host = map.split_whitespace().nth(1).unwrap();
+    assert_ne!(host, "0", "{map}");
+}
+
+#[test]
+fn resizing_a_pod_in_place_restarts_nothing() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("resized").unwrap();
+    let mut pod = server("resized", "hello");
+    annotate(
+        &mut pod,
+        &[("sidecar-proxy-cpu-request", "20m"), ("sidecar-proxy-memory-limit", "128Mi")],
+    );
+    pod["spec"]["containers"][0]["resources"] =
+        json!({"requests": {"cpu": "10m"}, "limits": {"memory": "64Mi"}});
+    start(cluster, &namespace, &pod);
+    let ids = || {
+        ["resized", "envoy-sidecar"]
+            .map(|container| status(&namespace, "resized", container)["containerID"].clone())
+    };
+    let before = ids();
+
+    let resources = |name: &str, cpu: &str, memory: &str| {
+        let resources = json!({"requests": {"cpu": cpu}, "limits": {"memory": memory}});
+        json!([{"name": name, "resources": resources}])
+    };
+    let patch = json!({"spec": {
+        "containers": resources("resized", "15m", "96Mi"),
+        "initContainers": resources("envoy-sidecar", "30m", "192Mi"),
+    }});
+    let resize = ["patch", "pod/resized", "--subresource=resize", "--patch"];
+    namespace.kubectl(&[resize.as_slice(), &[&patch.to_string()]].concat()).unwrap();
+    for (container, memory) in [("resized", "96Mi"), ("envoy-sidecar", "192Mi")] {
+        harness::until(&format!("the new limit of {container}"), || {
+            status(&namespace, "resized", container)["resources"]["limits"]["memory"] == memory
+        })
+        .unwrap();
+    }
+    assert_eq!(ids(), before);
+    cluster.await_instances("resized", 1).unwrap();
+}
+
+#[test]
+fn a_pod_with_resources_of_its_own_holds_its_sidecar_too() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    if !cluster.is_at_least(34).unwrap() {
+        let _ = writeln!(std::io::stderr(), "skipped: pod-level resources came with 1.34");
+        return;
+    }
+    let namespace = cluster.namespace("sized").unwrap();
+    let mut pod = server("sized", "hello");
+    pod["spec"]["resources"] =
+        json!({"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "256Mi"}});
+    start(cluster, &namespace, &pod);
+    let pod = namespace.pod("sized").unwrap();
+    assert_eq!(pod["spec"]["resources"]["limits"]["memory"], "256Mi");
+    assert_eq!(pod["status"]["qosClass"], "Burstable");
+}
+
+/// `kubectl debug`, beside the sidecar's processes.
+#[test]
+fn an_ephemeral_container_sees_the_sidecar_and_disturbs_nothing() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("debugged").unwrap();
+    start(cluster, &namespace, &server("debugged", "hello"));
+    let look = "pidof envoy && wget -q -O - http://127.0.0.1:19000/ready";
+    let debug = ["debug", "debugged", "--image=busybox", "--image-pull-policy=IfNotPresent"];
+    let target = ["--target=envoy-sidecar", "--container=look", "--", "sh", "-c", look];
+    namespace.kubectl(&[debug.as_slice(), &target].concat()).unwrap();
+    let mut ended = Value::Null;
+    harness::until("the end of the ephemeral container", || {
+        let pod = namespace.pod("debugged").unwrap_or_default();
+        ended = pod["status"]["ephemeralContainerStatuses"][0]["state"]["terminated"].clone();
+        ended.is_object()
+    })
+    .unwrap();
+    let said = namespace.kubectl(&["logs", "debugged", "--container=look"]).unwrap();
+    assert_eq!(ended["exitCode"], 0, "{said}");
+    assert!(said.contains("LIVE"), "{said}");
+    assert_eq!(restarts(&namespace, "debugged", "envoy-sidecar"), 0);
+    cluster.await_instances("debugged", 1).unwrap();
+}
+
+const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+const BINDINGS: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
+
+/// A policy for a namespace's pods. It is the cluster's, and taken away with this.
+struct Policy<'c> {
+    cluster: &'c Cluster,
+    name: String,
+}
+
+impl<'c> Policy<'c> {
+    fn create(namespace: &Namespace<'_>, cluster: &'c Cluster, expression: &str) -> Self {
+        let policy = Self { cluster, name: namespace.name.clone() };
+        let selector = json!({"matchLabels": {"kubernetes.io/metadata.name": policy.name}});
+        let rule = json!({
+            "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
+            "resources": ["pods"],
+        });
+        let body = json!({
+            "metadata": {"name": policy.name},
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {"resourceRules": [rule], "namespaceSelector": selector},
+                "validations": [{"expression": expression}],
+            },
+        });
+        cluster.request(Method::POST, POLICIES, Some(&body)).unwrap();
+        let body = json!({
+            "metadata": {"name": policy.name},
+            "spec": {"policyName": policy.name, "validationActions": ["Deny"]},
+        });
+        cluster.request(Method::POST, BINDINGS, Some(&body)).unwrap();
+        policy
+    }
+}
+
+impl Drop for Policy<'_> {
+    fn drop(&mut self) {
+        for list in [BINDINGS, POLICIES] {
+            let path = format!("{list}/{}", self.name);
+            let _ = self.cluster.request(Method::DELETE, &path, None);
+        }
+    }
+}
+
+/// The API server holds the pod against them as it is after injection.
+#[test]
+fn a_validating_admission_policy_accepts_what_is_injected() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("policed").unwrap();
+    let _policy = Policy::create(
+        &namespace,
+        cluster,
+        "(object.spec.containers + object.spec.?initContainers.orValue([])).all(container, \
+         container.?securityContext.readOnlyRootFilesystem.orValue(false) \
+         && container.?securityContext.runAsNonRoot.orValue(false) \
+         && container.?securityContext.capabilities.drop.orValue([]) == ['ALL'] \
+         && !container.image.endsWith(':latest'))",
+    );
+    let mut pod = server("policed", "hello");
+    let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
+    harness::until("a refusal by the policy", || {
+        let asked = cluster.request(Method::POST, &path, Some(&pod));
+        asked.is_err_and(|error| error.to_string().contains("ValidatingAdmissionPolicy"))
+    })
+    .unwrap();
+    pod["spec"]["containers"][0]["securityContext"] = json!({
+        "readOnlyRootFilesystem": true,
+        "runAsNonRoot": true,
+        "runAsUser": 1000,
+        "capabilities": {"drop": ["ALL"]},
+    });
+    start(cluster, &namespace, &pod);
+}

@@ -1,0 +1,124 @@
+//! Native sidecars: they start before the application, and end after it.
+
+use cluster::client::{Namespace, text};
+use serde_json::{Value, json};
+
+use crate::support::{ASK, Kept, client, job_of, server, sharing, shell, status, terminated};
+
+/// The application's first command asks its upstream, and so does its last one:
+/// after its preStop hook, when the pod has been deregistered.
+#[test]
+fn the_application_has_its_upstreams_from_its_first_moment_to_its_last() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("native").unwrap();
+    namespace.apply(&server("native", "hello").to_string()).unwrap();
+    cluster.await_instances("native", 1).unwrap();
+    let mut pod = client("native");
+    let line = format!(
+        "{ASK} > /tmp/first || exit 1; \
+         trap '{ASK} > /dev/termination-log; exit $?' TERM; sleep 1000000 & wait"
+    );
+    pod["spec"]["containers"][0]["command"] = json!(["sh", "-c", line]);
+    let kept = Kept::apply(&namespace, pod);
+    namespace.await_condition("pod/native-client", "Ready").unwrap();
+    cluster.await_instances("native-client", 1).unwrap();
+    let first = shell(&namespace, "native-client", "native-client", "cat /tmp/first").unwrap();
+    assert_eq!(first.trim(), "hello");
+
+    let ran = |container: &str| status(&namespace, "native-client", container);
+    let (init, sidecar, application) =
+        (ran("consul-connect-inject-init"), ran("envoy-sidecar"), ran("native-client"));
+    // Times are RFC 3339, in UTC and to the second: they sort as texts.
+    let since = |status: &Value| text(&status["state"]["running"]["startedAt"]).to_owned();
+    assert_eq!(init["state"]["terminated"]["exitCode"], 0);
+    assert!(text(&init["state"]["terminated"]["finishedAt"]) <= since(&sidecar).as_str());
+    assert!(since(&sidecar) <= since(&application));
+
+    namespace.kubectl(&["delete", "pod/native-client", "--wait=false"]).unwrap();
+    let application = terminated(&namespace, "native-client", "native-client").unwrap();
+    let sidecar = terminated(&namespace, "native-client", "envoy-sidecar").unwrap();
+    assert_eq!(application["exitCode"], 0, "{application:#}");
+    assert_eq!(text(&application["message"]).trim(), "hello", "{application:#}");
+    assert_eq!(sidecar["exitCode"], 0, "{sidecar:#}");
+    assert!(text(&application["finishedAt"]) <= text(&sidecar["finishedAt"]));
+    assert_eq!(status(&namespace, "native-client", "envoy-sidecar")["restartCount"], 0);
+    cluster.await_instances("native-client", 0).unwrap();
+    drop(kept);
+}
+
+/// A pod of a Job that asks `jobs` and runs a line then.
+fn worker(service: &str, line: &str) -> Value {
+    let mut pod = client("jobs");
+    pod["metadata"]["annotations"]["consul.hashicorp.com/connect-service"] = json!(service);
+    pod["spec"]["containers"][0]["command"] = json!(["sh", "-c", format!("{ASK} && {line}")]);
+    pod["spec"]["terminationGracePeriodSeconds"] = json!(10);
+    pod["spec"]["restartPolicy"] = json!("Never");
+    pod
+}
+
+/// The one pod of a Job.
+fn pod_of(namespace: &Namespace<'_>, job: &str) -> String {
+    let pods = namespace.pods(&format!("batch.kubernetes.io/job-name={job}")).unwrap();
+    assert_eq!(pods.len(), 1, "{pods:#?}");
+    text(&pods[0]["metadata"]["name"]).to_owned()
+}
+
+/// Their pods know nothing of a sidecar: no wrapper, no command that ends it.
+#[test]
+fn jobs_end_as_their_commands_do_and_leave_no_service() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("jobs").unwrap();
+    namespace.apply(&server("jobs", "hello").to_string()).unwrap();
+    cluster.await_instances("jobs", 1).unwrap();
+
+    let done = worker("done", "exit 0");
+    let mut retried = worker("retried", "if [ ! -e /kept/1 ]; then touch /kept/1; exit 1; fi");
+    retried["spec"]["restartPolicy"] = json!("OnFailure");
+    retried["spec"]["volumes"] = json!([{"name": "kept", "emptyDir": {}}]);
+    retried["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "kept", "mountPath": "/kept"}]);
+    let mut late = job_of("late", &worker("late", "trap 'exit 0' TERM; sleep 1000000 & wait"));
+    late["spec"]["activeDeadlineSeconds"] = json!(30);
+    let cron = json!({
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": "cron"},
+        "spec": {
+            "schedule": "* * * * *",
+            "concurrencyPolicy": "Forbid",
+            "jobTemplate": {"spec": job_of("cron", &worker("cron", "exit 0"))["spec"]},
+        },
+    });
+    let jobs = json!({"apiVersion": "v1", "kind": "List", "items": [
+        job_of("done", &done),
+        job_of("failed", &worker("failed", "exit 42")),
+        job_of("retried", &retried),
+        late,
+        cron,
+    ]});
+    namespace.apply(&jobs.to_string()).unwrap();
+
+    for (job, condition) in
+        [("done", "Complete"), ("failed", "Failed"), ("retried", "Complete"), ("late", "Failed")]
+    {
+        namespace.await_condition(&format!("job/{job}"), condition).unwrap();
+    }
+    let ended = |job: &str, container: &str| {
+        terminated(&namespace, &pod_of(&namespace, job), container).unwrap()["exitCode"].clone()
+    };
+    for (job, code) in [("done", 0), ("failed", 42), ("retried", 0)] {
+        assert_eq!(ended(job, "jobs-client"), code, "{job}");
+        assert_eq!(ended(job, "envoy-sidecar"), 0, "{job}");
+    }
+    let pod = pod_of(&namespace, "retried");
+    assert_eq!(status(&namespace, &pod, "jobs-client")["restartCount"], 1);
+    assert_eq!(status(&namespace, &pod, "envoy-sidecar")["restartCount"], 0);
+
+    // A minute begins once in a minute.
+    let made = "--for=jsonpath={.status.lastSuccessfulTime}";
+    namespace.kubectl(&["wait", "cronjob/cron", made, "--timeout=120s"]).unwrap();
+    namespace.kubectl(&["delete", "cronjob/cron"]).unwrap();
+    for service in ["done", "failed", "retried", "late", "cron"] {
+        cluster.await_instances(service, 0).unwrap();
+    }
+}
