@@ -14,7 +14,6 @@ mod injector;
 mod ipv6;
 mod keeper;
 mod kills;
-mod kubelet;
 mod memory;
 mod others;
 mod pods;
