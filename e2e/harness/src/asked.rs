@@ -42,12 +42,15 @@ pub fn in_all(node: &Node) -> Result<u32> {
     Ok(by_kind(node)?.values().sum())
 }
 
-/// Of a page of metrics: `consul_http_PUT_v1_agent_service_register_count 2`.
+/// Of a page of metrics:
+/// `consul_api_http_count{method="PUT",path="v1_agent_service_register"} 2`.
 fn counts(page: &str) -> BTreeMap<String, u32> {
     let count = |line: &str| {
-        let (kind, count) = line.strip_prefix("consul_http_")?.split_once("_count ")?;
-        let kind = kind.trim_end_matches('_');
-        (!OURS.contains(&kind)).then_some((kind.to_owned(), count.parse().ok()?))
+        let labels = line.strip_prefix("consul_api_http_count{method=\"")?;
+        let (method, rest) = labels.split_once("\",path=\"")?;
+        let (path, count) = rest.split_once("\"} ")?;
+        let kind = format!("{method}_{}", path.trim_end_matches('_'));
+        (!OURS.contains(&kind.as_str())).then_some((kind, count.parse().ok()?))
     };
     page.lines().filter_map(count).collect()
 }
@@ -58,11 +61,11 @@ mod tests {
 
     #[test]
     fn a_page_of_metrics_tells_what_was_asked() {
-        let page = "# TYPE consul_http_GET_v1_agent_service__ summary\n\
-            consul_http_GET_v1_agent_service__{quantile=\"0.5\"} 0.4\n\
-            consul_http_GET_v1_agent_service___sum 0.9\n\
-            consul_http_GET_v1_agent_service___count 3\n\
-            consul_http_GET_v1_agent_checks_count 70\n";
+        let page = "# TYPE consul_api_http summary\n\
+            consul_api_http{method=\"GET\",path=\"v1_agent_service_\",quantile=\"0.5\"} 0.4\n\
+            consul_api_http_sum{method=\"GET\",path=\"v1_agent_service_\"} 0.9\n\
+            consul_api_http_count{method=\"GET\",path=\"v1_agent_service_\"} 3\n\
+            consul_api_http_count{method=\"GET\",path=\"v1_agent_checks\"} 70\n";
         let expected = BTreeMap::from([("GET_v1_agent_service".to_owned(), 3)]);
         assert_eq!(counts(page), expected);
     }

@@ -28,8 +28,10 @@ pub fn play(parts: Parts, say: &mut dyn FnMut(&str)) -> Result<()> {
     say(&format!("  Consul {release}: {}", node.parts().consul.display()));
     say(&format!("  server at {}, client agent at {ip}", node.server_ip()));
     say(&format!("  the agent's HTTP API at http://{ip}:8500, its xDS at {ip}:8502"));
+    // "COMMIT/RELEASE/..."
     let envoy = run(&node.parts().envoy.to_string_lossy(), &["--version"])?;
-    let envoy = envoy.rsplit("version: ").next().unwrap_or_default().trim();
+    let envoy = envoy.rsplit("version: ").next().and_then(|version| version.split('/').nth(1));
+    let envoy = envoy.ok_or("`envoy --version` prints no release")?;
     say(&format!("  Envoy {envoy}: {}", node.parts().envoy.display()));
 
     say("The injector, over HTTPS");

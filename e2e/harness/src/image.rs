@@ -42,7 +42,7 @@ pub fn find(name: &str, node: &Node) -> Result<Image> {
             Some(archive) => unpack(archive, &node.folder("init-image")?),
             None => Ok(init(parts)),
         },
-        ENVOY => envoy(parts),
+        ENVOY => Ok(envoy(parts)),
         "hashicorp/http-echo:latest" => Ok(http_echo(parts)),
         // A shell and curl, as the machine has them.
         "tutum/curl:latest" => Ok(machine()),
@@ -106,12 +106,11 @@ fn unpack(archive: &Path, folder: &Path) -> Result<Image> {
     Ok(image)
 }
 
-fn envoy(parts: &Parts) -> Result<Image> {
-    let folder = parts.envoy.parent().ok_or("ENVOY_BIN has no folder")?;
+fn envoy(parts: &Parts) -> Image {
     let mut image = machine();
-    image.mounts.push(read_only(folder.to_owned(), PathBuf::from("/opt/envoy")));
+    image.mounts.push(read_only(parts.envoy.clone(), PathBuf::from("/opt/envoy/envoy")));
     image.path = format!("/opt/envoy:{}", image.path);
-    Ok(image)
+    image
 }
 
 fn http_echo(parts: &Parts) -> Image {

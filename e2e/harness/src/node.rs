@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 
 use crate::consul::{self, Agent, Release};
 use crate::parts::Parts;
-use crate::process::{Process, run};
+use crate::process::{Process, run, tail};
 use crate::{Result, admission, answer_to, image, until};
 
 /// A node. Its network is that of the thread that made it: the node lives and
@@ -135,7 +135,11 @@ impl Node {
         let up = until("the agent's Connect CA", || {
             self.get("/v1/connect/ca/roots").is_ok_and(|roots| roots["ActiveRootID"].is_string())
         });
-        up.map_err(|error| format!("{error}\n{}", agent.output()))?;
+        up.map_err(|error| {
+            let server = self.server.borrow();
+            let server = server.as_ref().map(Process::output).unwrap_or_default();
+            format!("{error}\n{}\nserver:\n{}", tail(&agent.output(), 20), tail(&server, 20))
+        })?;
         Ok(agent)
     }
 

@@ -30,16 +30,6 @@ impl Parts {
                 "pods are made of network namespaces, which takes root: run it as root".to_owned()
             );
         }
-        let part = |variable: &str| {
-            let path = std::env::var_os(variable).map(PathBuf::from);
-            match path {
-                Some(path) if path.exists() => Ok(path),
-                Some(path) => {
-                    Err(format!("{variable} names {}, which does not exist", path.display()))
-                }
-                None => Err(format!("{variable} is not set: scripts/test and scripts/demo set it")),
-            }
-        };
         let parts = Self {
             consul: part("CONSUL_BIN")?,
             envoy: part("ENVOY_BIN")?,
@@ -66,9 +56,40 @@ impl Parts {
         or_skip(Self::find())
     }
 
+    /// As [`Self::find_or_skip`], with the oldest Consul that is supported, from
+    /// `CONSUL_OLDEST_BIN`.
+    ///
+    /// # Panics
+    /// In CI, if a part is missing.
+    pub fn with_oldest_consul_or_skip() -> Option<Self> {
+        let parts =
+            Self::find().and_then(|parts| Ok(Self { consul: part("CONSUL_OLDEST_BIN")?, ..parts }));
+        or_skip(parts)
+    }
+
+    /// As [`Self::find_or_skip`], with the oldest Envoy that is supported, from
+    /// `ENVOY_OLDEST_BIN`.
+    ///
+    /// # Panics
+    /// In CI, if a part is missing.
+    pub fn with_oldest_envoy_or_skip() -> Option<Self> {
+        let parts =
+            Self::find().and_then(|parts| Ok(Self { envoy: part("ENVOY_OLDEST_BIN")?, ..parts }));
+        or_skip(parts)
+    }
+
     /// One of the harness's own programs.
     pub fn harness(&self, name: &str) -> PathBuf {
         self.harness.join(name)
+    }
+}
+
+/// The file or folder that a variable names.
+fn part(variable: &str) -> Result<PathBuf, String> {
+    match std::env::var_os(variable).map(PathBuf::from) {
+        Some(path) if path.exists() => Ok(path),
+        Some(path) => Err(format!("{variable} names {}, which does not exist", path.display())),
+        None => Err(format!("{variable} is not set: scripts/test and scripts/demo set it")),
     }
 }
 

@@ -97,7 +97,11 @@ enum Life {
 const KINDS: [Life; 4] = [Life::Short, Life::Hooked, Life::InitAgain, Life::Killed];
 
 fn with_acls(test: impl FnOnce(&Node, &Acls<'_>, &Process)) {
-    let Some(parts) = Parts::find_or_skip() else { return };
+    with_acls_of(Parts::find_or_skip(), test);
+}
+
+fn with_acls_of(parts: Option<Parts>, test: impl FnOnce(&Node, &Acls<'_>, &Process)) {
+    let Some(parts) = parts else { return };
     let node = Node::new(parts).unwrap();
     let (acls, agent) = Acls::start(&node).unwrap();
     test(&node, &acls, &agent);
@@ -105,7 +109,16 @@ fn with_acls(test: impl FnOnce(&Node, &Acls<'_>, &Process)) {
 
 #[test]
 fn a_pod_logs_in_registers_and_uses_its_token_again() {
-    with_acls(|node, acls, _| {
+    log_in_again(Parts::find_or_skip());
+}
+
+#[test]
+fn a_pod_logs_in_to_the_oldest_consul_and_uses_its_token_again() {
+    log_in_again(Parts::with_oldest_consul_or_skip());
+}
+
+fn log_in_again(parts: Option<Parts>) {
+    with_acls_of(parts, |node, acls, _| {
         acls.have_method().unwrap();
         acls.bind("${value.account}").unwrap();
         let pod = Pod::new(node, "again", &acls.bearer_token("web", 600).unwrap());
@@ -136,7 +149,7 @@ fn no_failing_path_leaves_a_token_or_a_service() {
             assert_eq!(acls.services().unwrap(), [""; 0], "{name}: {log}");
         };
         let web = &["--service=web:8080"];
-        fails("no-method", &good, web, 77, &["403 ACL not found", "no auth method `pods`"]);
+        fails("no-method", &good, web, 77, &["ACL not found", "no auth method `pods`"]);
         acls.have_method().unwrap();
         fails("no-rule", &good, web, 77, &["service account `shop/web`", "no binding rule"]);
         acls.bind("${value.account}").unwrap();

@@ -11,6 +11,7 @@ use harness::node::Node;
 use harness::parts::Parts;
 use harness::process::{Process, run};
 use harness::until_within;
+use serde_json::json;
 
 /// How many sidecars there are; `E2E_SIDECARS` names another number.
 const SIDECARS: usize = 500;
@@ -37,6 +38,8 @@ fn many_sidecars_have_their_registrations_back_when_the_agent_lost_them() {
 
     let mut settings = asked::settings();
     settings["client_addr"] = "0.0.0.0".into();
+    // The server is on this machine, too, and leaves the port to the agent.
+    node.start_server_with(&json!({"ports": {"http": -1}})).unwrap();
     let agent = node.start_agent_with(&settings).unwrap();
     let sidecars: Vec<_> =
         addresses.iter().map(|address| started(&node, address, &folder.join(address))).collect();

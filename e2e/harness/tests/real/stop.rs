@@ -49,7 +49,7 @@ fn no_request_is_lost(mode: &str) {
     let node = Node::new(parts).unwrap();
     let _agent = node.start_agent().unwrap();
     let relay = node.start_relay().unwrap();
-    let xds = format!("--grpc-addr=$(HOST_IP):{RELAY}");
+    let xds = format!("--consul-grpc-addr-template=$(HOST_IP):{RELAY}");
     let injector = node.start_injector_with(&[KUBERNETES, &xds]).unwrap();
     let start = |name: &str, lifecycle: &Value| {
         let pod = server(name, &json!({"sidecar-mode": mode, BUDGET: "120"}), lifecycle);
