@@ -39,6 +39,11 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
+    let log = match &command {
+        Command::Run(_) | Command::Wait(_) => log,
+        // Probe and hook run beside the container's main process.
+        Command::Ready(_) | Command::Deregister(_) => log.without_termination_message(),
+    };
     runtime::start(&log, async |signals| match command {
         Command::Run(args) => run::run(args, signals).await,
         Command::Deregister(args) => deregister::run(args, signals).await,

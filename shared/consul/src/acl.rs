@@ -1,4 +1,4 @@
-//! The agent's ACLs: tokens by login.
+//! ACL tokens: login, logout, and whether a token exists.
 //!
 //! Source: Consul's "ACL HTTP API" page, "Login to Auth Method" and "Logout from
 //! Auth Method", and "ACL Token HTTP API", "Read Self Token".
@@ -10,16 +10,16 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Agent;
-use crate::error::{Cause, Error};
+use crate::error::{Cause, Error, NO_SUCH_TOKEN};
 
-/// What a login is made with.
+/// The parameters of a login.
 #[derive(Clone, Debug)]
 pub struct Login<'a> {
     /// The auth method.
     pub auth_method: &'a str,
-    /// What proves to it who logs in.
+    /// The service account's token, or another that the auth method accepts.
     pub bearer_token: &'a SecretString,
-    /// What the token's description says of its owner.
+    /// The owner, as the new token's description shows it.
     pub meta: &'a BTreeMap<String, String>,
 }
 
@@ -28,20 +28,35 @@ pub struct Login<'a> {
 pub enum LoggedOut {
     /// The token was deleted.
     Done,
-    /// There was no such token any more.
+    /// The token did not exist.
     WasUnknown,
 }
 
-/// How an agent words that there is no such token, or no such auth method.
-const NOT_FOUND: &str = "ACL not found";
+/// How a server words that the bearer token is invalid, with status 500: parsing,
+/// claims and signature of a JWT; the Kubernetes auth method's parsing, and the
+/// Kubernetes API server's review.
+const INVALID_PROOF: [&str; 6] = [
+    "missing jwt",
+    "error parsing token",
+    "error validating",
+    "error verifying",
+    "failed to parse and validate JWT",
+    "lookup failed",
+];
 
-/// How a server words that the proof is no good, with status 500: parsing,
-/// claims and signature of a JWT, and the Kubernetes API server's review.
-const BAD_PROOF: [&str; 5] =
-    ["missing jwt", "error parsing token", "error validating", "error verifying", "lookup failed"];
+/// How it words that a bearer token becomes valid later, by its own clock.
+///
+/// Source: the errors of go-jose's package `jwt`.
+const NOT_YET: [&str; 2] = ["not valid yet", "issued in the future"];
+
+/// Whether these words refuse a bearer token for good.
+fn refuses_proof(words: &str) -> bool {
+    let has = |part: &&str| words.contains(part);
+    INVALID_PROOF.iter().any(has) && !NOT_YET.iter().any(has)
+}
 
 impl Agent {
-    /// Logs in: has a token made, which lives until it is logged out.
+    /// Logs in: creates a token, which exists until it is logged out or expires.
     ///
     /// # Errors
     /// [`Cause::Denied`] if the auth method refuses who logs in, whatever the
@@ -65,7 +80,7 @@ impl Agent {
         match call.answer().await {
             Ok(Token { secret_id }) => Ok(secret_id),
             Err(Error { request, cause: Cause::Unavailable(500, words) })
-                if BAD_PROOF.iter().any(|bad| words.contains(bad)) =>
+                if refuses_proof(&words) =>
             {
                 Err(Error { request, cause: Cause::Denied(words) })
             }
@@ -98,6 +113,32 @@ impl Error {
     /// Whether the cause is that there is no such token, or that the agent has
     /// not heard of it yet: it remembers this for 30 s.
     pub fn is_unknown_token(&self) -> bool {
-        matches!(&self.cause, Cause::Denied(words) if words.contains(NOT_FOUND))
+        matches!(&self.cause, Cause::Denied(words) if words.contains(NO_SUCH_TOKEN))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_bearer_token_is_final_and_one_that_is_not_valid_yet_is_not() {
+        for words in [
+            "error validating claims: square/go-jose/jwt: validation failed, token is expired (exp)",
+            "error verifying token: no known key successfully validated the token signature",
+            "failed to parse and validate JWT: square/go-jose: compact JWS format must have three parts",
+            "lookup failed: service account name doesn't match",
+            "missing jwt",
+        ] {
+            assert!(refuses_proof(words), "{words}");
+        }
+        for words in [
+            "error validating claims: square/go-jose/jwt: validation failed, token not valid yet (nbf)",
+            "error validating token: token is not valid yet",
+            "error validating claims: go-jose/jwt: validation field, token issued in the future (iat)",
+            "No cluster leader",
+        ] {
+            assert!(!refuses_proof(words), "{words}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use runtime::command::without_credentials;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
@@ -38,8 +39,11 @@ impl FromStr for Address {
     type Err = InvalidAddress;
 
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
-        let invalid =
-            |problem: &str| InvalidAddress { text: text.to_owned(), problem: problem.to_owned() };
+        let invalid = |problem: &str| InvalidAddress {
+            text: without_credentials(text),
+            problem: problem.to_owned(),
+        };
+        let scheme_is_given = text.contains("://");
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         let default_port = match scheme {
             "http" => HTTP_PORT,
@@ -53,7 +57,9 @@ impl FromStr for Address {
             return Err(invalid("there is no host"));
         }
         if authority.contains('@') {
-            return Err(invalid("credentials do not belong into the address"));
+            return Err(invalid(
+                "user and password go into --http-auth (CONSUL_HTTP_AUTH), not into the address",
+            ));
         }
         let (host, port) = split_port(authority)
             .ok_or_else(|| invalid("the port is not a number from 1 to 65535"))?;
@@ -61,6 +67,13 @@ impl FromStr for Address {
         if !host.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%')) {
             return Err(invalid("the host is neither a name nor an IP address"));
         }
+        // As Consul's CLI: `:8500` is this machine. With a scheme it is a template,
+        // such as `http://$(HOST_IP):8500`, whose variable was empty.
+        let host = match host {
+            "" if scheme_is_given => return Err(invalid("there is no host")),
+            "" => "localhost",
+            host => host,
+        };
         let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         let url = format!(
             "{scheme}://{host}:{}{}",
@@ -72,6 +85,36 @@ impl FromStr for Address {
             return Err(invalid("neither a query nor a fragment belongs into it"));
         }
         Ok(Self::Url(url))
+    }
+}
+
+impl Address {
+    /// The same address over TLS, as `CONSUL_HTTP_SSL=true` demands it.
+    #[must_use]
+    pub fn over_tls(self) -> Self {
+        match self {
+            Self::Url(url) if url.scheme() == "http" => {
+                // The port is written out, because the schemes' defaults differ.
+                let text = Self::Url(url.clone()).to_string().replacen("http", "https", 1);
+                Self::Url(Url::parse(&text).unwrap_or(url))
+            }
+            other => other,
+        }
+    }
+
+    /// Whether requests go over TLS.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Url(url) if url.scheme() == "https")
+    }
+
+    /// The host, as a name or an IP address without brackets; none of a socket.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            Self::Url(url) => url.host_str().map(|host| {
+                host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+            }),
+            Self::Unix(_) => None,
+        }
     }
 }
 
@@ -135,6 +178,7 @@ mod tests {
         for (text, shown) in [
             ("127.0.0.1:8500", "http://127.0.0.1:8500"),
             ("localhost", "http://localhost:8500"),
+            (":8500", "http://localhost:8500"),
             ("http://10.0.0.1:80", "http://10.0.0.1:80"),
             ("https://consul.example:8501/", "https://consul.example:8501"),
             ("https://consul.example", "https://consul.example:8501"),
@@ -157,10 +201,45 @@ mod tests {
     }
 
     #[test]
+    fn tls_may_be_demanded_of_an_address() {
+        for (text, shown) in [
+            ("127.0.0.1:8500", "https://127.0.0.1:8500"),
+            ("http://h:80/prefix", "https://h:80/prefix"),
+            ("https://h:8501", "https://h:8501"),
+            ("[::1]:8500", "https://[::1]:8500"),
+            ("unix:///run/consul.sock", "unix:///run/consul.sock"),
+        ] {
+            let address = text.parse::<Address>().unwrap().over_tls();
+            assert_eq!(address.to_string(), shown);
+            assert_eq!(address.is_tls(), shown.starts_with("https"));
+        }
+    }
+
+    #[test]
+    fn a_host_has_no_brackets() {
+        for (text, host) in
+            [("h:1", Some("h")), ("http://[fd00::1]:1", Some("fd00::1")), ("unix:///s", None)]
+        {
+            assert_eq!(text.parse::<Address>().unwrap().host(), host);
+        }
+    }
+
+    #[test]
+    fn an_error_repeats_no_password() {
+        for text in
+            ["http://me:s3cret@h:1", "me:s3cret@h:1", "ftp://me:s3c@ret@h", "https://s3cret@"]
+        {
+            let error = text.parse::<Address>().unwrap_err().to_string();
+            assert!(!error.contains("s3c") && error.contains("***@"), "{error}");
+        }
+    }
+
+    #[test]
     fn refuses_what_is_no_address() {
         for text in [
             "",
             "http://",
+            "http://:8500",
             "ftp://h:1",
             "unix://relative",
             "h:0",

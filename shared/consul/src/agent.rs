@@ -1,4 +1,4 @@
-//! What is asked of the agent.
+//! Requests to the agent.
 //!
 //! Source: Consul's "Agent HTTP API", "Service - Agent HTTP API" and "Check -
 //! Agent HTTP API" pages.
@@ -20,13 +20,15 @@ use runtime::Failure;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use crate::address::Address;
 use crate::answer::{
     AgentCheck, AgentSelf, AgentService, CatalogService, HealthyInstance, Leaf, Roots,
 };
 use crate::error::{Cause, Error, Request};
-use crate::http::{TlsFiles, client};
+use crate::http::client;
+use crate::tls::TlsFiles;
 
 /// Which agent, and how it is spoken to.
 #[derive(Clone, Debug)]
@@ -100,6 +102,14 @@ const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 /// a registration, which must not look like a failure.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How much later than asked for the answer to a blocking query may come. More
+/// means that the connection has gone silent, which has to be noticed before the
+/// service's TTL check is overdue.
+const LATE: Duration = Duration::from_secs(2);
+
+/// How long a blocking query takes at least if it finds nothing new.
+const UNBLOCKED: Duration = Duration::from_secs(1);
+
 /// More than any answer to our questions; what exceeds it is no agent's.
 const LARGEST_ANSWER: usize = 16 * 1024 * 1024;
 
@@ -145,36 +155,41 @@ impl Agent {
 
     /// Registers a service, or replaces the one with its id, checks included.
     pub async fn register(&self, service: &Service) -> Result<(), Error> {
-        let call = self
-            .call(Method::PUT, "/v1/agent/service/register")
-            .query("replace-existing-checks", "true");
-        call.json(service).done().await
+        self.registration(service)?.query("replace-existing-checks", "true").done().await
     }
 
     /// As [`Agent::register`], but checks that the agent has of it already stay,
     /// unless the service brings one of the same id.
     pub async fn register_keeping_checks(&self, service: &Service) -> Result<(), Error> {
-        self.call(Method::PUT, "/v1/agent/service/register").json(service).done().await
+        self.registration(service)?.done().await
     }
 
-    /// Takes a service back. One that the agent does not know is gone already:
-    /// 200 or 404 say so, and 500 with ACLs on in releases before 1.15.
+    fn registration(&self, service: &Service) -> Result<Call<'_>, Error> {
+        let call = self.call(Method::PUT, "/v1/agent/service/register");
+        // The agent would take these, and could never be asked to remove them.
+        if matches!(service.id(), "." | "..") {
+            let cause = Cause::Unsendable(format!("`{}` is no service id", service.id()));
+            return Err(Error { request: call.request(), cause });
+        }
+        Ok(call.json(service))
+    }
+
+    /// Deregisters a service. One that the agent does not know is gone already.
     pub async fn deregister(&self, id: &str) -> Result<Deregistered, Error> {
         let path = format!("/v1/agent/service/deregister/{}", segment(id));
         match self.call(Method::PUT, &path).done().await {
             Ok(()) => Ok(Deregistered::Gone),
-            Err(Error { cause: Cause::NotFound(_), .. }) => Ok(Deregistered::WasUnknown),
-            Err(Error { cause: Cause::Unavailable(500, words), .. })
-                if words.starts_with("Unknown service") =>
-            {
-                Ok(Deregistered::WasUnknown)
-            }
+            Err(error) if error.is_unknown_service() => Ok(Deregistered::WasUnknown),
             Err(error) => Err(error),
         }
     }
 
     /// A service by its id; none if the agent does not have it. With `watch`,
     /// the answer comes when the service changes or goes, or the wait is over.
+    ///
+    /// Something between here and the agent may answer at once although nothing
+    /// changed, and an entry without a content hash can't be waited for: such
+    /// answers are held back, so that a caller that asks again does not spin.
     pub async fn service(
         &self,
         id: &str,
@@ -184,18 +199,35 @@ impl Agent {
         if let Some(Watch { hash, wait }) = watch {
             call = call.query("hash", hash).query("wait", &format!("{}ms", wait.as_millis()));
             // The agent adds up to a sixteenth of the wait as jitter.
-            call.timeout = *wait + *wait / 16 + TIMEOUT;
+            call.timeout = *wait + *wait / 16 + LATE;
         }
-        match call.answer().await {
-            Ok(service) => Ok(Some(service)),
-            Err(Error { cause: Cause::NotFound(_), .. }) => Ok(None),
-            Err(error) => Err(error),
+        let asked = Instant::now();
+        let found: Option<AgentService> = match call.answer().await {
+            Ok(service) => Some(service),
+            Err(error) if error.is_unknown_service() => None,
+            // Older releases redirect from the path of an id such as `http://h/x`:
+            // Go's multiplexer cleans it.
+            Err(Error { cause: Cause::Refusal(300..=399, _), .. }) => {
+                self.services().await?.remove(id)
+            }
+            Err(error) => return Err(error),
+        };
+        if let (Some(Watch { hash, wait }), Some(service)) = (watch, &found)
+            && (service.content_hash.is_empty() || service.content_hash == *hash)
+        {
+            let at_least = UNBLOCKED.min(*wait);
+            tokio::time::sleep(at_least.saturating_sub(asked.elapsed())).await;
         }
+        Ok(found.inspect(warn_of_unreadable))
     }
 
-    /// All services of the agent, by id.
+    /// All services of the agent, by id. What can't be read of one is logged, and
+    /// concerns that one only.
     pub async fn services(&self) -> Result<BTreeMap<String, AgentService>, Error> {
-        self.call(Method::GET, "/v1/agent/services").answer().await
+        let services: BTreeMap<String, AgentService> =
+            self.call(Method::GET, "/v1/agent/services").answer().await?;
+        services.values().for_each(warn_of_unreadable);
+        Ok(services)
     }
 
     /// All checks of the agent, by id.
@@ -237,8 +269,7 @@ impl Agent {
         self.call(Method::GET, &path).answer().await
     }
 
-    /// Sets a TTL check, which renews it. One that the agent does not have is
-    /// answered with 404, or with 500 in older releases.
+    /// Sets the status of a TTL check, which renews it.
     pub async fn update_check(
         &self,
         check_id: &str,
@@ -254,12 +285,7 @@ impl Agent {
         let path = format!("/v1/agent/check/update/{}", segment(check_id));
         match self.call(Method::PUT, &path).json(&Update { status, output }).done().await {
             Ok(()) => Ok(Renewed::Done),
-            Err(Error { cause: Cause::NotFound(_), .. }) => Ok(Renewed::Unknown),
-            Err(Error { cause: Cause::Unavailable(500, words), .. })
-                if words.starts_with("CheckID ") || words.starts_with("Unknown check") =>
-            {
-                Ok(Renewed::Unknown)
-            }
+            Err(error) if error.is_unknown_check() => Ok(Renewed::Unknown),
             Err(error) => Err(error),
         }
     }
@@ -293,7 +319,11 @@ impl Agent {
         let path = format!("/v1/config/{}/{}", segment(kind), segment(name));
         match self.call(Method::GET, &path).answer().await {
             Ok(entry) => Ok(Some(entry)),
-            Err(Error { cause: Cause::NotFound(_), .. }) => Ok(None),
+            Err(Error { cause: Cause::NotFound(words), .. })
+                if words.starts_with("Config entry not found") =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -316,6 +346,13 @@ impl Agent {
             }
         }
         call
+    }
+}
+
+/// Logs what could not be read of a service.
+fn warn_of_unreadable(service: &AgentService) {
+    for problem in &service.unreadable {
+        tracing::warn!(service = service.id, "the agent's entry is unreadable in part: {problem}");
     }
 }
 
@@ -392,6 +429,10 @@ impl Call<'_> {
     async fn exchange(self) -> Result<(Vec<u8>, Option<Vec<u8>>), Error> {
         let request = self.request();
         let failed = |cause| Error { request: request.clone(), cause };
+        // URLs treat these as steps in the path, also percent-encoded.
+        if self.path.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return Err(failed(Cause::Unsendable("`.` and `..` are no ids".to_owned())));
+        }
         let base = match &self.agent.config.address {
             Address::Url(_) => self.agent.config.address.to_string(),
             // The socket decides where it goes; the host is for the header only.
@@ -436,7 +477,7 @@ impl Call<'_> {
 
 fn secret_header(value: &str) -> Result<HeaderValue, Cause> {
     let mut header = HeaderValue::from_str(value).map_err(|_| {
-        Cause::Refusal(0, "the token has characters that no header can carry".to_owned())
+        Cause::Unsendable("the token has characters that no HTTP header can carry".to_owned())
     })?;
     header.set_sensitive(true);
     Ok(header)

@@ -4,19 +4,21 @@ use std::collections::BTreeMap;
 
 use registration::Proxy;
 use registration::service::Kind;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
 /// A service as the agent has it.
 ///
 /// Source: Consul's "Service - Agent HTTP API" page, "Get Service Configuration".
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+///
+/// It is read leniently, because an agent takes nearly anything: a field that
+/// can't be read has its default and is named in `unreadable`.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct AgentService {
-    /// What it is.
-    #[serde(deserialize_with = "kind_or_typical")]
+    /// Ordinary if this program does not know the kind.
     pub kind: Kind,
     /// Its id on the agent.
-    #[serde(rename = "ID")]
     pub id: String,
     /// Its name.
     pub service: String,
@@ -39,6 +41,8 @@ pub struct AgentService {
     pub datacenter: Option<String>,
     /// Changes when the service does; only for a service that was asked for by id.
     pub content_hash: String,
+    /// The fields that could not be read, and why.
+    pub unreadable: Vec<String>,
 }
 
 /// A check as the agent has it, or as the catalog has it.
@@ -145,8 +149,15 @@ pub struct SelfConfig {
 #[serde(default)]
 pub struct SelfDebug {
     /// The gRPC port; -1: off.
-    #[serde(rename = "GRPCPort")]
+    #[serde(rename = "GRPCPort", deserialize_with = "lenient")]
     pub grpc_port: Option<i64>,
+    /// The HTTPS port; -1: off. Before 1.14, an agent that has one serves gRPC
+    /// over TLS.
+    #[serde(rename = "HTTPSPort", deserialize_with = "lenient")]
+    pub https_port: Option<i64>,
+    /// Whether ACLs are on.
+    #[serde(rename = "ACLsEnabled", deserialize_with = "lenient")]
+    pub acls_enabled: Option<bool>,
 }
 
 /// How an agent feeds proxies.
@@ -180,11 +191,59 @@ impl AgentSelf {
     }
 }
 
-/// A kind that this program has never heard of is not ours to refuse.
-fn kind_or_typical<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Kind, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    Ok(Kind::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(&text))
-        .unwrap_or_default())
+/// None of what has another shape: the configuration differs between releases.
+fn lenient<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned + Default,
+{
+    Ok(serde_json::from_value(Value::deserialize(deserializer)?).unwrap_or_default())
+}
+
+// === impl AgentService ===
+
+impl<'de> Deserialize<'de> for AgentService {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = Map::deserialize(deserializer)?;
+        let mut entry = Entry { fields, unreadable: Vec::new() };
+        let kind: String = entry.take("Kind");
+        Ok(Self {
+            // A kind of a newer release is no mistake.
+            kind: serde_json::from_value(Value::String(kind)).unwrap_or_default(),
+            id: entry.take("ID"),
+            service: entry.take("Service"),
+            tags: entry.take("Tags"),
+            meta: entry.take("Meta"),
+            address: entry.take("Address"),
+            port: entry.take("Port"),
+            proxy: entry.take("Proxy"),
+            namespace: entry.take("Namespace"),
+            partition: entry.take("Partition"),
+            datacenter: entry.take("Datacenter"),
+            content_hash: entry.take("ContentHash"),
+            unreadable: entry.unreadable,
+        })
+    }
+}
+
+/// The fields of an entry, taken one by one.
+struct Entry {
+    fields: Map<String, Value>,
+    unreadable: Vec<String>,
+}
+
+// === impl Entry ===
+
+impl Entry {
+    fn take<T: DeserializeOwned + Default>(&mut self, field: &str) -> T {
+        match self.fields.remove(field) {
+            None | Some(Value::Null) => T::default(),
+            Some(value) => serde_json::from_value(value).unwrap_or_else(|error| {
+                self.unreadable.push(format!("{field}: {error}"));
+                T::default()
+            }),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -206,6 +265,24 @@ mod tests {
         let service: AgentService =
             serde_json::from_str(r#"{"Kind":"quantum-gateway","ID":"q"}"#).unwrap();
         assert_eq!(service.kind, Kind::Typical);
+    }
+
+    /// An agent takes port 70000 and -1 (spring-cloud/spring-cloud-consul#773).
+    #[test]
+    fn what_is_unreadable_concerns_that_entry_only() {
+        let services: BTreeMap<String, AgentService> = serde_json::from_str(
+            r#"{"web": {"ID": "web", "Service": "web", "Port": 80},
+                "far": {"ID": "far", "Service": "far", "Port": 70000, "Meta": {"a": 1}},
+                "odd": {"ID": "odd", "Service": "odd", "Port": -1, "Address": "10.0.0.1",
+                        "Proxy": {"Upstreams": [{"LocalBindPort": 70000}]}}}"#,
+        )
+        .unwrap();
+        assert_eq!((services["web"].port, services["web"].unreadable.len()), (80, 0));
+        let AgentService { id, port, unreadable, .. } = &services["far"];
+        assert_eq!((id.as_str(), *port), ("far", 0));
+        assert!(unreadable[0].starts_with("Meta: ") && unreadable[1].starts_with("Port: "));
+        assert_eq!(services["odd"].address, "10.0.0.1");
+        assert_eq!((&services["odd"].proxy, services["odd"].unreadable.len()), (&None, 2));
     }
 
     #[test]

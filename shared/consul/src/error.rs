@@ -1,4 +1,4 @@
-//! Why the agent did not do what it was asked, by cause, with what to do.
+//! Why a request to the agent failed, by cause, with what to do about it.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -10,7 +10,7 @@ use runtime::{Exit, Failure};
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{request}: {cause}")]
 pub struct Error {
-    /// What was asked of whom.
+    /// The request and its agent.
     pub request: Request,
     /// Why it failed.
     pub cause: Cause,
@@ -34,18 +34,22 @@ pub struct Request {
 pub enum Cause {
     /// Nothing listens there.
     Refused,
-    /// There is no way there.
+    /// The network has no route to it.
     NoRoute(String),
     /// The host's name has no address.
     Unresolved(String),
     /// The unix socket does not exist.
     NoSocket,
+    /// This user may not open the unix socket.
+    NoPermission,
     /// The agent did not answer in time.
     Timeout,
     /// The connection broke.
     Broken(String),
-    /// The TLS handshake failed: a wrong certificate, or no TLS over there.
+    /// The TLS handshake failed: a wrong certificate, or a port without TLS.
     Tls(String),
+    /// A port that speaks TLS was addressed in plain text.
+    PlainText,
     /// The agent's ACLs forbid it (403).
     Denied(String),
     /// The agent has no such thing (404).
@@ -56,10 +60,24 @@ pub enum Cause {
     Refusal(u16, String),
     /// What came back is no answer of an agent.
     Garbage(String),
+    /// What was to be sent can't be: no URL or header can carry it.
+    Unsendable(String),
 }
 
-/// How much of the agent's own words is repeated.
+/// How many characters of the agent's own words are repeated.
 const LONGEST_QUOTE: usize = 500;
+
+/// The path of a registration.
+const REGISTER: &str = "/v1/agent/service/register";
+
+/// How Go's HTTP server answers plain text on a TLS port.
+const WANTS_TLS: &str = "Client sent an HTTP request to an HTTPS server";
+
+/// How an agent answers a check that its operating system has not, with 500.
+const NOT_IMPLEMENTED: &str = "not implemented";
+
+/// How an agent words that there is no such token, or no such auth method.
+pub(crate) const NO_SUCH_TOKEN: &str = "ACL not found";
 
 // === impl Error ===
 
@@ -75,8 +93,36 @@ impl Error {
             | Cause::Broken(_)
             | Cause::Unavailable(..)
             | Cause::Garbage(_) => true,
-            Cause::Tls(_) | Cause::Denied(_) | Cause::NotFound(_) | Cause::Refusal(..) => false,
+            Cause::NoPermission
+            | Cause::Tls(_)
+            | Cause::PlainText
+            | Cause::Denied(_)
+            | Cause::NotFound(_)
+            | Cause::Refusal(..)
+            | Cause::Unsendable(_) => false,
         }
+    }
+
+    /// Whether the agent says that it has no such service. Another 404, such as that
+    /// of a wrong path in the address, says nothing of the kind.
+    ///
+    /// Releases before 1.15 answer a deregistration with 500 if ACLs are on.
+    pub fn is_unknown_service(&self) -> bool {
+        self.says_unknown(&["unknown service"])
+    }
+
+    /// Whether the agent says that it has no such check. Releases before 1.14 say
+    /// so with 500.
+    pub fn is_unknown_check(&self) -> bool {
+        self.says_unknown(&["unknown check", "checkid "])
+    }
+
+    fn says_unknown(&self, beginnings: &[&str]) -> bool {
+        let (Cause::NotFound(words) | Cause::Unavailable(500, words)) = &self.cause else {
+            return false;
+        };
+        let words = words.to_ascii_lowercase();
+        beginnings.iter().any(|beginning| words.starts_with(beginning))
     }
 
     /// Whether no agent answered.
@@ -91,7 +137,10 @@ impl Error {
             | Cause::NoRoute(_)
             | Cause::Unresolved(_)
             | Cause::NoSocket
-            | Cause::Tls(_) => false,
+            | Cause::NoPermission
+            | Cause::Tls(_)
+            | Cause::PlainText
+            | Cause::Unsendable(_) => false,
             Cause::Timeout
             | Cause::Broken(_)
             | Cause::Denied(_)
@@ -109,13 +158,16 @@ impl Error {
             | Cause::NoRoute(_)
             | Cause::Unresolved(_)
             | Cause::NoSocket
+            | Cause::NoPermission
             | Cause::Timeout
             | Cause::Broken(_)
-            | Cause::Tls(_) => Exit::Unreachable,
+            | Cause::Tls(_)
+            | Cause::PlainText => Exit::Unreachable,
             Cause::Denied(_) => Exit::Denied,
             Cause::Unavailable(..) => Exit::Deadline,
             Cause::Refusal(..) => Exit::Refused,
             Cause::NotFound(_) | Cause::Garbage(_) => Exit::Failure,
+            Cause::Unsendable(_) => Exit::Usage,
         }
     }
 
@@ -128,19 +180,53 @@ impl Error {
             Cause::Refused => format!(
                 "no Consul agent listens at {agent}: check that the client agent runs {place} and that its HTTP port is open to pods (client_addr, hostPort)"
             ),
-            Cause::NoSocket => format!("no Consul agent has made {agent}: check that the agent runs {place} and that the socket is mounted"),
-            Cause::NoRoute(_) | Cause::Timeout => {
-                format!("check that the client agent runs {place}, and that no network policy or firewall is between here and {agent}")
+            Cause::NoSocket => format!(
+                "no Consul agent has made {agent}: check that the agent runs {place} and that the socket is mounted"
+            ),
+            Cause::NoPermission => format!(
+                "this user may not open {agent}: set `unix_sockets` (user, group, mode) in the agent's configuration"
+            ),
+            Cause::NoRoute(_) | Cause::Timeout => format!(
+                "check that the client agent runs {place}, and that no network policy or firewall is between here and {agent}"
+            ),
+            Cause::Unresolved(_) => {
+                "check the host name in --http-addr (CONSUL_HTTP_ADDR)".to_owned()
             }
-            Cause::Unresolved(_) => "check the host name in --http-addr (CONSUL_HTTP_ADDR)".to_owned(),
-            Cause::Broken(_) => format!("the agent closed the connection: check its log {place}, and that {agent} has the right scheme (http or https)"),
+            Cause::Broken(_) if self.request.path == REGISTER => format!(
+                "the agent closed the connection: check its log {place}. If only registrations end like this, the agent lost its node id and the servers still have the old one under its name: deregister that node (curl --request PUT --data '{{\"Node\":\"{}\"}}' SERVER/v1/catalog/deregister)",
+                node.as_deref().unwrap_or("NODE")
+            ),
+            Cause::Broken(_) => format!(
+                "the agent closed the connection: check its log {place}, and that {agent} has the right scheme (http or https)"
+            ),
             Cause::Tls(words) => hint_for_tls(words, agent),
-            Cause::Denied(_) => "the ACL token lacks a rule: registering a service needs service:write on its name and on its sidecar's".to_owned(),
-            Cause::NotFound(_) => format!("check that {agent} is the agent with which it was registered"),
-            Cause::Unavailable(429, _) => "the agent limits requests or connections (limits.http_max_conns_per_client): raise it, or try again later".to_owned(),
-            Cause::Unavailable(..) => format!("the agent answers but can't work: check its log {place}, and that it has joined servers with a leader"),
+            Cause::PlainText => {
+                format!("write {}", agent.replacen("http://", "https://", 1))
+            }
+            Cause::Denied(words) => hint_for_denied(words),
+            Cause::NotFound(_) if self.is_unknown_service() || self.is_unknown_check() => {
+                format!("check that {agent} is the agent with which it was registered")
+            }
+            Cause::NotFound(_) => format!(
+                "check the address {agent}: a path in it must be that of a proxy in front of the agent"
+            ),
+            Cause::Unavailable(429, _) => {
+                "the agent limits requests or connections (limits.http_max_conns_per_client): raise it, or try again later".to_owned()
+            }
+            Cause::Unavailable(..) => format!(
+                "the agent answers but can't work: check its log {place}, and that it has joined servers with a leader"
+            ),
+            Cause::Refusal(300..=399, _) => format!(
+                "{agent} redirects: name the agent itself with --http-addr (CONSUL_HTTP_ADDR)"
+            ),
+            Cause::Refusal(_, words) if words.contains(NOT_IMPLEMENTED) => {
+                "the agent's operating system or release has no such check: use another".to_owned()
+            }
             Cause::Refusal(..) => "correct what the agent names".to_owned(),
-            Cause::Garbage(_) => format!("what listens at {agent} does not answer as a Consul agent does: check the address"),
+            Cause::Garbage(_) => format!(
+                "what listens at {agent} does not answer as a Consul agent does: check the address"
+            ),
+            Cause::Unsendable(_) => "choose another".to_owned(),
         }
     }
 }
@@ -177,6 +263,9 @@ impl Cause {
                 match io.kind() {
                     ErrorKind::ConnectionRefused => return Self::Refused,
                     ErrorKind::NotFound if error.is_connect() => return Self::NoSocket,
+                    ErrorKind::PermissionDenied if error.is_connect() => {
+                        return Self::NoPermission;
+                    }
                     ErrorKind::HostUnreachable
                     | ErrorKind::NetworkUnreachable
                     | ErrorKind::AddrNotAvailable => {
@@ -201,14 +290,32 @@ impl Cause {
     pub(crate) fn of_status(status: u16, body: &str) -> Self {
         let words = quote(body);
         match status {
+            400 if words.contains(WANTS_TLS) => Self::PlainText,
             403 => Self::Denied(words),
             404 => Self::NotFound(words),
-            // A 500 of this text is a setting of the agent, not trouble.
-            500 if body.starts_with("Scripts are disabled") => Self::Refusal(status, words),
+            // These concern the request, not the agent's health.
+            500 if words.starts_with("Scripts are disabled") || words == NOT_IMPLEMENTED => {
+                Self::Refusal(status, words)
+            }
             429 | 500..=599 => Self::Unavailable(status, words),
             _ => Self::Refusal(status, words),
         }
     }
+}
+
+/// What to do about a 403, by the agent's words.
+fn hint_for_denied(words: &str) -> String {
+    let has = |part: &str| words.contains(part);
+    if has(NO_SUCH_TOKEN) {
+        "the ACL token does not exist: it expired, was deleted, or belongs to another datacenter; give a valid one (--token-file, CONSUL_HTTP_TOKEN_FILE), or log in with --acl-auth-method"
+    } else if has("Access is restricted") {
+        "not a matter of ACLs: the agent takes writes from the networks in http_config.allow_write_http_from only; add the pods' network there"
+    } else if has("Endpoint is blocked") {
+        "not a matter of ACLs: http_config.block_endpoints in the agent's configuration blocks this path"
+    } else {
+        "the ACL token lacks a rule: registering a service needs service:write on its name and on its sidecar's"
+    }
+    .to_owned()
 }
 
 /// What to do about a failed handshake, by how rustls words it.
@@ -220,10 +327,10 @@ fn hint_for_tls(words: &str, agent: &str) -> String {
         "name one of these with --tls-server-name (CONSUL_TLS_SERVER_NAME), or have the address put into the agent's certificate (-additional-ipaddress)".to_owned()
     } else if has("InvalidContentType") {
         format!(
-            "what listens at {agent} speaks no TLS: use its HTTPS port, or http:// for this one"
+            "what listens at {agent} does not speak TLS: use its HTTPS port, or http:// for this one"
         )
-    } else if has("CertificateRequired") || has("HandshakeFailure") {
-        "the agent wants a certificate of its own CA (verify_incoming): give --client-cert and --client-key".to_owned()
+    } else if has("CertificateRequired") || has("HandshakeFailure") || has("BadCertificate") {
+        "the agent requires a certificate that its CA signed (verify_incoming): give --client-cert and --client-key, or check the ones given".to_owned()
     } else if has("UnknownIssuer") {
         "check --ca-file: it must hold the CA that has signed the agent's certificate".to_owned()
     } else {
@@ -257,15 +364,18 @@ impl fmt::Display for Cause {
             Self::NoRoute(detail) => write!(f, "no route: {detail}"),
             Self::Unresolved(detail) => write!(f, "no such host: {detail}"),
             Self::NoSocket => f.write_str("the unix socket does not exist"),
+            Self::NoPermission => f.write_str("no permission to open the unix socket"),
             Self::Timeout => f.write_str("no answer in time"),
             Self::Broken(detail) => write!(f, "the connection broke: {detail}"),
             Self::Tls(detail) => write!(f, "TLS failed: {detail}"),
+            Self::PlainText => f.write_str("this is a TLS port, addressed in plain text"),
             Self::Denied(words) => write!(f, "403 {words}"),
             Self::NotFound(words) => write!(f, "404 {words}"),
             Self::Unavailable(status, words) | Self::Refusal(status, words) => {
                 write!(f, "{status} {words}")
             }
             Self::Garbage(detail) => write!(f, "not an agent's answer: {detail}"),
+            Self::Unsendable(detail) => f.write_str(detail),
         }
     }
 }
@@ -306,11 +416,68 @@ mod tests {
             (429, "Rate limit reached", Exit::Deadline, true),
             (500, "No cluster leader", Exit::Deadline, true),
             (500, "Scripts are disabled on this agent", Exit::Refused, false),
+            (500, "not implemented", Exit::Refused, false),
+            (500, "rpc error: code = Unimplemented: not implemented", Exit::Deadline, true),
+            (400, "Client sent an HTTP request to an HTTPS server.\n", Exit::Unreachable, false),
             (503, "", Exit::Deadline, true),
         ];
         for (status, body, exit, transient) in cases {
             let error = error(Cause::of_status(status, body));
             assert_eq!((error.exit(), error.is_transient()), (exit, transient), "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_hint_fits_the_agents_words() {
+        let hint = |status, body| error(Cause::of_status(status, body)).hint();
+        for (status, body, advice) in [
+            (403, "Permission denied: Missing service:write on web", "lacks a rule"),
+            (403, "ACL not found", "does not exist"),
+            (403, "rpc error making call: ACL not found", "does not exist"),
+            // Wordings of Consul 1.14.
+            (403, "Access is restricted", "allow_write_http_from"),
+            (403, "Endpoint is blocked by agent configuration", "block_endpoints"),
+            (404, "unknown service ID: x", "with which it was registered"),
+            (404, "Invalid URL path: not a recognized HTTP API endpoint", "a path in it"),
+            (404, "404 page not found", "a path in it"),
+            (400, "Client sent an HTTP request to an HTTPS server.", "write https://10.0.0.1:8500"),
+            (307, "", "redirects"),
+        ] {
+            let hint = hint(status, body);
+            assert!(hint.contains(advice), "{status} {body}: {hint}");
+        }
+    }
+
+    /// An agent whose node id is new under an old name answers each registration
+    /// with an empty reply.
+    #[test]
+    fn a_registration_without_a_reply_names_the_node_conflict() {
+        let broken = Cause::Broken("connection closed before message completed".to_owned());
+        let hint = error(broken.clone()).hint();
+        assert!(hint.contains("node id") && hint.contains(r#"{"Node":"n1"}"#), "{hint}");
+        let mut other = error(broken);
+        other.request.path = "/v1/agent/self".to_owned();
+        assert!(!other.hint().contains("node id"));
+    }
+
+    #[test]
+    fn a_port_addressed_in_plain_text_got_nothing() {
+        assert!(!error(Cause::PlainText).may_have_arrived());
+    }
+
+    #[test]
+    fn only_the_agents_own_words_say_that_it_has_no_such_thing() {
+        let told = |status, body| error(Cause::of_status(status, body));
+        assert!(told(404, "unknown service ID: nope").is_unknown_service());
+        assert!(told(404, "Unknown service ID \"nope\". Ensure that").is_unknown_service());
+        assert!(told(500, "Unknown service {\"nope\" {}}").is_unknown_service());
+        assert!(told(404, "Unknown check ID \"nope\". Ensure that").is_unknown_check());
+        assert!(told(500, "CheckID \"nope\" does not have associated TTL").is_unknown_check());
+        for body in
+            ["", "404 page not found", "Invalid URL path: not a recognized HTTP API endpoint"]
+        {
+            let error = told(404, body);
+            assert!(!error.is_unknown_service() && !error.is_unknown_check(), "{body}");
         }
     }
 

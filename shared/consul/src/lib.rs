@@ -6,6 +6,7 @@
 //! - [`answer`]: what it answers
 //! - [`envoy_version`]: whether an Envoy is one that it knows
 //! - [`grpc`]: where it serves xDS
+//! - [`tls`]: what its certificate is checked against
 //! - [`token`]: the ACL token, in a file
 //! - [`error`]: why it did not, by cause, with what to do
 //!
@@ -19,9 +20,10 @@ pub mod envoy_version;
 pub mod error;
 pub mod grpc;
 mod http;
+pub mod tls;
 pub mod token;
 
 pub use address::Address;
 pub use agent::{Agent, Config};
 pub use error::Error;
-pub use http::TlsFiles;
+pub use tls::TlsFiles;

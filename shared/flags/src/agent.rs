@@ -110,6 +110,7 @@ impl AgentArgs {
                 client_cert,
                 client_key,
                 server_name: tls_server_name,
+                ..TlsFiles::default()
             },
             namespace: namespace.filter(|name| !name.is_empty()),
             partition: partition.filter(|name| !name.is_empty()),

@@ -412,6 +412,12 @@ impl<'a> Element<'a> {
             }
             return Ok(parts);
         }
+        // Kubernetes' own names (`web.default.svc...`) and consul-k8s' of a named
+        // port (`http.port.web.svc`) would be taken for a service's.
+        if let Some(label) = pieces.iter().skip(2).find(|piece| **piece == "svc") {
+            let problem = format!("`svc` must follow the service's name: expected {LABELS}");
+            return Err(self.error(label, problem));
+        }
         if !self.context.namespaces {
             self.service_name(text)?.clone_into(&mut parts.name);
             return Ok(parts);
@@ -587,6 +593,9 @@ mod tests {
             ("db.svc.x.zone:1234", 10, "no label"),
             ("db.svc.a.ns.b.ns:1", 15, "twice"),
             ("db.svc.a.dc.b.peer:1", 1, "at most one"),
+            ("web.default.svc.dc3.peer:9000", 13, "`svc` must follow the service's name"),
+            ("http.port.web.svc.dc3.peer:9000", 15, "`svc` must follow the service's name"),
+            ("web.default.svc:9000", 13, "`svc` must follow the service's name"),
             ("db.svc:1:dc2", 10, "no third field"),
             ("db:1?x=1", 6, "no option"),
             ("db:1?dc", 6, "no value"),

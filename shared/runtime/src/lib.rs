@@ -18,7 +18,7 @@ pub mod reference;
 pub mod retry;
 pub mod signal;
 
-pub use command::{parse, start};
+pub use command::{parse, parse_command, start};
 pub use deadline::Deadline;
 pub use exit::{Exit, Failure};
 pub use log::LogArgs;

@@ -1,4 +1,4 @@
-//! The flags of the log, and where failures are reported.
+//! The flags of the log, and the termination message of a container.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ pub struct LogArgs {
     )]
     log_format: LogFormat,
 
-    /// Where a failure is written to as well, if the file exists: in a pod,
+    /// File whose contents a failure replaces, if the file exists: in a pod,
     /// `kubectl describe pod` shows it
     #[arg(
         long,
@@ -47,6 +47,9 @@ pub struct LogArgs {
         global = true
     )]
     termination_log: PathBuf,
+
+    #[arg(skip = true)]
+    reports: bool,
 }
 
 /// The severities.
@@ -55,7 +58,10 @@ enum LogLevel {
     Trace,
     Debug,
     Info,
+    #[value(alias = "warning")]
     Warn,
+    /// Consul's agents also call it `err`.
+    #[value(alias = "err")]
     Error,
     Off,
 }
@@ -101,11 +107,20 @@ impl LogArgs {
         }
     }
 
-    /// Reports why the binary failed: in the log, and in the pod's termination
-    /// log if there is one.
+    /// Without a termination message: that is for the container's main process, so
+    /// that a failed probe or hook does not overwrite why it ended.
+    #[must_use]
+    pub fn without_termination_message(self) -> Self {
+        Self { reports: false, ..self }
+    }
+
+    /// Reports why the binary failed: in the log, and as the container's
+    /// termination message if there is one.
     pub fn report(&self, failure: &Failure) {
         tracing::error!(exit = failure.exit() as u8, "{failure}");
-        if let Err(error) = append_if_present(&self.termination_log, failure) {
+        if self.reports
+            && let Err(error) = replace_if_present(&self.termination_log, failure)
+        {
             tracing::warn!(file = %self.termination_log.display(), %error, "cannot write the termination log");
         }
     }
@@ -113,11 +128,41 @@ impl LogArgs {
 
 /// The kubelet makes the file before it starts the container ("Customizing the
 /// termination message" of the Kubernetes documentation); elsewhere there is
-/// none, and none is made.
-fn append_if_present(file: &Path, failure: &Failure) -> std::io::Result<()> {
-    match std::fs::OpenOptions::new().append(true).open(file) {
+/// none, and none is made. The kubelet reads the last 4 KiB at most.
+fn replace_if_present(file: &Path, failure: &Failure) -> std::io::Result<()> {
+    match std::fs::OpenOptions::new().write(true).truncate(true).open(file) {
         Ok(mut file) => writeln!(file, "{failure}"),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Tool {
+        #[command(flatten)]
+        log: LogArgs,
+    }
+
+    #[test]
+    fn the_last_failure_is_the_termination_message_and_a_probes_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("termination-log");
+        let flag = format!("--termination-log={}", file.display());
+        let Tool { log } = Tool::parse_from(["tool", &flag]);
+        log.report(&Failure::usage("nobody asked for a file"));
+        assert!(!file.exists());
+        crate::file::write_whole(&file, 0o644, b"".as_slice()).unwrap();
+        for text in ["a long failure at first", "short"] {
+            log.report(&Failure::usage(text));
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{text}\n"));
+        }
+        log.without_termination_message().report(&Failure::usage("the probe failed"));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "short\n");
     }
 }

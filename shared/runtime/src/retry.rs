@@ -5,6 +5,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::time::Instant;
 
 use crate::deadline::{Cut, Deadline};
 use crate::exit::Failure;
@@ -32,11 +33,31 @@ pub enum Stopped<E> {
     Deadline(Option<E>),
 }
 
-/// Tries until it works, fails for good, or the deadline passes. What comes and
-/// goes is logged once for each new cause, not once for each try.
+/// For what servers replicate to each other, in milliseconds mostly.
+pub const REPLICATION: Backoff =
+    Backoff { first: Duration::from_millis(10), longest: Duration::from_secs(3) };
+
+/// Tries until it works, fails for good, or the deadline passes. A transient
+/// failure is logged once for each new cause, not once for each try.
 pub async fn until<T, E, F>(
     deadline: Deadline,
     backoff: Backoff,
+    transient: impl Fn(&E) -> bool,
+    attempt: impl FnMut() -> F,
+) -> Result<T, Stopped<E>>
+where
+    E: Display,
+    F: Future<Output = Result<T, E>>,
+{
+    until_quietly(deadline, backoff, Duration::ZERO, transient, attempt).await
+}
+
+/// As [`until`], for a failure that is normal at first: only what lasts longer
+/// than `quiet` is logged as a warning.
+pub async fn until_quietly<T, E, F>(
+    deadline: Deadline,
+    backoff: Backoff,
+    quiet: Duration,
     transient: impl Fn(&E) -> bool,
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, Stopped<E>>
@@ -44,7 +65,9 @@ where
     E: Display,
     F: Future<Output = Result<T, E>>,
 {
+    let began = Instant::now();
     let mut pauses = backoff.pauses();
+    let mut warned: Option<String> = None;
     let mut last: Option<E> = None;
     loop {
         let result = tokio::select! {
@@ -58,8 +81,11 @@ where
             Err(error) => error,
         };
         let cause = error.to_string();
-        if last.as_ref().map(ToString::to_string).as_ref() != Some(&cause) {
+        if began.elapsed() < quiet {
+            tracing::debug!(left = ?deadline.left(), "{cause}; trying again");
+        } else if warned.as_ref() != Some(&cause) {
             tracing::warn!(left = ?deadline.left(), "{cause}; trying again");
+            warned = Some(cause);
         }
         last = Some(error);
         let pause = pauses.next().unwrap_or(backoff.longest);

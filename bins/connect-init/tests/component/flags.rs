@@ -1,9 +1,12 @@
 //! A command line that is no good: each names the input and the accepted form,
 //! and nothing is sent.
 
-use testkit::ScriptedAgent;
+use std::process::Command;
 
-use crate::pod::Pod;
+use testkit::ScriptedAgent;
+use testkit::outcome::Outcome;
+
+use crate::pod::{Pod, assert_registered};
 
 #[track_caller]
 fn refused(flag: &'static str, value: &str, words: &[&str]) {
@@ -80,4 +83,62 @@ fn a_flag_that_must_be_there() {
         Pod::of(&agent).without(flag).run().code(64).says(&[flag]);
     }
     assert!(agent.requests().is_empty());
+}
+
+/// Deployments often set variables to nothing, such as `CONSUL_CACERT: ""`.
+#[test]
+fn a_variable_that_is_set_but_empty_counts_as_absent() {
+    let mut help = Command::new(env!("CARGO_BIN_EXE_connect-init"));
+    help.arg("--help").env_clear();
+    let help = Outcome::of(help).code(0).stdout();
+    let variables: Vec<String> = help
+        .split("[env: ")
+        .skip(1)
+        .map(|rest| rest.split(['=', ']']).next().unwrap().to_owned())
+        .collect();
+    assert!(variables.len() > 30, "{variables:?}");
+    let agent = ScriptedAgent::start();
+    let mut pod = Pod::of(&agent);
+    for variable in variables {
+        pod = pod.with_env(variable.leak(), "");
+    }
+    pod.run().code(0);
+    assert_registered(&agent);
+}
+
+#[test]
+fn an_error_names_the_variable_that_nobody_gave_as_a_flag() {
+    let agent = ScriptedAgent::start();
+    Pod::of(&agent)
+        .with_env("CONNECT_ADMIN_BIND", "19000")
+        .with_env("CONNECT_PROMETHEUS_BACKEND_PORT", "http")
+        .run()
+        .code(64)
+        .says(&["hint: the environment variable CONNECT_PROMETHEUS_BACKEND_PORT sets"]);
+    Pod::of(&agent)
+        .with_env("CONSUL_HTTP_TOKEN", "t")
+        .and("--acl-auth-method", "jwt")
+        .run()
+        .code(64)
+        .says(&["hint: the environment variable CONSUL_HTTP_TOKEN sets --token"]);
+    assert!(agent.requests().is_empty());
+}
+
+#[test]
+fn words_and_booleans_are_those_of_consuls_cli() {
+    for value in ["1", "TRUE", "0", "f"] {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent).with_env("CONNECT_LOG_LEVEL", "INFO");
+        pod.with_env("CONNECT_NO_CENTRAL_CONFIG", value).run().code(0);
+        let asks = agent.requests().iter().any(|request| request.path.contains("proxy-defaults"));
+        assert_eq!(asks, matches!(value, "0" | "f"), "{value}");
+    }
+}
+
+#[test]
+fn a_password_in_the_address_is_not_repeated() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent).with("--http-addr", "http://me:s3cret@h:1");
+    let outcome = pod.run().code(64).says(&["***@h:1", "--http-auth (CONSUL_HTTP_AUTH)"]);
+    assert!(!outcome.stderr().contains("s3cret"), "{}", outcome.stderr());
 }

@@ -35,10 +35,17 @@ fn agent(other: impl Fn(&str) -> Option<Answer> + Send + Sync + 'static) -> Scri
             "GET /v1/agent/service/web-1" => ok(&web()),
             "GET /v1/agent/service/web-1-sidecar-proxy" => ok(&sidecar()),
             "GET /v1/agent/self" => ok(&serves_grpc(8502)),
+            "GET /v1/config/proxy-defaults/global" => Answer::Status(
+                404,
+                "Config entry not found for \"proxy-defaults\" / \"global\"".to_owned(),
+            ),
             _ => unknown(),
         })
     })
 }
+
+/// PEM as Envoy reads it.
+const CA: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 
 const PROXY: [&str; 3] = ["bootstrap", "--proxy-id", "web-1-sidecar-proxy"];
 
@@ -165,17 +172,17 @@ fn tls_to_the_grpc_port_needs_a_ca() {
     bootstrap(&agent, &[]).failed(64, &["no CA certificate"]);
 
     let files = Files::new();
-    let ca = files.add("ca.pem", "the CA\n");
+    let ca = files.add("ca.pem", &format!("# the CA\n{CA}"));
     let cas = |document: &Value| {
         let cluster = &document["static_resources"]["clusters"][0];
         let tls = &cluster["transport_socket"]["typed_config"]["common_tls_context"];
         tls["validation_context"]["trusted_ca"]["inline_string"].clone()
     };
     let document = bootstrap(&agent, &["--grpc-ca-file", &ca]).json();
-    assert_eq!(cas(&document), "the CA\n");
+    assert_eq!(cas(&document), CA);
     assert_eq!(grpc(&document)["socket_address"]["port_value"], 8503);
     let document = bootstrap(&agent, &["--grpc-ca-path", &files.folder()]).json();
-    assert_eq!(cas(&document), "the CA\n");
+    assert_eq!(cas(&document), CA);
     // Without TLS it is not shown, and it is not read either.
     let plain = ["--grpc-addr", "http://127.0.0.1:8502", "--grpc-ca-file", "/nonexistent"];
     assert_eq!(cas(&bootstrap(&agent, &plain).json()), Value::Null);
