@@ -1,31 +1,24 @@
 //! The injector: a mutating admission webhook that adds a Connect sidecar to
 //! pods that ask for it, and the same code offline.
 //!
-//! A review or a document goes one way through it: [`admission`] or
-//! [`documents`] → [`verdict`], which asks [`decision`] whether a pod is
-//! injected, [`plan`] what is injected, and [`edit`] to do it → [`patch`].
+//! The road of a pod: [`serve`] or [`documents`] → [`judge`] → [`inject`] →
+//! [`plan`] → [`outcome`], [`pod`] → [`policy`], [`json`] → [`names`],
+//! [`annotation`]. No module imports one above it.
 
-mod admission;
 mod annotation;
 mod args;
-mod decision;
-mod denial;
 mod documents;
-mod edit;
+mod inject;
+mod json;
+mod judge;
 mod names;
-mod patch;
+mod outcome;
 mod plan;
 mod pod;
 mod policy;
-mod quantity;
-mod reason;
 mod serve;
-mod shape;
-mod sidecar;
-mod undo;
-mod unsupported;
-mod verdict;
-mod words;
+mod values;
+mod yaml;
 
 use std::process::ExitCode;
 
@@ -42,10 +35,12 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     match command {
-        Command::Serve(args) => runtime::start(&log, |signals| serve::run(*args, signals)),
-        Command::Inject(args) => offline(&log, || documents::inject(args)),
-        Command::Uninject(args) => offline(&log, || documents::uninject(&args)),
-        Command::Explain(args) => offline(&log, || documents::explain(args)),
+        Command::Serve(args) => {
+            runtime::start(&log, async |signals| serve::run(args.settings().await?, signals).await)
+        }
+        Command::Inject(args) => offline(&log, || documents::inject(args.settings()?)),
+        Command::Uninject(args) => offline(&log, || documents::uninject(&args.files)),
+        Command::Explain(args) => offline(&log, || documents::explain(args.settings()?)),
     }
 }
 

@@ -39,3 +39,9 @@ pub(crate) const DOWNWARD: [(&str, &str); 6] = [
     ("HOST_IP", "status.hostIP"),
     ("NODE_NAME", "spec.nodeName"),
 ];
+
+/// The variable by which the init container learns that the pod is the one that
+/// was injected: a copy of it by `kubectl debug --copy-to` has no annotations,
+/// and so that nothing routes to it, it must not be registered.
+pub(crate) const STATUS_VARIABLE: (&str, &str) =
+    ("CONNECT_INJECT_STATUS", "metadata.annotations['consul.hashicorp.com/connect-inject-status']");

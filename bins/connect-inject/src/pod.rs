@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::shape::{WrongShape, escape};
+use crate::json::{WrongShape, escape};
 
 /// A pod, or the template of one.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,12 @@ impl<'a> Pod<'a> {
         }
     }
 
+    /// How many bytes its annotations have, as Kubernetes counts them.
+    pub(crate) fn annotations_size(self) -> usize {
+        let of = |(key, value): (&String, &Value)| key.len() + value.as_str().map_or(0, str::len);
+        self.annotations().into_iter().flatten().map(of).sum()
+    }
+
     /// A field of its specification.
     pub(crate) fn spec(self, field: &str) -> Option<&'a Value> {
         self.0.get("spec")?.get(field)
@@ -68,6 +74,30 @@ impl<'a> Pod<'a> {
     /// Whether the pod is in the node's network.
     pub(crate) fn host_network(self) -> bool {
         self.spec("hostNetwork") == Some(&Value::Bool(true))
+    }
+
+    /// Whether it runs on Windows, where the injected containers can't.
+    ///
+    /// Source: "Windows in Kubernetes" of the Kubernetes documentation.
+    pub(crate) fn is_windows(self) -> bool {
+        let text = |object: &str, field: &str| self.spec(object)?.get(field)?.as_str();
+        text("os", "name").or_else(|| text("nodeSelector", "kubernetes.io/os")) == Some("windows")
+    }
+
+    /// Whether it mirrors a static pod, which the kubelet runs from a file: what is
+    /// injected would not run.
+    ///
+    /// Source: "Create static Pods" of the Kubernetes documentation.
+    pub(crate) fn is_mirror(self) -> bool {
+        self.annotations().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"))
+    }
+
+    /// Whether the pod as a whole has requests or limits.
+    ///
+    /// Source: "Assign Pod-level CPU and memory resources" of the Kubernetes
+    /// documentation.
+    pub(crate) fn has_resources(self) -> bool {
+        self.spec("resources").and_then(Value::as_object).is_some_and(|all| !all.is_empty())
     }
 
     /// The application's containers.
@@ -138,12 +168,10 @@ impl<'a> Container<'a> {
             || self.fields.get("restartPolicy").and_then(Value::as_str) == Some("Always")
     }
 
-    /// Whether it has an environment variable of that name.
-    pub(crate) fn has_variable(self, name: &str) -> bool {
+    /// The names of its environment variables.
+    pub(crate) fn variable_names(self) -> impl Iterator<Item = &'a str> {
         let variables = self.fields.get("env").and_then(Value::as_array);
-        variables.is_some_and(|list| {
-            list.iter().any(|variable| variable.get("name").and_then(Value::as_str) == Some(name))
-        })
+        variables.into_iter().flatten().filter_map(|variable| variable.get("name")?.as_str())
     }
 
     /// Whether it has a hook that runs when the pod is to end.

@@ -328,6 +328,40 @@ impl Agent {
         }
     }
 
+    /// A central configuration entry, none if there is none, with its index: as
+    /// soon as that is not `known`, or when the wait is over.
+    ///
+    /// Source: "Blocking Queries" of Consul's API documentation.
+    pub async fn config_entry_after<T: DeserializeOwned>(
+        &self,
+        kind: &str,
+        name: &str,
+        known: u64,
+        wait: Duration,
+    ) -> Result<(Option<T>, u64), Error> {
+        let path = format!("/v1/config/{}/{}", segment(kind), segment(name));
+        let mut call = self.call(Method::GET, &path);
+        if known > 0 {
+            call = call
+                .query("index", &known.to_string())
+                .query("wait", &format!("{}ms", wait.as_millis()));
+            // The agent adds up to a sixteenth of the wait as jitter.
+            call.timeout = wait + wait / 16 + TIMEOUT;
+        }
+        let request = call.request();
+        let Answered { status, body, index, .. } = call.answered().await?;
+        let failed = |cause| Error { request, cause };
+        // An index that goes backwards is to be begun anew.
+        let index = index.filter(|index| *index >= known).unwrap_or_default();
+        match status {
+            200 => serde_json::from_slice(&body)
+                .map(|entry| (Some(entry), index))
+                .map_err(|error| failed(Cause::Garbage(error.to_string()))),
+            404 => Ok((None, index)),
+            _ => Err(failed(Cause::of_status(status, &String::from_utf8_lossy(&body)))),
+        }
+    }
+
     /// A request with the agent's token, in its namespace and partition.
     pub(crate) fn call(&self, method: Method, path: &str) -> Call<'_> {
         let tenancy = [("ns", &self.config.namespace), ("partition", &self.config.partition)];
@@ -384,6 +418,16 @@ pub(crate) struct Call<'a> {
     timeout: Duration,
 }
 
+/// An answer of the agent.
+struct Answered {
+    status: u16,
+    body: Vec<u8>,
+    /// The certificate that the agent showed.
+    shown: Option<Vec<u8>>,
+    /// Up to which change of the state it is true.
+    index: Option<u64>,
+}
+
 // === impl Call ===
 
 impl Call<'_> {
@@ -428,6 +472,17 @@ impl Call<'_> {
     /// Sends it; the answer's body, and the certificate that the agent showed.
     async fn exchange(self) -> Result<(Vec<u8>, Option<Vec<u8>>), Error> {
         let request = self.request();
+        let Answered { status, body, shown, .. } = self.answered().await?;
+        if status == 200 {
+            return Ok((body, shown));
+        }
+        let cause = Cause::of_status(status, &String::from_utf8_lossy(&body));
+        Err(Error { request, cause })
+    }
+
+    /// Sends it; the answer, whatever its status.
+    async fn answered(self) -> Result<Answered, Error> {
+        let request = self.request();
         let failed = |cause| Error { request: request.clone(), cause };
         // URLs treat these as steps in the path, also percent-encoded.
         if self.path.split('/').any(|segment| matches!(segment, "." | "..")) {
@@ -454,11 +509,10 @@ impl Call<'_> {
         let status = response.status().as_u16();
         let shown = response.extensions().get::<TlsInfo>();
         let shown = shown.and_then(TlsInfo::peer_certificate).map(<[u8]>::to_vec);
+        let index = response.headers().get("x-consul-index").and_then(|index| index.to_str().ok());
+        let index = index.and_then(|index| index.parse().ok());
         let body = read(response).await.map_err(failed)?;
-        if status == 200 {
-            return Ok((body, shown));
-        }
-        Err(failed(Cause::of_status(status, &String::from_utf8_lossy(&body))))
+        Ok(Answered { status, body, shown, index })
     }
 
     fn request(&self) -> Request {

@@ -129,6 +129,9 @@ sidecar-mode: {{ $proxy.mode | toJson }}
 {{- with include "connect-inject.kubernetesVersion" . }}
 kubernetes-version: {{ . | quote }}
 {{- end }}
+{{- with $c.oldestKubeletVersion }}
+oldest-kubelet-version: {{ . | toString | quote }}
+{{- end }}
 pod-log-level: {{ $proxy.logLevel | default .Values.global.logLevel | toJson }}
 pod-log-format: {{ .Values.global.logJSON | ternary "json" "plain" }}
 {{- with $c.agent.httpAddr }}

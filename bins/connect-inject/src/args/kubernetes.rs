@@ -6,6 +6,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use rustls::pki_types::ServerName;
 
+use crate::serve::api::Api;
+
 /// How the Kubernetes API is reached. In a pod, nothing has to be said.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Kubernetes API")]
@@ -22,7 +24,7 @@ pub(super) struct KubernetesArgs {
 /// A way to the Kubernetes API.
 #[derive(Clone)]
 pub(super) struct Access {
-    pub(super) client: Client,
+    pub(super) api: Api,
     /// The namespace of what is ours.
     pub(super) namespace: String,
 }
@@ -61,9 +63,10 @@ impl KubernetesArgs {
         };
         let namespace = super::given(self.pod_namespace.clone())
             .unwrap_or_else(|| config.default_namespace.clone());
+        let server = config.cluster_url.to_string();
         let client = Client::try_from(config)
-            .map_err(|error| format!("no way to the Kubernetes API: {error}"))?;
-        Ok(Access { client, namespace })
+            .map_err(|error| format!("no way to the Kubernetes API {server}: {error}"))?;
+        Ok(Access { api: Api { client, server }, namespace })
     }
 }
 

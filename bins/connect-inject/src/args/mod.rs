@@ -1,8 +1,8 @@
-//! The flags.
+//! The command line: flags, environment and the file of `--config`, turned into
+//! settings. Nothing below knows any of it.
 
-mod file;
+mod config;
 mod kubernetes;
-mod policy;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -10,17 +10,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use flags::AgentArgs;
-use runtime::{Failure, LogArgs};
+use runtime::{Exit, Failure, LogArgs};
 
-use crate::policy::Mistakes;
+use crate::policy::Policy;
+use crate::serve::api::Api;
 use crate::serve::certificates::Certificates;
 use crate::serve::self_managed::{Names, SelfManaged};
 use crate::serve::tls::Pair;
 use crate::{documents, serve};
 use kubernetes::{Access, KubernetesArgs};
-use policy::PolicyArgs;
 
 /// Adds a Connect sidecar to pods that ask for it
 #[derive(Debug, Parser)]
@@ -126,42 +127,111 @@ pub(crate) struct UninjectArgs {
     pub(crate) files: Vec<PathBuf>,
 }
 
-/// Reads the command line, and the file that it names.
-pub(crate) fn parse() -> Result<Args, ExitCode> {
-    let mut args: Args = runtime::parse()?;
-    let Some(file) = args.command.policy().and_then(|policy| policy.config.clone()) else {
-        return Ok(args);
-    };
-    let line: Vec<OsString> = std::env::args_os().collect();
-    // Both were read a moment ago.
-    if let Ok(matches) = Args::command().try_get_matches_from(&line) {
-        let (flags, mistakes) = file::read(&file, &matches);
-        if let Ok(with_file) = Args::try_parse_from(line.into_iter().chain(flags)) {
-            args = with_file;
-        }
-        if let Some(policy) = args.command.policy() {
-            policy.file_mistakes = mistakes;
-        }
-    }
-    Ok(args)
+/// The policy, and the file with its defaults.
+#[derive(Debug, clap::Args)]
+struct PolicyArgs {
+    /// YAML file with these flags by their names, without dashes; flags and
+    /// environment variables win over it
+    #[arg(long, env = "CONNECT_INJECT_CONFIG", value_name = "FILE", help_heading = "Policy")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    policy: Policy,
 }
 
-// === impl Command ===
-
-impl Command {
-    fn policy(&mut self) -> Option<&mut PolicyArgs> {
-        match self {
-            Self::Serve(args) => Some(&mut args.policy),
-            Self::Inject(args) | Self::Explain(args) => Some(&mut args.policy),
-            Self::Uninject(_) => None,
+/// Reads the command line, and the file that it names.
+///
+/// # Errors
+/// The code to exit with at once; why is said on stderr.
+pub(crate) fn parse() -> Result<Args, ExitCode> {
+    read(std::env::args_os().collect()).map_err(|error| {
+        // Nothing can be done about a closed stdout or stderr.
+        let _ = error.print();
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done.into(),
+            _ => Exit::Usage.into(),
         }
+    })
+}
+
+fn read(line: Vec<OsString>) -> Result<Args, clap::Error> {
+    let mut command = Args::command().mut_subcommands(without_empty_variables);
+    if let Some(file) = config_file(&command, &line) {
+        let mut mistakes = Vec::new();
+        command = command.mut_subcommands(|subcommand| {
+            if !has_config(&subcommand) {
+                return subcommand;
+            }
+            config::apply(subcommand.clone(), &file).unwrap_or_else(|found| {
+                mistakes = found;
+                subcommand
+            })
+        });
+        if !mistakes.is_empty() {
+            let name = format!("--config {}: ", file.display());
+            let lines: Vec<String> =
+                mistakes.iter().map(|mistake| name.clone() + mistake).collect();
+            return Err(command.error(ErrorKind::InvalidValue, lines.join("\n")));
+        }
+    }
+    Args::from_arg_matches_mut(&mut command.try_get_matches_from(line)?)
+}
+
+/// The file that the command line or the environment names, whatever else is
+/// wrong or missing there.
+fn config_file(command: &clap::Command, line: &[OsString]) -> Option<PathBuf> {
+    let lenient = command.clone().mut_subcommands(|subcommand| {
+        subcommand.mut_args(|arg| arg.required(false)).ignore_errors(true)
+    });
+    let matches = lenient.ignore_errors(true).try_get_matches_from(line).ok()?;
+    let (name, flags): (&str, &ArgMatches) = matches.subcommand()?;
+    command.find_subcommand(name).filter(|subcommand| has_config(subcommand))?;
+    flags.get_one::<PathBuf>("config").cloned()
+}
+
+fn has_config(command: &clap::Command) -> bool {
+    command.get_arguments().any(|arg| arg.get_id() == "config")
+}
+
+/// A variable that is set but empty counts as absent.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    command.mut_args(|arg| {
+        let is_empty = arg
+            .get_env()
+            .is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
+        if is_empty { arg.env(None::<&str>) } else { arg }
+    })
+}
+
+/// The mistakes in a command line, so that all are reported in one run.
+#[derive(Debug, Default)]
+struct Mistakes(Vec<String>);
+
+// === impl Mistakes ===
+
+impl Mistakes {
+    /// Takes the value, or notes what is wrong with the flag.
+    fn note<T, E: std::fmt::Display>(&mut self, flag: &str, value: Result<T, E>) -> Option<T> {
+        value.map_err(|error| self.0.push(format!("{flag}: {error}"))).ok()
+    }
+
+    fn policy(&mut self, args: PolicyArgs) -> Policy {
+        self.0.extend(args.policy.contradictions());
+        args.policy
+    }
+
+    /// All of them as one failure, unless there are none.
+    fn failure(self) -> Option<Failure> {
+        (!self.0.is_empty()).then(|| {
+            Failure::usage(self.0.join("; "))
+                .hint("see `connect-inject help` and the README for what each flag accepts")
+        })
     }
 }
 
 // === impl ServeArgs ===
 
 impl ServeArgs {
-    /// What the flags mean, or all that is wrong with them.
+    /// What to serve, or all that is wrong with the flags.
     pub(crate) async fn settings(self) -> Result<serve::Settings, Failure> {
         let Self {
             listen,
@@ -176,7 +246,7 @@ impl ServeArgs {
             policy,
         } = self;
         let mut mistakes = Mistakes::default();
-        let policy = policy.policy(&mut mistakes);
+        let policy = mistakes.policy(policy);
         let tls_auto = given(tls_auto);
         let flag = if tls_auto.is_some() { "--tls-auto" } else { "--kubeconfig" };
         let access = match kubernetes.access().await {
@@ -187,26 +257,25 @@ impl ServeArgs {
         let tls = match (tls_auto, tls_cert_file, tls_key_file) {
             (Some(webhooks), None, None) => {
                 let hosts = mistakes.note("--tls-auto-hosts", kubernetes::hosts(tls_auto_hosts));
-                hosts.zip(access.clone()).map(|(hosts, Access { client, namespace })| {
+                hosts.zip(access.clone()).map(|(hosts, Access { api, namespace })| {
                     let names = Names { webhooks, namespace, hosts };
-                    Certificates::SelfManaged(Box::new(SelfManaged::new(&client, names)))
+                    Certificates::SelfManaged(Box::new(SelfManaged::new(api, names)))
                 })
             }
             (None, Some(cert_file), Some(key_file)) => mistakes
                 .note("--tls-cert-file, --tls-key-file", Pair::load(cert_file, key_file))
                 .map(Certificates::Files),
             _ => {
-                mistakes.push(
-                    "give either --tls-cert-file and --tls-key-file, or --tls-auto".to_owned(),
-                );
+                let problem = "give either --tls-cert-file and --tls-key-file, or --tls-auto";
+                mistakes.0.push(problem.to_owned());
                 None
             }
         };
         let agent = mistakes.note("the agent's flags", agent.agent(None));
-        match (policy, tls, agent, mistakes.failure()) {
-            (Some(policy), Some(tls), Some(agent), None) => {
-                let version_of =
-                    access.filter(|_| policy.kubernetes.is_none()).map(|access| access.client);
+        match (tls, agent, mistakes.failure()) {
+            (Some(tls), Some(agent), None) => {
+                let is_told = policy.kubernetes_version.is_some();
+                let version_of: Option<Api> = access.filter(|_| !is_told).map(|access| access.api);
                 Ok(serve::Settings {
                     listen,
                     admin_listen,
@@ -225,15 +294,14 @@ impl ServeArgs {
 // === impl InjectArgs ===
 
 impl InjectArgs {
-    /// What the flags mean, or all that is wrong with them.
+    /// What to inject, or all that is wrong with the flags.
     pub(crate) fn settings(self) -> Result<documents::Settings, Failure> {
         let Self { files, k8s_namespace, policy } = self;
         let mut mistakes = Mistakes::default();
-        match (policy.policy(&mut mistakes), mistakes.failure()) {
-            (Some(policy), None) => {
-                Ok(documents::Settings { files, namespace: k8s_namespace, policy })
-            }
-            (_, failure) => Err(failure.unwrap_or_else(unnamed)),
+        let policy = mistakes.policy(policy);
+        match mistakes.failure() {
+            None => Ok(documents::Settings { files, namespace: k8s_namespace, policy }),
+            Some(failure) => Err(failure),
         }
     }
 }
@@ -277,8 +345,12 @@ mod tests {
                     .find(|line| line.starts_with("| ") && line.contains(&format!("`--{name}` |")));
                 let row = row.unwrap_or_else(|| panic!("no row for --{name}"));
                 let cell = row.split('|').nth(3).unwrap_or_default().trim();
-                let shown = if default.is_empty() { "none".into() } else { format!("`{default}`") };
-                assert_eq!(cell, shown, "--{name}");
+                // What an empty one means, the README says in words.
+                if default.is_empty() {
+                    assert!(!cell.is_empty() && !cell.starts_with("`\""), "--{name}");
+                    continue;
+                }
+                assert_eq!(cell, format!("`{default}`"), "--{name}");
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The offline commands: documents in, and injected or uninjected documents, or
 //! what would become of them, out.
 
+mod kinds;
 mod text;
-mod workload;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -10,18 +10,14 @@ use std::process::ExitCode;
 
 use runtime::{Exit, Failure};
 
-use crate::args::{InjectArgs, UninjectArgs};
+use crate::inject::undo::{self, Undone};
+use crate::judge::Verdict;
+use crate::outcome::Outcome;
 use crate::policy::Policy;
-use crate::reason::Outcome;
-use crate::undo::{self, Undone};
-use crate::verdict::Verdict;
+use kinds::{Findings, Judged};
 use text::Document;
-use workload::{Findings, Judged};
 
-#[cfg(test)]
-pub(crate) use workload::inject as inject_document;
-
-/// What the flags mean.
+/// What to read, and by what rules.
 #[derive(Debug)]
 pub(crate) struct Settings {
     /// Where the documents are read from; `-` is standard input.
@@ -34,11 +30,11 @@ pub(crate) struct Settings {
 
 /// Reads all documents, injects those that can be, and writes all in their
 /// order. Nothing is written unless all could be read.
-pub(crate) fn inject(args: InjectArgs) -> Result<ExitCode, Failure> {
-    let Settings { files, namespace, policy } = args.settings()?;
+pub(crate) fn inject(settings: Settings) -> Result<ExitCode, Failure> {
+    let Settings { files, namespace, policy } = settings;
     let mut denied = 0;
     rewrite(&files, |file, document| {
-        let Findings { judged, changed } = workload::inject(document, &namespace, &policy);
+        let Findings { judged, changed } = kinds::inject(document, &namespace, &policy);
         denied += judged.iter().filter(|judged| report(file, judged)).count();
         changed
     })?;
@@ -50,15 +46,14 @@ pub(crate) fn inject(args: InjectArgs) -> Result<ExitCode, Failure> {
 
 /// Reads all documents, takes their injections back, and writes all in their
 /// order.
-pub(crate) fn uninject(args: &UninjectArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn uninject(files: &[PathBuf]) -> Result<ExitCode, Failure> {
     let mut left = 0;
-    rewrite(&args.files, |file, document| {
-        let findings =
-            workload::each(document, "default", &mut |pod, _| match undo::uninject(pod) {
-                Undone::Pod(pod) => (Ok("uninjected"), Some(pod)),
-                Undone::NotInjected => (Ok("unchanged: not injected"), None),
-                Undone::NoSteps(problem) => (Err(problem), None),
-            });
+    rewrite(files, |file, document| {
+        let findings = kinds::each(document, "default", &mut |pod, _| match undo::uninject(pod) {
+            Undone::Pod(pod) => (Ok("uninjected"), Some(pod)),
+            Undone::NotInjected => (Ok("unchanged: not injected"), None),
+            Undone::NoSteps(problem) => (Err(problem), None),
+        });
         for Judged { object, finding, .. } in &findings.judged {
             match finding {
                 None => no_pod(file, object),
@@ -79,15 +74,15 @@ pub(crate) fn uninject(args: &UninjectArgs) -> Result<ExitCode, Failure> {
 
 /// Reads all documents, and writes a line for each pod of theirs: the object,
 /// the outcome, the reason and a sentence, with tabs between.
-pub(crate) fn explain(args: InjectArgs) -> Result<ExitCode, Failure> {
-    let Settings { files, namespace, policy } = args.settings()?;
+pub(crate) fn explain(settings: Settings) -> Result<ExitCode, Failure> {
+    let Settings { files, namespace, policy } = settings;
     let mut lines = Vec::new();
     let mut denied = 0;
     for (file, document) in read_all(&files)? {
         if document.is_blank() {
             continue;
         }
-        for judged in workload::inject(document.value(), &namespace, &policy).judged {
+        for judged in kinds::inject(document.value(), &namespace, &policy).judged {
             let Judged { object, finding, warning } = judged;
             let Some(Verdict { reason, message, warnings, .. }) = finding else {
                 no_pod(&file, &object);
@@ -157,11 +152,11 @@ fn report(file: &str, Judged { object, finding, warning }: &Judged<Verdict>) -> 
     outcome == Outcome::Denied
 }
 
-fn no_pod(file: &str, object: &workload::Object) {
+fn no_pod(file: &str, object: &kinds::Object) {
     tracing::info!("{file}: {object}: unchanged: not a Pod, and without a pod template");
 }
 
-fn warn(file: &str, object: &workload::Object, warnings: &[String]) {
+fn warn(file: &str, object: &kinds::Object, warnings: &[String]) {
     for warning in warnings {
         tracing::warn!("{file}: {object}: {warning}");
     }

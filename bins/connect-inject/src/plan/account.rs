@@ -2,10 +2,9 @@
 
 use super::Service;
 use crate::annotation;
-use crate::denial::Denial;
+use crate::json::quoted;
+use crate::outcome::{Denial, Reason};
 use crate::pod::Pod;
-use crate::reason::Reason;
-use crate::shape::quoted;
 
 /// Refuses a pod that could not log in for its services: an auth method gives a
 /// token for the service that is named as the account. So there can be only one.
@@ -34,19 +33,20 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::decision::tests::policy;
-    use crate::plan::plan;
+    use crate::plan::tests::plan_alone;
     use crate::policy::Policy;
+    use crate::policy::tests::policy;
+    use crate::policy::tests::policy_of;
 
     #[test]
     fn the_account_is_named_as_the_service() {
-        let acls = Policy { acl_auth_method: Some("k8s".to_owned()), ..policy() };
+        let acls = policy_of(&["--acl-auth-method=k8s"]);
         let planned = |account: Value, policy: &Policy| {
             let mut pod = json!({"spec": {"containers": [{"name": "web"}]}});
             for (field, name) in account.as_object().unwrap() {
                 pod["spec"][field] = name.clone();
             }
-            plan(Pod::new(&pod), policy).map_err(|denial| (denial.reason, denial.message))
+            plan_alone(&pod, policy).map_err(|denial| (denial.reason, denial.message))
         };
         for account in [
             json!({"serviceAccountName": "web"}),

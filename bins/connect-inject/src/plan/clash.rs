@@ -1,64 +1,74 @@
-//! What of the pod's own would clash with what is added.
+//! Rejects pods whose containers, ports or user collide with the sidecar's.
 
 use serde_json::Value;
 
-use super::{Service, Surroundings};
-use crate::denial::Denial;
+use super::{Service, Surroundings, Taken};
 use crate::names::{INIT_CONTAINER, SIDECAR, TOKEN_VOLUME, USER, VOLUME, sidecar_of};
+use crate::outcome::{Denial, Reason};
 use crate::pod::Pod;
 use crate::policy::Policy;
-use crate::reason::Reason;
 
-/// Refuses a pod whose names, ports or user are those of the injected containers.
-pub(super) fn refuse(
-    pod: Pod<'_>,
-    around: &Surroundings<'_>,
-    service: &Service,
+/// Rejects a pod whose names, ports or user are those of the injected
+/// containers. From then on, the containers' ports are taken.
+pub(super) fn refuse<'p>(
+    pod: Pod<'p>,
+    around: &Surroundings<'p>,
+    taken: &mut Taken<'p>,
     policy: &Policy,
 ) -> Result<(), Denial> {
-    names(pod, around, service)?;
-    ports(around)?;
-    if policy.fixed_user {
-        users(pod, around)?;
+    names(pod, around)?;
+    ports(around, taken)?;
+    if policy.openshift {
+        return Ok(());
     }
-    Ok(())
+    users(pod, around)
+}
+
+/// Rejects a container with the name of a further service's sidecar.
+pub(super) fn refuse_further(around: &Surroundings<'_>, service: &Service) -> Result<(), Denial> {
+    let further: Vec<String> = service.each().skip(1).map(|(name, _)| sidecar_of(name)).collect();
+    let mut containers = around.containers.iter().chain(&around.init_containers);
+    match containers.find(|container| further.iter().any(|name| name == container.name)) {
+        Some(container) => Err(reserved("container", container.name)),
+        None => Ok(()),
+    }
 }
 
 /// The API server would refuse the injected pod, and name two containers of
 /// which the user wrote one.
-fn names(pod: Pod<'_>, around: &Surroundings<'_>, service: &Service) -> Result<(), Denial> {
-    let reserved = |what: &str, name: &str| {
-        let message = format!(
-            "the pod has a {what} named `{name}`, which the injector adds: give it another name"
-        );
-        Err(Denial::new(Reason::ReservedName, message))
-    };
+fn names(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<(), Denial> {
     for container in around.containers.iter().chain(&around.init_containers) {
-        let is_further = |(name, _): &(&str, _)| container.name == sidecar_of(name);
-        let is_sidecar =
-            container.name == SIDECAR || service.each().skip(1).any(|s| is_further(&s));
-        if is_sidecar || container.name == INIT_CONTAINER {
-            return reserved("container", container.name);
+        if [SIDECAR, INIT_CONTAINER].contains(&container.name) {
+            return Err(reserved("container", container.name));
         }
     }
     for ours in [VOLUME, TOKEN_VOLUME] {
         if pod.volume_names()?.any(|name| name == ours) {
-            return reserved("volume", ours);
+            return Err(reserved("volume", ours));
         }
     }
     Ok(())
 }
 
+fn reserved(what: &str, name: &str) -> Denial {
+    let message = format!(
+        "the pod has a {what} named `{name}`, which the injector adds: give it another name"
+    );
+    Denial::new(Reason::ReservedName, message)
+}
+
 /// Of two that listen on a port, the second fails to start.
-fn ports(around: &Surroundings<'_>) -> Result<(), Denial> {
+fn ports<'p>(around: &Surroundings<'p>, taken: &mut Taken<'p>) -> Result<(), Denial> {
     for port in around.ports.iter().chain(&around.long_running) {
-        if let Some(owner) = around.owner(port.number) {
+        if let Some(owner) = taken.owner(port.number) {
             let (container, port) = (port.container, port.number);
             let problem =
                 format!("port {port} of container `{container}` is {owner}: choose another port");
             return Err(Denial::new(Reason::ReservedPort, problem));
         }
     }
+    taken.add_containers(&around.ports);
+    taken.add_containers(&around.long_running);
     Ok(())
 }
 
@@ -90,15 +100,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::decision::tests::policy;
-    use crate::plan::plan;
+    use crate::plan::tests::plan_alone;
+    use crate::policy::tests::policy;
+    use crate::policy::tests::policy_of;
 
     #[test]
     fn the_sidecars_ports_are_its_own() {
         for (port, whose) in [(20000, "public listener"), (19000, "admin port")] {
             let ports = json!([{"containerPort": 8080}, {"containerPort": port}]);
             let pod = json!({"spec": {"containers": [{"name": "a", "ports": ports}]}});
-            let denial = plan(Pod::new(&pod), &policy()).unwrap_err();
+            let denial = plan_alone(&pod, &policy()).unwrap_err();
             assert_eq!(denial.reason, Reason::ReservedPort);
             assert!(denial.message.contains(whose), "{}", denial.message);
         }
@@ -116,14 +127,14 @@ mod tests {
             ),
         ] {
             let pod = json!({"spec": spec});
-            let denial = plan(Pod::new(&pod), &policy()).unwrap_err();
+            let denial = plan_alone(&pod, &policy()).unwrap_err();
             assert_eq!(denial.reason, Reason::ReservedUser);
             assert!(denial.message.contains(place), "{}", denial.message);
-            let neutral = Policy { fixed_user: false, ..policy() };
-            assert!(plan(Pod::new(&pod), &neutral).is_ok());
+            let neutral = policy_of(&["--enable-openshift"]);
+            assert!(plan_alone(&pod, &neutral).is_ok());
         }
         let pod =
             json!({"spec": {"containers": [{"name": "a", "securityContext": {"runAsUser": 0}}]}});
-        assert!(plan(Pod::new(&pod), &policy()).is_ok());
+        assert!(plan_alone(&pod, &policy()).is_ok());
     }
 }

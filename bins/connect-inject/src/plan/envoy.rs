@@ -2,11 +2,11 @@
 
 use super::read;
 use crate::annotation;
-use crate::denial::Denial;
+use crate::outcome::{Denial, Reason};
 use crate::pod::Pod;
-use crate::policy::{Policy, arguments};
-use crate::quantity::{Quantity, Resources};
-use crate::reason::Reason;
+use crate::policy::{Policy, Words};
+use crate::values::quantity::{Quantity, Resources};
+use crate::values::{seconds, switch, threads};
 
 /// How Envoy is run.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,44 +27,28 @@ pub(crate) struct Envoy {
 
 /// Reads how Envoy is run.
 pub(super) fn envoy(pod: Pod<'_>, policy: &Policy) -> Result<Envoy, Denial> {
-    let extra_args = read(pod, annotation::ENVOY_ARGS, Reason::InvalidEnvoyArgs, |text| {
-        arguments(text).and_then(check_arguments)
-    })?;
-    let concurrency = read(pod, annotation::CONCURRENCY, Reason::InvalidEnvoyArgs, |text| {
-        annotation::number(text).ok_or("expected a number of threads, 0 for one a core")
-    })?;
+    let extra_args =
+        read(pod, annotation::ENVOY_ARGS, Reason::InvalidEnvoyArgs, str::parse::<Words>)?;
+    let concurrency = read(pod, annotation::CONCURRENCY, Reason::InvalidEnvoyArgs, threads)?;
     let failure = |key| {
-        let seconds = read(pod, key, Reason::InvalidLifecycle, annotation::seconds)?;
+        let seconds = read(pod, key, Reason::InvalidLifecycle, seconds)?;
         Ok::<_, Denial>(seconds.filter(|seconds| *seconds > 0))
     };
     Ok(Envoy {
-        extra_args: extra_args.unwrap_or_else(|| policy.envoy_extra_args.clone()),
+        extra_args: extra_args.unwrap_or_else(|| policy.envoy_extra_args.clone()).0,
         concurrency: Some(concurrency.unwrap_or(policy.concurrency)).filter(|threads| *threads > 0),
         resources: resources(pod, policy)?,
-        readiness: read(
-            pod,
-            annotation::PROXY_HEALTH,
-            Reason::InvalidLifecycle,
-            annotation::switch,
-        )?
-        .unwrap_or(false),
+        readiness: read(pod, annotation::PROXY_HEALTH, Reason::InvalidLifecycle, switch)?
+            .unwrap_or(false),
         startup_failure: failure(annotation::STARTUP_FAILURE)?,
         liveness_failure: failure(annotation::LIVENESS_FAILURE)?,
     })
 }
 
-/// Refuses arguments that are the injector's own: Envoy takes them once.
-pub(crate) fn check_arguments(arguments: Vec<String>) -> Result<Vec<String>, String> {
-    const OURS: [&str; 2] = ["--config-path", "-c"];
-    match arguments.iter().find(|argument| OURS.contains(&argument.as_str())) {
-        Some(ours) => Err(format!("`{ours}` is the injector's: Envoy starts from its bootstrap")),
-        None => Ok(arguments),
-    }
-}
-
 /// The annotations over the flags, each by itself.
 fn resources(pod: Pod<'_>, policy: &Policy) -> Result<Resources, Denial> {
-    let mut resources = policy.sidecar_resources.clone();
+    let mut resources =
+        if pod.has_resources() { Resources::default() } else { policy.sidecar_resources() };
     for (key, slot) in [
         (annotation::CPU_REQUEST, &mut resources.cpu.request),
         (annotation::CPU_LIMIT, &mut resources.cpu.limit),
@@ -87,17 +71,18 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::decision::tests::policy;
-    use crate::plan::plan;
+    use crate::plan::tests::plan_alone;
+    use crate::policy::tests::policy;
+    use crate::policy::tests::policy_of;
 
     fn planned(annotations: &Value, policy: &Policy) -> Result<Envoy, Denial> {
         let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "app"}]}});
-        plan(Pod::new(&pod), policy).map(|plan| plan.envoy)
+        plan_alone(&pod, policy).map(|plan| plan.envoy)
     }
 
     #[test]
     fn the_annotation_replaces_the_flag() {
-        let policy = Policy { envoy_extra_args: vec!["-l".to_owned()], concurrency: 2, ..policy() };
+        let policy = policy_of(&["--envoy-extra-args=-l"]);
         let args = |annotations| planned(&annotations, &policy).unwrap().extra_args;
         assert_eq!(args(json!({})), ["-l"]);
         assert_eq!(args(json!({annotation::ENVOY_ARGS: ""})), Vec::<String>::new());
@@ -110,9 +95,11 @@ mod tests {
 
     #[test]
     fn each_resource_is_the_annotations_or_the_flags() {
-        let mut policy = policy();
-        policy.sidecar_resources.cpu.request = "100m".parse().ok();
-        policy.sidecar_resources.memory.limit = "64Mi".parse().ok();
+        let policy = policy_of(&[
+            "--default-sidecar-proxy-cpu-request=100m",
+            "--default-sidecar-proxy-memory-request=",
+            "--default-sidecar-proxy-memory-limit=64Mi",
+        ]);
         let annotations = json!({annotation::CPU_REQUEST: "0", annotation::CPU_LIMIT: "1"});
         let resources = planned(&annotations, &policy).unwrap().resources;
         let text = |quantity: &Option<Quantity>| quantity.as_ref().map(|q| q.text().to_owned());

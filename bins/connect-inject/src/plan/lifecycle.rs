@@ -3,19 +3,23 @@
 
 use serde_json::Value;
 
-use super::{Surroundings, read};
+use registration::Upstream;
+
+use super::{Service, Surroundings, read};
 use crate::annotation;
-use crate::denial::Denial;
-use crate::pod::Pod;
-use crate::policy::{Policy, SidecarMode, Version};
-use crate::reason::Reason;
+use crate::outcome::{Denial, Reason, Warnings};
+use crate::pod::{Container, Pod};
+use crate::policy::{Cluster, Policy, SidecarMode};
+use crate::values::{Version, one_of, seconds, switch};
 
 /// How the sidecar starts, runs and ends.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Lifecycle {
-    /// Whether it is an init container that goes on running.
+    /// Whether it is an init container that keeps running.
     pub(crate) native: bool,
-    /// How many seconds the application is held for the proxy at most.
+    /// Whether a native one stands before the user's init containers.
+    pub(crate) first: bool,
+    /// How many seconds the application waits for the proxy at most.
     pub(crate) hold: u32,
     /// How many seconds the sidecar drains at most; none: the helper's default.
     pub(crate) drain: Option<u32>,
@@ -39,15 +43,20 @@ const REASON: Reason = Reason::InvalidLifecycle;
 pub(super) fn lifecycle(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
+    service: &Service,
     policy: &Policy,
-    warnings: &mut Vec<String>,
+    cluster: &Cluster,
+    warnings: &mut Warnings,
 ) -> Result<Lifecycle, Denial> {
-    let seconds = |key| read(pod, key, REASON, annotation::seconds);
-    let native = native(pod, policy)?;
+    let seconds = |key| read(pod, key, REASON, seconds);
+    let native = native(pod, policy, cluster)?;
+    let position = read(pod, annotation::POSITION, REASON, one_of(&["first", "last"]))?;
+    let first = native && position.as_deref() != Some("last");
     let hold = seconds(annotation::STARTUP_GRACE)?.unwrap_or(policy.startup_grace);
-    let drain = seconds(annotation::SHUTDOWN_GRACE)?.or(policy.shutdown_grace);
+    let drain = seconds(annotation::SHUTDOWN_GRACE)?.or(*policy.shutdown_grace);
     let grace = grace(pod);
-    let sleep = sleep(pod, around, policy, grace, warnings)?;
+    let is_server = service.each().any(|(_, port)| port.is_some());
+    let sleep = sleep(pod, around, is_server, (policy, cluster), grace, warnings)?;
 
     // A native sidecar is ended when the application has: it waits for its turn.
     let before = sleep.as_ref().filter(|_| native).map_or(0, |(seconds, _)| *seconds);
@@ -56,30 +65,72 @@ pub(super) fn lifecycle(
     let needed =
         (i64::from(drain.unwrap_or(DRAIN)) + i64::from(DEREGISTER)) * turns + i64::from(before);
     if needed > grace {
-        warnings.push(format!(
-            "the pod has {grace} s to end and the sidecar may take {needed} s to drain: raise \
-             `terminationGracePeriodSeconds` or lower `{}`",
-            annotation::SHUTDOWN_GRACE
-        ));
+        warnings.push(|| {
+            format!(
+                "raise `terminationGracePeriodSeconds` or lower `{}`: the pod has {grace} s to \
+                 end and the sidecar may take {needed} s to drain",
+                annotation::SHUTDOWN_GRACE
+            )
+        });
     }
     if !native
         && matches!(pod.spec("restartPolicy").and_then(Value::as_str), Some("Never" | "OnFailure"))
     {
-        warnings.push(format!(
-            "the sidecar goes on when the pod's other containers are done, and the pod does not \
-             complete: set `{}: native` on a cluster that has native sidecars, or let \
-             `connect-lifecycle wait --quit` run the application, which `{}` gives it",
-            annotation::SIDECAR_MODE,
-            annotation::MOUNT_VOLUME
-        ));
+        warnings.push(|| {
+            format!(
+                "set `{}: native` on a cluster that has native sidecars, or run the application \
+                 by `connect-lifecycle wait --quit`, which `{}` gives it: else the sidecar keeps \
+                 running when the other containers are done, and the pod does not complete",
+                annotation::SIDECAR_MODE,
+                annotation::MOUNT_VOLUME
+            )
+        });
     }
-    Ok(Lifecycle { native, hold, drain, sleep })
+    Ok(Lifecycle { native, first, hold, drain, sleep })
+}
+
+// === impl Lifecycle ===
+
+impl Lifecycle {
+    /// How many seconds Envoy drains at most.
+    pub(crate) fn drain_time(&self) -> u32 {
+        self.drain.unwrap_or(DRAIN)
+    }
+
+    /// Whether a container of the user's runs while Envoy does.
+    pub(crate) fn has_envoy(&self, container: Container<'_>) -> bool {
+        self.first || container.is_long_running()
+    }
+
+    /// Init containers that are done before Envoy starts reach no upstream.
+    pub(super) fn warn_of_early_containers(
+        &self,
+        around: &Surroundings<'_>,
+        upstreams: &[Upstream],
+        warnings: &mut Warnings,
+    ) {
+        let early = around.init_containers.iter().find(|init| !self.has_envoy(**init));
+        if let Some(early) = early.filter(|_| !upstreams.is_empty()) {
+            let how = if self.native {
+                format!("remove annotation `{}`", annotation::POSITION)
+            } else {
+                format!("set annotation `{}: native`", annotation::SIDECAR_MODE)
+            };
+            warnings.push(|| {
+                format!(
+                    "{how} if init container `{}` is to reach an upstream: it runs before Envoy, \
+                     and gets no upstream variables",
+                    early.name
+                )
+            });
+        }
+    }
 }
 
 /// The annotation by its new or old name, over the flag.
-fn native(pod: Pod<'_>, policy: &Policy) -> Result<bool, Denial> {
+fn native(pod: Pod<'_>, policy: &Policy, cluster: &Cluster) -> Result<bool, Denial> {
     let mode = read(pod, annotation::SIDECAR_MODE, REASON, str::parse::<SidecarMode>)?;
-    let old = read(pod, annotation::AS_SIDECAR, REASON, annotation::switch)?
+    let old = read(pod, annotation::AS_SIDECAR, REASON, switch)?
         .map(|native| if native { SidecarMode::Native } else { SidecarMode::Container });
     let mode = match (mode, old) {
         (Some(mode), Some(old)) if mode != old => {
@@ -92,7 +143,7 @@ fn native(pod: Pod<'_>, policy: &Policy) -> Result<bool, Denial> {
         }
         (mode, old) => mode.or(old).unwrap_or(policy.sidecar_mode),
     };
-    policy.is_native(mode).map_err(|problem| Denial::new(REASON, problem))
+    policy.is_native(mode, cluster).map_err(|problem| Denial::new(REASON, problem))
 }
 
 /// The sleep before the application's end, for the containers that have no
@@ -100,23 +151,28 @@ fn native(pod: Pod<'_>, policy: &Policy) -> Result<bool, Denial> {
 fn sleep(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
-    policy: &Policy,
+    is_server: bool,
+    (policy, cluster): (&Policy, &Cluster),
     grace: i64,
-    warnings: &mut Vec<String>,
+    warnings: &mut Warnings,
 ) -> Result<Option<(u32, Vec<String>)>, Denial> {
     let key = annotation::SLEEP;
-    let annotated = read(pod, key, REASON, annotation::seconds)?;
-    let seconds = annotated.unwrap_or(policy.application_sleep);
+    let annotated = read(pod, key, REASON, seconds)?;
+    // Nobody has to be kept from a client.
+    let default = if is_server { policy.application_sleep } else { 0 };
+    let seconds = annotated.unwrap_or(default);
     if seconds == 0 {
         return Ok(None);
     }
-    if policy.kubernetes.is_none_or(|version| version < Version::SLEEP) {
+    if !policy.kubelets_know(Version::SLEEP, cluster) {
         if annotated.is_some() {
-            warnings.push(format!(
-                "annotation `{key}` has no effect: it takes Kubernetes {} or newer, and the \
-                 cluster is not known to be that",
-                Version::SLEEP
-            ));
+            warnings.push(|| {
+                format!(
+                    "annotation `{key}` has no effect: it requires kubelets of Kubernetes {} or \
+                     newer, and the cluster's are not known to be that",
+                    Version::SLEEP
+                )
+            });
         }
         return Ok(None);
     }
@@ -129,7 +185,7 @@ fn sleep(
         if annotated.is_some() {
             return Err(Denial::new(REASON, format_args!("annotation `{key}`: {problem}")));
         }
-        warnings.push(format!("{problem}; it does not sleep"));
+        warnings.push(|| format!("{problem}; it does not sleep"));
         return Ok(None);
     }
     let mut without_hook = Vec::new();
@@ -151,38 +207,63 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::decision::tests::policy;
-    use crate::plan::{Plan, plan};
+    use crate::plan::Plan;
+    use crate::plan::tests::plan_in;
+    use crate::policy::tests::policy;
+    use crate::policy::tests::{cluster, policy_of};
 
-    fn on(version: &str) -> Policy {
-        Policy { kubernetes: version.parse().ok(), ..policy() }
-    }
-
-    fn planned(annotations: &Value, spec: &Value, policy: &Policy) -> Result<Plan, Denial> {
+    fn planned(
+        annotations: &Value,
+        spec: &Value,
+        version: &str,
+    ) -> Result<(Plan, Vec<String>), Denial> {
         let mut pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [
-            {"name": "app"}, {"name": "own", "lifecycle": {"preStop": {"exec": {}}}},
+            {"name": "app", "ports": [{"containerPort": 8080}]},
+            {"name": "own", "lifecycle": {"preStop": {"exec": {}}}},
             {"name": "post", "lifecycle": {"postStart": {"exec": {}}, "preStop": null}},
         ]}});
         for (key, value) in spec.as_object().unwrap() {
             pod["spec"][key] = value.clone();
         }
-        plan(Pod::new(&pod), policy)
+        plan_in(&pod, &policy(), &cluster(version))
     }
 
     #[test]
     fn the_mode_is_the_pods_or_the_policys() {
-        let native = |annotations: Value, policy: &Policy| {
-            planned(&annotations, &json!({}), policy).unwrap().lifecycle.native
+        let native = |annotations: Value, version: &str| {
+            planned(&annotations, &json!({}), version).unwrap().0.lifecycle.native
         };
         let key = annotation::SIDECAR_MODE;
-        assert!(!native(json!({}), &policy()));
-        assert!(!native(json!({}), &on("1.28")));
-        assert!(native(json!({}), &on("1.29")));
-        assert!(!native(json!({key: "container"}), &on("1.29")));
-        assert!(!native(json!({annotation::AS_SIDECAR: "false"}), &on("1.29")));
-        assert!(native(json!({key: "native"}), &policy()));
-        assert!(native(json!({annotation::AS_SIDECAR: "true"}), &policy()));
-        assert!(!native(json!({key: "auto"}), &policy()));
+        assert!(!native(json!({}), ""));
+        assert!(!native(json!({}), "1.31"), "kubelets may be older");
+        assert!(native(json!({}), "1.32"));
+        assert!(!native(json!({key: "container"}), "1.32"));
+        assert!(!native(json!({annotation::AS_SIDECAR: "false"}), "1.32"));
+        assert!(native(json!({key: "native"}), ""));
+        assert!(native(json!({key: "native"}), "1.29"));
+        assert!(native(json!({annotation::AS_SIDECAR: "true"}), ""));
+        assert!(!native(json!({key: "auto"}), ""));
+    }
+
+    /// I16: a database migration in an init container had the variables of its
+    /// upstream, and no Envoy.
+    #[test]
+    fn init_containers_reach_upstreams_behind_a_native_sidecar() {
+        let spec = json!({"initContainers": [{"name": "migrate"}, {"name": "n", "restartPolicy": "Always"}]});
+        let plan = |mode: &str, position: Option<&str>| {
+            let mut annotations =
+                json!({annotation::UPSTREAMS: "db:1", annotation::SIDECAR_MODE: mode});
+            if let Some(position) = position {
+                annotations[annotation::POSITION] = position.into();
+            }
+            let (plan, warnings) = planned(&annotations, &spec, "1.34").unwrap();
+            (plan.lifecycle.first, warnings)
+        };
+        assert_eq!(plan("native", None), (true, vec![]));
+        let (first, warnings) = plan("native", Some("last"));
+        assert!(!first && warnings[0].contains("init container `migrate`"), "{warnings:?}");
+        let (first, warnings) = plan("container", None);
+        assert!(!first && warnings[0].contains("sidecar-mode: native"), "{warnings:?}");
     }
 
     #[test]
@@ -198,10 +279,11 @@ mod tests {
             ),
             (json!({annotation::STARTUP_GRACE: "30s"}), "1.30", "number of seconds"),
             (json!({annotation::SHUTDOWN_GRACE: ""}), "1.30", "number of seconds"),
-            (json!({annotation::SLEEP: "-1"}), "1.30", "number of seconds"),
-            (json!({annotation::SLEEP: "30"}), "1.30", "30 s of the 30 s"),
+            (json!({annotation::SLEEP: "-1"}), "1.33", "number of seconds"),
+            (json!({annotation::SLEEP: "30"}), "1.33", "30 s of the 30 s"),
+            (json!({annotation::POSITION: "middle"}), "1.33", "first, last"),
         ] {
-            let denial = planned(&annotations, &json!({}), &on(version)).unwrap_err();
+            let denial = planned(&annotations, &json!({}), version).unwrap_err();
             assert_eq!(denial.reason, Reason::InvalidLifecycle);
             assert!(denial.message.contains(problem), "{}", denial.message);
         }
@@ -209,26 +291,31 @@ mod tests {
 
     #[test]
     fn the_application_sleeps_where_the_cluster_knows_how() {
-        let sleep = |annotations: Value, policy: &Policy| {
-            let plan = planned(&annotations, &json!({}), policy).unwrap();
-            (plan.lifecycle.sleep, plan.warnings)
+        let sleep = |annotations: Value, version: &str| {
+            let (plan, warnings) = planned(&annotations, &json!({}), version).unwrap();
+            (plan.lifecycle.sleep, warnings)
         };
         let both = vec!["/spec/containers/0".to_owned(), "/spec/containers/2".to_owned()];
-        assert_eq!(sleep(json!({}), &on("1.30")), (Some((5, both.clone())), vec![]));
-        assert_eq!(sleep(json!({annotation::SLEEP: "4"}), &on("1.31")).0, Some((4, both)));
-        assert_eq!(sleep(json!({annotation::SLEEP: "0"}), &on("1.30")), (None, vec![]));
-        assert_eq!(sleep(json!({}), &policy()), (None, vec![]));
-        for policy in [policy(), on("1.29")] {
-            let (none, warnings) = sleep(json!({annotation::SLEEP: "4"}), &policy);
+        assert_eq!(sleep(json!({}), "1.33"), (Some((5, both.clone())), vec![]));
+        assert_eq!(sleep(json!({annotation::SLEEP: "4"}), "1.34").0, Some((4, both.clone())));
+        assert_eq!(sleep(json!({annotation::SLEEP: "0"}), "1.33"), (None, vec![]));
+        assert_eq!(sleep(json!({}), ""), (None, vec![]));
+        for version in ["", "1.32"] {
+            let (none, warnings) = sleep(json!({annotation::SLEEP: "4"}), version);
             assert!(none.is_none() && warnings[0].contains("not known to be"), "{warnings:?}");
         }
+        let known = policy_of(&["--oldest-kubelet-version=1.30"]);
+        let pod = json!({"spec": {"containers": [{"name": "a", "ports": [{"containerPort": 1}]}]}});
+        assert!(plan_in(&pod, &known, &cluster("")).unwrap().0.lifecycle.sleep.is_some());
+        // I24: nobody has to be kept from a client.
+        let client = json!({"spec": {"containers": [{"name": "a"}]}});
+        assert!(plan_in(&client, &known, &cluster("")).unwrap().0.lifecycle.sleep.is_none());
     }
 
     #[test]
     fn a_pod_that_ends_too_soon_is_warned_of() {
-        let warnings = |annotations: Value, spec: Value| {
-            planned(&annotations, &spec, &on("1.30")).unwrap().warnings
-        };
+        let warnings =
+            |annotations: Value, spec: Value| planned(&annotations, &spec, "1.33").unwrap().1;
         assert_eq!(warnings(json!({}), json!({})), Vec::<String>::new());
         let short = json!({"terminationGracePeriodSeconds": 29});
         assert!(warnings(json!({}), short.clone())[0].contains("30 s to drain"));
@@ -247,9 +334,9 @@ mod tests {
     #[test]
     fn a_job_that_would_not_complete_is_warned_of() {
         let job = json!({"restartPolicy": "Never"});
-        let warnings = planned(&json!({}), &job, &policy()).unwrap().warnings;
+        let warnings = planned(&json!({}), &job, "").unwrap().1;
         assert!(warnings[0].contains("does not complete"), "{warnings:?}");
         assert!(warnings[0].contains("connect-lifecycle wait --quit"), "{warnings:?}");
-        assert_eq!(planned(&json!({}), &job, &on("1.30")).unwrap().warnings, Vec::<String>::new());
+        assert_eq!(planned(&json!({}), &job, "1.33").unwrap().1, Vec::<String>::new());
     }
 }

@@ -2,12 +2,13 @@
 
 use registration::port;
 
-use super::{Service, Surroundings, read};
+use super::taken::Owner;
+use super::{Service, Surroundings, Taken, read};
 use crate::annotation;
-use crate::denial::Denial;
+use crate::outcome::{Denial, Reason, Warnings};
 use crate::pod::Pod;
 use crate::policy::Policy;
-use crate::reason::Reason;
+use crate::values::{path, switch, unprivileged};
 
 /// Where Prometheus reads Envoy's metrics.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,21 +40,22 @@ const MERGED_PORT: u16 = 20100;
 const REASON: Reason = Reason::InvalidMetrics;
 
 /// Reads where Prometheus reads Envoy's metrics; none: it does not. Their
-/// settings are looked at only if they are on.
+/// settings are looked at only if they are on; then their ports are taken.
 pub(super) fn metrics(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
     service: &Service,
+    taken: &mut Taken<'_>,
     policy: &Policy,
-    warnings: &mut Vec<String>,
+    warnings: &mut Warnings,
 ) -> Result<Option<Metrics>, Denial> {
-    let enabled = read(pod, annotation::METRICS, REASON, annotation::switch)?;
+    let enabled = read(pod, annotation::METRICS, REASON, switch)?;
     if !enabled.unwrap_or(policy.metrics) {
         let idle = [annotation::METRICS_PORT, annotation::METRICS_PATH]
             .into_iter()
             .chain(MERGING)
             .chain([annotation::METRICS_MERGING]);
-        warnings.extend(without_effect(pod, idle, annotation::METRICS));
+        without_effect(pod, idle, annotation::METRICS, warnings);
         return Ok(None);
     }
     if around.sidecars > 1 {
@@ -64,7 +66,7 @@ pub(super) fn metrics(
             let value = pod.annotation(key)?.unwrap_or_default();
             return Err(Denial::annotation(REASON, key, value, problem));
         }
-        warnings.push(format!("Envoy's metrics are off: {problem}"));
+        warnings.push(|| format!("Envoy's metrics are off: {problem}"));
         return Ok(None);
     }
     let key = annotation::METRICS_PORT;
@@ -73,20 +75,21 @@ pub(super) fn metrics(
         unprivileged(port)
     })?;
     let port = annotated.unwrap_or(policy.metrics_port);
-    let is_own = service.each().any(|(_, own)| own == Some(port));
-    let taken = around.owner(port).or(is_own.then_some("the port of the pod's own service"));
-    if let Some(owner) = taken {
+    // A container port that the annotation names is there for Envoy's metrics.
+    let may_share = |owner| annotated.is_some() && matches!(owner, Owner::Container(_));
+    if let Some(owner) = taken.owner_but(port, may_share) {
         let problem = format!(
             "port {port} for Envoy's metrics is {owner}: set annotation `{key}` to another"
         );
         return Err(Denial::new(REASON, problem));
     }
+    taken.add(port, Owner::Metrics);
     let path = read(pod, annotation::METRICS_PATH, REASON, path)?;
     Ok(Some(Metrics {
         port,
         path: path.unwrap_or_else(|| policy.metrics_path.clone()),
         // Here it is the only one.
-        merging: merging(pod, around, service.each().find_map(|(_, own)| own), port, warnings)?,
+        merging: merging(pod, around, taken, service.each().find_map(|(_, own)| own), warnings)?,
         tls: tls(pod)?,
     }))
 }
@@ -104,23 +107,23 @@ fn without_effect<'a>(
     pod: Pod<'_>,
     keys: impl IntoIterator<Item = &'a str>,
     needed: &str,
-) -> Vec<String> {
-    let there = keys.into_iter().filter(|key| matches!(pod.annotation(key), Ok(Some(_))));
-    there
-        .map(|key| format!("annotation `{key}` has no effect without `{needed}: \"true\"`"))
-        .collect()
+    warnings: &mut Warnings,
+) {
+    for key in keys.into_iter().filter(|key| matches!(pod.annotation(key), Ok(Some(_)))) {
+        warnings.push(|| format!("annotation `{key}` has no effect without `{needed}: \"true\"`"));
+    }
 }
 
 /// Reads where the application's own metrics are; none: they stay by themselves.
 fn merging(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
+    taken: &mut Taken<'_>,
     service_port: Option<u16>,
-    page: u16,
-    warnings: &mut Vec<String>,
+    warnings: &mut Warnings,
 ) -> Result<Option<Merging>, Denial> {
-    if read(pod, annotation::METRICS_MERGING, REASON, annotation::switch)? != Some(true) {
-        warnings.extend(without_effect(pod, MERGING, annotation::METRICS_MERGING));
+    if read(pod, annotation::METRICS_MERGING, REASON, switch)? != Some(true) {
+        without_effect(pod, MERGING, annotation::METRICS_MERGING, warnings);
         return Ok(None);
     }
     let resolve =
@@ -128,48 +131,36 @@ fn merging(
     let key = annotation::MERGED_METRICS_PORT;
     let merged =
         read(pod, key, REASON, |text| unprivileged(resolve(text)?))?.unwrap_or(MERGED_PORT);
-    let own = read(pod, annotation::SERVICE_METRICS_PORT, REASON, resolve)?.or(service_port);
-    let Some(own) = own else {
+    let annotated = read(pod, annotation::SERVICE_METRICS_PORT, REASON, |text| {
+        let port = resolve(text)?;
+        let is_applications = |owner| matches!(owner, Owner::Container(_) | Owner::Service);
+        match taken.owner_but(port, is_applications) {
+            Some(owner) => Err(format!("port {port} is {owner}: expected the application's")),
+            None => Ok(port),
+        }
+    })?;
+    let Some(own) = annotated.or(service_port) else {
         let problem = format!(
-            "the application's metrics are to be merged, and nobody says on which port they are: \
+            "the application's metrics are to be merged, and nothing says on which port they are: \
              set annotation `{}`",
             annotation::SERVICE_METRICS_PORT
         );
         return Err(Denial::new(REASON, problem));
     };
-    let taken = around
-        .owner(merged)
-        .or((merged == page).then_some("the port of the page itself"))
-        .or((merged == own || Some(merged) == service_port).then_some("the application's port"))
-        .or(around.ports.iter().any(|port| port.number == merged).then_some("a container's port"));
-    if let Some(owner) = taken {
+    let is_own = (merged == own).then(|| "the port of the application's metrics".to_owned());
+    if let Some(owner) = is_own.or_else(|| taken.owner(merged).map(|owner| owner.to_string())) {
         let problem = format!(
             "port {merged} for merged metrics is {owner}: set annotation `{key}` to another"
         );
         return Err(Denial::new(REASON, problem));
     }
+    taken.add(merged, Owner::MergedMetrics);
     let path = read(pod, annotation::SERVICE_METRICS_PATH, REASON, path)?;
     Ok(Some(Merging {
         port: merged,
         service_port: own,
         service_path: path.unwrap_or_else(|| "/metrics".to_owned()),
     }))
-}
-
-/// The sidecar is no root, and has no capability.
-pub(crate) fn unprivileged(port: u16) -> Result<u16, String> {
-    if port < 1024 {
-        return Err(format!("port {port} is privileged: expected 1024 to 65535"));
-    }
-    Ok(port)
-}
-
-/// Reads a path of HTTP.
-pub(crate) fn path(text: &str) -> Result<String, String> {
-    if !text.starts_with('/') || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err("expected a path such as `/metrics`".to_owned());
-    }
-    Ok(text.to_owned())
 }
 
 /// All that TLS takes, or nothing.
@@ -211,7 +202,7 @@ impl Metrics {
         pod: Pod<'_>,
         service: &mut Service,
         defaults: &mut Vec<(&'static str, String)>,
-        warnings: &mut Vec<String>,
+        warnings: &mut Warnings,
     ) -> Result<(), Denial> {
         let address = format!("0.0.0.0:{}", self.port);
         service.proxy_config.insert("envoy_prometheus_bind_addr".to_owned(), address.into());
@@ -222,9 +213,12 @@ impl Metrics {
         ] {
             match pod.annotation(key)? {
                 None => defaults.push((key, value)),
-                Some(own) if own != value => warnings.push(format!(
-                    "annotation `{key}` stays as it is: for Envoy's metrics it would be `{value}`"
-                )),
+                Some(own) if own != value => warnings.push(|| {
+                    format!(
+                        "annotation `{key}` stays as it is: for Envoy's metrics it would be \
+                         `{value}`"
+                    )
+                }),
                 Some(_) => {}
             }
         }
@@ -237,13 +231,19 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::decision::tests::policy;
-    use crate::plan::{Plan, plan};
+    use crate::plan::Plan;
+    use crate::plan::tests::plan_in;
+    use crate::policy::Cluster;
+    use crate::policy::tests::policy;
 
     fn planned(annotations: &Value) -> Result<Plan, Denial> {
+        warned(annotations).map(|(plan, _)| plan)
+    }
+
+    fn warned(annotations: &Value) -> Result<(Plan, Vec<String>), Denial> {
         let ports = json!([{"containerPort": 8080}, {"containerPort": 9102, "name": "envoy"}]);
         let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "app", "ports": ports}]}});
-        plan(Pod::new(&pod), &policy())
+        plan_in(&pod, &policy(), &Cluster::default())
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
             plan.defaults.iter().filter(|(key, _)| key.starts_with("prometheus")).collect();
         assert_eq!(written.len(), 3);
 
-        let plan = planned(&json!({
+        let (plan, warnings) = warned(&json!({
             annotation::METRICS: "true", annotation::METRICS_PORT: "envoy",
             annotation::METRICS_PATH: "/envoy", "prometheus.io/port": "8080",
             annotation::PROXY_CONFIG: r#"{"envoy_prometheus_bind_addr": "x", "a": 1}"#,
@@ -265,16 +265,16 @@ mod tests {
         assert_eq!(plan.metrics.unwrap().port, 9102);
         assert_eq!(plan.service.proxy_config["envoy_prometheus_bind_addr"], "0.0.0.0:9102");
         assert_eq!(plan.service.proxy_config["a"], 1);
-        assert_eq!(plan.warnings.len(), 1);
-        assert!(plan.warnings[0].contains("`prometheus.io/port` stays"), "{:?}", plan.warnings);
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].contains("`prometheus.io/port` stays"), "{warnings:?}");
     }
 
     /// Others deny a pod for a setting of metrics that are off.
     #[test]
     fn settings_of_metrics_that_are_off_do_no_harm() {
-        let plan = planned(&json!({annotation::METRICS_PORT: "99999"})).unwrap();
+        let (plan, warnings) = warned(&json!({annotation::METRICS_PORT: "99999"})).unwrap();
         assert_eq!(plan.metrics, None);
-        assert!(plan.warnings[0].contains("has no effect without"), "{:?}", plan.warnings);
+        assert!(warnings[0].contains("has no effect without"), "{warnings:?}");
     }
 
     #[test]
@@ -323,9 +323,9 @@ mod tests {
         for (key, value, problem) in [
             (annotation::MERGED_METRICS_PORT, "80", "1024 to 65535"),
             (annotation::MERGED_METRICS_PORT, "19000", "admin port"),
-            (annotation::MERGED_METRICS_PORT, "20200", "page itself"),
-            (annotation::MERGED_METRICS_PORT, "8080", "application's port"),
-            (annotation::MERGED_METRICS_PORT, "9102", "container's port"),
+            (annotation::MERGED_METRICS_PORT, "20200", "Envoy's metrics"),
+            (annotation::MERGED_METRICS_PORT, "8080", "application's metrics"),
+            (annotation::MERGED_METRICS_PORT, "9102", "container `app`"),
             (annotation::SERVICE_METRICS_PORT, "0", "0"),
             (annotation::SERVICE_METRICS_PATH, "own", "such as `/metrics`"),
         ] {
@@ -334,9 +334,9 @@ mod tests {
             assert!(denial.message.contains(problem), "{}", denial.message);
         }
         let alone = json!({annotation::METRICS: "true", annotation::SERVICE_METRICS_PATH: "/own"});
-        let plan = planned(&alone).unwrap();
+        let (plan, warnings) = warned(&alone).unwrap();
         assert_eq!(plan.metrics.unwrap().merging, None);
-        assert!(plan.warnings[0].contains(annotation::METRICS_MERGING), "{:?}", plan.warnings);
+        assert!(warnings[0].contains(annotation::METRICS_MERGING), "{warnings:?}");
     }
 
     #[test]

@@ -7,26 +7,30 @@ mod envoy;
 mod lifecycle;
 mod metrics;
 mod service;
+mod taken;
 mod upstreams;
 mod volumes;
 
 use std::fmt::{self, Display};
 
-use registration::Upstream;
-use registration::pod::{ADMIN_PORT, PUBLIC_LISTENER_PORT};
-use registration::port;
+use registration::{Upstream, port};
 
 use crate::annotation;
-use crate::denial::Denial;
+use crate::outcome::{Denial, Reason, Warnings};
 use crate::pod::{Container, Pod, Port};
-use crate::policy::Policy;
-use crate::reason::Reason;
+use crate::policy::{Cluster, Policy};
+use crate::values::quantity::Resources;
+use taken::Taken;
 
-pub(crate) use envoy::{Envoy, check_arguments};
+pub(crate) use envoy::Envoy;
 pub(crate) use lifecycle::Lifecycle;
-pub(crate) use metrics::{Metrics, path as metrics_path, unprivileged};
+pub(crate) use metrics::Metrics;
 pub(crate) use service::Service;
 pub(crate) use volumes::Volumes;
+
+/// The most bytes of annotations that Kubernetes accepts
+/// (`TotalAnnotationSizeLimitB` of its validation).
+pub(crate) const LARGEST_ANNOTATIONS: usize = 256 << 10;
 
 /// What a pod is injected with.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,8 +39,6 @@ pub(crate) struct Plan {
     pub(crate) service: Service,
     /// What it reaches.
     pub(crate) upstreams: Vec<Upstream>,
-    /// Whether it depends on Consul's central configuration, and nobody asked.
-    pub(crate) needs_gateways: bool,
     /// How Envoy is run.
     pub(crate) envoy: Envoy,
     /// Envoy's metrics, if Prometheus can read them.
@@ -45,10 +47,10 @@ pub(crate) struct Plan {
     pub(crate) lifecycle: Lifecycle,
     /// Volumes and mounts besides our own.
     pub(crate) volumes: Volumes,
+    /// What the init container may use.
+    pub(crate) init_resources: Resources,
     /// Annotations that the pod lacks and that are written into it.
     pub(crate) defaults: Vec<(&'static str, String)>,
-    /// What is not wrong enough to deny the pod.
-    pub(crate) warnings: Vec<String>,
 }
 
 /// The containers of a pod and what they expose.
@@ -59,52 +61,55 @@ struct Surroundings<'p> {
     ports: Vec<Port<'p>>,
     /// Those of the init containers that run as long as the pod.
     long_running: Vec<Port<'p>>,
+    /// The application's container: the default container of the pod, or its first.
+    application: usize,
     /// How many sidecars the pod gets: one for each of its services.
     sidecars: u16,
 }
 
 /// Plans the injection of a pod.
-pub(crate) fn plan(pod: Pod<'_>, policy: &Policy) -> Result<Plan, Denial> {
+pub(crate) fn plan(
+    pod: Pod<'_>,
+    policy: &Policy,
+    cluster: &Cluster,
+    warnings: &mut Warnings,
+) -> Result<Plan, Denial> {
+    let size = pod.annotations_size();
+    if size > LARGEST_ANNOTATIONS {
+        return Err(Denial::new(
+            Reason::PodTooLarge,
+            format_args!(
+                "the annotations are {size} bytes: Kubernetes accepts {LARGEST_ANNOTATIONS}"
+            ),
+        ));
+    }
     let around = Surroundings::of(pod)?;
-    let Some(first) = around.containers.first() else {
-        return Err(Denial::new(Reason::NoContainers, "the pod has no containers to inject for"));
-    };
     let mut defaults = Vec::new();
-    let mut warnings = Vec::new();
-    let mut service = service::service(pod, first, &around, &mut defaults, &mut warnings)?;
-    clash::refuse(pod, &around, &service, policy)?;
+    let mut taken = Taken::of_sidecars(around.sidecars);
+    clash::refuse(pod, &around, &mut taken, policy)?;
+    let mut service = service::service(pod, &around, &mut taken, &mut defaults, warnings)?;
+    clash::refuse_further(&around, &service)?;
     if policy.acl_auth_method.is_some() {
         account::refuse(pod, &service)?;
     }
-    let metrics = metrics::metrics(pod, &around, &service, policy, &mut warnings)?;
+    let metrics = metrics::metrics(pod, &around, &service, &mut taken, policy, warnings)?;
     if let Some(metrics) = &metrics {
-        metrics.announce(pod, &mut service, &mut defaults, &mut warnings)?;
+        metrics.announce(pod, &mut service, &mut defaults, warnings)?;
     }
-    let upstreams = upstreams::upstreams(
-        pod,
-        &around,
-        &service,
-        metrics.as_ref().map(|metrics| metrics.port),
-        &mut warnings,
-    )?;
-    let needs_gateways = upstreams::gateways(pod, &upstreams, policy, &mut warnings)?;
+    let upstreams = upstreams::upstreams(pod, &around, &taken, warnings)?;
+    upstreams::gateways(&upstreams, cluster, warnings);
     let envoy = envoy::envoy(pod, policy)?;
-    let lifecycle = lifecycle::lifecycle(pod, &around, policy, &mut warnings)?;
+    let lifecycle = lifecycle::lifecycle(pod, &around, &service, policy, cluster, warnings)?;
+    lifecycle.warn_of_early_containers(&around, &upstreams, warnings);
     let volumes = volumes::volumes(pod, &around)?;
     if pod.annotation(annotation::DEFAULT_CONTAINER)?.is_none() {
-        defaults.push((annotation::DEFAULT_CONTAINER, first.name.to_owned()));
+        defaults.push((annotation::DEFAULT_CONTAINER, around.application().name.to_owned()));
     }
-    Ok(Plan {
-        service,
-        upstreams,
-        needs_gateways,
-        envoy,
-        metrics,
-        lifecycle,
-        volumes,
-        defaults,
-        warnings,
-    })
+    // Those of the whole pod hold for the injected containers, too: requests of
+    // containers may not exceed them.
+    let init_resources =
+        if pod.has_resources() { Resources::default() } else { policy.init_resources() };
+    Ok(Plan { service, upstreams, envoy, metrics, lifecycle, volumes, init_resources, defaults })
 }
 
 impl fmt::Display for Plan {
@@ -147,24 +152,27 @@ impl<'p> Surroundings<'p> {
         let init_containers = pod.init_containers()?;
         let ports = exposed(containers.iter())?;
         let long_running = exposed(init_containers.iter().filter(|init| init.is_long_running()))?;
+        if containers.is_empty() {
+            let problem = "the pod has no containers to inject for";
+            return Err(Denial::new(Reason::NoContainers, problem));
+        }
+        let default = pod.annotation(annotation::DEFAULT_CONTAINER)?;
+        let application = containers.iter().position(|container| Some(container.name) == default);
         let sidecars = service::count(pod)?;
-        Ok(Self { containers, init_containers, ports, long_running, sidecars })
+        let application = application.unwrap_or_default();
+        Ok(Self { containers, init_containers, ports, long_running, application, sidecars })
     }
 
-    /// What of ours listens on a port. The ports of further sidecars count up
-    /// from those of the first.
-    fn owner(&self, port: u16) -> Option<&'static str> {
-        self.reserved().find(|(reserved, _)| *reserved == port).map(|(_, owner)| owner)
+    /// The container that the defaults are taken from: another injector may have
+    /// put its own in front.
+    fn application(&self) -> Container<'p> {
+        self.containers[self.application]
     }
 
-    /// The ports on which something of ours listens, and what.
-    fn reserved(&self) -> impl Iterator<Item = (u16, &'static str)> {
-        (0..self.sidecars).flat_map(|index| {
-            [
-                (PUBLIC_LISTENER_PORT + index, "the sidecar's public listener"),
-                (ADMIN_PORT + index, "Envoy's admin port"),
-            ]
-        })
+    /// The first TCP port of the application, or of any container.
+    fn default_port(&self) -> Option<Port<'p>> {
+        let own = self.ports.iter().find(|port| port.container == self.application().name);
+        own.or(self.ports.first()).copied()
     }
 
     /// The ports that have a name, which a port may be given by.
@@ -184,15 +192,31 @@ fn exposed<'a, 'p: 'a>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::decision::tests::policy;
     use crate::names::{INIT_CONTAINER, SIDECAR, VOLUME};
+    use crate::policy::tests::policy;
+
+    /// A plan in a cluster of which nothing is known.
+    pub(crate) fn plan_alone(pod: &Value, policy: &Policy) -> Result<Plan, Denial> {
+        plan_in(pod, policy, &Cluster::default()).map(|(plan, _)| plan)
+    }
+
+    /// A plan with its warnings.
+    pub(crate) fn plan_in(
+        pod: &Value,
+        policy: &Policy,
+        cluster: &Cluster,
+    ) -> Result<(Plan, Vec<String>), Denial> {
+        let mut warnings = Warnings::default();
+        let plan = plan(Pod::new(pod), policy, cluster, &mut warnings)?;
+        Ok((plan, warnings.into_vec()))
+    }
 
     fn planned(pod: &Value) -> Plan {
-        plan(Pod::new(pod), &policy()).unwrap_or_else(|denial| panic!("{}", denial.message))
+        plan_alone(pod, &policy()).unwrap_or_else(|denial| panic!("{}", denial.message))
     }
 
     fn pod(annotations: &Value, containers: &Value) -> Value {
@@ -204,7 +228,7 @@ mod tests {
     }
 
     fn denied(pod: &Value) -> (Reason, String) {
-        let Denial { reason, message } = plan(Pod::new(pod), &policy()).unwrap_err();
+        let Denial { reason, message } = plan_alone(pod, &policy()).unwrap_err();
         (reason, message)
     }
 
@@ -344,7 +368,7 @@ mod tests {
             ),
             ("a,", "1,2", nothing, Reason::InvalidService, "is empty"),
             ("a,b c", "1,2", nothing, Reason::InvalidService, "column 2"),
-            ("a,b,a", "1,2,3", nothing, Reason::InvalidService, "`a` is there twice"),
+            ("a,a", "1,2", nothing, Reason::InvalidService, "`a` is there twice"),
             ("a,B", "1,2", nothing, Reason::InvalidService, "name of a container"),
             ("a,b_c", "1,2", nothing, Reason::InvalidService, "name of a container"),
             ("a,taken", "1,2", nothing, Reason::ReservedName, "`envoy-sidecar-taken`"),
@@ -400,8 +424,74 @@ mod tests {
     #[test]
     fn shared_variables_are_warned_of() {
         let annotations = json!({annotation::UPSTREAMS: "a-b:1,a.b:2"});
-        let plan = planned(&pod(&annotations, &app(&json!(null))));
-        assert_eq!(plan.warnings.len(), 1);
-        assert!(plan.warnings[0].contains("A_B_CONNECT_SERVICE_HOST"), "{:?}", plan.warnings);
+        let pod = pod(&annotations, &app(&json!(null)));
+        let (_, warnings) = plan_in(&pod, &policy(), &Cluster::default()).unwrap();
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].contains("A_B_CONNECT_SERVICE_HOST"), "{warnings:?}");
+    }
+
+    /// I14: the sidecar of another injector was registered as the service.
+    #[test]
+    fn the_default_container_is_the_application() {
+        let containers = json!([
+            {"name": "istio-proxy", "ports": [{"containerPort": 15090}]},
+            {"name": "app", "ports": [{"containerPort": 8080}]},
+        ]);
+        let annotations = json!({annotation::DEFAULT_CONTAINER: "app"});
+        let plan = planned(&pod(&annotations, &containers));
+        assert_eq!((plan.service.name.as_str(), plan.service.port), ("app", Some(8080)));
+        let elsewhere = json!({annotation::DEFAULT_CONTAINER: "gone"});
+        assert_eq!(planned(&pod(&elsewhere, &containers)).service.name, "istio-proxy");
+    }
+
+    /// I15: three lists said what is taken, and ports that clash passed.
+    #[test]
+    fn one_port_has_one_owner() {
+        let metrics = [(annotation::METRICS, "true"), (annotation::METRICS_MERGING, "true")];
+        let app = app(&json!([{"containerPort": 8080}, {"containerPort": 9102, "name": "own"}]));
+        let native =
+            json!([{"name": "n", "restartPolicy": "Always", "ports": [{"containerPort": 7000}]}]);
+        for (further, problem) in [
+            (&[(annotation::UPSTREAMS, "a:20100")][..], "merged metrics"),
+            (&[(annotation::UPSTREAMS, "a:20200")], "Envoy's metrics"),
+            (&[(annotation::UPSTREAMS, "a:7000")], "container `n`"),
+            (&[(annotation::MERGED_METRICS_PORT, "7000")], "container `n`"),
+            (&[(annotation::MERGED_METRICS_PORT, "9102")], "container `app`"),
+            (&[(annotation::SERVICE_METRICS_PORT, "20000")], "public listener"),
+            (&[(annotation::SERVICE_METRICS_PORT, "20200")], "Envoy's metrics"),
+            (&[(annotation::SERVICE_PORT, "20200")], "own service"),
+            (&[(annotation::SERVICE_PORT, "20100")], "application's metrics"),
+        ] {
+            let mut annotations = json!({});
+            for (key, value) in metrics.iter().chain(further) {
+                annotations[*key] = (*value).into();
+            }
+            let mut pod = pod(&annotations, &app);
+            pod["spec"]["initContainers"] = native.clone();
+            let (_, message) = denied(&pod);
+            assert!(message.contains(problem), "{further:?}: {message}");
+        }
+        // Where nobody chose the port of the metrics, a container's own wins.
+        let annotations = json!({annotation::METRICS: "true"});
+        let taken = json!([{"name": "a", "ports": [{"containerPort": 20200}]}]);
+        let (reason, message) = denied(&pod(&annotations, &taken));
+        assert_eq!(reason, Reason::InvalidMetrics);
+        assert!(message.contains("a port of container `a`"), "{message}");
+    }
+
+    /// I20: requests of containers may not exceed those of the pod.
+    #[test]
+    fn default_resources_are_left_out_where_the_pod_has_its_own() {
+        let policy = crate::policy::tests::policy_of(&[]);
+        let mut pod = pod(&json!({}), &app(&json!(null)));
+        let plan = plan_alone(&pod, &policy).unwrap();
+        assert!(plan.envoy.resources.cpu.request.is_some());
+        assert!(plan.init_resources.is_equal());
+        pod["spec"]["resources"] = json!({"limits": {"cpu": "1"}});
+        pod["metadata"]["annotations"][annotation::CPU_LIMIT] = "100m".into();
+        let plan = plan_alone(&pod, &policy).unwrap();
+        assert_eq!(plan.init_resources, Resources::default());
+        assert!(plan.envoy.resources.cpu.request.is_none());
+        assert!(plan.envoy.resources.cpu.limit.is_some(), "the annotation's stays");
     }
 }

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use registration::{name, port};
 use serde_json::{Map, Value};
 
-use super::{Surroundings, read};
+use super::taken::Owner;
+use super::{Surroundings, Taken, read};
 use crate::annotation;
-use crate::denial::Denial;
 use crate::names::sidecar_of;
+use crate::outcome::{Denial, Reason, Warnings};
 use crate::pod::{Container, Pod};
-use crate::reason::Reason;
 
 /// What is registered.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,16 +32,20 @@ pub(crate) struct Service {
 /// More services than these belong into more pods: each has an Envoy.
 const MOST: u16 = 8;
 
-/// Reads what is registered.
+/// Reads what is registered. From then on, the services' ports are taken.
 pub(super) fn service(
     pod: Pod<'_>,
-    first: &Container<'_>,
     around: &Surroundings<'_>,
+    taken: &mut Taken<'_>,
     defaults: &mut Vec<(&'static str, String)>,
-    warnings: &mut Vec<String>,
+    warnings: &mut Warnings,
 ) -> Result<Service, Denial> {
-    let mut names = names(pod, first, defaults)?.into_iter();
-    let mut ports = ports(pod, around, names.len(), defaults)?.into_iter();
+    let mut names = names(pod, around.application(), defaults)?.into_iter();
+    let ports = ports(pod, around, taken, names.len(), defaults)?;
+    for port in &ports {
+        taken.add(*port, Owner::Service);
+    }
+    let mut ports = ports.into_iter();
     Ok(Service {
         name: names.next().unwrap_or_default(),
         port: ports.next(),
@@ -63,10 +67,10 @@ pub(super) fn count(pod: Pod<'_>) -> Result<u16, Denial> {
     })
 }
 
-/// The names of the services: annotated, or that of the first container.
+/// The names of the services: annotated, or that of the application's container.
 fn names(
     pod: Pod<'_>,
-    first: &Container<'_>,
+    first: Container<'_>,
     defaults: &mut Vec<(&'static str, String)>,
 ) -> Result<Vec<String>, Denial> {
     let reason = Reason::InvalidService;
@@ -93,7 +97,8 @@ fn names(
     }
     name::check(first.name).map_err(|error| {
         let problem = format!(
-            "the first container's name can't be a service's ({error}): set annotation `{key}`"
+            "the name of container `{}` is invalid for a service ({error}): set annotation `{key}`",
+            first.name
         );
         Denial::new(reason, problem)
     })?;
@@ -114,6 +119,7 @@ fn is_part_of_a_containers_name(service: &str) -> bool {
 fn ports(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
+    taken: &Taken<'_>,
     services: usize,
     defaults: &mut Vec<(&'static str, String)>,
 ) -> Result<Vec<u16>, Denial> {
@@ -125,7 +131,7 @@ fn ports(
             );
             return Err(Denial::new(Reason::SeveralServices, problem));
         }
-        let Some(first) = around.ports.first() else { return Ok(Vec::new()) };
+        let Some(first) = around.default_port() else { return Ok(Vec::new()) };
         let written = first.name.map_or_else(|| first.number.to_string(), str::to_owned);
         defaults.push((key, written));
         return Ok(vec![first.number]);
@@ -142,7 +148,7 @@ fn ports(
     }
     let resolved = ports.into_iter().map(|port| {
         let port = port::resolve(port, &around.named()).map_err(|error| error.to_string())?;
-        match around.owner(port) {
+        match taken.owner_but(port, |owner| matches!(owner, Owner::Container(_))) {
             Some(owner) => Err(format!("port {port} is {owner}: choose another port")),
             None => Ok(port),
         }
@@ -169,16 +175,15 @@ impl Service {
 }
 
 /// The tags, of both names of the annotation.
-fn tags(pod: Pod<'_>, warnings: &mut Vec<String>) -> Result<Vec<String>, Denial> {
+fn tags(pod: Pod<'_>, warnings: &mut Warnings) -> Result<Vec<String>, Denial> {
     let mut tags = Vec::new();
     for key in [annotation::TAGS, annotation::CONNECT_TAGS] {
         if let Some(value) = pod.annotation(key)? {
             tags.extend(split_tags(value));
             if key == annotation::CONNECT_TAGS {
-                warnings.push(format!(
-                    "annotation `{key}` is the old name: use `{}`",
-                    annotation::TAGS
-                ));
+                warnings.push(|| {
+                    format!("use `{}`: annotation `{key}` is the old name", annotation::TAGS)
+                });
             }
         }
     }
@@ -265,12 +270,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::decision::tests::policy;
-    use crate::plan::plan;
+    use crate::plan::tests::plan_alone;
+    use crate::policy::tests::policy;
 
     fn planned(annotations: &Value) -> Result<Service, Denial> {
         let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "app"}]}});
-        plan(Pod::new(&pod), &policy()).map(|plan| plan.service)
+        plan_alone(&pod, &policy()).map(|plan| plan.service)
     }
 
     #[test]

@@ -5,95 +5,95 @@ use std::collections::HashMap;
 use registration::Upstream;
 use registration::upstream::{self, Context};
 
-use super::{Service, Surroundings};
+use super::{Surroundings, Taken};
 use crate::annotation;
-use crate::denial::Denial;
+use crate::outcome::{Denial, Reason, Warnings};
 use crate::pod::Pod;
-use crate::policy::{MeshGateways, Policy};
-use crate::reason::Reason;
+use crate::policy::Cluster;
+
+/// The most upstreams of a pod. Each is a listener, and two variables in every
+/// container.
+const MOST: usize = 256;
 
 /// What the pod reaches.
 pub(super) fn upstreams(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
-    service: &Service,
-    metrics: Option<u16>,
-    warnings: &mut Vec<String>,
+    taken: &Taken<'_>,
+    warnings: &mut Warnings,
 ) -> Result<Vec<Upstream>, Denial> {
     let key = annotation::UPSTREAMS;
     let Some(value) = pod.annotation(key)? else {
         return Ok(Vec::new());
     };
+    // Before they are read.
+    let elements = value.split(',').count();
+    if elements > MOST {
+        let problem = format!("{elements} upstreams: at most {MOST}");
+        return Err(Denial::annotation(Reason::InvalidUpstreams, key, value, problem));
+    }
     let context = Context { named_ports: &around.named(), namespaces: false };
     let upstreams = upstream::parse_list(value, context)
         .map_err(|error| Denial::annotation(Reason::InvalidUpstreams, key, value, error))?;
-    let own = service.each().filter_map(|(_, port)| port);
-    let taken: Vec<(u16, String)> = around
-        .reserved()
-        .map(|(port, owner)| (port, owner.to_owned()))
-        .chain(own.map(|port| (port, "the port of the pod's own service".to_owned())))
-        .chain(metrics.map(|port| (port, "the port of Envoy's metrics".to_owned())))
-        .chain(
-            around
-                .ports
-                .iter()
-                .chain(&around.long_running)
-                .map(|port| (port.number, format!("a port of container `{}`", port.container))),
-        )
-        .collect();
-    if let Some(conflict) = upstream::conflict(&upstreams, &taken) {
+    if let Some(conflict) = upstream::conflict(&upstreams, &taken.list()) {
         return Err(Denial::annotation(Reason::UpstreamConflict, key, value, conflict));
     }
-    warnings.extend(shared_variables(&upstreams));
+    shared_variables(&upstreams, warnings);
+    open_listeners(&upstreams, warnings);
     Ok(upstreams)
+}
+
+/// An upstream on all addresses lets the whole network use the pod's identity.
+fn open_listeners(upstreams: &[Upstream], warnings: &mut Warnings) {
+    for upstream in upstreams.iter().filter(|upstream| upstream.bind_address().is_unspecified()) {
+        warnings.push(|| {
+            format!(
+                "remove `local_bind_address` of upstream `{upstream}` unless it is meant: whoever \
+                 reaches the pod's address can use it in the name of the pod's service"
+            )
+        });
+    }
 }
 
 /// Two upstreams whose names differ only in what can't stand in a variable's
 /// name, or only in their datacenter, share their environment variables.
-fn shared_variables(upstreams: &[Upstream]) -> Vec<String> {
+fn shared_variables(upstreams: &[Upstream], warnings: &mut Warnings) {
     let mut first: HashMap<String, &Upstream> = HashMap::new();
-    let mut warnings = Vec::new();
     for upstream in upstreams {
         let stem = upstream.variable_stem();
         if let Some(first) = first.get(&stem) {
-            warnings.push(format!(
-                "upstreams `{first}` and `{upstream}` have the same environment variables: \
-                 {stem}_CONNECT_SERVICE_HOST and _PORT lead to the first"
-            ));
+            warnings.push(|| {
+                format!(
+                    "upstreams `{first}` and `{upstream}` have the same environment variables: \
+                     {stem}_CONNECT_SERVICE_HOST and _PORT lead to the first"
+                )
+            });
         } else {
             first.insert(stem, upstream);
         }
     }
-    warnings
 }
 
-/// An upstream in another datacenter goes through mesh gateways or nowhere. If
-/// neither it nor Consul's central configuration says so, the pod is denied; if
-/// nobody has asked Consul, it is warned of, and that is returned.
-pub(super) fn gateways(
-    pod: Pod<'_>,
-    upstreams: &[Upstream],
-    policy: &Policy,
-    warnings: &mut Vec<String>,
-) -> Result<bool, Denial> {
-    const HOW: &str = "set MeshGateway.Mode in the proxy-defaults config entry, or add \
-                       `?mesh_gateway_mode=local` to the upstream";
-    let undecided = upstreams
-        .iter()
-        .find(|upstream| !upstream.datacenter.is_empty() && upstream.mesh_gateway.mode.is_empty());
-    let Some(upstream) = undecided else { return Ok(false) };
-    match policy.mesh_gateways {
-        Some(MeshGateways::Used) => Ok(false),
-        Some(MeshGateways::Unused) => {
-            let key = annotation::UPSTREAMS;
-            let value = pod.annotation(key)?.unwrap_or_default();
-            let problem = format!("no mesh gateway leads to `{upstream}`: {HOW}");
-            Err(Denial::annotation(Reason::NoMeshGateway, key, value, problem))
-        }
-        None => {
-            warnings.push(format!("`{upstream}` is reached through mesh gateways only: {HOW}"));
-            Ok(true)
-        }
+/// Warns of an upstream in another datacenter, if neither it nor proxy-defaults
+/// says how traffic gets there. It may be routed all the same: by
+/// service-defaults, or directly.
+pub(super) fn gateways(upstreams: &[Upstream], cluster: &Cluster, warnings: &mut Warnings) {
+    if cluster.mesh_gateways {
+        return;
+    }
+    let elsewhere = |upstream: &&Upstream| {
+        !upstream.datacenter.is_empty()
+            && cluster.datacenter.as_ref() != Some(&upstream.datacenter)
+            && upstream.mesh_gateway.mode.is_empty()
+    };
+    if let Some(upstream) = upstreams.iter().find(elsewhere) {
+        warnings.push(|| {
+            format!(
+                "add `?mesh_gateway_mode=local` to upstream `{upstream}`, or set \
+                 MeshGateway.Mode in proxy-defaults, unless its datacenter is reached without \
+                 mesh gateways"
+            )
+        });
     }
 }
 
@@ -102,27 +102,41 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::decision::tests::policy;
-    use crate::plan::plan;
+    use crate::plan::tests::plan_in;
+    use crate::policy::tests::policy;
 
-    /// Others let it through, and the traffic goes nowhere.
+    fn warnings(upstreams: &str, cluster: &Cluster) -> Vec<String> {
+        let annotations = json!({annotation::UPSTREAMS: upstreams});
+        let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "a"}]}});
+        plan_in(&pod, &policy(), cluster).unwrap().1
+    }
+
+    /// I23: pods that work were denied: with the own datacenter, with a mode of
+    /// service-defaults, with routed networks.
     #[test]
-    fn an_upstream_in_another_datacenter_takes_a_gateway() {
-        let planned = |upstreams: &str, mesh_gateways| {
-            let annotations = json!({annotation::UPSTREAMS: upstreams});
-            let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "a"}]}});
-            plan(Pod::new(&pod), &Policy { mesh_gateways, ..policy() })
-        };
+    fn an_upstream_in_another_datacenter_is_warned_of_if_nothing_says_how_to_get_there() {
+        let unknown = Cluster::default();
+        let used = Cluster { mesh_gateways: true, ..Cluster::default() };
+        let own = Cluster { datacenter: Some("dc2".to_owned()), ..Cluster::default() };
         for upstreams in ["db:1", "db:1:dc2?mesh_gateway_mode=remote", "prepared_query:db:1"] {
-            let plan = planned(upstreams, Some(MeshGateways::Unused)).unwrap();
-            assert!(!plan.needs_gateways && plan.warnings.is_empty(), "{upstreams}");
+            assert_eq!(warnings(upstreams, &unknown), Vec::<String>::new(), "{upstreams}");
         }
-        let plan = planned("a:1,db:2:dc2", Some(MeshGateways::Used)).unwrap();
-        assert!(!plan.needs_gateways && plan.warnings.is_empty());
-        let plan = planned("a:1,db:2:dc2", None).unwrap();
-        assert!(plan.needs_gateways && plan.warnings[0].contains("`db (datacenter dc2)`"));
-        let denial = planned("a:1,db:2:dc2", Some(MeshGateways::Unused)).unwrap_err();
-        assert_eq!(denial.reason, Reason::NoMeshGateway);
-        assert!(denial.message.contains("?mesh_gateway_mode=local"), "{}", denial.message);
+        assert_eq!(warnings("a:1,db:2:dc2", &used), Vec::<String>::new());
+        assert_eq!(warnings("a:1,db:2:dc2", &own), Vec::<String>::new());
+        for cluster in
+            [&unknown, &Cluster { datacenter: Some("dc1".to_owned()), ..unknown.clone() }]
+        {
+            let warnings = warnings("a:1,db:2:dc2", cluster);
+            assert_eq!(warnings.len(), 1);
+            assert!(warnings[0].contains("?mesh_gateway_mode=local"), "{warnings:?}");
+            assert!(warnings[0].contains("`db (datacenter dc2)`"), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn an_upstream_on_all_addresses_is_warned_of() {
+        let warnings = warnings("a:1?local_bind_address=0.0.0.0,b:2", &Cluster::default());
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].contains("upstream `a`"), "{warnings:?}");
     }
 }

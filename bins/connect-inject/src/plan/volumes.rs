@@ -7,11 +7,10 @@ use serde_json::{Map, Value};
 
 use super::{Surroundings, read};
 use crate::annotation;
-use crate::denial::Denial;
+use crate::json::quoted;
 use crate::names::{FOLDER, TOKEN_FOLDER, TOKEN_VOLUME, VOLUME};
+use crate::outcome::{Denial, Reason};
 use crate::pod::Pod;
-use crate::reason::Reason;
-use crate::shape::quoted;
 
 /// Volumes and mounts besides our own.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,6 +51,9 @@ pub(super) fn volumes(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<Volumes
         let is_detour = |part: &str| matches!(part, "" | "." | "..");
         if path.trim_end_matches('/').split('/').skip(1).any(is_detour) {
             return Err(deny(format!("write {} without empty parts, `.` and `..`", quoted(path))));
+        }
+        if path.trim_end_matches('/').is_empty() {
+            return Err(deny("a mount at `/` hides the sidecar's files".to_owned()));
         }
         let ours = [FOLDER, TOKEN_FOLDER]
             .iter()
@@ -114,8 +116,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::decision::tests::policy;
-    use crate::plan::plan;
+    use crate::plan::tests::plan_alone;
+    use crate::policy::tests::policy;
 
     fn planned(annotations: &Value) -> Result<Volumes, Denial> {
         let pod = json!({"metadata": {"annotations": annotations}, "spec": {
@@ -125,7 +127,7 @@ mod tests {
                 {"name": "full", "volumeMounts": [{"name": "tls", "mountPath": "/consul/connect-inject/"}]},
             ],
         }});
-        plan(Pod::new(&pod), &policy()).map(|plan| plan.volumes)
+        plan_alone(&pod, &policy()).map(|plan| plan.volumes)
     }
 
     #[test]
@@ -157,6 +159,7 @@ mod tests {
             (annotation::USER_MOUNTS, r#"[{"name":"x","mountPath":"/a"}]"#, "no volume `x`"),
             (annotation::USER_MOUNTS, r#"[{"name":"tls"}]"#, "no `mountPath`"),
             (annotation::USER_MOUNTS, r#"[{"name":"tls","mountPath":"a"}]"#, "no `mountPath`"),
+            (annotation::USER_MOUNTS, r#"[{"name":"tls","mountPath":"/"}]"#, "hides"),
             (
                 annotation::USER_MOUNTS,
                 r#"[{"name":"tls","mountPath":"/consul/connect-inject/x"}]"#,

@@ -42,7 +42,7 @@ fn unready(state: &State) -> Option<String> {
     if !state.ready.load(Ordering::Relaxed) {
         return Some("about to end".to_owned());
     }
-    state.tls.unready()
+    state.knowledge.unready().or_else(|| state.tls.unready())
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

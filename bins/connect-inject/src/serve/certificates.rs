@@ -1,16 +1,12 @@
 //! The certificate that the webhook shows, wherever it comes from.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::ServerConfig;
 
+use super::clock::{LAST_MINUTE, now};
 use super::self_managed::SelfManaged;
 use super::tls::Pair;
-
-/// How long before its end a certificate is no good any more: a request must
-/// have time to be answered.
-pub(super) const LAST_MINUTE: i64 = 60;
 
 /// The certificate that the webhook shows.
 #[derive(Debug)]
@@ -19,15 +15,6 @@ pub(crate) enum Certificates {
     Files(Pair),
     /// Made by the replicas.
     SelfManaged(Box<SelfManaged>),
-}
-
-/// The time in seconds since 1970.
-pub(super) fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .ok()
-        .and_then(|since| i64::try_from(since.as_secs()).ok())
-        .unwrap_or_default()
 }
 
 // === impl Certificates ===

@@ -1,8 +1,10 @@
-//! Connections: accepted, encrypted if there is a certificate, and bounded in
-//! number and time whatever the client does.
+//! Connections: accepted always, encrypted if there is a certificate, and bounded
+//! in number and time whatever the client does. At the limit, the one that was
+//! idle longest is closed for the next.
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,24 +17,23 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::certificates::Certificates;
+use super::open::{Limits, Open, Ticket};
 
-/// The most connections at a time. API servers are few, and keep few each.
-const MOST_CONNECTIONS: usize = 512;
 /// The most bytes of a connection that have arrived and are not read yet.
 const MOST_UNREAD: usize = 128 << 10;
+/// The most requests of one HTTP/2 connection at a time.
+const MOST_STREAMS: u32 = 64;
 /// How long a client may take for the TLS handshake, and again for its first
 /// request.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
-/// How long a connection of HTTP/1.1 may be idle. Longer than the 90 s of the
-/// API server, so that it is the one to close: a request that crosses with a
-/// close fails.
+/// How long a connection may be idle. Longer than the 90 s of the API server, so
+/// that it is the one to close: a request that crosses with a close fails.
 const IDLE: Duration = Duration::from_secs(120);
 /// How old a connection may become, so that new replicas get their share and
 /// new certificates are seen.
@@ -44,6 +45,7 @@ const LAST_REQUEST: Duration = Duration::from_secs(15);
 pub(crate) async fn serve<H, F>(
     listener: TcpListener,
     tls: Option<Arc<Certificates>>,
+    limits: Limits,
     handler: H,
     stop: CancellationToken,
 ) where
@@ -51,16 +53,27 @@ pub(crate) async fn serve<H, F>(
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     let connections = TaskTracker::new();
-    let free = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    while let Some(stream) = stop.run_until_cancelled(next(&listener, &free)).await {
-        let Some((stream, permit)) = stream else { continue };
+    let open = Open::new(limits);
+    while let Some(stream) = stop.run_until_cancelled(next(&listener)).await {
+        let Some((stream, peer)) = stream else { continue };
+        let ticket = open.enter(peer);
         let (tls, handler, stop) = (tls.clone(), handler.clone(), stop.clone());
         connections.spawn(async move {
-            match tls {
-                None => http(stream, false, handler, stop).await,
-                Some(certificates) => https(stream, &certificates, handler, stop).await,
+            let closed = ticket.closed();
+            let serving = async {
+                match tls {
+                    None => http(stream, false, &ticket, handler, stop).await,
+                    Some(certificates) => {
+                        https(stream, &certificates, &ticket, handler, stop).await;
+                    }
+                }
+            };
+            tokio::select! {
+                () = serving => {}
+                () = closed.cancelled() => {
+                    tracing::debug!(%peer, "closed the connection that was idle longest");
+                }
             }
-            drop(permit);
         });
     }
     drop(listener);
@@ -68,19 +81,15 @@ pub(crate) async fn serve<H, F>(
     connections.wait().await;
 }
 
-/// The next connection, when there may be one more.
-async fn next(
-    listener: &TcpListener,
-    free: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = Arc::clone(free).acquire_owned().await.ok()?;
+/// The next connection, and whose it is.
+async fn next(listener: &TcpListener) -> Option<(TcpStream, IpAddr)> {
     match listener.accept().await {
-        Ok((stream, _)) => {
+        Ok((stream, peer)) => {
             // Answers are short: none of them is to wait for another packet.
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "cannot turn Nagle's algorithm off");
             }
-            Some((stream, permit))
+            Some((stream, peer.ip()))
         }
         Err(error) => {
             tracing::warn!(%error, "cannot accept a connection");
@@ -94,28 +103,30 @@ async fn next(
 async fn https<H, F>(
     stream: TcpStream,
     certificates: &Certificates,
+    ticket: &Ticket,
     handler: H,
     stop: CancellationToken,
 ) where
     H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
+    let peer = ticket.peer();
     let Some(config) = certificates.current() else {
-        tracing::info!("no TLS handshake: there is no certificate yet");
+        tracing::info!(%peer, "no TLS handshake: there is no certificate yet");
         return;
     };
     let handshake = TlsAcceptor::from(config).accept(stream);
     match timeout(FIRST_REQUEST, handshake).await {
         Ok(Ok(stream)) => {
             let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            http(stream, is_h2, handler, stop).await;
+            http(stream, is_h2, ticket, handler, stop).await;
         }
-        Ok(Err(error)) => tracing::info!(%error, "no TLS handshake"),
-        Err(_) => tracing::info!("no TLS handshake in time"),
+        Ok(Err(error)) => tracing::info!(%peer, %error, "no TLS handshake"),
+        Err(_) => tracing::info!(%peer, "no TLS handshake in time"),
     }
 }
 
-async fn http<I, H, F>(stream: I, is_h2: bool, handler: H, stop: CancellationToken)
+async fn http<I, H, F>(stream: I, is_h2: bool, ticket: &Ticket, handler: H, stop: CancellationToken)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
@@ -130,33 +141,30 @@ where
         .timer(TokioTimer::new())
         .initial_connection_window_size(unread)
         .initial_stream_window_size(unread)
+        .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(16 << 10);
     let builder = if is_h2 { builder.http2_only() } else { builder.http1_only() };
 
-    let began = CancellationToken::new();
     let service = service_fn(|request| {
-        began.cancel();
+        let busy = ticket.busy();
         let answer = handler(request);
-        async { Ok::<_, Infallible>(answer.await) }
+        async move {
+            let answer = answer.await;
+            drop(busy);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = silent(&began) => return,
-        () = either(stop.cancelled(), sleep(MOST_AGE)) => {
+        () = ticket.silent(FIRST_REQUEST) => return,
+        () = either(stop.cancelled(), either(sleep(MOST_AGE), ticket.idle(IDLE))) => {
             connection.as_mut().graceful_shutdown();
             timeout(LAST_REQUEST, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke");
-    }
-}
-
-/// Waits for a client that does not send its first request in time.
-async fn silent(began: &CancellationToken) {
-    if timeout(FIRST_REQUEST, began.cancelled()).await.is_ok() {
-        std::future::pending::<()>().await;
+        tracing::debug!(peer = %ticket.peer(), %error, "a connection broke");
     }
 }
 

@@ -11,7 +11,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use crate::reason::Reason;
+use crate::outcome::Reason;
 
 /// What is counted and measured.
 #[derive(Debug)]

@@ -1,19 +1,23 @@
 //! `connect-inject serve`: the webhook, its admin port and their end.
 
 mod admin;
+pub(crate) mod api;
+mod bodies;
 pub(crate) mod certificates;
+mod clock;
 mod connection;
-mod gateways;
+mod knowledge;
 mod metrics;
+mod open;
+mod review;
 pub(crate) mod self_managed;
 pub(crate) mod tls;
-mod version;
 mod webhook;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use runtime::{Exit, Failure, Signals};
@@ -21,16 +25,24 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::ServeArgs;
 use crate::policy::Policy;
+use api::Api;
+use bodies::Bodies;
 use certificates::Certificates;
+use knowledge::{Knowledge, Sources};
 use metrics::Metrics;
+use open::Limits;
 
 /// How long reviews in flight may take once no new ones are accepted. It fits
 /// into the API server's own timeout for a webhook, which is 30 s at most.
 const DRAIN: Duration = Duration::from_secs(15);
 
-/// What the flags mean.
+/// Connections of the webhook. API servers are few, and keep few each.
+const WEBHOOK: Limits = Limits { all: 256, peer: 128 };
+/// Connections of the admin port, which are the kubelet's and Prometheus's.
+const ADMIN: Limits = Limits { all: 32, peer: 16 };
+
+/// What to serve, and by what rules.
 pub(crate) struct Settings {
     /// Where reviews are answered.
     pub(crate) listen: SocketAddr,
@@ -40,60 +52,41 @@ pub(crate) struct Settings {
     pub(crate) tls: Certificates,
     /// How long reviews are still answered after the first signal.
     pub(crate) shutdown_delay: Duration,
-    /// The agent that is asked of Consul's central configuration.
+    /// The agent that is asked for Consul's central configuration.
     pub(crate) agent: consul::Agent,
     /// What the operator decided.
     pub(crate) policy: Policy,
-    /// The way to the Kubernetes API, if the cluster's version is asked for there.
-    pub(crate) version_of: Option<kube::Client>,
+    /// The Kubernetes API, if it is asked for the cluster's version.
+    pub(crate) version_of: Option<Api>,
 }
 
 /// What the webhook and its admin port share.
 #[derive(Debug)]
 struct State {
-    /// What the operator decided, and what is known of the cluster.
-    policy: RwLock<Arc<Policy>>,
-    agent: consul::Agent,
+    policy: Arc<Policy>,
+    knowledge: Knowledge,
     tls: Arc<Certificates>,
     metrics: Metrics,
     ready: AtomicBool,
-    /// The memory that is free for bodies, in bytes.
-    bodies: Semaphore,
+    bodies: Bodies,
     /// The turn of long reviews.
     long: Arc<Semaphore>,
 }
 
-impl State {
-    /// What reviews are judged by now.
-    fn policy(&self) -> Arc<Policy> {
-        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// What they are judged by from now on.
-    fn decide(&self, policy: Policy) {
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
-    }
-}
-
 /// Serves until it is asked to end.
-pub(crate) async fn run(args: ServeArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let settings = args.settings().await?;
+pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<ExitCode, Failure> {
     let Settings { listen, admin_listen, tls, shutdown_delay, agent, policy, version_of } =
         settings;
     let tls = Arc::new(tls);
     let state = Arc::new(State {
-        policy: RwLock::new(Arc::new(policy)),
-        agent,
+        policy: Arc::new(policy),
+        knowledge: Knowledge::new(),
         tls: Arc::clone(&tls),
         metrics: Metrics::new(),
         ready: AtomicBool::new(true),
-        bodies: Semaphore::new(webhook::MOST_BYTES_OF_ALL),
+        bodies: Bodies::new(),
         long: Arc::new(Semaphore::new(1)),
     });
-    if let Some(client) = &version_of {
-        // Before the first review, if it is to be had: so that all pods are alike.
-        version::learn(client, &state).await;
-    }
     let webhook = bind("--listen", listen).await?;
     let admin = bind("--admin-listen", admin_listen).await?;
     tracing::info!(address = %address(&webhook), "answering reviews over HTTPS");
@@ -103,6 +96,7 @@ pub(crate) async fn run(args: ServeArgs, mut signals: Signals) -> Result<ExitCod
     let mut serving = tokio::spawn(connection::serve(
         webhook,
         Some(tls),
+        WEBHOOK,
         {
             let state = Arc::clone(&state);
             move |request| webhook::answer(Arc::clone(&state), request)
@@ -113,6 +107,7 @@ pub(crate) async fn run(args: ServeArgs, mut signals: Signals) -> Result<ExitCod
     let watched = tokio::spawn(connection::serve(
         admin,
         None,
+        ADMIN,
         {
             let state = Arc::clone(&state);
             move |request| std::future::ready(admin::answer(&state, &request))
@@ -125,15 +120,20 @@ pub(crate) async fn run(args: ServeArgs, mut signals: Signals) -> Result<ExitCod
         async move { state.tls.keep().await }
     });
 
-    if let Some(client) = version_of {
+    let mut asked = tokio::spawn({
         let state = Arc::clone(&state);
-        tokio::spawn(async move { version::keep(&client, &state).await });
-    }
+        let sources = Sources { kubernetes: version_of, agent };
+        async move {
+            state.knowledge.keep(&sources).await;
+            std::future::pending::<()>().await;
+        }
+    });
 
     let signal = tokio::select! {
         signal = signals.next() => signal,
         _ = &mut serving => return Err(Failure::new(Exit::Failure, "the webhook's task ended")),
         _ = watched => return Err(Failure::new(Exit::Failure, "the admin port's task ended")),
+        _ = &mut asked => return Err(Failure::new(Exit::Failure, "the cluster's task ended")),
         _ = &mut kept => return Err(Failure::new(Exit::Failure, "the certificate's task ended")),
     };
     tracing::info!(delay = ?shutdown_delay, "{signal}: not ready any more, still serving");

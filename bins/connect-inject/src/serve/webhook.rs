@@ -1,38 +1,31 @@
 //! `POST /mutate`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Bytes, Incoming};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 use tracing::Instrument;
 use tracing::field::Empty;
 
-use super::{State, gateways};
-use crate::admission::{self, Reviewed};
-use crate::policy::Policy;
-use crate::reason::{Outcome, Reason};
+use super::State;
+use super::review::{self, Reviewed};
+use crate::outcome::{Outcome, Reason, sentence};
+use crate::policy::{Cluster, Policy};
 
-/// The most bytes of a review. An API server takes requests of 3 MiB at most.
-const MOST_BYTES: usize = 8 << 20;
 /// The most bytes that a review may take up once it is read.
 const MOST_WEIGHT: usize = 64 << 20;
-/// The most bytes of bodies that are being read, all together.
-pub(super) const MOST_BYTES_OF_ALL: usize = 64 << 20;
 /// The longest body that is reviewed on the thread that all connections share. A
 /// longer one would hold up the others.
 const SHORT: usize = 128 << 10;
-/// How long a body may take to arrive. The API server itself waits for 10 s, if
-/// it is not told otherwise.
-const BODY: Duration = Duration::from_secs(10);
 
 /// Why a request is answered with an HTTP error. There is no review to answer
 /// then, and no uid.
 #[derive(Debug)]
-struct Refusal {
+pub(super) struct Refusal {
     reason: Reason,
     message: String,
 }
@@ -90,22 +83,19 @@ async fn answer_logged(state: Arc<State>, request: Request<Incoming>) -> Respons
 
 async fn review(state: &State, request: Request<Incoming>) -> Result<(Reviewed, Bytes), Refusal> {
     if request.uri().path() != "/mutate" {
-        return Err(Refusal::new(Reason::NotFound, "nothing here: reviews are posted to /mutate"));
+        return Err(Refusal::new(Reason::NotFound, "not found: reviews are posted to /mutate"));
     }
     if request.method() != Method::POST {
         return Err(Refusal::new(Reason::MethodNotAllowed, "reviews are posted"));
     }
     check_type(&request)?;
-    let Arrived { bytes, share } = body(request.into_body(), &state.bodies).await?;
-    let body = Bytes::from(bytes);
-    let policy = state.policy();
-    let (mut reviewed, mut answer) = judge(&body, &policy, &state.long).await?;
-    if reviewed.needs_gateways {
-        let mesh_gateways = gateways::ask(&state.agent).await;
-        let policy = Arc::new(Policy { mesh_gateways, ..Policy::clone(&policy) });
-        (reviewed, answer) = judge(&body, &policy, &state.long).await?;
-    }
-    drop(share);
+    let arrived = Arc::new(state.bodies.read(request.into_body()).await?);
+    let job = {
+        let (policy, cluster) = (Arc::clone(&state.policy), state.knowledge.cluster());
+        let arrived = Arc::clone(&arrived);
+        move || judged(&arrived.bytes, &policy, &cluster)
+    };
+    let (reviewed, answer) = in_turn(arrived.bytes.len(), &state.long, job).await?;
     tracing::Span::current()
         .record("uid", &reviewed.uid)
         .record("namespace", &reviewed.namespace)
@@ -113,22 +103,21 @@ async fn review(state: &State, request: Request<Incoming>) -> Result<(Reviewed, 
     Ok((reviewed, answer))
 }
 
-/// Judges a review: a short one at once, a long one apart and in turn, because
-/// it takes long and much more memory than its body.
-async fn judge(
-    body: &Bytes,
-    policy: &Arc<Policy>,
+/// Judges a short review at once, and a long one apart and in turn, because it
+/// takes long and much more memory than its body.
+async fn in_turn<T: Send + 'static>(
+    length: usize,
     long: &Arc<Semaphore>,
-) -> Result<(Reviewed, Bytes), Refusal> {
-    if body.len() <= SHORT {
-        return judged(body, policy);
+    job: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    if length <= SHORT {
+        return job();
     }
     let turn = Arc::clone(long).acquire_owned().await;
-    let (body, policy) = (Bytes::clone(body), Arc::clone(policy));
     let job = move || {
         // To the end of the job, even if nobody waits for it any more.
         let _turn = turn;
-        judged(&body, &policy)
+        job()
     };
     tokio::task::spawn_blocking(job).await.unwrap_or_else(|error| {
         Err(Refusal::new(Reason::Incomplete, format!("the review was given up: {error}")))
@@ -136,17 +125,17 @@ async fn judge(
 }
 
 /// What becomes of a review, and the answer's body.
-fn judged(body: &[u8], policy: &Policy) -> Result<(Reviewed, Bytes), Refusal> {
+fn judged(body: &[u8], policy: &Policy, cluster: &Cluster) -> Result<(Reviewed, Bytes), Refusal> {
     if weight(body) > MOST_WEIGHT {
         return Err(Refusal::new(Reason::TooLarge, "the body has more parts than any pod"));
     }
-    let review = admission::read(body).map_err(|error| {
+    let review = review::read(body).map_err(|error| {
         Refusal::new(
             Reason::Malformed,
-            format!("the body is no AdmissionReview of admission.k8s.io/v1 or v1beta1: {error}"),
+            format!("expected an AdmissionReview of admission.k8s.io/v1 or v1beta1: {error}"),
         )
     })?;
-    let reviewed = review.review(policy);
+    let reviewed = review.review(policy, cluster);
     let answer = serde_json::to_vec(&reviewed.answer).expect("an answer has string keys only");
     Ok((reviewed, answer.into()))
 }
@@ -183,53 +172,12 @@ fn check_type(request: &Request<Incoming>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A body that has arrived, and its share of the memory for bodies.
-struct Arrived<'a> {
-    bytes: Vec<u8>,
-    share: SemaphorePermit<'a>,
-}
-
-/// Reads a body, within the memory that there is for all of them: what does not
-/// fit waits for others to be done.
-async fn body(body: Incoming, free: &Semaphore) -> Result<Arrived<'_>, Refusal> {
-    let too_large =
-        || Refusal::new(Reason::TooLarge, format!("the body is larger than {MOST_BYTES} bytes"));
-    // By its own account already.
-    if body.size_hint().lower() > MOST_BYTES as u64 {
-        return Err(too_large());
-    }
-    let mut body = Limited::new(body, MOST_BYTES);
-    let closed = |_| Refusal::new(Reason::Incomplete, "no more bodies are read");
-    let share = free.acquire_many(0).await.map_err(closed)?;
-    // Its own account again; what has not arrived yet takes no memory.
-    let expected = usize::try_from(body.size_hint().lower()).unwrap_or_default();
-    let mut arrived = Arrived { bytes: Vec::with_capacity(expected), share };
-    let reading = async {
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    return too_large();
-                }
-                Refusal::new(Reason::Incomplete, format!("the body did not arrive: {error}"))
-            })?;
-            let Some(data) = frame.data_ref() else { continue };
-            let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
-            arrived.share.merge(free.acquire_many(bytes).await.map_err(closed)?);
-            arrived.bytes.extend_from_slice(data);
-        }
-        Ok(())
-    };
-    match tokio::time::timeout(BODY, reading).await {
-        Ok(done) => done.map(|()| arrived),
-        Err(_) => Err(Refusal::new(Reason::Incomplete, "the body did not arrive in time")),
-    }
-}
-
 // === impl Refusal ===
 
 impl Refusal {
-    fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+    pub(super) fn new(reason: Reason, message: impl AsRef<str>) -> Self {
+        // It may quote what was sent, which is not to write lines of its own.
+        Self { reason, message: sentence(message.as_ref()) }
     }
 
     fn status(&self) -> StatusCode {

@@ -120,25 +120,45 @@ fn the_policy_is_that_of_the_flags_and_the_environment() {
     let pod = yaml(&out);
     let command = pod["spec"]["containers"][0]["command"].as_array().unwrap();
     assert_eq!(command[command.len() - 2..], ["--log-level", "debug"]);
-    let addresses = &pod["spec"]["initContainers"][0]["env"].as_array().unwrap()[6..];
+    let addresses = &pod["spec"]["initContainers"][0]["env"].as_array().unwrap()[7..];
     assert_eq!(addresses[0]["value"], "https://$(NODE_NAME):8501");
 }
 
 #[test]
-fn every_mistake_is_reported_in_one_run() {
-    let mut command = assert_cmd::cargo::cargo_bin_cmd!("connect-inject");
-    command.args(["inject", "--init-image", "", "--envoy-image", "a b"]).args([
-        "--envoy-extra-args",
-        "'",
-        "--consul-grpc-addr-template",
-        "$(X)",
-    ]);
-    let (code, out, log) = run(&mut command, ECHO_SERVER);
-    assert_eq!((code, out.as_str()), (64, ""));
-    for flag in
-        ["--init-image", "--envoy-image", "--envoy-extra-args", "--consul-grpc-addr-template"]
-    {
-        assert!(log.contains(flag), "{log}");
+fn a_mistake_is_named_with_its_flag_and_what_is_accepted() {
+    for (flag, value, accepted) in [
+        ("--init-image", "", "such as `registry/name:tag`"),
+        ("--envoy-image", "a b", "such as `registry/name:tag`"),
+        ("--envoy-extra-args", "'", "column 1"),
+        ("--consul-grpc-addr-template", "$(X)", "unknown variable `$(X)`"),
+        ("--default-sidecar-proxy-cpu-limit", "1mm", "column 2"),
+        ("--sidecar-mode", "natif", "`auto`, `native` or `container`"),
+        ("--kubernetes-version", "new", "such as `1.31`"),
+        ("--consul-ca-cert", "/none", "cannot read /none"),
+        ("--acl-auth-method", "a b", "expected one word"),
+    ] {
+        let mut command = command("inject");
+        for pair in IMAGES.chunks(2).filter(|pair| pair[0] != flag) {
+            command.args(pair);
+        }
+        let (code, out, log) = run(command.arg(format!("{flag}={value}")), ECHO_SERVER);
+        assert_eq!((code, out.as_str()), (64, ""), "{flag}");
+        assert!(log.contains(flag) && log.contains(accepted), "{log}");
+    }
+    let contradictions = [
+        "--init-container-cpu-limit=1m",
+        "--default-sidecar-proxy-memory-limit=1",
+        "--sidecar-mode=native",
+        "--kubernetes-version=1.28",
+    ];
+    let (code, _, log) = run(inject().args(contradictions), ECHO_SERVER);
+    assert_eq!(code, 64);
+    for problem in [
+        "--init-container: the cpu request `50m` is above the cpu limit `1m`",
+        "--default-sidecar-proxy: the memory request",
+        "--sidecar-mode: Kubernetes 1.28 has no native sidecars",
+    ] {
+        assert!(log.contains(problem), "{problem}: {log}");
     }
 }
 
@@ -190,9 +210,4 @@ fn agents_with_tls_and_pods_of_several_services() {
     let token = &yaml(&out)["spec"]["volumes"][1]["projected"]["sources"][0]["serviceAccountToken"];
     assert_eq!(token["path"], "token");
     assert_eq!(token["expirationSeconds"], 3600);
-
-    let (code, _, log) =
-        run(inject().args(["--consul-ca-cert", "/none", "--acl-auth-method", "a b"]), "");
-    assert_eq!(code, 64);
-    assert!(log.contains("--consul-ca-cert: cannot read /none") && log.contains("`a b`"), "{log}");
 }

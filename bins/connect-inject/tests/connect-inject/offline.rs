@@ -92,7 +92,7 @@ fn the_policy_may_be_in_a_file() {
         if is_injected(&yaml(&out)) { yaml(&out) } else { Value::Null }
     };
     policy(
-        "init-image: i:1\nenvoy-image: e:1\ndefault-inject: true\ndefault-envoy-proxy-concurrency: 7\nimage-pull-secret: [a, b]\nkubernetes-version: \"1.30\"\n",
+        "init-image: i:1\nenvoy-image: e:1\ndefault-inject: true\ndefault-envoy-proxy-concurrency: 7\nimage-pull-secret: [a, b]\nkubernetes-version: \"1.32\"\n",
     );
     let pod = injected(run(&mut inject(), plain));
     let sidecar = &pod["spec"]["initContainers"][1];
@@ -115,33 +115,58 @@ fn the_policy_may_be_in_a_file() {
 }
 
 #[test]
-fn every_mistake_of_flags_and_file_is_reported_in_one_run() {
+fn every_mistake_of_the_file_is_reported_in_one_run() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policy.yaml");
-    let text = "kubernetes-version: 1.30\nlisten: x\nimage: {}\nenvoy-image: \"\"\ndefault-inject: perhaps\ninit-container-cpu-limit: 1m\nsidecar-mode: natif\n";
+    let text = "kubernetes-version: 1.30\nlisten: x\nenvoy-imag: e\nenvoy-image: \"\"\ndefault-inject: perhaps\ninit-container-cpu-limit: 1mm\nsidecar-mode: natif\nconfig: x\n";
     runtime::file::write_whole(&file, 0o600, text.as_bytes()).unwrap();
     let mut inject = command("inject");
-    inject.arg("--config").arg(&file).args(["--default-sidecar-proxy-cpu-limit", "1mm"]);
+    inject.arg("--config").arg(&file);
     let (code, out, log) = run(&mut inject, "");
     assert_eq!((code, out.as_str()), (64, ""));
     for mistake in [
         "`kubernetes-version`: write 1.3 in quotes",
-        "`listen`: there is no such flag",
-        "`image`: there is no such flag",
-        "--init-image: required",
-        "--envoy-image: `` is no image",
-        "--default-inject: expected `true` or `false`",
-        "--init-container: the cpu request `50m` is above the cpu limit `1m`",
-        "--sidecar-mode: expected `auto`, `native` or `container`",
-        "--default-sidecar-proxy-cpu-limit: `1mm`: column 2",
+        "`listen`: unknown setting",
+        "`config`: unknown setting",
+        "`envoy-imag`: unknown setting: did you mean `envoy-image`?",
+        "`envoy-image`: expected an image",
+        "`default-inject`: expected `true` or `false`",
+        "`init-container-cpu-limit`: column 2",
+        "`sidecar-mode`: expected `auto`, `native` or `container`",
     ] {
         assert!(log.contains(mistake), "{mistake}: {log}");
     }
-    for text in ["[]", "a: [", "a: 1\na: 2\n"] {
+    for text in ["[]", "a: [", "5"] {
         runtime::file::write_whole(&file, 0o600, text.as_bytes()).unwrap();
         let (code, _, log) = run(command("inject").args(IMAGES).arg("--config").arg(&file), "");
         assert!(code == 64 && log.contains("policy.yaml: "), "{log}");
     }
     let (code, _, log) = run(command("inject").args(IMAGES).args(["--config", "missing.yaml"]), "");
     assert!(code == 64 && log.contains("--config missing.yaml: No such file"), "{log}");
+}
+
+/// I8: an empty list became no flag at all, and the default let everybody in.
+#[test]
+fn an_empty_allow_list_allows_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policy.yaml");
+    let injected = |text: &str, flags: &[&str], variable: Option<&str>| {
+        runtime::file::write_whole(&file, 0o600, text.as_bytes()).unwrap();
+        let mut inject = command("inject");
+        inject.args(IMAGES).arg("--config").arg(&file).args(flags);
+        if let Some(value) = variable {
+            inject.env("CONNECT_INJECT_ALLOW_K8S_NAMESPACE", value);
+        }
+        let (code, out, log) = run(&mut inject, ECHO_SERVER);
+        assert_eq!(code, 0, "{log}");
+        is_injected(&yaml(&out))
+    };
+    assert!(!injected("allow-k8s-namespace: []\n", &[], None));
+    assert!(injected("allow-k8s-namespace: null\n", &[], None), "the default");
+    assert!(injected("allow-k8s-namespace: [default]\n", &[], None));
+    assert!(!injected("allow-k8s-namespace: [other]\n", &[], None));
+    // Flag over environment over file over default.
+    assert!(injected("allow-k8s-namespace: []\n", &[], Some("default")));
+    assert!(!injected("allow-k8s-namespace: []\n", &[], Some("")), "an empty variable is absent");
+    assert!(!injected("allow-k8s-namespace: ['*']\n", &["--allow-k8s-namespace=x"], Some("*")));
 }

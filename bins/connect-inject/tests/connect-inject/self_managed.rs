@@ -173,11 +173,13 @@ async fn without_a_trusted_certificate_it_is_not_ready() {
     let kubernetes = Kubernetes::start();
     kubernetes.fail(Some(403));
     let mut injector = replica(&kubernetes, &[]);
-    injector.await_log("403");
+    injector.await_log("what there is stays as it is");
     let (status, reason) = readiness(&injector).await;
     assert_eq!(status, 503);
     assert!(
-        reason.contains("no certificate yet: cannot read Secret connect-inject-tls"),
+        reason.contains(
+            "no certificate yet: cannot read Secret connect-inject-tls: Kubernetes API http"
+        ),
         "{reason}"
     );
     assert!(reason.contains("out of order"), "{reason}");
@@ -231,18 +233,47 @@ async fn the_clusters_version_is_asked_for() {
         let injected = patched(&pod, &answer);
         injected["spec"]["initContainers"][1]["name"] == "envoy-sidecar"
     };
-    let injector = Injector::start(&["--kubeconfig", &kubeconfig]);
-    assert!(is_native(&injector).await);
+    let ready = async |flags: &[&str]| {
+        let injector = Injector::start(flags);
+        until_ready(&injector).await;
+        injector
+    };
+    kubernetes.upgrade(32);
+    assert!(is_native(&ready(&["--kubeconfig", &kubeconfig]).await).await);
     let told = ["--kubeconfig", &kubeconfig, "--kubernetes-version", "1.28"];
-    assert!(!is_native(&Injector::start(&told)).await);
-    kubernetes.upgrade(28);
-    assert!(!is_native(&Injector::start(&told[..2])).await);
+    assert!(!is_native(&ready(&told).await).await);
+    kubernetes.upgrade(31);
+    assert!(!is_native(&ready(&told[..2]).await).await, "kubelets may be of 1.28");
 
     kubernetes.fail(Some(500));
-    let mut injector = Injector::start(&told[..2]);
+    let mut injector = ready(&told[..2]).await;
     assert!(!is_native(&injector).await);
-    kubernetes.upgrade(29);
+    kubernetes.upgrade(33);
     kubernetes.fail(None);
-    injector.await_log("the version of the cluster");
+    injector.await_log("learnt the version of the API server");
     assert!(is_native(&injector).await);
+}
+
+/// I26: errors had no host, port or cause, and the client library logged each of
+/// them besides; ports were bound only when the API server had answered.
+#[tokio::test]
+async fn an_api_server_that_cannot_be_reached_is_named_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kubeconfig");
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let kubeconfig = format!(
+        "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: 'http://{nobody}'}}}}], \
+         contexts: [{{name: c, context: {{cluster: c, user: u}}}}], users: [{{name: u, user: {{token: t}}}}]}}"
+    );
+    runtime::file::write_whole(&file, 0o600, kubeconfig.as_bytes()).unwrap();
+    let mut injector = Injector::start(&["--kubeconfig", file.to_str().unwrap()]);
+    until_ready(&injector).await;
+    let line = injector.await_log("cannot ask for the cluster's version");
+    let message = line["message"].as_str().unwrap();
+    assert!(message.contains(&format!("http://{nobody}")), "{message}");
+    assert!(message.contains("refused"), "{message}");
+    injector.signal(nix::sys::signal::Signal::SIGTERM);
+    let lines = injector.log_until("not ready any more");
+    assert!(lines.iter().all(|line| line["level"] != "ERROR"), "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line["level"] == "WARN").count(), 1, "{lines:?}");
 }

@@ -10,10 +10,12 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams, PostParams, WatchEvent, WatchParams};
-use kube::{Api, Client};
 use serde_json::json;
+use tracing::instrument::WithSubscriber as _;
+use tracing::subscriber::NoSubscriber;
 
 use super::material::Material;
+use crate::serve::api::{Api, Problem};
 
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,19 +28,11 @@ const SECRET_TYPE: &str = "kubernetes.io/tls";
 /// The two objects, by their names.
 #[derive(Clone)]
 pub(super) struct Cluster {
-    secrets: Api<Secret>,
-    webhooks: Api<MutatingWebhookConfiguration>,
+    api: Api,
+    secrets: kube::Api<Secret>,
+    webhooks: kube::Api<MutatingWebhookConfiguration>,
     webhooks_name: String,
     secret_name: String,
-}
-
-/// What the API server did not do.
-#[derive(Debug)]
-pub(super) enum Problem {
-    /// Somebody else was faster: what they wrote is to be read.
-    Overtaken,
-    /// It can't be had, in a sentence.
-    Failed(String),
 }
 
 /// The Secret as it was read.
@@ -52,18 +46,20 @@ pub(super) struct Read {
 impl Cluster {
     /// The objects of a webhook configuration of that name, and of the Secret
     /// that is named after it.
-    pub(super) fn new(client: &Client, namespace: &str, webhooks_name: String) -> Self {
+    pub(super) fn new(api: Api, namespace: &str, webhooks_name: String) -> Self {
         Self {
-            secrets: Api::namespaced(client.clone(), namespace),
-            webhooks: Api::all(client.clone()),
+            secrets: kube::Api::namespaced(api.client.clone(), namespace),
+            webhooks: kube::Api::all(api.client.clone()),
             secret_name: super::secret_name(&webhooks_name),
             webhooks_name,
+            api,
         }
     }
 
     pub(super) async fn read(&self) -> Result<Read, Problem> {
         let what = format!("read Secret {}", self.secret_name);
-        let secret = within(&what, self.secrets.get_opt(&self.secret_name)).await?;
+        let secret =
+            self.api.within(PATIENCE, &what, self.secrets.get_opt(&self.secret_name)).await?;
         let data = secret.as_ref().and_then(|secret| secret.data.as_ref());
         let material = data.map(Material::read).unwrap_or_default();
         Ok(Read { secret, material })
@@ -77,7 +73,9 @@ impl Cluster {
         if let Some(mut secret) = read.secret {
             // With its resourceVersion, and with what others keep in it.
             secret.data.get_or_insert_default().extend(material.data());
-            within(&what, self.secrets.replace(name, &parameters, &secret)).await?;
+            self.api
+                .within(PATIENCE, &what, self.secrets.replace(name, &parameters, &secret))
+                .await?;
         } else {
             let secret = Secret {
                 metadata: kube::api::ObjectMeta {
@@ -92,7 +90,7 @@ impl Cluster {
                 data: Some(material.data()),
                 ..Secret::default()
             };
-            within(&what, self.secrets.create(&parameters, &secret)).await?;
+            self.api.within(PATIENCE, &what, self.secrets.create(&parameters, &secret)).await?;
         }
         Ok(())
     }
@@ -100,7 +98,7 @@ impl Cluster {
     pub(super) async fn webhooks(&self) -> Result<MutatingWebhookConfiguration, Problem> {
         let name = &self.webhooks_name;
         let what = format!("read MutatingWebhookConfiguration {name}");
-        within(&what, self.webhooks.get_opt(name)).await?.ok_or_else(|| {
+        self.api.within(PATIENCE, &what, self.webhooks.get_opt(name)).await?.ok_or_else(|| {
             Problem::Failed(format!("there is no MutatingWebhookConfiguration {name}"))
         })
     }
@@ -134,7 +132,7 @@ impl Cluster {
         let what = format!("set caBundle in MutatingWebhookConfiguration {}", self.webhooks_name);
         let (parameters, patch) = (PatchParams::default(), Patch::Strategic(patch));
         let patching = self.webhooks.patch(&self.webhooks_name, &parameters, &patch);
-        let healed = within(&what, patching).await?;
+        let healed = self.api.within(PATIENCE, &what, patching).await?;
         Ok((stale, healed.metadata.resource_version.unwrap_or_default()))
     }
 
@@ -146,7 +144,8 @@ impl Cluster {
             .fields(&format!("metadata.name={}", self.webhooks_name))
             .timeout(seconds);
         let watching = async {
-            let events = match self.webhooks.watch(&only, version).await {
+            let watch = self.webhooks.watch(&only, version);
+            let events = match watch.with_subscriber(NoSubscriber::default()).await {
                 Ok(events) => events,
                 Err(error) => {
                     tracing::debug!(%error, "cannot watch the webhook configuration");
@@ -165,26 +164,5 @@ impl Cluster {
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cluster").field("webhooks", &self.webhooks_name).finish_non_exhaustive()
-    }
-}
-
-/// Waits for an answer, within bounds.
-async fn within<T>(
-    what: &str,
-    request: impl Future<Output = kube::Result<T>>,
-) -> Result<T, Problem> {
-    match tokio::time::timeout(PATIENCE, request).await {
-        Ok(Ok(answer)) => Ok(answer),
-        // Written by somebody since, or made by somebody already.
-        Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Problem::Overtaken),
-        Ok(Err(kube::Error::Api(status))) => Err(Problem::Failed(format!(
-            "cannot {what}: {} ({} {})",
-            status.message, status.code, status.reason
-        ))),
-        Ok(Err(error)) => Err(Problem::Failed(format!("cannot {what}: {error}"))),
-        Err(_) => Err(Problem::Failed(format!(
-            "cannot {what}: no answer within {} s",
-            PATIENCE.as_secs()
-        ))),
     }
 }

@@ -8,14 +8,14 @@ mod material;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kube::Client;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 
-use super::certificates::{LAST_MINUTE, now};
+use super::api::{Api, Problem};
+use super::clock::{LAST_MINUTE, now};
 use super::tls::server_config;
-use cluster::{Cluster, Problem};
+use cluster::Cluster;
 use material::{Leaf, Material};
 
 /// How long nothing is looked at if nothing is heard of a change.
@@ -62,9 +62,9 @@ pub(crate) fn secret_name(webhooks: &str) -> String {
 // === impl SelfManaged ===
 
 impl SelfManaged {
-    pub(crate) fn new(client: &Client, names: Names) -> Self {
+    pub(crate) fn new(api: Api, names: Names) -> Self {
         let Names { webhooks, namespace, hosts } = names;
-        let cluster = Cluster::new(client, &namespace, webhooks);
+        let cluster = Cluster::new(api, &namespace, webhooks);
         Self { cluster, hosts, shown: Mutex::default() }
     }
 

@@ -1,15 +1,18 @@
-//! How an injection is taken back: the steps that the injector writes into the
+//! How an edited document is taken back: the steps that `inject` writes into the
 //! pod, and `uninject`, which follows them.
 //!
 //! Places are JSON pointers in which an element of an array has its name behind
 //! its index, `/spec/containers/0:web/env`. So it is found even if another
 //! webhook has put something in front of it since.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::annotation::{STATUS, UNDO};
-use crate::shape::{child, escape};
+use crate::json::patch::Edit;
+use crate::json::{child, escape, find_mut, unescape};
 
 /// What was done, of which the opposite is to be done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +28,8 @@ pub(crate) enum Step {
     Replaced(String, Value),
     /// Elements of these names were put in front of an array.
     Front(String, Vec<String>),
+    /// The same in front of several arrays.
+    FrontOfEach(Vec<String>, Vec<String>),
     /// An element of that name was put behind an array.
     Back(String, String),
 }
@@ -62,8 +67,87 @@ pub(crate) fn uninject(pod: &Value) -> Undone {
     Undone::Pod(pod)
 }
 
-/// A pointer that has nothing escaped, as a place of the document as it is now.
-pub(crate) fn place(document: &Value, pointer: &str) -> String {
+/// Carries the edits out, and says how they are taken back.
+pub(super) fn carry_out(document: &mut Value, edits: Vec<Edit>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for edit in edits {
+        edit_one(document, edit, &mut steps);
+    }
+    steps
+}
+
+/// An editor found each path, so that nothing is missing here.
+fn edit_one(document: &mut Value, edit: Edit, steps: &mut Vec<Step>) {
+    match edit {
+        Edit::Make { path, value, was_null } => {
+            let place = place(document, &path);
+            steps.push(if was_null {
+                Step::MadeOfNull(place.clone())
+            } else {
+                Step::Made(place.clone())
+            });
+            match &value {
+                Value::Object(object) => {
+                    let members = object.keys().map(|key| format!("{place}/{}", escape(key)));
+                    steps.extend(members.map(Step::Added));
+                }
+                Value::Array(array) => front(steps, place, array),
+                _ => {}
+            }
+            insert(document, &path, value);
+        }
+        Edit::Set { path, value, .. } => {
+            let place = place(document, &path);
+            steps.push(match insert(document, &path, value) {
+                Some(old) => Step::Replaced(place, old),
+                None => Step::Added(place),
+            });
+        }
+        Edit::Front { path, values } => {
+            front(steps, place(document, &path), &values);
+            if let Some(Value::Array(array)) = find_mut(document, &path) {
+                array.splice(0..0, values);
+            }
+        }
+        Edit::Back { path, value } => {
+            let wanted = name(&value).unwrap_or_default().to_owned();
+            steps.push(Step::Back(place(document, &path), wanted));
+            if let Some(Value::Array(array)) = find_mut(document, &path) {
+                array.push(value);
+            }
+        }
+    }
+}
+
+/// Notes elements in front of an array. Those of the same names, such as the
+/// variables of many containers, are written down once.
+fn front(steps: &mut Vec<Step>, place: String, values: &[Value]) {
+    let names: Vec<String> =
+        values.iter().map(|value| name(value).unwrap_or_default().to_owned()).collect();
+    let made = matches!(steps.last(), Some(Step::Made(_) | Step::MadeOfNull(_)));
+    let earlier = steps.len().checked_sub(1 + usize::from(made));
+    let mut places = Vec::new();
+    if let Some(earlier) = earlier
+        && matches!(&steps[earlier], Step::FrontOfEach(_, known) if *known == names)
+        && let Step::FrontOfEach(known, _) = steps.remove(earlier)
+    {
+        // Behind the array that was made for these: it is emptied first.
+        places = known;
+    }
+    places.push(place);
+    steps.push(Step::FrontOfEach(places, names));
+}
+
+fn insert(document: &mut Value, path: &str, value: Value) -> Option<Value> {
+    let (parent, key) = path.rsplit_once('/')?;
+    match find_mut(document, parent)? {
+        Value::Object(object) => object.insert(unescape(key).into_owned(), value),
+        _ => None,
+    }
+}
+
+/// A pointer as a place of the document as it is now.
+fn place(document: &Value, pointer: &str) -> String {
     let mut place = String::new();
     let mut value = Some(document);
     for part in pointer.split('/').skip(1) {
@@ -81,32 +165,21 @@ fn name(element: &Value) -> Option<&str> {
     element.get("name")?.as_str()
 }
 
-fn unescape(part: &str) -> String {
-    part.replace("~1", "/").replace("~0", "~")
-}
-
 /// What is at a place.
 fn find<'a>(document: &'a mut Value, place: &str) -> Option<&'a mut Value> {
-    let mut value = document;
+    let mut pointer = String::new();
+    let mut value = &*document;
     for part in place.split('/').skip(1) {
-        value = match value {
-            Value::Object(object) => object.get_mut(&unescape(part))?,
-            Value::Array(array) => {
-                let (index, wanted) = match part.split_once(':') {
-                    Some((index, wanted)) => (index, Some(unescape(wanted))),
-                    None => (part, None),
-                };
-                let index = index.parse().ok()?;
-                let index = match wanted {
-                    Some(wanted) => near(array, &wanted, index)?,
-                    None => index,
-                };
-                array.get_mut(index)?
+        let part: Cow<'_, str> = match (value, part.split_once(':')) {
+            (Value::Array(array), Some((index, wanted))) => {
+                near(array, &unescape(wanted), index.parse().ok()?)?.to_string().into()
             }
-            _ => return None,
+            _ => part.into(),
         };
+        value = child(value, &part)?;
+        pointer.extend(["/", &*part]);
     }
-    Some(value)
+    find_mut(document, &pointer)
 }
 
 /// The element of that name: at `index`, or the first that has it.
@@ -123,7 +196,17 @@ fn remove(document: &mut Value, place: &str) {
     if let Some((parent, key)) = place.rsplit_once('/')
         && let Some(Value::Object(object)) = find(document, parent)
     {
-        object.remove(&unescape(key));
+        object.remove(&*unescape(key));
+    }
+}
+
+fn take_from_front(pod: &mut Value, place: &str, names: &[String]) {
+    if let Some(Value::Array(array)) = find(pod, place) {
+        for name in names {
+            if let Some(index) = near(array, name, 0) {
+                array.remove(index);
+            }
+        }
     }
 }
 
@@ -155,16 +238,13 @@ impl Step {
                 if let Some((parent, key)) = place.rsplit_once('/')
                     && let Some(Value::Object(object)) = find(pod, parent)
                 {
-                    object.insert(unescape(key), old.clone());
+                    object.insert(unescape(key).into_owned(), old.clone());
                 }
             }
-            Self::Front(place, names) => {
-                if let Some(Value::Array(array)) = find(pod, place) {
-                    for name in names {
-                        if let Some(index) = near(array, name, 0) {
-                            array.remove(index);
-                        }
-                    }
+            Self::Front(place, names) => take_from_front(pod, place, names),
+            Self::FrontOfEach(places, names) => {
+                for place in places {
+                    take_from_front(pod, place, names);
                 }
             }
             Self::Back(place, wanted) => {
@@ -185,11 +265,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::decision::tests::policy;
-    use crate::verdict::judge;
+    use crate::inject::edited;
+    use crate::judge::judge;
+    use crate::policy::Cluster;
+    use crate::policy::tests::policy;
 
     fn injected(pod: &Value) -> Value {
-        judge(pod.clone(), "default", &policy()).injected.unwrap().pod
+        let edits = judge(pod, "default", &policy(), &Cluster::default()).edits.unwrap();
+        edited(pod.clone(), edits).unwrap()
     }
 
     fn pod() -> Value {
@@ -242,6 +325,7 @@ mod tests {
             let steps = vec![
                 Step::Made(place.clone()), Step::MadeOfNull(place.clone()), Step::Added(place.clone()),
                 Step::Replaced(place.clone(), Value::Null), Step::Front(place.clone(), vec![name.clone()]),
+                Step::FrontOfEach(vec![place.clone()], vec![name.clone()]),
                 Step::Back(place, name),
             ];
             for step in steps {

@@ -131,6 +131,14 @@ impl Resources {
         [("cpu", &self.cpu), ("memory", &self.memory)]
     }
 
+    /// Whether each request equals its limit, as the QoS class Guaranteed requires.
+    #[cfg(test)]
+    pub(crate) fn is_equal(&self) -> bool {
+        self.each()
+            .iter()
+            .all(|(_, bounds)| bounds.request.is_some() && bounds.request == bounds.limit)
+    }
+
     /// Whether a request is above its limit, which the API server refuses.
     pub(crate) fn check(&self) -> Result<(), String> {
         for (name, Bounds { request, limit }) in self.each() {

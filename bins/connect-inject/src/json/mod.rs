@@ -1,5 +1,8 @@
-//! The shape of raw JSON: pointers into it, and what is of the wrong type.
+//! Raw JSON: pointers into it, what is of the wrong type, and edits.
 
+pub(crate) mod patch;
+
+use std::borrow::Cow;
 use std::fmt;
 
 use serde_json::Value;
@@ -25,17 +28,22 @@ pub(crate) fn escape(key: &str) -> String {
     part
 }
 
-/// What is in an object or array under a part of a JSON pointer that has nothing
-/// escaped. [`Value::pointer`] makes two copies of each part.
+/// A part of a JSON pointer as a key.
+pub(crate) fn unescape(part: &str) -> Cow<'_, str> {
+    if part.contains('~') { part.replace("~1", "/").replace("~0", "~").into() } else { part.into() }
+}
+
+/// What is in an object or array under a part of a JSON pointer.
+/// [`Value::pointer`] makes two copies of each part.
 pub(crate) fn child<'a>(value: &'a Value, part: &str) -> Option<&'a Value> {
     match value {
-        Value::Object(object) => object.get(part),
-        Value::Array(array) => array.get(part.parse::<usize>().ok()?),
+        Value::Object(object) => object.get(&*unescape(part)),
+        Value::Array(array) => array.get(index(part)?),
         _ => None,
     }
 }
 
-/// What is at a JSON pointer that has nothing escaped.
+/// What is at a JSON pointer.
 pub(crate) fn find<'a>(value: &'a Value, pointer: &str) -> Option<&'a Value> {
     pointer.split('/').skip(1).try_fold(value, child)
 }
@@ -43,10 +51,26 @@ pub(crate) fn find<'a>(value: &'a Value, pointer: &str) -> Option<&'a Value> {
 /// The same, to be changed.
 pub(crate) fn find_mut<'a>(value: &'a mut Value, pointer: &str) -> Option<&'a mut Value> {
     pointer.split('/').skip(1).try_fold(value, |value, part| match value {
-        Value::Object(object) => object.get_mut(part),
-        Value::Array(array) => array.get_mut(part.parse::<usize>().ok()?),
+        Value::Object(object) => object.get_mut(&*unescape(part)),
+        Value::Array(array) => array.get_mut(index(part)?),
         _ => None,
     })
+}
+
+fn index(part: &str) -> Option<usize> {
+    part.parse().ok().filter(|_| !part.starts_with('+'))
+}
+
+/// About how many bytes a value takes as text.
+pub(crate) fn weight(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len() + 3,
+        Value::Array(array) => array.iter().fold(2, |sum, value| sum + weight(value)),
+        Value::Object(object) => {
+            object.iter().fold(2, |sum, (key, value)| sum + key.len() + 4 + weight(value))
+        }
+        _ => 6,
+    }
 }
 
 /// A text as errors quote it: no longer than a line, and on one.
@@ -86,7 +110,7 @@ impl fmt::Display for WrongShape {
                 place.extend(["[", part, "]"]);
             } else {
                 place.push_str(if place.is_empty() { "" } else { "." });
-                place.push_str(&part.replace("~1", "/").replace("~0", "~"));
+                place.push_str(&unescape(part));
             }
         }
         if place.is_empty() {
@@ -102,10 +126,12 @@ mod tests {
 
     #[test]
     fn a_pointer_leads_where_serde_jsons_own_does() {
-        let mut value = serde_json::json!({"a": [{"b": 1}, null], "c": {"0": 2}, "": {"": 3}});
-        for pointer in
-            ["", "/a", "/a/0/b", "/a/1", "/a/2", "/a/-", "/c/0", "/c/1", "/", "//", "/a/0/b/c"]
-        {
+        let mut value =
+            serde_json::json!({"a": [{"b": 1}, null], "c": {"0": 2}, "": {"": 3}, "x/~y": 4});
+        for pointer in [
+            "", "/a", "/a/0/b", "/a/1", "/a/+1", "/a/2", "/a/-", "/c/0", "/c/1", "/", "//",
+            "/a/0/b/c", "/x~1~0y",
+        ] {
             assert_eq!(find(&value, pointer), value.pointer(pointer), "{pointer}");
             let expected = value.pointer(pointer).cloned();
             assert_eq!(find_mut(&mut value, pointer).cloned(), expected, "{pointer}");

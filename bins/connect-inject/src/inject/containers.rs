@@ -15,12 +15,12 @@ use registration::Upstream;
 use serde_json::Value;
 
 use crate::names::{
-    DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, SIDECAR, TOKEN_FILE, TOKEN_FOLDER, TOKEN_VOLUME,
-    USER, VOLUME, sidecar_of,
+    DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, SIDECAR, STATUS_VARIABLE, TOKEN_FILE, TOKEN_FOLDER,
+    TOKEN_VOLUME, USER, VOLUME, sidecar_of,
 };
 use crate::plan::{Envoy, Plan};
 use crate::policy::Policy;
-use crate::quantity::Resources;
+use crate::values::quantity::Resources;
 
 /// The volume that the injected containers share, in memory because it holds
 /// secrets.
@@ -29,6 +29,8 @@ pub(crate) fn volume() -> Volume {
         name: VOLUME.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource {
             medium: Some("Memory".to_owned()),
+            // What it holds is a few MiB; without a limit it is half of the node.
+            size_limit: Some(Quantity("32Mi".to_owned())),
             ..EmptyDirVolumeSource::default()
         }),
         ..Volume::default()
@@ -60,7 +62,7 @@ pub(crate) fn token_volume() -> Volume {
 
 /// The container that registers the pod and writes the Envoy bootstrap.
 pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
-    let identity = DOWNWARD.iter().map(|(name, field)| EnvVar {
+    let identity = DOWNWARD.iter().chain([&STATUS_VARIABLE]).map(|(name, field)| EnvVar {
         name: (*name).to_owned(),
         value_from: Some(EnvVarSource {
             field_ref: Some(ObjectFieldSelector {
@@ -73,14 +75,14 @@ pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
     });
     // Behind those that they refer to: the kubelet expands in order.
     let agent = [
-        variable("CONSUL_HTTP_ADDR".to_owned(), policy.consul_http_addr.clone()),
-        variable("CONSUL_GRPC_ADDR".to_owned(), policy.consul_grpc_addr.clone()),
+        variable("CONSUL_HTTP_ADDR".to_owned(), policy.http_addr().to_owned()),
+        variable("CONSUL_GRPC_ADDR".to_owned(), policy.grpc_addr().to_owned()),
         // It is held against the releases that the agent supports.
         variable("CONNECT_ENVOY_VERSION".to_owned(), literal(&policy.envoy_image)),
     ];
     let tls = [
-        ("CONSUL_CACERT_PEM", policy.consul_ca.as_deref().map(literal)),
-        ("CONSUL_TLS_SERVER_NAME", policy.consul_server_name.clone()),
+        ("CONSUL_CACERT_PEM", policy.consul_ca_cert.as_deref().map(literal)),
+        ("CONSUL_TLS_SERVER_NAME", policy.consul_tls_server_name.0.clone()),
     ]
     .into_iter()
     .filter_map(|(name, value)| Some(variable(name.to_owned(), value?)));
@@ -88,7 +90,7 @@ pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
         command: Some(vec!["/connect-init".to_owned()]),
         args: Some(init_arguments(plan, policy)),
         env: Some(identity.chain(agent).chain(tls).chain(log(policy)).collect()),
-        resources: resources(&policy.init_resources),
+        resources: resources(&plan.init_resources),
         ..injected(INIT_CONTAINER, &policy.init_image, policy)
     }
 }
@@ -124,7 +126,7 @@ fn init_arguments(plan: &Plan, policy: &Policy) -> Vec<String> {
         let flags = path.iter().chain(&merged).chain(&metrics.tls);
         arguments.extend(flags.map(|(flag, value)| literal(&format!("{flag}={value}"))));
     }
-    if let Some(method) = &policy.acl_auth_method {
+    if let Some(method) = &*policy.acl_auth_method {
         arguments.push(literal(&format!("--acl-auth-method={method}")));
         arguments.push(format!("--bearer-token-file={TOKEN_FILE}"));
     }
@@ -216,7 +218,11 @@ fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
         Some(service) => format!("{FOLDER}/envoy-bootstrap-{service}.json"),
     });
     // Envoy takes an argument once: the user's wins.
-    let is_given = |argument: &str| extra_args.iter().any(|extra| extra == argument);
+    let is_given = |argument: &str| {
+        extra_args
+            .iter()
+            .any(|extra| extra.split_once('=').map_or(&**extra, |(o, _)| o) == argument)
+    };
     // One Envoy a container: there is no other to take over from.
     if !is_given("--disable-hot-restart") {
         command.push("--disable-hot-restart".to_owned());
@@ -225,6 +231,13 @@ fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
     // takes some by this number.
     if of.index > 0 && !is_given("--base-id") {
         command.extend(["--base-id".to_owned(), of.index.to_string()]);
+    }
+    // By default it would close connections at random moments of ten minutes.
+    if !is_given("--drain-strategy") {
+        command.extend(["--drain-strategy", "immediate"].map(str::to_owned));
+    }
+    if !is_given("--drain-time-s") {
+        command.extend(["--drain-time-s".to_owned(), plan.lifecycle.drain_time().to_string()]);
     }
     // By default it starts a thread for each core of the node.
     if let Some(threads) = concurrency.filter(|_| !is_given("--concurrency")) {
@@ -288,7 +301,7 @@ fn liveness(of: Of<'_>, seconds: u32) -> Probe {
 fn log(policy: &Policy) -> impl Iterator<Item = EnvVar> {
     [("CONNECT_LOG_LEVEL", &policy.pod_log_level), ("CONNECT_LOG_FORMAT", &policy.pod_log_format)]
         .into_iter()
-        .filter_map(|(name, value)| Some(variable(name.to_owned(), value.clone()?)))
+        .filter_map(|(name, value)| Some(variable(name.to_owned(), value.0.clone()?)))
 }
 
 fn resources(resources: &Resources) -> Option<ResourceRequirements> {
@@ -381,11 +394,11 @@ fn mounts(policy: &Policy) -> Vec<VolumeMount> {
 ///
 /// Source: "Pod Security Standards" of the Kubernetes documentation.
 fn injected(name: &str, image: &str, policy: &Policy) -> Container {
-    let user = policy.fixed_user.then_some(USER);
+    let user = (!policy.openshift).then_some(USER);
     Container {
         name: name.to_owned(),
         image: Some(image.to_owned()),
-        image_pull_policy: policy.pull_when.clone(),
+        image_pull_policy: policy.image_pull.0.clone(),
         volume_mounts: Some(mounts(policy)),
         security_context: Some(SecurityContext {
             run_as_user: user,
@@ -415,8 +428,9 @@ pub(crate) mod tests {
     use registration::upstream::{Context, parse_list};
 
     use super::*;
-    use crate::decision::tests::policy;
     use crate::plan::{Lifecycle, Metrics, Service};
+    use crate::policy::tests::{policy, policy_of};
+    use crate::values::Optional;
 
     /// What the kubelet makes of an argument: `k8s.io/kubernetes/third_party/
     /// forked/golang/expansion` replaces `$(NAME)` by a known variable's value,
@@ -517,9 +531,9 @@ pub(crate) mod tests {
     #[test]
     fn acls_and_tls_of_the_agent() {
         let policy = Policy {
-            consul_ca: Some("PEM $(HOST_IP)\n".to_owned()),
-            consul_server_name: Some("client.$(NODE_NAME)".to_owned()),
-            acl_auth_method: Some("k8s $(id)".to_owned()),
+            consul_ca_cert: Optional(Some("PEM $(HOST_IP)\n".to_owned())),
+            consul_tls_server_name: Optional(Some("client.$(NODE_NAME)".to_owned())),
+            acl_auth_method: Optional(Some("k8s $(id)".to_owned())),
             ..policy()
         };
         let container = init_container(&plan(""), &policy);
@@ -541,7 +555,7 @@ pub(crate) mod tests {
         let token = (token_volume().name, "/consul/service-account".to_owned());
         assert!(mounted(init_container(&plan(""), &policy)).contains(&token));
         assert!(mounted(sidecar(&plan(""), Of::default(), &policy)).contains(&token));
-        let without = Policy { acl_auth_method: None, ..policy };
+        let without = Policy { acl_auth_method: Optional(None), ..policy };
         assert!(!mounted(sidecar(&plan(""), Of::default(), &without)).contains(&token));
     }
 
@@ -572,6 +586,10 @@ pub(crate) mod tests {
                 "--disable-hot-restart",
                 "--base-id",
                 "1",
+                "--drain-strategy",
+                "immediate",
+                "--drain-time-s",
+                "20",
             ]
         );
         let lifecycle = second.lifecycle.as_ref().unwrap();
@@ -595,13 +613,22 @@ pub(crate) mod tests {
             assert_eq!(command[2], "--drain-timeout=7s");
             command.split_off(7)
         };
-        assert_eq!(command(&[], Some(2)), ["--disable-hot-restart", "--concurrency", "2"]);
-        assert_eq!(command(&[], None), ["--disable-hot-restart"]);
+        let drain = ["--drain-strategy", "immediate", "--drain-time-s", "7"];
+        let with =
+            |before: &[&'static str], after: &[&'static str]| [before, &drain, after].concat();
+        let ours = ["--disable-hot-restart"];
+        assert_eq!(command(&[], Some(2)), with(&ours, &["--concurrency", "2"]));
+        assert_eq!(command(&[], None), with(&ours, &[]));
+        assert_eq!(command(&["--concurrency", "9"], Some(2)), with(&ours, &["--concurrency", "9"]));
+        assert_eq!(command(&["--concurrency=9"], Some(2)), with(&ours, &["--concurrency=9"]));
         assert_eq!(
-            command(&["--concurrency", "9"], Some(2)),
-            ["--disable-hot-restart", "--concurrency", "9"]
+            command(&["--disable-hot-restart"], None),
+            with(&[], &["--disable-hot-restart"])
         );
-        assert_eq!(command(&["--disable-hot-restart"], None), ["--disable-hot-restart"]);
+        assert_eq!(
+            command(&["--drain-time-s", "1", "--drain-strategy", "gradual"], None),
+            ["--disable-hot-restart", "--drain-time-s", "1", "--drain-strategy", "gradual"]
+        );
     }
 
     #[test]
@@ -641,14 +668,13 @@ pub(crate) mod tests {
 
     #[test]
     fn what_the_operator_decides_of_the_containers() {
-        let mut policy = Policy {
-            fixed_user: false,
-            pull_when: Some("Always".to_owned()),
-            pod_log_level: Some("debug".to_owned()),
-            ..policy()
-        };
-        policy.init_resources.memory.limit = "0".parse().ok();
-        let plan = plan("");
+        let policy = policy_of(&[
+            "--enable-openshift",
+            "--global-image-pull-policy=Always",
+            "--pod-log-level=debug",
+        ]);
+        let mut plan = plan("");
+        plan.init_resources.memory.limit = "0".parse().ok();
         for container in [init_container(&plan, &policy), sidecar(&plan, Of::default(), &policy)] {
             assert_eq!(container.image_pull_policy.as_deref(), Some("Always"));
             let security = container.security_context.unwrap();

@@ -6,8 +6,10 @@ use std::fmt;
 use serde_json::Value;
 
 use crate::annotation;
-use crate::policy::Policy;
-use crate::verdict::{Verdict, judge};
+use crate::inject::edited;
+use crate::judge::{Verdict, judge};
+use crate::outcome::Denial;
+use crate::policy::{Cluster, Policy};
 
 /// What became of a document.
 #[derive(Debug)]
@@ -50,9 +52,12 @@ enum Place {
 /// Injects the pods of a document.
 pub(crate) fn inject(document: &Value, namespace: &str, policy: &Policy) -> Findings<Verdict> {
     each(document, namespace, &mut |pod, namespace| {
-        let mut verdict = judge(pod.clone(), namespace, policy);
-        let changed = verdict.injected.take().map(|injected| injected.pod);
-        (verdict, changed)
+        let mut verdict = judge(pod, namespace, policy, &Cluster::default());
+        match verdict.edits.take().map(|edits| edited(pod.clone(), edits)) {
+            None => (verdict, None),
+            Some(Ok(pod)) => (verdict, Some(pod)),
+            Some(Err(Denial { reason, message })) => (Verdict { reason, message, ..verdict }, None),
+        }
     })
 }
 
@@ -184,7 +189,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::decision::tests::policy;
+    use crate::policy::tests::{policy, policy_of};
 
     fn template() -> Value {
         json!({
@@ -256,7 +261,7 @@ mod tests {
 
     #[test]
     fn the_namespace_is_the_objects_own_or_the_default() {
-        let policy = Policy { deny_namespaces: ["shop".to_owned()].into(), ..policy() };
+        let policy = policy_of(&["--deny-k8s-namespace=shop"]);
         let mut document = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": template()}});
         assert!(inject(&document, "default", &policy).changed.is_some());
         assert!(inject(&document, "shop", &policy).changed.is_none());

@@ -68,13 +68,22 @@ reasons! {
         NotRequested = "not-requested",
         /// The pod said nothing and is in the node's network.
         HostNetwork = "host-network",
+        /// The pod said nothing and is for Windows.
+        Windows = "windows",
+        /// The pod said nothing and mirrors a static pod.
+        MirrorPod = "mirror-pod",
+        /// The pod said nothing and can't take a sidecar.
+        CannotBeInjected = "cannot-be-injected",
     Denied:
         /// The value of `connect-inject` is no boolean.
         InvalidConnectInject = "invalid-connect-inject",
-        /// The pod asked, but is in the node's network.
-        HostNetworkRequested = "host-network-requested",
+        /// The pod asked, but can have no sidecar: it is in the node's network, for
+        /// Windows, or a mirror.
+        ImpossibleRequested = "impossible-requested",
         /// A part of the pod is not of the type that Kubernetes gives it.
         InvalidPod = "invalid-pod",
+        /// The pod with its sidecar would be larger than any that can be stored.
+        PodTooLarge = "pod-too-large",
         /// The pod has no containers.
         NoContainers = "no-containers",
         /// The pod has a container or volume of a name that is ours.
@@ -99,8 +108,6 @@ reasons! {
         InvalidUpstreams = "invalid-upstreams",
         /// Upstreams that can't be served together, or on a port that is taken.
         UpstreamConflict = "upstream-conflict",
-        /// Upstreams in other datacenters that no gateway leads to.
-        NoMeshGateway = "no-mesh-gateway",
         /// Envoy's arguments can't be split, or are the injector's own.
         InvalidEnvoyArgs = "invalid-envoy-args",
         /// Resources that are none, or a request above its limit.
@@ -148,7 +155,7 @@ mod tests {
 
     #[test]
     fn the_readme_lists_every_reason_with_its_outcome() {
-        let documented: BTreeSet<(&str, &str)> = include_str!("../README.md")
+        let documented: BTreeSet<(&str, &str)> = include_str!("../../README.md")
             .lines()
             .skip_while(|line| *line != "## Reasons")
             .take_while(|line| !line.starts_with("## ") || *line == "## Reasons")
@@ -165,15 +172,17 @@ mod tests {
 
     #[test]
     fn the_readme_says_what_to_do_for_every_denial() {
-        let documented: BTreeSet<&str> =
-            include_str!("../README.md").lines().filter_map(|l| l.strip_prefix("#### ")).collect();
+        let documented: BTreeSet<&str> = include_str!("../../README.md")
+            .lines()
+            .filter_map(|l| l.strip_prefix("#### "))
+            .collect();
         let denials = Reason::ALL.iter().filter(|reason| reason.outcome() == Outcome::Denied);
         assert_eq!(documented, denials.map(|reason| reason.code()).collect());
     }
 
     #[test]
     fn the_troubleshooting_page_has_every_reason_and_exit_code() {
-        let page = include_str!("../docs/troubleshooting.md");
+        let page = include_str!("../../docs/troubleshooting.md");
         let is_code = |text: &&str| text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
         let row = |line: &'static str| {
             let (cell, _) = line.strip_prefix("| ")?.split_once(" |")?;

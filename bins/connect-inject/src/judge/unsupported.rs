@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn the_readme_has_the_same_table() {
-        let documented: Vec<&str> = include_str!("../README.md")
+        let documented: Vec<&str> = include_str!("../../README.md")
             .lines()
             .skip_while(|line| *line != "### Without effect")
             .skip(1)

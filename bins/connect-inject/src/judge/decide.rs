@@ -1,11 +1,11 @@
 //! Whether a pod is injected. What it would be injected with is looked at only
 //! after that: a pod that will not be injected is never denied for it.
 
-use crate::annotation::{self, BOOLEAN_FORMS};
-use crate::denial::Denial;
+use crate::annotation;
+use crate::outcome::{Denial, Reason};
 use crate::pod::Pod;
 use crate::policy::Policy;
-use crate::reason::Reason;
+use crate::values::{BOOLEAN_FORMS, boolean};
 
 /// The namespaces of Kubernetes itself.
 const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-public"];
@@ -19,7 +19,7 @@ pub(crate) fn decide(pod: Pod<'_>, namespace: &str, policy: &Policy) -> Result<R
     if SYSTEM_NAMESPACES.contains(&namespace) {
         return Ok(Reason::SystemNamespace);
     }
-    if policy.deny_namespaces.contains(namespace) {
+    if policy.denies(namespace) {
         return Ok(Reason::NamespaceDenied);
     }
     if !policy.allows(namespace) {
@@ -34,18 +34,32 @@ pub(crate) fn decide(pod: Pod<'_>, namespace: &str, policy: &Policy) -> Result<R
         None if policy.default_inject => Reason::ByDefault,
         None => Reason::NotRequested,
     };
+    let Some((impossible, why)) = impossible(pod) else { return Ok(reason) };
     match reason {
-        Reason::Requested if pod.host_network() => Err(Denial::new(
-            Reason::HostNetworkRequested,
-            format_args!(
-                "annotation `{}` on a pod with hostNetwork: the sidecars of a node would share its \
-                 ports; remove one of the two",
-                annotation::INJECT
-            ),
+        Reason::Requested => Err(Denial::new(
+            Reason::ImpossibleRequested,
+            format_args!("annotation `{}` on {why}; remove the annotation", annotation::INJECT),
         )),
-        Reason::ByDefault if pod.host_network() => Ok(Reason::HostNetwork),
+        Reason::ByDefault => Ok(impossible),
         reason => Ok(reason),
     }
+}
+
+/// Why a pod can have no sidecar, whatever else is in it.
+fn impossible(pod: Pod<'_>) -> Option<(Reason, &'static str)> {
+    if pod.host_network() {
+        let why = "a pod with hostNetwork: the sidecars of a node would share its ports";
+        return Some((Reason::HostNetwork, why));
+    }
+    if pod.is_windows() {
+        return Some((Reason::Windows, "a pod for Windows: the sidecar runs on Linux only"));
+    }
+    if pod.is_mirror() {
+        let why = "the mirror of a static pod: the kubelet runs the pod from its file, without \
+                   what would be injected";
+        return Some((Reason::MirrorPod, why));
+    }
+    None
 }
 
 /// What the pod itself says.
@@ -55,7 +69,7 @@ fn requested(pod: Pod<'_>) -> Result<Option<bool>, Denial> {
         pod.annotation(key).map_err(|error| Denial::new(Reason::InvalidConnectInject, error))?;
     value
         .map(|value| {
-            annotation::boolean(value).ok_or_else(|| {
+            boolean(value).ok_or_else(|| {
                 let problem = format!("expected {BOOLEAN_FORMS}");
                 Denial::annotation(Reason::InvalidConnectInject, key, value, problem)
             })
@@ -79,53 +93,19 @@ pub(crate) fn explain(reason: Reason, namespace: &str) -> String {
             format!("no annotation `{inject}`, and injection is off by default")
         }
         Reason::HostNetwork => "the pod is in the node's network".to_owned(),
+        Reason::Windows => "the pod is for Windows".to_owned(),
+        Reason::MirrorPod => "the pod mirrors a static pod".to_owned(),
         // Those that deny or refuse come with a message of their own.
         other => other.code().to_owned(),
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::policy::SidecarMode;
-    use crate::quantity::Resources;
-
-    /// The policy of an injector with no flags but the images, and
-    /// without resources.
-    pub(crate) fn policy() -> Policy {
-        Policy {
-            default_inject: false,
-            allow_namespaces: ["*".to_owned()].into(),
-            deny_namespaces: [].into(),
-            init_image: "connect-init:1".to_owned(),
-            envoy_image: "envoy:1".to_owned(),
-            pull_when: None,
-            pull_secrets: Vec::new(),
-            envoy_extra_args: Vec::new(),
-            concurrency: 2,
-            sidecar_resources: Resources::default(),
-            init_resources: Resources::default(),
-            fixed_user: true,
-            metrics: false,
-            metrics_port: 20200,
-            metrics_path: "/metrics".to_owned(),
-            startup_grace: 30,
-            shutdown_grace: None,
-            application_sleep: 5,
-            sidecar_mode: SidecarMode::Auto,
-            kubernetes: None,
-            mesh_gateways: None,
-            pod_log_level: None,
-            pod_log_format: None,
-            consul_http_addr: "http://$(HOST_IP):8500".to_owned(),
-            consul_grpc_addr: "$(HOST_IP):8502".to_owned(),
-            consul_ca: None,
-            consul_server_name: None,
-            acl_auth_method: None,
-        }
-    }
+    use crate::policy::tests::{policy, policy_of};
 
     fn pod(annotations: &Value) -> Value {
         json!({"metadata": {"annotations": annotations}, "spec": {}})
@@ -138,12 +118,11 @@ pub(crate) mod tests {
     #[test]
     fn the_first_that_applies_is_the_reason() {
         // The worst pod: every later rule applies as well.
-        let mut policy = Policy {
-            default_inject: true,
-            allow_namespaces: ["shop".to_owned()].into(),
-            deny_namespaces: ["shop".to_owned(), "kube-system".to_owned()].into(),
-            ..policy()
-        };
+        let mut policy = policy_of(&[
+            "--default-inject",
+            "--allow-k8s-namespace=shop",
+            "--deny-k8s-namespace=shop,kube-system",
+        ]);
         let worst = pod(&json!({annotation::STATUS: "injected", annotation::INJECT: "maybe"}));
         assert_eq!(decided(&worst, "kube-system", &policy), Reason::SystemNamespace);
         assert_eq!(decided(&worst, "kube-public", &policy), Reason::SystemNamespace);
@@ -168,16 +147,25 @@ pub(crate) mod tests {
         assert_eq!(decided(&json!({}), "shop", &policy), Reason::NamespaceNotAllowed);
     }
 
-    /// Pain 51: pods in the node's network.
+    /// Pain 51: pods in the node's network. I17: pods for Windows, mirror pods.
     #[test]
-    fn a_pod_in_the_nodes_network_is_denied_only_if_it_asked() {
-        let policy = Policy { default_inject: true, ..policy() };
-        let mut pod = json!({"spec": {"hostNetwork": true}});
-        assert_eq!(decided(&pod, "shop", &policy), Reason::HostNetwork);
-        pod["metadata"] = json!({"annotations": {annotation::INJECT: "false"}});
-        assert_eq!(decided(&pod, "shop", &policy), Reason::OptedOut);
-        pod["metadata"] = json!({"annotations": {annotation::INJECT: "true"}});
-        assert_eq!(decided(&pod, "shop", &policy), Reason::HostNetworkRequested);
+    fn a_pod_that_can_have_no_sidecar_is_denied_only_if_it_asked() {
+        let policy = policy_of(&["--default-inject"]);
+        let mirror = json!({"kubernetes.io/config.mirror": "hash"});
+        for (mut pod, skipped) in [
+            (json!({"spec": {"hostNetwork": true}}), Reason::HostNetwork),
+            (json!({"spec": {"os": {"name": "windows"}}}), Reason::Windows),
+            (json!({"spec": {"nodeSelector": {"kubernetes.io/os": "windows"}}}), Reason::Windows),
+            (json!({"metadata": {"annotations": mirror}, "spec": {}}), Reason::MirrorPod),
+        ] {
+            assert_eq!(decided(&pod, "shop", &policy), skipped);
+            pod["metadata"]["annotations"][annotation::INJECT] = "false".into();
+            assert_eq!(decided(&pod, "shop", &policy), Reason::OptedOut);
+            pod["metadata"]["annotations"][annotation::INJECT] = "true".into();
+            assert_eq!(decided(&pod, "shop", &policy), Reason::ImpossibleRequested);
+        }
+        let linux = json!({"spec": {"os": {"name": "linux"}, "nodeSelector": {"kubernetes.io/os": "linux"}}});
+        assert_eq!(decided(&linux, "shop", &policy), Reason::ByDefault);
     }
 
     #[test]

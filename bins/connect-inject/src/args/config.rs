@@ -1,0 +1,103 @@
+//! The file of `--config`: its values become the defaults of the policy's flags,
+//! so that a flag wins over the environment, and the environment over the file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use clap::{Arg, Args as _, Command};
+use serde::Deserialize;
+
+use crate::policy::Policy;
+use crate::values::nearest;
+use crate::yaml;
+
+/// A value of the file.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Setting {
+    /// As if the flag were not in the file.
+    Unset(()),
+    Switch(bool),
+    Number(u64),
+    /// `1.30` would be read as 1.3.
+    Fraction(f64),
+    Text(String),
+    List(Vec<Setting>),
+}
+
+/// Makes the file's values the defaults of a command's flags.
+///
+/// # Errors
+/// All that is wrong with the file, a sentence each.
+pub(super) fn apply(mut command: Command, file: &Path) -> Result<Command, Vec<String>> {
+    let settings = read(file).map_err(|mistake| vec![mistake])?;
+    let mut mistakes = Vec::new();
+    let flags = Policy::augment_args(Command::new("policy"));
+    for (key, setting) in settings {
+        let Some(flag) = flags.get_arguments().find(|flag| flag.get_long() == Some(&key)) else {
+            let known = flags.get_arguments().filter_map(Arg::get_long);
+            let near = nearest(&key, known).map(|near| format!(": did you mean `{near}`?"));
+            let problem = near.unwrap_or_else(|| ": see `connect-inject inject --help`".to_owned());
+            mistakes.push(format!("`{key}`: unknown setting{problem}"));
+            continue;
+        };
+        match values(setting, flag) {
+            Ok(None) => {}
+            Ok(Some(values)) => {
+                // clap keeps defaults for as long as the program runs.
+                let values: Vec<&'static str> =
+                    values.into_iter().map(|value| &*value.leak()).collect();
+                command = command.mut_arg(flag.get_id(), |flag| {
+                    flag.required(false).default_values(values).hide_default_value(true)
+                });
+            }
+            Err(mistake) => mistakes.push(format!("`{key}`: {mistake}")),
+        }
+    }
+    if mistakes.is_empty() { Ok(command) } else { Err(mistakes) }
+}
+
+fn read(file: &Path) -> Result<BTreeMap<String, Setting>, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
+    let settings: Option<BTreeMap<String, Setting>> =
+        serde_json::from_value(yaml::value(&text)?)
+            .map_err(|_| "expected names of flags with their values".to_owned())?;
+    Ok(settings.unwrap_or_default())
+}
+
+/// What a setting means for its flag; none: nothing. Checked by the flag's own
+/// parser.
+fn values(setting: Setting, flag: &Arg) -> Result<Option<Vec<String>>, String> {
+    let values = match setting {
+        Setting::Unset(()) => return Ok(None),
+        Setting::List(list) if flag.get_value_delimiter().is_some() => {
+            list.into_iter().map(text).collect::<Result<Vec<_>, _>>()?
+        }
+        one => vec![text(one)?],
+    };
+    let id = flag.get_id().clone();
+    let alone = Command::new("policy")
+        .no_binary_name(true)
+        .arg(flag.clone().required(false).env(None::<&str>));
+    for value in &values {
+        let line = format!("--{}={value}", flag.get_long().unwrap_or_default());
+        if let Err(error) = alone.clone().try_get_matches_from([line]) {
+            // The parser's own sentence is the source of clap's error.
+            let problem = std::error::Error::source(&error).map(ToString::to_string);
+            return Err(problem.unwrap_or_else(|| format!("invalid value for `{id}`")));
+        }
+    }
+    Ok(Some(values))
+}
+
+fn text(setting: Setting) -> Result<String, String> {
+    match setting {
+        Setting::Text(text) => Ok(text),
+        Setting::Switch(value) => Ok(value.to_string()),
+        Setting::Number(number) => Ok(number.to_string()),
+        Setting::Fraction(number) => Err(format!("write {number} in quotes")),
+        Setting::Unset(()) | Setting::List(_) => {
+            Err("expected a text, a number or `true` or `false`".to_owned())
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! What is done with a pod and why: the one answer that the webhook and the
+//! offline commands are both given.
+
+mod decide;
+mod unknown;
+mod unsupported;
+
+use serde_json::Value;
+
+use crate::annotation;
+use crate::inject::inject;
+use crate::json::patch::Edit;
+use crate::outcome::{Denial, Outcome, Reason, Warnings, sentence};
+use crate::plan::plan;
+use crate::pod::Pod;
+use crate::policy::{Cluster, Policy};
+
+pub(crate) use decide::explain;
+
+/// What is done with a pod and why.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    /// Why.
+    pub(crate) reason: Reason,
+    /// The same for people: a sentence.
+    pub(crate) message: String,
+    /// What is not wrong enough to deny the pod.
+    pub(crate) warnings: Vec<String>,
+    /// The edits that inject the pod, if it gets a sidecar.
+    pub(crate) edits: Option<Vec<Edit>>,
+}
+
+/// Judges a pod, or the template of one, of a namespace.
+pub(crate) fn judge(pod: &Value, namespace: &str, policy: &Policy, cluster: &Cluster) -> Verdict {
+    let mut warnings = Warnings::default();
+    let view = Pod::new(pod);
+    let decided = decide::decide(view, namespace, policy);
+    // Pods that are none of our business get no warnings.
+    if decided.as_ref().map_or(true, |reason| concerns_us(*reason))
+        && let Some(annotations) = view.annotations()
+    {
+        warnings.extend(unknown::without_effect(annotations));
+    }
+    let verdict = decided.and_then(|reason| {
+        let explained = decide::explain(reason, namespace);
+        if reason.outcome() != Outcome::Injected {
+            return Ok((reason, sentence(&explained), None));
+        }
+        let injected = plan(view, policy, cluster, &mut warnings)
+            .and_then(|plan| Ok((format!("{explained}: {plan}"), inject(pod, &plan, policy)?)));
+        match injected {
+            Ok((message, edits)) => Ok((reason, sentence(&message), Some(edits))),
+            Err(denial) if reason == Reason::ByDefault && asks_nothing(view) => {
+                let message =
+                    format!("injection is on by default, but not possible: {}", denial.message);
+                warnings.push(|| format!("not injected: {}", denial.message));
+                Ok((Reason::CannotBeInjected, sentence(&message), None))
+            }
+            Err(denial) => Err(denial),
+        }
+    });
+    let (reason, message, edits) = verdict.unwrap_or_else(|denial| {
+        let Denial { reason, message } = denial;
+        (reason, message, None)
+    });
+    Verdict { reason, message, warnings: warnings.into_vec(), edits }
+}
+
+fn concerns_us(reason: Reason) -> bool {
+    !matches!(
+        reason,
+        Reason::SystemNamespace
+            | Reason::NamespaceDenied
+            | Reason::NamespaceNotAllowed
+            | Reason::AlreadyInjected
+    )
+}
+
+/// Whether a pod has no annotation of ours, and so does not count on a sidecar.
+fn asks_nothing(pod: Pod<'_>) -> bool {
+    pod.annotations().is_none_or(|all| annotation::ours(all).next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::annotation::*;
+    use crate::policy::tests::{policy, policy_of};
+
+    /// I18: `--default-inject` denied pods that had never heard of it.
+    #[test]
+    fn a_pod_that_said_nothing_and_cannot_be_injected_is_skipped_with_a_warning() {
+        let policy = policy_of(&["--default-inject"]);
+        let app = |more: Value| {
+            let mut app = json!({"name": "app"});
+            app.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({"metadata": {}, "spec": {"containers": [app]}})
+        };
+        for mut pod in [
+            app(json!({"ports": [{"containerPort": 19000}]})),
+            app(json!({"securityContext": {"runAsUser": 5995}})),
+            app(json!({"name": "envoy-sidecar"})),
+            json!({"metadata": {}, "spec": {"containers": []}}),
+        ] {
+            let verdict = judge(&pod, "default", &policy, &Cluster::default());
+            assert_eq!(verdict.reason, Reason::CannotBeInjected, "{}", verdict.message);
+            assert!(verdict.edits.is_none());
+            assert!(verdict.warnings[0].starts_with("not injected: "), "{:?}", verdict.warnings);
+            // One that counts on it is told.
+            pod["metadata"]["annotations"][UPSTREAMS] = "db:1".into();
+            let verdict = judge(&pod, "default", &policy, &Cluster::default());
+            assert_eq!(verdict.reason.outcome(), Outcome::Denied);
+        }
+    }
+
+    /// I1: a pod of 9 KiB made a patch of hundreds of megabytes.
+    #[test]
+    fn a_pod_that_would_become_too_large_is_denied_before_it_is_built() {
+        let pod = |upstreams: usize, containers: usize| {
+            let upstreams: Vec<_> = (0..upstreams).map(|n| format!("u{n}:{}", 1024 + n)).collect();
+            let containers: Vec<_> =
+                (0..containers).map(|n| json!({"name": format!("c{n}")})).collect();
+            json!({"metadata": {"annotations": {INJECT: "true", UPSTREAMS: upstreams.join(",")}},
+                "spec": {"containers": containers}})
+        };
+        let judged = |pod: &Value| judge(pod, "default", &policy(), &Cluster::default());
+        let verdict = judged(&pod(256, 2));
+        assert_eq!(verdict.reason, Reason::Requested, "{}", verdict.message);
+        let verdict = judged(&pod(257, 1));
+        assert_eq!(verdict.reason, Reason::InvalidUpstreams);
+        assert!(verdict.message.contains("257 upstreams: at most 256"), "{}", verdict.message);
+        for (upstreams, containers) in [(250, 40), (256, 30_000)] {
+            let verdict = judged(&pod(upstreams, containers));
+            assert_eq!(verdict.reason, Reason::PodTooLarge, "{}", verdict.message);
+        }
+        let mut large = pod(1, 1);
+        large["metadata"]["annotations"]["other"] = "x".repeat(256 << 10).into();
+        let verdict = judged(&large);
+        assert_eq!(verdict.reason, Reason::PodTooLarge, "{}", verdict.message);
+        assert!(verdict.message.contains("annotations"), "{}", verdict.message);
+    }
+
+    /// I5: thousands of warnings and log lines.
+    #[test]
+    fn warnings_are_few_and_short() {
+        let upstreams: Vec<_> = (0..250)
+            .map(|n| {
+                format!("a{}b:{}", if n % 2 == 0 { "." } else { "-" }.repeat(1 + n / 2), 1024 + n)
+            })
+            .collect();
+        let mut pod = json!({"metadata": {"annotations": {INJECT: "true"}}, "spec": {"containers": [{"name": "app"}]}});
+        pod["metadata"]["annotations"][UPSTREAMS] = upstreams.join(",").into();
+        for n in 0..10_000 {
+            pod["metadata"]["annotations"][format!("{PREFIX}{n}{}", "x".repeat(12))] = "".into();
+        }
+        let verdict = judge(&pod, "default", &policy(), &Cluster::default());
+        assert_eq!(verdict.warnings.len(), 9, "{:?}", verdict.warnings);
+        assert!(verdict.warnings.iter().map(String::len).sum::<usize>() < 4096);
+        assert!(verdict.warnings[8].contains("more warnings"), "{:?}", verdict.warnings);
+    }
+
+    /// A value that is good, and one that is bad: none if every text is good.
+    const EXAMPLES: &[(&str, &str, Option<&str>)] = &[
+        ("connect-inject", "true", Some("yes")),
+        ("connect-service", "web", Some("we b")),
+        ("connect-service-port", "8080", Some("0")),
+        ("connect-service-upstreams", "db:1234", Some("db")),
+        ("service-tags", r"a\,b,c", None),
+        ("connect-service-tags", "a", None),
+        ("service-meta-KEY", "x", Some(LONG)),
+        ("proxy-config-map", "{}", Some("[]")),
+        ("envoy-extra-args", "-l debug", Some("'")),
+        ("consul-envoy-proxy-concurrency", "0", Some("-1")),
+        ("sidecar-proxy-cpu-request", "100m", Some("1 m")),
+        ("sidecar-proxy-cpu-limit", "0", Some("")),
+        ("sidecar-proxy-memory-request", "64Mi", Some("64MB")),
+        ("sidecar-proxy-memory-limit", "1G", Some("-1")),
+        ("consul-sidecar-user-volume", r#"[{"name":"a","emptyDir":{}}]"#, Some("{}")),
+        ("consul-sidecar-user-volume-mount", r#"[{"name":"v","mountPath":"/v"}]"#, Some("[1]")),
+        ("connect-inject-mount-volume", "app", Some("ap")),
+        ("use-proxy-health-check", "true", Some("yes")),
+        ("sidecar-proxy-startup-failure-seconds", "60", Some("1m")),
+        ("sidecar-proxy-liveness-failure-seconds", "60", Some("-1")),
+        ("sidecar-proxy-lifecycle-startup-grace-period-seconds", "0", Some("")),
+        ("sidecar-proxy-lifecycle-shutdown-grace-period-seconds", "5", Some("5s")),
+        ("application-sleep-seconds", "0", Some("x")),
+        ("sidecar-mode", "container", Some("none")),
+        ("sidecar-position", "last", Some("middle")),
+        ("enable-consul-dataplane-as-sidecar", "t", Some("on")),
+        ("enable-metrics", "false", Some("on")),
+        ("prometheus-scrape-port", "20201", Some("80")),
+        ("prometheus-scrape-path", "/m", Some("m")),
+        ("enable-metrics-merging", "true", Some("on")),
+        ("merged-metrics-port", "20101", Some("80")),
+        ("service-metrics-port", "9102", Some("0")),
+        ("service-metrics-path", "/m", Some("m")),
+        ("prometheus-ca-file", "/ca", Some("/only")),
+        ("prometheus-ca-path", "/ca", Some("/only")),
+        ("prometheus-cert-file", "/c", Some("/only")),
+        ("prometheus-key-file", "/k", Some("/only")),
+        ("connect-inject-status", "", None),
+        ("connect-inject-undo", "x", None),
+    ];
+    const LONG: &str = match std::str::from_utf8(&[b'x'; 513]) {
+        Ok(text) => text,
+        Err(_) => "",
+    };
+
+    /// The last column of the table, held against what happens.
+    #[test]
+    fn a_bad_value_gets_what_the_readme_says() {
+        let rows: Vec<Vec<&str>> = include_str!("../../README.md")
+            .lines()
+            .skip_while(|line| *line != "## Annotations")
+            .take_while(|line| !line.starts_with("###"))
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.trim_matches(['|', ' ']).split(" | ").collect())
+            .collect();
+        assert_eq!(rows.len(), EXAMPLES.len());
+        for (row, (name, good, bad)) in rows.iter().zip(EXAMPLES) {
+            assert_eq!(row[0], format!("`{name}`"));
+            let judged = |value: &str| {
+                let mut annotations = json!({INJECT: "true"});
+                if name.contains("-metrics-") {
+                    annotations[METRICS] = "true".into();
+                    annotations[METRICS_MERGING] = "true".into();
+                    annotations[SERVICE_PORT] = "8080".into();
+                }
+                if name.starts_with("prometheus-") {
+                    annotations[METRICS] = "true".into();
+                    if value != "/only" {
+                        let ca = if name.ends_with("ca-path") {
+                            METRICS_CA_PATH
+                        } else {
+                            METRICS_CA_FILE
+                        };
+                        for key in [ca, METRICS_CERT, METRICS_KEY] {
+                            annotations[key] = "/file".into();
+                        }
+                    }
+                }
+                annotations[format!("{PREFIX}{name}")] = value.into();
+                let pod = json!({"metadata": {"annotations": annotations}, "spec": {
+                    "volumes": [{"name": "v"}], "containers": [{"name": "app"}]}});
+                judge(&pod, "default", &policy(), &Cluster::default())
+            };
+            let verdict = judged(good);
+            assert!(verdict.edits.is_some(), "{name}: {}", verdict.message);
+            let old_name = matches!(*name, "connect-service-tags");
+            assert_eq!(verdict.warnings.len(), usize::from(old_name), "{:?}", verdict.warnings);
+            let said = row[4].split([':', ' ']).next().unwrap().trim_matches('`');
+            match bad {
+                None => assert_eq!(said, "none", "{name}"),
+                Some(bad) => {
+                    let verdict = judged(bad);
+                    assert_eq!(said, verdict.reason.code(), "{name}: {}", verdict.message);
+                    assert!(verdict.message.contains(PREFIX), "{}", verdict.message);
+                }
+            }
+        }
+    }
+}

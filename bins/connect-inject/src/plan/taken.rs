@@ -1,0 +1,83 @@
+//! Which port of the pod is whose: one list, filled in order and asked by all.
+
+use std::fmt;
+
+use registration::pod::{ADMIN_PORT, PUBLIC_LISTENER_PORT};
+
+use crate::pod::Port;
+
+/// The ports on which something of the pod listens, and what.
+#[derive(Clone, Debug)]
+pub(super) struct Taken<'p>(Vec<(u16, Owner<'p>)>);
+
+/// What listens on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner<'p> {
+    Listener,
+    Admin,
+    Container(&'p str),
+    Service,
+    Metrics,
+    MergedMetrics,
+}
+
+// === impl Taken ===
+
+impl<'p> Taken<'p> {
+    /// The ports of so many sidecars: those of further ones count up from those of
+    /// the first.
+    pub(super) fn of_sidecars(sidecars: u16) -> Self {
+        let ours = |index| {
+            [(PUBLIC_LISTENER_PORT + index, Owner::Listener), (ADMIN_PORT + index, Owner::Admin)]
+        };
+        Self((0..sidecars).flat_map(ours).collect())
+    }
+
+    /// Adds a port.
+    pub(super) fn add(&mut self, port: u16, owner: Owner<'p>) {
+        self.0.push((port, owner));
+    }
+
+    /// Adds the ports of containers.
+    pub(super) fn add_containers(&mut self, ports: &[Port<'p>]) {
+        self.0.extend(ports.iter().map(|port| (port.number, Owner::Container(port.container))));
+    }
+
+    /// What listens on a port.
+    pub(super) fn owner(&self, port: u16) -> Option<Owner<'p>> {
+        self.owner_but(port, |_| false)
+    }
+
+    /// The same, without those that may share it.
+    pub(super) fn owner_but(
+        &self,
+        port: u16,
+        may_share: impl Fn(Owner<'p>) -> bool,
+    ) -> Option<Owner<'p>> {
+        let mut owners = self.0.iter().filter(|(taken, _)| *taken == port).map(|(_, owner)| *owner);
+        owners.find(|owner| !may_share(*owner))
+    }
+
+    /// All of them, as [`registration::upstream::conflict`] takes them.
+    pub(super) fn list(&self) -> Vec<(u16, String)> {
+        // A service's port is a container's, too, as a rule: the service says more.
+        let mut list: Vec<_> = self.0.iter().collect();
+        list.sort_by_key(|(_, owner)| matches!(owner, Owner::Container(_)));
+        list.into_iter().map(|(port, owner)| (*port, owner.to_string())).collect()
+    }
+}
+
+// === impl Owner ===
+
+impl fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listener => f.write_str("the sidecar's public listener"),
+            Self::Admin => f.write_str("Envoy's admin port"),
+            Self::Container(name) => write!(f, "a port of container `{name}`"),
+            Self::Service => f.write_str("the port of the pod's own service"),
+            Self::Metrics => f.write_str("the port of Envoy's metrics"),
+            Self::MergedMetrics => f.write_str("the port of merged metrics"),
+        }
+    }
+}

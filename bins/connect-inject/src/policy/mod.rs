@@ -1,0 +1,405 @@
+//! What the operator decides: who is injected, and with what. The flags
+//! themselves, with the parsers of their values.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+
+use crate::values::quantity::{Bounds, Quantity, Resources};
+use crate::values::{
+    Optional, Version, ca_certificates, envoy_arguments, image, one_of, optional, path, port,
+    quantity, seconds, switch, template, threads, word,
+};
+
+/// What the operator decides about pods.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Policy")]
+pub(crate) struct Policy {
+    /// Inject pods that don't say whether they want it
+    #[arg(long, env = "CONNECT_INJECT_DEFAULT_INJECT", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
+    pub(crate) default_inject: bool,
+    /// Namespace whose pods may be injected, or * for any; repeatable. An empty
+    /// list in --config: none
+    #[arg(
+        long = "allow-k8s-namespace",
+        env = "CONNECT_INJECT_ALLOW_K8S_NAMESPACE",
+        value_name = "NAMESPACE",
+        value_delimiter = ',',
+        default_value = "*"
+    )]
+    pub(crate) allow_namespaces: Vec<String>,
+    /// Namespace whose pods are not injected, even if it is allowed; repeatable
+    #[arg(
+        long = "deny-k8s-namespace",
+        env = "CONNECT_INJECT_DENY_K8S_NAMESPACE",
+        value_name = "NAMESPACE",
+        value_delimiter = ','
+    )]
+    pub(crate) deny_namespaces: Vec<String>,
+    /// Image with connect-init and connect-lifecycle; required
+    #[arg(long, env = "CONNECT_INJECT_INIT_IMAGE", value_name = "IMAGE", value_parser = image)]
+    pub(crate) init_image: String,
+    /// Image with Envoy; required
+    #[arg(long, env = "CONNECT_INJECT_ENVOY_IMAGE", value_name = "IMAGE", value_parser = image)]
+    pub(crate) envoy_image: String,
+    /// When the kubelet pulls these images: Always, IfNotPresent or Never; empty
+    /// for Kubernetes' default
+    #[arg(long = "global-image-pull-policy", env = "CONNECT_INJECT_GLOBAL_IMAGE_PULL_POLICY", value_name = "POLICY", default_value = "", hide_default_value = true, value_parser = optional(one_of(&["Always", "IfNotPresent", "Never"])))]
+    pub(crate) image_pull: Optional<String>,
+    /// Secret of the pods' namespaces with which the kubelet pulls these images;
+    /// repeatable
+    #[arg(
+        long = "image-pull-secret",
+        env = "CONNECT_INJECT_IMAGE_PULL_SECRET",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub(crate) pull_secrets: Vec<String>,
+    /// Arguments for Envoy besides the injector's, split as a shell would
+    #[arg(long, env = "CONNECT_INJECT_ENVOY_EXTRA_ARGS", value_name = "ARGS", hide_default_value = true, allow_hyphen_values = true, default_value = "", value_parser = Words::from_str)]
+    pub(crate) envoy_extra_args: Words,
+    /// Envoy's worker threads; 0 for as many as the node has cores
+    #[arg(
+        long = "default-envoy-proxy-concurrency",
+        env = "CONNECT_INJECT_DEFAULT_ENVOY_PROXY_CONCURRENCY",
+        value_name = "NUMBER",
+        default_value = "2",
+        value_parser = threads
+    )]
+    pub(crate) concurrency: u32,
+    /// The sidecar's CPU request; empty for none
+    #[arg(long = "default-sidecar-proxy-cpu-request", env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_CPU_REQUEST", value_name = "QUANTITY", default_value = "20m", value_parser = optional(quantity))]
+    pub(crate) sidecar_cpu_request: Optional<Quantity>,
+    /// The sidecar's CPU limit; empty for none
+    #[arg(long = "default-sidecar-proxy-cpu-limit", env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_CPU_LIMIT", value_name = "QUANTITY", default_value = "", hide_default_value = true, value_parser = optional(quantity))]
+    pub(crate) sidecar_cpu_limit: Optional<Quantity>,
+    /// The sidecar's memory request; empty for none
+    #[arg(long = "default-sidecar-proxy-memory-request", env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_MEMORY_REQUEST", value_name = "QUANTITY", default_value = "64Mi", value_parser = optional(quantity))]
+    pub(crate) sidecar_memory_request: Optional<Quantity>,
+    /// The sidecar's memory limit; empty for none
+    #[arg(long = "default-sidecar-proxy-memory-limit", env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_MEMORY_LIMIT", value_name = "QUANTITY", default_value = "", hide_default_value = true, value_parser = optional(quantity))]
+    pub(crate) sidecar_memory_limit: Optional<Quantity>,
+    /// The init container's CPU request; empty for none
+    #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_CPU_REQUEST", value_name = "QUANTITY", default_value = "50m", value_parser = optional(quantity))]
+    pub(crate) init_container_cpu_request: Optional<Quantity>,
+    /// The init container's CPU limit; empty for none
+    #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_CPU_LIMIT", value_name = "QUANTITY", default_value = "50m", value_parser = optional(quantity))]
+    pub(crate) init_container_cpu_limit: Optional<Quantity>,
+    /// The init container's memory request; empty for none
+    #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_MEMORY_REQUEST", value_name = "QUANTITY", default_value = "25Mi", value_parser = optional(quantity))]
+    pub(crate) init_container_memory_request: Optional<Quantity>,
+    /// The init container's memory limit; empty for none
+    #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_MEMORY_LIMIT", value_name = "QUANTITY", default_value = "25Mi", value_parser = optional(quantity))]
+    pub(crate) init_container_memory_limit: Optional<Quantity>,
+    /// Let the cluster choose the injected containers' user, as OpenShift does
+    #[arg(long = "enable-openshift", env = "CONNECT_INJECT_ENABLE_OPENSHIFT", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
+    pub(crate) openshift: bool,
+    /// Let Prometheus read Envoy's metrics in pods that don't say
+    #[arg(long = "default-enable-metrics", env = "CONNECT_INJECT_DEFAULT_ENABLE_METRICS", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
+    pub(crate) metrics: bool,
+    /// Port on which Prometheus scrapes Envoy's metrics
+    #[arg(
+        long = "default-prometheus-scrape-port",
+        env = "CONNECT_INJECT_DEFAULT_PROMETHEUS_SCRAPE_PORT",
+        value_name = "PORT",
+        default_value = "20200",
+        value_parser = port
+    )]
+    pub(crate) metrics_port: u16,
+    /// HTTP path under which Prometheus scrapes Envoy's metrics
+    #[arg(
+        long = "default-prometheus-scrape-path",
+        env = "CONNECT_INJECT_DEFAULT_PROMETHEUS_SCRAPE_PATH",
+        value_name = "PATH",
+        default_value = "/metrics",
+        value_parser = path
+    )]
+    pub(crate) metrics_path: String,
+    /// How many seconds the application waits for its proxy at most; 0 for none
+    #[arg(
+        long = "default-sidecar-proxy-lifecycle-startup-grace-period-seconds",
+        env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_LIFECYCLE_STARTUP_GRACE_PERIOD_SECONDS",
+        value_name = "SECONDS",
+        default_value = "30",
+        value_parser = seconds
+    )]
+    pub(crate) startup_grace: u32,
+    /// How many seconds the sidecar drains at most; connect-lifecycle's default
+    /// if empty
+    #[arg(long = "default-sidecar-proxy-lifecycle-shutdown-grace-period-seconds", env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_LIFECYCLE_SHUTDOWN_GRACE_PERIOD_SECONDS", value_name = "SECONDS", default_value = "", hide_default_value = true, value_parser = optional(seconds))]
+    pub(crate) shutdown_grace: Optional<u32>,
+    /// How many seconds an application without a preStop hook keeps running when
+    /// its pod ends, where all kubelets are 1.30 or newer; 0 for none
+    #[arg(
+        long = "default-application-sleep-seconds",
+        env = "CONNECT_INJECT_DEFAULT_APPLICATION_SLEEP_SECONDS",
+        value_name = "SECONDS",
+        default_value = "5",
+        value_parser = seconds
+    )]
+    pub(crate) application_sleep: u32,
+    /// How the sidecar runs: native, container, or auto, which is native where
+    /// all kubelets are known to be 1.29 or newer
+    #[arg(long, env = "CONNECT_INJECT_SIDECAR_MODE", value_name = "MODE", default_value = "auto", value_parser = SidecarMode::from_str)]
+    pub(crate) sidecar_mode: SidecarMode,
+    /// Version of the cluster's API server, such as 1.31; by default the API
+    /// server is asked, if there is a way to it
+    #[arg(long, env = "CONNECT_INJECT_KUBERNETES_VERSION", value_name = "VERSION", default_value = "", hide_default_value = true, value_parser = optional(Version::from_str))]
+    pub(crate) kubernetes_version: Optional<Version>,
+    /// Version of the oldest kubelet, such as 1.31; by default three minor
+    /// versions below the API server, which Kubernetes allows
+    #[arg(long, env = "CONNECT_INJECT_OLDEST_KUBELET_VERSION", value_name = "VERSION", default_value = "", hide_default_value = true, value_parser = optional(Version::from_str))]
+    pub(crate) oldest_kubelet_version: Optional<Version>,
+    /// Log level of the injected containers: trace, debug, info, warn, error, off
+    #[arg(long, env = "CONNECT_INJECT_POD_LOG_LEVEL", value_name = "LEVEL", default_value = "", hide_default_value = true, value_parser = optional(one_of(&["trace", "debug", "info", "warn", "error", "off"])))]
+    pub(crate) pod_log_level: Optional<String>,
+    /// Log format of the injected containers: plain or json
+    #[arg(long, env = "CONNECT_INJECT_POD_LOG_FORMAT", value_name = "FORMAT", default_value = "", hide_default_value = true, value_parser = optional(one_of(&["plain", "json"])))]
+    pub(crate) pod_log_format: Optional<String>,
+    /// HTTP address of a pod's agent; $(HOST_IP), $(NODE_NAME), $(POD_IP),
+    /// $(POD_NAME), $(POD_NAMESPACE) and $(POD_UID) are those of the pod. By
+    /// default http://$(HOST_IP):8500, or https://$(HOST_IP):8501 with
+    /// --consul-ca-cert
+    #[arg(long = "consul-http-addr-template", env = "CONNECT_INJECT_CONSUL_HTTP_ADDR_TEMPLATE", value_name = "TEMPLATE", default_value = "", hide_default_value = true, value_parser = optional(template))]
+    pub(crate) http_addr_template: Optional<String>,
+    /// gRPC address of a pod's agent, with the same variables. By default
+    /// $(HOST_IP):8502, or https://$(HOST_IP):8502 with --consul-ca-cert
+    #[arg(long = "consul-grpc-addr-template", env = "CONNECT_INJECT_CONSUL_GRPC_ADDR_TEMPLATE", value_name = "TEMPLATE", default_value = "", hide_default_value = true, value_parser = optional(template))]
+    pub(crate) grpc_addr_template: Optional<String>,
+    /// PEM file with the CA certificates of the pods' agents, at most 127 KiB;
+    /// turns TLS to the agents on. Its text is copied into the pods
+    #[arg(long, env = "CONNECT_INJECT_CONSUL_CA_CERT", value_name = "FILE", default_value = "", hide_default_value = true, value_parser = optional(ca_certificates))]
+    pub(crate) consul_ca_cert: Optional<String>,
+    /// Name in the certificates of the pods' agents, if not the host of their
+    /// address; with the same variables
+    #[arg(long, env = "CONNECT_INJECT_CONSUL_TLS_SERVER_NAME", value_name = "TEMPLATE", default_value = "", hide_default_value = true, value_parser = optional(template))]
+    pub(crate) consul_tls_server_name: Optional<String>,
+    /// Auth method that pods log in with; turns ACLs on
+    #[arg(long, env = "CONNECT_INJECT_ACL_AUTH_METHOD", value_name = "NAME", default_value = "", hide_default_value = true, value_parser = optional(word))]
+    pub(crate) acl_auth_method: Optional<String>,
+}
+
+/// Arguments for Envoy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Words(pub(crate) Vec<String>);
+
+/// How the sidecar runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SidecarMode {
+    /// Native where the cluster is known to have native sidecars.
+    Auto,
+    /// An init container that keeps running.
+    Native,
+    /// A container beside the application's.
+    Container,
+}
+
+/// What is known of the cluster, beside what the operator decided. It changes
+/// while the injector runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cluster {
+    /// The version of the API server, if it is known.
+    pub(crate) version: Option<Version>,
+    /// The datacenter of the Consul agents, if it is known.
+    pub(crate) datacenter: Option<String>,
+    /// Whether `MeshGateway.Mode` in proxy-defaults leads to other datacenters.
+    pub(crate) mesh_gateways: bool,
+}
+
+// === impl Policy ===
+
+impl Policy {
+    /// What contradicts itself, a sentence each.
+    pub(crate) fn contradictions(&self) -> Vec<String> {
+        let family = |name: &str, resources: Resources| {
+            resources.check().err().map(|problem| format!("{name}: {problem}"))
+        };
+        let mode = self.is_native(self.sidecar_mode, &Cluster::default());
+        [
+            family("--default-sidecar-proxy", self.sidecar_resources()),
+            family("--init-container", self.init_resources()),
+            mode.err().map(|problem| format!("--sidecar-mode: {problem}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// Whether the allow list names the namespace.
+    pub(crate) fn allows(&self, namespace: &str) -> bool {
+        self.allow_namespaces.iter().any(|allowed| allowed == "*" || allowed == namespace)
+    }
+
+    /// Whether the deny list names the namespace.
+    pub(crate) fn denies(&self, namespace: &str) -> bool {
+        self.deny_namespaces.iter().any(|denied| denied == namespace)
+    }
+
+    /// Whether a sidecar of that mode is an init container that keeps running.
+    ///
+    /// # Errors
+    /// The API server is known to be too old for it.
+    pub(crate) fn is_native(&self, mode: SidecarMode, cluster: &Cluster) -> Result<bool, String> {
+        match mode {
+            SidecarMode::Container => Ok(false),
+            SidecarMode::Auto => Ok(self.kubelets_know(Version::NATIVE_SIDECAR, cluster)),
+            SidecarMode::Native => match self.api_server(cluster) {
+                Some(version) if version < Version::NATIVE_SIDECAR => Err(format!(
+                    "Kubernetes {version} has no native sidecars: they came with {}",
+                    Version::NATIVE_SIDECAR
+                )),
+                _ => Ok(true),
+            },
+        }
+    }
+
+    /// Whether every kubelet of the cluster is known to be of a version or newer.
+    /// A kubelet rejects a pod with fields that it does not know, without end.
+    pub(crate) fn kubelets_know(&self, version: Version, cluster: &Cluster) -> bool {
+        let oldest = self
+            .oldest_kubelet_version
+            .or_else(|| self.api_server(cluster).map(Version::oldest_kubelet));
+        oldest.is_some_and(|oldest| oldest >= version)
+    }
+
+    fn api_server(&self, cluster: &Cluster) -> Option<Version> {
+        self.kubernetes_version.or(cluster.version)
+    }
+
+    /// What the sidecar may use.
+    pub(crate) fn sidecar_resources(&self) -> Resources {
+        Resources {
+            cpu: bounds(&self.sidecar_cpu_request, &self.sidecar_cpu_limit),
+            memory: bounds(&self.sidecar_memory_request, &self.sidecar_memory_limit),
+        }
+    }
+
+    /// What the init container may use.
+    pub(crate) fn init_resources(&self) -> Resources {
+        Resources {
+            cpu: bounds(&self.init_container_cpu_request, &self.init_container_cpu_limit),
+            memory: bounds(&self.init_container_memory_request, &self.init_container_memory_limit),
+        }
+    }
+
+    /// The agent's HTTP address, with `$(VARIABLE)`s of the init container.
+    pub(crate) fn http_addr(&self) -> &str {
+        let default = if self.consul_ca_cert.is_some() {
+            "https://$(HOST_IP):8501"
+        } else {
+            "http://$(HOST_IP):8500"
+        };
+        self.http_addr_template.as_deref().unwrap_or(default)
+    }
+
+    /// The agent's gRPC address, with `$(VARIABLE)`s of the init container.
+    pub(crate) fn grpc_addr(&self) -> &str {
+        let default = if self.consul_ca_cert.is_some() {
+            "https://$(HOST_IP):8502"
+        } else {
+            "$(HOST_IP):8502"
+        };
+        self.grpc_addr_template.as_deref().unwrap_or(default)
+    }
+
+    /// The secrets that a pod lacks with which images are pulled.
+    pub(crate) fn lacking_pull_secrets<'p>(
+        &'p self,
+        present: &BTreeSet<&str>,
+    ) -> impl Iterator<Item = &'p str> {
+        self.pull_secrets.iter().map(String::as_str).filter(|name| !present.contains(name))
+    }
+}
+
+fn bounds(request: &Optional<Quantity>, limit: &Optional<Quantity>) -> Bounds {
+    Bounds { request: request.0.clone(), limit: limit.0.clone() }
+}
+
+// === impl Words ===
+
+impl FromStr for Words {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        envoy_arguments(text).map(Self)
+    }
+}
+
+// === impl SidecarMode ===
+
+impl FromStr for SidecarMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "native" => Ok(Self::Native),
+            "container" => Ok(Self::Container),
+            _ => Err("expected `auto`, `native` or `container`".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        policy: Policy,
+    }
+
+    /// The policy of these flags, besides the images.
+    pub(crate) fn policy_of(flags: &[&str]) -> Policy {
+        let images = ["x", "--init-image=connect-init:1", "--envoy-image=envoy:1"];
+        Flags::parse_from(images.iter().chain(flags)).policy
+    }
+
+    /// The policy of an injector with no flags but the images, and without
+    /// resources.
+    pub(crate) fn policy() -> Policy {
+        policy_of(&[
+            "--default-sidecar-proxy-cpu-request=",
+            "--default-sidecar-proxy-memory-request=",
+            "--init-container-cpu-request=",
+            "--init-container-cpu-limit=",
+            "--init-container-memory-request=",
+            "--init-container-memory-limit=",
+        ])
+    }
+
+    /// A cluster whose API server is of a version.
+    pub(crate) fn cluster(version: &str) -> Cluster {
+        Cluster { version: version.parse().ok(), ..Cluster::default() }
+    }
+
+    /// I19: kubelets may be three minor versions older than the API server, and
+    /// reject pods that they don't understand.
+    #[test]
+    fn what_kubelets_know_follows_from_the_oldest_that_there_can_be() {
+        let auto = |policy: &Policy, version: &str| {
+            policy.is_native(SidecarMode::Auto, &cluster(version)).unwrap()
+        };
+        assert!(!auto(&policy(), "1.29") && !auto(&policy(), "1.31") && !auto(&policy(), ""));
+        assert!(auto(&policy(), "1.32"));
+        let sleep = |version| policy().kubelets_know(Version::SLEEP, &cluster(version));
+        assert!(!sleep("1.32") && sleep("1.33"));
+
+        let known = policy_of(&["--oldest-kubelet-version=1.29"]);
+        assert!(auto(&known, "1.29") && auto(&known, ""));
+        let old = policy_of(&["--oldest-kubelet-version=1.28"]);
+        assert!(!auto(&old, "1.34"));
+        let told = policy_of(&["--kubernetes-version=1.31"]);
+        assert!(!auto(&told, "1.34"), "the flag wins");
+    }
+
+    #[test]
+    fn small_resources_are_the_default() {
+        let policy = policy_of(&[]);
+        assert!(policy.init_resources().is_equal(), "not Guaranteed");
+        assert!(policy.sidecar_resources().cpu.request.is_some());
+        assert_eq!(policy.contradictions(), Vec::<String>::new());
+    }
+}

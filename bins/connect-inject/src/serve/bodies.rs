@@ -1,0 +1,191 @@
+//! Bodies of requests: admitted by their announced length before a byte is read,
+//! so that all of them together fit into memory and none waits for another's
+//! second half.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::webhook::Refusal;
+use crate::outcome::Reason;
+
+/// The most bytes of a review. An API server accepts requests of 3 MiB at most.
+pub(super) const MOST_BYTES: usize = 4 << 20;
+/// How long a body may take to arrive. The API server itself waits for 10 s, if
+/// it is not told otherwise.
+const BODY: Duration = Duration::from_secs(10);
+/// How long a body arrives undisturbed, even if others wait for its place: from an
+/// API server it takes milliseconds.
+const UNDISTURBED: Duration = Duration::from_millis(500);
+
+/// The longest body that needs no share of the large ones' memory.
+const SMALL: usize = 32 << 10;
+/// How many small bodies there may be at a time, and how many KiB of large ones.
+const MOST_SMALL: usize = 256;
+const MOST_LARGE: usize = 12 << 10;
+
+/// The bodies of all connections.
+#[derive(Debug)]
+pub(super) struct Bodies {
+    small: Class,
+    large: Class,
+}
+
+/// Bodies that share memory.
+#[derive(Debug)]
+struct Class {
+    free: Arc<Semaphore>,
+    /// Those that are arriving, the oldest first.
+    arriving: Mutex<VecDeque<Arriving>>,
+    next: AtomicU64,
+}
+
+/// A body that is arriving, which may be given up for another.
+#[derive(Clone, Debug)]
+struct Arriving {
+    id: u64,
+    since: Instant,
+    given_up: CancellationToken,
+}
+
+/// A body that has arrived. Its place is free when this is dropped.
+pub(super) struct Arrived {
+    pub(super) bytes: Vec<u8>,
+    _place: OwnedSemaphorePermit,
+}
+
+// === impl Bodies ===
+
+impl Bodies {
+    pub(super) fn new() -> Self {
+        Self { small: Class::new(MOST_SMALL), large: Class::new(MOST_LARGE) }
+    }
+
+    /// Reads a body.
+    pub(super) async fn read(&self, body: Incoming) -> Result<Arrived, Refusal> {
+        let announced = body.size_hint();
+        // Without an announced length (chunked), it may be as long as any.
+        let most = announced.upper().and_then(|most| usize::try_from(most).ok());
+        let most = most.unwrap_or(MOST_BYTES);
+        if most > MOST_BYTES {
+            return Err(too_large());
+        }
+        let (class, share) =
+            if most <= SMALL { (&self.small, 1) } else { (&self.large, most.div_ceil(1 << 10)) };
+        match timeout(BODY, class.read(body, most, share)).await {
+            Ok(done) => done,
+            Err(_) => Err(Refusal::new(Reason::Incomplete, "the body did not arrive in time")),
+        }
+    }
+}
+
+// === impl Class ===
+
+impl Class {
+    fn new(places: usize) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(places)),
+            arriving: Mutex::default(),
+            next: AtomicU64::new(0),
+        }
+    }
+
+    async fn read(&self, body: Incoming, most: usize, share: usize) -> Result<Arrived, Refusal> {
+        let place = self.place(share).await?;
+        let arriving = Arriving {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            since: Instant::now(),
+            given_up: CancellationToken::new(),
+        };
+        self.with(|all| all.push_back(arriving.clone()));
+        let _guard = Guard(self, &arriving);
+        let bytes = tokio::select! {
+            bytes = collect(body, most) => bytes?,
+            () = arriving.given_up.cancelled() => {
+                let problem = "the body arrived too slowly while others waited for its place";
+                return Err(Refusal::new(Reason::Incomplete, problem));
+            }
+        };
+        Ok(Arrived { bytes, _place: place })
+    }
+
+    /// A place for a body: the one that has been arriving longest is given up for
+    /// it, if there is no other.
+    async fn place(&self, share: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+        let share = u32::try_from(share).unwrap_or(u32::MAX);
+        let waiting = Arc::clone(&self.free).acquire_many_owned(share);
+        tokio::select! {
+            biased;
+            place = waiting => {
+                place.map_err(|_| Refusal::new(Reason::Incomplete, "no more bodies are read"))
+            }
+            never = self.give_up_oldest() => never,
+        }
+    }
+
+    /// Gives one up after the other, for as long as somebody waits.
+    async fn give_up_oldest<T>(&self) -> T {
+        loop {
+            let oldest = self.with(|all| all.front().cloned());
+            let left = oldest
+                .as_ref()
+                .map_or(UNDISTURBED, |oldest| UNDISTURBED.saturating_sub(oldest.since.elapsed()));
+            if left.is_zero()
+                && let Some(oldest) = oldest
+            {
+                self.leave(&oldest);
+                oldest.given_up.cancel();
+                // It frees its place when it is polled.
+                tokio::task::yield_now().await;
+            } else {
+                sleep(left.max(Duration::from_millis(10))).await;
+            }
+        }
+    }
+
+    fn leave(&self, arriving: &Arriving) {
+        self.with(|all| all.retain(|other| other.id != arriving.id));
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut VecDeque<Arriving>) -> T) -> T {
+        look(&mut self.arriving.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Takes a body off the list whatever comes of it.
+struct Guard<'a>(&'a Class, &'a Arriving);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.0.leave(self.1);
+    }
+}
+
+async fn collect(body: Incoming, most: usize) -> Result<Vec<u8>, Refusal> {
+    // What has not arrived yet takes no memory.
+    let mut bytes = Vec::new();
+    let mut body = Limited::new(body, most);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                return too_large();
+            }
+            Refusal::new(Reason::Incomplete, format!("the body did not arrive: {error}"))
+        })?;
+        if let Some(data) = frame.data_ref() {
+            bytes.extend_from_slice(data);
+        }
+    }
+    Ok(bytes)
+}
+
+fn too_large() -> Refusal {
+    Refusal::new(Reason::TooLarge, format!("the body is larger than {MOST_BYTES} bytes"))
+}

@@ -1,0 +1,157 @@
+//! What is known of the cluster, kept by one background task: the version of the
+//! API server, and how Consul's agents reach other datacenters.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use consul::Agent;
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::api::Api;
+use crate::policy::Cluster;
+
+/// How long the first review may wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often the API server is asked: a cluster changes its version while pods
+/// run.
+const AGAIN: Duration = Duration::from_secs(300);
+/// How soon if it did not answer, at first.
+const RETRY: Duration = Duration::from_secs(2);
+/// How long an agent holds a blocking query.
+const WAIT: Duration = Duration::from_secs(300);
+
+/// What is known of the cluster.
+#[derive(Debug)]
+pub(super) struct Knowledge {
+    cluster: RwLock<Arc<Cluster>>,
+    /// Whether everybody was asked once.
+    complete: watch::Sender<bool>,
+}
+
+/// Who is asked.
+pub(super) struct Sources {
+    /// The API server, unless its version is told.
+    pub(super) kubernetes: Option<Api>,
+    pub(super) agent: Agent,
+}
+
+/// The config entry proxy-defaults, as far as it matters.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Defaults {
+    mesh_gateway: Mode,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Mode {
+    mode: String,
+}
+
+// === impl Knowledge ===
+
+impl Knowledge {
+    pub(super) fn new() -> Self {
+        let (complete, _) = watch::channel(false);
+        Self { cluster: RwLock::default(), complete }
+    }
+
+    /// What is known now.
+    pub(super) fn cluster(&self) -> Arc<Cluster> {
+        Arc::clone(&self.cluster.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Why pods should wait: those of one cluster are to be alike.
+    pub(super) fn unready(&self) -> Option<String> {
+        let waits = !*self.complete.borrow();
+        waits.then(|| "the API server was not asked for its version yet".to_owned())
+    }
+
+    /// Keeps it up to date, for ever. What is known stays while there is no answer.
+    pub(super) async fn keep(&self, sources: &Sources) {
+        tokio::join!(
+            self.keep_version(sources.kubernetes.as_ref()),
+            self.keep_gateways(&sources.agent)
+        );
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Cluster)) {
+        let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut cluster));
+    }
+
+    async fn keep_version(&self, api: Option<&Api>) {
+        let Some(api) = api else {
+            self.complete.send_replace(true);
+            return;
+        };
+        let mut pause = RETRY;
+        let mut reported = None;
+        loop {
+            match api.version(PATIENCE).await {
+                Ok(version) => {
+                    if self.cluster().version != Some(version) {
+                        tracing::info!(%version, "learnt the version of the API server");
+                        self.change(|cluster| cluster.version = Some(version));
+                    }
+                    (pause, reported) = (AGAIN, None);
+                }
+                Err(problem) => {
+                    if reported.as_ref() != Some(&problem) {
+                        tracing::warn!("{problem}; what is known of its version stays");
+                        reported = Some(problem);
+                    }
+                }
+            }
+            self.complete.send_replace(true);
+            sleep(pause).await;
+            pause = (pause * 2).min(AGAIN);
+        }
+    }
+
+    /// The agent's datacenter and proxy-defaults. Without them, a pod with an
+    /// upstream in another datacenter gets a warning more.
+    async fn keep_gateways(&self, agent: &Agent) {
+        let mut pause = RETRY;
+        let mut index = 0;
+        let mut reported = false;
+        loop {
+            if self.cluster().datacenter.is_none()
+                && let Ok(answer) = agent.agent_self().await
+                && !answer.config.datacenter.is_empty()
+            {
+                tracing::debug!(datacenter = answer.config.datacenter, "learnt the datacenter");
+                self.change(|cluster| cluster.datacenter = Some(answer.config.datacenter));
+            }
+            let asked = agent.config_entry_after("proxy-defaults", "global", index, WAIT).await;
+            let used = match asked {
+                Ok((defaults, known)) => {
+                    // Without an index there is nothing to wait for.
+                    pause = if known > 0 { RETRY } else { AGAIN };
+                    (index, reported) = (known, false);
+                    let Defaults { mesh_gateway } = defaults.unwrap_or_default();
+                    matches!(mesh_gateway.mode.as_str(), "local" | "remote")
+                }
+                Err(error) => {
+                    if !reported {
+                        tracing::info!("cannot read proxy-defaults: {error}");
+                        reported = true;
+                    }
+                    index = 0;
+                    sleep(pause).await;
+                    pause = (pause * 2).min(AGAIN);
+                    continue;
+                }
+            };
+            if self.cluster().mesh_gateways != used {
+                tracing::info!(used, "learnt whether mesh gateways are used by proxy-defaults");
+                self.change(|cluster| cluster.mesh_gateways = used);
+            }
+            // A change for each second of somebody's script is enough.
+            let rest = if index > 0 { Duration::from_secs(1) } else { pause };
+            sleep(rest).await;
+        }
+    }
+}
