@@ -1,19 +1,25 @@
 //! A tree into registrations.
 //!
-//! Sources: Consul's "Services configuration reference", "Health check
-//! configuration reference" and "Proxy service configuration" pages.
+//! Sources: Consul's "Service definition reference", "Health check configuration
+//! reference", "Connect proxy configuration reference" and "Multiport services"
+//! pages.
 
 use duration::GoDuration;
 use registration::check::Status;
-use registration::proxy::{Expose, ExposePath, MeshGateway};
-use registration::service::{Connect, Kind, Locality, SidecarService, TaggedAddress, Weights};
+use registration::proxy::{
+    AccessLogs, EnvoyExtension, Expose, ExposePath, MeshGateway, TransparentProxy,
+};
+use registration::service::{
+    Connect, Kind, Locality, NamedPort, SidecarService, TaggedAddress, Weights,
+};
 use registration::upstream::DestinationType;
-use registration::{Check, Proxy, Service, Upstream};
+use registration::{Check, Proxy, Service, Token, Upstream};
+use secrecy::SecretString;
 
+use crate::Since;
 use crate::error::Found;
 use crate::object::{At, Object, Reader};
 use crate::tree::{Node, Value};
-use crate::{Definition, Place};
 
 mod rules;
 
@@ -47,8 +53,21 @@ const PROXY_MODES: [(&str, &str); 3] =
 
 const PROTOCOLS: [(&str, &str); 3] = [("http", "http"), ("http2", "http2"), ("", "")];
 
-/// The services of a file, each with its place in bytes.
-pub(crate) fn definitions(root: &Node) -> Result<Vec<(usize, Definition)>, Vec<Found>> {
+const LOG_TYPES: [(&str, &str); 4] =
+    [("stdout", "stdout"), ("stderr", "stderr"), ("file", "file"), ("", "")];
+
+/// A definition, its place and what was noted, in bytes of the text.
+#[derive(Default)]
+pub(crate) struct Decoded {
+    pub(crate) offset: usize,
+    pub(crate) service: Service,
+    pub(crate) token: Option<SecretString>,
+    pub(crate) warnings: Vec<Found>,
+    pub(crate) newer: Vec<(Since, Found)>,
+}
+
+/// The services of a file.
+pub(crate) fn definitions(root: &Node) -> Result<Vec<Decoded>, Vec<Found>> {
     let mut reader = Reader::default();
     let at = At { node: root, path: String::new() };
     if is_bare_service(root) {
@@ -59,11 +78,29 @@ pub(crate) fn definitions(root: &Node) -> Result<Vec<(usize, Definition)>, Vec<F
         return Err(reader.problems);
     }
     let definitions = reader.object(&at, |file| {
+        file.explain_unknown(beside_services);
         let mut definitions = file.read("services", |reader, at| reader.list(at, service));
         definitions.extend(file.optional("service", service));
         definitions
     });
     if reader.problems.is_empty() { Ok(definitions) } else { Err(reader.problems) }
+}
+
+/// What to do with a key beside the services, which Consul's CLI ignores.
+fn beside_services(key: &str) -> Option<String> {
+    let nearest = crate::spelling::nearest(key, &["service", "services"]);
+    if key.eq_ignore_ascii_case("check") || key.eq_ignore_ascii_case("checks") {
+        return Some(
+            "not accepted beside a service: move a service's check into the service, and a \
+             node's into the agent's configuration"
+                .to_owned(),
+        );
+    }
+    nearest.is_none().then(|| {
+        "not accepted: a definition file has `service` or `services`; settings of the agent \
+         belong in the agent's own configuration"
+            .to_owned()
+    })
 }
 
 /// Whether someone wrote what the HTTP API takes: a service on its own.
@@ -75,9 +112,8 @@ fn is_bare_service(root: &Node) -> bool {
     has("name") && !has("service") && !has("services")
 }
 
-fn service(reader: &mut Reader, at: &At<'_>) -> (usize, Definition) {
-    let offset = at.node.offset;
-    let definition = reader.object(at, |o| {
+fn service(reader: &mut Reader, at: &At<'_>) -> Decoded {
+    let (service, token) = reader.object(at, |o| {
         let service = Service {
             kind: o.read("kind", |reader, at| reader.one_of(at, &KINDS)),
             id: o.read("id", Reader::text),
@@ -87,6 +123,7 @@ fn service(reader: &mut Reader, at: &At<'_>) -> (usize, Definition) {
             tagged_addresses: o
                 .read("tagged_addresses", |reader, at| reader.map(at, tagged_address)),
             port: o.read("port", Reader::port),
+            ports: o.read_since(Since::Release(1, 22), "ports", named_ports),
             socket_path: o.read("socket_path", Reader::text),
             meta: o.read("meta", |reader, at| reader.map(at, Reader::text)),
             weights: o.read("weights", weights),
@@ -94,17 +131,41 @@ fn service(reader: &mut Reader, at: &At<'_>) -> (usize, Definition) {
             proxy: o.optional("proxy", proxy),
             connect: o.optional("connect", connect),
             checks: checks(o),
-            locality: o.optional("locality", locality),
-            namespace: o.read("namespace", Reader::text),
-            partition: o.read("partition", Reader::text),
+            locality: locality(o),
+            namespace: o.read_since(Since::Enterprise, "namespace", Reader::text),
+            partition: o.read_since(Since::Enterprise, "partition", Reader::text),
         };
         let token = o.read("token", Reader::secret);
         if o.is_sound() {
             rules::service(o, &service);
         }
-        Definition { service, token, place: Place::default() }
+        (service, token)
     });
-    (offset, definition)
+    for (found, owner) in std::mem::take(&mut reader.owners) {
+        let sidecar = format!("{}-sidecar-proxy", service.id());
+        if owner != service.id() && owner != sidecar {
+            reader.warnings.push(found);
+        }
+    }
+    Decoded {
+        offset: at.node.offset,
+        service,
+        token,
+        warnings: std::mem::take(&mut reader.warnings),
+        newer: std::mem::take(&mut reader.newer),
+    }
+}
+
+fn named_ports(reader: &mut Reader, at: &At<'_>) -> Vec<NamedPort> {
+    let ports = reader.list(at, |reader, at| {
+        reader.object(at, |o| NamedPort {
+            name: o.read("name", Reader::text),
+            port: o.read("port", Reader::port),
+            default: o.read("default", Reader::boolean),
+        })
+    });
+    rules::named_ports(reader, at, &ports);
+    ports
 }
 
 fn tagged_address(reader: &mut Reader, at: &At<'_>) -> TaggedAddress {
@@ -123,10 +184,12 @@ fn weights(reader: &mut Reader, at: &At<'_>) -> Option<Weights> {
     })
 }
 
-fn locality(reader: &mut Reader, at: &At<'_>) -> Locality {
-    reader.object(at, |o| Locality {
-        region: o.read("region", Reader::text),
-        zone: o.read("zone", Reader::text),
+fn locality(o: &mut Object<'_, '_>) -> Option<Locality> {
+    o.read_since(Since::Release(1, 16), "locality", |reader, at| {
+        Some(reader.object(at, |o| Locality {
+            region: o.read("region", Reader::text),
+            zone: o.read("zone", Reader::text),
+        }))
     })
 }
 
@@ -153,9 +216,17 @@ fn sidecar_service(reader: &mut Reader, at: &At<'_>) -> SidecarService {
             weights: o.read("weights", weights),
             enable_tag_override: o.read("enable_tag_override", Reader::boolean),
             proxy: o.optional("proxy", proxy),
+            token: o.read("token", Reader::secret).map(Token::new),
             checks: checks(o),
-            locality: o.optional("locality", locality),
+            socket_path: o.read("socket_path", Reader::text),
+            locality: locality(o),
+            namespace: o.read_since(Since::Enterprise, "namespace", Reader::text),
+            partition: o.read_since(Since::Enterprise, "partition", Reader::text),
         };
+        // The key is known, although a sidecar has no use for it.
+        if o.optional("connect", connect).is_some_and(|connect| connect != Connect::default()) {
+            o.report("connect", "not accepted: a sidecar has no sidecar and is not Connect-native");
+        }
         if o.is_sound() {
             rules::sidecar(o, &sidecar);
         }
@@ -170,17 +241,69 @@ fn proxy(reader: &mut Reader, at: &At<'_>) -> Proxy {
             destination_service_id: o.read("destination_service_id", Reader::text),
             local_service_address: o.read("local_service_address", Reader::text),
             local_service_port: o.read("local_service_port", Reader::port),
+            local_service_ports: o.read_since(
+                Since::Release(2, 0),
+                "local_service_ports",
+                named_ports,
+            ),
             local_service_socket_path: o.read("local_service_socket_path", Reader::text),
             mode: o.read("mode", |reader, at| reader.one_of(at, &PROXY_MODES)).to_owned(),
+            transparent_proxy: o.read("transparent_proxy", transparent_proxy),
             config: o.read("config", Reader::free),
             upstreams: o.read("upstreams", |reader, at| reader.list(at, upstream)),
             mesh_gateway: o.read("mesh_gateway", mesh_gateway),
             expose: o.read("expose", expose),
+            envoy_extensions: o.read_since(
+                Since::Release(1, 15),
+                "envoy_extensions",
+                |reader, at| reader.list(at, envoy_extension),
+            ),
+            access_logs: o.read_since(Since::Release(1, 15), "access_logs", access_logs),
         };
         if o.is_sound() {
             rules::proxy(o, &proxy);
         }
         proxy
+    })
+}
+
+fn transparent_proxy(reader: &mut Reader, at: &At<'_>) -> TransparentProxy {
+    reader.object(at, |o| TransparentProxy {
+        outbound_listener_port: o.read("outbound_listener_port", Reader::port),
+        dialed_directly: o.read("dialed_directly", Reader::boolean),
+    })
+}
+
+fn envoy_extension(reader: &mut Reader, at: &At<'_>) -> EnvoyExtension {
+    reader.object(at, |o| {
+        let extension = EnvoyExtension {
+            name: o.read("name", Reader::text),
+            required: o.read("required", Reader::boolean),
+            arguments: o.read("arguments", Reader::free),
+            consul_version: o.read("consul_version", Reader::text),
+            envoy_version: o.read("envoy_version", Reader::text),
+        };
+        if o.is_sound() && extension.name.is_empty() {
+            o.report("name", "missing: an extension has a name, such as \"builtin/lua\"");
+        }
+        extension
+    })
+}
+
+fn access_logs(reader: &mut Reader, at: &At<'_>) -> AccessLogs {
+    reader.object(at, |o| {
+        let logs = AccessLogs {
+            enabled: o.read("enabled", Reader::boolean),
+            disable_listener_logs: o.read("disable_listener_logs", Reader::boolean),
+            r#type: o.read("type", |reader, at| reader.one_of(at, &LOG_TYPES)).to_owned(),
+            path: o.read("path", Reader::text),
+            json_format: o.read("json_format", Reader::text),
+            text_format: o.read("text_format", Reader::text),
+        };
+        if o.is_sound() {
+            rules::access_logs(o, &logs);
+        }
+        logs
     })
 }
 
@@ -191,8 +314,13 @@ fn upstream(reader: &mut Reader, at: &At<'_>) -> Upstream {
                 .read("destination_type", |reader, at| reader.one_of(at, &DESTINATION_TYPES)),
             destination_name: o.read("destination_name", Reader::text),
             destination_namespace: o.read("destination_namespace", Reader::text),
-            destination_partition: o.read("destination_partition", Reader::text),
-            destination_peer: o.read("destination_peer", Reader::text),
+            destination_partition: o.read_since(
+                Since::Release(1, 11),
+                "destination_partition",
+                Reader::text,
+            ),
+            destination_port: o.read_since(Since::Release(2, 0), "destination_port", Reader::text),
+            destination_peer: o.read_since(Since::Release(1, 13), "destination_peer", Reader::text),
             datacenter: o.read("datacenter", Reader::text),
             local_bind_address: o.read("local_bind_address", Reader::text),
             local_bind_port: o.read("local_bind_port", Reader::port),
@@ -220,6 +348,12 @@ fn expose(reader: &mut Reader, at: &At<'_>) -> Expose {
             checks: o.read("checks", Reader::boolean),
             paths: o.read("paths", |reader, at| reader.list(at, expose_path)),
         };
+        // Consul's CLI reads it and has nowhere to send it.
+        o.read("port", |reader, at| {
+            if reader.port(at) != 0 {
+                reader.warn(at, "has no effect: each path has a `listener_port` of its own");
+            }
+        });
         if o.is_sound() {
             rules::expose(o, &expose);
         }
@@ -236,8 +370,8 @@ fn expose_path(reader: &mut Reader, at: &At<'_>) -> ExposePath {
     })
 }
 
-/// Those of `checks`, then `check`, which is the order that Consul's CLI sends
-/// and the agent numbers them in.
+/// The entries of `checks`, then `check`: the order in which Consul's CLI sends
+/// them and the agent numbers them.
 fn checks(o: &mut Object<'_, '_>) -> Vec<Check> {
     let mut checks = o.read("checks", |reader, at| reader.list(at, check));
     checks.extend(o.optional("check", check));
@@ -251,7 +385,7 @@ fn check(reader: &mut Reader, at: &At<'_>) -> Check {
             o.read(key, Reader::duration)
         }
         let check = Check {
-            check_id: o.read("id", Reader::text),
+            check_id: check_id(o),
             name: o.read("name", Reader::text),
             notes: o.read("notes", Reader::text),
             status: o.read("status", |reader, at| reader.one_of(at, &STATUSES)),
@@ -259,8 +393,8 @@ fn check(reader: &mut Reader, at: &At<'_>) -> Check {
             interval: duration(o, "interval"),
             timeout: duration(o, "timeout"),
             tcp: o.read("tcp", Reader::text),
-            tcp_use_tls: o.read("tcp_use_tls", Reader::boolean),
-            udp: o.read("udp", Reader::text),
+            tcp_use_tls: o.read_since(Since::Release(1, 17), "tcp_use_tls", Reader::boolean),
+            udp: o.read_since(Since::Release(1, 13), "udp", Reader::text),
             http: o.read("http", Reader::text),
             method: o.read("method", Reader::text),
             header: o.read("header", |reader, at| reader.map(at, Reader::texts)),
@@ -269,26 +403,55 @@ fn check(reader: &mut Reader, at: &At<'_>) -> Check {
             grpc: o.read("grpc", Reader::text),
             grpc_use_tls: o.read("grpc_use_tls", Reader::boolean),
             h2ping: o.read("h2ping", Reader::text),
-            h2ping_use_tls: o.optional("h2ping_use_tls", Reader::boolean),
+            h2ping_use_tls: o.read_since(Since::Release(1, 11), "h2ping_use_tls", |reader, at| {
+                Some(reader.boolean(at))
+            }),
             tls_skip_verify: o.read("tls_skip_verify", Reader::boolean),
             tls_server_name: o.read("tls_server_name", Reader::text),
             args: o.read("args", Reader::texts),
             docker_container_id: o.read("docker_container_id", Reader::text),
             shell: o.read("shell", Reader::text),
-            os_service: o.read("os_service", Reader::text),
+            os_service: o.read_since(Since::Release(1, 14), "os_service", Reader::text),
             alias_service: o.read("alias_service", Reader::text),
             alias_node: o.read("alias_node", Reader::text),
             success_before_passing: o.read("success_before_passing", Reader::count),
-            failures_before_warning: o.read("failures_before_warning", Reader::count),
+            failures_before_warning: o.read_since(
+                Since::Release(1, 11),
+                "failures_before_warning",
+                Reader::count,
+            ),
             failures_before_critical: o.read("failures_before_critical", Reader::count),
             output_max_size: o.read("output_max_size", Reader::count),
             deregister_critical_service_after: duration(o, "deregister_critical_service_after"),
         };
+        o.read("service_id", |reader, at| {
+            let owner = reader.text(at);
+            let message = "has no effect: a check within a service belongs to that service";
+            let found = Found {
+                offset: at.node.offset,
+                path: at.path.clone(),
+                message: message.to_owned(),
+            };
+            reader.owners.push((found, owner));
+        });
+        if o.read("token", Reader::secret).is_some() {
+            o.warn("token", "has no effect: the agent uses the token of the check's service");
+        }
         if o.is_sound() {
             rules::check(o, &check);
         }
         check
     })
+}
+
+/// The HTTP API has another name for it, as it has an `id` for services.
+fn check_id(o: &mut Object<'_, '_>) -> String {
+    let id = o.read("id", Reader::text);
+    let api = o.read("check_id", Reader::text);
+    if !id.is_empty() && !api.is_empty() {
+        o.report("check_id", "given twice: first as `id`");
+    }
+    if id.is_empty() { api } else { id }
 }
 
 #[cfg(test)]

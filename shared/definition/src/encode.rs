@@ -7,7 +7,8 @@ use crate::Format;
 use crate::hcl;
 
 /// Writes services as a definition file: one as `service`, several as
-/// `services`. What is read of it is what was written.
+/// `services`. Reading it gives the same services, but for ACL tokens, which are
+/// left out.
 pub fn print<'s>(services: impl IntoIterator<Item = &'s Service>, format: Format) -> String {
     let mut services: Vec<Json> = services.into_iter().map(entry).collect();
     let (key, value) = match services.len() {
@@ -27,14 +28,15 @@ fn entry(service: &Service) -> Json {
     renamed(body)
 }
 
-/// The keys of the HTTP API as files have them. Those that are the user's stay.
+/// The keys of the HTTP API as files have them. The user's own keys stay.
 fn renamed(value: Json) -> Json {
     match value {
         Json::Array(items) => items.into_iter().map(renamed).collect(),
         Json::Object(entries) => {
-            let entries = entries.into_iter().map(|(key, value)| {
+            let entries = entries.into_iter().filter(|(key, _)| key != "Token");
+            let entries = entries.map(|(key, value)| {
                 let value = match (key.as_str(), value) {
-                    ("Meta" | "Config" | "Header", value) => value,
+                    ("Meta" | "Config" | "Header" | "Arguments", value) => value,
                     ("TaggedAddresses", Json::Object(addresses)) => addresses
                         .into_iter()
                         .map(|(name, address)| (name, renamed(address)))

@@ -1,17 +1,18 @@
-//! Consul's service-definition files, into registrations and back.
+//! Reads and writes Consul's service definition files.
 //!
-//! - [`Format`]: the formats, and which one a file is in
+//! - [`Format`]: HCL or JSON
 //! - [`parse`]: a file's text into its [`Definition`]s, or every [`Problem`] in it
+//! - [`Since`]: which agents know a key
 //! - [`print()`]: services as a definition file
 //!
-//! Two steps, so that a format is nothing but a producer of the first: a text
-//! becomes a tree (`json`, `hcl`), and the tree becomes registrations
+//! Reading has two steps, so that a format only has to produce the first: a
+//! text becomes a tree (`json`, `hcl`), and the tree becomes registrations
 //! (`decode`). `encode` goes back.
 //!
-//! Keys and types are those of Consul's "Define services", "Define health
-//! checks" and "Deploy sidecar services" pages, read as strictly as
-//! `consul services register` reads them: snake_case keys in any case, and
-//! neither an unknown key nor a number between quotes.
+//! Keys and types are those of Consul's "Service definition reference", "Health
+//! check configuration reference" and "Connect proxy configuration reference".
+//! Types are as strict as in `consul services register`; keys are read in any
+//! case and also as the HTTP API spells them.
 //!
 //! ```
 //! use definition::Format;
@@ -29,6 +30,7 @@ mod format;
 mod hcl;
 mod json;
 mod object;
+mod since;
 mod spelling;
 mod tree;
 
@@ -38,16 +40,31 @@ use secrecy::SecretString;
 pub use encode::print;
 pub use error::{Problem, UnknownFormat};
 pub use format::Format;
+pub use since::Since;
 
 /// A service as a file defines it.
 #[derive(Clone, Debug, Default)]
 pub struct Definition {
-    /// What is registered.
+    /// The registration.
     pub service: Service,
-    /// The ACL token to register it with; none: the one that all requests have.
+    /// The ACL token for this service's requests; `None`: that of all requests.
     pub token: Option<SecretString>,
-    /// Where it stands.
+    /// Where the definition begins.
     pub place: Place,
+    /// What the file says without effect.
+    pub warnings: Vec<Problem>,
+    /// The keys that not every supported agent knows. An agent refuses a
+    /// registration with a key that it does not know.
+    pub newer: Vec<Newer>,
+}
+
+/// A key that not every supported agent knows.
+#[derive(Clone, Debug)]
+pub struct Newer {
+    /// The agents that know it.
+    pub since: Since,
+    /// Where the key is. The message is the requirement.
+    pub place: Problem,
 }
 
 /// Where in a file a definition begins.
@@ -59,13 +76,13 @@ pub struct Place {
     pub line: usize,
 }
 
-/// Reads a definition file: those of `services`, then `service`, which is the
-/// order in which Consul's CLI registers them. A file may define none.
+/// Reads a definition file: the entries of `services`, then `service`, which is
+/// the order in which Consul's CLI registers them. A file may define none.
 ///
 /// `file` is the file's name, for problems.
 ///
 /// # Errors
-/// The problems of the file, in its order, of very many the first ones.
+/// The problems of the file, in its order; of very many the first ones.
 pub fn parse(file: &str, format: Format, text: &str) -> Result<Vec<Definition>, Vec<Problem>> {
     let parsed = match format {
         // As HCL 1 does itself.
@@ -73,23 +90,31 @@ pub fn parse(file: &str, format: Format, text: &str) -> Result<Vec<Definition>, 
         Format::Hcl | Format::Json => json::parse(text),
     };
     let decoded = parsed.map_err(|found| vec![found]).and_then(|root| decode::definitions(&root));
+    let problem = |found| Problem::new(file, text, found);
     match decoded {
         Ok(found) => {
             let mut lines = Lines { text, offset: 0, line: 1 };
-            let placed = found.into_iter().map(|(offset, definition)| {
-                let place = Place { file: file.to_owned(), line: lines.of(offset) };
-                Definition { place, ..definition }
+            let definitions = found.into_iter().map(|read| Definition {
+                service: read.service,
+                token: read.token,
+                place: Place { file: file.to_owned(), line: lines.of(read.offset) },
+                warnings: read.warnings.into_iter().map(problem).collect(),
+                newer: read
+                    .newer
+                    .into_iter()
+                    .map(|(since, found)| Newer { since, place: problem(found) })
+                    .collect(),
             });
-            Ok(placed.collect())
+            Ok(definitions.collect())
         }
         Err(mut found) => {
             found.sort_by_key(|found| found.offset);
-            Err(found.into_iter().map(|found| Problem::new(file, text, found)).collect())
+            Err(found.into_iter().map(problem).collect())
         }
     }
 }
 
-/// Line numbers, counted on from the one asked for last.
+/// Counts lines from the place that was asked for last.
 struct Lines<'t> {
     text: &'t str,
     offset: usize,

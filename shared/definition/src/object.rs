@@ -1,7 +1,7 @@
-//! Reading a tree's values, strictly, and noting every problem on the way.
+//! Reads a tree's values strictly, and notes every problem on the way.
 //!
-//! Types are as Consul's CLI has them. Null is as good as no key, and a list of
-//! one value as good as the value.
+//! Types are those of Consul's CLI. Null counts as no key, and a list of one
+//! value as the value.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -11,19 +11,29 @@ use secrecy::SecretString;
 use serde_json::{Map, Value as Json};
 
 use crate::error::Found;
+use crate::since::Since;
 use crate::spelling::nearest;
 use crate::tree::{Key, Node, Value, to_map};
 
-/// The problems so far.
+/// What was noted so far.
 #[derive(Default)]
 pub(crate) struct Reader {
-    /// The first ones: nobody reads more.
+    /// The first problems: nobody reads more.
     pub(crate) problems: Vec<Found>,
-    /// How many there are in all.
+    /// How many problems there are in all.
     count: usize,
+    /// What is accepted and has no effect; the first ones.
+    pub(crate) warnings: Vec<Found>,
+    /// Keys that older agents do not know; the first ones.
+    pub(crate) newer: Vec<(Since, Found)>,
+    /// How many warnings and newer keys were kept in all: each costs a look
+    /// through the text.
+    kept: usize,
+    /// The services that checks say they belong to.
+    pub(crate) owners: Vec<(Found, String)>,
 }
 
-/// How many problems are told.
+/// How many problems, warnings or newer keys are kept.
 const MOST: usize = 50;
 
 /// A value and the path to it.
@@ -32,14 +42,16 @@ pub(crate) struct At<'t> {
     pub(crate) path: String,
 }
 
-/// An object that is being read, key by key. A key that nothing asks for is
-/// unknown, and those that are asked for are the ones that are accepted.
+/// An object that is being read, key by key. The keys that the code asks for are
+/// the accepted ones; any other key is unknown.
 pub(crate) struct Object<'t, 'r> {
     reader: &'r mut Reader,
     path: String,
     offset: usize,
     entries: Vec<Entry<'t>>,
     known: Vec<&'static str>,
+    /// What to say of an unknown key, if more than the accepted ones.
+    explain: Option<fn(&str) -> Option<String>>,
     /// How many problems there were before it.
     problems_before: usize,
 }
@@ -50,9 +62,8 @@ struct Entry<'t> {
     asked_for: bool,
 }
 
-/// The keys that Consul takes in one word, too, as its HTTP API writes them.
-const IN_ONE_WORD: [&str; 3] =
-    ["deregister_critical_service_after", "tls_skip_verify", "docker_container_id"];
+/// Keys that the HTTP API names otherwise than files do.
+const API_NAMES: [(&str, &str); 1] = [("args", "script_args")];
 
 // === impl Reader ===
 
@@ -61,7 +72,16 @@ impl Reader {
         self.report_at(at.node.offset, || (at.path.clone(), message.into()));
     }
 
-    /// Notes a problem; its path and message are made only if it is told.
+    /// Notes what is accepted and has no effect.
+    pub(crate) fn warn(&mut self, at: &At<'_>, message: impl Into<String>) {
+        self.kept += 1;
+        if self.kept <= MOST {
+            let (path, message) = (at.path.clone(), message.into());
+            self.warnings.push(Found { offset: at.node.offset, path, message });
+        }
+    }
+
+    /// Notes a problem; path and message are only made if it is kept.
     fn report_at(&mut self, offset: usize, say: impl FnOnce() -> (String, String)) {
         self.count += 1;
         if self.count <= MOST {
@@ -91,6 +111,7 @@ impl Reader {
             path: at.path.clone(),
             entries: entries.collect(),
             known: Vec::new(),
+            explain: None,
             problems_before: self.count,
             reader: self,
         };
@@ -99,7 +120,7 @@ impl Reader {
         value
     }
 
-    /// An object whose keys are the user's.
+    /// An object whose keys are the user's own.
     pub(crate) fn map<'t, T>(
         &mut self,
         at: &At<'t>,
@@ -255,7 +276,33 @@ impl<'t> Object<'t, '_> {
             && self.entries.iter().all(|entry| entry.asked_for)
     }
 
-    /// A key's value; what the type's default is without it.
+    /// Sets what to say of an unknown key.
+    pub(crate) fn explain_unknown(&mut self, explain: fn(&str) -> Option<String>) {
+        self.explain = Some(explain);
+    }
+
+    /// The value of a key that agents know from a release on. Only a value that
+    /// is sent counts: the default is not.
+    pub(crate) fn read_since<T: Default + PartialEq>(
+        &mut self,
+        since: Since,
+        key: &'static str,
+        read: impl FnOnce(&mut Reader, &At<'t>) -> T,
+    ) -> T {
+        let value = self.read(key, read);
+        if value != T::default()
+            && self.reader.kept < MOST
+            && let Some(entry) = self.entries.iter().find(|entry| is_spelt(&entry.key.text, key))
+        {
+            let path = join(&self.path, &entry.key.text);
+            let found = Found { offset: entry.key.offset, path, message: since.to_string() };
+            self.reader.newer.push((since, found));
+            self.reader.kept += 1;
+        }
+        value
+    }
+
+    /// A key's value; the type's default without it.
     pub(crate) fn read<T: Default>(
         &mut self,
         key: &'static str,
@@ -287,13 +334,43 @@ impl<'t> Object<'t, '_> {
         Some(read(self.reader, &At { node, path: join(&self.path, &key.text) }))
     }
 
-    /// Notes a problem with a key, which may be one of an inner object; the
-    /// place is the nearest one that there is.
+    /// Notes a problem with a key, which may be one of an inner object:
+    /// `proxy.upstreams[0].local_bind_port`. The place is that of the deepest
+    /// part that the file has.
     pub(crate) fn report(&mut self, path: &str, message: impl Into<String>) {
-        let key = path.split(['.', '[']).next().unwrap_or(path);
-        let entry = self.entries.iter().find(|entry| is_spelt(&entry.key.text, key));
-        let offset = entry.map_or(self.offset, |entry| entry.node.offset);
+        let offset = self.offset_of(path);
         self.reader.report_at(offset, || (join(&self.path, path), message.into()));
+    }
+
+    /// Notes that a key has no effect.
+    pub(crate) fn warn(&mut self, key: &str, message: &str) {
+        if let Some(entry) = self.entries.iter().find(|entry| is_spelt(&entry.key.text, key)) {
+            self.reader.warn(&At { node: entry.node, path: join(&self.path, key) }, message);
+        }
+    }
+
+    fn offset_of(&self, path: &str) -> usize {
+        let mut steps = path.split(['.', '[']).map(|step| step.trim_end_matches(']'));
+        let first = steps.next().unwrap_or(path);
+        let entry = self.entries.iter().find(|entry| is_spelt(&entry.key.text, first));
+        let Some(mut node) = entry.map(|entry| entry.node) else {
+            return self.offset;
+        };
+        for step in steps {
+            let inner = match (step.parse::<usize>(), &node.value) {
+                (Ok(index), Value::List(items) | Value::Blocks(items)) => items.get(index),
+                _ => match &only(node).value {
+                    Value::Object(entries) => {
+                        let entry = entries.iter().find(|(key, _)| is_spelt(&key.text, step));
+                        entry.map(|(_, node)| node)
+                    }
+                    _ => None,
+                },
+            };
+            let Some(inner) = inner else { break };
+            node = inner;
+        }
+        node.offset
     }
 
     /// Notes a problem with an entry of an inner object whose keys are the user's.
@@ -313,9 +390,13 @@ impl<'t> Object<'t, '_> {
         for entry in self.entries.iter().filter(|entry| !entry.asked_for) {
             let key = &entry.key.text;
             self.reader.report_at(entry.key.offset, || {
-                let meant = nearest(key, &self.known)
-                    .map_or_else(|| format!("; accepted: {}", self.known.join(", ")), did_you_mean);
-                (join(&self.path, key), format!("unknown key{meant}"))
+                let explained = self.explain.and_then(|explain| explain(key));
+                let message = explained.unwrap_or_else(|| {
+                    let accepted = || format!("; accepted: {}", self.known.join(", "));
+                    let meant = nearest(key, &self.known).map_or_else(accepted, did_you_mean);
+                    format!("unknown key{meant}")
+                });
+                (join(&self.path, key), message)
             });
         }
     }
@@ -336,9 +417,18 @@ fn is_null(node: &Node) -> bool {
     matches!(node.value, Value::Null)
 }
 
+/// Whether a key is meant: as files write it, in any case (`enable_tag_override`),
+/// or as the HTTP API does (`EnableTagOverride`), of which Consul's CLI reads some.
 fn is_spelt(found: &str, key: &str) -> bool {
-    found.eq_ignore_ascii_case(key)
-        || (IN_ONE_WORD.contains(&key) && found.eq_ignore_ascii_case(&key.replace('_', "")))
+    let is_key = |key: &str| {
+        let mut letters = key.bytes().filter(|byte| *byte != b'_');
+        found.eq_ignore_ascii_case(key)
+            || (found
+                .bytes()
+                .all(|byte| letters.next().is_some_and(|l| l.eq_ignore_ascii_case(&byte)))
+                && letters.next().is_none())
+    };
+    is_key(key) || API_NAMES.iter().any(|(name, api)| *name == key && is_key(api))
 }
 
 fn join(path: &str, key: &str) -> String {

@@ -39,10 +39,10 @@ pub struct Check {
     /// `host:port` that must take a connection.
     #[serde(rename = "TCP", skip_serializing_if = "is_default")]
     pub tcp: String,
-    /// Whether the TCP check speaks TLS (Consul 1.16).
+    /// Whether the TCP check speaks TLS (Consul 1.17).
     #[serde(rename = "TCPUseTLS", skip_serializing_if = "is_default")]
     pub tcp_use_tls: bool,
-    /// `host:port` that must take a datagram (Consul 1.12).
+    /// `host:port` that must take a datagram (Consul 1.13).
     #[serde(rename = "UDP", skip_serializing_if = "is_default")]
     pub udp: String,
     /// A URL that must answer with 2xx.
@@ -69,7 +69,8 @@ pub struct Check {
     /// `host:port` that must answer an HTTP/2 ping (Consul 1.10).
     #[serde(rename = "H2PING", skip_serializing_if = "is_default")]
     pub h2ping: String,
-    /// Whether the HTTP/2 ping speaks TLS; none: it does.
+    /// Whether the HTTP/2 ping speaks TLS; none: it does
+    /// (Consul 1.11).
     #[serde(rename = "H2PingUseTLS", skip_serializing_if = "Option::is_none")]
     pub h2ping_use_tls: Option<bool>,
     /// Whether the server's certificate is left unchecked.
@@ -87,7 +88,7 @@ pub struct Check {
     /// The shell for the command in the container.
     #[serde(skip_serializing_if = "is_default")]
     pub shell: String,
-    /// The name of a service of the operating system (Consul 1.16).
+    /// The name of a service of the operating system (Consul 1.14).
     #[serde(rename = "OSService", skip_serializing_if = "is_default")]
     pub os_service: String,
     /// The id of a service whose health this one follows.
@@ -99,7 +100,7 @@ pub struct Check {
     /// Looks in a row that must succeed before it passes.
     #[serde(skip_serializing_if = "is_default")]
     pub success_before_passing: u32,
-    /// Looks in a row that must fail before it warns (Consul 1.10).
+    /// Looks in a row that must fail before it warns (Consul 1.11).
     #[serde(skip_serializing_if = "is_default")]
     pub failures_before_warning: u32,
     /// Looks in a row that must fail before it is critical.

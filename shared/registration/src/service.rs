@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Check, Proxy, is_default};
+use crate::{Check, Proxy, Token, is_default};
 
 /// A service as the agent registers it. Its JSON is the request's body.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,7 +32,10 @@ pub struct Service {
     /// Where it listens; 0: it does not.
     #[serde(skip_serializing_if = "is_default")]
     pub port: u16,
-    /// The unix socket where it listens, instead of address and port (Consul 1.12).
+    /// Where it listens, by name, instead of `port` (Consul 1.22).
+    #[serde(skip_serializing_if = "is_default")]
+    pub ports: Vec<NamedPort>,
+    /// The unix socket where it listens, instead of address and port (Consul 1.10).
     #[serde(skip_serializing_if = "is_default")]
     pub socket_path: String,
     /// Free text by key.
@@ -53,7 +56,7 @@ pub struct Service {
     /// How the agent learns of its health.
     #[serde(skip_serializing_if = "is_default")]
     pub checks: Vec<Check>,
-    /// Where it runs (Consul 1.17).
+    /// Where it runs (Consul 1.16).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality: Option<Locality>,
     /// Its namespace (Consul Enterprise).
@@ -93,6 +96,19 @@ pub struct TaggedAddress {
     /// The port; 0: the service's own.
     #[serde(skip_serializing_if = "is_default")]
     pub port: u16,
+}
+
+/// One of several ports of a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct NamedPort {
+    /// Unique within the service.
+    pub name: String,
+    /// From 1 to 65535.
+    pub port: u16,
+    /// Whether clients that name no port get this one; exactly one has it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub default: bool,
 }
 
 /// The share of DNS SRV answers that a service gets.
@@ -152,12 +168,25 @@ pub struct SidecarService {
     /// What it proxies; the destination is the parent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
+    /// The ACL token with which the agent registers it; none: the parent's.
+    /// Never read back.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub token: Option<Token>,
     /// Its checks; none: the agent's two for sidecars.
     #[serde(skip_serializing_if = "is_default")]
     pub checks: Vec<Check>,
-    /// Where it runs; none: the parent's (Consul 1.17).
+    /// The unix socket where it listens (Consul 1.10).
+    #[serde(skip_serializing_if = "is_default")]
+    pub socket_path: String,
+    /// Where it runs; none: the parent's (Consul 1.16).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality: Option<Locality>,
+    /// Its namespace, which is the parent's (Consul Enterprise).
+    #[serde(skip_serializing_if = "is_default")]
+    pub namespace: String,
+    /// Its admin partition, which is the parent's (Consul Enterprise).
+    #[serde(skip_serializing_if = "is_default")]
+    pub partition: String,
 }
 
 /// Where an instance runs.

@@ -24,6 +24,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::listener::{Bind, Listener, collisions};
 use crate::port::Named;
 use crate::proxy::{MeshGateway, null_is_default};
 use crate::{is_default, name, port};
@@ -45,6 +46,9 @@ pub struct Upstream {
     /// Its admin partition (Consul Enterprise).
     #[serde(skip_serializing_if = "is_default")]
     pub destination_partition: String,
+    /// The name of one of the destination's several ports (Consul 2.0).
+    #[serde(skip_serializing_if = "is_default")]
+    pub destination_port: String,
     /// The cluster peer that exports it (Consul 1.13).
     #[serde(skip_serializing_if = "is_default")]
     pub destination_peer: String,
@@ -110,17 +114,30 @@ pub struct SpecError {
 pub enum Conflict {
     /// Two upstreams on one local port.
     #[error(
-        "upstreams `{first}` and `{second}` both listen on {address}:{port}: give each a local port of its own"
+        "upstreams `{first}` and `{second}` both listen on {}: give each a local port of its own",
+        std::net::SocketAddr::new(*.address, *.port)
     )]
     SamePort {
         /// The first one's destination.
         first: String,
         /// The second one's destination.
         second: String,
-        /// The local address.
+        /// The local address, or the one of the two that stands for all.
         address: IpAddr,
         /// The local port.
         port: u16,
+    },
+    /// Two upstreams on one unix socket.
+    #[error(
+        "upstreams `{first}` and `{second}` both listen on {path}: give each a socket of its own"
+    )]
+    SameSocket {
+        /// The first one's destination.
+        first: String,
+        /// The second one's destination.
+        second: String,
+        /// The socket's path.
+        path: String,
     },
     /// One destination twice, which the agent refuses.
     #[error("upstream `{destination}` is given twice: one is enough for any number of connections")]
@@ -169,31 +186,62 @@ pub fn parse_list(list: &str, context: Context<'_>) -> Result<Vec<Upstream>, Spe
 /// Finds upstreams that can't be served together. `taken` lists local ports
 /// that something else in the pod listens on, with what that is.
 pub fn conflict(upstreams: &[Upstream], taken: &[(u16, String)]) -> Option<Conflict> {
-    let mut by_port: HashMap<(IpAddr, u16), &Upstream> = HashMap::new();
+    same_destination(upstreams)
+        .or_else(|| same_port(upstreams, taken))
+        .or_else(|| same_socket(upstreams))
+}
+
+/// Source: the agent's own rule, "upstreams cannot contain duplicates of [type,
+/// name, namespace, datacenter]".
+pub fn same_destination(upstreams: &[Upstream]) -> Option<Conflict> {
     let mut destinations = HashSet::new();
-    for upstream in upstreams {
-        let destination = upstream.to_string();
-        if let Some((port, owner)) =
-            taken.iter().find(|(port, _)| *port == upstream.local_bind_port)
-        {
-            return Some(Conflict::Taken { destination, port: *port, owner: owner.clone() });
-        }
-        let (address, port) = (upstream.bind_address(), upstream.local_bind_port);
-        if let Some(first) = by_port.insert((address, port), upstream) {
-            return Some(Conflict::SamePort {
+    let second = upstreams.iter().find(|upstream| !destinations.insert(upstream.to_string()))?;
+    Some(Conflict::SameDestination { destination: second.to_string() })
+}
+
+fn same_port(upstreams: &[Upstream], taken: &[(u16, String)]) -> Option<Conflict> {
+    let taken = taken.iter().map(|(port, owner)| Listener {
+        bind: Bind::Any,
+        port: *port,
+        what: owner.clone(),
+        is_application: true,
+    });
+    let mut listeners: Vec<Listener> = taken.collect();
+    let others = listeners.len();
+    // One on a unix socket has no port.
+    let upstreams: Vec<&Upstream> =
+        upstreams.iter().filter(|upstream| upstream.local_bind_port > 0).collect();
+    listeners.extend(upstreams.iter().map(|upstream| upstream.listener()));
+    let (first, second) = collisions(&listeners).into_iter().next()?;
+    let destination = upstreams[second - others].to_string();
+    let port = listeners[second].port;
+    let Some(first) = first.checked_sub(others) else {
+        let owner = listeners[first].what.clone();
+        return Some(Conflict::Taken { destination, port, owner });
+    };
+    let first = upstreams[first];
+    let second = upstreams[second - others];
+    let address = match first.bind_address() {
+        address if address.is_unspecified() => address,
+        _ => second.bind_address(),
+    };
+    Some(Conflict::SamePort { first: first.to_string(), second: destination, address, port })
+}
+
+/// Two upstreams that would listen on one unix socket.
+pub fn same_socket(upstreams: &[Upstream]) -> Option<Conflict> {
+    let mut first: HashMap<&str, &Upstream> = HashMap::new();
+    upstreams.iter().filter(|upstream| !upstream.local_bind_socket_path.is_empty()).find_map(
+        |upstream| {
+            let path = upstream.local_bind_socket_path.as_str();
+            let first = first.insert(path, upstream)?;
+            Some(Conflict::SameSocket {
                 first: first.to_string(),
-                second: destination,
-                address,
-                port,
-            });
-        }
-        // Source: the agent's own rule, "upstreams cannot contain duplicates of
-        // [type, name, namespace, datacenter]".
-        if !destinations.insert(destination.clone()) {
-            return Some(Conflict::SameDestination { destination });
-        }
-    }
-    None
+                second: upstream.to_string(),
+                path: path.to_owned(),
+            })
+        },
+    )
 }
 
 /// One element of a list, and where it stands.
@@ -221,6 +269,16 @@ impl Upstream {
     /// Where its listener is bound.
     pub fn bind_address(&self) -> IpAddr {
         self.local_bind_address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    }
+
+    /// Its listener.
+    pub fn listener(&self) -> Listener {
+        Listener {
+            bind: Bind::Ip(self.bind_address()),
+            port: self.local_bind_port,
+            what: format!("upstream `{self}`"),
+            is_application: false,
+        }
     }
 
     /// The stem of the environment variables by which an application finds it:
@@ -251,6 +309,7 @@ impl Upstream {
             local_bind_port: port,
             mesh_gateway,
             // The grammar has no words for these.
+            destination_port: _,
             local_bind_socket_path: _,
             local_bind_socket_mode: _,
             config: _,
@@ -295,6 +354,7 @@ impl fmt::Display for Upstream {
             ("namespace", &self.destination_namespace),
             ("partition", &self.destination_partition),
             ("peer", &self.destination_peer),
+            ("port", &self.destination_port),
             ("datacenter", &self.datacenter),
         ] {
             if !value.is_empty() {
@@ -620,6 +680,19 @@ mod tests {
         assert!(matches!(find("a:1,a:2"), Some(Conflict::SameDestination { .. })));
         assert_eq!(find("a:1,a:2:dc2"), None);
         assert!(matches!(find("a:20000"), Some(Conflict::Taken { .. })));
+        // 0.0.0.0 is every IPv4 address, and none of IPv6's.
+        let everywhere = find("a:1,b:1?local_bind_address=0.0.0.0").unwrap().to_string();
+        assert!(everywhere.contains("both listen on 0.0.0.0:1"), "{everywhere}");
+        assert_eq!(find("a:1?local_bind_address=::1,b:1?local_bind_address=0.0.0.0"), None);
+        let v6 = find("a:1?local_bind_address=::,b:1?local_bind_address=::1").unwrap().to_string();
+        assert!(v6.contains("both listen on [::]:1"), "{v6}");
+        let on_socket = |name: &str| Upstream {
+            destination_name: name.to_owned(),
+            local_bind_socket_path: "/s".to_owned(),
+            ..Upstream::default()
+        };
+        let sockets = conflict(&[on_socket("a"), on_socket("b")], &[]);
+        assert!(matches!(sockets, Some(Conflict::SameSocket { .. })));
     }
 
     #[test]

@@ -3,7 +3,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value as Json, json};
 
 use super::*;
-use crate::{Format, parse};
+use crate::{Definition, Format, parse};
 
 fn read(file: &Json) -> Vec<Definition> {
     parse("f.json", Format::Json, &file.to_string()).unwrap()
@@ -23,17 +23,23 @@ fn problems(file: &str) -> Vec<String> {
     problems.iter().map(|problem| format!("{}: {}", problem.path, problem.message)).collect()
 }
 
-#[test]
-fn every_key_is_sent() {
+/// A proxy with every key, and what is sent for it.
+fn whole_proxy() -> (Json, Json) {
     let proxy = json!({
         "destination_service_name": "web", "destination_service_id": "web-1",
         "local_service_address": "127.0.0.1", "local_service_port": 8080,
+        "local_service_ports": [{"name": "http", "port": 8080, "default": true}],
         "local_service_socket_path": "/s", "mode": "direct",
+        "transparent_proxy": {"outbound_listener_port": 15001, "dialed_directly": true},
+        "envoy_extensions": [{"name": "builtin/lua", "required": true, "consul_version": ">= 1.15",
+            "envoy_version": ">= 1.25", "arguments": {"ProxyType": "connect-proxy"}}],
+        "access_logs": {"enabled": true, "disable_listener_logs": true, "type": "file",
+            "path": "/l", "json_format": "{}"},
         "config": {"envoy_x": [1, 2.5, {"Y_z": true}]},
         "upstreams": [{
             "destination_type": "prepared_query", "destination_name": "db",
             "destination_namespace": "n", "destination_partition": "p", "destination_peer": "c",
-            "datacenter": "dc2", "local_bind_address": "127.0.0.2", "local_bind_port": 1234,
+            "destination_port": "grpc", "datacenter": "dc2", "local_bind_address": "127.0.0.2", "local_bind_port": 1234,
             "local_bind_socket_path": "/u", "local_bind_socket_mode": "0600",
             "config": {"connect_timeout_ms": 1000}, "mesh_gateway": {"mode": "local"},
         }],
@@ -45,12 +51,18 @@ fn every_key_is_sent() {
     let proxy_sent = json!({
         "DestinationServiceName": "web", "DestinationServiceID": "web-1",
         "LocalServiceAddress": "127.0.0.1", "LocalServicePort": 8080,
+        "LocalServicePorts": [{"Name": "http", "Port": 8080, "Default": true}],
         "LocalServiceSocketPath": "/s", "Mode": "direct",
+        "TransparentProxy": {"OutboundListenerPort": 15001, "DialedDirectly": true},
+        "EnvoyExtensions": [{"Name": "builtin/lua", "Required": true, "ConsulVersion": ">= 1.15",
+            "EnvoyVersion": ">= 1.25", "Arguments": {"ProxyType": "connect-proxy"}}],
+        "AccessLogs": {"Enabled": true, "DisableListenerLogs": true, "Type": "file",
+            "Path": "/l", "JSONFormat": "{}"},
         "Config": {"envoy_x": [1, 2.5, {"Y_z": true}]},
         "Upstreams": [{
             "DestinationType": "prepared_query", "DestinationName": "db",
             "DestinationNamespace": "n", "DestinationPartition": "p", "DestinationPeer": "c",
-            "Datacenter": "dc2", "LocalBindAddress": "127.0.0.2", "LocalBindPort": 1234,
+            "DestinationPort": "grpc", "Datacenter": "dc2", "LocalBindAddress": "127.0.0.2", "LocalBindPort": 1234,
             "LocalBindSocketPath": "/u", "LocalBindSocketMode": "0600",
             "Config": {"connect_timeout_ms": 1000}, "MeshGateway": {"Mode": "local"},
         }],
@@ -59,6 +71,12 @@ fn every_key_is_sent() {
             "Path": "/health", "ListenerPort": 1, "LocalPathPort": 2, "Protocol": "http2",
         }]},
     });
+    (proxy, proxy_sent)
+}
+
+#[test]
+fn every_key_is_sent() {
+    let (proxy, proxy_sent) = whole_proxy();
     let check = json!({
         "id": "c", "name": "n", "notes": "o", "status": "passing",
         "interval": "10s", "timeout": "1.5s", "tcp": "t:1", "tcp_use_tls": true, "udp": "u:1",
@@ -94,6 +112,7 @@ fn every_key_is_sent() {
             "port": 20000, "meta": {"m": "1"}, "weights": {"warning": 3},
             "enable_tag_override": true, "proxy": {"local_service_port": 1},
             "tagged_addresses": {"wan": {"address": "192.0.2.2"}}, "locality": {"zone": "z"},
+            "socket_path": "/t", "namespace": "ns", "partition": "p", "connect": {},
             "checks": [{"ttl": "1s"}], "check": {"alias_service": "n"},
         }},
         "locality": {"region": "r", "zone": "z"}, "namespace": "ns", "partition": "p",
@@ -119,10 +138,34 @@ fn every_key_is_sent() {
                 "Meta": {"m": "1"}, "Weights": {"Passing": 1, "Warning": 3},
                 "EnableTagOverride": true, "Proxy": {"LocalServicePort": 1},
                 "TaggedAddresses": {"wan": {"Address": "192.0.2.2"}}, "Locality": {"Zone": "z"},
+                "SocketPath": "/t", "Namespace": "ns", "Partition": "p",
                 "Checks": [{"TTL": "1s"}, {"AliasService": "n"}],
             }},
             "Locality": {"Region": "r", "Zone": "z"}, "Namespace": "ns", "Partition": "p",
         })
+    );
+}
+
+#[test]
+fn keys_are_read_as_the_http_api_spells_them_too() {
+    let service = json!({"Name": "a", "EnableTagOverride": true, "TaggedAddresses":
+        {"wan": {"Address": "192.0.2.1"}}, "Checks": [{"CheckID": "c", "AliasService": "b"},
+        {"ScriptArgs": ["/bin/true"], "Interval": "1s", "TLSSkipVerify": true}],
+        "Connect": {"SidecarService": {"Proxy": {"LocalServicePort": 1, "Upstreams":
+            [{"DestinationName": "b", "LocalBindPort": 2}]}}}});
+    assert_eq!(
+        sent(&service),
+        json!({"Name": "a", "EnableTagOverride": true, "TaggedAddresses":
+            {"wan": {"Address": "192.0.2.1"}}, "Checks": [{"CheckID": "c", "AliasService": "b"},
+            {"Args": ["/bin/true"], "Interval": "1s", "TLSSkipVerify": true}],
+            "Connect": {"SidecarService": {"Proxy": {"LocalServicePort": 1, "Upstreams":
+                [{"DestinationType": "service", "DestinationName": "b", "LocalBindPort": 2}]}}}})
+    );
+    assert_eq!(
+        problems(
+            r#"{"service": {"name": "a", "check": {"id": "x", "CheckID": "y", "ttl": "1s"}}}"#
+        ),
+        ["service.check.check_id: given twice: first as `id`"]
     );
 }
 
@@ -166,6 +209,14 @@ fn a_token_is_kept_apart_and_never_shown() {
     assert_eq!(definition.token.as_ref().unwrap().expose_secret(), "s3cret");
     assert!(!format!("{definition:?}").contains("s3cret"));
     assert!(read(&json!({"service": {"name": "a", "token": ""}}))[0].token.is_none());
+    let with_sidecar = json!({"service": {"name": "a", "connect": {"sidecar_service":
+        {"token": "s3cret"}}}});
+    let definition = &read(&with_sidecar)[0];
+    assert!(!format!("{definition:?}").contains("s3cret"));
+    // The agent registers the sidecar with it; a file that we write leaves it out.
+    let body = serde_json::to_value(&definition.service).unwrap();
+    assert_eq!(body["Connect"]["SidecarService"]["Token"], "s3cret");
+    assert!(!crate::print([&definition.service], Format::Hcl).contains("s3cret"));
     assert_eq!(
         problems(r#"{"service": {"name": "a", "token": ["s3cret", "s3cret"]}}"#),
         ["service.token: expected a text between quotes, found a list"]
@@ -177,18 +228,18 @@ fn an_unknown_key_has_its_path_and_its_nearest_spelling() {
     assert_eq!(
         problems(
             r#"{"service": {"name": "a", "checks": [{"intervall": "10s"}],
-            "EnableTagOverride": true, "proxy": {"upstreams": [{"wibble": 1}]},
+            "enable_tags_override": true, "proxy": {"upstreams": [{"wibble": 1}]},
             "wibble": 1}}"#
         ),
         [
             "service.checks[0].intervall: unknown key; did you mean `interval`?",
-            "service.EnableTagOverride: unknown key; did you mean `enable_tag_override`?",
+            "service.enable_tags_override: unknown key; did you mean `enable_tag_override`?",
             "service.proxy.upstreams[0].wibble: unknown key; accepted: destination_type, \
-             destination_name, destination_namespace, destination_partition, destination_peer, \
-             datacenter, local_bind_address, local_bind_port, local_bind_socket_path, \
+             destination_name, destination_namespace, destination_partition, destination_port, \
+             destination_peer, datacenter, local_bind_address, local_bind_port, local_bind_socket_path, \
              local_bind_socket_mode, config, mesh_gateway",
             "service.wibble: unknown key; accepted: kind, id, name, tags, address, \
-             tagged_addresses, port, socket_path, meta, weights, enable_tag_override, proxy, \
+             tagged_addresses, port, ports, socket_path, meta, weights, enable_tag_override, proxy, \
              connect, checks, check, locality, namespace, partition, token",
         ]
     );
@@ -284,8 +335,14 @@ fn other_documents_are_told_apart() {
         problems(r#"{"servcies": [], "node_name": "x"}"#),
         [
             "servcies: unknown key; did you mean `services`?",
-            "node_name: unknown key; accepted: services, service",
+            "node_name: not accepted: a definition file has `service` or `services`; settings of \
+             the agent belong in the agent's own configuration",
         ]
+    );
+    assert_eq!(
+        problems(r#"{"check": {}, "service": {"name": "a"}}"#),
+        ["check: not accepted beside a service: move a service's check into the service, and a \
+          node's into the agent's configuration"]
     );
 }
 
@@ -357,17 +414,17 @@ fn what_could_not_work_is_refused_with_its_place() {
             sidecar(
                 "proxy { upstreams = [{ destination_name = \"a\" local_bind_port = 1 }, { destination_name = \"b\" local_bind_port = 1 }] }",
             ),
-            21,
-            "service.connect.sidecar_service.proxy.upstreams",
-            "both listen on 127.0.0.1:1",
+            113,
+            "service.connect.sidecar_service.proxy.upstreams[1].local_bind_port",
+            "port 1 is taken by upstream `a`: upstream `b` needs a port of its own",
         ),
         (
             sidecar(
                 "proxy { expose { paths { path = \"/a\" listener_port = 1 } paths { path = \"/b\" listener_port = 1 } } }",
             ),
-            24,
+            94,
             "service.connect.sidecar_service.proxy.expose.paths[1].listener_port",
-            "given twice",
+            "port 1 is taken by the exposed path `/a`: the exposed path `/b` needs a port of its own",
         ),
         (
             service("check { ttl = \"1s\" } check { ttl = \"1s\" }"),
@@ -386,6 +443,230 @@ fn what_could_not_work_is_refused_with_its_place() {
     let federated =
         service("kind = \"mesh-gateway\" port = 1 meta { consul-wan-federation = \"1\" }");
     assert!(parse("f.hcl", Format::Hcl, &federated).is_ok());
+}
+
+/// P38 of the fault list: a file with one of these was registered, and Envoy
+/// rejected the listener or did not start.
+#[test]
+fn listeners_that_take_each_others_place_are_refused() {
+    let sidecar = |inside: &str| {
+        format!(
+            "service {{ name = \"w\" port = 8080 connect {{ sidecar_service {{ {inside} }} }} }}"
+        )
+    };
+    let upstreams =
+        |inside: &str| sidecar(&format!("port = 20000 proxy {{ upstreams = [{inside}] }}"));
+    let at = "service.connect.sidecar_service.";
+    for (text, path, words) in [
+        (
+            sidecar("port = 8080"),
+            "port",
+            "taken by the service itself: the proxy's public listener",
+        ),
+        (
+            upstreams("{ destination_name = \"a\" local_bind_port = 20000 }"),
+            "proxy.upstreams[0].local_bind_port",
+            "taken by the proxy's public listener: upstream `a`",
+        ),
+        (
+            upstreams("{ destination_name = \"a\" local_bind_port = 8080 }"),
+            "proxy.upstreams[0].local_bind_port",
+            "taken by the service itself",
+        ),
+        (
+            upstreams(
+                "{ destination_name = \"a\" local_bind_port = 1 local_bind_address = \"0.0.0.0\" }, \
+                 { destination_name = \"b\" local_bind_port = 1 }",
+            ),
+            "proxy.upstreams[1].local_bind_port",
+            "taken by upstream `a`",
+        ),
+        (
+            upstreams(
+                "{ destination_name = \"a\" local_bind_socket_path = \"/s\" }, \
+                 { destination_name = \"b\" local_bind_socket_path = \"/s\" }",
+            ),
+            "proxy.upstreams",
+            "both listen on /s",
+        ),
+        (
+            sidecar(
+                "port = 2 proxy { local_service_port = 1 upstreams = [{ destination_name = \"a\" local_bind_port = 1 }] }",
+            ),
+            "proxy.upstreams[0].local_bind_port",
+            "taken by the service itself",
+        ),
+        (
+            sidecar("port = 2 proxy { expose { paths = [{ path = \"/h\" listener_port = 2 }] } }"),
+            "proxy.expose.paths[0].listener_port",
+            "taken by the proxy's public listener: the exposed path `/h`",
+        ),
+        (
+            sidecar("port = 2 proxy { config { envoy_prometheus_bind_addr = \"0.0.0.0:8080\" } }"),
+            "proxy.config.envoy_prometheus_bind_addr",
+            "taken by the service itself",
+        ),
+        (
+            sidecar("port = 2 proxy { config { bind_port = 8080 } }"),
+            "proxy.config.bind_port",
+            "taken by the service itself",
+        ),
+        (
+            sidecar("port = 15001 proxy { mode = \"transparent\" }"),
+            "proxy.mode",
+            "taken by the proxy's public listener: the outbound listener",
+        ),
+        (
+            sidecar(
+                "proxy { mode = \"transparent\" transparent_proxy { outbound_listener_port = 8080 } }",
+            ),
+            "proxy.transparent_proxy.outbound_listener_port",
+            "taken by the service itself",
+        ),
+    ] {
+        let problems = parse("f.hcl", Format::Hcl, &text).unwrap_err();
+        let [problem] = problems.as_slice() else { panic!("{text}: {problems:?}") };
+        assert_eq!(problem.path, format!("{at}{path}"), "{problem}");
+        assert!(problem.message.contains(words), "{problem}");
+    }
+    let proxy = "service { name = \"p\" kind = \"connect-proxy\" port = 1 proxy { destination_service_name = \"w\" \
+                 upstreams = [{ destination_name = \"a\" local_bind_port = 1 }] } }";
+    let problems = parse("f.hcl", Format::Hcl, proxy).unwrap_err();
+    assert_eq!(problems[0].path, "service.proxy.upstreams[0].local_bind_port");
+}
+
+#[test]
+fn one_port_on_two_addresses_is_accepted() {
+    for text in [
+        // The application on loopback, its sidecar on the address of the host.
+        "service { name = \"w\" address = \"127.0.0.1\" port = 80 connect { sidecar_service { \
+         address = \"10.0.0.1\" port = 80 } } }",
+        "service { name = \"w\" port = 80 connect { sidecar_service { proxy { upstreams = [ \
+         { destination_name = \"a\" local_bind_port = 1 }, \
+         { destination_name = \"b\" local_bind_port = 1 local_bind_address = \"127.0.0.2\" }, \
+         { destination_name = \"c\" local_bind_port = 1 local_bind_address = \"::1\" }, \
+         { destination_name = \"d\" local_bind_socket_path = \"/d\" }, \
+         { destination_name = \"e\" local_bind_socket_path = \"/e\" }] } } } }",
+        // A database elsewhere, reached under its own port.
+        "service { name = \"w\" kind = \"connect-proxy\" address = \"10.0.0.1\" port = 80 \
+         proxy { destination_service_name = \"w\" local_service_address = \"10.0.0.9\" \
+         local_service_port = 80 } }",
+        // An application on a unix socket.
+        "service { name = \"w\" socket_path = \"/s\" connect { sidecar_service { proxy { \
+         local_service_socket_path = \"/s\" } } } }",
+    ] {
+        assert!(parse("f.hcl", Format::Hcl, text).is_ok(), "{text}");
+    }
+}
+
+#[test]
+fn an_id_that_is_a_step_in_a_path_is_refused() {
+    for (service, path) in [
+        (r#"{"name": "."}"#, "service.name"),
+        (r#"{"name": "a", "id": ".."}"#, "service.id"),
+        (r#"{"name": "a", "checks": [{"id": "..", "ttl": "1s"}]}"#, "service.checks"),
+    ] {
+        let problems = problems(&format!(r#"{{"service": {service}}}"#));
+        let [problem] = problems.as_slice() else { panic!("{problems:?}") };
+        assert!(problem.starts_with(&format!("{path}: not accepted: the agent could never")));
+    }
+    sent(&json!({"name": "a", "id": "http://127.0.0.1:21000/api"}));
+}
+
+#[test]
+fn several_ports_have_names_and_one_default() {
+    let ports = |ports: &str| format!(r#"{{"service": {{"name": "a", "ports": {ports}}}}}"#);
+    let http = r#"{"name": "http", "port": 80, "default": true}"#;
+    for (text, words) in [
+        (
+            ports(r#"[{"name": "http", "port": 80}]"#),
+            "expected one port with `default = true`, found 0",
+        ),
+        (ports(&format!("[{http}, {http}]")), "two ports have the name"),
+        (ports(r#"[{"name": "", "port": 80, "default": true}]"#), "each port has a name"),
+        (ports(r#"[{"name": "a", "default": true}]"#), "has no number"),
+        (
+            format!(r#"{{"service": {{"name": "a", "port": 1, "ports": [{http}]}}}}"#),
+            "beside `port`",
+        ),
+    ] {
+        assert!(problems(&text).concat().contains(words), "{text}: {:?}", problems(&text));
+    }
+}
+
+#[test]
+fn access_logs_have_a_path_and_one_format() {
+    for (logs, path) in [
+        (json!({"type": "file"}), "path"),
+        (json!({"json_format": "{}", "text_format": "x"}), "text_format"),
+        (json!({"type": "syslog"}), "type"),
+    ] {
+        let file = json!({"service": {"name": "a", "connect": {"sidecar_service": {"proxy":
+            {"access_logs": logs}}}}});
+        let problems = problems(&file.to_string());
+        let at = format!("service.connect.sidecar_service.proxy.access_logs.{path}: ");
+        assert!(problems[0].starts_with(&at), "{problems:?}");
+    }
+}
+
+#[test]
+fn a_key_of_a_newer_release_says_so() {
+    let text = "service { name = \"a\" partition = \"p\"\n\
+                check { tcp = \"a:1\" interval = \"1s\" tcp_use_tls = true }\n\
+                connect { sidecar_service { proxy { envoy_extensions = [{ name = \"e\" }]\n\
+                upstreams = [{ destination_name = \"b\" local_bind_port = 1 destination_peer = \"c\" }] } } } }\n\
+                services { name = \"old\" check { udp = \"\" ttl = \"1s\" } }";
+    let definitions = parse("f.hcl", Format::Hcl, text).unwrap();
+    let newer = |definition: &Definition| -> Vec<(Since, usize, String)> {
+        let newer = definition.newer.iter();
+        newer.map(|newer| (newer.since, newer.place.line, newer.place.path.clone())).collect()
+    };
+    // What is not sent needs no agent that knows it.
+    assert_eq!(definitions[0].service.name, "old");
+    assert_eq!(newer(&definitions[0]), []);
+    let sidecar = "service.connect.sidecar_service.proxy.";
+    assert_eq!(
+        newer(&definitions[1]),
+        [
+            (Since::Release(1, 13), 4, format!("{sidecar}upstreams[0].destination_peer")),
+            (Since::Release(1, 15), 3, format!("{sidecar}envoy_extensions")),
+            (Since::Release(1, 17), 2, "service.check.tcp_use_tls".to_owned()),
+            (Since::Enterprise, 1, "service.partition".to_owned()),
+        ]
+    );
+    let message = &definitions[1].newer[2].place.message;
+    assert_eq!(message, "requires Consul 1.17 or newer");
+}
+
+#[test]
+fn what_has_no_effect_is_a_warning() {
+    let file = json!({"services": [
+        {"name": "a", "checks": [
+            {"ttl": "1s", "service_id": "a"},
+            {"ttl": "1s", "service_id": "b", "token": "s3cret"},
+        ]},
+        {"name": "c", "connect": {"sidecar_service": {"proxy": {"expose": {"port": 1}}}}},
+    ]});
+    let warnings: Vec<Vec<String>> = read(&file)
+        .iter()
+        .map(|read| read.warnings.iter().map(|at| format!("{}: {}", at.path, at.message)).collect())
+        .collect();
+    assert_eq!(
+        warnings,
+        [
+            vec![
+                "services[0].checks[1].token: has no effect: the agent uses the token of the \
+                 check's service",
+                "services[0].checks[1].service_id: has no effect: a check within a service belongs \
+                 to that service",
+            ],
+            vec![
+                "services[1].connect.sidecar_service.proxy.expose.port: has no effect: each path \
+                 has a `listener_port` of its own",
+            ],
+        ]
+    );
+    assert!(!format!("{:?}", read(&file)).contains("s3cret"));
 }
 
 #[test]
