@@ -60,7 +60,10 @@ pub(crate) fn read(files: &[PathBuf], output: Output) -> Result<Read, Failure> {
         return Err(Failure::usage("no service is defined: nothing was sent")
             .hint("a definition file has `service`, or `services` with a list"));
     }
-    for Definition { service, place, .. } in &read.definitions {
+    for Definition { service, place, warnings, .. } in &read.definitions {
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
         if let Err(error) = registration::name::check(&service.name) {
             let (file, line) = (&place.file, place.line);
             tracing::warn!(

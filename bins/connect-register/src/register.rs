@@ -1,7 +1,7 @@
 //! `register`.
 
 use consul::Agent;
-use definition::Definition;
+use definition::{Definition, Newer};
 use runtime::deadline::{Deadline, race};
 use runtime::{Exit, Failure, Signals};
 use serde_json::{Value, json};
@@ -85,10 +85,18 @@ struct Run<'a> {
 struct Sent<'a> {
     agent: Agent,
     definition: &'a Definition,
-    /// Whether the agent had none of this id before.
-    is_new: bool,
+    before: Before,
     /// Whether the agent has taken it.
     is_done: bool,
+}
+
+/// What the agent had under an id before this run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Nothing,
+    AService,
+    /// The agent does not say.
+    Unknown,
 }
 
 // === impl Run ===
@@ -96,6 +104,7 @@ struct Sent<'a> {
 impl<'a> Run<'a> {
     /// Registers them one after the other.
     async fn register(&mut self, definitions: &'a [Definition]) -> Result<(), Failure> {
+        self.require_newest(definitions).await?;
         for definition in definitions {
             if let Err(failure) = self.register_one(definition).await {
                 let id = definition.service.id();
@@ -110,13 +119,49 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Refuses keys that the agent does not know, before anything is sent. An
+    /// agent that does not tell its version has the last word itself.
+    async fn require_newest(&self, definitions: &[Definition]) -> Result<(), Failure> {
+        if definitions.iter().all(|definition| definition.newer.is_empty()) {
+            return Ok(());
+        }
+        let about = match ask(self.agent, self.deadline, || self.agent.agent_self()).await {
+            Ok(about) => about,
+            Err(failure) if !matches!(failure.exit(), Exit::Refused | Exit::Denied) => {
+                return Err(failure);
+            }
+            Err(failure) => {
+                tracing::debug!("the agent does not tell its version: {failure}");
+                return Ok(());
+            }
+        };
+        let version = about.config.version;
+        let newer = definitions.iter().flat_map(|definition| &definition.newer);
+        let unknown: Vec<&Newer> =
+            newer.filter(|newer| !newer.since.is_known_to(&version)).collect();
+        for Newer { place, .. } in &unknown {
+            tracing::error!("{place}");
+        }
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let count = unknown.len();
+        let plural = if count == 1 { "key" } else { "keys" };
+        let address = &self.agent.config().address;
+        let message = format_args!(
+            "the agent at {address} is Consul {version}, which can't take {count} {plural} of the \
+             definition files: nothing was sent"
+        );
+        Err(Failure::new(Exit::Refused, message)
+            .hint("remove what is listed above, or upgrade the agent"))
+    }
+
     async fn register_one(&mut self, definition: &'a Definition) -> Result<(), Failure> {
         let Definition { service, token, .. } = definition;
         let id = service.id();
         let agent = with_token(self.agent, token.as_ref())?;
-        let before = ask(&agent, self.deadline, || agent.service(id, None)).await?;
-        let is_new = before.is_none();
-        self.sent.push(Sent { agent: agent.clone(), definition, is_new, is_done: false });
+        let before = before(&agent, id, self.deadline).await?;
+        self.sent.push(Sent { agent: agent.clone(), definition, before, is_done: false });
         let outcome = if self.replace_checks {
             ask(&agent, self.deadline, || agent.register(service)).await
         } else {
@@ -140,6 +185,23 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Whether the agent has a service of this id: only for what is said and taken
+/// back later, so that an agent that can't tell hinders nothing. Agents redirect
+/// this request for an id that looks like a URL, or refuse it for want of
+/// `service:read`.
+async fn before(agent: &Agent, id: &str, deadline: Deadline) -> Result<Before, Failure> {
+    let outcome = ask(agent, deadline, || agent.service(id, None)).await;
+    match outcome {
+        Ok(None) => Ok(Before::Nothing),
+        Ok(Some(_)) => Ok(Before::AService),
+        Err(failure) if !matches!(failure.exit(), Exit::Refused | Exit::Denied) => Err(failure),
+        Err(failure) => {
+            tracing::debug!("the agent does not say whether it has service `{id}`: {failure}");
+            Ok(Before::Unknown)
+        }
+    }
+}
+
 /// Waits until the catalog has them.
 async fn wait_for(sent: &[Sent<'_>], deadline: Deadline) -> Result<(), Failure> {
     for Sent { agent, definition, .. } in sent {
@@ -151,11 +213,21 @@ async fn wait_for(sent: &[Sent<'_>], deadline: Deadline) -> Result<(), Failure> 
 
 /// Deregisters what this run has added, the last one first.
 async fn take_back(sent: &[Sent<'_>], deadline: Deadline) {
-    for Sent { agent, definition, is_new, .. } in sent.iter().rev() {
+    for Sent { agent, definition, before, .. } in sent.iter().rev() {
         let id = definition.service.id();
-        if !is_new {
-            tracing::warn!("service `{id}` was there before: it stays, as this run defines it");
-            continue;
+        match before {
+            Before::Nothing => {}
+            Before::AService => {
+                tracing::warn!("service `{id}` was there before: it stays, as this run defines it");
+                continue;
+            }
+            Before::Unknown => {
+                tracing::warn!(
+                    "service `{id}` stays: the agent did not say whether it was there before; \
+                     hint: to remove it, run connect-register deregister --id {id}"
+                );
+                continue;
+            }
         }
         match ask(agent, deadline, || agent.deregister(id)).await {
             Ok(_) => tracing::warn!("service `{id}` is taken back"),
@@ -172,9 +244,13 @@ fn print(sent: &[Sent<'_>], output: Output) -> Result<(), Failure> {
         return output::print(done.map(|sent| report(sent.definition)));
     }
     let services: Vec<Value> = done
-        .map(|Sent { definition, is_new, .. }| {
+        .map(|Sent { definition, before, .. }| {
             let mut named = named(definition);
-            named["replaced"] = Value::Bool(!is_new);
+            named["replaced"] = match before {
+                Before::Nothing => Value::Bool(false),
+                Before::AService => Value::Bool(true),
+                Before::Unknown => Value::Null,
+            };
             named
         })
         .collect();

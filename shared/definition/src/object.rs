@@ -290,16 +290,21 @@ impl<'t> Object<'t, '_> {
         read: impl FnOnce(&mut Reader, &At<'t>) -> T,
     ) -> T {
         let value = self.read(key, read);
-        if value != T::default()
-            && self.reader.kept < MOST
-            && let Some(entry) = self.entries.iter().find(|entry| is_spelt(&entry.key.text, key))
-        {
+        if value != T::default() {
+            self.requires(since, key);
+        }
+        value
+    }
+
+    /// Notes that only agents from a release on can work with this key.
+    pub(crate) fn requires(&mut self, since: Since, key: &str) {
+        let entry = self.entries.iter().find(|entry| is_spelt(&entry.key.text, key));
+        if let Some(entry) = entry.filter(|_| self.reader.kept < MOST) {
             let path = join(&self.path, &entry.key.text);
             let found = Found { offset: entry.key.offset, path, message: since.to_string() };
             self.reader.newer.push((since, found));
             self.reader.kept += 1;
         }
-        value
     }
 
     /// A key's value; the type's default without it.

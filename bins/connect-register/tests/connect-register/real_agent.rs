@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use definition::Since;
 use serde_json::{Value, json};
 
 use crate::program::Files;
@@ -44,6 +45,10 @@ impl RealAgent {
                 "serf_wan": wan, "server": server},
             "log_level": "warn",
         });
+        if knows_grpc_tls(consul) {
+            // A port of its own from 1.14 on, open by default with -dev.
+            all["ports"]["grpc_tls"] = json!(-1);
+        }
         let map = all.as_object_mut().expect("an object");
         map.extend(configuration.as_object().cloned().unwrap_or_default());
         let files = Files::new();
@@ -159,6 +164,15 @@ impl Drop for RealAgent {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Whether this Consul has a port for gRPC over TLS: 1.14 and newer.
+fn knows_grpc_tls(consul: &str) -> bool {
+    let output = Command::new(consul).arg("version").env_clear().output();
+    let said = output.expect("CONSUL_BIN is a program").stdout;
+    let said = String::from_utf8_lossy(&said);
+    let version = said.trim().strip_prefix("Consul v").unwrap_or_default();
+    Since::Release(1, 14).is_known_to(version.lines().next().unwrap_or_default())
 }
 
 pub(crate) fn free_ports<const N: usize>() -> [u16; N] {

@@ -101,6 +101,89 @@ fn a_token_of_a_definition_is_sent_for_that_service_only() {
     assert_eq!(registered(&agent), [json!({"Name": "a"}), json!({"Name": "b"})]);
 }
 
+/// Answers as an agent of this version that refuses nothing.
+fn of_version(version: &'static str) -> ScriptedAgent {
+    ScriptedAgent::start(move |request, _| {
+        if request.line == "GET /v1/agent/self" {
+            ok(&json!({"Config": {"Version": version}}))
+        } else {
+            willing(request)
+        }
+    })
+}
+
+#[test]
+fn a_key_that_the_agent_does_not_know_is_told_before_anything_is_sent() {
+    let files = Files::new();
+    let file = files.add(
+        "f.hcl",
+        "services { name = \"a\" }\nservices {\n  name = \"b\"\n  check {\n    tcp = \"h:1\"\n    \
+         interval = \"1s\"\n    tcp_use_tls = true\n  }\n}",
+    );
+    let agent = of_version("1.14.11");
+    let ran = run(&agent.address(), &["register", &file]);
+    ran.failed(
+        78,
+        &[
+            "f.hcl:7:5: services[1].check.tcp_use_tls: requires Consul 1.17 or newer",
+            "is Consul 1.14.11, which can't take 1 key",
+            "hint: remove what is listed above, or upgrade the agent",
+        ],
+    );
+    assert_eq!(registered(&agent), [Value::Null; 0]);
+    let agent = of_version("1.17.0");
+    run(&agent.address(), &["register", &file])
+        .printed("Registered service: a\nRegistered service: b\n");
+    // An agent that does not tell its version decides itself.
+    let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
+        "GET /v1/agent/self" => Answer::Status(403, "Permission denied".to_owned()),
+        _ => willing(request),
+    });
+    run(&agent.address(), &["register", &file])
+        .printed("Registered service: a\nRegistered service: b\n");
+}
+
+#[test]
+fn nobody_asks_for_the_version_if_every_agent_knows_all_keys() {
+    let agent = ScriptedAgent::start(|request, _| willing(request));
+    let files = Files::new();
+    let file = files.json("f.json", &services(&["a"]));
+    run(&agent.address(), &["register", &file]).printed("Registered service: a\n");
+    assert_eq!(agent.lines(), ["GET /v1/agent/service/a", REGISTER]);
+}
+
+#[test]
+fn what_has_no_effect_is_said() {
+    let agent = ScriptedAgent::start(|request, _| willing(request));
+    let files = Files::new();
+    let check = json!({"ttl": "1s", "service_id": "other"});
+    let file = files.json("f.json", &json!({"service": {"name": "a", "check": check}}));
+    let ran = run(&agent.address(), &["register", &file]);
+    ran.printed("Registered service: a\n");
+    ran.said(&["WARN", "service.check.service_id: has no effect"]);
+}
+
+/// Consul 1.8 redirects the look at an id that is a URL.
+#[test]
+fn a_service_is_registered_although_the_agent_does_not_show_it() {
+    let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
+        line if line.starts_with("GET /v1/agent/service/") => {
+            Answer::Status(301, "Moved".to_owned())
+        }
+        REGISTER if request.body["Name"] == "b" => Answer::Status(400, "no".to_owned()),
+        _ => done(),
+    });
+    let files = Files::new();
+    let a = json!({"name": "a", "id": "http://127.0.0.1:21000/api"});
+    let file = files.json("f.json", &json!({"service": a}));
+    run(&agent.address(), &["register", &file]).printed("Registered service: a\n");
+    let both = files.json("g.json", &json!({"services": [a, {"name": "b"}]}));
+    // It may have been there before, so it is not taken back.
+    let ran = run(&agent.address(), &["register", &both]);
+    ran.failed(78, &["stays: the agent did not say whether it was there before"]);
+    assert!(!agent.lines().iter().any(|line| line.contains("deregister")), "{:?}", agent.lines());
+}
+
 #[test]
 fn all_mistakes_are_reported_and_nothing_is_sent() {
     let agent = ScriptedAgent::start(|request, _| willing(request));

@@ -11,6 +11,7 @@ use registration::proxy::{AccessLogs, Expose};
 use registration::service::{Kind, NamedPort, SidecarService};
 use registration::{Check, Proxy, Service, Upstream, upstream};
 
+use crate::Since;
 use crate::object::{At, Object, Reader};
 
 /// How many pairs of meta a service may have.
@@ -333,11 +334,8 @@ pub(super) fn check(o: &mut Object<'_, '_>, check: &Check) {
         };
         o.report("ttl", message);
     }
-    // The agent process of release 1.8 ends on it.
+    // It ends the agent process of release 1.8; 1.12 and newer follow the node.
     if !check.alias_node.is_empty() && check.alias_service.is_empty() {
-        o.report(
-            "alias_node",
-            "not accepted without alias_service: it ends the whole agent of older Consul releases",
-        );
+        o.requires(Since::Release(1, 12), "alias_node");
     }
 }

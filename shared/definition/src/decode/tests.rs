@@ -387,12 +387,6 @@ fn what_could_not_work_is_refused_with_its_place() {
             "takes over",
         ),
         (
-            service("check { alias_node = \"n\" }"),
-            22,
-            "service.check.alias_node",
-            "ends the whole agent",
-        ),
-        (
             service("check { id = \"c\" ttl = \"1s\" } checks { id = \"c\" ttl = \"1s\" }"),
             38,
             "service.checks",
