@@ -33,6 +33,11 @@ pub(super) fn service(o: &mut Object<'_, '_>, service: &Service) {
         o.report("ports", "not accepted beside `port`: name that port in `ports`, as the default");
     }
     ports(o, service);
+    let is_native = service.connect.as_ref().is_some_and(|connect| connect.native);
+    if is_native && service.port == 0 && service.ports.is_empty() && service.socket_path.is_empty()
+    {
+        o.report("port", "missing: a Connect-native service has a port, from 1 to 65535");
+    }
     if service.kind == Kind::ConnectProxy {
         if service.port == 0 && service.socket_path.is_empty() {
             o.report("port", "missing: a connect-proxy has a port, from 1 to 65535");

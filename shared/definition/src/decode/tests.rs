@@ -365,6 +365,7 @@ fn what_could_not_work_is_refused_with_its_place() {
         (service("weights { passing = 0 }"), 21, "service.weights.passing", "from 1 to 65535"),
         (service("port = 65536"), 8, "service.port", "from 0 to 65535"),
         (service("kind = \"mesh-gateway\""), 9, "service.port", "missing"),
+        (service("connect { native = true }"), 9, "service.port", "a Connect-native service has"),
         (
             service("check { tcp = \"a:1\" }"),
             7,
