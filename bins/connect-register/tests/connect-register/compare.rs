@@ -5,7 +5,7 @@ use definition::Format;
 use serde_json::{Value, json};
 
 use crate::program::run;
-use crate::real_agent::RealAgent;
+use crate::real_agent::{RealAgent, assert_same};
 
 /// Within `service { name = "a" ... }`: taken by both, with the same result.
 const TAKEN_IN_SERVICE: &[&str] = &[
@@ -70,7 +70,7 @@ const TAKEN_IN_SERVICE: &[&str] = &[
      local_path_port = 2 protocol = \"http2\" } paths { path = \"/i\" listener_port = 3 local_path_port = 4 } } } } }",
     "connect { sidecar_service { proxy { mesh_gateway { mode = \"remote\" } } } }",
     "kind = \"connect-proxy\" port = 1 proxy { destination_service_name = \"w\" destination_service_id = \"w-1\" \
-     config { x = \"y\" } upstreams { destination_name = \"b\" local_bind_port = 1 destination_namespace = \"n\" } }",
+     config { x = \"y\" } upstreams { destination_name = \"b\" local_bind_port = 2 destination_namespace = \"n\" } }",
     "kind = \"mesh-gateway\" port = 443 meta { consul-wan-federation = \"1\" } tagged_addresses { lan { \
      address = \"10.0.0.1\" port = 1 } wan = { address = \"192.0.2.1\", port = 2 } }",
     "kind = \"terminating-gateway\" port = 1",
@@ -92,6 +92,32 @@ const TAKEN_IN_SERVICE: &[&str] = &[
     "check { ttl = \"1h\" success_before_passing = 2 failures_before_critical = 3 }",
     "check { ttl = \"1h\" DeregisterCriticalServiceAfter = \"2h\" } ",
     "check { HTTP = \"http://127.0.0.1:1/\" Interval = \"1h\" TLSSkipVerify = true }",
+    "check { ttl = \"1h\" service_id = \"a\" }",
+    "check { ttl = \"1h\" token = \"t\" }",
+    "check { udp = \"127.0.0.1:1\" interval = \"1h\" }",
+    "check { h2ping = \"127.0.0.1:1\" interval = \"1h\" }",
+    "check { h2ping = \"127.0.0.1:1\" h2ping_use_tls = true interval = \"1h\" tls_skip_verify = true }",
+    "check { http = \"https://127.0.0.1:1\" interval = \"1h\" tls_server_name = \"s\" }",
+    "check { tcp = \"127.0.0.1:1\" interval = \"1h\" failures_before_warning = 1 failures_before_critical = 2 }",
+    "check { ttl = \"1h\" deregister_critical_service_after = \"90m\" }",
+    "socket_path = \"/run/a.sock\"",
+    "socket_path = \"/run/a.sock\" connect { sidecar_service { proxy { local_service_socket_path = \"/run/a.sock\" } } }",
+    "port = 1 connect { sidecar_service { connect {} kind = \"connect-proxy\" } }",
+    "port = 1 connect { sidecar_service { socket_path = \"/run/s.sock\" } }",
+    "port = 1 connect { sidecar_service { proxy { mode = \"transparent\" } } }",
+    "port = 1 connect { sidecar_service { proxy { mode = \"direct\" } } }",
+    "port = 1 connect { sidecar_service { proxy { mode = \"transparent\" transparent_proxy { \
+     outbound_listener_port = 15002 dialed_directly = true } } } }",
+    "port = 1 connect { sidecar_service { proxy { transparent_proxy = { dialed_directly = true } } } }",
+    "kind = \"connect-proxy\" port = 1 proxy { destination_service_name = \"w\" mode = \"transparent\" \
+     transparent_proxy { outbound_listener_port = 15002 } }",
+    "connect { sidecar_service { proxy { upstreams { destination_name = \"b\" \
+     local_bind_socket_path = \"/run/b.sock\" local_bind_socket_mode = \"0600\" } } } }",
+    "connect { sidecar_service { proxy { upstreams { destination_name = \"b\" local_bind_port = 1 \
+     destination_peer = \"east\" } } } }",
+    "connect { sidecar_service { proxy { upstreams { destination_name = \"b\" local_bind_port = 1 \
+     config { protocol = \"http\" limits { max_connections = 7 } passive_health_check { interval = \"1s\" } } } } } }",
+    "connect { sidecar_service { proxy { expose { port = 9 checks = true } } } }",
 ];
 
 /// Whole files: taken by both, with the same result.
@@ -109,6 +135,10 @@ const TAKEN: &[&str] = &[
     "{\"service\": {\"name\": \"a\"}}",
     "{\"service\": {\"name\": [\"a\"], \"tags\": null, \"port\": 8e1, \"meta\": {\"a\": null}, \
      \"connect\": [{\"sidecar_service\": {\"proxy\": {\"config\": {\"x\": {\"y\": [1, 2]}}}}}]}}",
+    "{\"service\": {\"name\": \"a\", \"port\": 1, \"checks\": [{\"udp\": \"127.0.0.1:1\", \"interval\": \"1h\"}], \
+     \"connect\": {\"sidecar_service\": {\"proxy\": {\"mode\": \"transparent\", \"transparent_proxy\": \
+     {\"dialed_directly\": true}, \"upstreams\": [{\"destination_name\": \"b\", \"local_bind_port\": 2, \
+     \"destination_peer\": \"east\"}]}}}}}",
     " \n{\"services\": [{\"name\": \"a\", \"check\": {\"ttl\": \"1h\"}}, {\"name\": \"b\"}]}",
 ];
 
@@ -150,7 +180,6 @@ const REFUSED_IN_SERVICE: &[(&str, &str)] = &[
     ("meta { a = << E\nx\nE\n }", "a word of letters"),
     ("enable_tag_override = \"true\"", "expected true or false"),
     ("enable_tag_override = TRUE", "did you mean `true`"),
-    ("EnableTagOverride = true", "did you mean `enable_tag_override`"),
     ("bogus = 1", "service.bogus: unknown key"),
     ("weights { passing = 0 }", "service.weights.passing"),
     ("weights { passing = 2 warning = 70000 }", "service.weights.warning"),
@@ -170,7 +199,8 @@ const REFUSED_IN_SERVICE: &[(&str, &str)] = &[
     ("check { ttl = \"1s\" } check { ttl = \"2s\" }", "expected one block, found 2"),
     ("checks = [{ ttl = \"1s\" } { ttl = \"2s\" }]", "expected `,` or `]`"),
     ("connect { sidecar_service { id = \"x\" } }", "the agent makes the id"),
-    ("connect { sidecar_service { connect { sidecar_service {} } } }", "unknown key"),
+    ("connect { sidecar_service { connect { sidecar_service {} } } }", "a sidecar has no sidecar"),
+    ("connect { native = true }", "service.port: missing: a Connect-native service"),
     ("proxy { mesh_gateway { mode = \"bogus\" } }", "service.proxy.mesh_gateway.mode"),
     ("/* x", "expected `*/`"),
 ];
@@ -207,12 +237,37 @@ const REFUSED: &[(&str, &str)] = &[
 /// Taken by the CLI, and refused by us, for it is a mistake.
 const REFUSED_BY_US: &[(&str, &str)] = &[
     ("service { name = \"a\" port = 1 port = 2 }", "given twice"),
-    ("node_name = \"x\" service { name = \"a\" }", "node_name: unknown key"),
+    ("node_name = \"x\" service { name = \"a\" }", "node_name: not accepted"),
     ("service { name = \"a\" port = 70000 }", "from 0 to 65535"),
     ("service { name = \"a\" port = -1 }", "from 0 to 65535"),
     ("service { name = \"a\" port = 1.5 }", "a whole number"),
     ("service { name = \"a\" port = } }", "expected a value"),
     ("service { name = \"a\" kind = \"bogus\" }", "service.kind: expected one of"),
+    (
+        "datacenter = \"dc1\" check { ttl = \"1h\" } service { name = \"a\" }",
+        "settings of the agent belong in the agent's own configuration",
+    ),
+    (
+        "service { name = \"a\" port = 1 connect { sidecar_service { port = 1 } } }",
+        "port 1 is taken by the service itself",
+    ),
+    (
+        "service { name = \"a\" port = 1 connect { sidecar_service { port = 2 proxy { upstreams { \
+         destination_name = \"b\" local_bind_port = 2 } } } } }",
+        "port 2 is taken by the proxy's public listener",
+    ),
+    (
+        "service { name = \"a\" port = 1 connect { sidecar_service { proxy { upstreams { \
+         destination_name = \"b\" local_bind_port = 2 local_bind_address = \"0.0.0.0\" } upstreams { \
+         destination_name = \"c\" local_bind_port = 2 } } } } }",
+        "port 2 is taken by upstream `b`",
+    ),
+    (
+        "service { name = \"a\" port = 1 connect { sidecar_service { port = 2 proxy { expose { paths { \
+         path = \"/\" listener_port = 2 local_path_port = 1 } } } } } }",
+        "port 2 is taken by the proxy's public listener",
+    ),
+    ("service { name = \"a\" id = \"..\" }", "could never deregister"),
     (
         "service { name = \"a\" checks = [{ id = \"c\" ttl = \"1h\" }, { id = \"c\" ttl = \"1h\" }] }",
         "two checks",
@@ -242,14 +297,14 @@ fn what_both_take_is_the_same() {
         assert!(taken, "{text}: {said}");
         let by_cli = agent.state();
         assert!(agent.try_cli(&["services", "deregister", &file]).0, "{text}");
-        assert_eq!(agent.state(), empty, "{text}");
+        assert_same(&agent.state(), &empty, &text);
 
         let ran = run(&agent.http, &["register", &file]);
         assert_eq!((ran.code, ran.stdout.as_str()), (0, said.as_str()), "{text}: {}", ran.stderr);
-        assert_eq!(agent.state(), by_cli, "{text}");
+        assert_same(&agent.state(), &by_cli, &text);
         let ran = run(&agent.http, &["deregister", &file]);
         assert_eq!(ran.code, 0, "{text}: {}", ran.stderr);
-        assert_eq!(agent.state(), empty, "{text}");
+        assert_same(&agent.state(), &empty, &text);
 
         // As we would write it, in the other format, for either of us.
         let format = Format::of(&file).unwrap();
@@ -262,9 +317,9 @@ fn what_both_take_is_the_same() {
         let file = agent.write(name, &printed);
         let (taken, said) = agent.try_cli(&["services", "register", &file]);
         assert!(taken, "{printed}: {said}");
-        assert_eq!(agent.state(), by_cli, "{printed}");
+        assert_same(&agent.state(), &by_cli, &printed);
         assert_eq!(run(&agent.http, &["register", &file]).code, 0, "{printed}");
-        assert_eq!(agent.state(), by_cli, "{printed}");
+        assert_same(&agent.state(), &by_cli, &printed);
         assert_eq!(run(&agent.http, &["deregister", &file]).code, 0, "{printed}");
     }
 }
@@ -286,7 +341,7 @@ fn what_both_refuse() {
         assert!(ran.stderr.contains("| ") && ran.stderr.contains("^\n"), "{text}: {}", ran.stderr);
         assert!(ran.stderr.len() > by_cli.len(), "{text}: {by_cli} / {}", ran.stderr);
     }
-    assert_eq!(agent.state(), empty);
+    assert_same(&agent.state(), &empty, "");
 }
 
 #[test]
@@ -298,10 +353,180 @@ fn what_only_we_refuse() {
         assert!(taken, "{text}: {said}");
         run(&agent.http, &["register", &file]).failed(64, &[words, "nothing was sent"]);
     }
-    // This one is not given to the CLI: it would end the agent.
-    let file = agent.write("f.hcl", &within("check { alias_node = \"n1\" }"));
-    run(&agent.http, &["register", &file]).failed(64, &["it ends the whole agent"]);
-    assert!(agent.get("/v1/status/leader", "").is_some());
+}
+
+/// Within `service { name = "a" ... }`: taken by both, where the CLI loses what the
+/// file says. Where that is in the agent's state, what it is by the CLI and by us,
+/// and why.
+const KEPT: &[(&str, &str, &str, &str, &str)] = &[
+    (
+        "check { http = \"http://127.0.0.1:1\" interval = \"1h\" disable_redirects = true }",
+        "/kept_checks/service:a/ChkType/DisableRedirects",
+        "false",
+        "true",
+        "the CLI's client library has no such field",
+    ),
+    (
+        "check { h2ping = \"127.0.0.1:1\" h2ping_use_tls = false interval = \"1h\" }",
+        "/kept_checks/service:a/ChkType/H2PingUseTLS",
+        "true",
+        "false",
+        "the CLI's client library leaves out `false`, and the agent's default is `true`",
+    ),
+    (
+        "check { ttl = \"1h\" output_max_size = 2048 }",
+        "/kept_checks/service:a/ChkType/OutputMaxSize",
+        "0",
+        "2048",
+        "the CLI's client library has no such field",
+    ),
+    (
+        "kind = \"api-gateway\" port = 1",
+        "/services/a/Kind",
+        "null",
+        "\"api-gateway\"",
+        "the CLI makes an unknown kind an ordinary service; the agent of 1.14 knows this one",
+    ),
+    (
+        "port = 1 connect { sidecar_service { token = \"t\" } }",
+        "/kept_services/a-sidecar-proxy/Token",
+        "\"\"",
+        "\"t\"",
+        "the CLI's client library has no such field",
+    ),
+    (
+        "token = \"t\"",
+        "/kept_services/a/Token",
+        "\"\"",
+        "\"t\"",
+        "the CLI's client library has no such field",
+    ),
+    (
+        "connect { sidecar_service { proxy { config { x = [1] } } } }",
+        "/services/a-sidecar-proxy/Proxy/Config/x",
+        "1",
+        "[1]",
+        "the CLI takes a list of one for its entry",
+    ),
+];
+
+/// Compares the agent's states, and what differs with what is expected to.
+#[test]
+fn what_the_cli_changes_is_kept() {
+    let Some(agent) = RealAgent::start(&json!({})) else { return };
+    for (inside, pointer, by_cli, by_us, reason) in KEPT {
+        let file = agent.write("f.hcl", &within(inside));
+        let value = |state: &Value| state.pointer(pointer).cloned().unwrap_or(Value::Null);
+        agent.cli(&["services", "register", &file]);
+        let cli = agent.state();
+        assert_eq!(value(&cli).to_string(), *by_cli, "{inside}: {reason}");
+        agent.cli(&["services", "deregister", &file]);
+        run(&agent.http, &["register", &file]).printed("Registered service: a\n");
+        assert_eq!(value(&agent.state()).to_string(), *by_us, "{inside}: {reason}");
+        run(&agent.http, &["deregister", &file]).printed("Deregistered service: a\n");
+    }
+}
+
+/// Within `service { name = "a" ... }`: spelt as in the HTTP API. The CLI refuses
+/// it; we register the same as with the keys of files.
+const SPELT_AS_IN_THE_API: &[(&str, &str)] = &[
+    ("EnableTagOverride = true", "enable_tag_override = true"),
+    (
+        "TaggedAddresses { lan { Address = \"10.0.0.1\" Port = 1 } }",
+        "tagged_addresses { lan { address = \"10.0.0.1\" port = 1 } }",
+    ),
+    (
+        "Checks = [{ CheckID = \"c\" TTL = \"1h\" SuccessBeforePassing = 2 }]",
+        "checks = [{ id = \"c\" ttl = \"1h\" success_before_passing = 2 }]",
+    ),
+    (
+        "Connect { SidecarService { Proxy { LocalServicePort = 3 Upstreams { DestinationName = \"b\" \
+         LocalBindPort = 2 MeshGateway { Mode = \"local\" } } } } }",
+        "connect { sidecar_service { proxy { local_service_port = 3 upstreams { destination_name = \"b\" \
+         local_bind_port = 2 mesh_gateway { mode = \"local\" } } } } }",
+    ),
+];
+
+#[test]
+fn both_spellings_are_taken() {
+    let Some(agent) = RealAgent::start(&json!({})) else { return };
+    for (api, of_files) in SPELT_AS_IN_THE_API {
+        let file = agent.write("f.hcl", &within(of_files));
+        agent.cli(&["services", "register", &file]);
+        let by_cli = agent.state();
+        agent.cli(&["services", "deregister", &file]);
+        let file = agent.write("f.hcl", &within(api));
+        let (taken, said) = agent.try_cli(&["services", "register", &file]);
+        assert!(!taken && said.contains("invalid config key"), "{said}");
+        run(&agent.http, &["register", &file]).printed("Registered service: a\n");
+        assert_same(&agent.state(), &by_cli, api);
+        run(&agent.http, &["deregister", &file]).printed("Deregistered service: a\n");
+    }
+}
+
+/// Within `service { name = "a" ... }`: keys of releases after 1.14, or of Consul
+/// Enterprise. The CLI of 1.14 calls them invalid.
+const NEWER: &[(&str, &str)] = &[
+    ("namespace = \"n\"", "service.namespace: requires Consul Enterprise"),
+    ("partition = \"p\"", "service.partition: requires Consul Enterprise"),
+    ("locality { region = \"r\" }", "service.locality: requires Consul 1.16"),
+    ("ports = [{ name = \"h\" port = 1 default = true }]", "service.ports: requires Consul 1.22"),
+    (
+        "check { tcp = \"127.0.0.1:1\" interval = \"1h\" tcp_use_tls = true }",
+        "service.check.tcp_use_tls: requires Consul 1.17",
+    ),
+    (
+        "connect { sidecar_service { proxy { envoy_extensions = [{ name = \"builtin/lua\" }] } } }",
+        "proxy.envoy_extensions: requires Consul 1.15",
+    ),
+    (
+        "connect { sidecar_service { proxy { access_logs { enabled = true } } } }",
+        "proxy.access_logs: requires Consul 1.15",
+    ),
+    (
+        "connect { sidecar_service { proxy { local_service_ports = [{ name = \"h\" port = 1 default = true }] } } }",
+        "proxy.local_service_ports: requires Consul 2.0",
+    ),
+    (
+        "connect { sidecar_service { proxy { upstreams { destination_name = \"b\" local_bind_port = 1 \
+         destination_port = \"h\" } } } }",
+        "destination_port: requires Consul 2.0",
+    ),
+];
+
+/// The agent itself, asked with curl, refuses each of them: what we say is true.
+#[test]
+fn keys_that_this_agent_does_not_know_are_told_before_anything_is_sent() {
+    let Some(agent) = RealAgent::start(&json!({})) else { return };
+    let empty = agent.state();
+    for (inside, words) in NEWER {
+        let text = within(inside);
+        let file = agent.write("f.hcl", &text);
+        let (taken, said) = agent.try_cli(&["services", "register", &file]);
+        assert!(!taken && said.contains("invalid config key"), "{inside}: {said}");
+        run(&agent.http, &["register", &file]).failed(78, &[words, "nothing was sent"]);
+        let read = definition::parse("f", Format::Hcl, &text).unwrap();
+        let body = serde_json::to_value(&read[0].service).unwrap();
+        let said = agent.try_put("/v1/agent/service/register", &body);
+        assert!(said.contains("unknown field"), "{inside}: {said}");
+    }
+    assert_same(&agent.state(), &empty, "");
+}
+
+/// Once only: the agent takes a minute for the next change of such a service.
+#[test]
+fn an_alias_of_a_node_is_taken() {
+    let Some(agent) = RealAgent::start(&json!({})) else { return };
+    let aliases = "services { name = \"a\" check { alias_node = \"n1\" } } \
+                   services { name = \"b\" check { alias_node = \"n1\" alias_service = \"a\" } }";
+    let file = agent.write("f.hcl", aliases);
+    let ran = run(&agent.http, &["register", &file]);
+    ran.printed("Registered service: a\nRegistered service: b\n");
+    ran.said(&["the agent takes up to a minute"]);
+    let kept = &agent.state()["kept_checks"];
+    assert_eq!(kept["service:a"]["ChkType"]["AliasNode"], "n1");
+    assert_eq!(kept["service:b"]["ChkType"]["AliasNode"], "n1");
+    assert_eq!(kept["service:b"]["ChkType"]["AliasService"], "a");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use registration::upstream::{Context, parse_list};
 use serde_json::{Value, json};
 
 use crate::program::run;
-use crate::real_agent::RealAgent;
+use crate::real_agent::{RealAgent, assert_same};
 
 /// Definitions that Consul 1.8 reads, too.
 fn definitions() -> Value {
@@ -64,19 +64,19 @@ fn the_same_as_by_consuls_own_cli() {
     let by_cli = agent.state();
     assert_eq!(by_cli["services"].as_object().unwrap().len(), 6);
     agent.cli(&["services", "deregister", &file]);
-    assert_eq!(agent.state(), empty);
+    assert_same(&agent.state(), &empty, "");
 
     run(&agent.http, &["register", &file]).printed(&printed);
-    assert_eq!(agent.state(), by_cli);
+    assert_same(&agent.state(), &by_cli, "");
     // Once more: nothing changes.
     run(&agent.http, &["register", &file]).printed(&printed);
-    assert_eq!(agent.state(), by_cli);
+    assert_same(&agent.state(), &by_cli, "");
 
     run(&agent.http, &["deregister", &file]).printed(
         "Deregistered service: plain\nDeregistered service: web-1\nDeregistered service: p/1\n\
          Deregistered service: gw\nDeregistered service: native\n",
     );
-    assert_eq!(agent.state(), empty);
+    assert_same(&agent.state(), &empty, "");
     let ran = run(&agent.http, &["deregister", "--id", "p/1"]);
     ran.printed("");
     ran.said(&["service `p/1` is not registered"]);
@@ -89,7 +89,7 @@ fn the_same_as_by_consuls_own_cli() {
     let by_cli = agent.state();
     agent.cli(&["services", "deregister", "-id", "flags"]);
     run(&agent.http, &[&["register"], &ours[..]].concat()).printed("Registered service: flags\n");
-    assert_eq!(agent.state(), by_cli);
+    assert_same(&agent.state(), &by_cli, "");
 }
 
 /// Release 1.8's CLI loses `args`, and the agent then misses the check's kind.
@@ -107,7 +107,7 @@ fn a_refusal_leaves_nothing_and_scripts_are_kept() {
         78,
         &["registering service `b`", "Scripts are disabled on this agent", "`a` is taken back"],
     );
-    assert_eq!(agent.state(), empty);
+    assert_same(&agent.state(), &empty, "");
 
     let Some(agent) = RealAgent::start(&json!({"enable_script_checks": true})) else { return };
     run(&agent.http, &["register", &file])
@@ -196,10 +196,10 @@ fn what_the_injector_registers_can_be_a_file() {
         );
         run(&agent.http, &["register", &file])
             .printed("Registered service: web\nRegistered service: web-sidecar-proxy\n");
-        assert_eq!(agent.state(), by_init);
+        assert_same(&agent.state(), &by_init, "");
         run(&agent.http, &["deregister", &file]);
         agent.cli(&["services", "register", &file]);
-        assert_eq!(agent.state(), by_init);
+        assert_same(&agent.state(), &by_init, "");
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use definition::Since;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::program::Files;
 
@@ -41,17 +41,18 @@ impl RealAgent {
     fn try_start(consul: &str, configuration: &Value) -> Option<Self> {
         let [http, grpc, lan, wan, server] = free_ports();
         let mut all = json!({
-            "ports": {"dns": -1, "http": http, "grpc": grpc, "grpc_tls": -1, "serf_lan": lan,
-                "serf_wan": wan, "server": server},
+            "ports": {"dns": -1, "http": http, "grpc": grpc, "serf_lan": lan, "serf_wan": wan,
+                "server": server},
             "log_level": "warn",
         });
         if knows_grpc_tls(consul) {
             // A port of its own from 1.14 on, open by default with -dev.
             all["ports"]["grpc_tls"] = json!(-1);
         }
+        let files = Files::new();
+        all["data_dir"] = json!(files.path("data"));
         let map = all.as_object_mut().expect("an object");
         map.extend(configuration.as_object().cloned().unwrap_or_default());
-        let files = Files::new();
         let file = files.json("agent.json", &all);
         let process = Command::new(consul)
             .args(["agent", "-dev", "-node", "n1", "-bind", "127.0.0.1", "-client", "127.0.0.1"])
@@ -103,28 +104,56 @@ impl RealAgent {
 
     /// Sends JSON to the agent.
     pub(crate) fn put(&self, path: &str, body: &Value) {
+        let answer = self.try_put(path, body);
+        assert!(answer.contains(" 200 "), "{answer}");
+    }
+
+    /// Sends JSON to the agent and returns the whole answer.
+    pub(crate) fn try_put(&self, path: &str, body: &Value) -> String {
         let body = body.to_string();
         let mut stream = TcpStream::connect(&self.http).unwrap();
         let length = body.len();
         write!(stream, "PUT {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.contains(" 200 "), "{answer}");
+        answer
     }
 
-    /// What the agent has: services and checks, without what changes from one
-    /// moment to the next.
+    /// What the agent answers and what it keeps on its disk: services and checks,
+    /// without what changes from one moment to the next. The disk has more: every
+    /// key of a check, and tokens.
     pub(crate) fn state(&self) -> Value {
-        let services = self.get("/v1/agent/services", "").unwrap();
+        let mut services = self.get("/v1/agent/services", "").unwrap();
         let mut checks = self.get("/v1/agent/checks", "").unwrap();
         for check in checks.as_object_mut().unwrap().values_mut() {
-            let check = check.as_object_mut().unwrap();
-            check.remove("Output");
-            if check["Type"] == "alias" {
-                check.remove("Status");
-            }
+            forget_result(check);
         }
-        json!({"services": services, "checks": checks})
+        let mut kept_services = self.kept("services", "/Service/ID", &services);
+        services.as_object_mut().unwrap().values_mut().for_each(forget_virtual);
+        kept_services.values_mut().for_each(|kept| forget_virtual(&mut kept["Service"]));
+        let mut kept_checks = self.kept("checks", "/Check/CheckID", &checks);
+        for kept in kept_checks.values_mut() {
+            forget_result(&mut kept["Check"]);
+        }
+        json!({
+            "services": services, "checks": checks,
+            "kept_services": kept_services, "kept_checks": kept_checks,
+        })
+    }
+
+    /// What the agent keeps in a folder of its data, by id: of the entries that it
+    /// has, since it removes files a moment later.
+    fn kept(&self, folder: &str, id: &str, entries: &Value) -> Map<String, Value> {
+        // There is no folder before the first file.
+        let files = std::fs::read_dir(self.files.path("data").join(folder));
+        let texts =
+            files.into_iter().flatten().filter_map(|file| std::fs::read(file.ok()?.path()).ok());
+        let kept = texts.filter_map(|text| {
+            let kept: Value = serde_json::from_slice(&text).ok()?;
+            let id = kept.pointer(id)?.as_str()?.to_owned();
+            entries.get(&id).is_some().then_some((id, kept))
+        });
+        kept.collect()
     }
 
     /// Runs Consul's own CLI and returns what it printed.
@@ -163,6 +192,50 @@ impl Drop for RealAgent {
         // It may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Asserts that two states are the same; otherwise says what differs.
+#[track_caller]
+pub(crate) fn assert_same(left: &Value, right: &Value, context: &str) {
+    let mut found = Vec::new();
+    differences(left, right, "", &mut found);
+    assert!(found.is_empty(), "{context}\n{}", found.join("\n"));
+}
+
+fn differences(left: &Value, right: &Value, path: &str, found: &mut Vec<String>) {
+    match (left, right) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            for key in keys {
+                let path = format!("{path}/{key}");
+                differences(&left[key.as_str()], &right[key.as_str()], &path, found);
+            }
+        }
+        _ if left == right => {}
+        _ => found.push(format!("{path}: {left} / {right}")),
+    }
+}
+
+/// Takes away the address that the agent adds once its servers gave one.
+fn forget_virtual(service: &mut Value) {
+    if let Some(addresses) = service["TaggedAddresses"].as_object_mut() {
+        addresses.remove("consul-virtual");
+        if addresses.is_empty() {
+            service.as_object_mut().unwrap().remove("TaggedAddresses");
+        }
+    }
+}
+
+/// Takes away what the check's next run may change.
+fn forget_result(check: &mut Value) {
+    let check = check.as_object_mut().unwrap();
+    check.remove("Output");
+    // The agent writes it down late.
+    check.remove("ExposedPort");
+    // The others wait for hours, or for a report.
+    if check["Type"] == "alias" || check["Interval"] == "10s" {
+        check.remove("Status");
     }
 }
 

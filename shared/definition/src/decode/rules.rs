@@ -339,8 +339,14 @@ pub(super) fn check(o: &mut Object<'_, '_>, check: &Check) {
         };
         o.report("ttl", message);
     }
-    // It ends the agent process of release 1.8; 1.12 and newer follow the node.
-    if !check.alias_node.is_empty() && check.alias_service.is_empty() {
-        o.requires(Since::Release(1, 12), "alias_node");
+    if !check.alias_node.is_empty() {
+        // Without alias_service it ends the agent process of release 1.8.
+        if check.alias_service.is_empty() {
+            o.requires(Since::Release(1, 12), "alias_node");
+        }
+        // Seen with 1.14: the agent first waits for its check's blocking query.
+        let message = "the agent takes up to a minute to register this service again or to \
+                       deregister it: give --timeout 2m for that";
+        o.warn("alias_node", message);
     }
 }
