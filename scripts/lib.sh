@@ -23,9 +23,13 @@ need() {
   command -v apt-get >/dev/null || fail "missing: ${missing[*]}" "install them (the names are Debian's)"
   [ "$(id -u)" -eq 0 ] || fail "missing: ${missing[*]}" "install them as root: apt-get install ${missing[*]}"
   say "installing from Debian: ${missing[*]}"
-  apt-get update -qq >&2 || true
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 ||
-    fail "cannot install ${missing[*]}" "check that apt reaches its mirror"
+  mkdir -p "$cache"
+  # One script at a time: apt itself refuses a second.
+  (
+    flock 7
+    apt-get update -qq || true
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  ) 7>"$cache/apt.lock" >&2 || fail "cannot install ${missing[*]}" "check that apt reaches its mirror"
 }
 
 need_cargo() {
@@ -84,6 +88,37 @@ runs_with() {
   fi
   rm -rf "$folder"
   [ "$ran" = 1 ]
+}
+
+# Runs a command beside what follows, one at a time: beside COMMAND... Each line
+# that it says is marked. It ends with the script at the latest. The script waits
+# for it with join.
+beside() {
+  beside_folder=$(mktemp -d)
+  trap stop_beside EXIT
+  # A process group of its own, which can be ended as a whole.
+  set -m
+  { "$@" 2>&1 >"$beside_folder/stdout" | tee "$beside_folder/stderr" | sed --unbuffered 's/^/[parts] /' >&2; } &
+  beside=$!
+  set +m
+}
+
+# Waits for the command of beside, and evaluates the assignments that it printed.
+join() {
+  ! kill -0 "$beside" 2>/dev/null || say "waiting for the parts that are built beside this"
+  wait "$beside" || {
+    beside=
+    tail -n 10 "$beside_folder/stderr" >&2
+    exit 1
+  }
+  beside=
+  eval "$(cat "$beside_folder/stdout")"
+  stop_beside
+}
+
+stop_beside() {
+  [ -z "${beside:-}" ] || kill -- -"$beside" 2>/dev/null || true
+  rm -rf "$beside_folder"
 }
 
 # Whether a file has that SHA-256.
