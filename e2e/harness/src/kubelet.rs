@@ -392,7 +392,15 @@ impl<'n> Pod<'n> {
             "status.podIP" => self.ip.clone(),
             "status.hostIP" => self.node.ip().to_owned(),
             "spec.nodeName" => self.node.name().to_owned(),
-            _ => return Err(format!("the downward API has no {path} here").into()),
+            _ => {
+                let key = path
+                    .strip_prefix("metadata.annotations['")
+                    .and_then(|rest| rest.strip_suffix("']"))
+                    .ok_or_else(|| format!("the downward API has no {path} here"))?;
+                // Empty without the annotation, as the kubelet does it.
+                let annotations = self.manifest.metadata.annotations.as_ref();
+                annotations.and_then(|all| all.get(key)).cloned().unwrap_or_default()
+            }
         })
     }
 }
