@@ -15,6 +15,7 @@ use runtime::Failure;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
+use crate::prepare;
 use crate::sidecar::Sidecar;
 
 /// What stands for the ACL token.
@@ -44,9 +45,12 @@ pub(crate) async fn tell(
     }
     let first = sidecars.first().map_or(agent, |sidecar| &sidecar.agent);
     let login = sidecars.first().and_then(|sidecar| sidecar.session.as_ref());
+    let tls = &agent.config().tls;
     let mut findings = doctor::examine(Patient {
         agent: first,
         grpc: flags.grpc_addr.as_ref(),
+        grpc_tls: &flags.grpc_tls(tls),
+        cas: flags.cas(tls),
         envoy: flags.envoy_version.as_deref(),
         auth_method: login.map(|session| session.login().auth_method.as_str()),
     })
@@ -63,7 +67,7 @@ pub(crate) async fn tell(
                 findings.push(doctor::examine_service(&sidecar.agent, each.id()).await);
             }
         }
-        services.push(rehearse(sidecar, answers).await?);
+        services.push(rehearse(sidecar, common, answers).await?);
         requests.extend(requests_of(sidecar));
         files.extend(files_of(sidecar));
     }
@@ -93,7 +97,7 @@ fn as_told(finding: Finding) -> Value {
 }
 
 /// A service with its proxy as they would be registered, and the bootstrap.
-async fn rehearse(sidecar: &Sidecar, answers: bool) -> Result<Value, Failure> {
+async fn rehearse(sidecar: &Sidecar, common: &Handoff, answers: bool) -> Result<Value, Failure> {
     let Sidecar { declared, agent, session, bootstrap, .. } = sidecar;
     let Pair { service, proxy } = &declared.pair;
     let mut expected = as_registered(proxy);
@@ -111,7 +115,8 @@ async fn rehearse(sidecar: &Sidecar, answers: bool) -> Result<Value, Failure> {
         ),
     }
     let token = (session.is_some() || agent.token().is_some()).then(|| SecretString::from(TOKEN));
-    let rehearsal = bootstrap.rehearse(agent, answers, &expected, token).await?;
+    let files = prepare::copies(common, &agent.config().tls);
+    let rehearsal = bootstrap.rehearse(agent, &files, answers, &expected, token).await?;
     assumed.extend(rehearsal.assumed);
     Ok(json!({
         "service": as_sent(service),
@@ -170,6 +175,9 @@ fn requests_of(sidecar: &Sidecar) -> Vec<Value> {
         }
         requests.push(request("GET", "/v1/acl/token/self", &[("stale", "true")], None));
     }
+    if bootstrap.needs_the_agent() {
+        requests.push(request("GET", "/v1/agent/self", &[], None));
+    }
     let path = format!("/v1/agent/service/{}", segment(service.id()));
     requests.push(request("GET", &path, &[], None));
     for service in [service, proxy] {
@@ -183,15 +191,8 @@ fn requests_of(sidecar: &Sidecar) -> Vec<Value> {
     }
     let path = format!("/v1/agent/service/{}", segment(proxy.id()));
     requests.push(request("GET", &path, &[], None));
-    let ask_self = request("GET", "/v1/agent/self", &[], None);
-    if bootstrap.grpc_addr.is_none() {
-        requests.push(ask_self.clone());
-    }
     if !bootstrap.no_central_config {
         requests.push(request("GET", "/v1/config/proxy-defaults/global", &[], None));
-    }
-    if sidecar.compares_envoy() {
-        requests.push(ask_self);
     }
     requests
 }

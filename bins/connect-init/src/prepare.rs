@@ -2,7 +2,7 @@
 //! written to, nothing has to be taken back.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use consul::{Config, TlsFiles};
 use handoff::Handoff;
@@ -22,23 +22,31 @@ pub(crate) fn prepare(handoff: &Handoff, config: &Config) -> Result<TlsFiles, Fa
     if !ca_pem.is_empty() {
         write_whole(&handoff.ca(), 0o640, ca_pem.as_bytes())?;
     }
-    let TlsFiles { client_cert, client_key, server_name, .. } = &config.tls;
-    Ok(TlsFiles {
-        ca_file: (!ca_pem.is_empty()).then(|| handoff.ca()),
-        client_cert: copy(client_cert.as_deref(), handoff.client_cert(), 0o640)?,
-        client_key: copy(client_key.as_deref(), handoff.client_key(), 0o600)?,
-        server_name: server_name.clone(),
-        ..TlsFiles::default()
-    })
+    copy(config.tls.client_cert.as_deref(), &handoff.client_cert(), 0o640)?;
+    copy(config.tls.client_key.as_deref(), &handoff.client_key(), 0o600)?;
+    Ok(copies(handoff, &config.tls))
 }
 
-/// Copies a file, if there is one to copy; where to, then.
-fn copy(from: Option<&Path>, to: PathBuf, mode: u32) -> Result<Option<PathBuf>, Failure> {
-    let Some(from) = from else { return Ok(None) };
+/// The files of TLS as the pod's other containers see them.
+pub(crate) fn copies(handoff: &Handoff, tls: &TlsFiles) -> TlsFiles {
+    let TlsFiles { client_cert, client_key, server_name, skip_verify, .. } = tls;
+    TlsFiles {
+        ca_file: tls.has_ca().then(|| handoff.ca()),
+        client_cert: client_cert.as_ref().map(|_| handoff.client_cert()),
+        client_key: client_key.as_ref().map(|_| handoff.client_key()),
+        server_name: server_name.clone(),
+        skip_verify: *skip_verify,
+        ..TlsFiles::default()
+    }
+}
+
+/// Copies a file, if there is one to copy.
+fn copy(from: Option<&Path>, to: &Path, mode: u32) -> Result<(), Failure> {
+    let Some(from) = from else { return Ok(()) };
     let source = File::open(from).map_err(|error| {
         Failure::usage(format_args!("cannot read {}: {error}", from.display()))
             .hint("check --client-cert and --client-key")
     })?;
-    write_whole(&to, mode, source)?;
-    Ok(Some(to))
+    write_whole(to, mode, source)?;
+    Ok(())
 }

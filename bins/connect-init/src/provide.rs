@@ -2,7 +2,7 @@
 
 use consul::answer::AgentService;
 use consul::{Agent, TlsFiles};
-use flags::BootstrapArgs;
+use flags::{BootstrapArgs, XdsServer};
 use handoff::Handoff;
 use handoff::record::AgentRecord;
 use registration::pod::Pair;
@@ -16,10 +16,11 @@ pub(crate) async fn bootstrap(
     agent: &Agent,
     flags: &BootstrapArgs,
     pair: &Pair,
+    xds: &XdsServer,
     deadline: Deadline,
 ) -> Result<(), Failure> {
     let proxy = read_back(agent, pair, deadline).await?;
-    let attempt = || flags.render(agent, &proxy);
+    let attempt = || flags.render(agent, &proxy, xds.clone());
     let document = retry::until(deadline, NODE_AGENT, is_transient, attempt).await;
     let document = document.map_err(|stopped| stopped.failure(deadline))?;
     handoff.write_bootstrap(&document)?;

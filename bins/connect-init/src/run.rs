@@ -18,7 +18,8 @@ use crate::helper::Helper;
 use crate::sidecar::Sidecar;
 use crate::{dry_run, prepare};
 
-/// How long taking back may take, after the deadline or a signal.
+/// How long taking back may take, after the work was cut short. It is part of the
+/// timeout, of which it takes a quarter at most.
 const TAKE_BACK: Duration = Duration::from_secs(5);
 
 /// Registers the pod's services and provides their sidecars, all or nothing.
@@ -40,7 +41,8 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         output,
         log: _,
     } = args;
-    let deadline = Deadline::after(timeout);
+    let whole = Deadline::after(timeout);
+    let deadline = whole.earlier_by(TAKE_BACK.min(timeout / 4));
     let admin = bootstrap.admin().await?;
     let config = agent.config(pod.node_name.clone())?;
     let login = login.login(&pod);
@@ -93,7 +95,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     };
     // A pod whose init container fails does not run: nobody may be sent to it.
     // An agent that hangs on one of them must leave time for the others.
-    let deadline = Deadline::after(TAKE_BACK);
+    let deadline = Deadline::after(TAKE_BACK.min(whole.left()));
     for (index, sidecar) in sidecars.iter().enumerate().rev() {
         let share = deadline.left() / u32::try_from(index + 1).unwrap_or(u32::MAX);
         sidecar.take_back(Deadline::after(share)).await;

@@ -49,6 +49,8 @@ impl Sidecar {
             envoy_ready_bind_port: bootstrap
                 .envoy_ready_bind_port
                 .map(|port| port.saturating_add(declared.index)),
+            // All of the pod's sidecars run the same Envoy: it is compared once.
+            envoy_version: bootstrap.envoy_version.clone().filter(|_| declared.index == 0),
             ..bootstrap.clone()
         };
         Self { declared, handoff, agent, session, bootstrap, arrived: Cell::new(false) }
@@ -77,23 +79,18 @@ impl Sidecar {
             session.open(deadline).await?;
         }
         let session = session.as_ref();
+        // First: with an agent that can't feed Envoy, nothing is registered.
+        let xds = bootstrap.find_xds(agent, tls, deadline).await.map_err(|failure| {
+            failure.while_doing(format_args!("cannot register service `{}`", pair.service.id()))
+        })?;
         register::register(handoff, agent, pair, session, deadline, arrived).await?;
-        provide::bootstrap(handoff, agent, bootstrap, pair, deadline).await?;
-        if self.compares_envoy() {
-            bootstrap.compare_envoy(agent).await;
-        }
+        provide::bootstrap(handoff, agent, bootstrap, pair, &xds, deadline).await?;
         // Whoever reads the record finds everything else.
         helper.done().await?;
         let login = session.map(|session| session.login().clone());
         let agent = provide::agent_record(handoff, agent, tls);
         Record::new(pair.clone(), agent, *admin, login).write(handoff)?;
         Ok(())
-    }
-
-    /// Whether it is this one for which Envoy's release is compared with those
-    /// that the agent supports: all of the pod's sidecars run the same.
-    pub(crate) fn compares_envoy(&self) -> bool {
-        self.declared.index == 0 && self.bootstrap.envoy_version.is_some()
     }
 
     /// Takes back what the agent may have of it, and then logs out: that takes

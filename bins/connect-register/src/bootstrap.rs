@@ -40,13 +40,14 @@ async fn text(
             sidecar_of(service, &services)?
         }
     };
+    let xds = envoy.find_xds(agent, &agent.config().tls, deadline).await?;
     // Again, by its id: so the central configuration is merged into it.
     let proxy = ask(agent, deadline, || agent.service(&id, None)).await?;
     let proxy = proxy.ok_or_else(|| unknown(&id, agent))?;
-    let document =
-        retry::until(deadline, retry::NODE_AGENT, is_transient, || envoy.render(agent, &proxy));
+    let document = retry::until(deadline, retry::NODE_AGENT, is_transient, || {
+        envoy.render(agent, &proxy, xds.clone())
+    });
     let document = document.await.map_err(|stopped| why(stopped, agent, deadline))?;
-    envoy.compare_envoy(agent).await;
     Ok(format!("{document:#}"))
 }
 

@@ -1,11 +1,12 @@
 //! `status`: what is registered, and the doctor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use consul::Agent;
 use consul::answer::{AgentCheck, AgentService};
-use doctor::{Finding, Patient, examine, judge_service};
+use consul::grpc::Cas;
+use doctor::{Finding, Patient, examine, examine_peer, judge_service};
 use registration::Upstream;
 use registration::service::Kind;
 use registration::upstream::DestinationType;
@@ -29,9 +30,12 @@ pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Fa
         Err(cut) => Err(cut_short(cut, &agent, deadline)),
     };
     // An agent that can't be asked needs the doctor most.
+    let tls = &agent.config().tls;
     let patient = Patient {
         agent: &agent,
         grpc: grpc_addr.as_ref(),
+        grpc_tls: tls,
+        cas: Cas { grpc: false, http: tls.has_ca() },
         envoy: envoy_version.as_deref(),
         auth_method: None,
     };
@@ -39,6 +43,12 @@ pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Fa
     let mut findings = examined.map_err(|cut| cut_short(cut, &agent, deadline))?;
     let rows = looked.as_ref().map(|(rows, _)| rows.as_slice()).unwrap_or_default();
     findings.extend(rows.iter().map(|row| judge_service(&row.service.id, &row.checks)));
+    let upstreams = rows.iter().flat_map(|row| &row.upstreams);
+    let peers: BTreeSet<&str> =
+        upstreams.map(|row| row.upstream.destination_peer.as_str()).collect();
+    for peer in peers.into_iter().filter(|peer| !peer.is_empty()) {
+        findings.extend(examine_peer(&agent, peer).await);
+    }
     match output {
         Rows::Json => {
             let services: Vec<Value> = rows.iter().map(Row::to_json).collect();
@@ -73,8 +83,6 @@ struct Row {
     checks: Vec<AgentCheck>,
     /// The id of its sidecar.
     sidecar: Option<String>,
-    /// When its certificate ends, if it has one and it may be seen.
-    certificate_ends: Option<String>,
     upstreams: Vec<UpstreamRow>,
 }
 
@@ -106,7 +114,6 @@ async fn look<'i>(
         }
         rows.push(Row {
             checks: of_it.cloned().collect(),
-            certificate_ends: certificate_ends(agent, service, sidecar.is_some()).await,
             sidecar,
             upstreams,
             service: service.clone(),
@@ -132,32 +139,13 @@ fn sidecar_of(service: &AgentService, services: &BTreeMap<String, AgentService>)
 /// How many healthy instances there are; it is additional, so that a catalog
 /// that can't be asked hides nothing else.
 async fn healthy(agent: &Agent, upstream: &Upstream) -> Option<usize> {
-    if upstream.destination_type != DestinationType::Service
-        || !upstream.destination_peer.is_empty()
-    {
+    if upstream.destination_type != DestinationType::Service {
         return None;
     }
-    let Upstream { destination_name, datacenter, .. } = upstream;
-    let found = agent.healthy_connect(destination_name, datacenter).await;
+    let Upstream { destination_name, datacenter, destination_peer, .. } = upstream;
+    let found = agent.healthy_connect(destination_name, datacenter, destination_peer).await;
     let found = found.inspect_err(|error| tracing::warn!("upstream {upstream}: {error}"));
     found.ok().map(|instances| instances.len())
-}
-
-/// When the certificate of the service, or of the one that a proxy stands for,
-/// ends. Only of what is in the mesh: the agent has it made otherwise.
-async fn certificate_ends(
-    agent: &Agent,
-    service: &AgentService,
-    has_sidecar: bool,
-) -> Option<String> {
-    let name = match (&service.proxy, service.kind) {
-        (Some(proxy), Kind::ConnectProxy) => &proxy.destination_service_name,
-        (_, Kind::Typical) if !has_sidecar => return None,
-        _ => &service.service,
-    };
-    let leaf = agent.leaf(name).await;
-    let leaf = leaf.inspect_err(|error| tracing::warn!("certificate of `{name}`: {error}"));
-    leaf.ok().map(|leaf| leaf.valid_before)
 }
 
 // === impl Row ===
@@ -191,10 +179,12 @@ impl Row {
     fn upstreams(&self) -> String {
         let upstreams = self.upstreams.iter().map(|UpstreamRow { upstream, healthy }| {
             let healthy = healthy.map_or_else(|| "?".to_owned(), |count| count.to_string());
-            format!(
-                "{}:{} ({healthy} healthy)",
-                upstream.destination_name, upstream.local_bind_port
-            )
+            let Upstream { destination_name, destination_peer, local_bind_port, .. } = upstream;
+            let of = match destination_peer.as_str() {
+                "" => String::new(),
+                peer => format!(" of peer {peer}"),
+            };
+            format!("{destination_name}:{local_bind_port}{of} ({healthy} healthy)")
         });
         upstreams.collect::<Vec<_>>().join(", ")
     }
@@ -207,6 +197,7 @@ impl Row {
             json!({
                 "name": upstream.destination_name,
                 "datacenter": upstream.datacenter,
+                "peer": upstream.destination_peer,
                 "local_port": upstream.local_bind_port,
                 "healthy": healthy,
             })
@@ -220,7 +211,6 @@ impl Row {
             "port": port,
             "checks": checks.collect::<Vec<_>>(),
             "sidecar": self.sidecar,
-            "certificate_ends": self.certificate_ends,
             "upstreams": upstreams.collect::<Vec<_>>(),
         })
     }
@@ -229,8 +219,7 @@ impl Row {
 /// The rows, in columns.
 fn table(rows: &[Row]) -> Vec<String> {
     let head =
-        ["SERVICE", "ID", "ADDRESS", "KIND", "CHECKS", "SIDECAR", "CERTIFICATE ENDS", "UPSTREAMS"]
-            .map(str::to_owned);
+        ["SERVICE", "ID", "ADDRESS", "KIND", "CHECKS", "SIDECAR", "UPSTREAMS"].map(str::to_owned);
     let mut lines = vec![head];
     for row in rows {
         let kind = row.kind();
@@ -241,14 +230,13 @@ fn table(rows: &[Row]) -> Vec<String> {
             if kind.is_empty() { "service".to_owned() } else { kind },
             row.checks(),
             row.sidecar.clone().unwrap_or_default(),
-            row.certificate_ends.clone().unwrap_or_default(),
             row.upstreams(),
         ]);
     }
     let width = |column: usize| {
         lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default()
     };
-    let widths: Vec<usize> = (0..8).map(width).collect();
+    let widths: Vec<usize> = (0..7).map(width).collect();
     let shown = lines.iter().map(|line| {
         let cells = line.iter().zip(&widths).map(|(cell, width)| {
             let cell = if cell.is_empty() { "-" } else { cell };

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use crate::{Admin, Xds, XdsAddress};
+use crate::{Admin, ClientCertificate, Xds, XdsAddress};
 
 /// The cluster that stands for the agent's xDS server.
 pub(crate) const LOCAL_AGENT: &str = "local_agent";
@@ -17,13 +17,20 @@ pub(crate) fn local_agent(xds: &Xds) -> Value {
     };
     let mut cluster = fixed(LOCAL_AGENT, "1s", Protocol::Http2, &endpoint);
     if let Some(pem) = &xds.ca_pem {
+        let mut context = json!({
+            "validation_context": { "trusted_ca": { "inline_string": pem } },
+        });
+        if let Some(ClientCertificate { cert_file, key_file }) = &xds.client_certificate {
+            context["tls_certificates"] = json!([{
+                "certificate_chain": { "filename": cert_file },
+                "private_key": { "filename": key_file },
+            }]);
+        }
         cluster["transport_socket"] = json!({
             "name": "tls",
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                "common_tls_context": {
-                    "validation_context": { "trusted_ca": { "inline_string": pem } },
-                },
+                "common_tls_context": context,
             },
         });
     }

@@ -8,8 +8,8 @@ use thiserror::Error;
 
 /// Where the agent serves gRPC: `--grpc-addr`, `CONSUL_GRPC_ADDR`.
 ///
-/// `host:port` and `http://host:port` are plain text, `https://host:port` is
-/// TLS, `unix:///path` is a Unix domain socket. The host is a name or an IP
+/// `http://host:port` is plain text, `https://host:port` is TLS, `host:port` leaves
+/// it open, and `unix:///path` is a Unix domain socket. The host is a name or an IP
 /// address; an IPv6 address stands in brackets, which it may lack where a kubelet
 /// made the text of a template such as `$(HOST_IP):8502`: what follows the last
 /// colon is the port then. Whoever uses it for a document resolves the name.
@@ -20,7 +20,7 @@ use thiserror::Error;
 /// let address: GrpcAddress = "https://[fd00::1]:8503".parse()?;
 /// assert_eq!(
 ///     address,
-///     GrpcAddress::Tcp { tls: true, host: "fd00::1".to_owned(), port: 8503 },
+///     GrpcAddress::Tcp { tls: Some(true), host: "fd00::1".to_owned(), port: 8503 },
 /// );
 /// # Ok::<(), bootstrap::GrpcAddressError>(())
 /// ```
@@ -28,8 +28,8 @@ use thiserror::Error;
 pub enum GrpcAddress {
     /// A host and a port.
     Tcp {
-        /// Whether the address begins with `https://`.
-        tls: bool,
+        /// Whether its scheme is `https://` or `http://`; none without a scheme.
+        tls: Option<bool>,
         /// Name or IP address, without brackets.
         host: String,
         /// Port, not 0.
@@ -65,11 +65,15 @@ impl fmt::Display for GrpcAddress {
         match self {
             Self::Unix(path) => write!(f, "unix://{path}"),
             Self::Tcp { tls, host, port } => {
-                let scheme = if *tls { "https" } else { "http" };
+                let scheme = match tls {
+                    Some(true) => "https://",
+                    Some(false) => "http://",
+                    None => "",
+                };
                 if host.contains(':') {
-                    write!(f, "{scheme}://[{host}]:{port}")
+                    write!(f, "{scheme}[{host}]:{port}")
                 } else {
-                    write!(f, "{scheme}://{host}:{port}")
+                    write!(f, "{scheme}{host}:{port}")
                 }
             }
         }
@@ -78,9 +82,9 @@ impl fmt::Display for GrpcAddress {
 
 fn parse(text: &str) -> Result<GrpcAddress, &'static str> {
     let (tls, server) = match text.split_once("://") {
-        None => (false, text),
-        Some(("http", server)) => (false, server),
-        Some(("https", server)) => (true, server),
+        None => (None, text),
+        Some(("http", server)) => (Some(false), server),
+        Some(("https", server)) => (Some(true), server),
         Some(("unix", path)) if path.len() > 1 && path.starts_with('/') => {
             return Ok(GrpcAddress::Unix(path.to_owned()));
         }
@@ -123,20 +127,19 @@ mod tests {
 
     use super::*;
 
-    fn tcp(tls: bool, host: &str, port: u16) -> GrpcAddress {
-        let host = host.to_owned();
-        GrpcAddress::Tcp { tls, host, port }
+    fn tcp(tls: impl Into<Option<bool>>, host: &str, port: u16) -> GrpcAddress {
+        GrpcAddress::Tcp { tls: tls.into(), host: host.to_owned(), port }
     }
 
     #[test]
     fn accepted_forms() {
         for (text, expected) in [
-            ("127.0.0.1:8502", tcp(false, "127.0.0.1", 8502)),
-            ("localhost:8502", tcp(false, "localhost", 8502)),
+            ("127.0.0.1:8502", tcp(None, "127.0.0.1", 8502)),
+            ("localhost:8502", tcp(None, "localhost", 8502)),
             ("http://consul.example.com:80", tcp(false, "consul.example.com", 80)),
             ("https://10.0.0.1:8503", tcp(true, "10.0.0.1", 8503)),
-            ("[::1]:8502", tcp(false, "::1", 8502)),
-            ("fd00:200::1:8502", tcp(false, "fd00:200::1", 8502)),
+            ("[::1]:8502", tcp(None, "::1", 8502)),
+            ("fd00:200::1:8502", tcp(None, "fd00:200::1", 8502)),
             ("https://[fe80::1%eth0]:65535", tcp(true, "fe80::1%eth0", 65535)),
             ("unix:///run/consul/grpc.sock", GrpcAddress::Unix("/run/consul/grpc.sock".to_owned())),
         ] {

@@ -60,10 +60,23 @@ pub struct Xds {
     /// Where the server listens.
     pub address: XdsAddress,
     /// Certificates, in PEM, that the server's is verified with. `Some` means
-    /// TLS, `None` plain text. No client certificate is ever presented.
+    /// TLS, `None` plain text.
     pub ca_pem: Option<String>,
+    /// The certificate presented to a server that verifies its clients
+    /// (`tls.grpc.verify_incoming`). `consul connect envoy` presents none.
+    pub client_certificate: Option<ClientCertificate>,
     /// ACL token, sent with every stream as `x-consul-token`.
     pub token: Token,
+}
+
+/// The files of a client certificate, as Envoy finds them. The key itself stays
+/// out of the document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Certificate chain, in PEM.
+    pub cert_file: String,
+    /// Private key, in PEM.
+    pub key_file: String,
 }
 
 /// Address of an xDS server, resolved: Envoy's static clusters take no host names.
@@ -152,7 +165,12 @@ impl Input {
                 cluster,
                 ..Proxy::default()
             },
-            xds: Xds { address: xds_address, ca_pem: None, token: Token::default() },
+            xds: Xds {
+                address: xds_address,
+                ca_pem: None,
+                client_certificate: None,
+                token: Token::default(),
+            },
             admin: Admin::default(),
             prometheus: Prometheus::default(),
             ready_bind: None,

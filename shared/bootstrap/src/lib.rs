@@ -38,7 +38,8 @@ pub use document::render;
 pub use error::Error;
 pub use grpc_address::{GrpcAddress, GrpcAddressError};
 pub use input::{
-    Admin, Input, Prometheus, PrometheusCa, PrometheusTls, Proxy, Token, Xds, XdsAddress,
+    Admin, ClientCertificate, Input, Prometheus, PrometheusCa, PrometheusTls, Proxy, Token, Xds,
+    XdsAddress,
 };
 pub use token::replace_token;
 

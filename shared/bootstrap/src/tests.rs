@@ -105,6 +105,21 @@ fn xds_over_tls() {
         }})
     );
 
+    // The key stays in its file.
+    input.xds.client_certificate = Some(ClientCertificate {
+        cert_file: "/c/client-cert.pem".to_owned(),
+        key_file: "/c/client-key.pem".to_owned(),
+    });
+    let document = super::tests::document(&input);
+    let socket = &document.pointer(AGENT).unwrap()["transport_socket"];
+    assert_eq!(
+        socket["typed_config"]["common_tls_context"]["tls_certificates"],
+        json!([{
+            "certificate_chain": {"filename": "/c/client-cert.pem"},
+            "private_key": {"filename": "/c/client-key.pem"},
+        }])
+    );
+
     input.xds.ca_pem = Some(" \n".to_owned());
     assert_eq!(
         error(&input),

@@ -7,7 +7,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bootstrap::{AccessLogSink, Input, PrometheusCa, PrometheusTls, XdsAddress, render};
+use bootstrap::{
+    AccessLogSink, ClientCertificate, Input, PrometheusCa, PrometheusTls, XdsAddress, render,
+};
 use serde_json::json;
 
 /// Golden documents with a field that the user brought and Envoy deprecates.
@@ -96,6 +98,8 @@ fn envoy_accepts_documents_with_files() {
 
     let mut xds_over_tls = input();
     xds_over_tls.xds.ca_pem = Some(format!("{ca_pem}{ca_pem}"));
+    xds_over_tls.xds.client_certificate =
+        Some(ClientCertificate { cert_file: path("cert.pem"), key_file: path("key.pem") });
     let mut xds_over_tls_socket = xds_over_tls.clone();
     xds_over_tls_socket.xds.address = XdsAddress::Unix(path("grpc.sock"));
     let mut admin_log = input();

@@ -23,9 +23,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::address::Address;
-use crate::answer::{
-    AgentCheck, AgentSelf, AgentService, CatalogService, HealthyInstance, Leaf, Roots,
-};
+use crate::answer::{AgentCheck, AgentSelf, AgentService, CatalogService, HealthyInstance, Roots};
 use crate::error::{Cause, Error, Request};
 use crate::http::client;
 use crate::tls::TlsFiles;
@@ -248,25 +246,22 @@ impl Agent {
         Ok(checks.into_iter().map(|check| check.node).collect())
     }
 
-    /// The healthy instances that a proxy can reach a service by.
+    /// The healthy instances that a proxy can reach a service by. Datacenter and
+    /// peer are the agent's own if empty.
     pub async fn healthy_connect(
         &self,
         name: &str,
         datacenter: &str,
+        peer: &str,
     ) -> Result<Vec<HealthyInstance>, Error> {
         let path = format!("/v1/health/connect/{}", segment(name));
         let mut call = self.call(Method::GET, &path).query("passing", "true");
-        if !datacenter.is_empty() {
-            call = call.query("dc", datacenter);
+        for (key, value) in [("dc", datacenter), ("peer", peer)] {
+            if !value.is_empty() {
+                call = call.query(key, value);
+            }
         }
         call.answer().await
-    }
-
-    /// A service's certificate, without its key. The agent has it made if there
-    /// is none yet; with ACLs on, it takes `service:write`.
-    pub async fn leaf(&self, service: &str) -> Result<Leaf, Error> {
-        let path = format!("/v1/agent/connect/ca/leaf/{}", segment(service));
-        self.call(Method::GET, &path).answer().await
     }
 
     /// Sets the status of a TTL check, which renews it.
@@ -303,6 +298,20 @@ impl Agent {
         let address = serde_json::from_slice(&body)
             .map_err(|error| Error { request, cause: Cause::Garbage(error.to_string()) })?;
         Ok(Leader { address, certificate: shown.and_then(|shown| certificate::validity(&shown)) })
+    }
+
+    /// Whether the servers are peered with that cluster. With ACLs on, it requires
+    /// `peering:read`.
+    pub async fn has_peer(&self, name: &str) -> Result<bool, Error> {
+        match self.call(Method::GET, &format!("/v1/peering/{}", segment(name))).done().await {
+            Ok(()) => Ok(true),
+            Err(Error { cause: Cause::NotFound(words), .. })
+                if words.starts_with("Peering not found") =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The roots of Connect's CA. It takes no token.

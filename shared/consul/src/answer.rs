@@ -105,16 +105,6 @@ pub struct HealthyInstance {
     pub service: AgentService,
 }
 
-/// A service's certificate, as far as it is not secret.
-///
-/// Source: Consul's "Connect - Agent HTTP API" page, "Service Leaf Certificate".
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Leaf {
-    /// When it ends (RFC 3339).
-    pub valid_before: String,
-}
-
 /// What the agent says of itself.
 ///
 /// Source: Consul's "Agent HTTP API" page, "Read Configuration".

@@ -20,6 +20,57 @@ pub fn misfit(envoy: &str, supported: &[String]) -> Option<String> {
     ))
 }
 
+/// What today's Envoys can't do with an agent of this release; none if they can
+/// do all, or if the release can't be told.
+///
+/// Tried with Envoy 1.36 and 1.40: they reject the HTTP listeners of 1.10.12 and
+/// 1.11.11 ("Didn't find a registered implementation for
+/// 'envoy.filters.http.router'"), and take those of 1.12.9, 1.13.9 and 1.14.11.
+/// xDS v3, which Envoy speaks exclusively since its 1.18, came with Consul 1.10.
+pub fn limits_of(consul: &str) -> Option<Limits> {
+    match release(consul)? {
+        release if release < XDS_V3 => Some(Limits::NoXds),
+        release if release < HTTP_LISTENERS => Some(Limits::TcpOnly),
+        _ => None,
+    }
+}
+
+/// What an old agent can't do with today's Envoys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limits {
+    /// It serves xDS v2 only.
+    NoXds,
+    /// Its listeners of HTTP services (http, http2, grpc) are rejected.
+    TcpOnly,
+}
+
+const XDS_V3: (u32, u32) = (1, 10);
+const HTTP_LISTENERS: (u32, u32) = (1, 12);
+
+// === impl Limits ===
+
+impl Limits {
+    /// In words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::NoXds => "serves xDS v2 only, which Envoy 1.18 and newer do not speak",
+            Self::TcpOnly => {
+                "feeds today's Envoys for TCP services only: they reject its listeners for the protocols http, http2 and grpc"
+            }
+        }
+    }
+
+    /// What to do.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::NoXds => {
+                "Envoy needs an agent of Consul 1.10 or newer at the gRPC address, and of 1.12 or newer for HTTP services"
+            }
+            Self::TcpOnly => "use Consul 1.12 or newer, or leave the services' protocol at tcp",
+        }
+    }
+}
+
 /// Major and minor number; none of a text that has none, such as an image
 /// without a tag.
 pub fn release(text: &str) -> Option<(u32, u32)> {
@@ -68,6 +119,21 @@ mod tests {
             "a/1.40",
         ] {
             assert_eq!(release(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_old_agent_has_limits() {
+        for (version, limits) in [
+            ("1.8.7", Some(Limits::NoXds)),
+            ("1.10.12", Some(Limits::TcpOnly)),
+            ("1.11.11+ent", Some(Limits::TcpOnly)),
+            ("1.12.9", None),
+            ("1.22.1", None),
+            ("2.0.0", None),
+            ("", None),
+        ] {
+            assert_eq!(limits_of(version), limits, "{version}");
         }
     }
 

@@ -11,12 +11,16 @@ use bootstrap::GrpcAddress;
 use certificate::{Validity, rfc3339};
 use consul::agent::Leader;
 use consul::answer::{AgentCheck, AgentSelf, Roots};
-use consul::envoy_version::{misfit, release};
+use consul::envoy_version::{limits_of, misfit, release};
 use consul::error::{Cause, Error};
-use consul::grpc::{DEFAULT_GRPC, grpc_port};
-use consul::{Address, Agent};
+use consul::grpc::{Cas, Choice, Served, Source, choose};
+use consul::tls::NameCheck;
+use consul::{Address, Agent, TlsFiles};
 use serde::Serialize;
-use tokio::net::{TcpStream, UnixStream};
+
+use crate::handshake::{Trouble, greet};
+
+mod handshake;
 
 /// What to think of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -53,6 +57,10 @@ pub struct Patient<'a> {
     pub agent: &'a Agent,
     /// Where Envoy is told to find xDS; none: where the agent says.
     pub grpc: Option<&'a GrpcAddress>,
+    /// The TLS files for gRPC.
+    pub grpc_tls: &'a TlsFiles,
+    /// Which CA certificates are given for it.
+    pub cas: Cas,
     /// The Envoy that is going to run: its version or its image.
     pub envoy: Option<&'a str>,
     /// The auth method by which a token is going to be had.
@@ -65,18 +73,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// A certificate is renewed long before that is left of it.
 const SOON: i64 = 24 * 60 * 60;
 
-/// The first release that serves xDS v3, which current Envoys speak.
-///
-/// Source: Envoy's version history, 1.18 ("v2 is no longer supported"), and
-/// Consul's changelog, 1.10.
-const XDS_V3: (u32, u32) = (1, 10);
-
 const NEEDS_AGENT_READ: &str =
     "an ACL token with `agent:read` on the node shows it; sidecars work without";
 
 /// Examines an agent. If it can't be reached, that is the only finding.
 pub async fn examine(patient: Patient<'_>) -> Vec<Finding> {
-    let Patient { grpc, envoy, auth_method, .. } = patient;
+    let Patient { envoy, auth_method, .. } = patient;
     let agent = &patient.agent.within(PATIENCE);
     let address = &agent.config().address;
     let leader = agent.leader().await;
@@ -90,7 +92,7 @@ pub async fn examine(patient: Patient<'_>) -> Vec<Finding> {
     findings.push(judge_node(agent.config().node.as_deref(), &about));
     findings.push(judge_version(&about));
     findings.push(judge_connect(&agent.connect_roots().await));
-    findings.push(examine_grpc(grpc, &about).await);
+    findings.push(examine_grpc(patient, &about).await);
     findings.push(judge_envoy(envoy, &about));
     findings
 }
@@ -118,6 +120,22 @@ pub async fn examine_service(agent: &Agent, id: &str) -> Finding {
     }
 }
 
+/// Whether a peer that an upstream names exists; none if it does, or if the agent
+/// does not tell.
+pub async fn examine_peer(agent: &Agent, peer: &str) -> Option<Finding> {
+    match agent.within(PATIENCE).has_peer(peer).await {
+        Ok(false) => Some(
+            Finding::new(
+                &format!("peer {peer}"),
+                Verdict::Warning,
+                "an upstream names it, but the servers have no such peer",
+            )
+            .hint("compare `consul peering list`"),
+        ),
+        Ok(true) | Err(_) => None,
+    }
+}
+
 /// The state of a registered service, by its checks.
 pub fn judge_service(id: &str, checks: &[AgentCheck]) -> Finding {
     let what = format!("service {id}");
@@ -138,7 +156,7 @@ pub fn judge_service(id: &str, checks: &[AgentCheck]) -> Finding {
             "nothing listens on the service's port in the pod: see the application's log, and the port in the registration"
         }
         "Proxy Public Listener" => {
-            "Envoy does not listen: see its log, and whether xDS (gRPC) is reached from the pod"
+            "Envoy does not listen: see its log, whether xDS (gRPC) is reached from the pod, and whether Envoy rejected the listener (`listener_manager.lds.update_rejected` at its admin listener)"
         }
         "Destination Alias" => {
             "the service that the proxy stands for is not passing: see its checks"
@@ -259,12 +277,14 @@ fn judge_version(about: &Result<AgentSelf, Error>) -> Finding {
         Err(error) => Finding::not_told(what, error),
         Ok(about) => {
             let version = &about.config.version;
-            match release(version) {
-                Some(release) if release < XDS_V3 => {
-                    Finding::new(what, Verdict::Warning, format!("Consul {version}, which serves xDS v2 only"))
-                        .hint("Envoy 1.18 and newer speak xDS v3: they need an agent of Consul 1.10 or newer at the gRPC address")
-                }
-                _ => Finding::new(what, Verdict::Ok, format!("Consul {version}")),
+            match limits_of(version) {
+                Some(limits) => Finding::new(
+                    what,
+                    Verdict::Warning,
+                    format!("Consul {version}, which {}", limits.words()),
+                )
+                .hint(limits.hint()),
+                None => Finding::new(what, Verdict::Ok, format!("Consul {version}")),
             }
         }
     }
@@ -290,64 +310,97 @@ fn judge_connect(roots: &Result<Roots, Error>) -> Finding {
     }
 }
 
-/// Where Envoy will look for xDS, and whether something listens there.
-async fn examine_grpc(given: Option<&GrpcAddress>, about: &Result<AgentSelf, Error>) -> Finding {
-    let what = "gRPC";
-    let told = about.as_ref().ok().and_then(grpc_port);
-    if let (None, Some((_, ..0))) = (given, told) {
-        return Finding::new(
-            what,
-            Verdict::Wrong,
-            "off on the agent: Envoy has nowhere to get its configuration from",
-        )
-        .hint("set `ports { grpc = 8502 }` in the agent's configuration");
-    }
-    let (host, default_port) = DEFAULT_GRPC;
-    let (tls, port) = told.map_or((false, default_port), |(tls, port)| {
-        (tls, u16::try_from(port).unwrap_or(default_port))
-    });
-    let assumed = GrpcAddress::Tcp { tls, host: host.to_owned(), port };
-    let address = given.unwrap_or(&assumed);
-    let connected = tokio::time::timeout(PATIENCE, connect(address)).await;
-    let problem = match connected {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some("no connection in time".to_owned()),
+/// Where Envoy will look for xDS, and whether it can speak to what is there: by
+/// the handshakes that Envoy would make.
+async fn examine_grpc(patient: Patient<'_>, about: &Result<AgentSelf, Error>) -> Finding {
+    let Patient { agent, grpc, grpc_tls, cas, .. } = patient;
+    let http = &agent.config().address;
+    let served = about.as_ref().map_or(Served::Unknown, |about| Served::of(about, http));
+    let choice = match choose(grpc, http, served, cas) {
+        Ok(choice) => choice,
+        Err(error) => {
+            return Finding::new(GRPC, Verdict::Wrong, error.to_string()).hint(error.hint());
+        }
     };
-    judge_grpc(address, given.is_some(), told, problem.as_deref())
+    // As Envoy checks it: by the CA, and by no name.
+    let files = TlsFiles { server_name: None, skip_verify: false, ..grpc_tls.clone() };
+    let tls = choice.tls.then(|| files.client_config(NameCheck::Skipped)).transpose();
+    let greeted = match tls {
+        Err(failure) => return Finding::new(GRPC, Verdict::Wrong, failure.to_string()),
+        Ok(tls) => tokio::time::timeout(PATIENCE, greet(&choice.address, tls)).await,
+    };
+    let greeted =
+        greeted.unwrap_or_else(|_| Err(Trouble::Unreachable("no answer in time".to_owned())));
+    judge_grpc(&choice, greeted, http)
 }
 
-fn judge_grpc(
-    address: &GrpcAddress,
-    is_given: bool,
-    told: Option<(bool, i64)>,
-    problem: Option<&str>,
-) -> Finding {
-    let what = "gRPC";
-    let source = match (is_given, told) {
-        (true, _) => "given",
-        (false, Some(_)) => "the agent's port, on the host where Envoy runs",
-        (false, None) => "assumed: the agent does not tell its port",
+const GRPC: &str = "gRPC";
+
+fn judge_grpc(choice: &Choice, greeted: Result<(), Trouble>, http: &Address) -> Finding {
+    let Choice { address, tls, source, warning } = choice;
+    let place = match source {
+        Source::Given => format!("{address} (given)"),
+        Source::Told => format!("{address} (the agent's port)"),
+        Source::Assumed => format!("{address} (assumed: the agent does not tell its port)"),
     };
-    match problem {
-        None => {
-            Finding::new(what, Verdict::Ok, format!("something listens at {address} ({source})"))
+    // What nobody said may be right where Envoy runs.
+    let wrong = match source {
+        Source::Given => Verdict::Wrong,
+        Source::Told | Source::Assumed => Verdict::Warning,
+    };
+    match greeted {
+        Ok(()) => {
+            let how = if *tls { "over TLS" } else { "in plain text" };
+            match warning {
+                Some(warning) => {
+                    Finding::new(GRPC, Verdict::Warning, format!("{place} is spoken {how}"))
+                        .hint(warning)
+                }
+                None => Finding::new(GRPC, Verdict::Ok, format!("{place} is spoken {how}")),
+            }
         }
-        Some(problem) => {
-            // What was not said may be right elsewhere: Envoy's host counts.
-            let verdict = if is_given { Verdict::Wrong } else { Verdict::Warning };
-            Finding::new(what, verdict, format!("{address} ({source}): {problem}"))
+        Err(Trouble::Unreachable(problem)) => {
+            Finding::new(GRPC, wrong, format!("{place}: {problem}"))
                 .hint("set `ports { grpc = 8502 }` in the agent's configuration and open the port to pods, or name where xDS is served with --grpc-addr (CONSUL_GRPC_ADDR)")
         }
+        Err(Trouble::Tls(words)) => {
+            Finding::new(GRPC, Verdict::Wrong, format!("{place}: TLS failed: {words}"))
+                .hint(hint_for_tls(&words, http))
+        }
+        Err(Trouble::WantsTls) => {
+            Finding::new(GRPC, Verdict::Wrong, format!("{place} speaks TLS, not plain text"))
+                .hint("write https:// in --grpc-addr (CONSUL_GRPC_ADDR), and give --grpc-ca-file")
+        }
+        Err(Trouble::Closed) if *tls => {
+            Finding::new(GRPC, Verdict::Wrong, format!("{place} closed the connection"))
+                .hint(VERIFY_INCOMING)
+        }
+        Err(Trouble::Closed) => {
+            Finding::new(GRPC, Verdict::Wrong, format!("{place} closed the connection"))
+                .hint("if that port speaks TLS, write https:// in --grpc-addr (CONSUL_GRPC_ADDR), and give --grpc-ca-file")
+        }
+        Err(Trouble::Strange) => {
+            Finding::new(GRPC, Verdict::Wrong, format!("{place} does not speak HTTP/2"))
+                .hint("name the agent's gRPC port, which is not its HTTP port")
+        }
     }
 }
 
-async fn connect(address: &GrpcAddress) -> std::io::Result<()> {
-    match address {
-        GrpcAddress::Tcp { host, port, .. } => {
-            TcpStream::connect((host.as_str(), *port)).await.map(drop)
-        }
-        GrpcAddress::Unix(path) => UnixStream::connect(path).await.map(drop),
+const VERIFY_INCOMING: &str = "the agent requires a client certificate for gRPC: set `tls { grpc { verify_incoming = false } }` in its configuration (from Consul 1.14 on, `tls.defaults.verify_incoming` covers gRPC, too), or give --client-cert and --client-key";
+
+/// What to do about a failed handshake with the gRPC port, by rustls' words.
+fn hint_for_tls(words: &str, http: &Address) -> String {
+    let has = |part: &str| words.contains(part);
+    if has("CertificateRequired") || has("BadCertificate") || has("HandshakeFailure") {
+        VERIFY_INCOMING.to_owned()
+    } else if has("UnknownIssuer") {
+        format!(
+            "--grpc-ca-file must hold the CA that signed this certificate. If the agent made it by itself (-dev, auto_encrypt), that is Connect's CA: {http}/v1/connect/ca/roots?pem=true"
+        )
+    } else if has("InvalidContentType") {
+        "that port speaks plain text: write http:// in --grpc-addr (CONSUL_GRPC_ADDR)".to_owned()
+    } else {
+        "check --grpc-ca-file, and that the address is the agent's gRPC port".to_owned()
     }
 }
 
@@ -506,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_before_xds_v3_is_warned_of() {
+    fn an_agent_that_todays_envoys_reject_is_warned_of() {
         let verdict = |version: &str| {
             let mut about = AgentSelf::default();
             about.config.version = version.to_owned();
@@ -514,7 +567,8 @@ mod tests {
         };
         assert_eq!(verdict("1.8.7"), Verdict::Warning);
         assert_eq!(verdict("1.9.17+ent"), Verdict::Warning);
-        for version in ["1.10.0", "1.21.4", "2.0.0", "what"] {
+        assert_eq!(verdict("1.11.11"), Verdict::Warning);
+        for version in ["1.12.9", "1.21.4", "2.0.0", "what"] {
             assert_eq!(verdict(version), Verdict::Ok, "{version}");
         }
         assert_eq!(judge_version(&failed(Cause::Denied(String::new()))).verdict, Verdict::Unknown);
@@ -538,11 +592,55 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_said_of_grpc_is_no_more_than_a_warning() {
-        let address: GrpcAddress = "h:8502".parse().unwrap();
-        let verdict = |given, problem| judge_grpc(&address, given, None, problem).verdict;
-        assert_eq!(verdict(true, None), Verdict::Ok);
-        assert_eq!(verdict(true, Some("refused")), Verdict::Wrong);
-        assert_eq!(verdict(false, Some("refused")), Verdict::Warning);
+    fn grpc_is_judged_by_the_handshake() {
+        let http = "http://h:8500".parse().unwrap();
+        let judge = |given: Option<&str>, served, greeted| {
+            let given = given.map(|given| given.parse().unwrap());
+            let cas = Cas { grpc: true, http: false };
+            judge_grpc(&choose(given.as_ref(), &http, served, cas).unwrap(), greeted, &http)
+        };
+        let both = Served::On { plain: Some(8502), tls: Some(8503) };
+        let told = judge(None, both, Ok(()));
+        assert_eq!(told.detail, "https://h:8503 (the agent's port) is spoken over TLS");
+        assert_eq!(told.verdict, Verdict::Ok);
+        let other = judge(Some("http://h:8503"), both, Ok(()));
+        assert_eq!(other.verdict, Verdict::Warning);
+        assert!(other.hint.unwrap().contains("write https://"));
+        for (given, trouble, verdict, hint) in [
+            (
+                Some("h:1"),
+                Trouble::Unreachable("refused".to_owned()),
+                Verdict::Wrong,
+                "--grpc-addr",
+            ),
+            // What nobody said may be right where Envoy runs.
+            (None, Trouble::Unreachable("refused".to_owned()), Verdict::Warning, "--grpc-addr"),
+            (
+                Some("https://h:1"),
+                Trouble::Tls("received fatal alert: CertificateRequired".to_owned()),
+                Verdict::Wrong,
+                "tls { grpc { verify_incoming = false } }",
+            ),
+            (Some("https://h:1"), Trouble::Closed, Verdict::Wrong, "--client-cert"),
+            (
+                Some("https://h:1"),
+                Trouble::Tls("invalid peer certificate: UnknownIssuer".to_owned()),
+                Verdict::Wrong,
+                "http://h:8500/v1/connect/ca/roots?pem=true",
+            ),
+            (
+                Some("https://h:1"),
+                Trouble::Tls("received corrupt message of type InvalidContentType".to_owned()),
+                Verdict::Wrong,
+                "write http://",
+            ),
+            (Some("h:1"), Trouble::WantsTls, Verdict::Wrong, "write https://"),
+            (Some("h:1"), Trouble::Closed, Verdict::Wrong, "write https://"),
+            (Some("h:1"), Trouble::Strange, Verdict::Wrong, "not its HTTP port"),
+        ] {
+            let found = judge(given, Served::Unknown, Err(trouble.clone()));
+            assert_eq!(found.verdict, verdict, "{trouble:?}");
+            assert!(found.hint.as_ref().unwrap().contains(hint), "{trouble:?}: {found:?}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use consul::token::read as read_token;
 use consul::{Address, Agent, Config, TlsFiles};
 use runtime::Failure;
@@ -56,6 +56,22 @@ pub struct AgentArgs {
     #[arg(long, env = "CONSUL_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
     pub client_key: Option<PathBuf>,
 
+    /// Use HTTPS, whatever scheme the address has
+    #[arg(long, env = "CONSUL_HTTP_SSL")]
+    pub http_ssl: bool,
+
+    /// Whether the agent's certificate is checked. With `false`, whoever is in
+    /// between can read the ACL token
+    #[arg(
+        long,
+        env = "CONSUL_HTTP_SSL_VERIFY",
+        default_value = "true",
+        value_parser = runtime::command::boolean,
+        action = ArgAction::Set,
+        value_name = "BOOLEAN"
+    )]
+    pub http_ssl_verify: bool,
+
     /// The name that the agent's certificate must have, if not the host of its address
     #[arg(long, env = "CONSUL_TLS_SERVER_NAME", value_name = "NAME")]
     pub tls_server_name: Option<String>,
@@ -93,14 +109,19 @@ impl AgentArgs {
             ca_pem,
             client_cert,
             client_key,
+            http_ssl,
+            http_ssl_verify,
             tls_server_name,
             namespace,
             partition,
         } = self;
+        if !http_ssl_verify {
+            tracing::warn!("the agent's certificate is not checked (CONSUL_HTTP_SSL_VERIFY)");
+        }
         // An empty file falls back to the flag, as in Consul's CLI.
         let from_file = token_file.as_deref().map(read_token).transpose()?.flatten();
         Ok(Config {
-            address: http_addr,
+            address: if http_ssl { http_addr.over_tls() } else { http_addr },
             token: from_file.or(token.filter(|token| !token.expose_secret().is_empty())),
             http_auth,
             tls: TlsFiles {
@@ -110,7 +131,7 @@ impl AgentArgs {
                 client_cert,
                 client_key,
                 server_name: tls_server_name,
-                ..TlsFiles::default()
+                skip_verify: !http_ssl_verify,
             },
             namespace: namespace.filter(|name| !name.is_empty()),
             partition: partition.filter(|name| !name.is_empty()),

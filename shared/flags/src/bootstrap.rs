@@ -9,19 +9,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use ::bootstrap::GrpcAddress;
-use ::bootstrap::{
-    AccessLogs, Admin, Input, Prometheus, PrometheusTls, Proxy, Token, Xds, XdsAddress,
-};
+use ::bootstrap::{AccessLogs, Admin, Input, Prometheus, PrometheusTls, Proxy, Token, Xds};
 use clap::Args;
 use consul::answer::AgentService;
-use consul::envoy_version::misfit;
-use consul::grpc::{DEFAULT_GRPC, grpc_port};
 use consul::{Agent, TlsFiles};
 use registration::service::Kind;
 use runtime::{Exit, Failure};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::xds::{XdsServer, resolve_host};
 
 /// How Envoy is to be set up, as `consul connect envoy` has it.
 #[derive(Clone, Debug, Args)]
@@ -50,7 +48,8 @@ pub struct BootstrapArgs {
     pub no_central_config: bool,
 
     /// Where the agent serves xDS: host:port, http(s)://host:port or
-    /// unix:///path; if absent, the agent is asked
+    /// unix:///path. If absent: on the host of --http-addr, over TLS if a CA is
+    /// given and the agent serves TLS, else in plain text
     #[arg(long, env = "CONSUL_GRPC_ADDR", value_name = "ADDRESS")]
     pub grpc_addr: Option<GrpcAddress>,
 
@@ -116,7 +115,7 @@ pub struct BootstrapArgs {
 
 /// What is asked of the agent for a document.
 struct Seen {
-    grpc: GrpcAddress,
+    xds: XdsServer,
     access_logs: AccessLogs,
 }
 
@@ -149,23 +148,27 @@ impl BootstrapArgs {
     /// Renders the document for a proxy, as the agent has it registered.
     ///
     /// # Errors
-    /// The entry is no proxy; a setting can't be honoured; a file can't be
-    /// read; gRPC is off on the agent.
-    pub async fn render(&self, agent: &Agent, proxy: &AgentService) -> Result<Value, Failure> {
-        let grpc = self.grpc(agent).await?;
-        let seen = Seen { grpc, access_logs: self.access_logs(agent).await? };
+    /// The entry is no proxy; a setting can't be honoured.
+    pub async fn render(
+        &self,
+        agent: &Agent,
+        proxy: &AgentService,
+        xds: XdsServer,
+    ) -> Result<Value, Failure> {
+        let seen = Seen { xds, access_logs: self.access_logs(agent).await? };
         self.document(agent, proxy, seen).await
     }
 
     /// Renders the document for a proxy that is not registered yet. What the
     /// agent does not tell is taken for granted; with `answers` off, it is not
-    /// asked. `token` stands for the ACL token.
+    /// asked. `token` stands for the ACL token, and `files` are as Envoy sees them.
     ///
     /// # Errors
     /// A setting can't be honoured; a file can't be read.
     pub async fn rehearse(
         &self,
         agent: &Agent,
+        files: &TlsFiles,
         answers: bool,
         proxy: &AgentService,
         token: Option<SecretString>,
@@ -173,15 +176,8 @@ impl BootstrapArgs {
         let agent = agent.within(PATIENCE);
         let silent = || Failure::new(Exit::Unreachable, "the agent does not answer");
         let mut assumed = Vec::new();
-        let grpc = match &self.grpc_addr {
-            None if !answers => Err(silent()),
-            _ => self.grpc(&agent).await,
-        };
-        let grpc = grpc.unwrap_or_else(|failure| {
-            let (host, port) = DEFAULT_GRPC;
-            assumed.push(format!("xDS is served at {host}:{port}: {failure}"));
-            GrpcAddress::Tcp { tls: false, host: host.to_owned(), port }
-        });
+        let (xds, guessed) = self.guess_xds(&agent, files, answers).await?;
+        assumed.extend(guessed);
         let access_logs = if answers || self.no_central_config {
             self.access_logs(&agent).await
         } else {
@@ -193,21 +189,8 @@ impl BootstrapArgs {
         });
         let holder = agent.apart();
         holder.set_token(token);
-        let document = self.document(&holder, proxy, Seen { grpc, access_logs }).await?;
+        let document = self.document(&holder, proxy, Seen { xds, access_logs }).await?;
         Ok(Rehearsal { document, assumed })
-    }
-
-    /// Warns of an Envoy that the agent does not know; it may work all the same.
-    pub async fn compare_envoy(&self, agent: &Agent) {
-        let Some(envoy) = &self.envoy_version else { return };
-        match agent.within(PATIENCE).agent_self().await {
-            Ok(about) => {
-                if let Some(words) = misfit(envoy, about.supported_envoys()) {
-                    tracing::warn!("{words}");
-                }
-            }
-            Err(error) => tracing::debug!("Envoy's release is not compared: {error}"),
-        }
     }
 
     async fn document(
@@ -216,7 +199,7 @@ impl BootstrapArgs {
         proxy: &AgentService,
         seen: Seen,
     ) -> Result<Value, Failure> {
-        let Seen { grpc, access_logs } = seen;
+        let Seen { xds: XdsServer { address, ca_pem, client_certificate }, access_logs } = seen;
         let id = &proxy.id;
         let registered = match (&proxy.kind, &proxy.proxy) {
             (Kind::Typical, _) | (_, None) => {
@@ -233,6 +216,8 @@ impl BootstrapArgs {
             _ => (&registered.destination_service_name, &registered.destination_service_name),
         };
         let config = agent.config();
+        let token =
+            agent.token().map(|token| Token::new(token.expose_secret())).unwrap_or_default();
         let prometheus_tls = PrometheusTls::from_flags(
             self.prometheus_ca_file.as_deref(),
             self.prometheus_ca_path.as_deref(),
@@ -254,7 +239,7 @@ impl BootstrapArgs {
                     registered.config.clone()
                 },
             },
-            xds: self.xds(agent, grpc).await?,
+            xds: Xds { address, ca_pem, client_certificate, token },
             admin: Admin {
                 bind: self.admin().await?,
                 access_log_path: self.admin_access_log_path.clone(),
@@ -278,44 +263,6 @@ impl BootstrapArgs {
         })
     }
 
-    /// Where xDS is served, as a flag says it or else the agent.
-    async fn grpc(&self, agent: &Agent) -> Result<GrpcAddress, Failure> {
-        match &self.grpc_addr {
-            Some(address) => Ok(address.clone()),
-            None => discover(agent).await,
-        }
-    }
-
-    async fn xds(&self, agent: &Agent, address: GrpcAddress) -> Result<Xds, Failure> {
-        let own = TlsFiles {
-            ca_file: self.grpc_ca_file.clone(),
-            ca_path: self.grpc_ca_path.clone(),
-            ..TlsFiles::default()
-        };
-        let has_own = own.ca_file.is_some() || own.ca_path.is_some();
-        let (address, tls) = match address {
-            GrpcAddress::Tcp { tls, host, port } => {
-                (XdsAddress::Tcp(resolve_host("--grpc-addr", &host, port).await?), tls)
-            }
-            // On a socket, only a CA of its own says that TLS is spoken.
-            GrpcAddress::Unix(path) => (XdsAddress::Unix(path), has_own),
-        };
-        let ca_pem = match (tls, has_own) {
-            (false, _) => None,
-            (true, true) => Some(own.ca_pem()?),
-            (true, false) => Some(agent.config().tls.ca_pem()?),
-        };
-        if ca_pem.as_ref().is_some_and(String::is_empty) {
-            return Err(Failure::usage(
-                "xDS is served over TLS, but there is no CA certificate to check it against",
-            )
-            .hint("give --grpc-ca-file or --grpc-ca-path, or --ca-file or --ca-path"));
-        }
-        let token =
-            agent.token().map(|token| Token::new(token.expose_secret())).unwrap_or_default();
-        Ok(Xds { address, ca_pem, token })
-    }
-
     /// The access logs of proxy-defaults. A token that may not read it is no
     /// reason to have no sidecar; an agent that can't at the moment is asked again.
     async fn access_logs(&self, agent: &Agent) -> Result<AccessLogs, Failure> {
@@ -335,35 +282,6 @@ impl BootstrapArgs {
     }
 }
 
-/// Asks the agent where it serves xDS, as "consul connect envoy" does.
-async fn discover(agent: &Agent) -> Result<GrpcAddress, Failure> {
-    let (host, default_port) = DEFAULT_GRPC;
-    let found = match agent.agent_self().await {
-        Ok(answer) => grpc_port(&answer),
-        Err(error) if error.exit() == Exit::Denied => {
-            tracing::warn!(
-                "the agent does not tell its gRPC port ({error}): {host}:{default_port} is taken"
-            );
-            None
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let (tls, port) = match found {
-        Some((_, port)) if port < 0 => {
-            return Err(Failure::usage(
-                "gRPC is off on the agent: Envoy has nowhere to get its configuration from",
-            )
-            .hint("set `ports { grpc = 8502 }` in the agent's configuration"));
-        }
-        Some((tls, port)) => (tls, u16::try_from(port).map_err(Failure::usage)?),
-        None => {
-            tracing::warn!("the agent does not tell its gRPC port: {host}:{default_port} is taken");
-            (false, default_port)
-        }
-    };
-    Ok(GrpcAddress::Tcp { tls, host: host.to_owned(), port })
-}
-
 /// Resolves `host:port` to an address; Envoy's bootstrap takes IP addresses only.
 async fn resolve(flag: &str, text: &str) -> Result<SocketAddr, Failure> {
     let form = || {
@@ -376,21 +294,6 @@ async fn resolve(flag: &str, text: &str) -> Result<SocketAddr, Failure> {
         return Err(form());
     }
     resolve_host(flag, host, port).await
-}
-
-async fn resolve_host(flag: &str, host: &str, port: u16) -> Result<SocketAddr, Failure> {
-    let unresolved = |problem: &dyn std::fmt::Display| {
-        Failure::usage(format_args!("{flag}: host `{host}` has no address: {problem}"))
-            .hint("give an IP address")
-    };
-    // IPv4 first: an image from scratch has no /etc/hosts that says which of
-    // the two `localhost` means, and Envoy's peers listen on IPv4 by default.
-    if host == "localhost" {
-        return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
-    }
-    let addresses = tokio::net::lookup_host((host, port)).await;
-    let mut addresses = addresses.map_err(|error| unresolved(&error))?;
-    addresses.next().ok_or_else(|| unresolved(&"the name is known, but without an address"))
 }
 
 #[cfg(test)]

@@ -68,6 +68,12 @@ impl Deadline {
         Self { at, budget }
     }
 
+    /// The same, but some time earlier, so that something can be done after it.
+    #[must_use]
+    pub fn earlier_by(self, time: Duration) -> Self {
+        Self { at: self.at.checked_sub(time).unwrap_or(self.at), ..self }
+    }
+
     /// Waits until it has passed.
     pub async fn passed(self) {
         tokio::time::sleep_until(self.at).await;
@@ -84,5 +90,21 @@ impl fmt::Display for Deadline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nanoseconds = i64::try_from(self.budget.as_nanos()).unwrap_or(i64::MAX);
         GoDuration::from_nanoseconds(nanoseconds).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_earlier_deadline_leaves_time_within_the_whole() {
+        let whole = Deadline::after(Duration::from_secs(4));
+        let work = whole.earlier_by(Duration::from_secs(1));
+        assert_eq!((work.left(), whole.left()), (Duration::from_secs(3), Duration::from_secs(4)));
+        work.passed().await;
+        assert_eq!(whole.left(), Duration::from_secs(1));
+        // The user knows the whole.
+        assert_eq!(work.to_string(), "4s");
     }
 }

@@ -1,5 +1,7 @@
 //! What would be done is told, and nothing is done.
 
+use std::io::Write;
+
 use definition::Format;
 use serde_json::{Value, json};
 use testkit::{Fault, Port, Request, Route, ScriptedAgent, Times};
@@ -55,7 +57,9 @@ fn as_told(request: &Request) -> Value {
 /// What is told is held against what a run does.
 #[track_caller]
 fn assert_true(agent: &ScriptedAgent, pod: impl Fn() -> Pod) {
-    let (told, _) = told(agent, pod());
+    let first = pod();
+    let folder = first.shared("").display().to_string();
+    let (told, _) = told(agent, first);
     agent.forget_requests();
     let pod = pod();
     pod.run().code(0);
@@ -79,6 +83,7 @@ fn assert_true(agent: &ScriptedAgent, pod: impl Fn() -> Pod) {
         let written = std::fs::read_to_string(pod.shared(&name)).unwrap();
         let written =
             agent.tokens().iter().fold(written, |text, token| text.replace(token, "<ACL token>"));
+        let written = written.replace(&pod.shared("").display().to_string(), &folder);
         assert_eq!(told["bootstrap"], serde_json::from_str::<Value>(&written).unwrap());
     }
 }
@@ -140,7 +145,13 @@ fn no_secret_is_told() {
 fn an_agent_that_is_well() {
     let agent = ScriptedAgent::start();
     let xds = Port::keep();
-    let _listens = xds.listen();
+    let listener = xds.listen();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // What a gRPC server begins with: an empty SETTINGS frame of HTTP/2.
+            let _ = stream.and_then(|mut stream| stream.write_all(b"\0\0\0\x04\0\0\0\0\0"));
+        }
+    });
     let pod = || {
         Pod::of(&agent)
             .with("--grpc-addr", xds.address().to_string())
@@ -187,7 +198,8 @@ fn an_agent_that_cannot_be_asked_is_said_so_and_what_is_assumed() {
     assert!(found["hint"].as_str().unwrap().contains("on node n1"), "{found}");
     assert!(log.contains("agent is wrong") && log.contains("hint:"), "{log}");
     let assumed = told["services"][0]["assumed"].to_string();
-    for words in ["central configuration", "localhost:8502", "access logs"] {
+    for words in ["central configuration", "xDS is served at http://127.0.0.1:8502", "access logs"]
+    {
         assert!(assumed.contains(words), "{words}: {assumed}");
     }
     assert_eq!(told["services"][0]["bootstrap"]["node"]["id"], PROXY);
@@ -341,5 +353,29 @@ fn an_envoy_that_the_agent_does_not_support_is_warned_of() {
         assert!(!log(envoy).contains("supports"), "{envoy}");
     }
     agent.fault(Route::AgentSelf, Fault::Status(403, "Permission denied"), Times::Always);
-    assert!(!log("1.40.0").contains("WARN"));
+    assert!(!log("1.40.0").contains("supports"));
+}
+
+/// Envoy's requests would be the anonymous token's.
+#[test]
+fn a_bootstrap_without_a_token_is_warned_of_while_acls_are_on() {
+    let agent = ScriptedAgent::start();
+    agent.about(json!({"DebugConfig": {"ACLsEnabled": true}, "xDS": {"Ports": {"Plaintext": 1}}}));
+    let warned = Pod::of(&agent).run().code(0).stderr();
+    assert!(warned.contains("ACLs are on and no ACL token is given"), "{warned}");
+    let told = Pod::of(&agent).with_env("CONSUL_HTTP_TOKEN", "t").run().code(0).stderr();
+    assert!(!told.contains("WARN"), "{told}");
+    agent.fault(Route::AgentSelf, Fault::Status(403, "Permission denied"), Times::Always);
+    let denied = Pod::of(&agent).run().code(0).stderr();
+    assert!(denied.contains("ACLs are on and no ACL token is given"), "{denied}");
+}
+
+#[test]
+fn an_agent_whose_http_listeners_envoy_rejects_is_warned_of() {
+    let agent = ScriptedAgent::start();
+    for (version, is_warned) in [("1.10.12", true), ("1.11.11", true), ("1.12.9", false)] {
+        agent.about(json!({"Config": {"Version": version}, "DebugConfig": {"GRPCPort": 8502}}));
+        let log = Pod::of(&agent).run().code(0).stderr();
+        assert_eq!(log.contains("for TCP services only"), is_warned, "{version}: {log}");
+    }
 }

@@ -111,10 +111,10 @@ fn pod(agent: &ScriptedAgent) -> Pod {
 fn steps() -> [(At, At); 6] {
     [
         (Route::TokenSelf.into(), Route::Logout.into()),
+        (Route::AgentSelf.into(), Route::Logout.into()),
         (Route::Register.of(SERVICE), Route::Deregister.of(PROXY)),
         (Route::Register.of(PROXY), Route::Deregister.of(PROXY)),
         (Route::Service.of(PROXY), Route::Deregister.of(PROXY)),
-        (Route::AgentSelf.into(), Route::Deregister.of(PROXY)),
         (Route::Config.into(), Route::Deregister.of(PROXY)),
     ]
 }

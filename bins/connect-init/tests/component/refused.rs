@@ -100,6 +100,22 @@ fn an_agent_without_grpc_is_reported_and_nothing_is_left() {
         .code(64)
         .says(&["gRPC is off on the agent", "hint: set `ports { grpc = 8502 }`"]);
     assert_nothing_left(&agent);
+    assert!(agent.asked(Route::Register).is_empty());
+    // Consul 1.14 says it like this.
+    agent.about(json!({"xDS": {"Ports": {"Plaintext": -1, "TLS": -1}}}));
+    Pod::of(&agent).without("--grpc-addr").run().code(64).says(&["gRPC is off on the agent"]);
+    assert!(agent.asked(Route::Register).is_empty());
+}
+
+/// An agent with TLS only, and no CA for it, is found out before anything is sent.
+#[test]
+fn an_agent_with_grpc_over_tls_only_requires_a_ca_before_anything_is_registered() {
+    let agent = ScriptedAgent::start();
+    agent.about(json!({"xDS": {"Ports": {"Plaintext": -1, "TLS": 8503}}}));
+    for pod in [Pod::of(&agent).without("--grpc-addr"), Pod::of(&agent)] {
+        pod.run().code(64).says(&["--grpc-ca-file", "/v1/connect/ca/roots?pem=true"]);
+    }
+    assert!(agent.requests().iter().all(|request| request.method == "GET"));
 }
 
 /// What another pod has registered under the same id.

@@ -158,6 +158,67 @@ fn user_and_password_go_with_every_request_and_into_a_file_of_their_own() {
     assert!(!record.to_string().contains("s3cret") && !outcome.stderr().contains("s3cret"));
 }
 
+/// The token would go over the network in plain text otherwise.
+#[test]
+fn https_may_be_demanded_by_the_environment() {
+    let agent = ScriptedAgent::start_tls("127.0.0.1");
+    let bare = agent.address().replace("https://", "");
+    for address in [bare.clone(), format!("http://{bare}")] {
+        let pod = with_ca_of(Pod::of(&agent).with("--http-addr", &address), &agent);
+        pod.with_env("CONSUL_HTTP_SSL", "TRUE").run().code(0);
+        assert_registered(&agent);
+    }
+    let pod = with_ca_of(Pod::of(&agent).with("--http-addr", &bare), &agent);
+    pod.with_env("CONSUL_HTTP_SSL", "0").run().code(69);
+}
+
+#[test]
+fn the_check_of_the_agents_certificate_may_be_turned_off() {
+    let agent = ScriptedAgent::start_tls("server.dc1.consul");
+    agent.about(serde_json::json!({"xDS": {"Ports": {"Plaintext": 8502, "TLS": -1}}}));
+    let pod = Pod::of(&agent).with_env("CONSUL_HTTP_SSL_VERIFY", "false");
+    pod.run().code(0).says(&["WARN", "certificate is not checked"]);
+    assert_registered(&agent);
+    // connect-lifecycle must be able to reach it as well.
+    assert_eq!(pod.json("registration.json")["agent"]["tls"]["skip_verify"], true);
+}
+
+/// A CA is given, so that the agent's TLS port is taken, with the certificate that
+/// `tls.grpc.verify_incoming` requires.
+#[test]
+fn envoy_is_fed_over_tls_with_the_certificate_that_was_given() {
+    let agent = ScriptedAgent::start_mutual_tls("127.0.0.1");
+    agent.about(serde_json::json!({"xDS": {"Ports": {"Plaintext": 8502, "TLS": 8503}}}));
+    let (cert, key) = agent.client_pem();
+    let pod = with_ca_of(Pod::of(&agent).without("--grpc-addr"), &agent);
+    let (cert, key) = (pod.file("tls.crt", cert), pod.file("tls.key", key));
+    let pod = pod.with_path("--client-cert", &cert).with_path("--client-key", &key);
+    pod.run().code(0);
+    let cluster = &pod.json("envoy-bootstrap.json")["static_resources"]["clusters"][0];
+    let text = cluster.to_string();
+    assert!(text.contains(r#""port_value":8503"#), "{text}");
+    let context = &cluster["transport_socket"]["typed_config"]["common_tls_context"];
+    // The copies, which the sidecar sees.
+    let files = &context["tls_certificates"][0];
+    let copies = ["client-cert.pem", "client-key.pem"].map(|name| pod.shared(name));
+    assert_eq!(files["certificate_chain"]["filename"], copies[0].to_str().unwrap());
+    assert_eq!(files["private_key"]["filename"], copies[1].to_str().unwrap());
+}
+
+/// Up to Consul 1.13, an agent with HTTPS serves xDS over TLS on its one port.
+#[test]
+fn an_old_agent_with_https_feeds_envoy_over_tls() {
+    let agent = ScriptedAgent::start_tls("127.0.0.1");
+    agent.about(serde_json::json!({"DebugConfig": {"GRPCPort": 8502, "HTTPSPort": 8501}}));
+    for pod in [Pod::of(&agent), Pod::of(&agent).without("--grpc-addr")] {
+        let pod = with_ca_of(pod, &agent);
+        pod.run().code(0);
+        let clusters = pod.json("envoy-bootstrap.json")["static_resources"]["clusters"].to_string();
+        assert!(clusters.contains(r#""port_value":8502"#), "{clusters}");
+        assert!(clusters.contains("UpstreamTlsContext"), "{clusters}");
+    }
+}
+
 /// Pain 52.
 #[test]
 fn an_agent_and_a_pod_of_ipv6() {

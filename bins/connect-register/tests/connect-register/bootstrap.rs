@@ -85,8 +85,8 @@ fn the_document_of_a_proxy() {
     assert_eq!(
         agent.lines(),
         [
-            "GET /v1/agent/service/web-1-sidecar-proxy",
             "GET /v1/agent/self",
+            "GET /v1/agent/service/web-1-sidecar-proxy",
             "GET /v1/config/proxy-defaults/global",
         ]
     );
@@ -159,17 +159,26 @@ fn the_grpc_address_is_discovered_or_given() {
     let off = agent(|line| (line == "GET /v1/agent/self").then(|| ok(&serves_grpc(-1))));
     bootstrap(&off, &[]).failed(64, &["gRPC is off on the agent"]);
     bootstrap(&off, &["--grpc-addr", "h"]).failed(64, &["not a gRPC address"]);
-    bootstrap(&off, &["--grpc-addr", "bad..name:1"])
-        .failed(64, &["host `bad..name` has no address", "--grpc-addr"]);
+    // A name that does not resolve yet is waited for.
+    bootstrap(&off, &["--grpc-addr", "bad..name:1", "--timeout", "300ms"])
+        .failed(69, &["host `bad..name` has no address", "--grpc-addr", "trying again"]);
 }
 
 #[test]
 fn tls_to_the_grpc_port_needs_a_ca() {
-    let agent = agent(|line| {
-        let tls = json!({"xDS": {"Ports": {"Plaintext": 8502, "TLS": 8503}}});
+    let only_tls = agent(|line| {
+        let tls = json!({"xDS": {"Ports": {"Plaintext": -1, "TLS": 8503}}});
         (line == "GET /v1/agent/self").then(|| ok(&tls))
     });
-    bootstrap(&agent, &[]).failed(64, &["no CA certificate"]);
+    bootstrap(&only_tls, &[])
+        .failed(64, &["no CA certificate", "--grpc-ca-file", "/v1/connect/ca/roots?pem=true"]);
+    let agent = agent(|line| {
+        let both = json!({"xDS": {"Ports": {"Plaintext": 8502, "TLS": 8503}}});
+        (line == "GET /v1/agent/self").then(|| ok(&both))
+    });
+    let plain = bootstrap(&agent, &[]);
+    plain.said(&["its TLS port 8503 needs --grpc-ca-file"]);
+    assert_eq!(grpc(&plain.json())["socket_address"]["port_value"], 8502);
 
     let files = Files::new();
     let ca = files.add("ca.pem", &format!("# the CA\n{CA}"));
