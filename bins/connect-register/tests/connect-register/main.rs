@@ -7,6 +7,7 @@ mod bootstrap;
 mod compare;
 mod deregister;
 mod page;
+mod parity;
 mod program;
 mod real;
 mod real_agent;

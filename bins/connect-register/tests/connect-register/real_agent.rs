@@ -176,6 +176,19 @@ impl RealAgent {
         (succeeded, String::from_utf8_lossy(&said).into_owned())
     }
 
+    /// Consul's own program.
+    pub(crate) fn consul(&self) -> &str {
+        &self.consul
+    }
+
+    /// A file in a folder of its own; returns the folder.
+    pub(crate) fn write_in(&self, folder: &str, name: &str, text: &str) -> String {
+        let path = self.files.path(folder);
+        std::fs::create_dir_all(&path).unwrap();
+        self.files.add(&format!("{folder}/{name}"), text);
+        path.to_str().unwrap().to_owned()
+    }
+
     /// A definition file of any format.
     pub(crate) fn write(&self, name: &str, text: &str) -> String {
         self.files.add(name, text)
