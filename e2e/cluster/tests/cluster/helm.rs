@@ -7,27 +7,36 @@ use cluster::mesh;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::injector::{all_are_injected, trusted};
-use crate::support::{ours, server};
+use crate::support::{all_are_injected, ours, server, trusted};
 
 /// A release of its own, whose webhook comes before the mesh's and is asked about
 /// the namespaces with its label. Its namespace has its name.
-struct Release<'n> {
+pub(crate) struct Release<'n> {
     helm: Helm,
     cluster: &'n Cluster,
     name: &'n str,
 }
 
-impl Release<'_> {
-    /// Installs or upgrades it. Injected pods show which values were in force: by
-    /// the number of Envoy's workers.
-    fn apply(&self, command: &str, concurrency: &Value) -> harness::Result<String> {
-        let values = mesh::values(&json!({
+impl<'n> Release<'n> {
+    /// One that is not installed yet.
+    pub(crate) fn new(cluster: &'n Cluster, home: &'n Namespace<'_>) -> harness::Result<Self> {
+        Ok(Self { helm: Helm::find()?, cluster, name: &home.name })
+    }
+
+    /// Installs or upgrades it, with some values of `connectInject`.
+    pub(crate) fn apply(&self, command: &str, own: &Value) -> harness::Result<String> {
+        let mut values = mesh::values(&json!({
             "namespaceSelector": {"matchLabels": {"release": self.name}},
-            "sidecarProxy": {"concurrency": concurrency},
             "resources": {"requests": {"cpu": "10m"}},
         }));
+        json_patch::merge(&mut values["connectInject"], own);
         self.helm.apply(command, self.name, &values)
+    }
+
+    /// Has it inject the pods of a namespace from now on.
+    pub(crate) fn adopt(&self, namespace: &Namespace<'_>) -> harness::Result<()> {
+        let label = format!("release={}", self.name);
+        self.cluster.kubectl(&["label", "namespace", &namespace.name, &label], "").map(drop)
     }
 
     fn run(&self, args: &[&str]) -> harness::Result<String> {
@@ -41,9 +50,9 @@ impl Release<'_> {
         let containers = pod["spec"]["initContainers"].as_array().cloned().unwrap_or_default();
         let sidecar = containers.iter().find(|each| each["name"] == "envoy-sidecar");
         let command = sidecar.and_then(|each| each["command"].as_array().cloned());
-        let mut words = command.unwrap_or_default().into_iter();
-        let after = words.by_ref().skip_while(|word| word != "--concurrency").nth(1);
-        Ok(text(&after.unwrap_or_default()).to_owned())
+        let words = command.unwrap_or_default();
+        let mut words = words.iter().skip_while(|word| *word != "--concurrency").skip(1);
+        Ok(words.next().map(text).unwrap_or_default().to_owned())
     }
 
     fn await_concurrency(&self, namespace: &Namespace<'_>, wanted: &str) {
@@ -58,9 +67,15 @@ impl Release<'_> {
 
 impl Drop for Release<'_> {
     fn drop(&mut self) {
-        // A release that is left behind would be asked about nobody's pods; still.
+        // Its webhook is the cluster's, and would be asked about nobody's pods.
         let _ = self.run(&["uninstall", self.name, "--ignore-not-found"]);
     }
+}
+
+/// The value by which pods show which revision injected them: the number of Envoy's
+/// workers.
+fn workers(count: &Value) -> Value {
+    json!({"sidecarProxy": {"concurrency": count}})
 }
 
 /// Its life, with pods created all the while: none is refused, none is missed.
@@ -69,12 +84,11 @@ fn helm_installs_upgrades_rolls_back_and_uninstalls_the_chart() {
     let Some((cluster, _shared)) = ours() else { return };
     let home = cluster.namespace("a-helm").unwrap();
     let namespace = cluster.namespace("helmed").unwrap();
-    let label = format!("release={}", home.name);
-    cluster.kubectl(&["label", "namespace", &namespace.name, &label], "").unwrap();
-    let release = Release { helm: Helm::find().unwrap(), cluster, name: &home.name };
+    let release = Release::new(cluster, &home).unwrap();
+    release.adopt(&namespace).unwrap();
     let webhook = format!("{}-connect-inject", home.name);
 
-    release.apply("install", &json!(3)).unwrap();
+    release.apply("install", &workers(&3.into())).unwrap();
     release.await_concurrency(&namespace, "3");
     // The cluster says its version: nobody has to.
     let config = home.kubectl(&["get", "configmap", "--output=yaml"]).unwrap();
@@ -84,12 +98,14 @@ fn helm_installs_upgrades_rolls_back_and_uninstalls_the_chart() {
     let ca = trusted(cluster, &webhook).unwrap();
     assert!(ca.contains("BEGIN CERTIFICATE"), "{ca}");
 
-    all_are_injected(cluster, &namespace, || release.apply("upgrade", &json!(4)).map(drop));
+    all_are_injected(cluster, &namespace, || {
+        release.apply("upgrade", &workers(&4.into())).map(drop)
+    });
     release.await_concurrency(&namespace, "4");
     assert_eq!(trusted(cluster, &webhook).unwrap(), ca, "the upgrade took the CA away");
 
     // A value that is wrong changes nothing.
-    let refused = release.apply("upgrade", &json!("many")).unwrap_err().to_string();
+    let refused = release.apply("upgrade", &workers(&"many".into())).unwrap_err().to_string();
     assert!(refused.contains("concurrency"), "{refused}");
 
     all_are_injected(cluster, &namespace, || {

@@ -3,17 +3,24 @@
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
-mod acl;
 mod admission;
-mod agent;
+/// Tests that disturb the agent or the injector, which all others need. They come
+/// early, as tests are started by their names: each waits for those that run.
+mod alone {
+    mod agent;
+    mod injector;
+}
+/// Tests of clusters that they start themselves.
+mod clusters {
+    mod ipv6;
+    mod keeper;
+}
 mod document;
 mod ends;
 mod evictions;
 mod helm;
-mod injector;
-mod ipv6;
-mod keeper;
 mod kills;
+mod logins;
 mod memory;
 mod others;
 mod pods;

@@ -7,7 +7,9 @@ use cluster::client::{Cluster, Namespace, text};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{annotate, restarts, server, sharing, shell, shell_server, status};
+use crate::support::{
+    annotate, restarts, server, sharing, shell, shell_server, status, terminated,
+};
 
 /// Starts a pod, and waits until its service is healthy.
 fn start(cluster: &Cluster, namespace: &Namespace<'_>, pod: &Value) {
@@ -189,5 +191,58 @@ fn a_validating_admission_policy_accepts_what_is_injected() {
         "runAsUser": 1000,
         "capabilities": {"drop": ["ALL"]},
     });
+    start(cluster, &namespace, &pod);
+}
+
+/// `kubectl debug --copy-to`: kubectl takes the labels and annotations away, so that
+/// nothing finds the copy. I39: nor does Consul.
+#[test]
+fn a_copy_of_a_pod_for_debugging_gets_no_traffic() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("copied").unwrap();
+    start(cluster, &namespace, &server("copied", "hello"));
+    namespace
+        .kubectl(&[
+            "debug",
+            "copied",
+            "--copy-to=copy",
+            "--container=copied",
+            "--image=busybox",
+            "--image-pull-policy=IfNotPresent",
+            "--",
+            "sleep",
+            "1000000",
+        ])
+        .unwrap();
+    // By then it would be registered.
+    terminated(&namespace, "copy", "consul-connect-inject-init").unwrap();
+    cluster.await_instances("copied", 1).unwrap();
+}
+
+/// A namespace with limits: a quota that wants every container to have them, and a
+/// range for containers. I42: what is injected fits by default.
+#[test]
+fn a_namespace_with_a_quota_and_a_limit_range_takes_injected_pods() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("limited").unwrap();
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {
+            "apiVersion": "v1",
+            "kind": "ResourceQuota",
+            "metadata": {"name": "limited"},
+            "spec": {"hard": {"requests.cpu": "2", "requests.memory": "2Gi",
+                "limits.cpu": "8", "limits.memory": "2Gi"}},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "LimitRange",
+            "metadata": {"name": "limited"},
+            "spec": {"limits": [{"type": "Container", "max": {"memory": "512Mi"}}]},
+        },
+    ]});
+    namespace.apply(&objects.to_string()).unwrap();
+    let mut pod = server("limited", "hello");
+    pod["spec"]["containers"][0]["resources"] =
+        json!({"requests": {"cpu": "10m"}, "limits": {"cpu": "1", "memory": "64Mi"}});
     start(cluster, &namespace, &pod);
 }

@@ -122,3 +122,26 @@ fn jobs_end_as_their_commands_do_and_leave_no_service() {
         cluster.await_instances(service, 0).unwrap();
     }
 }
+
+/// A database migration, say. I16: the sidecar stands before the user's init
+/// containers.
+#[test]
+fn an_init_container_reaches_its_upstreams() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("migrated").unwrap();
+    namespace.apply(&server("database", "hello").to_string()).unwrap();
+    cluster.await_instances("database", 1).unwrap();
+    let mut pod = client("database");
+    let line = "curl --silent --fail http://$DATABASE_CONNECT_SERVICE_HOST:$DATABASE_CONNECT_SERVICE_PORT/";
+    pod["spec"]["initContainers"] = json!([{
+        "name": "migrate",
+        "image": "tutum/curl",
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", line],
+    }]);
+    namespace.apply(&pod.to_string()).unwrap();
+    namespace.await_condition("pod/database-client", "Ready").unwrap();
+    let said = namespace.kubectl(&["logs", "database-client", "--container=migrate"]).unwrap();
+    assert_eq!(said.trim(), "hello");
+    assert_eq!(status(&namespace, "database-client", "migrate")["restartCount"], 0);
+}

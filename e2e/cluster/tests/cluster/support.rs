@@ -2,11 +2,15 @@
 //! they ask about them.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use cluster::client::{Cluster, Namespace};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use cluster::client::{Cluster, Namespace, text};
 use cluster::images;
 use harness::Result;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 /// The agent and the injector are the same for all tests.
@@ -283,4 +287,55 @@ impl<'n, 'c> Load<'n, 'c> {
         let good = said.trim().parse::<u32>();
         assert!(good.is_ok_and(|good| good > 0), "good requests, then those that failed: {said}");
     }
+}
+
+/// Does something while pods are created without a pause, and sees that each is
+/// admitted and injected.
+pub(crate) fn all_are_injected(
+    cluster: &Cluster,
+    namespace: &Namespace<'_>,
+    meanwhile: impl FnOnce() -> Result<()> + Send,
+) {
+    let pod = server("hello", "hello");
+    let (done, mut created) = (AtomicBool::new(false), 0);
+    std::thread::scope(|scope| {
+        let meanwhile = scope.spawn(|| {
+            let result = meanwhile();
+            done.store(true, Ordering::Relaxed);
+            result
+        });
+        // Dry runs: they pass admission as others do, and nothing has to run.
+        let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
+        let mut refused: Option<String> = None;
+        while !done.load(Ordering::Relaxed) && refused.is_none() {
+            match cluster.request(Method::POST, &path, Some(&pod)) {
+                Ok(pod) if is_injected(&pod) => created += 1,
+                Ok(pod) => refused = Some(format!("a pod was not injected: {pod:#}")),
+                Err(error) => refused = Some(error.to_string()),
+            }
+        }
+        meanwhile.join().unwrap().unwrap();
+        assert_eq!(refused, None, "after {created} pods");
+    });
+    assert!(created > 0);
+}
+
+/// Whether a pod has our sidecar.
+pub(crate) fn is_injected(pod: &Value) -> bool {
+    ["containers", "initContainers"].into_iter().any(|list| {
+        let containers = pod["spec"][list].as_array();
+        containers.is_some_and(|list| list.iter().any(|each| each["name"] == "envoy-sidecar"))
+    })
+}
+
+/// What a webhook's configuration trusts, in PEM.
+pub(crate) fn trusted(cluster: &Cluster, webhook: &str) -> Result<String> {
+    let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+    let webhooks = cluster.get(&format!("{path}/{webhook}"))?;
+    decoded(&webhooks["webhooks"][0]["clientConfig"]["caBundle"])
+}
+
+/// A value of a Secret or the like.
+pub(crate) fn decoded(value: &Value) -> Result<String> {
+    Ok(String::from_utf8(BASE64_STANDARD.decode(text(value))?)?)
 }

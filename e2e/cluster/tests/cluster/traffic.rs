@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::helm::Release;
 use crate::support::{
-    Load, await_answer, client, in_container_mode, set_of, sharing, shell_server,
+    Load, await_answer, client, in_container_mode, ours, server, set_of, sharing, shell_server,
 };
 
 #[test]
@@ -49,4 +50,79 @@ fn roll(name: &str, pod: &Value) {
     });
     load.end();
     rolled.unwrap();
+}
+
+/// I37: nobody else serves while the only pod is replaced. Consul has to send
+/// traffic to the new one by the time that Kubernetes ends the old one.
+#[test]
+fn no_request_fails_in_a_rollout_of_one_replica() {
+    roll_one("single", &shell_server("single", "one"));
+}
+
+#[test]
+fn no_request_fails_in_a_rollout_of_one_replica_in_container_mode() {
+    roll_one("lonely", &in_container_mode(shell_server("lonely", "one")));
+}
+
+fn roll_one(name: &str, pod: &Value) {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace(name).unwrap();
+    let (client_of, rollout) = (format!("{name}-client"), format!("deployment/{name}"));
+    namespace.apply(&set_of("Deployment", pod, 1).to_string()).unwrap();
+    namespace.apply(&client(name).to_string()).unwrap();
+    namespace.await_rollout(&rollout).unwrap();
+    namespace.await_condition(&format!("pod/{client_of}"), "Ready").unwrap();
+    cluster.await_instances(name, 1).unwrap();
+    await_answer(&namespace, &client_of, "one").unwrap();
+
+    let load = Load::start(&namespace, &client_of);
+    for _ in 0..3 {
+        namespace.kubectl(&["rollout", "restart", &rollout]).unwrap();
+        namespace.await_rollout(&rollout).unwrap();
+        cluster.await_instances(name, 1).unwrap();
+    }
+    load.end();
+}
+
+/// I38: an agent that nobody told to serve gRPC. The new pod's Envoy gets no
+/// configuration: it never becomes ready, `kubectl describe` says what to check, and
+/// the old pod goes on serving.
+#[test]
+fn a_rollout_stops_where_the_agent_has_no_grpc() {
+    let Some((cluster, _shared)) = ours() else { return };
+    let home = cluster.namespace("a-deaf").unwrap();
+    let namespace = cluster.namespace("deaf").unwrap();
+    let release = Release::new(cluster, &home).unwrap();
+    let own = json!({"replicas": 1, "agent": {"grpcAddr": "$(HOST_IP):8599"}});
+    release.apply("install", &own).unwrap();
+    namespace.apply(&set_of("Deployment", &server("deaf", "hello"), 1).to_string()).unwrap();
+    namespace.await_rollout("deployment/deaf").unwrap();
+    cluster.await_instances("deaf", 1).unwrap();
+    let old = namespace.pods("app=deaf").unwrap()[0]["metadata"]["name"].clone();
+
+    release.adopt(&namespace).unwrap();
+    namespace.kubectl(&["rollout", "restart", "deployment/deaf"]).unwrap();
+    let mut described = String::new();
+    harness::until("kubectl describe to name gRPC", || {
+        let pods = namespace.pods("app=deaf").unwrap_or_default();
+        let new = pods.iter().map(|pod| &pod["metadata"]["name"]).find(|name| **name != old);
+        let new = new.and_then(Value::as_str).unwrap_or_default();
+        described = namespace.kubectl(&["describe", "pod", new]).unwrap_or_default();
+        described.contains("gRPC")
+    })
+    .unwrap_or_else(|error| panic!("{error}: {described}"));
+    let status = ["rollout", "status", "deployment/deaf", "--timeout=40s"];
+    assert!(namespace.kubectl(&status).is_err(), "the rollout went through: {described}");
+    let pods = namespace.pods("app=deaf").unwrap();
+    assert_eq!(pods.len(), 2);
+    for pod in pods {
+        let ready = pod["status"]["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+        assert_eq!(ready, pod["metadata"]["name"] == old, "{:#}", pod["status"]);
+    }
+    let passing = cluster.passing("deaf-sidecar-proxy").unwrap();
+    assert_eq!(passing.len(), 1, "{passing:#?}");
 }

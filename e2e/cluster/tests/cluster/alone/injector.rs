@@ -1,21 +1,19 @@
 //! The injector itself comes and goes.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use cluster::client::{Cluster, Namespace, text};
+use cluster::client::Cluster;
 use cluster::mesh;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{alone, annotate, server};
+use crate::support::{
+    all_are_injected, alone, annotate, decoded, is_injected, server, sharing, trusted,
+};
 
 /// Pods are created without a pause while the injector is rolled out: each is
 /// admitted and injected.
 #[test]
 fn no_pod_is_refused_or_missed_while_the_injector_is_rolled() {
-    let Some((cluster, _alone)) = alone() else { return };
+    let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("rolling").unwrap();
     let injector = format!("deployment/{}", mesh::INJECT);
     all_are_injected(cluster, &namespace, || rollout(cluster, &injector));
@@ -63,21 +61,10 @@ fn certificates_rotate_while_pods_are_created() {
     .unwrap();
 }
 
-/// What a webhook's configuration trusts, in PEM.
-pub(crate) fn trusted(cluster: &Cluster, webhook: &str) -> harness::Result<String> {
-    let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
-    let webhooks = cluster.get(&format!("{path}/{webhook}"))?;
-    decoded(&webhooks["webhooks"][0]["clientConfig"]["caBundle"])
-}
-
 /// A value of the Secret that the replicas share.
 fn secret(cluster: &Cluster, key: &str) -> harness::Result<String> {
     let path = format!("/api/v1/namespaces/{}/secrets/{}-tls", mesh::NAMESPACE, mesh::INJECT);
     decoded(&cluster.get(&path)?["data"][key])
-}
-
-fn decoded(value: &Value) -> harness::Result<String> {
-    Ok(String::from_utf8(BASE64_STANDARD.decode(text(value))?)?)
 }
 
 /// Empties values of that Secret.
@@ -89,37 +76,6 @@ fn clear(cluster: &Cluster, keys: &[&str]) -> harness::Result<()> {
     let (name, patch) = (format!("{}-tls", mesh::INJECT), Value::from(empty).to_string());
     let args = ["--namespace", mesh::NAMESPACE, "patch", "secret", &name, "--type=json"];
     cluster.kubectl(&[args.as_slice(), &["--patch", &patch]].concat(), "").map(drop)
-}
-
-/// Does something while pods are created without a pause, and sees that each is
-/// admitted and injected.
-pub(crate) fn all_are_injected(
-    cluster: &Cluster,
-    namespace: &Namespace<'_>,
-    meanwhile: impl FnOnce() -> harness::Result<()> + Send,
-) {
-    let pod = server("hello", "hello");
-    let (done, mut created) = (AtomicBool::new(false), 0);
-    std::thread::scope(|scope| {
-        let meanwhile = scope.spawn(|| {
-            let result = meanwhile();
-            done.store(true, Ordering::Relaxed);
-            result
-        });
-        // Dry runs: they pass admission as others do, and nothing has to run.
-        let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
-        let mut refused: Option<String> = None;
-        while !done.load(Ordering::Relaxed) && refused.is_none() {
-            match cluster.request(Method::POST, &path, Some(&pod)) {
-                Ok(pod) if is_injected(&pod) => created += 1,
-                Ok(pod) => refused = Some(format!("a pod was not injected: {pod:#}")),
-                Err(error) => refused = Some(error.to_string()),
-            }
-        }
-        meanwhile.join().unwrap().unwrap();
-        assert_eq!(refused, None, "after {created} pods");
-    });
-    assert!(created > 0);
 }
 
 /// Without an injector, pods that ask are refused, rather than started without a
@@ -168,11 +124,4 @@ fn rollout(cluster: &Cluster, injector: &str) -> harness::Result<()> {
     cluster.kubectl(&restart, "")?;
     let status = ["--namespace", mesh::NAMESPACE, "rollout", "status", injector, "--timeout=120s"];
     cluster.kubectl(&status, "").map(drop)
-}
-
-fn is_injected(pod: &Value) -> bool {
-    ["containers", "initContainers"].into_iter().any(|list| {
-        let containers = pod["spec"][list].as_array();
-        containers.is_some_and(|list| list.iter().any(|each| each["name"] == "envoy-sidecar"))
-    })
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use cluster::client::Cluster;
 use cluster::parts::Parts;
 use harness::process::Process;
 use harness::until_within;
 
-use crate::support::ours;
+use crate::support::is_ours;
 
 /// A cluster starts beside another one.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -15,7 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// needs no word of the family.
 #[test]
 fn the_document_happens_on_a_cluster_of_ipv6() {
-    let Some(_) = ours() else { return };
+    if !Cluster::find_or_skip().is_some_and(is_ours) {
+        return;
+    }
     let Some(parts) = Parts::find_or_skip() else { return };
     let program = parts.common.harness("cluster");
     let folder = tempfile::tempdir().unwrap();

@@ -4,12 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cluster::client::Cluster;
 use cluster::parts::Parts;
 use harness::process::Process;
 use harness::{until, until_within};
 use nix::sys::signal::Signal;
 
-use crate::support::ours;
+use crate::support::is_ours;
 
 /// When the signal comes: while the cluster starts, or when its command runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,7 +21,9 @@ enum When {
 
 #[test]
 fn an_interrupted_cluster_leaves_nothing_behind() {
-    let Some(_) = ours() else { return };
+    if !Cluster::find_or_skip().is_some_and(is_ours) {
+        return;
+    }
     let Some(parts) = Parts::find_or_skip() else { return };
     let program = parts.common.harness("cluster");
     let settings = kernel_settings();
