@@ -3,7 +3,9 @@
 use cluster::client::{Namespace, text};
 use serde_json::{Value, json};
 
-use crate::support::{ASK, Kept, client, job_of, server, sharing, shell, status, terminated};
+use crate::support::{
+    ASK, Kept, client, in_container_mode, job_of, server, sharing, shell, status, terminated,
+};
 
 /// The application's first command asks its upstream, and so does its last one:
 /// after its preStop hook, when the pod has been deregistered.
@@ -144,4 +146,11 @@ fn an_init_container_reaches_its_upstreams() {
     let said = namespace.kubectl(&["logs", "database-client", "--container=migrate"]).unwrap();
     assert_eq!(said.trim(), "hello");
     assert_eq!(status(&namespace, "database-client", "migrate")["restartCount"], 0);
+
+    // In container mode Envoy starts after it, and who creates the pod is told.
+    let pod = in_container_mode(pod).to_string();
+    let create = ["create", "--filename=-", "--dry-run=server"];
+    let said = namespace.try_kubectl(&create, &pod.replace("database-client", "early")).unwrap();
+    let said = String::from_utf8_lossy(&said.stderr);
+    assert!(said.contains("Warning: ") && said.contains("migrate"), "{said}");
 }
