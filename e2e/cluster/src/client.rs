@@ -100,7 +100,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts what leads to the cluster.
+    /// Starts `kubectl proxy`, through which the API is asked.
     fn reach() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let log = folder.path().join("proxy.log");
@@ -239,7 +239,7 @@ impl Cluster {
         Err(format!("kubectl {}: {}\n{errors}", args.join(" "), output.status).into())
     }
 
-    /// Runs kubectl to its end, whatever that is.
+    /// Runs kubectl to its end, and returns its output whether it succeeds or not.
     ///
     /// # Errors
     /// It can't be started.
@@ -295,7 +295,7 @@ impl Cluster {
         Ok(found.as_array().is_some_and(Vec::is_empty))
     }
 
-    /// Waits until a service and its proxy have so many instances, all healthy.
+    /// Waits until a service and its proxy have exactly `count` instances, all healthy.
     ///
     /// # Errors
     /// They don't; with all checks.
@@ -327,7 +327,7 @@ impl Namespace<'_> {
         self.cluster.kubectl(&self.with(args), "")
     }
 
-    /// Runs kubectl in it, whatever its end.
+    /// Runs kubectl in it, and returns its output whether it succeeds or not.
     ///
     /// # Errors
     /// It can't be started.

@@ -22,8 +22,8 @@ pub const NAME: &str = "node-1";
 const REGISTRY: &str = "127.0.0.1:5000";
 const TOKEN: &str = "of-this-cluster-only";
 
-/// What the kubelet wants of the kernel. It gets files of those values to see:
-/// the machine's settings stay as they are.
+/// The kernel settings that the kubelet wants. It sees files with these values; the
+/// machine's own settings stay as they are.
 const KERNEL: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -196,7 +196,8 @@ fn mounts(data: &Path) -> Result<()> {
         mount(Some("overlay"), &place, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .map_err(|errno| format!("cannot lay a folder over {}: {errno}", place.display()))?;
     }
-    // One that nothing covers: a pod with users of its own may have a /proc then.
+    // The kernel gives a pod in a user namespace its own /proc only if there is one that
+    // nothing covers.
     let whole = data.join("proc");
     fs::create_dir_all(&whole)?;
     mount(Some("proc"), &whole, Some("proc"), MsFlags::empty(), none)?;
@@ -368,7 +369,7 @@ state = "{data}/containerd-state"
             pause = images::PAUSE,
         );
         write(&self.data.join("containerd.toml"), &config)?;
-        // All images come from there, whatever their names say.
+        // The registry serves all images, whatever host their names have.
         let hosts = self.data.join("hosts/_default");
         fs::create_dir_all(&hosts)?;
         write(&hosts.join("hosts.toml"), &format!("[host.\"http://{REGISTRY}\"]\n"))?;
@@ -443,10 +444,10 @@ state = "{data}/containerd-state"
             "nodeStatusUpdateFrequency": "1s",
             "serializeImagePulls": false,
             "registryPullQPS": 0,
-            // 0 is client-go's default, 5 a second.
+            // 0 would mean 5 a second, client-go's default.
             "eventRecordQPS": 1000,
             "eventBurst": 2000,
-            // Without one there is a warning at each look at each pod.
+            // Without one, the kubelet sends a warning at each sync of each pod.
             "clusterDNS": [self.network.api],
             "kubeAPIQPS": 100,
             "kubeAPIBurst": 200,

@@ -6,7 +6,7 @@ use crate::support::{server, set_of, sharing};
 
 const UPSTREAMS: &str = "consul.hashicorp.com/connect-service-upstreams";
 
-/// A misspelt annotation is admitted, and kubectl says what was meant.
+/// A pod with a misspelt annotation is admitted, and kubectl prints the nearest name.
 #[test]
 fn kubectl_prints_the_warnings() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -19,8 +19,8 @@ fn kubectl_prints_the_warnings() {
     assert!(said.contains("pod/warned created"), "{said}");
 }
 
-/// What is wrong stands where the user looks: in kubectl's error for a pod, and
-/// in the events of what could not create one.
+/// The reason is where the user looks: in kubectl's error for a pod, and in the events
+/// of the ReplicaSet that could not create one.
 #[test]
 fn a_refusal_says_why_to_whoever_asked() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -43,7 +43,7 @@ fn a_refusal_says_why_to_whoever_asked() {
     assert!(namespace.pods("app=refused").unwrap().is_empty());
 }
 
-/// A dry run shows what would be, and nothing is.
+/// A dry run returns the injected pod and creates nothing.
 #[test]
 fn a_dry_run_shows_the_pod_and_registers_nothing() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -62,7 +62,7 @@ fn a_dry_run_shows_the_pod_and_registers_nothing() {
 /// Pods that don't ask are as they were written, also those of a Deployment
 /// whose author annotated the Deployment: the document's common mistake.
 #[test]
-fn what_does_not_ask_is_left_alone() {
+fn pods_that_do_not_ask_are_left_alone() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("unasked").unwrap();
     let mut pod = server("unasked", "hello");

@@ -42,10 +42,11 @@ fn kill_sidecar(name: &str, pod: &Value) {
     }
 }
 
-/// Everything in a pod is killed at once and nothing starts again, as when its
-/// node fails: when the lease is over, nobody is sent there, and then it is gone.
+/// Everything in a pod is killed at once and nothing starts again, as when its node
+/// fails. When the heartbeat's TTL check expires, Consul sends no traffic there; a
+/// minute later, it deregisters the service.
 #[test]
-fn a_pod_that_dies_at_once_is_not_sent_traffic_past_its_lease() {
+fn a_pod_that_dies_at_once_gets_no_traffic_after_its_ttl_check_expires() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("dead").unwrap();
     let mut pod = open_server("dead");
@@ -60,7 +61,7 @@ fn a_pod_that_dies_at_once_is_not_sent_traffic_past_its_lease() {
     })
     .unwrap();
     for service in ["dead", "dead-sidecar-proxy"] {
-        harness::until(&format!("the end of the lease of {service}"), || {
+        harness::until(&format!("no traffic for {service}"), || {
             cluster.passing(service).is_ok_and(|passing| passing.is_empty())
         })
         .unwrap();
@@ -74,9 +75,9 @@ fn a_pod_that_dies_at_once_is_not_sent_traffic_past_its_lease() {
     }
 }
 
-/// A forced deletion gives a pod two seconds, and takes the object at once.
+/// A forced deletion gives a pod two seconds, and removes the object at once.
 #[test]
-fn a_pod_deleted_by_force_is_not_sent_traffic_past_its_lease() {
+fn a_pod_deleted_by_force_gets_no_traffic_after_its_ttl_check_expires() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("forced").unwrap();
     namespace.apply(&server("forced", "hello").to_string()).unwrap();
@@ -84,7 +85,7 @@ fn a_pod_deleted_by_force_is_not_sent_traffic_past_its_lease() {
     cluster.await_instances("forced", 1).unwrap();
     namespace.kubectl(&["delete", "pod/forced", "--force", "--grace-period=0"]).unwrap();
     for service in ["forced", "forced-sidecar-proxy"] {
-        harness::until(&format!("the end of {service}"), || {
+        harness::until(&format!("no traffic for {service}"), || {
             cluster.passing(service).is_ok_and(|passing| passing.is_empty())
         })
         .unwrap();

@@ -11,8 +11,8 @@ use crate::support::{
     shell_server, status,
 };
 
-/// A request of Envoy's own pages is held in memory until it is whole, and there
-/// is no bound but the container's.
+/// Envoy's admin interface holds a request in memory until it is complete; only the
+/// container's limit bounds it.
 const FILL_ENVOY: &str = "{ printf 'POST / HTTP/1.1\\r\\nHost: envoy\\r\\n\
                           Content-Length: 1000000000\\r\\n\\r\\n'; cat /dev/zero; } \
                           | nc 127.0.0.1 19000";
@@ -53,7 +53,7 @@ fn a_sidecar_out_of_memory_comes_back_and_is_reached_again() {
     let _ = shell(&namespace, "narrow", "narrow", FILL_ENVOY);
     until("a new sidecar", || restarts(&namespace, "narrow", "envoy-sidecar") == 1).unwrap();
     assert_eq!(last_end(&namespace, "narrow", "envoy-sidecar"), "OOMKilled");
-    until("the lease to be lost and had again", || {
+    until("the TTL check to fail and pass again", || {
         changes(cluster, proxy).is_ok_and(|now| now > before)
     })
     .unwrap();
@@ -62,10 +62,10 @@ fn a_sidecar_out_of_memory_comes_back_and_is_reached_again() {
     assert_eq!(restarts(&namespace, "narrow", "narrow"), 0);
 }
 
-/// The application goes on, with nobody to speak for it: clients hear that at
-/// once, and the catalog forgets it.
+/// The application goes on without a sidecar: when the heartbeat's TTL check expires,
+/// Consul sends no traffic there, and deregisters the service a minute later.
 #[test]
-fn a_sidecar_out_of_memory_that_may_not_come_back_leaves_nothing() {
+fn a_sidecar_out_of_memory_that_is_not_restarted_is_deregistered() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("once").unwrap();
     // A native sidecar comes back whatever the pod's restartPolicy is.
@@ -79,7 +79,7 @@ fn a_sidecar_out_of_memory_that_may_not_come_back_leaves_nothing() {
     })
     .unwrap();
     for service in ["once", "once-sidecar-proxy"] {
-        until(&format!("the end of the lease of {service}"), || {
+        until(&format!("no traffic for {service}"), || {
             cluster.passing(service).is_ok_and(|passing| passing.is_empty())
         })
         .unwrap();

@@ -1,5 +1,6 @@
 //! Requests that go on while pods come and go.
 
+use cluster::client::text;
 use serde_json::{Value, json};
 
 use crate::helm::Release;
@@ -125,4 +126,14 @@ fn a_rollout_stops_where_the_agent_has_no_grpc() {
     }
     let passing = cluster.passing("deaf-sidecar-proxy").unwrap();
     assert_eq!(passing.len(), 1, "{passing:#?}");
+    // I46: messages of failed probes are the same each time, so that the kubelet counts
+    // them in one event: they have no date.
+    let events = ["get", "events", "--field-selector=reason=Unhealthy", "--output=json"];
+    let events: Value = serde_json::from_str(&namespace.kubectl(&events).unwrap()).unwrap();
+    let events = events["items"].as_array().unwrap();
+    assert!(!events.is_empty());
+    for event in events {
+        let date = &text(&event["lastTimestamp"])[..10];
+        assert!(!text(&event["message"]).contains(date), "{event:#}");
+    }
 }
