@@ -268,12 +268,15 @@ pub(crate) struct Load<'n, 'c> {
 
 impl<'n, 'c> Load<'n, 'c> {
     pub(crate) fn start(namespace: &'n Namespace<'c>, client: &str) -> Self {
-        let line = format!(
+        let ask = format!(
             "while [ ! -e /tmp/end ]; do usleep 20000; \
-             if {ASK} > /dev/null; then echo; else echo \"curl: $?, $(date)\" >> /tmp/bad; fi; \
-             done > /tmp/good; touch /tmp/ended"
+             if {ASK} > /dev/null; then echo >> /tmp/good; \
+             else echo \"curl: $?, $(date)\" >> /tmp/bad; fi; done"
         );
-        let line = format!("touch /tmp/bad; {{ {line}; }} > /dev/null 2>&1 &");
+        let line = format!(
+            "touch /tmp/bad; {{ {{ {ask}; }} & {{ {ask}; }} & wait; touch /tmp/ended; }} \
+             > /dev/null 2>&1 &"
+        );
         shell(namespace, client, client, &line).unwrap();
         Self { namespace, client: client.to_owned() }
     }
