@@ -283,12 +283,17 @@ impl<'n, 'c> Load<'n, 'c> {
 
     /// Ends it; no request has failed.
     pub(crate) fn end(self) {
+        let said = self.stop().unwrap();
+        let good = said.trim().parse::<u32>();
+        assert!(good.is_ok_and(|good| good > 0), "good requests, then those that failed: {said}");
+    }
+
+    /// Ends it; returns how many requests were good, and a line for each that failed.
+    pub(crate) fn stop(self) -> Result<String> {
         let Self { namespace, client } = self;
         let line = "touch /tmp/end; until [ -e /tmp/ended ]; do sleep 0.1; done; \
                     wc -l < /tmp/good; cat /tmp/bad";
-        let said = shell(namespace, &client, &client, line).unwrap();
-        let good = said.trim().parse::<u32>();
-        assert!(good.is_ok_and(|good| good > 0), "good requests, then those that failed: {said}");
+        shell(namespace, &client, &client, line)
     }
 }
 
