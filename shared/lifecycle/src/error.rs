@@ -88,7 +88,7 @@ impl fmt::Display for Leftovers {
         let services =
             self.services.iter().map(|(id, error)| format!("{id} is left on the agent: {error}"));
         let all: Vec<String> =
-            services.chain(self.others.iter().map(ToString::to_string)).collect();
+            services.chain(self.others.iter().map(|other| other.message().to_owned())).collect();
         f.write_str(&all.join("; "))
     }
 }
@@ -116,5 +116,19 @@ impl Stays {
             Self::Agent(error) => error.is_transient(),
             Self::StillThere | Self::Unanswered => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftovers_have_one_hint() {
+        let other = Failure::new(Exit::Denied, "the ACL token is left").hint("log it out");
+        let services = vec![("web-0-web".to_owned(), Stays::StillThere)];
+        let failure = Failure::from(Leftovers { services, others: vec![other] }).to_string();
+        assert_eq!(failure.matches("hint:").count(), 1, "{failure}");
+        assert!(failure.contains("; the ACL token is left"), "{failure}");
     }
 }

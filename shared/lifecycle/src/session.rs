@@ -10,6 +10,7 @@ mod bearer;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use consul::acl::{self, LoggedOut};
 use consul::error::Cause;
@@ -192,7 +193,7 @@ impl Session {
             NotKnown::Yet => true,
             NotKnown::Agent(error) => error.is_transient(),
         };
-        retry::until(deadline, retry::NODE_AGENT, passes, attempt)
+        retry::until_quietly(deadline, retry::REPLICATION, REPLICATED, passes, attempt)
             .await
             .map_err(|stopped| stopped.failure(deadline))
     }
@@ -276,6 +277,9 @@ impl Session {
         Subject::of(&self.login.bearer_token_file)
     }
 }
+
+/// How long servers may take to tell each other of a token without a warning.
+const REPLICATED: Duration = Duration::from_secs(1);
 
 /// Servers do not know the token.
 #[derive(Debug, thiserror::Error)]

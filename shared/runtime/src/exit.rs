@@ -81,6 +81,12 @@ impl Failure {
         self
     }
 
+    /// What failed and why, without the hint: for a failure that is part of another,
+    /// which has a hint of its own.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Its exit code.
     pub fn exit(&self) -> Exit {
         self.exit

@@ -41,6 +41,16 @@ fn steps() -> [At; 4] {
     ]
 }
 
+/// With several servers, each login meets one that has not heard of it yet.
+#[test]
+fn servers_that_hear_of_the_token_a_moment_later_are_no_warning() {
+    let agent = agent();
+    agent.fault(Route::TokenSelf, NOT_FOUND, Times::N(3));
+    let log = pod(&agent).run().code(0).stderr();
+    assert_registered(&agent);
+    assert!(agent.asked(Route::TokenSelf).len() > 3 && !log.contains("do not know"), "{log}");
+}
+
 #[test]
 fn logs_in_first_and_uses_the_token_for_everything() {
     let agent = agent();
