@@ -106,6 +106,7 @@ set_go_environment() {
 # saves gigabytes. Until then an interrupted build finds there what is compiled. A
 # machine that keeps caches for Go says where by GOCACHE and GOMODCACHE.
 hold_go_caches() {
+  make_cache
   mkdir -p "$cache/go"
   exec 8>"$cache/go/lock"
   flock --shared 8

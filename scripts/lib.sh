@@ -4,6 +4,11 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export cache=${CONNECT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/connect-sidecar}
 
+# Makes the cache folder.
+make_cache() {
+  { mkdir -p "$cache" 2>/dev/null && [ -w "$cache" ]; } || fail "cannot write to the cache folder $cache" "set CONNECT_CACHE to a folder of yours"
+}
+
 say() { printf '\033[1m-- %s\033[0m\n' "$*" >&2; }
 
 fail() {
@@ -23,7 +28,7 @@ need() {
   command -v apt-get >/dev/null || fail "missing: ${missing[*]}" "install them (the names are Debian's)"
   [ "$(id -u)" -eq 0 ] || fail "missing: ${missing[*]}" "install them as root: apt-get install ${missing[*]}"
   say "installing from Debian: ${missing[*]}"
-  mkdir -p "$cache"
+  make_cache
   # One script at a time: apt itself refuses a second.
   (
     flock 7
@@ -128,7 +133,7 @@ is_intact() { [ -f "$1" ] && echo "$2  $1" | sha256sum --check --status; }
 # with the downloads of a run that is interrupted.
 make_work_folder() {
   [ -z "${work:-}" ] || rm -rf "$work"
-  mkdir -p "$cache"
+  make_cache
   work=$(mktemp -d "$cache/.get.XXXXXX")
   trap 'rm -rf "$work"' EXIT
 }
