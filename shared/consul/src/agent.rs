@@ -196,8 +196,7 @@ impl Agent {
         let mut call = self.call(Method::GET, &format!("/v1/agent/service/{}", segment(id)));
         if let Some(Watch { hash, wait }) = watch {
             call = call.query("hash", hash).query("wait", &format!("{}ms", wait.as_millis()));
-            // The agent adds up to a sixteenth of the wait as jitter.
-            call.timeout = *wait + *wait / 16 + LATE;
+            call.timeout = patience(*wait);
         }
         let asked = Instant::now();
         let found: Option<AgentService> = match call.answer().await {
@@ -205,16 +204,13 @@ impl Agent {
             Err(error) if error.is_unknown_service() => None,
             // Older releases redirect from the path of an id such as `http://h/x`:
             // Go's multiplexer cleans it.
-            Err(Error { cause: Cause::Refusal(300..=399, _), .. }) => {
-                self.services().await?.remove(id)
+            Err(error @ Error { cause: Cause::Refusal(300..=399, _), .. }) => {
+                self.services().await.map_err(|_| error)?.remove(id)
             }
             Err(error) => return Err(error),
         };
-        if let (Some(Watch { hash, wait }), Some(service)) = (watch, &found)
-            && (service.content_hash.is_empty() || service.content_hash == *hash)
-        {
-            let at_least = UNBLOCKED.min(*wait);
-            tokio::time::sleep(at_least.saturating_sub(asked.elapsed())).await;
+        if let (Some(watch), Some(service)) = (watch, &found) {
+            tokio::time::sleep(held_back(watch, service, asked.elapsed())).await;
         }
         Ok(found.inspect(warn_of_unreadable))
     }
@@ -392,6 +388,22 @@ impl Agent {
     }
 }
 
+/// How long a blocking query may take: the agent adds up to a sixteenth of the
+/// wait as jitter.
+fn patience(wait: Duration) -> Duration {
+    wait + wait / 16 + LATE
+}
+
+/// How long to hold back an answer that came at once although nothing changed.
+fn held_back(watch: &Watch, service: &AgentService, took: Duration) -> Duration {
+    let Watch { hash, wait } = watch;
+    if service.content_hash.is_empty() || service.content_hash == *hash {
+        UNBLOCKED.min(*wait).saturating_sub(took)
+    } else {
+        Duration::ZERO
+    }
+}
+
 /// Logs what could not be read of a service.
 fn warn_of_unreadable(service: &AgentService) {
     for problem in &service.unreadable {
@@ -561,6 +573,30 @@ async fn read(mut response: Response) -> Result<Vec<u8>, Cause> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A connection that went silent must be noticed before the TTL check, which is
+    /// renewed every 10 s, is overdue at 30 s.
+    #[test]
+    fn a_blocking_query_is_given_up_soon_after_its_wait() {
+        let wait = Duration::from_secs(10);
+        assert!(patience(wait) > wait + wait / 16);
+        assert!(patience(wait) < Duration::from_secs(13));
+    }
+
+    #[test]
+    fn a_blocking_query_that_does_not_block_is_not_repeated_at_once() {
+        let watch = Watch { hash: "a".to_owned(), wait: Duration::from_secs(10) };
+        let held = |hash: &str, took: Duration| {
+            let service = AgentService { content_hash: hash.to_owned(), ..AgentService::default() };
+            held_back(&watch, &service, took)
+        };
+        let at_once = Duration::from_millis(1);
+        assert_eq!(held("b", at_once), Duration::ZERO);
+        assert_eq!(held("a", Duration::from_secs(10)), Duration::ZERO);
+        for unchanged in ["a", ""] {
+            assert!(held(unchanged, at_once) > Duration::from_millis(900), "{unchanged}");
+        }
+    }
 
     /// Pain 60: slashes in ids.
     #[test]

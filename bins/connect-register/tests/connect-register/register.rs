@@ -491,3 +491,17 @@ fn the_catalog_is_waited_for() {
     ran.said(&["service `a` is registered, but the catalog does not show it after 300ms"]);
     assert!(!never.lines().iter().any(|line| line.contains("deregister")));
 }
+
+/// Older agents redirect from the path of such an id.
+#[test]
+fn an_id_that_is_a_url_is_registered_although_the_agent_redirects() {
+    let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
+        line if line.starts_with("GET /v1/agent/service/") => {
+            Answer::Status(301, "Moved Permanently".to_owned())
+        }
+        "GET /v1/agent/services" => ok(&json!({})),
+        _ => willing(request),
+    });
+    run(&agent.address(), &["register", "--name", "x", "--id", "http://127.0.0.1:21000/api"])
+        .printed("Registered service: x\n");
+}
