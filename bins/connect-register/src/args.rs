@@ -223,15 +223,32 @@ pub(crate) struct BootstrapCommand {
 
 /// The proxy that the document is for.
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
+#[group(required = true, multiple = true)]
 pub(crate) struct WhichProxy {
     /// The id of the proxy, or of a gateway
     #[arg(long, env = "CONNECT_PROXY_ID", value_name = "ID", value_parser = flags::not_empty)]
     pub(crate) proxy_id: Option<String>,
 
     /// The id of the service whose only sidecar proxy is meant
-    #[arg(long, env = "CONNECT_SIDECAR_FOR", value_name = "ID", value_parser = flags::not_empty)]
+    #[arg(
+        long,
+        env = "CONNECT_SIDECAR_FOR",
+        value_name = "ID",
+        value_parser = flags::not_empty,
+        conflicts_with = "proxy_id"
+    )]
     pub(crate) sidecar_for: Option<String>,
+
+    /// The kind of the gateway: mesh, terminating, ingress or api. Without
+    /// --proxy-id, the only one of this kind that is registered. An ingress
+    /// gateway gets a ready listener [default: 127.0.0.1:8443]
+    #[arg(
+        long,
+        value_name = "KIND",
+        value_parser = flags::gateway,
+        conflicts_with = "sidecar_for"
+    )]
+    pub(crate) gateway: Option<Kind>,
 }
 
 /// The agent, and the patience with it.

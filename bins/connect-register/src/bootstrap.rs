@@ -1,6 +1,7 @@
 //! `bootstrap`.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 
 use consul::Agent;
 use consul::answer::AgentService;
@@ -32,6 +33,10 @@ async fn text(
 ) -> Result<String, Failure> {
     let id = match which {
         WhichProxy { proxy_id: Some(id), .. } => id.clone(),
+        WhichProxy { gateway: Some(kind), .. } => {
+            let services = ask(agent, deadline, || agent.services()).await?;
+            gateway_of(*kind, &services)?
+        }
         WhichProxy { sidecar_for, .. } => {
             let service = sidecar_for.as_deref().unwrap_or_default();
             // Not filtered by the agent: release 1.8 breaks off if a filter
@@ -44,11 +49,60 @@ async fn text(
     // Again, by its id: so the central configuration is merged into it.
     let proxy = ask(agent, deadline, || agent.service(&id, None)).await?;
     let proxy = proxy.ok_or_else(|| unknown(&id, agent))?;
+    let mut envoy = envoy.clone();
+    if let Some(kind) = which.gateway {
+        if proxy.kind != kind {
+            let message = format_args!(
+                "service `{id}` is not of kind {}, but {}",
+                word(kind),
+                word(proxy.kind)
+            );
+            return Err(Failure::usage(message).hint("correct --gateway, or leave it out"));
+        }
+        if kind == Kind::IngressGateway && envoy.envoy_ready_bind_address.is_none() {
+            let (address, port) = INGRESS_READY;
+            envoy.envoy_ready_bind_address = Some(address);
+            envoy.envoy_ready_bind_port = Some(port);
+        }
+    }
     let document = retry::until(deadline, retry::NODE_AGENT, is_transient, || {
         envoy.render(agent, &proxy, xds.clone())
     });
     let document = document.await.map_err(|stopped| why(stopped, agent, deadline))?;
     Ok(format!("{document:#}"))
+}
+
+/// Where an ingress gateway serves `/ready` by default.
+///
+/// Source: `-address` of Consul's "consul connect envoy" page.
+const INGRESS_READY: (IpAddr, u16) = (IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
+
+/// A kind as it is registered.
+fn word(kind: Kind) -> String {
+    let word = serde_json::to_value(kind).unwrap_or_default();
+    word.as_str().filter(|word| !word.is_empty()).unwrap_or("an ordinary service").to_owned()
+}
+
+/// The id of the only gateway of a kind.
+fn gateway_of(kind: Kind, services: &BTreeMap<String, AgentService>) -> Result<String, Failure> {
+    let gateways = services.values().filter(|service| service.kind == kind);
+    let gateways: Vec<&str> = gateways.map(|service| service.id.as_str()).collect();
+    let kind = word(kind);
+    match gateways[..] {
+        [gateway] => Ok(gateway.to_owned()),
+        [] => Err(Failure::new(
+            Exit::Failure,
+            format_args!("no {kind} is registered with the agent"),
+        )
+        .hint(format_args!(
+            "register it first, with a definition file or with register --name NAME --kind {kind} --port PORT"
+        ))),
+        _ => Err(Failure::new(
+            Exit::Failure,
+            format_args!("{} services of kind {kind} are registered: {}", gateways.len(), gateways.join(", ")),
+        )
+        .hint("name one with --proxy-id")),
+    }
 }
 
 /// Whether it was the agent that could not, which may pass.

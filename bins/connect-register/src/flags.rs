@@ -66,6 +66,17 @@ pub(crate) fn kind(text: &str) -> Result<Kind, String> {
     }
 }
 
+/// A kind of gateway, as `consul connect envoy -gateway` names it.
+pub(crate) fn gateway(text: &str) -> Result<Kind, String> {
+    match text.strip_suffix("-gateway").unwrap_or(text) {
+        "mesh" => Ok(Kind::MeshGateway),
+        "terminating" => Ok(Kind::TerminatingGateway),
+        "ingress" => Ok(Kind::IngressGateway),
+        "api" => Ok(Kind::ApiGateway),
+        _ => Err("expected mesh, terminating, ingress or api".to_owned()),
+    }
+}
+
 pub(crate) fn not_empty(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(text.to_owned()) }
 }

@@ -53,6 +53,9 @@ pub fn parse_command<A: Parser>(command: Command) -> Result<A, ExitCode> {
                 "hint: the environment variable {variable} sets {flag}; correct or unset it"
             );
         }
+        if let Some(flag) = with_one_dash(&command, &line) {
+            let _ = writeln!(std::io::stderr(), "hint: flags begin with two dashes: {flag}");
+        }
         match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done.into(),
             _ => Exit::Usage.into(),
@@ -127,6 +130,17 @@ fn variables_of(
         }
     }
     variables
+}
+
+/// The first flag that was written as Consul's CLI and other Go programs write
+/// it, with one dash.
+fn with_one_dash(command: &Command, line: &[OsString]) -> Option<String> {
+    let words = line.iter().skip(1).filter_map(|word| word.to_str());
+    words.take_while(|word| *word != "--").find_map(|word| {
+        let name = word.strip_prefix('-').filter(|name| !name.starts_with('-'))?;
+        let flag = format!("--{}", name.split('=').next().filter(|name| name.len() > 1)?);
+        find(command, &flag).map(|_| flag)
+    })
 }
 
 /// The flag that an error names like `--port <PORT>`.
@@ -288,6 +302,30 @@ mod tests {
         }
         for text in ["envoy@sha256:abc", "http://h:1", ""] {
             assert_eq!(without_credentials(text), text);
+        }
+    }
+
+    #[test]
+    fn a_flag_with_one_dash_is_recognized() {
+        let command = || {
+            Command::new("x").subcommand(
+                Command::new("bootstrap").arg(Arg::new("proxy-id").long("proxy-id").short('p')),
+            )
+        };
+        let found = |line: &[&str]| {
+            let line: Vec<OsString> = line.iter().map(Into::into).collect();
+            with_one_dash(&command(), &line)
+        };
+        assert_eq!(found(&["x", "bootstrap", "-proxy-id", "a"]), Some("--proxy-id".to_owned()));
+        assert_eq!(found(&["x", "bootstrap", "-proxy-id=a"]), Some("--proxy-id".to_owned()));
+        for line in [
+            &["x", "bootstrap", "--proxy-id", "a"][..],
+            &["x", "bootstrap", "-p", "a"],
+            &["x", "bootstrap", "-other"],
+            &["x", "--", "-proxy-id"],
+            &["x", "-"],
+        ] {
+            assert_eq!(found(line), None, "{line:?}");
         }
     }
 }

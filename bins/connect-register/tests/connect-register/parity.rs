@@ -489,6 +489,24 @@ fn bootstraps_of_gateways_and_by_environment_are_those_of_consuls_cli() {
         let outcomes = parity.both(&["-proxy-id", kind], "", "");
         parity.judge(kind, &outcomes, &Same);
     }
+    for gateway in ["mesh", "terminating", "ingress"] {
+        let outcomes = parity.both(&["-gateway", gateway], "", "");
+        parity.judge(gateway, &outcomes, &Same);
+    }
+    // The CLI is silent about a gateway of another kind.
+    let outcomes = parity.both(&["-gateway", "mesh", "-proxy-id", "ingress-gateway"], "", "");
+    parity.judge(
+        "another kind",
+        &outcomes,
+        &WeRefuseSilence("is not of kind mesh-gateway", "silence"),
+    );
+    let outcomes = parity.both(&["-gateway", "bogus"], "", "");
+    parity.judge("bogus", &outcomes, &Refused("expected mesh, terminating, ingress or api"));
+    let second = "service { name = \"second\" kind = \"mesh-gateway\" port = 8444 }";
+    let file = parity.agent.write("second.hcl", second);
+    parity.agent.cli(&["services", "register", &file]);
+    let outcomes = parity.both(&["-gateway", "mesh"], "", "");
+    parity.judge("two gateways", &outcomes, &Refused("2 services of kind mesh-gateway"));
     parity.register("");
     for variable in ["CONNECT_SIDECAR_FOR=web", "CONNECT_PROXY_ID=web-sidecar-proxy"] {
         let outcomes = parity.both(&[], "", variable);

@@ -163,13 +163,15 @@ fn what_has_no_effect_is_said() {
     ran.said(&["WARN", "service.check.service_id: has no effect"]);
 }
 
-/// Consul 1.8 redirects the look at an id that is a URL.
+/// Consul 1.8 redirects the look at an id that is a URL, and a token may see no
+/// services.
 #[test]
 fn a_service_is_registered_although_the_agent_does_not_show_it() {
     let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
         line if line.starts_with("GET /v1/agent/service/") => {
             Answer::Status(301, "Moved".to_owned())
         }
+        "GET /v1/agent/services" => Answer::Status(403, "Permission denied".to_owned()),
         REGISTER if request.body["Name"] == "b" => Answer::Status(400, "no".to_owned()),
         _ => done(),
     });
