@@ -44,6 +44,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// How many cases a property is tried with: `PROPTEST_CASES`, or so many.
+#[cfg(test)]
+fn cases(usual: u32) -> u32 {
+    let is_told = std::env::var_os("PROPTEST_CASES").is_some();
+    if is_told { proptest::test_runner::Config::default().cases } else { usual }
+}
+
 /// Without the event loop: it would take over SIGINT, which is to end a program
 /// that waits for its standard input.
 fn offline(log: &LogArgs, body: impl FnOnce() -> Result<ExitCode, Failure>) -> ExitCode {

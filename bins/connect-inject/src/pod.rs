@@ -9,7 +9,12 @@ use crate::json::{WrongShape, escape};
 
 /// A pod, or the template of one.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pod<'a>(&'a Value);
+pub(crate) struct Pod<'a> {
+    value: &'a Value,
+    /// The claim templates of its StatefulSet, whose controller adds a volume for
+    /// each.
+    claims: Option<&'a Value>,
+}
 
 /// A container of a pod.
 #[derive(Clone, Copy, Debug)]
@@ -40,12 +45,22 @@ const INIT_CONTAINERS: &str = "initContainers";
 
 impl<'a> Pod<'a> {
     pub(crate) fn new(value: &'a Value) -> Self {
-        Self(value)
+        Self { value, claims: None }
+    }
+
+    /// The same in a StatefulSet with these `volumeClaimTemplates`.
+    pub(crate) fn with_claims(self, claims: Option<&'a Value>) -> Self {
+        Self { claims, ..self }
+    }
+
+    /// The pod as it came.
+    pub(crate) fn value(self) -> &'a Value {
+        self.value
     }
 
     /// The annotations; none if they are absent or no map.
     pub(crate) fn annotations(self) -> Option<&'a Map<String, Value>> {
-        self.0.get("metadata")?.get("annotations")?.as_object()
+        self.value.get("metadata")?.get("annotations")?.as_object()
     }
 
     /// An annotation; none if it is absent.
@@ -60,6 +75,11 @@ impl<'a> Pod<'a> {
         }
     }
 
+    /// The labels; none if they are absent or no map.
+    pub(crate) fn labels(self) -> Option<&'a Map<String, Value>> {
+        self.value.get("metadata")?.get("labels")?.as_object()
+    }
+
     /// How many bytes its annotations have, as Kubernetes counts them.
     pub(crate) fn annotations_size(self) -> usize {
         let of = |(key, value): (&String, &Value)| key.len() + value.as_str().map_or(0, str::len);
@@ -68,7 +88,7 @@ impl<'a> Pod<'a> {
 
     /// A field of its specification.
     pub(crate) fn spec(self, field: &str) -> Option<&'a Value> {
-        self.0.get("spec")?.get(field)
+        self.value.get("spec")?.get(field)
     }
 
     /// Whether the pod is in the node's network.
@@ -137,7 +157,9 @@ impl<'a> Pod<'a> {
 
     /// The names of the volumes.
     pub(crate) fn volume_names(self) -> Result<impl Iterator<Item = &'a str>, WrongShape> {
-        self.names("volumes")
+        let claims = self.claims.and_then(Value::as_array).into_iter().flatten();
+        let claimed = claims.filter_map(|claim| claim.get("metadata")?.get("name")?.as_str());
+        Ok(self.names("volumes")?.chain(claimed))
     }
 
     /// The names of the secrets with which images are pulled.

@@ -101,3 +101,28 @@ fn text(setting: Setting) -> Result<String, String> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn command() -> Command {
+        Policy::augment_args(Command::new("x"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(256)))]
+
+        #[test]
+        fn no_file_panics(text in "((allow-k8s-namespace|init-image|default-inject|sidecar-mode|kubernetes-version|[a-z-]{0,8}): (\\[[a-z*, ]{0,4}\\]|true|null|0?[0-9.]{1,4}|\"\"|\\{\\}|\\PC{0,4})\n){0,4}\\PC{0,4}") {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::io::Write::write_all(&mut file.as_file(), text.as_bytes()).unwrap();
+            if let Ok(command) = apply(command(), file.path()) {
+                let line = ["x", "--init-image=i", "--envoy-image=e"];
+                prop_assert!(command.try_get_matches_from(line).is_ok(), "{}", text);
+            }
+        }
+    }
+}

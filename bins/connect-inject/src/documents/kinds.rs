@@ -5,11 +5,14 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::annotation;
 use crate::inject::edited;
-use crate::judge::{Verdict, judge};
-use crate::outcome::Denial;
+use crate::inject::undo::{Undone, uninject};
+use crate::judge::{Verdict, judge_pod};
+use crate::outcome::{Denial, Reason};
+use crate::pod::Pod;
 use crate::policy::{Cluster, Policy};
+use crate::values::boolean;
+use crate::{annotation, json};
 
 /// What became of a document.
 #[derive(Debug)]
@@ -40,24 +43,39 @@ pub(crate) struct Object {
 }
 
 /// Where an object's pods are.
-enum Place {
+enum Place<'d> {
     /// At this JSON pointer.
     Pod(&'static str),
-    /// In these objects.
-    Items,
+    /// In the objects at this JSON pointer, which may be of one version and kind.
+    Items(&'static str, Option<(&'d str, &'d str)>),
     /// Nowhere.
     Nowhere,
 }
 
-/// Injects the pods of a document.
+/// Injects the pods of a document. One that was injected before is injected anew
+/// if that makes a difference.
 pub(crate) fn inject(document: &Value, namespace: &str, policy: &Policy) -> Findings<Verdict> {
-    each(document, namespace, &mut |pod, namespace| {
-        let mut verdict = judge(pod, namespace, policy, &Cluster::default());
+    let claims = json::find(document, "/spec/volumeClaimTemplates");
+    let inject = |pod: &Value, namespace: &str| {
+        let view = Pod::new(pod).with_claims(claims);
+        let mut verdict = judge_pod(view, namespace, policy, &Cluster::default());
         match verdict.edits.take().map(|edits| edited(pod.clone(), edits)) {
             None => (verdict, None),
             Some(Ok(pod)) => (verdict, Some(pod)),
             Some(Err(Denial { reason, message })) => (Verdict { reason, message, ..verdict }, None),
         }
+    };
+    each(document, namespace, &mut |pod, namespace| {
+        let (verdict, changed) = inject(pod, namespace);
+        if verdict.reason == Reason::AlreadyInjected
+            && let Undone::Pod(before) = uninject(pod)
+        {
+            let (again, changed) = inject(&before, namespace);
+            if changed.as_ref() != Some(pod) {
+                return (again, changed);
+            }
+        }
+        (verdict, changed)
     })
 }
 
@@ -71,17 +89,24 @@ pub(crate) fn each<T>(
     let object = Object::of(document, namespace);
     match place(document) {
         Place::Nowhere => {
-            let judged = vec![Judged { object, finding: None, warning: None }];
-            Findings { judged, changed: None }
+            let warning = asks(document).then(|| {
+                format!(
+                    "let the webhook inject the pods of this {}: here its kind is not known, \
+                     though annotation `{}` asks for it",
+                    object.kind,
+                    annotation::INJECT
+                )
+            });
+            Findings { judged: vec![Judged { object, finding: None, warning }], changed: None }
         }
-        Place::Items => each_item(document, namespace, treat),
+        Place::Items(pointer, kind) => each_item(document, pointer, kind, namespace, treat),
         Place::Pod(pointer) => {
-            let pod = document.pointer(pointer).unwrap_or(&Value::Null);
+            let pod = json::find(document, pointer).unwrap_or(&Value::Null);
             let (finding, changed) = treat(pod, &object.namespace);
             let warning = misplaced(document, pointer);
             let changed = changed.and_then(|pod| {
                 let mut document = document.clone();
-                *document.pointer_mut(pointer)? = pod;
+                *json::find_mut(&mut document, pointer)? = pod;
                 Some(document)
             });
             Findings { judged: vec![Judged { object, finding: Some(finding), warning }], changed }
@@ -89,32 +114,68 @@ pub(crate) fn each<T>(
     }
 }
 
+/// The objects of a list. Those of a list of one kind have no kind themselves.
 fn each_item<T>(
     list: &Value,
+    pointer: &str,
+    kind: Option<(&str, &str)>,
     namespace: &str,
     treat: &mut impl FnMut(&Value, &str) -> (T, Option<Value>),
 ) -> Findings<T> {
     let mut judged = Vec::new();
-    let mut changed: Option<Value> = None;
-    let items = list.get("items").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let mut replaced = Vec::new();
+    let items = json::find(list, pointer).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     for (index, item) in items.iter().enumerate() {
-        let findings = each(item, namespace, treat);
-        judged.extend(findings.judged);
-        if let Some(item) = findings.changed {
-            let list = changed.get_or_insert_with(|| list.clone());
-            if let Some(slot) = list.pointer_mut(&format!("/items/{index}")) {
-                *slot = item;
+        let named = kind.filter(|_| item.get("kind").is_none()).map(|(version, kind)| {
+            let mut item = item.clone();
+            if let Value::Object(members) = &mut item {
+                members.insert("apiVersion".to_owned(), version.into());
+                members.insert("kind".to_owned(), kind.into());
             }
+            item
+        });
+        let findings = each(named.as_ref().unwrap_or(item), namespace, treat);
+        judged.extend(findings.judged);
+        if let Some(mut changed) = findings.changed {
+            if let Value::Object(members) = &mut changed
+                && named.is_some()
+            {
+                members.remove("apiVersion");
+                members.remove("kind");
+            }
+            replaced.push((index, changed));
         }
     }
+    let changed = (!replaced.is_empty()).then(|| {
+        let mut list = list.clone();
+        if let Some(Value::Array(items)) = json::find_mut(&mut list, pointer) {
+            for (index, item) in replaced {
+                items[index] = item;
+            }
+        }
+        list
+    });
     Findings { judged, changed }
+}
+
+/// Whether an annotation anywhere in an object asks for a sidecar.
+fn asks(value: &Value) -> bool {
+    match value {
+        Value::Object(members) => members.iter().any(|(key, value)| {
+            (key == annotation::INJECT && value.as_str().and_then(boolean) == Some(true))
+                || asks(value)
+        }),
+        Value::Array(elements) => elements.iter().any(asks),
+        _ => false,
+    }
 }
 
 /// The document's "common mistake": annotations on the object around the pod,
 /// where nobody reads them.
 fn misplaced(document: &Value, pointer: &str) -> Option<String> {
-    let annotations =
-        |value: &'_ Value, at: &str| value.pointer(&format!("{at}/metadata/annotations")).cloned();
+    let annotations = |value: &'_ Value, at: &str| {
+        json::find(value, &format!("{at}/metadata/annotations")).cloned()
+    };
     if pointer.is_empty() {
         return None;
     }
@@ -143,20 +204,31 @@ fn misplaced(document: &Value, pointer: &str) -> Option<String> {
     ))
 }
 
-/// The kinds of Kubernetes that have a pod; a kind of the same name in another
-/// API group is another kind.
-fn place(document: &Value) -> Place {
+/// The kinds that have a pod, those of others that are in wide use among them; a
+/// kind of the same name in another API group is another kind.
+fn place(document: &Value) -> Place<'_> {
     let field = |name| document.get(name).and_then(Value::as_str).unwrap_or_default();
-    let group = field("apiVersion").rsplit_once('/').map_or("", |(group, _)| group);
+    let version = field("apiVersion");
+    let group = version.rsplit_once('/').map_or("", |(group, _)| group);
     match (group, field("kind")) {
         ("", "Pod") => Place::Pod(""),
+        ("", "PodTemplate") => Place::Pod("/template"),
         ("", "ReplicationController")
         | ("apps" | "extensions", "Deployment" | "DaemonSet" | "ReplicaSet")
         | ("apps", "StatefulSet")
-        | ("batch", "Job") => Place::Pod("/spec/template"),
+        | ("batch", "Job")
+        | ("argoproj.io", "Rollout")
+        | ("apps.openshift.io", "DeploymentConfig")
+        | ("apps.kruise.io", "CloneSet" | "StatefulSet" | "DaemonSet") => {
+            Place::Pod("/spec/template")
+        }
         ("batch", "CronJob") => Place::Pod("/spec/jobTemplate/spec/template"),
-        (_, "List") => Place::Items,
-        _ => Place::Nowhere,
+        ("" | "template.openshift.io", "Template") => Place::Items("/objects", None),
+        (_, "List") => Place::Items("/items", None),
+        (_, list) => match list.strip_suffix("List") {
+            Some(kind) => Place::Items("/items", Some((version, kind))),
+            None => Place::Nowhere,
+        },
     }
 }
 
@@ -212,6 +284,9 @@ mod tests {
             ("apps/v1", "ReplicaSet"),
             ("v1", "ReplicationController"),
             ("batch/v1", "Job"),
+            ("argoproj.io/v1alpha1", "Rollout"),
+            ("apps.openshift.io/v1", "DeploymentConfig"),
+            ("apps.kruise.io/v1alpha1", "CloneSet"),
         ] {
             let document =
                 json!({"apiVersion": version, "kind": kind, "spec": {"template": template()}});
@@ -237,6 +312,71 @@ mod tests {
         assert!(
             inject(&json!({"kind": "List", "items": 5}), "default", &policy()).judged.is_empty()
         );
+    }
+
+    /// I12: kinds that were passed on without a word.
+    #[test]
+    fn lists_and_templates_of_one_kind() {
+        let document = json!({"apiVersion": "v1", "kind": "PodTemplate", "template": template()});
+        let changed = inject(&document, "default", &policy()).changed.unwrap();
+        assert!(is_injected(&changed["template"]));
+        let document =
+            json!({"apiVersion": "v1", "kind": "PodList", "items": [template(), {"spec": 5}]});
+        let findings = inject(&document, "default", &policy());
+        assert_eq!(findings.judged[0].object.kind, "Pod");
+        let changed = findings.changed.unwrap();
+        assert!(is_injected(&changed["items"][0]) && changed["items"][0].get("kind").is_none());
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": template()["metadata"], "spec": template()["spec"]});
+        let document =
+            json!({"apiVersion": "template.openshift.io/v1", "kind": "Template", "objects": [pod]});
+        assert!(is_injected(
+            &inject(&document, "default", &policy()).changed.unwrap()["objects"][0]
+        ));
+    }
+
+    #[test]
+    fn a_kind_that_is_not_known_is_warned_of_if_it_asks() {
+        for kind in ["Service", "WorkflowTemplate"] {
+            let document = json!({"apiVersion": "serving.knative.dev/v1", "kind": kind, "spec": {"template": template()}});
+            let findings = inject(&document, "default", &policy());
+            let warning = findings.judged[0].warning.clone().unwrap();
+            assert!(warning.contains(&format!("pods of this {kind}")), "{warning}");
+        }
+        let other = json!({"apiVersion": "v1", "kind": "Service"});
+        assert_eq!(inject(&other, "default", &policy()).judged[0].warning, None);
+    }
+
+    /// I13: a volume that the StatefulSet's controller adds.
+    #[test]
+    fn a_volume_of_a_claim_template_can_be_mounted() {
+        let mut template = template();
+        template["metadata"]["annotations"][annotation::USER_MOUNTS] =
+            r#"[{"name":"data","mountPath":"/data"}]"#.into();
+        let mut set =
+            json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "spec": {"template": template}});
+        assert_eq!(inject(&set, "default", &policy()).changed, None);
+        set["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "data"}}]);
+        assert!(inject(&set, "default", &policy()).changed.is_some());
+    }
+
+    /// I13: an injected document stayed as it was when its annotations changed.
+    #[test]
+    fn an_injected_document_is_injected_anew_if_it_has_changed() {
+        let document = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": template()}});
+        let once = inject(&document, "default", &policy()).changed.unwrap();
+        let again = inject(&once, "default", &policy());
+        assert_eq!(again.changed, None);
+        let verdict = again.judged[0].finding.as_ref().unwrap();
+        assert_eq!(verdict.reason, Reason::AlreadyInjected);
+
+        let key = annotation::UPSTREAMS;
+        let mut edited = once.clone();
+        edited["spec"]["template"]["metadata"]["annotations"][key] = "db:1".into();
+        let after = inject(&edited, "default", &policy()).changed.unwrap();
+        let mut expected = document;
+        expected["spec"]["template"]["metadata"]["annotations"][key] = "db:1".into();
+        let expected = inject(&expected, "default", &policy()).changed.unwrap();
+        assert_eq!(after, expected);
     }
 
     #[test]

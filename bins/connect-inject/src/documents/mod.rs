@@ -82,7 +82,8 @@ pub(crate) fn explain(settings: Settings) -> Result<ExitCode, Failure> {
         if document.is_blank() {
             continue;
         }
-        for judged in kinds::inject(document.value(), &namespace, &policy).judged {
+        let Some(value) = readable(&file, &document) else { continue };
+        for judged in kinds::inject(value, &namespace, &policy).judged {
             let Judged { object, finding, warning } = judged;
             let Some(Verdict { reason, message, warnings, .. }) = finding else {
                 no_pod(&file, &object);
@@ -113,11 +114,21 @@ fn rewrite(
         if document.is_blank() {
             continue;
         }
-        if let Some(changed) = change(file, document.value()) {
+        let Some(value) = readable(file, document) else { continue };
+        // What comes out as it went in is not touched.
+        if let Some(changed) = change(file, value).filter(|changed| changed != value) {
             document.replace(changed);
         }
     }
     write(&text::write(documents.iter().map(|(_, document)| document)))
+}
+
+/// What a document says; none, which is reported, if nobody can read it.
+fn readable<'d>(file: &str, document: &'d Document) -> Option<&'d serde_json::Value> {
+    document
+        .value()
+        .map_err(|problem| tracing::warn!("{file}: passed on unread, without a pod: {problem}"))
+        .ok()
 }
 
 /// The documents of all files, each with its file's name.

@@ -1,14 +1,21 @@
 //! Documents as text: YAML, several in a file, or JSON, one behind the other.
-//! One that is not changed is written as it was read, comments and all.
+//! One that is not changed is written as it was read, byte for byte.
 
 use serde_json::Value;
+
+use crate::yaml;
 
 /// A document of a file.
 #[derive(Debug)]
 pub(crate) struct Document {
-    value: Value,
+    /// What it says; an error: nobody can read it, and it has no pod.
+    value: Result<Value, String>,
+    /// What stands before it: its `---` line and directives.
+    marker: String,
     text: String,
     format: Format,
+    /// Whether it is the first of its file.
+    is_first: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,25 +27,33 @@ enum Format {
 /// Reads the documents of a file.
 ///
 /// # Errors
-/// A sentence with the line and the column.
+/// A sentence with document, line and column.
 pub(crate) fn read(text: &str) -> Result<Vec<Document>, String> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if !text.trim_start().starts_with(['{', '[']) {
+    if !text.trim_start_matches('\u{feff}').trim_start().starts_with(['{', '[']) {
         return read_yaml(text);
     }
     // YAML's flow style begins like JSON; what is neither was meant as JSON.
-    read_json(text).or_else(|error| read_yaml(text).map_err(|_| format!("no JSON: {error}")))
+    read_json(text).or_else(|error| read_yaml(text).map_err(|_| format!("invalid JSON: {error}")))
 }
 
 fn read_json(text: &str) -> Result<Vec<Document>, serde_json::Error> {
-    let mut documents = Vec::new();
-    let mut values = serde_json::Deserializer::from_str(text).into_iter();
+    let (mark, body) = text.split_at(text.len() - text.trim_start_matches('\u{feff}').len());
+    let mut documents: Vec<Document> = Vec::new();
+    let mut values = serde_json::Deserializer::from_str(body).into_iter();
     let mut start = 0;
     while let Some(value) = values.next() {
         let end = values.byte_offset();
-        let text = text[start..end].trim().to_owned() + "\n";
-        documents.push(Document { value: value?, text, format: Format::Json });
+        documents.push(Document {
+            value: Ok(value?),
+            marker: if start == 0 { mark.to_owned() } else { String::new() },
+            text: body[start..end].to_owned(),
+            format: Format::Json,
+            is_first: start == 0,
+        });
         start = end;
+    }
+    if let Some(last) = documents.last_mut() {
+        last.text.push_str(&body[start..]);
     }
     Ok(documents)
 }
@@ -46,48 +61,72 @@ fn read_json(text: &str) -> Result<Vec<Document>, serde_json::Error> {
 fn read_yaml(text: &str) -> Result<Vec<Document>, String> {
     let mut documents = Vec::new();
     let mut line = 0;
-    for text in split(text) {
-        let value = serde_saphyr::from_str(&text).map_err(|_| explain(&text, line))?;
-        line += text.lines().count();
-        if !text.trim().is_empty() {
-            documents.push(Document { value, text, format: Format::Yaml });
+    for (number, (marker, text)) in (1..).zip(split(text)) {
+        let before = line + marker.lines().count();
+        let value = yaml::value_at(&text, before);
+        if let Err(problem) = &value
+            // A pod has containers; what has none is passed on, whatever it is.
+            && text.contains("containers")
+        {
+            return Err(format!("document {number}: {problem}"));
         }
+        line = before + text.lines().count();
+        documents.push(Document {
+            value,
+            marker,
+            text,
+            format: Format::Yaml,
+            is_first: number == 1,
+        });
     }
     Ok(documents)
 }
 
-/// Splits at the lines that begin with `---`. Nothing else may begin so: not
-/// even the text of a block scalar.
+/// Splits into documents, each behind its marker. A line that begins with `---`
+/// is one wherever it stands, even in a block scalar; directives stand before it.
 ///
 /// Source: "YAML Ain't Markup Language", version 1.2.2, 9.1.2 Document Markers.
-fn split(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
+fn split(text: &str) -> Vec<(String, String)> {
+    let mut parts = vec![(String::new(), String::new())];
+    let mut ended = false;
     for line in text.split_inclusive('\n') {
-        let content = line
-            .strip_prefix("---")
-            .filter(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
-        if content.is_some() {
-            parts.push(String::new());
-        }
-        if let Some(part) = parts.last_mut() {
-            part.push_str(content.unwrap_or(line));
+        let Some((marker, part)) = parts.last_mut() else { break };
+        if let Some(dashes) = marked(line, "---") {
+            // What stands behind the dashes is content, unless it is a comment.
+            let behind = line[dashes..].trim_start();
+            let is_blank = behind.is_empty() || behind.starts_with('#');
+            let (dashes, content) = line.split_at(if is_blank { line.len() } else { dashes });
+            if marker.is_empty() && (part.is_empty() || are_directives(part)) {
+                *marker = std::mem::take(part) + dashes;
+                part.push_str(content);
+            } else {
+                parts.push((dashes.to_owned(), content.to_owned()));
+            }
+            ended = false;
+        } else if ended && !line.trim().is_empty() {
+            // Behind `...`, another document begins by itself.
+            parts.push((String::new(), line.to_owned()));
+            ended = false;
+        } else {
+            part.push_str(line);
+            ended |= marked(line, "...").is_some();
         }
     }
-    for part in &mut parts {
-        if !part.is_empty() && !part.ends_with('\n') {
-            part.push('\n');
-        }
-    }
+    parts.retain(|(marker, part)| !marker.is_empty() || !part.is_empty());
     parts
 }
 
-/// What is wrong with a document that begins behind `line` lines of its file.
-fn explain(text: &str, line: usize) -> String {
-    let placed = "\n".repeat(line) + text;
-    match serde_saphyr::from_str::<Value>(&placed) {
-        Err(error) => format!("no YAML: {}", error.without_snippet()),
-        Ok(_) => "no YAML".to_owned(),
-    }
+/// Where a marker ends that a line begins with.
+fn marked(line: &str, marker: &str) -> Option<usize> {
+    let content = line.trim_start_matches('\u{feff}');
+    let rest = content.strip_prefix(marker)?;
+    (rest.is_empty() || rest.starts_with(char::is_whitespace)).then(|| line.len() - rest.len())
+}
+
+fn are_directives(text: &str) -> bool {
+    let mut lines = text.lines().map(|line| line.trim_start_matches('\u{feff}'));
+    let is_before = |line: &str| line.trim().is_empty() || line.starts_with(['%', '#']);
+    text.contains('%') && lines.all(is_before)
 }
 
 /// Writes documents.
@@ -95,10 +134,18 @@ pub(crate) fn write<'a>(documents: impl Iterator<Item = &'a Document>) -> String
     let mut text = String::new();
     let mut before: Option<Format> = None;
     for document in documents {
-        if before.is_some_and(|before| (before, document.format) != (Format::Json, Format::Json)) {
-            text.push_str("---\n");
+        // Within a file, what is between two documents is theirs.
+        if let Some(before) = before.filter(|_| document.is_first) {
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            let are_json = (before, document.format) == (Format::Json, Format::Json);
+            if !are_json && !document.marker.contains("---") {
+                text.push_str("---\n");
+            }
         }
-        text.push_str(document.text.trim_start_matches(['\r', '\n']));
+        text.push_str(&document.marker);
+        text.push_str(&document.text);
         before = Some(document.format);
     }
     text
@@ -108,26 +155,37 @@ pub(crate) fn write<'a>(documents: impl Iterator<Item = &'a Document>) -> String
 
 impl Document {
     /// What it says.
-    pub(crate) fn value(&self) -> &Value {
-        &self.value
+    ///
+    /// # Errors
+    /// Why nobody can read it. It has no pod.
+    pub(crate) fn value(&self) -> Result<&Value, &str> {
+        self.value.as_ref().map_err(String::as_str)
     }
 
     /// Whether it holds comments only.
     pub(crate) fn is_blank(&self) -> bool {
-        self.value.is_null()
+        matches!(self.value, Ok(Value::Null))
     }
 
     /// Puts another content in its place.
     pub(crate) fn replace(&mut self, value: Value) {
+        let has_marker = self.marker.contains("---");
+        let old = std::mem::take(&mut self.text);
         self.text = match self.format {
             Format::Json => serde_json::to_string_pretty(&value)
                 .map(|text| text + "\n")
                 .expect("a value has string keys only"),
-            Format::Yaml => {
-                serde_saphyr::to_string(&value).expect("a value can be written as YAML")
-            }
+            Format::Yaml => yaml::write(&value),
         };
-        self.value = value;
+        if old.lines().any(|line| marked(line, "...").is_some()) {
+            // The next document may have no other marker.
+            self.text.push_str("...\n");
+        }
+        // `--- {a: 1}` had its content on the marker's line.
+        if has_marker && !self.marker.ends_with('\n') {
+            self.marker.push('\n');
+        }
+        self.value = Ok(value);
     }
 }
 
@@ -139,7 +197,8 @@ mod tests {
     use super::*;
 
     fn values(text: &str) -> Vec<Value> {
-        read(text).unwrap().into_iter().map(|document| document.value).collect()
+        let documents = read(text).unwrap().into_iter();
+        documents.map(|document| document.value.unwrap()).filter(|value| !value.is_null()).collect()
     }
 
     fn rewritten(text: &str) -> String {
@@ -156,36 +215,62 @@ mod tests {
         assert_eq!(values("---\r\na: 1\r\n---\r\n"), [json!({"a": 1})]);
         assert_eq!(values("{\"a\": 1}\n{\"b\": 2}"), [json!({"a": 1}), json!({"b": 2})]);
         assert_eq!(values("{a: 1}"), [json!({"a": 1})]);
+        assert_eq!(values("--- {a: 1}\n--- [2]\n"), [json!({"a": 1}), json!([2])]);
+        assert_eq!(
+            values("%YAML 1.1\n# x\n---\na: 1\n...\n%YAML 1.1\n---\nb: 0400\n...\nc: 3\n"),
+            [json!({"a": 1}), json!({"b": 256}), json!({"c": 3})]
+        );
     }
 
     #[test]
     fn what_is_not_changed_is_written_as_it_was_read() {
         for text in [
+            "",
+            "\n\n# only a comment",
             "# first\na:   1 # one\n---\n# only a comment\n---\nb: [ 2 ]\n",
             "{ \"a\": 1 }\n{\"b\":2}\n",
+            "{ \"a\": 1 }  {\"b\":2}",
+            "---\na: 1\n---\n\n---\nb: 1",
+            "\u{feff}---\r\na: 0400\r\n---\r\nb: |\r\n  x\r\n",
+            "\u{feff}{\"a\": 1.0}\n\n",
+            "%YAML 1.2\n---\na: 1\n...\n---\nb: 2\n",
+            "--- {a: 1}\n--- # c\nb: 2\n",
+            "a: 1\n---\n\tnobody: [can read\n---\nb: 2\n",
         ] {
             assert_eq!(rewritten(text), text);
         }
-        assert_eq!(rewritten("---\na: 1\n---\n\n---\nb: 1"), "a: 1\n---\nb: 1\n");
+    }
+
+    #[test]
+    fn a_changed_document_stays_in_its_place() {
+        let text = "# a\na: 1\n--- {b: 2}\n---\n# c\nc: 3\n";
+        let mut documents = read(text).unwrap();
+        documents[1].replace(json!({"b": [1, "x"]}));
+        assert_eq!(write(documents.iter()), "# a\na: 1\n---\nb:\n- 1\n- x\n---\n# c\nc: 3\n");
+        let mut documents = read("a: 1\n...\nb: 2\n").unwrap();
+        documents[0].replace(json!({"a": 3}));
+        assert_eq!(write(documents.iter()), "a: 3\n...\nb: 2\n");
+        let mut documents = read("{\"a\": 1}{\"b\": 2}").unwrap();
+        documents[0].replace(json!({"a": 3}));
+        assert_eq!(write(documents.iter()), "{\n  \"a\": 3\n}\n{\"b\": 2}");
+        let two = [read("a: 1").unwrap(), read("{\"b\": 1}").unwrap()].into_iter().flatten();
+        assert_eq!(write(two.collect::<Vec<_>>().iter()), "a: 1\n---\n{\"b\": 1}");
     }
 
     #[test]
     fn mistakes_have_their_place_in_the_file() {
-        let error = read("a: 1\n---\nb: 2\nc: [\n").unwrap_err();
-        assert!(error.contains("line 4, column 4"), "{error}");
-        let error = read("{\"a\": 1}\n{\"a\"").unwrap_err();
-        assert!(error.starts_with("no JSON: ") && error.contains("line 2"), "{error}");
-        let error = read("a: 1\na: 2\n").unwrap_err();
-        assert!(error.contains("line 2"), "{error}");
+        let error = read("a: 1\n---\ncontainers: 2\nc: [\n").unwrap_err();
+        assert!(error.starts_with("document 2: invalid YAML: line 4, column 4"), "{error}");
+        let error = read("{\"a\": 1}\n{\"containers\"").unwrap_err();
+        assert!(error.starts_with("invalid JSON: ") && error.contains("line 2"), "{error}");
     }
 
+    /// I10: one bad document refused all files.
     #[test]
-    fn deep_nesting_is_an_error() {
-        for text in
-            ["[".repeat(100_000), "a: ".to_owned() + &"[".repeat(100_000), "- ".repeat(50_000)]
-        {
-            assert!(read(&text).is_err());
-        }
+    fn a_document_that_cannot_have_a_pod_passes_unread() {
+        let documents = read("a: [\n---\nb: 1\n").unwrap();
+        assert!(documents[0].value().unwrap_err().contains("line 1"));
+        assert_eq!(documents[1].value(), Ok(&json!({"b": 1})));
     }
 
     /// Text that YAML readers, those of YAML 1.1 among them, take for something
@@ -229,49 +314,56 @@ mod tests {
             " a ",
             "a\nb\n",
             "\t",
+            "\tx\ny\n",
             "é",
             "\u{0}",
             "\u{7f}",
+            "\u{85}",
             "\u{2028}",
+            "\u{feff}",
             "{a",
             "[",
             ",",
             "?",
             "---",
             "...",
+            "a\n",
+            "\na",
+            "a\n\n",
+            "a\n b\n",
+            "a \nb",
+            "a\r\nb",
+            "a\n\tb",
+            "a\n  \nb",
         ] {
-            let mut document =
-                Document { value: Value::Null, text: String::new(), format: Format::Yaml };
-            document.replace(json!({text: [text, {"a": text}]}));
-            assert_eq!(values(&document.text), [document.value], "{}", document.text);
-            if matches!(
-                text,
-                "true"
-                    | "yes"
-                    | "no"
-                    | "on"
-                    | "off"
-                    | "null"
-                    | "~"
-                    | ""
-                    | "1"
-                    | "010"
-                    | "0x1f"
-                    | "1_000"
-                    | "1e3"
-            ) {
-                let bare = format!("a: {text}\n");
-                assert!(!document.text.contains(&bare), "{}", document.text);
-            }
+            let mut document = Document {
+                value: Ok(Value::Null),
+                marker: String::new(),
+                text: String::new(),
+                format: Format::Yaml,
+                is_first: true,
+            };
+            document.replace(json!({text: [text, {"a": text}], "z": text}));
+            assert_eq!(
+                values(&document.text),
+                [document.value.clone().unwrap()],
+                "{}",
+                document.text
+            );
+            let bare = format!("a: {text}\n");
+            let is_word = text.chars().all(|c| c.is_ascii_alphanumeric() || "_:.-~=<".contains(c));
+            assert!(!is_word || !document.text.contains(&bare), "{}", document.text);
         }
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(512)))]
+
         #[test]
-        fn any_text_is_read_back(key: String, text: String, ascii in "[ -~\n]{0,20}", number: i64) {
-            let mut document = Document { value: Value::Null, text: String::new(), format: Format::Yaml };
-            document.replace(json!({key: [&text, {"a": [ascii, number]}], "z": &text}));
-            prop_assert_eq!(values(&document.text), [document.value]);
+        fn any_text_comes_out_as_it_went_in(text in "((%YAML 1.1|---|\\.\\.\\.|a: [a-z0-9]{1,3}|- x|# c|\"\"|\\{\\}|--- b| *|\\PC{0,3})(\n|\r\n)){0,12}") {
+            if let Ok(documents) = read(&text) {
+                prop_assert_eq!(write(documents.iter()), text);
+            }
         }
 
         #[test]

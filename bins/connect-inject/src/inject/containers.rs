@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction, Lifecycle,
-    LifecycleHandler, LocalObjectReference, ObjectFieldSelector, Probe, ProjectedVolumeSource,
-    ResourceRequirements, SeccompProfile, SecurityContext, ServiceAccountTokenProjection,
-    SleepAction, Volume, VolumeMount, VolumeProjection,
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
+    Lifecycle, LifecycleHandler, LocalObjectReference, ObjectFieldSelector, Probe,
+    ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
+    ServiceAccountTokenProjection, SleepAction, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use registration::Upstream;
@@ -195,6 +195,15 @@ fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
         startup_probe: startup,
         liveness_probe: envoy.liveness_failure.map(|seconds| liveness(of, seconds)),
         readiness_probe: envoy.readiness.then(|| probe(10, 3)),
+        // By its name a PodMonitor finds it. Only a pod of one sidecar has metrics.
+        ports: plan.metrics.as_ref().map(|metrics| {
+            vec![ContainerPort {
+                name: Some("prometheus".to_owned()),
+                container_port: metrics.port.into(),
+                protocol: Some("TCP".to_owned()),
+                ..ContainerPort::default()
+            }]
+        }),
         restart_policy: lifecycle.native.then(|| "Always".to_owned()),
         resources: resources(&envoy.resources),
         ..injected(&name, &policy.envoy_image, policy)
@@ -482,6 +491,15 @@ pub(crate) mod tests {
         plan.envoy.extra_args = vec!["$(HOME) x".to_owned()];
         let command = sidecar(&plan, Of::default(), &policy()).command.unwrap();
         assert_eq!(expanded(command.last().unwrap()), "$(HOME) x");
+    }
+
+    #[test]
+    fn the_port_of_the_metrics_has_a_name() {
+        let metrics =
+            Metrics { port: 20200, path: "/metrics".to_owned(), merging: None, tls: Vec::new() };
+        let plan = Plan { metrics: Some(metrics), ..plan("") };
+        let port = &sidecar(&plan, Of::default(), &policy()).ports.unwrap()[0];
+        assert_eq!((port.name.as_deref(), port.container_port), (Some("prometheus"), 20200));
     }
 
     /// What users rely on in the existing injector: this variable, and no other.

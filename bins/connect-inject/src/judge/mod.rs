@@ -32,8 +32,17 @@ pub(crate) struct Verdict {
 
 /// Judges a pod, or the template of one, of a namespace.
 pub(crate) fn judge(pod: &Value, namespace: &str, policy: &Policy, cluster: &Cluster) -> Verdict {
+    judge_pod(Pod::new(pod), namespace, policy, cluster)
+}
+
+/// The same of a pod with what is known of its surroundings.
+pub(crate) fn judge_pod(
+    view: Pod<'_>,
+    namespace: &str,
+    policy: &Policy,
+    cluster: &Cluster,
+) -> Verdict {
     let mut warnings = Warnings::default();
-    let view = Pod::new(pod);
     let decided = decide::decide(view, namespace, policy);
     // Pods that are none of our business get no warnings.
     if decided.as_ref().map_or(true, |reason| concerns_us(*reason))
@@ -41,13 +50,21 @@ pub(crate) fn judge(pod: &Value, namespace: &str, policy: &Policy, cluster: &Clu
     {
         warnings.extend(unknown::without_effect(annotations));
     }
+    if decided.as_ref().map_or(true, |reason| concerns_us(*reason))
+        && let Some(labels) = view.labels()
+    {
+        for key in annotation::ours(labels).filter(|key| *key != annotation::STATUS) {
+            warnings.push(|| format!("make `{key}` an annotation: as a label it has no effect"));
+        }
+    }
     let verdict = decided.and_then(|reason| {
         let explained = decide::explain(reason, namespace);
         if reason.outcome() != Outcome::Injected {
             return Ok((reason, sentence(&explained), None));
         }
-        let injected = plan(view, policy, cluster, &mut warnings)
-            .and_then(|plan| Ok((format!("{explained}: {plan}"), inject(pod, &plan, policy)?)));
+        let injected = plan(view, policy, cluster, &mut warnings).and_then(|plan| {
+            Ok((format!("{explained}: {plan}"), inject(view.value(), &plan, policy)?))
+        });
         match injected {
             Ok((message, edits)) => Ok((reason, sentence(&message), Some(edits))),
             Err(denial) if reason == Reason::ByDefault && asks_nothing(view) => {
@@ -113,6 +130,16 @@ mod tests {
             let verdict = judge(&pod, "default", &policy, &Cluster::default());
             assert_eq!(verdict.reason.outcome(), Outcome::Denied);
         }
+    }
+
+    /// I24: the annotation as a label was ignored without a word.
+    #[test]
+    fn an_annotation_given_as_a_label_is_warned_of() {
+        let pod = json!({"metadata": {"labels": {INJECT: "true", STATUS: "x", "app": "a"}}});
+        let verdict = judge(&pod, "default", &policy(), &Cluster::default());
+        assert_eq!(verdict.reason, Reason::NotRequested);
+        assert_eq!(verdict.warnings.len(), 1, "{:?}", verdict.warnings);
+        assert!(verdict.warnings[0].contains(INJECT), "{:?}", verdict.warnings);
     }
 
     /// I1: a pod of 9 KiB made a patch of hundreds of megabytes.

@@ -21,15 +21,15 @@ pub(super) const MOST_BYTES: usize = 4 << 20;
 /// How long a body may take to arrive. The API server itself waits for 10 s, if
 /// it is not told otherwise.
 const BODY: Duration = Duration::from_secs(10);
-/// How long a body arrives undisturbed, even if others wait for its place: from an
-/// API server it takes milliseconds.
-const UNDISTURBED: Duration = Duration::from_millis(500);
+/// How long nothing of a body may arrive while others wait for its place: from an
+/// API server, all of it takes milliseconds.
+const SILENT: Duration = Duration::from_secs(1);
 
 /// The longest body that needs no share of the large ones' memory.
 const SMALL: usize = 32 << 10;
 /// How many small bodies there may be at a time, and how many KiB of large ones.
 const MOST_SMALL: usize = 256;
-const MOST_LARGE: usize = 12 << 10;
+const MOST_LARGE: usize = 8 << 10;
 
 /// The bodies of all connections.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(super) struct Bodies {
 #[derive(Debug)]
 struct Class {
     free: Arc<Semaphore>,
-    /// Those that are arriving, the oldest first.
+    /// Those that are arriving.
     arriving: Mutex<VecDeque<Arriving>>,
     next: AtomicU64,
 }
@@ -52,6 +52,8 @@ struct Class {
 struct Arriving {
     id: u64,
     since: Instant,
+    /// When something of it arrived last, in milliseconds from then.
+    last: Arc<AtomicU64>,
     given_up: CancellationToken,
 }
 
@@ -102,12 +104,13 @@ impl Class {
         let arriving = Arriving {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             since: Instant::now(),
+            last: Arc::default(),
             given_up: CancellationToken::new(),
         };
         self.with(|all| all.push_back(arriving.clone()));
         let _guard = Guard(self, &arriving);
         let bytes = tokio::select! {
-            bytes = collect(body, most) => bytes?,
+            bytes = collect(body, most, &arriving) => bytes?,
             () = arriving.given_up.cancelled() => {
                 let problem = "the body arrived too slowly while others waited for its place";
                 return Err(Refusal::new(Reason::Incomplete, problem));
@@ -116,8 +119,8 @@ impl Class {
         Ok(Arrived { bytes, _place: place })
     }
 
-    /// A place for a body: the one that has been arriving longest is given up for
-    /// it, if there is no other.
+    /// A place for a body: one of which nothing arrives is given up for it, if there
+    /// is no other.
     async fn place(&self, share: usize) -> Result<OwnedSemaphorePermit, Refusal> {
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         let waiting = Arc::clone(&self.free).acquire_many_owned(share);
@@ -126,22 +129,21 @@ impl Class {
             place = waiting => {
                 place.map_err(|_| Refusal::new(Reason::Incomplete, "no more bodies are read"))
             }
-            never = self.give_up_oldest() => never,
+            never = self.give_up_silent() => never,
         }
     }
 
     /// Gives one up after the other, for as long as somebody waits.
-    async fn give_up_oldest<T>(&self) -> T {
+    async fn give_up_silent<T>(&self) -> T {
         loop {
-            let oldest = self.with(|all| all.front().cloned());
-            let left = oldest
-                .as_ref()
-                .map_or(UNDISTURBED, |oldest| UNDISTURBED.saturating_sub(oldest.since.elapsed()));
+            let silent = self.with(|all| all.iter().max_by_key(|one| one.silence()).cloned());
+            let silence = silent.as_ref().map_or(Duration::ZERO, Arriving::silence);
+            let left = SILENT.saturating_sub(silence);
             if left.is_zero()
-                && let Some(oldest) = oldest
+                && let Some(silent) = silent
             {
-                self.leave(&oldest);
-                oldest.given_up.cancel();
+                self.leave(&silent);
+                silent.given_up.cancel();
                 // It frees its place when it is polled.
                 tokio::task::yield_now().await;
             } else {
@@ -159,6 +161,21 @@ impl Class {
     }
 }
 
+// === impl Arriving ===
+
+impl Arriving {
+    fn progress(&self) {
+        let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// For how long nothing of it has arrived.
+    fn silence(&self) -> Duration {
+        let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
+        self.since.elapsed().saturating_sub(last)
+    }
+}
+
 /// Takes a body off the list whatever comes of it.
 struct Guard<'a>(&'a Class, &'a Arriving);
 
@@ -168,7 +185,7 @@ impl Drop for Guard<'_> {
     }
 }
 
-async fn collect(body: Incoming, most: usize) -> Result<Vec<u8>, Refusal> {
+async fn collect(body: Incoming, most: usize, arriving: &Arriving) -> Result<Vec<u8>, Refusal> {
     // What has not arrived yet takes no memory.
     let mut bytes = Vec::new();
     let mut body = Limited::new(body, most);
@@ -180,6 +197,11 @@ async fn collect(body: Incoming, most: usize) -> Result<Vec<u8>, Refusal> {
             Refusal::new(Reason::Incomplete, format!("the body did not arrive: {error}"))
         })?;
         if let Some(data) = frame.data_ref() {
+            arriving.progress();
+            if bytes.is_empty() {
+                // Exactly: to grow step by step takes twice as much.
+                bytes.reserve_exact(most);
+            }
             bytes.extend_from_slice(data);
         }
     }

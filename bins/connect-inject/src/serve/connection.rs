@@ -26,7 +26,7 @@ use super::certificates::Certificates;
 use super::open::{Limits, Open, Ticket};
 
 /// The most bytes of a connection that have arrived and are not read yet.
-const MOST_UNREAD: usize = 128 << 10;
+const MOST_UNREAD: usize = 64 << 10;
 /// The most requests of one HTTP/2 connection at a time.
 const MOST_STREAMS: u32 = 64;
 /// How long a client may take for the TLS handshake, and again for its first

@@ -9,6 +9,7 @@ mod connection;
 mod knowledge;
 mod metrics;
 mod open;
+mod received;
 mod review;
 pub(crate) mod self_managed;
 pub(crate) mod tls;

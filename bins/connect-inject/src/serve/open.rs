@@ -8,6 +8,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+/// How long a client has for its handshake, and a review for its answer, before
+/// others may take its place.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// How many connections may be open.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -73,9 +77,9 @@ impl Open {
             let Limits { all, peer: most } = self.0.limits;
             let of_peer = connections.open.values().filter(|open| open.peer == peer).count();
             if of_peer >= most {
-                connections.close_one(|open| open.peer == peer);
+                connections.close_one(most, |open| open.peer == peer);
             } else if connections.open.len() >= all {
-                connections.close_one(|_| true);
+                connections.close_one(all, |_| true);
             }
             connections.last += 1;
             let connection = Connection {
@@ -103,14 +107,29 @@ impl Open {
 // === impl Connections ===
 
 impl Connections {
-    /// Closes the one that is missed least: idle before busy, without a request
-    /// before one that has had some, and the one idle longest of these.
-    fn close_one(&mut self, may: impl Fn(&Connection) -> bool) {
+    /// Closes the one that is missed least, and of equals the one that has been so
+    /// longest.
+    fn close_one(&mut self, most: usize, may: impl Fn(&Connection) -> bool) {
+        let now = Instant::now();
+        let waiting = self.open.values().filter(|open| may(open) && !open.began).count();
+        let is_crowded = waiting > most / 4;
+        let rank = |open: &Connection| {
+            let is_fresh = now - open.since < FRESH;
+            match (open.began, open.busy > 0) {
+                (false, _) if !is_fresh => 0,
+                (false, _) if is_crowded => 1,
+                (true, false) if !is_fresh => 2,
+                // A body that arrives slowly, most likely.
+                (true, true) if !is_fresh => 3,
+                (false, _) => 4,
+                (true, _) => 5,
+            }
+        };
         let least = self
             .open
             .iter()
             .filter(|(_, open)| may(open))
-            .min_by_key(|(_, open)| (open.busy > 0, open.began, open.since))
+            .min_by_key(|(_, open)| (rank(open), open.since))
             .map(|(id, _)| *id);
         if let Some(connection) = least.and_then(|id| self.open.remove(&id)) {
             connection.closed.cancel();
@@ -215,6 +234,7 @@ mod tests {
         // Of one address.
         let own = open.enter(peer(1));
         assert!(!closed(&served));
+        pause().await;
         let _more = open.enter(peer(1));
         assert!(closed(&own) && !closed(&served) && !closed(&busy));
         drop(in_flight);

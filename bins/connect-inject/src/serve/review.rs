@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::received;
 use crate::json::patch::{Edit, Patch};
 use crate::judge::{Verdict, explain, judge};
 use crate::outcome::{Denial, Outcome, Reason, one_line};
@@ -55,6 +56,7 @@ struct Request {
     name: Option<String>,
     namespace: Option<String>,
     operation: Option<String>,
+    #[serde(default, deserialize_with = "received::pod")]
     object: Option<Value>,
 }
 
@@ -188,6 +190,7 @@ fn encode(edits: &[Edit]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -304,5 +307,21 @@ mod tests {
             r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"u","object":{deep}"#
         );
         assert!(read(body.as_bytes()).unwrap_err().to_string().contains("recursion limit"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(512)))]
+
+        #[test]
+        fn no_body_panics(
+            before in "(\\{\"(uid|kind|request|object|apiVersion|metadata|spec)\":|\\[|\"|admission.k8s.io/v1|,|\\}|\\]|null|1e9|\\\\u0000|\\PC){0,20}",
+            object in "(\\{\"(metadata|spec|containers|env|name|annotations)\":|\\[|\"|,|\\}|\\]|null|\\PC){0,20}",
+        ) {
+            for body in [before, format!(r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"u","object":{object}}}}}"#)] {
+                if let Ok(review) = read(body.as_bytes()) {
+                    let _ = review.review(&policy(), &Cluster::default());
+                }
+            }
+        }
     }
 }

@@ -12,12 +12,11 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::State;
+use super::received::TOO_MANY_PARTS;
 use super::review::{self, Reviewed};
 use crate::outcome::{Outcome, Reason, sentence};
 use crate::policy::{Cluster, Policy};
 
-/// The most bytes that a review may take up once it is read.
-const MOST_WEIGHT: usize = 64 << 20;
 /// The longest body that is reviewed on the thread that all connections share. A
 /// longer one would hold up the others.
 const SHORT: usize = 128 << 10;
@@ -126,10 +125,10 @@ async fn in_turn<T: Send + 'static>(
 
 /// What becomes of a review, and the answer's body.
 fn judged(body: &[u8], policy: &Policy, cluster: &Cluster) -> Result<(Reviewed, Bytes), Refusal> {
-    if weight(body) > MOST_WEIGHT {
-        return Err(Refusal::new(Reason::TooLarge, "the body has more parts than any pod"));
-    }
     let review = review::read(body).map_err(|error| {
+        if error.to_string().contains(TOO_MANY_PARTS) {
+            return Refusal::new(Reason::TooLarge, "the pod has more parts than any pod");
+        }
         Refusal::new(
             Reason::Malformed,
             format!("expected an AdmissionReview of admission.k8s.io/v1 or v1beta1: {error}"),
@@ -138,19 +137,6 @@ fn judged(body: &[u8], policy: &Policy, cluster: &Cluster) -> Result<(Reviewed, 
     let reviewed = review.review(policy, cluster);
     let answer = serde_json::to_vec(&reviewed.answer).expect("an answer has string keys only");
     Ok((reviewed, answer.into()))
-}
-
-/// About how many bytes the values of a body take up once they are read: much
-/// more than the text if they are many and small. What stands within texts is
-/// counted as well, of which a pod has little.
-fn weight(body: &[u8]) -> usize {
-    const OBJECT: usize = 640;
-    const ELEMENT: usize = 64;
-    body.iter().fold(0, |weight, byte| match byte {
-        b'{' => weight + OBJECT,
-        b',' | b'[' => weight + ELEMENT,
-        _ => weight,
-    })
 }
 
 /// Without a type it is read as JSON, and with a charset as well.

@@ -225,11 +225,19 @@ impl Injector {
         self.child.wait().unwrap()
     }
 
-    /// Its resident memory, in bytes.
-    pub(crate) fn resident(&self) -> usize {
-        let file = format!("/proc/{}/statm", self.child.id());
-        let pages = std::fs::read_to_string(file).unwrap();
-        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The most memory that it ever had in RAM, in bytes, without what is mapped
+    /// from its own file: of that, a test binary has much more than a release.
+    pub(crate) fn most_resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().trim_end_matches(" kB").trim().parse::<usize>().unwrap()
+        };
+        (kib("VmHWM:") - kib("RssFile:")) << 10
     }
 
     pub(crate) fn url(&self, path: &str) -> String {

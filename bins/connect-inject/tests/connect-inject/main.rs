@@ -5,6 +5,7 @@
 mod harness;
 mod inject;
 mod kubernetes;
+mod load;
 mod offline;
 mod self_managed;
 mod serve;

@@ -141,6 +141,46 @@ async fn every_ca_bundle_is_healed() {
     is_well(&injector, &bundle).await;
 }
 
+/// I25: `helm upgrade --force` empties the Secret. One replica made a new CA, and
+/// forgot the old one, of which the other still showed a certificate.
+#[tokio::test]
+async fn a_secret_that_is_emptied_is_filled_again_without_a_failed_review() {
+    let kubernetes = Kubernetes::start();
+    let replicas = [replica(&kubernetes, &[]), replica(&kubernetes, &[])];
+    let bundle = trusted(&kubernetes).await;
+    for injector in &replicas {
+        until_ready(injector).await;
+    }
+    let before = kubernetes.whole_secret().unwrap()["data"].clone();
+    for emptied in [Some(&[][..]), None, Some(&[("ca.crt", ""), ("tls.crt", "")])] {
+        kubernetes.set_secret(emptied);
+        // So that it is looked at now.
+        kubernetes.set_webhooks(&["a.example.com", "b.example.com"]);
+        let filled = kubernetes.until("the Secret was not filled", |k| {
+            let data = k.whole_secret()?["data"].clone();
+            data["ca.crt"].as_str().is_some_and(|ca| !ca.is_empty()).then_some(data)
+        });
+        let load = async {
+            loop {
+                for injector in &replicas {
+                    is_well(injector, &bundle).await;
+                }
+            }
+        };
+        let filled = tokio::select! {
+            filled = filled => filled,
+            () = load => unreachable!("it goes on for ever"),
+        };
+        for key in ["ca.crt", "ca.key", "tls.crt", "tls.key"] {
+            assert_eq!(filled[key], before[key], "{key}");
+        }
+        assert_eq!(trusted(&kubernetes).await, bundle);
+        for injector in &replicas {
+            is_well(injector, &bundle).await;
+        }
+    }
+}
+
 /// What it has is shown on, and the Secret is not missed before it is needed.
 #[tokio::test]
 async fn a_failing_api_server_takes_nothing_away() {

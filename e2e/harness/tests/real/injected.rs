@@ -40,6 +40,7 @@ const ANNOTATED: [&[(&str, &str)]; 21] = [
     ],
     &[("application-sleep-seconds", "3")],
     &[("sidecar-mode", "container")],
+    &[("sidecar-mode", "native"), ("sidecar-position", "last")],
     &[("enable-consul-dataplane-as-sidecar", "true")],
     &[
         ("enable-metrics", "true"),
@@ -71,7 +72,7 @@ const ANNOTATED: [&[(&str, &str)]; 21] = [
 /// only where the cluster's version is known or the mode is given.
 const MODES: [&[&str]; 4] = [
     &[],
-    &["--kubernetes-version=1.31", "--default-enable-metrics", "--pod-log-format=json"],
+    &["--oldest-kubelet-version=1.31", "--default-enable-metrics", "--pod-log-format=json"],
     &["--enable-openshift", "--init-container-memory-limit=", "--envoy-extra-args=-l debug"],
     &[
         "--sidecar-mode=native",

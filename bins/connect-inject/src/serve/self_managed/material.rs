@@ -112,6 +112,11 @@ impl Material {
         Self { authorities, authority_key, leaf }
     }
 
+    /// Whether there is no CA in it, and so nothing that anybody trusts.
+    pub(super) fn is_emptied(&self) -> bool {
+        self.authorities.is_empty()
+    }
+
     /// What the Secret is to hold.
     pub(super) fn data(&self) -> BTreeMap<String, ByteString> {
         let key = |key: Option<&Key>| key.map(|key| key.0.clone()).unwrap_or_default();

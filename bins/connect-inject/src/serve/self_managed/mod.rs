@@ -42,6 +42,8 @@ pub(crate) struct SelfManaged {
     cluster: Cluster,
     hosts: Vec<ServerName<'static>>,
     shown: Mutex<Shown>,
+    /// What the Secret held last, in case somebody empties it.
+    held: Mutex<Option<Material>>,
 }
 
 /// What is shown to clients now.
@@ -65,7 +67,7 @@ impl SelfManaged {
     pub(crate) fn new(api: Api, names: Names) -> Self {
         let Names { webhooks, namespace, hosts } = names;
         let cluster = Cluster::new(api, &namespace, webhooks);
-        Self { cluster, hosts, shown: Mutex::default() }
+        Self { cluster, hosts, shown: Mutex::default(), held: Mutex::default() }
     }
 
     /// The certificate to show; none: there is none yet.
@@ -93,6 +95,10 @@ impl SelfManaged {
 
     fn shown<T>(&self, look: impl FnOnce(&mut Shown) -> T) -> T {
         look(&mut self.shown.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn held<T>(&self, look: impl FnOnce(&mut Option<Material>) -> T) -> T {
+        look(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Keeps certificate, Secret and webhook configuration true, for ever.
@@ -144,6 +150,12 @@ impl SelfManaged {
     async fn shared(&self) -> Result<Material, Problem> {
         let read = self.cluster.read().await?;
         let mut material = read.material.clone();
+        if let Some(held) = self.held(|held| held.clone()).filter(|_| material.is_emptied()) {
+            // A new CA would be trusted before the other replicas show a certificate
+            // of it: `helm upgrade --force` and Argo CD's Replace do this.
+            tracing::warn!("the Secret was emptied: putting back what it held");
+            material = held;
+        }
         // One thing after the other, and never for ever.
         for _ in 0..8 {
             let Some(due) = material.due(&self.hosts, now()) else { break };
@@ -153,6 +165,7 @@ impl SelfManaged {
         if material != read.material {
             self.cluster.write(read, &material).await?;
         }
+        self.held(|held| *held = Some(material.clone()));
         Ok(material)
     }
 

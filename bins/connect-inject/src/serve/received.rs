@@ -1,0 +1,244 @@
+//! A pod as it is received: only what the injector looks at is kept in memory,
+//! and no more of it than any pod has.
+
+use std::cell::Cell;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+/// The most bytes that a pod may take up once it is read.
+const MOST: usize = 16 << 20;
+/// What a value takes up: an object has room for eleven members at once, an array
+/// for four elements.
+const OBJECT: usize = 640;
+const ELEMENT: usize = 48;
+const ARRAY: usize = 128;
+
+/// By what an error is recognized.
+pub(super) const TOO_MANY_PARTS: &str = "more parts than any pod";
+
+/// What is kept of a value.
+#[derive(Clone, Copy)]
+enum Keep {
+    All,
+    Pod,
+    Metadata,
+    Spec,
+    Containers,
+    Container,
+    /// Of the elements of a list, what they are called and where they are.
+    Names,
+    Name,
+}
+
+/// A value to be read.
+#[derive(Clone, Copy)]
+struct Seed<'b> {
+    keep: Keep,
+    /// How many bytes there may be yet.
+    left: &'b Cell<usize>,
+}
+
+/// Reads a pod.
+pub(super) fn pod<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    let left = Cell::new(MOST);
+    let value = Seed { keep: Keep::Pod, left: &left }.deserialize(deserializer)?;
+    Ok(Some(value).filter(|value| !value.is_null()))
+}
+
+// === impl Keep ===
+
+impl Keep {
+    /// What is kept of a member; none: nothing.
+    fn member(self, key: &str) -> Option<Self> {
+        match (self, key) {
+            (Self::All, _)
+            | (Self::Metadata, "annotations" | "labels" | "name" | "generateName")
+            | (
+                Self::Spec,
+                "hostNetwork"
+                | "os"
+                | "nodeSelector"
+                | "resources"
+                | "serviceAccountName"
+                | "serviceAccount"
+                | "restartPolicy"
+                | "terminationGracePeriodSeconds"
+                | "securityContext",
+            )
+            | (
+                Self::Container,
+                "name" | "restartPolicy" | "ports" | "lifecycle" | "securityContext",
+            )
+            | (Self::Name, "name" | "mountPath") => Some(Self::All),
+            (Self::Pod, "metadata") => Some(Self::Metadata),
+            (Self::Pod, "spec") => Some(Self::Spec),
+            (Self::Spec, "containers" | "initContainers") => Some(Self::Containers),
+            (Self::Spec, "volumes" | "imagePullSecrets")
+            | (Self::Container, "env" | "volumeMounts") => Some(Self::Names),
+            _ => None,
+        }
+    }
+
+    /// What is kept of an element.
+    fn element(self) -> Self {
+        match self {
+            Self::Containers => Self::Container,
+            Self::Names => Self::Name,
+            _ => Self::All,
+        }
+    }
+}
+
+// === impl Seed ===
+
+impl Seed<'_> {
+    fn take<E: Error>(&self, bytes: usize) -> Result<(), E> {
+        let left = self.left.get().checked_sub(bytes).ok_or_else(|| E::custom(TOO_MANY_PARTS))?;
+        self.left.set(left);
+        Ok(())
+    }
+
+    fn text<E: Error>(&self, text: String) -> Result<Value, E> {
+        self.take(text.len())?;
+        Ok(Value::String(text))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a part of a pod")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        self.text(value.to_owned())
+    }
+
+    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
+        self.text(value)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        let seed = Self { keep: self.keep.element(), ..self };
+        while let Some(element) = elements.next_element_seed(seed)? {
+            self.take(if array.is_empty() { ARRAY } else { ELEMENT })?;
+            array.push(element);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        self.take(OBJECT)?;
+        let mut object = Map::new();
+        while let Some(key) = members.next_key::<String>()? {
+            if let Some(keep) = self.keep.member(&key) {
+                // Beyond those for which there is room.
+                self.take(key.len() + if object.len() < 11 { 0 } else { OBJECT / 6 })?;
+                let value = members.next_value_seed(Self { keep, ..self })?;
+                object.insert(key, value);
+            } else {
+                members.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::inject::tests::{generous, pods};
+    use crate::judge::judge;
+    use crate::policy::Cluster;
+
+    fn received(text: &str) -> Result<Option<Value>, serde_json::Error> {
+        pod(&mut serde_json::Deserializer::from_str(text))
+    }
+
+    #[test]
+    fn what_nobody_looks_at_is_not_kept() {
+        let text = json!({"metadata": {"uid": "x", "name": "a"}, "status": {"big": [1, 2]},
+            "spec": {"x": [[]], "containers": [{"name": "a", "image": "b",
+                "env": [{"name": "A", "value": "b", "valueFrom": {"x": 1}}, 5]}]}});
+        let kept = json!({"metadata": {"name": "a"},
+            "spec": {"containers": [{"name": "a", "env": [{"name": "A"}, 5]}]}});
+        assert_eq!(received(&text.to_string()).unwrap(), Some(kept));
+        assert_eq!(received("null").unwrap(), None);
+        assert_eq!(received("[]").unwrap(), Some(json!([])));
+    }
+
+    /// A small text can be a large document.
+    #[test]
+    fn a_pod_of_more_parts_than_any_is_an_error() {
+        for (before, part, after) in [
+            (r#"{"metadata":{"annotations":["#, r#"{"a":1},"#, "1]}}"),
+            (r#"{"metadata":{"annotations":["#, "[],", "1]}}"),
+            (r#"{"spec":{"containers":["#, r#"{"name":"a"},"#, "1]}}"),
+            (r#"{"spec":{"containers":[{"env":["#, "{},", "1]}]}}"),
+        ] {
+            let text = before.to_owned() + &part.repeat((3 << 20) / part.len()) + after;
+            let error = received(&text).unwrap_err().to_string();
+            assert!(error.contains(TOO_MANY_PARTS), "{error}");
+        }
+        // As large as a pod can be, it is read.
+        let variable = r#"{"name":"NAME","valueFrom":{"secretKeyRef":{"name":"n","key":"k"}}},"#;
+        let variables = variable.repeat(1_500_000 / variable.len());
+        assert!(
+            received(&format!(r#"{{"spec":{{"containers":[{{"env":[{variables}1]}}]}}}}"#)).is_ok()
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(512)))]
+
+        /// What is left out makes no difference.
+        #[test]
+        fn a_received_pod_is_judged_as_the_whole(pod in pods()) {
+            let text = pod.to_string();
+            // As serde_json reads numbers.
+            let pod: Value = serde_json::from_str(&text).unwrap();
+            let kept = received(&text).unwrap().unwrap_or_default();
+            let policy = generous();
+            let judged = |pod: &Value| judge(pod, "default", &policy, &Cluster::default());
+            let (whole, kept) = (judged(&pod), judged(&kept));
+            prop_assert_eq!(whole.edits, kept.edits);
+            prop_assert_eq!((whole.reason, whole.message), (kept.reason, kept.message));
+            prop_assert_eq!(whole.warnings, kept.warnings);
+        }
+    }
+}
