@@ -16,6 +16,9 @@ pub const INIT: &str = "localhost/connect-init:test";
 /// The image of Envoy, as the injector is told.
 pub const ENVOY: &str = "localhost/envoy:test";
 
+/// The image of an application that speaks HTTP/1, HTTP/2, gRPC and websocket.
+pub const APPLICATION: &str = "localhost/application:test";
+
 /// An image.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
@@ -43,7 +46,8 @@ pub fn find(name: &str, node: &Node) -> Result<Image> {
             None => Ok(init(parts)),
         },
         ENVOY => Ok(envoy(parts)),
-        "hashicorp/http-echo:latest" => Ok(http_echo(parts)),
+        "hashicorp/http-echo:latest" => Ok(own(parts, "http-echo")),
+        APPLICATION => Ok(own(parts, "application")),
         // A shell and curl, as the machine has them.
         "tutum/curl:latest" => Ok(machine()),
         _ => Err(format!("there is no stand-in for the image {name}").into()),
@@ -113,10 +117,12 @@ fn envoy(parts: &Parts) -> Image {
     image
 }
 
-fn http_echo(parts: &Parts) -> Image {
+/// One of the harness's own programs.
+fn own(parts: &Parts, name: &str) -> Image {
+    let program = Path::new("/").join(name);
     let mut image = machine();
-    image.mounts.push(read_only(parts.harness("http-echo"), PathBuf::from("/http-echo")));
-    image.entrypoint = vec!["/http-echo".to_owned()];
+    image.mounts.push(read_only(parts.harness(name), program.clone()));
+    image.entrypoint = vec![program.to_string_lossy().into_owned()];
     image
 }
 

@@ -24,7 +24,7 @@ use serde_json::Value;
 use crate::container::{Mount, Spec};
 use crate::image;
 use crate::node::Node;
-use crate::process::Process;
+use crate::process::{Process, tail};
 use crate::{Result, until};
 
 /// A pod that was made from a specification.
@@ -54,6 +54,9 @@ const SIDECAR: &str = "envoy-sidecar";
 
 /// The admin port of the first sidecar; those of further services follow.
 const ADMIN_PORT: u16 = 19000;
+
+/// The statistics of Envoy by which [`is_settled`] and [`has_rejected`] decide.
+pub const XDS_STATS: &str = "(connected_state|update_rejected|lds.update_success)$";
 
 /// How long a pod has to end if it does not say, as Kubernetes has it.
 const GRACE: Duration = Duration::from_secs(30);
@@ -232,9 +235,7 @@ impl<'n> Pod<'n> {
         let is_sidecar = |running: &&mut Running| running.container.name.starts_with(SIDECAR);
         for (port, running) in (ADMIN_PORT..).zip(self.containers.iter_mut().filter(is_sidecar)) {
             let name = running.container.name.clone();
-            let url = format!(
-                "http://127.0.0.1:{port}/stats?filter=(control_plane.connected_state|update_rejected)$"
-            );
+            let url = format!("http://127.0.0.1:{port}/stats?filter={XDS_STATS}");
             let mut seen = String::new();
             until(&format!("{name} to be connected to xDS"), || {
                 seen = match exec_in(running, &["curl", "-s", &url]) {
@@ -242,13 +243,11 @@ impl<'n> Pod<'n> {
                     Err(error) => error.to_string(),
                 };
                 // A Job's may be over already.
-                seen.lines().any(|line| line == "control_plane.connected_state: 1")
-                    || !matches!(running.process.ended(), Ok(None))
+                is_settled(&seen) || !matches!(running.process.ended(), Ok(None))
             })
-            .map_err(|error| format!("{error}: {seen}\n{}", running.process.output()))?;
-            let counts = seen.lines().filter_map(|line| line.split_once("update_rejected: "));
-            if counts.into_iter().any(|(_, count)| count != "0") {
-                let log = running.process.output();
+            .map_err(|error| format!("{error}: {seen}\n{}", tail(&running.process.output(), 20)))?;
+            if has_rejected(&seen) {
+                let log = tail(&running.process.output(), 20);
                 return Err(format!("{name} rejected updates: {seen}\n{log}").into());
             }
         }
@@ -458,6 +457,21 @@ fn end(running: &mut Running, mut how: String, deadline: Instant) -> Result<(Str
     }
     let status = running.process.wait()?;
     Ok((name, format!("{how}{status}")))
+}
+
+/// Whether Envoy is connected to its xDS server and has heard of its listeners,
+/// by its statistics.
+pub fn is_settled(stats: &str) -> bool {
+    let count = |name: &str| stats.lines().find_map(|line| line.strip_prefix(name));
+    count("control_plane.connected_state: ") == Some("1")
+        && (count("listener_manager.lds.update_success: ").is_some_and(|count| count != "0")
+            || has_rejected(stats))
+}
+
+/// Whether Envoy has rejected an update.
+pub fn has_rejected(stats: &str) -> bool {
+    let counts = stats.lines().filter_map(|line| line.split_once("update_rejected: "));
+    counts.into_iter().any(|(_, count)| count != "0")
 }
 
 fn exec_in(running: &Running, command: &[impl AsRef<std::ffi::OsStr>]) -> Result<Output> {

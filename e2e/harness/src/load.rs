@@ -1,9 +1,9 @@
 //! Constant load from a pod: requests from its own network, one after another,
-//! each over a connection of its own.
+//! each over a connection of its own or all over one.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,15 +43,42 @@ const PACE: Duration = Duration::from_millis(5);
 impl Load {
     /// Starts so many workers, which ask that port of the pod's loopback.
     pub fn start(pod: &Pod<'_>, port: u16, workers: u8) -> Self {
+        Self::start_by(pod, workers, move |network| connect_in(network, port).and_then(get))
+    }
+
+    /// Starts one worker that asks over one connection, which it makes anew only
+    /// when it breaks. That is a failure.
+    pub fn start_kept(pod: &Pod<'_>, port: u16) -> Self {
+        let kept = Mutex::new(None);
+        Self::start_by(pod, 1, move |network| {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut stream = match kept.take() {
+                Some(stream) => stream,
+                None => connect_in(network, port)?,
+            };
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")?;
+            let body = read(&stream)?;
+            *kept = Some(stream);
+            Ok(body)
+        })
+    }
+
+    fn start_by(
+        pod: &Pod<'_>,
+        workers: u8,
+        ask: impl Fn(&Path) -> Result<String> + Send + Sync + 'static,
+    ) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let tally = Arc::<Mutex<Tally>>::default();
         let began = Instant::now();
+        let ask = Arc::new(ask);
         let workers = (0..workers).map(|_| {
             let (stop, tally, network) = (Arc::clone(&stop), Arc::clone(&tally), pod.network());
+            let ask = Arc::clone(&ask);
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     let asked = Instant::now();
-                    let answer = connect_in(&network, port).and_then(get);
+                    let answer = ask(&network);
                     let took = asked.elapsed();
                     {
                         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,23 +171,33 @@ pub fn get(mut stream: TcpStream) -> Result<String> {
 /// A request for `/`.
 pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
 
-/// Reads an answer to its end, and returns its body without the last newline.
+/// Reads an answer, and returns its body without the last newline.
 ///
 /// # Errors
 /// As [`get`].
-pub fn answer(mut stream: TcpStream) -> Result<String> {
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    let (head, body) = text.split_once("\r\n\r\n").ok_or("the answer is cut off")?;
+pub fn answer(stream: TcpStream) -> Result<String> {
+    read(&stream)
+}
+
+/// Reads one answer and nothing behind it.
+fn read(stream: &TcpStream) -> Result<String> {
+    let mut stream = BufReader::new(stream);
+    let (mut head, mut length) = (String::new(), None);
+    while !head.ends_with("\r\n\r\n") {
+        let start = head.len();
+        if stream.read_line(&mut head)? == 0 {
+            return Err(format!("the answer is cut off: {head:?}").into());
+        }
+        if let Some((name, value)) = head[start..].split_once(": ")
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = Some(value.trim_end().parse()?);
+        }
+    }
     if !head.starts_with("HTTP/1.1 200 ") {
         return Err(format!("answered {head}").into());
     }
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(": ")?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.parse().ok())?
-    });
-    if length != Some(body.len()) {
-        return Err(format!("{} bytes came of {length:?}", body.len()).into());
-    }
-    Ok(body.trim_end().to_owned())
+    let mut body = vec![0; length.ok_or("the answer does not tell its length")?];
+    stream.read_exact(&mut body)?;
+    Ok(String::from_utf8(body)?.trim_end().to_owned())
 }

@@ -318,7 +318,10 @@ impl Node {
     }
 
     /// Asks anything in the node's network.
-    fn request(&self, method: Method, url: &str, body: Option<&Value>) -> Result<Value> {
+    ///
+    /// # Errors
+    /// There is no answer, or not one of success.
+    pub fn request(&self, method: Method, url: &str, body: Option<&Value>) -> Result<Value> {
         self.send(None, method, url, body)
     }
 

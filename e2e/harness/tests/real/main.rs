@@ -9,12 +9,21 @@
 
 mod acl;
 mod agent;
+mod bare;
 mod demo;
+mod faults;
 mod full;
+mod gateways;
 mod injected;
+mod intentions;
 mod job;
 mod kill;
+mod leader;
 mod many;
 mod memory;
+mod mesh;
 mod metrics;
+mod protocols;
+mod rejected;
 mod stop;
+mod tls;

@@ -7,23 +7,18 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use harness::document::injected_pod;
 use harness::kubelet::Pod;
 use harness::load::{self, Load};
-use harness::node::{Injector, Node, RELAY};
+use harness::node::{Node, RELAY};
 use harness::parts::Parts;
 use harness::process::Process;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-/// Where the client reaches the service.
-const UPSTREAM: u16 = 1234;
+use crate::mesh::{ROUNDS, UPSTREAM, await_heard, await_instances, client, server, started};
 
 /// The annotation with the drain's budget.
 const BUDGET: &str = "sidecar-proxy-lifecycle-shutdown-grace-period-seconds";
-
-/// How often something has to be seen that is not to be seen by chance.
-const ROUNDS: usize = 20;
 
 /// A cluster with native sidecars and the sleep action.
 const KUBERNETES: &str = "--kubernetes-version=1.30";
@@ -58,7 +53,7 @@ fn no_request_is_lost(mode: &str) {
     let with_hook = start("api-1", &until_told());
     let with_sleep = start("api-2", &Value::Null);
     let _stays = start("api-3", &Value::Null);
-    let client = started(&node, &injector, &client(mode));
+    let client = started(&node, &injector, &client(&json!({"sidecar-mode": mode})));
     await_instances(&node, 3);
 
     await_heard(&client, &["api-1", "api-2", "api-3"]);
@@ -135,7 +130,7 @@ fn an_idle_pod_ends_at_once_and_a_connection_that_never_ends_is_cut_at_the_budge
     let node = Node::new(parts).unwrap();
     let _agent = node.start_agent().unwrap();
     let injector = node.start_injector().unwrap();
-    let client = started(&node, &injector, &client("container"));
+    let client = started(&node, &injector, &client(&json!({"sidecar-mode": "container"})));
 
     let idle = started(&node, &injector, &server("api-1", &json!({}), &Value::Null));
     await_instances(&node, 1);
@@ -180,12 +175,6 @@ fn stop(what: &str, pod: Pod<'_>) {
     assert_eq!(ended, BTreeMap::from(all), "{log}");
 }
 
-/// Waits until a client's proxy has heard of these servers: until then it has
-/// nowhere to go.
-fn await_heard(client: &Pod<'_>, servers: &[&str]) {
-    Load::start(client, UPSTREAM, 1).await_answers(servers).unwrap();
-}
-
 /// Waits until a connection has come through the proxy of a pod.
 fn await_connection(pod: &Pod<'_>) {
     const STATS: &str = "http://127.0.0.1:19000/stats?usedonly&filter=20000.downstream_cx_active$";
@@ -228,68 +217,5 @@ impl Told {
         let log = |path: &Path| fs::read_to_string(path).unwrap_or_default();
         harness::until(&format!("`{words}`"), || log(&self.log).contains(words))
             .map_err(|error| format!("{error}\n{}", log(&self.log)).into())
-    }
-}
-
-// === the pods ===
-
-/// A server that answers with its own name.
-fn server(name: &str, annotations: &Value, lifecycle: &Value) -> Value {
-    let mut pod = json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "annotations": annotated("api", annotations)},
-        "spec": {
-            // No test is to end by it.
-            "terminationGracePeriodSeconds": 300,
-            "containers": [{
-                "name": "api", "image": "hashicorp/http-echo:latest",
-                "args": [format!("-text={name}"), "-listen=:8080"],
-                "ports": [{"containerPort": 8080}],
-            }],
-        },
-    });
-    if !lifecycle.is_null() {
-        pod["spec"]["containers"][0]["lifecycle"] = lifecycle.clone();
-    }
-    pod
-}
-
-/// A client of the servers.
-fn client(mode: &str) -> Value {
-    let upstreams = format!("api:{UPSTREAM}");
-    let annotations = json!({"sidecar-mode": mode, "connect-service-upstreams": upstreams});
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": "web", "annotations": annotated("web", &annotations)},
-        "spec": {"containers": [{
-            "name": "web", "image": "tutum/curl:latest", "command": ["sleep", "infinity"],
-        }]},
-    })
-}
-
-fn annotated(service: &str, annotations: &Value) -> Value {
-    let given = annotations.as_object().into_iter().flatten();
-    let all = given
-        .map(|(key, value)| (key.as_str(), value.clone()))
-        .chain([("connect-inject", "true".into()), ("connect-service", service.into())])
-        .map(|(key, value)| (format!("consul.hashicorp.com/{key}"), value));
-    json!(all.collect::<BTreeMap<String, Value>>())
-}
-
-/// The pod, injected and started.
-fn started<'n>(node: &'n Node, injector: &Injector, pod: &Value) -> Pod<'n> {
-    let mut pod = Pod::create(node, &injected_pod(node, injector, pod).unwrap()).unwrap();
-    pod.start().unwrap();
-    pod
-}
-
-/// Waits until the service and its proxy have so many healthy instances.
-fn await_instances(node: &Node, count: usize) {
-    for service in ["api", "api-sidecar-proxy"] {
-        harness::until(&format!("{count} healthy instances of {service}"), || {
-            let found = node.get(&format!("/v1/health/service/{service}?passing"));
-            found.is_ok_and(|found| found.as_array().is_some_and(|list| list.len() == count))
-        })
-        .unwrap();
     }
 }

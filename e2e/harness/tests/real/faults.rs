@@ -1,0 +1,167 @@
+//! What happens to Consul while pods use each other: requests over new
+//! connections and over a kept one go on, all of them answered.
+
+use std::collections::BTreeSet;
+
+use harness::kubelet::Pod;
+use harness::load::Load;
+use harness::node::Node;
+use harness::process::Process;
+use harness::until;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::mesh::{Mesh, ROUNDS, UPSTREAM, admin, await_heard, await_instances, status};
+
+/// The pods and their load while something happens.
+struct Used<'n> {
+    node: &'n Node,
+    server: Pod<'n>,
+    client: Pod<'n>,
+    new: Load,
+    kept: Load,
+}
+
+impl Used<'_> {
+    fn go_on(&self) {
+        for load in [&self.new, &self.kept] {
+            for _ in 0..ROUNDS {
+                load.await_answers(&["api-1"]).unwrap();
+            }
+        }
+    }
+}
+
+/// Lets something happen to the agent, or to what it belongs to. No request is
+/// to fail.
+fn while_used(happens: impl FnOnce(&Used<'_>, Process) -> Process) {
+    let failures = failures_while_used(happens);
+    assert_eq!(failures, Vec::<String>::new());
+}
+
+/// Lets something happen, and returns which requests failed meanwhile. No update
+/// is to be rejected, and in the end all checks pass.
+fn failures_while_used(happens: impl FnOnce(&Used<'_>, Process) -> Process) -> Vec<String> {
+    let Some(mut mesh) = Mesh::find_or_skip() else { return Vec::new() };
+    let agent = mesh.agent.take().unwrap();
+    mesh.speak("http");
+    let (server, client) = (mesh.server("api-1"), mesh.client());
+    await_heard(&client, &["api-1"]);
+    let (new, kept) = (Load::start(&client, UPSTREAM, 2), Load::start_kept(&client, UPSTREAM));
+    let mut used = Used { node: &mesh.node, server, client, new, kept };
+    used.go_on();
+    let _agent = happens(&used, agent);
+    used.go_on();
+    await_instances(&mesh.node, 1);
+    used.go_on();
+    used.server.await_xds().unwrap();
+    used.client.await_xds().unwrap();
+    [used.new, used.kept].into_iter().flat_map(|load| load.stop().failures).collect()
+}
+
+/// P45: the agent takes the proxy's listener for critical until it has looked.
+#[test]
+fn pods_serve_again_after_their_killed_agent_came_back_with_its_data() {
+    let failures = failures_while_used(|used, agent| {
+        drop(agent);
+        used.go_on();
+        used.node.start_agent().unwrap()
+    });
+    for failure in failures {
+        assert!(failure.contains("503"), "{failure}");
+    }
+}
+
+#[test]
+fn nothing_is_lost_while_the_agent_reloads() {
+    while_used(|used, agent| {
+        used.node.put("/v1/agent/reload", None).unwrap();
+        agent
+    });
+}
+
+#[test]
+fn nothing_is_lost_while_the_node_is_renamed() {
+    while_used(|used, agent| {
+        drop(agent);
+        let agent = used.node.start_agent_with(&json!({"node_name": "renamed"})).unwrap();
+        until("the service on the renamed node", || {
+            let found = used.node.get("/v1/health/service/api?passing").unwrap_or_default();
+            found.as_array().is_some_and(|all| all.len() == 1)
+                && found[0]["Node"]["Node"] == "renamed"
+        })
+        .unwrap();
+        agent
+    });
+}
+
+#[test]
+fn nothing_is_lost_while_the_only_server_is_away() {
+    while_used(|used, agent| {
+        used.node.kill_server();
+        until("the agent to miss its server", || used.node.get("/v1/status/leader").is_err())
+            .unwrap();
+        used.go_on();
+        used.node.start_server_with(&json!({})).unwrap();
+        until("a leader", || used.node.get("/v1/status/leader").is_ok_and(|leader| leader != ""))
+            .unwrap();
+        agent
+    });
+}
+
+#[test]
+fn nothing_is_lost_while_the_ca_rotates() {
+    while_used(|used, agent| {
+        let roots = || used.node.get("/v1/connect/ca/roots").unwrap()["ActiveRootID"].clone();
+        // Listeners that drain keep the old ones.
+        let leafs = |pod: &Pod<'_>| -> BTreeSet<String> {
+            let certs: Value = serde_json::from_str(&admin(pod, "/certs")).unwrap();
+            let certs = certs["certificates"].as_array().unwrap();
+            certs.iter().map(|cert| cert["cert_chain"][0]["serial_number"].to_string()).collect()
+        };
+        let pods = [&used.server, &used.client];
+        let (root, before) = (roots(), pods.map(leafs));
+        let rsa = json!({"Provider": "consul", "Config": {
+            "PrivateKeyType": "rsa", "PrivateKeyBits": 2048,
+        }});
+        used.node.put("/v1/connect/ca/configuration", Some(&rsa)).unwrap();
+        until("another root", || roots() != root).unwrap();
+        until("new leaf certificates", || {
+            pods.iter().zip(&before).all(|(pod, before)| !leafs(pod).is_subset(before))
+        })
+        .unwrap();
+        agent
+    });
+}
+
+/// A client agent leaves its cluster when it is told to end, and its pods are
+/// gone from the catalog until it is back.
+#[test]
+fn pods_serve_again_after_their_agent_left_and_came_back() {
+    let Some(mut mesh) = Mesh::find_or_skip() else { return };
+    let mut agent = mesh.agent.take().unwrap();
+    let (mut server, mut client) = (mesh.server("api-1"), mesh.client());
+    await_heard(&client, &["api-1"]);
+    agent.signal(Signal::SIGTERM).unwrap();
+    agent.wait().unwrap();
+    let _agent = mesh.node.start_agent().unwrap();
+    await_instances(&mesh.node, 1);
+    await_heard(&client, &["api-1"]);
+    server.await_xds().unwrap();
+    client.await_xds().unwrap();
+}
+
+#[test]
+fn maintenance_takes_a_nodes_pods_out_of_service_until_it_ends() {
+    let Some(mesh) = Mesh::find_or_skip() else { return };
+    mesh.speak("http");
+    let (_server, client) = (mesh.server("api-1"), mesh.client());
+    await_heard(&client, &["api-1"]);
+    let maintain = |on: bool| {
+        mesh.node.put(&format!("/v1/agent/maintenance?enable={on}"), None).unwrap();
+    };
+    maintain(true);
+    until("503", || status(&client, "/", &[]) == "503").unwrap();
+    maintain(false);
+    until("200", || status(&client, "/", &[]) == "200").unwrap();
+}

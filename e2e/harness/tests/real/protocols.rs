@@ -1,0 +1,112 @@
+//! What applications speak through the mesh: HTTP/1, HTTP/2, gRPC, websocket
+//! and server-sent events.
+
+use std::io::{Read, Write};
+
+use harness::kubelet::Pod;
+use harness::{image, load, until};
+use serde_json::{Value, json};
+
+use crate::mesh::{Mesh, UPSTREAM, server, started, status};
+
+impl Mesh {
+    /// A server that runs the application, and its client.
+    fn application(&self, annotations: &Value) -> [Pod<'_>; 2] {
+        let mut pod = server("api-1", annotations, &Value::Null);
+        let container = &mut pod["spec"]["containers"][0];
+        container["image"] = image::APPLICATION.into();
+        container["args"] = json!(["0.0.0.0:8080"]);
+        let server = started(&self.node, &self.injector, &pod);
+        let client = self.client();
+        until("the application", || {
+            ["--http1.1", "--http2-prior-knowledge"]
+                .iter()
+                .any(|version| status(&client, "/", &[version]) == "200")
+        })
+        .unwrap();
+        [server, client]
+    }
+}
+
+/// What curl prints in the client's pod, headers and trailers included.
+fn curl(client: &Pod<'_>, command: &str) -> String {
+    let command = format!("{command} http://127.0.0.1:{UPSTREAM}");
+    let output = client.exec("web", &["sh", "-c", &command]).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{command}: {}: {text}", output.status);
+    text
+}
+
+/// One message of gRPC: not compressed, three bytes.
+const CALL: &str = r"printf '\0\0\0\0\003abc' | curl -sSi --http2-prior-knowledge --data-binary @- \
+    -H 'content-type: application/grpc' -H 'te: trailers'";
+
+#[test]
+fn grpc_calls_are_answered_with_their_trailers_over_grpc() {
+    call("grpc");
+}
+
+#[test]
+fn grpc_calls_are_answered_with_their_trailers_over_http2() {
+    call("http2");
+}
+
+fn call(protocol: &str) {
+    let Some(mesh) = Mesh::find_or_skip() else { return };
+    mesh.speak(protocol);
+    let [mut server, client] = mesh.application(&json!({}));
+    let answer = curl(&client, CALL);
+    assert!(answer.contains("abc") && answer.contains("grpc-status: 0"), "{answer}");
+    server.await_xds().unwrap();
+}
+
+#[test]
+fn a_websocket_goes_through_an_http_service() {
+    upgrade("http");
+}
+
+#[test]
+fn a_websocket_goes_through_a_tcp_service() {
+    upgrade("tcp");
+}
+
+fn upgrade(protocol: &str) {
+    let Some(mesh) = Mesh::find_or_skip() else { return };
+    mesh.speak(protocol);
+    let [_server, client] = mesh.application(&json!({}));
+    let mut stream = load::connect(&client.network(), UPSTREAM).unwrap();
+    let request = "GET / HTTP/1.1\r\nhost: test\r\n\
+        connection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    for message in [b"ping", b"pong"] {
+        stream.write_all(message).unwrap();
+        let mut echo = [0; 4];
+        stream.read_exact(&mut echo).unwrap();
+        assert_eq!(&echo, message);
+    }
+}
+
+/// P51: Envoy ends a request after 15 s unless both sides are told otherwise.
+#[test]
+fn an_event_stream_outlives_the_default_timeout_where_both_sides_are_told() {
+    let Some(mesh) = Mesh::find_or_skip() else { return };
+    mesh.speak("http");
+    mesh.configure(&json!({"Kind": "service-router", "Name": "api", "Routes": [
+        {"Destination": {"RequestTimeout": "1h"}},
+    ]}));
+    let config = json!({"local_request_timeout_ms": 0}).to_string();
+    let [_server, client] = mesh.application(&json!({"proxy-config-map": config}));
+    let url = format!("http://127.0.0.1:{UPSTREAM}/events/170");
+    let output = client.exec("web", &["curl", "-sSN", &url]).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text.matches("data: event").count(), 170);
+}

@@ -1,0 +1,197 @@
+//! How an agent is reached, over plain text and TLS: what `connect-init` says of
+//! it is what Envoy then finds.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+
+use harness::node::Node;
+use harness::parts::Parts;
+use nix::sys::signal::Signal;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use serde_json::{Value, json};
+
+use crate::bare::{Bare, await_xds};
+
+const HTTP: &str = "--http-addr=http://10.99.0.1:8500";
+const HTTPS: &str = "--http-addr=https://10.99.0.1:8501";
+const GRPC: &str = "--grpc-addr=http://10.99.0.1:8502";
+const GRPC_TLS: &str = "--grpc-addr=https://10.99.0.1:8503";
+
+/// A CA, and a certificate of the agent's that also serves as a client's.
+struct Files {
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+impl Files {
+    fn new(node: &Node) -> Self {
+        let folder = node.folder("tls").unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.join(name);
+            File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+            path
+        };
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_key = KeyPair::generate().unwrap();
+        let ca = params.self_signed(&ca_key).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let names = [node.ip(), node.server_ip(), "localhost", "server.dc1.consul"];
+        let mut params = CertificateParams::new(names.map(str::to_owned)).unwrap();
+        // Another than the CA's: BoringSSL would take it for self-signed.
+        params.distinguished_name.push(DnType::CommonName, "agent");
+        let cert =
+            params.signed_by(&key, &Issuer::new(CertificateParams::new([]).unwrap(), &ca_key));
+        Self {
+            ca: file("ca.pem", &ca.pem()),
+            cert: file("agent.pem", &cert.unwrap().pem()),
+            key: file("agent-key.pem", &key.serialize_pem()),
+        }
+    }
+
+    fn agent(&self) -> Value {
+        json!({"defaults": {
+            "ca_file": self.ca, "cert_file": self.cert, "key_file": self.key,
+        }})
+    }
+
+    fn ca_flag(&self) -> String {
+        format!("--ca-file={}", self.ca.display())
+    }
+
+    fn client_flags(&self) -> [String; 2] {
+        let (cert, key) = (self.cert.display(), self.key.display());
+        [format!("--client-cert={cert}"), format!("--client-key={key}")]
+    }
+}
+
+/// What comes of it.
+#[derive(Clone, Copy, Debug)]
+enum Ends {
+    /// Envoy is connected.
+    Connected,
+    /// `connect-init` ends with this code, and with this word in its log.
+    Code(i32, &'static str),
+}
+
+/// Runs `connect-init` with these flags, and Envoy if it does not refuse them.
+fn check(node: &Node, flags: &[String], ends: Ends) {
+    let bare = Bare { node, ip: "10.99.0.1", flags: flags.to_vec() };
+    let (verdict, found) = bare.init(&["--dry-run"]);
+    let is_wrong = verdict != Some(0) || found.contains(" is wrong: ");
+    let (code, log) = bare.init(&[]);
+    match ends {
+        Ends::Connected => {
+            assert!(!is_wrong, "{flags:?}: {found}");
+            assert_eq!(code, Some(0), "{flags:?}: {log}");
+            let mut sidecar = bare.run();
+            await_xds(19000, &sidecar);
+            sidecar.signal(Signal::SIGTERM).unwrap();
+            assert_eq!(sidecar.wait().unwrap().code(), Some(0), "{}", sidecar.output());
+        }
+        Ends::Code(expected, word) => {
+            assert!(is_wrong, "{flags:?}: {found}");
+            assert_eq!(code, Some(expected), "{flags:?}: {log}");
+            assert!(log.contains(word), "{flags:?}: {log}");
+            let left = node.get("/v1/agent/services").unwrap();
+            assert_eq!(left, json!({}), "{flags:?}: {log}");
+        }
+    }
+}
+
+#[test]
+fn each_way_to_the_agent_connects_envoy_or_is_refused_with_a_hint() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let files = Files::new(&node);
+    let _agent = node
+        .start_agent_with(&json!({
+            "ports": {"https": 8501, "grpc_tls": 8503}, "tls": files.agent(),
+        }))
+        .unwrap();
+    let no_ca = Ends::Code(64, "CA certificate");
+    let untrusted = Ends::Code(69, "hint");
+    for (http, grpc, has_ca, ends) in [
+        (HTTP, GRPC, false, Ends::Connected),
+        (HTTP, GRPC, true, Ends::Connected),
+        (HTTP, GRPC_TLS, false, no_ca),
+        (HTTP, GRPC_TLS, true, Ends::Connected),
+        (HTTPS, GRPC, false, untrusted),
+        (HTTPS, GRPC, true, Ends::Connected),
+        (HTTPS, GRPC_TLS, false, no_ca),
+        (HTTPS, GRPC_TLS, true, Ends::Connected),
+    ] {
+        let mut flags = vec![http.to_owned(), grpc.to_owned()];
+        flags.extend(has_ca.then(|| files.ca_flag()));
+        check(&node, &flags, ends);
+    }
+}
+
+/// From 1.14 on, `tls.defaults.verify_incoming` is of gRPC, too.
+#[test]
+fn https_that_asks_for_a_client_certificate_gets_it() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let files = Files::new(&node);
+    let mut tls = files.agent();
+    tls["defaults"]["verify_incoming"] = true.into();
+    tls["grpc"] = json!({"verify_incoming": false});
+    let _agent = node
+        .start_agent_with(&json!({"ports": {"https": 8501, "grpc_tls": 8503}, "tls": tls}))
+        .unwrap();
+    let mut flags = vec![
+        "--http-addr=https://10.99.0.1:8501".to_owned(),
+        "--grpc-addr=https://10.99.0.1:8503".to_owned(),
+        files.ca_flag(),
+    ];
+    check(&node, &flags, Ends::Code(69, "--client-cert"));
+    flags.extend(files.client_flags());
+    check(&node, &flags, Ends::Connected);
+}
+
+/// The agent gets its certificate from the servers, by the Connect CA.
+#[test]
+fn an_agent_with_an_automatic_certificate_is_trusted_by_the_connect_ca() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let files = Files::new(&node);
+    let server = json!({"auto_encrypt": {"allow_tls": true}, "tls": files.agent()});
+    node.start_server_with(&server).unwrap();
+    let _agent = node
+        .start_agent_with(&json!({
+            "ports": {"grpc_tls": 8503},
+            "auto_encrypt": {"tls": true, "ip_san": [node.ip()]},
+            "tls": {
+                "defaults": {"ca_file": files.ca, "verify_outgoing": true},
+                "grpc": {"use_auto_cert": true},
+            },
+        }))
+        .unwrap();
+    let roots = node.get("/v1/connect/ca/roots?pem=true").unwrap();
+    let root = node.folder("tls").unwrap().join("root.pem");
+    File::create(&root).unwrap().write_all(roots.as_str().unwrap().as_bytes()).unwrap();
+    let flags = [
+        "--http-addr=http://10.99.0.1:8500".to_owned(),
+        "--grpc-addr=https://10.99.0.1:8503".to_owned(),
+        format!("--grpc-ca-file={}", root.display()),
+    ];
+    check(&node, &flags, Ends::Connected);
+}
+
+/// Up to 1.13, the one gRPC port speaks TLS where there is HTTPS.
+#[test]
+fn the_grpc_port_of_the_oldest_consul_is_reached_over_tls_where_it_has_https() {
+    let Some(parts) = Parts::with_oldest_consul_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let files = Files::new(&node);
+    let _agent =
+        node.start_agent_with(&json!({"ports": {"https": 8501}, "tls": files.agent()})).unwrap();
+    let flags = [
+        "--http-addr=https://10.99.0.1:8501".to_owned(),
+        "--grpc-addr=https://10.99.0.1:8502".to_owned(),
+        files.ca_flag(),
+    ];
+    check(&node, &flags, Ends::Connected);
+}
