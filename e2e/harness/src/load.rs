@@ -57,7 +57,7 @@ impl Load {
                 None => connect_in(network, port)?,
             };
             stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")?;
-            let body = read(&stream)?;
+            let body = answer(&stream)?;
             *kept = Some(stream);
             Ok(body)
         })
@@ -165,22 +165,18 @@ fn connect_in(network: &Path, port: u16) -> Result<TcpStream> {
 /// The answer does not come whole, or is no success.
 pub fn get(mut stream: TcpStream) -> Result<String> {
     stream.write_all(REQUEST)?;
-    answer(stream)
+    answer(&stream)
 }
 
 /// A request for `/`.
 pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
 
-/// Reads an answer, and returns its body without the last newline.
+/// Reads one answer and nothing behind it, and returns its body without the
+/// last newline.
 ///
 /// # Errors
 /// As [`get`].
-pub fn answer(stream: TcpStream) -> Result<String> {
-    read(&stream)
-}
-
-/// Reads one answer and nothing behind it.
-fn read(stream: &TcpStream) -> Result<String> {
+pub fn answer(stream: &TcpStream) -> Result<String> {
     let mut stream = BufReader::new(stream);
     let (mut head, mut length) = (String::new(), None);
     while !head.ends_with("\r\n\r\n") {

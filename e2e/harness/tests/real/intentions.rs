@@ -26,7 +26,7 @@ fn a_tcp_deny_closes_new_connections_and_leaves_open_ones_to_their_drain() {
     until("the deny", || !is_answered(&client)).unwrap();
     assert!((0..ROUNDS).all(|_| !is_answered(&client)), "once denied, every time");
     open.write_all(&load::REQUEST[9..]).unwrap();
-    assert_eq!(load::answer(open).unwrap(), "api-1");
+    assert_eq!(load::answer(&open).unwrap(), "api-1");
 
     mesh.intend(&json!({"Action": "allow"}));
     until("the allow", || is_answered(&client)).unwrap();

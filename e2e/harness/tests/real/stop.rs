@@ -117,7 +117,7 @@ fn serve_those_who_have_not_heard(
     let mut answers = BTreeMap::<String, u32>::new();
     for mut stream in in_flight {
         stream.write_all(&load::REQUEST[9..])?;
-        *answers.entry(load::answer(stream)?).or_default() += 1;
+        *answers.entry(load::answer(&stream)?).or_default() += 1;
     }
     println!("in flight: {answers:?}");
     Ok(())
