@@ -2,6 +2,7 @@
 //! terminating and mesh, the last between two data centers and two peers.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 
 use harness::consul::Agent;
@@ -32,7 +33,7 @@ fn gateway(node: &Node, agent: &str, name: &str, kind: &str, port: u16, admin: u
     let admin_bind = format!("--admin-bind=127.0.0.1:{admin}");
     let document = run(&bin, &["bootstrap", &http, &grpc, &id, &admin_bind]).unwrap();
     let bootstrap = folder.join("bootstrap.json");
-    std::fs::write(&bootstrap, document).unwrap();
+    File::create(&bootstrap).unwrap().write_all(document.as_bytes()).unwrap();
     let args = ["--config-path", &bootstrap.to_string_lossy(), "--disable-hot-restart"];
     let envoy = node.start(&node.parts().envoy, &args.map(str::to_owned)).unwrap();
     await_xds(admin, &envoy);

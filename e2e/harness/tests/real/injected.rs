@@ -11,7 +11,7 @@ use harness::python::Tools;
 use serde_json::{Value, json};
 
 /// For every annotation of the reference, pods that have it.
-const ANNOTATED: [&[(&str, &str)]; 21] = [
+const ANNOTATED: &[&[(&str, &str)]] = &[
     &[],
     &[("connect-service", "shop"), ("connect-service-port", "http")],
     &[(
