@@ -106,3 +106,24 @@ fn the_page_works_as_written() {
 
     machine.run(deregister, &["Deregistered service: web"]);
 }
+
+/// The unit's commands themselves run under a supervisor or systemd only; a
+/// variable that no program reads would go unnoticed there.
+#[test]
+fn the_units_set_variables_that_the_programs_read() {
+    let references = [
+        include_str!("../../../connect-init/README.md"),
+        include_str!("../../../connect-lifecycle/README.md"),
+    ];
+    let unit = include_str!("../../../../examples/systemd/connect-sidecar@.service");
+    let settings = include_str!("../../../../examples/systemd/web.env");
+    let of_unit = unit.lines().filter_map(|line| line.strip_prefix("Environment="));
+    let of_file = settings.lines().filter(|line| !line.starts_with('#'));
+    let variables: Vec<&str> =
+        of_unit.chain(of_file).filter_map(|line| line.split('=').next()).collect();
+    assert!(variables.len() > 5, "{variables:?}");
+    for variable in variables {
+        let quoted = format!("`{variable}`");
+        assert!(references.iter().any(|page| page.contains(&quoted)), "{variable}");
+    }
+}
