@@ -22,6 +22,10 @@ use crate::{dry_run, prepare};
 /// timeout, of which it takes a quarter at most.
 const TAKE_BACK: Duration = Duration::from_secs(5);
 
+/// The pod's annotation by which the injector says that it injected it. It is set but
+/// empty where the annotation is gone.
+const STATUS: &str = "CONNECT_INJECT_STATUS";
+
 /// Registers the pod's services and provides their sidecars, all or nothing.
 pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Failure> {
     let Args {
@@ -61,6 +65,9 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         let pairs = declared.iter().map(|declared| &declared.pair);
         let services = pairs.flat_map(|Pair { service, proxy }| [service, proxy]);
         return print(&definition::print(services, format.into()));
+    }
+    if !dry_run {
+        refuse_a_copy()?;
     }
     let agent = Agent::new(config)?;
     let sidecars: Vec<Sidecar> = declared
@@ -121,4 +128,18 @@ impl From<Output> for Format {
             Output::Json => Self::Json,
         }
     }
+}
+
+/// Refuses to register a copy of an injected pod. `kubectl debug --copy-to` takes labels
+/// and annotations away, so that a copy gets no traffic; Consul would send it some.
+fn refuse_a_copy() -> Result<(), Failure> {
+    // Clap takes a variable that is empty as absent, which here it is not.
+    if std::env::var_os(STATUS).is_none_or(|status| !status.is_empty()) {
+        return Ok(());
+    }
+    let why = "this pod is a copy of an injected one: the annotation \
+               consul.hashicorp.com/connect-inject-status is gone; it is not registered";
+    Err(Failure::new(Exit::Usage, why).hint(
+        "to start the application alone: kubectl debug --copy-to=NAME --keep-init-containers=false",
+    ))
 }

@@ -609,7 +609,8 @@ fn what_is_newer_is_used_where_the_version_is_known() {
         assert!(config(&objects).contains(&format!("kubernetes-version: \"{version}\"")));
         assert!(!objects.notes.contains("version is not known"), "{version}");
     }
-    // Pods without annotations are injected by default: every pod is asked about.
+    // Pods without annotations are injected by default: the API server asks about every
+    // pod that does not decline.
     let by_default = rendered(
         &tools,
         &[
@@ -617,7 +618,12 @@ fn what_is_newer_is_used_where_the_version_is_known() {
             ("connectInject.default", json!(true)),
         ],
     );
-    assert_eq!(conditions(&by_default), Value::Null);
+    let names = |objects: &Objects| -> Vec<Value> {
+        let conditions = conditions(objects);
+        conditions.as_array().unwrap().iter().map(|each| each["name"].clone()).collect()
+    };
+    assert_eq!(names(&by_default), ["does-not-decline"]);
+    assert_eq!(names(&with("1.37")), ["is-annotated", "does-not-decline"]);
 }
 
 #[test]

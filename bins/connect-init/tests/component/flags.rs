@@ -142,3 +142,15 @@ fn a_password_in_the_address_is_not_repeated() {
     let outcome = pod.run().code(64).says(&["***@h:1", "--http-auth (CONSUL_HTTP_AUTH)"]);
     assert!(!outcome.stderr().contains("s3cret"), "{}", outcome.stderr());
 }
+
+/// `kubectl debug --copy-to` takes the annotations away: the variable, which the injector
+/// sets by the downward API, is empty then.
+#[test]
+fn a_copy_of_an_injected_pod_is_not_registered() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent).with_env("CONNECT_INJECT_STATUS", "");
+    pod.run().code(64).says(&["copy", "connect-inject-status", "--keep-init-containers=false"]);
+    assert!(agent.requests().is_empty());
+    let pod = Pod::of(&agent).with_env("CONNECT_INJECT_STATUS", "injected");
+    pod.run().code(0);
+}

@@ -7,9 +7,7 @@ use cluster::client::{Cluster, Namespace, text};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{
-    annotate, is_ours, restarts, server, sharing, shell, shell_server, status, terminated,
-};
+use crate::support::{annotate, is_ours, restarts, server, sharing, shell, shell_server, status};
 
 /// Starts a pod, and waits until its service is healthy.
 fn start(cluster: &Cluster, namespace: &Namespace<'_>, pod: &Value) {
@@ -193,29 +191,29 @@ fn a_validating_admission_policy_accepts_what_is_injected() {
     start(cluster, &namespace, &pod);
 }
 
-/// `kubectl debug --copy-to`: kubectl takes the labels and annotations away, so that
-/// nothing finds the copy. I39: Consul is not to find it, either; today it does.
+/// `kubectl debug --copy-to`: kubectl takes labels and annotations away, so that nothing
+/// sends the copy traffic. Nor does Consul: the copy is not registered, and says how it
+/// is started.
 #[test]
-fn a_copy_of_a_pod_for_debugging_is_registered() {
+fn a_copy_of_a_pod_for_debugging_gets_no_traffic() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("copied").unwrap();
     start(cluster, &namespace, &server("copied", "hello"));
-    namespace
-        .kubectl(&[
-            "debug",
-            "copied",
-            "--copy-to=copy",
-            "--container=copied",
-            "--image=busybox",
-            "--image-pull-policy=IfNotPresent",
-            "--",
-            "sleep",
-            "1000000",
-        ])
-        .unwrap();
-    terminated(&namespace, "copy", "consul-connect-inject-init").unwrap();
-    let both = || cluster.consul("/v1/health/service/copied").unwrap();
-    harness::until("both", || both().as_array().is_some_and(|both| both.len() == 2)).unwrap();
+    let copy = |name: &str, flags: &[&str]| {
+        let copy_to = format!("--copy-to={name}");
+        let debug = ["debug", "copied", &copy_to, "--container=copied", "--image=busybox"];
+        let command = ["--image-pull-policy=IfNotPresent", "--", "sleep", "1000000"];
+        namespace.kubectl(&[&debug, flags, &command].concat()).unwrap();
+    };
+    copy("whole", &[]);
+    copy("application", &["--keep-init-containers=false"]);
+    namespace.await_condition("pod/application", "Ready").unwrap();
+    harness::until("the advice in kubectl describe", || {
+        let described = namespace.kubectl(&["describe", "pod/whole"]).unwrap_or_default();
+        described.contains("--keep-init-containers=false")
+    })
+    .unwrap();
+    cluster.await_instances("copied", 1).unwrap();
 }
 
 /// A quota refuses containers without requests, a range those with a limit above its
