@@ -279,6 +279,7 @@ fn plain() -> Vec<Setting> {
         ("connectInject.timeoutSeconds", json!(10)),
         ("connectInject.webhookAnnotations", json!({"a": "b"})),
         ("connectInject.kubernetesVersion", json!("v1.31.2-gke.1")),
+        ("connectInject.oldestKubeletVersion", json!("1.30")),
         ("connectInject.agent.httpAddr", json!("http://$(NODE_NAME):8500")),
         ("connectInject.agent.grpcAddr", json!("$(NODE_NAME):8502")),
         ("connectInject.agent.caCert.secretName", json!("consul-ca-cert")),
@@ -391,7 +392,7 @@ fn every_value_changes_something_and_the_injector_takes_it() {
     is_valid(&tools, &releases);
 
     let refused = explained(&tools, &file, "init-image: a\nenvoy-image: b\nnothing: 1\n");
-    assert!(refused.unwrap_err().contains("no such flag"));
+    assert!(refused.unwrap_err().contains("`nothing`: unknown setting"));
 }
 
 /// Whether the injector takes a policy, or what it says.
@@ -433,6 +434,7 @@ fn the_chart_says_every_flag_of_the_policy_and_its_default() {
     let settings = [
         ("connectInject.sidecarProxy.lifecycle.defaultShutdownGracePeriodSeconds", json!(1)),
         ("connectInject.kubernetesVersion", json!("1.31")),
+        ("connectInject.oldestKubeletVersion", json!("1.30")),
         ("connectInject.agent.httpAddr", json!("https://$(HOST_IP):8501")),
         ("connectInject.agent.grpcAddr", json!("https://$(HOST_IP):8502")),
         ("connectInject.agent.caCert.secretName", json!("consul-ca-cert")),
