@@ -193,7 +193,8 @@ fn a_validating_admission_policy_accepts_what_is_injected() {
 
 /// `kubectl debug --copy-to`: kubectl takes labels and annotations away, so that nothing
 /// sends the copy traffic. Nor does Consul: the copy is not registered, and says how it
-/// is started.
+/// is started. I39, still open: the profile `legacy`, which is the default of kubectl up
+/// to 1.34 and to be removed, takes away the labels only, and that copy is registered.
 #[test]
 fn a_copy_of_a_pod_for_debugging_gets_no_traffic() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -201,8 +202,8 @@ fn a_copy_of_a_pod_for_debugging_gets_no_traffic() {
     start(cluster, &namespace, &server("copied", "hello"));
     let copy = |name: &str, flags: &[&str]| {
         let copy_to = format!("--copy-to={name}");
-        let debug = ["debug", "copied", &copy_to, "--container=copied", "--image=busybox"];
-        let command = ["--image-pull-policy=IfNotPresent", "--", "sleep", "1000000"];
+        let debug = ["debug", "copied", &copy_to, "--profile=general", "--container=copied"];
+        let command = ["--image=busybox", "--image-pull-policy=IfNotPresent", "--", "sleep", "99"];
         namespace.kubectl(&[&debug, flags, &command].concat()).unwrap();
     };
     copy("whole", &[]);
