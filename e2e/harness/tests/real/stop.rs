@@ -21,7 +21,7 @@ use crate::mesh::{ROUNDS, UPSTREAM, await_heard, await_instances, client, server
 const BUDGET: &str = "sidecar-proxy-lifecycle-shutdown-grace-period-seconds";
 
 /// A cluster with native sidecars and the sleep action.
-const KUBERNETES: &str = "--kubernetes-version=1.30";
+const KUBERNETES: &str = "--kubernetes-version=1.33";
 
 /// Pain 7, 9: SIGTERM to all containers at once.
 #[test]
