@@ -180,8 +180,10 @@ fn stage(what: &str, injector: &Injector) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_knocks_the_injector_over() {
     install_provider();
+    // Declared first, and so dropped last: a cgroup with a process in it stays.
+    let group;
     let injector = Injector::start_showing(Certified::new(), &[]);
-    let group = Cgroup::around(&injector);
+    group = Cgroup::around(&injector);
     if group.is_none() {
         eprintln!("without a memory cgroup: what is resident is measured only");
     }
