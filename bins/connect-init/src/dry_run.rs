@@ -205,7 +205,7 @@ fn files_of(sidecar: &Sidecar) -> Vec<Value> {
         files.push(file(&handoff.token(), 0o600, "the ACL token"));
     }
     files.push(file(&handoff.lock_file(), 0o640, "empty: who holds it registers or deregisters"));
-    files.push(file(&handoff.bootstrap(), 0o640, "what Envoy starts from"));
+    files.push(file(&handoff.bootstrap(), 0o600, "what Envoy starts from"));
     files.push(file(&handoff.record(), 0o640, "service, proxy and agent, for connect-lifecycle"));
     files
 }

@@ -8,6 +8,7 @@ use handoff::record::AgentRecord;
 use registration::pod::Pair;
 use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
+use secrecy::ExposeSecret;
 
 /// Writes the bootstrap, from the proxy as the agent has it: an agent merges
 /// the central configuration into it.
@@ -22,10 +23,27 @@ pub(crate) async fn bootstrap(
     let proxy = read_back(agent, pair, deadline).await?;
     let attempt = || flags.render(agent, &proxy, xds.clone());
     let document = retry::until(deadline, NODE_AGENT, is_transient, attempt).await;
-    let document = document.map_err(|stopped| stopped.failure(deadline))?;
+    let mut document = document.map_err(|stopped| stopped.failure(deadline))?;
+    let file = handoff.envoy_token();
+    match agent.token() {
+        Some(token)
+            if watches_token(flags.envoy_version.as_deref())
+                && bootstrap::watch_token(&mut document, &file.to_string_lossy()) =>
+        {
+            handoff.write_envoy_token(&bootstrap::token_secret(token.expose_secret()))?;
+        }
+        _ => handoff.remove_envoy_token()?,
+    }
     handoff.write_bootstrap(&document)?;
     tracing::info!(file = %handoff.bootstrap().display(), "wrote Envoy's bootstrap");
     Ok(())
+}
+
+/// Whether the Envoy that is going to run can read its token from a file again and
+/// again. One of an unknown release may not even start with that.
+fn watches_token(envoy: Option<&str>) -> bool {
+    let release = envoy.and_then(consul::envoy_version::release);
+    release.is_some_and(|release| release >= (1, bootstrap::WATCHES_TOKEN))
 }
 
 /// Whether it was the agent that could not, which may pass; what a setting says

@@ -70,14 +70,15 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) handoff: HandoffArgs,
 
-    /// How long connections may take to end after SIGTERM; keep it below the
-    /// pod's terminationGracePeriodSeconds
+    /// How long connections may take to end, from the preStop hook or SIGTERM on;
+    /// keep it 7 s below the pod's terminationGracePeriodSeconds
     #[arg(long, env = "CONNECT_DRAIN_TIMEOUT", default_value = "20s", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) drain_timeout: Duration,
 
-    /// How long taking the registration back may take after SIGTERM
-    #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", default_value = "5s", value_parser = duration::parse_length, value_name = "DURATION")]
-    pub(crate) deregister_timeout: Duration,
+    /// How long deregistration is tried for; if absent, for as long as
+    /// --drain-timeout
+    #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) deregister_timeout: Option<Duration>,
 
     /// Serve Envoy's and the application's metrics on one page, on this port of
     /// loopback: what connect-init was told by --prometheus-backend-port
@@ -113,7 +114,7 @@ pub(crate) struct DeregisterArgs {
     pub(crate) handoff: HandoffArgs,
 
     /// How long it may take in all
-    #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", default_value = "15s", value_parser = duration::parse_length, value_name = "DURATION")]
+    #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", default_value = "5s", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) timeout: Duration,
 }
 
@@ -126,19 +127,30 @@ pub(crate) struct ReadyArgs {
     /// warning, because a postStart hook that fails would kill the container
     #[arg(long, env = "CONNECT_READY_WAIT", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) wait: Option<Duration>,
+
+    /// Also wait for the application: for a readinessProbe, not for what holds the
+    /// application's start
+    #[arg(long)]
+    pub(crate) serving: bool,
 }
 
 /// The application's container may run as a user who can't read the hand-off
 /// files, or lack the folder: all that is needed is Envoy's port on loopback.
 #[derive(Debug, clap::Args)]
 pub(crate) struct WaitArgs {
-    /// Envoy's admin listener, as connect-init was told
-    #[arg(long, env = "CONNECT_ADMIN_BIND", default_value_t = ADMIN, value_name = "IP:PORT")]
-    pub(crate) admin_bind: SocketAddr,
+    /// Envoy's admin listener, as connect-init was told; with several services,
+    /// those of all, separated by commas
+    #[arg(long, env = "CONNECT_ADMIN_BIND", default_values_t = [ADMIN], value_delimiter = ',', value_name = "IP:PORT")]
+    pub(crate) admin_bind: Vec<SocketAddr>,
 
     /// How long Envoy may take to become ready; then the command is not started
     #[arg(long, env = "CONNECT_WAIT_TIMEOUT", default_value = "2m", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) timeout: Duration,
+
+    /// Start the command without a sidecar if nothing listens at --admin-bind for
+    /// that long: for Jobs that run with and without one
+    #[arg(long, value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) go_on_without: Option<Duration>,
 
     /// End the sidecar after the command, however that ended
     #[arg(long)]

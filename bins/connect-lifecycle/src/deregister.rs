@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use runtime::{Deadline, Failure, Signals};
 
 use crate::args::DeregisterArgs;
+use crate::envoy::Envoy;
 use crate::pod::Pod;
 
 /// Takes the registration back. A signal does not cut it short: the deadline
@@ -13,6 +14,11 @@ use crate::pod::Pod;
 pub(crate) async fn run(args: DeregisterArgs, _signals: Signals) -> Result<ExitCode, Failure> {
     let DeregisterArgs { handoff, timeout } = args;
     let Pod { handoff, record, agent, .. } = Pod::open(handoff)?;
-    lifecycle::deregister(&handoff, &agent, &record.pair, Deadline::after(timeout)).await?;
+    // Clients are told to go elsewhere at once; `run` says what goes wrong with it.
+    let drained = Envoy::at(record.admin).drain_inbound();
+    let deadline = Deadline::after(timeout);
+    let deregistered = lifecycle::deregister(&handoff, &agent, &record.pair, deadline);
+    let (_drained, deregistered) = tokio::join!(drained, deregistered);
+    deregistered?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use runtime::Deadline;
+use tokio::time::Instant;
 
 use crate::application;
 use crate::child::Child;
@@ -29,27 +30,51 @@ pub(crate) struct Busy {
 }
 
 /// How long Envoy may take to answer when it is told to end, and then to end.
-const QUIT: Duration = Duration::from_secs(2);
+const QUIT: Duration = Duration::from_secs(1);
 
-/// Lets connections end, at most until the deadline or until `hurry`; then ends
-/// Envoy. An idle Envoy ends at once.
-pub(crate) async fn end(
-    busy: Busy,
+/// How long a pod without a port has to be without connections until it counts as
+/// idle: nothing tells whether its application still works.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// Lets connections end, at most until the deadline or until `hurry`. Returns
+/// whether Envoy still runs.
+pub(crate) async fn wait(
+    busy: &Busy,
     child: &mut Child,
     deadline: Deadline,
     hurry: impl Future<Output = ()>,
-) -> ExitStatus {
+) -> bool {
     tokio::select! {
         biased;
         status = child.end() => {
             tracing::warn!(%status, "Envoy ended while its connections were drained");
-            return status;
+            return false;
         }
         () = busy.drained() => tracing::info!("no connection is in flight"),
         () = deadline.passed() => tracing::warn!("not all is over after {deadline}: open connections are cut"),
         () = hurry => tracing::warn!("asked to end a second time: open connections are cut"),
     }
-    let quit = tokio::time::timeout(QUIT, busy.envoy.quit()).await;
+    true
+}
+
+/// Ends Envoy.
+pub(crate) async fn quit(envoy: Envoy, mut child: Child) -> ExitStatus {
+    end(envoy, &mut child).await
+}
+
+/// Ends Envoy once its connections are over or the deadline has passed, so that
+/// it can be started again. The application goes on.
+pub(crate) async fn restart(busy: &Busy, child: &mut Child, deadline: Deadline) -> ExitStatus {
+    let busy = Busy { application: None, ..busy.clone() };
+    if wait(&busy, child, deadline, std::future::pending()).await {
+        end(busy.envoy, child).await
+    } else {
+        ExitStatus::default()
+    }
+}
+
+async fn end(envoy: Envoy, child: &mut Child) -> ExitStatus {
+    let quit = tokio::time::timeout(QUIT, envoy.quit()).await;
     if !matches!(quit, Ok(Ok(()))) {
         if let Ok(Err(error)) = quit {
             tracing::warn!("{error}");
@@ -77,17 +102,22 @@ impl Busy {
             tracing::warn!("cannot tell clients to go elsewhere: {error}");
         }
         let mut is_blind = false;
+        let mut idle_since = None;
         loop {
             let pause = match self.envoy.connections(&self.pages).await {
                 Ok(0) => {
                     is_blind = false;
+                    let since = *idle_since.get_or_insert_with(Instant::now);
                     match self.application {
                         Some(port) if application::listens(port).await => LISTENING,
-                        _ => return,
+                        Some(_) => return,
+                        None if since.elapsed() >= IDLE => return,
+                        None => AGAIN,
                     }
                 }
                 Ok(_) => {
                     is_blind = false;
+                    idle_since = None;
                     AGAIN
                 }
                 Err(error) => {

@@ -52,6 +52,24 @@ impl Envoy {
         self.ask(Method::GET, "/ready").await.map(drop)
     }
 
+    /// Whether Envoy has its stream to the agent.
+    pub(crate) async fn is_connected(self) -> Result<bool, Error> {
+        let path = "/stats?filter=^control_plane.connected_state$";
+        let stats = self.ask(Method::GET, path).await?;
+        Ok(stats.lines().any(|line| line.trim_end().ends_with("connected_state: 1")))
+    }
+
+    /// The names of Envoy's listeners, and how many updates of its configuration it
+    /// rejected last.
+    pub(crate) async fn listeners(self) -> Result<String, Error> {
+        self.ask(Method::GET, "/listeners").await
+    }
+
+    /// How many updates of listeners or clusters Envoy has rejected, and took none since.
+    pub(crate) async fn rejections(self) -> Result<String, Error> {
+        self.ask(Method::GET, "/stats?filter=manager.[lc]ds.update_rejected$").await
+    }
+
     /// Tells clients to go elsewhere, and closes no connection: inbound ones
     /// only, since the application may still need its upstreams. `skip_exit`
     /// keeps releases from 1.37 on from exiting; older ones ignore it.

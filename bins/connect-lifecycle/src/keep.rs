@@ -1,28 +1,33 @@
 //! The registration, kept on the agent for as long as the pod lives.
 //!
-//! What follows what is decided by the machine [`Keep`]; here its steps are
-//! taken. One long poll does three things: it ends at once when the proxy's entry
-//! changes or goes, so that it is registered again; it ends after
-//! [`RENEWAL`], so that the leases are renewed; and it fails when the agent
-//! goes away. Requests follow each other over one kept-alive connection.
+//! The machine [`Keep`] decides what comes next; here its steps are done. One
+//! blocking query does three things: it ends at once when the proxy's entry
+//! changes or goes, so that it is registered again; it ends after [`RENEWAL`], so
+//! that the TTL checks are renewed; and it fails when the agent goes away.
+//! Requests follow each other over one kept-alive connection.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, SystemTime};
 
 use consul::Agent;
 use consul::agent::{Renewed, Watch};
+use consul::answer::AgentService;
 use handoff::Record;
 use lifecycle::keep::Step;
-use lifecycle::{Half, Keep, Outcome, RegisterError, Registered};
-use registration::check::Status;
+use lifecycle::{Entry, Half, Keep, Outcome, RegisterError, Registered, session};
+use registration::check::{Check, Status};
 use registration::pod::{Pair, application_id, lease_id, listener_id};
-use runtime::retry::Backoff;
-use runtime::{Deadline, Failure};
+use runtime::retry::{Backoff, jitter};
+use runtime::{Deadline, Exit, Failure};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::application::{self, Application};
+use crate::envoy::Envoy;
 use crate::pod::Pod;
+use crate::restart::Restart;
 
 /// A third of the lease, so that one lost renewal does not lose the lease.
 const RENEWAL: Duration = Duration::from_secs(10);
@@ -40,11 +45,47 @@ const REGISTER: Duration = Duration::from_secs(30);
 /// How long a login may take, until servers know the token.
 const LOG_IN: Duration = Duration::from_secs(30);
 
-/// A registration that is kept true.
+/// How long the logout of a token that was replaced may take.
+const LOG_OUT: Duration = Duration::from_secs(10);
+
+/// How long Envoy may be without configuration, while the agent answers
+/// otherwise, until its pod is taken out of service: what it has is stale, and
+/// an intention that denies would not be enforced.
+const CUT_OFF: Duration = Duration::from_secs(60);
+
+/// A registration that is kept.
 #[derive(Debug)]
 pub(crate) struct Keeper<'a> {
     pod: &'a Pod,
+    restart: &'a Restart,
+    envoy: Envoy,
     application: Option<Application>,
+    listener: Listener,
+    /// The content hash of the proxy's entry, as it was seen last.
+    hash: String,
+    /// What the agent keeps otherwise than it was sent, by half. It was seen right
+    /// after a registration, so that sending it again would change nothing.
+    accepted: [Vec<&'static str>; 2],
+    is_just_registered: [bool; 2],
+    /// Why it is registered next.
+    reason: String,
+    /// When the ACL token is to be replaced; none if it does not end, or if
+    /// that is not known yet.
+    replace_at: Option<Instant>,
+    is_life_known: bool,
+    /// Since when Envoy is without configuration while the agent answers.
+    refused_since: Option<Instant>,
+    cut_off: Option<String>,
+}
+
+/// Envoy's public listener. The agent looks at it every 10 s, and begins with
+/// critical: whoever knows that it listens says so at once.
+#[derive(Debug)]
+struct Listener {
+    address: Option<SocketAddr>,
+    /// Whether the agent may think that nothing listens.
+    is_due: bool,
+    listens: bool,
 }
 
 /// What goes wrong, and how long to wait before the next try.
@@ -64,16 +105,32 @@ struct Report {
 /// What went wrong in one step.
 struct Wrong {
     failure: Failure,
-    outcome: Outcome<String>,
+    outcome: Outcome,
 }
 
 // === impl Keeper ===
 
 impl<'a> Keeper<'a> {
-    pub(crate) fn new(pod: &'a Pod) -> Self {
-        let port = pod.record.pair.service.port;
-        let application = (port != 0).then(|| Application::on(port));
-        Self { pod, application }
+    pub(crate) fn new(pod: &'a Pod, restart: &'a Restart) -> Self {
+        let Pair { service, proxy } = &pod.record.pair;
+        let application = (service.port != 0).then(|| Application::on(service.port));
+        let address = proxy.address.parse::<IpAddr>().ok();
+        let address = address.map(|ip| (ip, proxy.port).into());
+        Self {
+            pod,
+            restart,
+            envoy: Envoy::at(pod.record.admin),
+            application,
+            listener: Listener { address, is_due: true, listens: false },
+            hash: String::new(),
+            accepted: Default::default(),
+            is_just_registered: [false; 2],
+            reason: String::new(),
+            replace_at: None,
+            is_life_known: false,
+            refused_since: None,
+            cut_off: None,
+        }
     }
 
     /// Keeps the registration until `stop`. A registration that is under way is
@@ -85,10 +142,10 @@ impl<'a> Keeper<'a> {
             Some(_) => Keep::begin_anew(),
             None => Keep::begin(),
         };
+        "its ACL token may be another".clone_into(&mut self.reason);
         let mut trouble = Trouble::none();
         while !stop.is_cancelled() {
             let now = keep.step();
-            let known = keep.known(Half::Proxy).map(String::as_str);
             let done = match now {
                 Step::Register => self.register().await,
                 Step::Pause => Ok(trouble.pause(&stop).await),
@@ -99,10 +156,17 @@ impl<'a> Keeper<'a> {
                 _ => tokio::select! {
                     biased;
                     () = stop.cancelled() => return,
-                    done = self.ask(now, known) => done,
+                    done = self.ask(now) => done,
                 },
             };
-            keep = keep.next(done.unwrap_or_else(|wrong| trouble.note(wrong)));
+            let done = done.unwrap_or_else(|wrong| {
+                // An agent that was away looks at the listener anew, and an Envoy
+                // without it goes on with what it has.
+                self.listener.is_due = true;
+                self.refused_since = None;
+                trouble.note(wrong)
+            });
+            keep = keep.next(done);
             match (now, keep.step()) {
                 (_, Step::Watch) => trouble.is_over(),
                 (Step::Watch, Step::See(_)) => trouble.is_forgotten(),
@@ -112,71 +176,277 @@ impl<'a> Keeper<'a> {
     }
 
     /// The steps that may be cut short.
-    async fn ask(&mut self, step: Step, known: Option<&str>) -> Result<Outcome<String>, Wrong> {
-        let Pod { handoff, record, agent, .. } = self.pod;
-        let outcome = match step {
-            Step::Watch => {
-                let application = self.application.as_mut();
-                tokio::select! {
-                    biased;
-                    seen = see(agent, record, Half::Proxy, known) => seen?,
-                    () = changed(application) => Outcome::Done,
-                }
+    async fn ask(&mut self, step: Step) -> Result<Outcome, Wrong> {
+        match step {
+            Step::Watch => self.watch().await,
+            Step::See(half) => {
+                let there = self.entry(half, None).await?;
+                self.judge(half, there)
             }
-            Step::See(half) => see(agent, record, half, None).await?,
-            Step::Look if handoff.is_buried() => Outcome::Buried,
-            Step::Renew(half) => self.renew(half).await?,
-            Step::LogIn => self.log_in().await?,
-            Step::Look | Step::Register | Step::Pause | Step::End => Outcome::Done,
+            Step::Look if self.pod.handoff.is_buried() => Ok(Outcome::Buried),
+            Step::Renew(half) => self.renew(half).await,
+            Step::LogIn => self.log_in().await,
+            Step::Look | Step::Register | Step::Pause | Step::End => Ok(Outcome::Done),
+        }
+    }
+
+    /// Waits for a change of the proxy's entry, or for something to report.
+    async fn watch(&mut self) -> Result<Outcome, Wrong> {
+        let Pod { record, agent, .. } = self.pod;
+        let id = record.pair.proxy.id();
+        let watch = Watch { hash: self.hash.clone(), wait: RENEWAL };
+        let is_blocking = !self.hash.is_empty();
+        let changes = async {
+            if !is_blocking {
+                // What stands before the agent does not tell the hash.
+                tokio::time::sleep(RENEWAL).await;
+            }
+            agent.service(id, is_blocking.then_some(&watch)).await
         };
+        let replace_at = self.replace_at;
+        let is_due = async {
+            match replace_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let there = tokio::select! {
+            biased;
+            there = changes => there?,
+            () = changed(self.application.as_mut()) => return Ok(Outcome::Done),
+            () = self.listener.opens() => return Ok(Outcome::Done),
+            () = self.restart.changed() => return Ok(Outcome::Done),
+            () = is_due => return Ok(Outcome::NoToken),
+        };
+        self.judge(Half::Proxy, there)
+    }
+
+    async fn entry(
+        &self,
+        half: Half,
+        watch: Option<&Watch>,
+    ) -> Result<Option<AgentService>, consul::Error> {
+        self.pod.agent.service(half.of(&self.pod.record.pair).id(), watch).await
+    }
+
+    /// What an entry on the agent means for the registration.
+    fn judge(&mut self, half: Half, there: Option<AgentService>) -> Result<Outcome, Wrong> {
+        let sent = half.of(&self.pod.record.pair);
+        let Some(there) = there else {
+            "the agent had lost it".clone_into(&mut self.reason);
+            return Ok(Outcome::Missing);
+        };
+        let is_first = std::mem::take(&mut self.is_just_registered[half as usize]);
+        let accepted = &mut self.accepted[half as usize];
+        let outcome = match Entry::of(sent, &there) {
+            Entry::Ours => Outcome::Ours,
+            Entry::Changed(fields) if is_first => {
+                tracing::warn!(
+                    service = sent.id(),
+                    "the agent keeps other values than were sent of: {}",
+                    fields.join(", ")
+                );
+                *accepted = fields;
+                Outcome::Ours
+            }
+            Entry::Changed(fields) if fields == *accepted => Outcome::Ours,
+            Entry::Changed(fields) => {
+                self.reason = format!("others had changed its {}", fields.join(", "));
+                Outcome::Changed
+            }
+            Entry::Foreign(whose) => {
+                let failure = Failure::new(
+                    Exit::Refused,
+                    format_args!(
+                        "id `{}` belongs to {whose}: this pod is not registered",
+                        sent.id()
+                    ),
+                )
+                .hint("rename one of the two, or keep them on different nodes");
+                return Err(Wrong { failure, outcome: Outcome::Foreign });
+            }
+        };
+        if half == Half::Proxy {
+            self.hash = there.content_hash;
+        }
         Ok(outcome)
     }
 
-    async fn register(&self) -> Result<Outcome<String>, Wrong> {
-        let Pod { handoff, record, agent, .. } = self.pod;
+    async fn register(&mut self) -> Result<Outcome, Wrong> {
+        let Pod { handoff, record, agent, session } = self.pod;
         let pair = record.pair.known_to_be(&self.statuses().await);
         match lifecycle::register(handoff, agent, &pair, Deadline::after(REGISTER)).await? {
             Registered::Buried => Ok(Outcome::Buried),
             Registered::Done => {
-                tracing::info!(
-                    proxy = record.pair.proxy.id(),
-                    "registered again: the agent had lost or changed it, or the ACL token is another"
-                );
+                tracing::info!(proxy = record.pair.proxy.id(), "registered again: {}", self.reason);
+                self.is_just_registered = [true; 2];
+                self.listener.is_due = true;
+                if let Some(session) = session {
+                    session.log_out_replaced(Deadline::after(LOG_OUT)).await;
+                }
                 Ok(Outcome::Done)
             }
         }
     }
 
-    /// Has another token, if it is by login that there was one.
-    async fn log_in(&self) -> Result<Outcome<String>, Wrong> {
-        let Some(session) = &self.pod.session else { return Ok(Outcome::Refused) };
-        if !session.renew(Deadline::after(LOG_IN)).await? {
-            // The agent has to forget that it did not find it.
-            return Ok(Outcome::Failed);
+    /// Gets another token: by login, if that is how there was one, else from its
+    /// file, which others may have written.
+    async fn log_in(&mut self) -> Result<Outcome, Wrong> {
+        let Pod { handoff, record, agent, session } = self.pod;
+        let is_due = self.replace_at.is_some_and(|at| at <= Instant::now());
+        if let Some(session) = session {
+            let deadline = Deadline::after(LOG_IN);
+            if is_due {
+                // If it fails, the token is good for a while yet.
+                self.replace_at = Some(Instant::now() + jitter(RENEWAL));
+                session.replace(deadline).await?;
+                "its ACL token was about to end".clone_into(&mut self.reason);
+            } else if session.renew(deadline).await? {
+                "its ACL token was gone".clone_into(&mut self.reason);
+            } else {
+                // The agent has to forget that it did not find it.
+                return Ok(Outcome::Failed);
+            }
+        } else {
+            let token = match &record.agent.token_file {
+                Some(file) if file.exists() => consul::token::read(file)?,
+                _ => None,
+            };
+            if same(token.as_ref(), agent.token().as_ref()) {
+                let failure = Failure::new(Exit::Denied, "the ACL token does not exist")
+                    .hint("it was deleted or has ended: give the pod another one");
+                return Err(Wrong { failure, outcome: Outcome::Refused });
+            }
+            agent.set_token(token);
+            session::settle(handoff, agent)?;
+            "its ACL token is another".clone_into(&mut self.reason);
         }
-        tracing::warn!(
-            "logged in anew, because the ACL token was gone; Envoy keeps what it has, and hears of changes again when its container restarts"
-        );
+        if session.is_some() {
+            tracing::info!("logged in anew: {}", self.reason);
+        }
+        self.replace_at = None;
+        self.is_life_known = false;
+        if !handoff.has_envoy_token() {
+            // It goes on with the old token, which the agent will refuse.
+            self.restart.request();
+        }
         Ok(Outcome::Done)
     }
 
-    /// Renews the lease of one half; with the service's, says how the
-    /// application is.
-    async fn renew(&self, half: Half) -> Result<Outcome<String>, consul::Error> {
+    /// Renews the TTL checks of one half. With the service's, says how the
+    /// application is, and looks at the token; with the proxy's, says that
+    /// Envoy listens, and looks whether it has its configuration.
+    async fn renew(&mut self, half: Half) -> Result<Outcome, Wrong> {
+        match half {
+            Half::Service => {
+                if self.look_at_token().await == Outcome::NoToken {
+                    return Ok(Outcome::NoToken);
+                }
+            }
+            Half::Proxy => {
+                self.look_at_stream().await;
+                // A courtesy: the agent looks itself within 10 s.
+                if let Err(error) = self.say_that_envoy_listens().await {
+                    tracing::debug!("the agent is not told that Envoy listens: {error}");
+                }
+            }
+        }
         for Report { check, status, output } in self.reports(half) {
             if self.pod.agent.update_check(&check, status, &output).await? == Renewed::Unknown {
+                "the agent had lost it".clone_into(&mut self.reason);
                 return Ok(Outcome::Missing);
             }
         }
         Ok(Outcome::Done)
     }
 
+    /// Whether the token is there, and until when. The servers are asked: the agent
+    /// would go on for half a minute with what it remembers. Servers that are
+    /// away are no reason to do anything.
+    async fn look_at_token(&mut self) -> Outcome {
+        let Pod { record, agent, session, .. } = self.pod;
+        if session.is_none() {
+            let file = record.agent.token_file.as_ref().filter(|file| file.exists());
+            let token = file.and_then(|file| consul::token::read(file).ok()).flatten();
+            let is_another = token.is_some() && !same(token.as_ref(), agent.token().as_ref());
+            return if is_another { Outcome::NoToken } else { Outcome::Done };
+        }
+        match agent.own_token().await {
+            Ok(None) => return Outcome::NoToken,
+            Ok(Some(token)) if !self.is_life_known => {
+                self.is_life_known = true;
+                // At about two thirds of its life. Each pod at its own time.
+                self.replace_at = token.life(SystemTime::now()).map(|(life, left)| {
+                    Instant::now() + left.saturating_sub(life / 3 + jitter(life / 10))
+                });
+            }
+            Ok(Some(_)) => {}
+            Err(error) => tracing::debug!("the ACL token is not looked at: {error}"),
+        }
+        Outcome::Done
+    }
+
+    /// Whether Envoy has its stream to the agent, which answers as we know.
+    async fn look_at_stream(&mut self) {
+        let is_connected = match self.envoy.is_connected().await {
+            Ok(is_connected) => is_connected,
+            Err(error) => return tracing::debug!("{error}"),
+        };
+        if is_connected || self.restart.is_under_way() {
+            self.refused_since = None;
+        } else if self.refused_since.is_none() {
+            self.refused_since = Some(Instant::now());
+        }
+        let is_long = self.refused_since.is_some_and(|since| since.elapsed() >= CUT_OFF);
+        if is_long == self.cut_off.is_some() {
+            return;
+        }
+        if is_long {
+            let why = "Envoy gets no configuration from the agent, which answers otherwise: its gRPC port refuses the stream, or is off";
+            tracing::error!(
+                "{why}; the pod is taken out of service; hint: compare the agent's log at `envoy`, its gRPC port and the ACL token"
+            );
+            self.cut_off = Some(why.to_owned());
+        } else {
+            tracing::info!("Envoy gets its configuration again");
+            self.cut_off = None;
+        }
+        if let Err(error) = self.pod.handoff.note_cut_off(self.cut_off.as_deref()) {
+            tracing::warn!("{}", Failure::from(error));
+        }
+    }
+
+    /// Lets the check of the public listener pass, if Envoy listens and the agent
+    /// has not looked yet.
+    async fn say_that_envoy_listens(&mut self) -> Result<(), consul::Error> {
+        if !self.listener.is_due || !self.listener.look().await {
+            return Ok(());
+        }
+        let Pod { record, agent, .. } = self.pod;
+        let proxy = &record.pair.proxy;
+        let id = listener_id(proxy.id());
+        if let Some(check) = proxy.checks.iter().find(|check| check.check_id == id)
+            && agent.check(&id).await?.is_some_and(|there| there.status != "passing")
+        {
+            let passing = Check { status: Some(Status::Passing), ..check.clone() };
+            agent.restart_check(proxy.id(), &passing).await?;
+            tracing::info!(check = id, "told the agent that Envoy listens");
+        }
+        self.listener.is_due = false;
+        Ok(())
+    }
+
     /// What is to be said of one half.
     fn reports(&self, half: Half) -> Vec<Report> {
         let id = half.of(&self.pod.record.pair).id();
-        let lease =
-            Report { check: lease_id(id), status: Status::Passing, output: ALIVE.to_owned() };
-        let mut reports = vec![lease];
+        let (status, output) = if self.restart.is_under_way() {
+            (Status::Critical, "Envoy is restarted with another ACL token".to_owned())
+        } else if let Some(why) = &self.cut_off {
+            (Status::Critical, why.clone())
+        } else {
+            (Status::Passing, ALIVE.to_owned())
+        };
+        let mut reports = vec![Report { check: lease_id(id), status, output }];
         if let (Half::Service, Some(application)) = (half, &self.application) {
             let (status, output) = application.check();
             reports.push(Report { check: application_id(id), status, output });
@@ -187,32 +457,46 @@ impl<'a> Keeper<'a> {
     /// How the checks are that an agent would begin with critical: with the
     /// registration restored, traffic is to be, too. Envoy's listener is looked
     /// at as the agent will do, whose first look may be 10 s away.
-    async fn statuses(&self) -> BTreeMap<String, Status> {
-        let proxy = &self.pod.record.pair.proxy;
+    async fn statuses(&mut self) -> BTreeMap<String, Status> {
         let reports = [Half::Service, Half::Proxy].map(|half| self.reports(half));
         let reports = reports.into_iter().flatten();
         let mut statuses: BTreeMap<_, _> =
             reports.map(|report| (report.check, report.status)).collect();
-        if let Ok(ip) = proxy.address.parse::<IpAddr>()
-            && application::takes_connections((ip, proxy.port).into()).await
-        {
-            statuses.insert(listener_id(proxy.id()), Status::Passing);
+        if self.listener.look().await {
+            statuses.insert(listener_id(self.pod.record.pair.proxy.id()), Status::Passing);
         }
         statuses
     }
 }
 
-/// The content hash of a half's entry. If it is known, the answer comes when it
-/// changes, or after [`RENEWAL`].
-async fn see(
-    agent: &Agent,
-    record: &Record,
-    half: Half,
-    known: Option<&str>,
-) -> Result<Outcome<String>, consul::Error> {
-    let watch = known.map(|hash| Watch { hash: hash.to_owned(), wait: RENEWAL });
-    let entry = agent.service(half.of(&record.pair).id(), watch.as_ref()).await?;
-    Ok(entry.map_or(Outcome::Missing, |entry| Outcome::Found(entry.content_hash)))
+// === impl Listener ===
+
+impl Listener {
+    async fn look(&mut self) -> bool {
+        self.listens = match self.address {
+            Some(address) => application::takes_connections(address).await,
+            None => false,
+        };
+        self.listens
+    }
+
+    /// Waits until it listens, if the agent is to be told that.
+    async fn opens(&mut self) {
+        if !self.is_due || self.listens || self.address.is_none() {
+            return std::future::pending().await;
+        }
+        while !self.look().await {
+            tokio::time::sleep(OPENING).await;
+        }
+    }
+}
+
+/// How often a listener is looked at that is not open yet: Envoy needs some
+/// hundreds of milliseconds.
+const OPENING: Duration = Duration::from_millis(50);
+
+fn same(one: Option<&SecretString>, other: Option<&SecretString>) -> bool {
+    one.map(SecretString::expose_secret) == other.map(SecretString::expose_secret)
 }
 
 /// The same words at each renewal: a change would be written to the catalog.
@@ -248,9 +532,9 @@ impl Trouble {
     }
 
     /// Says each cause of a row of failures once; the next tries say the same.
-    fn note(&mut self, wrong: Wrong) -> Outcome<String> {
+    fn note(&mut self, wrong: Wrong) -> Outcome {
         let Wrong { failure, outcome } = wrong;
-        self.is_refusal = outcome == Outcome::Refused;
+        self.is_refusal = matches!(outcome, Outcome::Refused | Outcome::Foreign);
         let cause = failure.to_string();
         if self.cause.as_ref() != Some(&cause) {
             tracing::warn!("{cause}");
@@ -260,7 +544,7 @@ impl Trouble {
     }
 
     /// Waits before the next try, longer each time.
-    async fn pause(&mut self, stop: &CancellationToken) -> Outcome<String> {
+    async fn pause(&mut self, stop: &CancellationToken) -> Outcome {
         let pause = if self.is_refusal {
             REFUSED
         } else {

@@ -7,8 +7,10 @@
 //! - [`keep`]: the registration, kept on the agent
 //! - [`application`]: whether the application listens
 //! - [`deregister`]: the registration, taken back; also the preStop hook
+//! - [`end`]: how a pod ends, within one budget
 //! - [`drain`]: Envoy, ended when nothing is in flight
 //! - [`ready`]: whether Envoy is ready; the hold on the application's start
+//! - [`restart`]: Envoy, restarted in place with another ACL token
 //! - [`wait`]: a command that runs while the proxy does, for Jobs
 //! - [`merge`]: Envoy's and the application's metrics on one page
 //! - [`child`]: a child process, and the orphans of the container
@@ -19,11 +21,13 @@ mod args;
 mod child;
 mod deregister;
 mod drain;
+mod end;
 mod envoy;
 mod keep;
 mod merge;
 mod pod;
 mod ready;
+mod restart;
 mod run;
 mod wait;
 

@@ -15,7 +15,7 @@ use crate::args::HandoffArgs;
 /// container again if it fails.
 const LOG_IN: Duration = Duration::from_secs(60);
 
-/// How long a logout may take at the end.
+/// How long a logout may take if the login was for nothing.
 const LOG_OUT: Duration = Duration::from_secs(2);
 
 /// One service of the pod, as connect-init left it.
@@ -44,6 +44,8 @@ impl Pod {
     /// even if whoever logged in was killed before the bootstrap had it.
     pub(crate) async fn revive(&self, signals: &mut Signals) -> Result<(), Failure> {
         self.handoff.unbury()?;
+        self.handoff.note_ready(false)?;
+        self.handoff.note_cut_off(None)?;
         let Some(session) = &self.session else { return Ok(()) };
         if self.agent.token().is_some() {
             return session.settle();
@@ -54,15 +56,15 @@ impl Pod {
             Ok(Err(failure)) => failure,
             Err(cut) => cut.failure(deadline),
         };
-        self.log_out().await;
+        self.log_out(Deadline::after(LOG_OUT)).await;
         Err(failure)
     }
 
     /// Logs out, if it was by login that there is a token. Nothing is asked of
     /// the agent after that.
-    pub(crate) async fn log_out(&self) {
+    pub(crate) async fn log_out(&self, deadline: Deadline) {
         if let Some(session) = &self.session
-            && let Err(failure) = session.close(Deadline::after(LOG_OUT)).await
+            && let Err(failure) = session.close(deadline).await
         {
             tracing::warn!("{failure}");
         }

@@ -1,6 +1,7 @@
 //! The sidecar's main process, from Envoy's start to its end.
 
-use std::pin::pin;
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
@@ -12,17 +13,22 @@ use tokio_util::sync::CancellationToken;
 use crate::args::RunArgs;
 use crate::child::{self, Child};
 use crate::drain::{self, Busy};
+use crate::end::{self, Budget};
 use crate::envoy::Envoy;
 use crate::keep::{self, Keeper};
 use crate::merge::{Merge, Source};
 use crate::pod::Pod;
+use crate::restart::Restart;
+
+/// How long connections may take to end before Envoy is restarted in place.
+const RESTART: Duration = Duration::from_secs(10);
 
 /// Runs Envoy, keeps it registered, and ends it well.
 ///
-/// Asked to end, it deregisters early, drains late, quits last and logs out. The exit code
-/// is then 0, and so it is if Envoy was asked to end: by `/quitquitquit` or a
-/// signal, which are its only ways to status 0. If it ends by itself, the exit
-/// code is Envoy's.
+/// Asked to end, it deregisters and drains side by side, quits Envoy and logs
+/// out. The exit code is then 0, and so it is if Envoy was asked to end: by
+/// `/quitquitquit` or a signal, which are its only ways to status 0. If it ends
+/// by itself, the exit code is Envoy's.
 pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
     let RunArgs {
         handoff,
@@ -33,6 +39,7 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
         service_metrics_path,
         command,
     } = args;
+    let command = with_drain_strategy(command);
     let pod = Pod::open(handoff)?;
     pod.revive(&mut signals).await?;
     if let Some((port, application)) = merged_metrics_port.zip(service_metrics_port) {
@@ -43,16 +50,38 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
     }
     let mut child = Child::spawn(&command)?;
     let stop = CancellationToken::new();
-    let mut keeper = Box::pin(Keeper::new(&pod).keep(stop.clone()));
+    let restart = Restart::default();
+    let mut keeper = Box::pin(Keeper::new(&pod, &restart).keep(stop.clone()));
+    let port = pod.record.pair.service.port;
+    let busy = Busy {
+        envoy: Envoy::at(pod.record.admin),
+        pages: pages(&pod.handoff),
+        application: (port != 0).then_some(port),
+    };
 
-    let ended = tokio::select! {
-        biased;
-        status = child.end() => Some(status),
-        signal = signals.next() => {
-            tracing::info!("{signal}: ending");
-            None
+    let ended = loop {
+        tokio::select! {
+            biased;
+            status = child.end() => break Some(status),
+            signal = signals.next() => {
+                tracing::info!("{signal}: ending");
+                break None;
+            }
+            () = &mut keeper => break None, // it ends only when it is told to
+            () = restart.requested() => {}
         }
-        () = &mut keeper => None, // it ends only when it is told to
+        tracing::info!("Envoy is restarted in place, so that it has the new ACL token");
+        tokio::select! {
+            biased;
+            signal = signals.next() => {
+                tracing::info!("{signal}: ending");
+                break None;
+            }
+            _status = drain::restart(&busy, &mut child, Deadline::after(RESTART)) => {}
+            () = &mut keeper => break None,
+        }
+        child = Child::spawn(&command)?;
+        restart.is_done();
     };
     match ended {
         Some(status) if status.success() => tracing::info!("Envoy was asked to end: ending"),
@@ -63,34 +92,22 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
         None => {}
     }
     stop.cancel();
-    let Pod { handoff, record, agent, .. } = &pod;
-    let deadline = Deadline::after(deregister_timeout);
-    let mut deregister = pin!(lifecycle::deregister(handoff, agent, &record.pair, deadline));
-    // A registration that is under way is brought to its end meanwhile: it has the lock.
-    let deregistered = tokio::select! {
-        done = &mut deregister => done,
-        () = &mut keeper => deregister.await,
-    };
-    // With it goes the lock, which another process may wait for.
-    drop(keeper);
-    if let Err(leftovers) = deregistered {
-        tracing::warn!("{}", Failure::from(leftovers));
-    }
-    if ended.is_none() {
-        let hurry = async {
-            signals.next().await;
-        };
-        let port = record.pair.service.port;
-        let busy = Busy {
-            envoy: Envoy::at(record.admin),
-            pages: pages(handoff),
-            application: (port != 0).then_some(port),
-        };
-        let status = drain::end(busy, &mut child, Deadline::after(drain_timeout), hurry).await;
-        tracing::info!(%status, "Envoy ended");
-    }
-    pod.log_out().await;
+    let child = ended.is_none().then_some(child);
+    let budget = Budget::new(&pod.handoff, drain_timeout, deregister_timeout);
+    end::end(&pod, busy, child, keeper, budget, &mut signals).await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Envoy's command, with the drain strategy by which all clients are told at once
+/// to go elsewhere, unless it has one: by default Envoy tells them over ten minutes.
+fn with_drain_strategy(mut command: Vec<OsString>) -> Vec<OsString> {
+    let is_envoy = command.first().and_then(|program| Path::new(program).file_name());
+    let is_envoy = is_envoy.is_some_and(|name| name == "envoy");
+    let is_given = command.iter().any(|arg| arg.to_string_lossy().starts_with("--drain-strategy"));
+    if is_envoy && !is_given {
+        command.extend(["--drain-strategy".into(), "immediate".into()]);
+    }
+    command
 }
 
 /// The ports of the pages that Envoy serves itself, such as its metrics, by the
@@ -122,6 +139,28 @@ async fn report_death(pod: &Pod, status: ExitStatus) {
         Ok(Err(error)) => tracing::warn!("{error}"),
         Err(_) => {
             tracing::warn!("the agent did not answer in time: the lease runs out in its place");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// P9, P42: clients are told at once.
+    #[test]
+    fn envoy_drains_at_once_unless_its_command_says_otherwise() {
+        let with = |command: &str| {
+            let words = command.split(' ').map(OsString::from).collect();
+            let words = with_drain_strategy(words);
+            let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+            words.join(" ")
+        };
+        assert_eq!(with("/bin/envoy -c f"), "/bin/envoy -c f --drain-strategy immediate");
+        for command in
+            ["envoy --drain-strategy gradual", "envoy --drain-strategy=gradual", "sh -c x"]
+        {
+            assert_eq!(with(command), command);
         }
     }
 }

@@ -11,7 +11,7 @@ use runtime::{Deadline, Exit, Failure, Signals, signal};
 
 use crate::args::WaitArgs;
 use crate::child::{self, Child};
-use crate::envoy::Envoy;
+use crate::envoy::{self, Envoy};
 use crate::ready;
 
 /// How long a sidecar is asked to end.
@@ -27,19 +27,44 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// user who can't read the hand-off files; and nothing is lost by it, because
 /// the application is gone already.
 pub(crate) async fn run(args: WaitArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let WaitArgs { admin_bind, timeout, quit, command } = args;
-    let envoy = Envoy::at(admin_bind);
-    let ready = until_ready(envoy, Deadline::after(timeout), &mut signals).await;
+    let WaitArgs { admin_bind, timeout, go_on_without, quit, command } = args;
+    let envoys: Vec<Envoy> = admin_bind.into_iter().map(Envoy::at).collect();
+    let deadline = Deadline::after(timeout);
+    let mut ready = Ok(());
+    let mut has_sidecar = true;
+    for envoy in &envoys {
+        if let Some(patience) = go_on_without
+            && tokio::time::timeout(patience, until_there(*envoy)).await.is_err()
+        {
+            tracing::warn!("no sidecar runs: the command is started without one");
+            has_sidecar = false;
+            break;
+        }
+        ready = until_ready(*envoy, deadline, &mut signals).await;
+        if ready.is_err() {
+            break;
+        }
+    }
     let outcome = match ready.and_then(|()| Child::spawn(&command)) {
         Ok(child) => Ok(attend(child, &mut signals).await),
         Err(failure) => Err(failure),
     };
     // Also if there never was a command: a sidecar alone would keep the pod.
-    if quit {
+    if quit && has_sidecar {
         let was_asked_to_end = matches!(outcome, Ok((_, true)));
-        end_sidecar(envoy, if was_asked_to_end { Duration::ZERO } else { QUIT }).await;
+        let patience = if was_asked_to_end { Duration::ZERO } else { QUIT };
+        for envoy in envoys {
+            end_sidecar(envoy, patience).await;
+        }
     }
     outcome.map(|(code, _)| code)
+}
+
+/// Waits until Envoy answers, ready or not.
+async fn until_there(envoy: Envoy) {
+    while let Err(envoy::Error::Connect(..)) = envoy.ready().await {
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 /// Waits for Envoy.

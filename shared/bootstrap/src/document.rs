@@ -94,7 +94,14 @@ fn document(input: &Input, parts: Parts) -> Value {
                     "initial_metadata": [
                         { "key": METADATA_KEY, "value": input.xds.token.expose() },
                     ],
-                    "envoy_grpc": { "cluster_name": LOCAL_AGENT },
+                    "envoy_grpc": {
+                        "cluster_name": LOCAL_AGENT,
+                        // Envoy is back within seconds after the agent is: by
+                        // default its pauses grow to half a minute.
+                        "retry_policy": {
+                            "retry_back_off": { "base_interval": "0.2s", "max_interval": "2s" },
+                        },
+                    },
                 },
             },
         },

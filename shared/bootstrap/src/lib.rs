@@ -41,7 +41,7 @@ pub use input::{
     Admin, ClientCertificate, Input, Prometheus, PrometheusCa, PrometheusTls, Proxy, Token, Xds,
     XdsAddress,
 };
-pub use token::replace_token;
+pub use token::{WATCHES_TOKEN, replace_token, token_secret, watch_token};
 
 #[cfg(test)]
 mod tests;

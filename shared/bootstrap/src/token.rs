@@ -1,9 +1,93 @@
-//! Another ACL token in a document that is there.
+//! The ACL token in a document: another one, or a file that Envoy watches.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::cluster::LOCAL_AGENT;
 
 /// The metadata by which Envoy gives its token to the agent.
 pub(crate) const METADATA_KEY: &str = "x-consul-token";
+
+/// The name under which Envoy asks for the token.
+pub(crate) const SECRET: &str = "consul-token";
+
+/// The first minor release of Envoy 1 of which it was shown that
+/// `credential_injector` works as an upstream filter of the xDS cluster.
+pub const WATCHES_TOKEN: u32 = 36;
+
+/// What the file holds from which Envoy reads its token: a secret of Envoy's
+/// secret discovery service, by file.
+pub fn token_secret(token: &str) -> Value {
+    json!({
+        "resources": [{
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            "name": SECRET,
+            "generic_secret": { "secret": { "inline_string": token } },
+        }],
+    })
+}
+
+/// Lets Envoy read its token from a file, which holds what [`token_secret`] makes,
+/// and read it again when another is moved there. Returns whether the document
+/// is one of ours, in which that can be done: one by a template of the user's
+/// keeps the token where it is.
+///
+/// Source: Envoy's "Credential injector" page, and `SdsSecretConfig`.
+pub fn watch_token(document: &mut Value, file: &str) -> bool {
+    let Some(services) = document.pointer("/dynamic_resources/ads_config/grpc_services") else {
+        return false;
+    };
+    let metadata = services["initial_metadata"].as_array();
+    if !metadata.is_some_and(|list| list.len() == 1 && list[0]["key"] == METADATA_KEY) {
+        return false;
+    }
+    let clusters = document.pointer_mut("/static_resources/clusters").and_then(Value::as_array_mut);
+    let agent = clusters.into_iter().flatten().find(|cluster| cluster["name"] == LOCAL_AGENT);
+    let options = agent.and_then(|cluster| {
+        let options = cluster.get_mut("typed_extension_protocol_options")?;
+        options.get_mut("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")?.as_object_mut()
+    });
+    let Some(options) = options else { return false };
+    options.insert("http_filters".to_owned(), injector(file));
+    let services = document.pointer_mut("/dynamic_resources/ads_config/grpc_services");
+    if let Some(services) = services.and_then(Value::as_object_mut) {
+        services.remove("initial_metadata");
+    }
+    true
+}
+
+/// The filters of the cluster: the one that adds the token, and the one that
+/// must come last.
+fn injector(file: &str) -> Value {
+    json!([
+        {
+            "name": "envoy.filters.http.credential_injector",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.credential_injector.v3.CredentialInjector",
+                "overwrite": true,
+                "credential": {
+                    "name": "envoy.http.injected_credentials.generic",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.http.injected_credentials.generic.v3.Generic",
+                        "credential": {
+                            "name": SECRET,
+                            "sds_config": {
+                                "path_config_source": { "path": file },
+                                "resource_api_version": "V3",
+                            },
+                        },
+                        "header": METADATA_KEY,
+                    },
+                },
+            },
+        },
+        {
+            "name": "envoy.filters.http.upstream_codec",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec",
+            },
+        },
+    ])
+}
 
 /// Puts another ACL token in the place of each that a document has; how many
 /// there were. A document by a template of the user's may have it anywhere.
@@ -28,6 +112,21 @@ pub fn replace_token(document: &mut Value, token: &str) -> usize {
 mod tests {
     use super::*;
     use crate::{Input, Token, XdsAddress};
+
+    #[test]
+    fn a_token_that_envoy_watches_is_not_in_the_document() {
+        let agent = XdsAddress::Tcp(([10, 0, 0, 1], 8502).into());
+        let mut input = Input::new("web-sidecar-proxy", "web", agent);
+        input.xds.token = Token::new("s3cret");
+        let mut document = crate::render(&input, &|_| None).unwrap();
+        assert!(watch_token(&mut document, "/d/token.json"));
+        let text = document.to_string();
+        assert!(text.contains("/d/token.json") && !text.contains("s3cret"), "{text}");
+        assert!(token_secret("s3cret").to_string().contains("s3cret"));
+        // There is nothing to put it into any more, nor in what a template made.
+        assert!(!watch_token(&mut document, "/d/other.json"));
+        assert!(!watch_token(&mut json!({"static_resources": {"clusters": []}}), "/d"));
+    }
 
     #[test]
     fn another_token_is_all_that_changes() {

@@ -4,6 +4,7 @@
 //! Auth Method", and "ACL Token HTTP API", "Read Self Token".
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use reqwest::Method;
 use secrecy::{ExposeSecret, SecretString};
@@ -55,6 +56,63 @@ fn refuses_proof(words: &str) -> bool {
     INVALID_PROOF.iter().any(has) && !NOT_YET.iter().any(has)
 }
 
+/// What is read of a token: when it was made, and when it ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct OwnToken {
+    /// When it was made (RFC 3339).
+    pub create_time: String,
+    /// When it ends (RFC 3339); none: never.
+    pub expiration_time: Option<String>,
+}
+
+// === impl OwnToken ===
+
+impl OwnToken {
+    /// How long it lives in all, and how long yet by this machine's clock; none
+    /// if it never ends. What the clock says is kept within the token's life.
+    pub fn life(&self, now: SystemTime) -> Option<(Duration, Duration)> {
+        let end = seconds(self.expiration_time.as_deref()?)?;
+        let life = u64::try_from(end.checked_sub(seconds(&self.create_time)?)?).ok()?;
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let left = end.saturating_sub(i64::try_from(now).unwrap_or(i64::MAX));
+        let left = u64::try_from(left).unwrap_or(0).min(life);
+        Some((Duration::from_secs(life), Duration::from_secs(left)))
+    }
+}
+
+/// Seconds since 1970 of an RFC 3339 time, such as `2026-11-25T14:36:22.2Z`.
+fn seconds(time: &str) -> Option<i64> {
+    let (date, rest) = time.split_once(['T', 't'])?;
+    let mut date = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let clock = rest.get(..8)?;
+    let mut clock = clock.splitn(3, ':').map(|part| part.parse::<i64>().ok());
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    let zone = rest.get(8..)?.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
+    let offset = match zone.split_at_checked(1) {
+        Some(("Z" | "z", "")) => 0,
+        Some((sign @ ("+" | "-"), zone)) => {
+            let (hours, minutes) = zone.split_once(':')?;
+            let offset = hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60;
+            if sign == "+" { offset } else { -offset }
+        }
+        _ => return None,
+    };
+    if !(0..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Days from a March that begins the year, so that the leap day ends it.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * year + year.div_euclid(4) - year.div_euclid(100)
+        + year.div_euclid(400)
+        + (153 * month + 2) / 5
+        + day
+        - 1
+        - 719_468;
+    Some(days * 86_400 + hour * 3600 + minute * 60 + second - offset)
+}
+
 impl Agent {
     /// Logs in: creates a token, which exists until it is logged out or expires.
     ///
@@ -93,6 +151,15 @@ impl Agent {
         match self.call(Method::POST, "/v1/acl/logout").done().await {
             Ok(()) => Ok(LoggedOut::Done),
             Err(error) if error.is_unknown_token() => Ok(LoggedOut::WasUnknown),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the token that requests carry; none if there is no such token.
+    pub async fn own_token(&self) -> Result<Option<OwnToken>, Error> {
+        match self.call(Method::GET, "/v1/acl/token/self").query("stale", "true").answer().await {
+            Ok(token) => Ok(Some(token)),
+            Err(error) if error.is_unknown_token() => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -140,5 +207,26 @@ mod tests {
         ] {
             assert!(!refuses_proof(words), "{words}");
         }
+    }
+
+    #[test]
+    fn a_token_tells_how_long_it_lives_yet() {
+        let token = OwnToken {
+            create_time: "2026-11-25T14:32:31.98+00:00".to_owned(),
+            expiration_time: Some("2026-11-25T15:33:31.123456789+01:00".to_owned()),
+        };
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let end = 1_795_617_211;
+        let life = Duration::from_secs(60);
+        assert_eq!(token.life(at(end - 20)), Some((life, Duration::from_secs(20))));
+        // Clocks that differ.
+        assert_eq!(token.life(at(end + 9000)), Some((life, Duration::ZERO)));
+        assert_eq!(token.life(at(end - 9000)), Some((life, life)));
+        assert_eq!(OwnToken { expiration_time: None, ..token.clone() }.life(at(end)), None);
+        for text in ["", "2026", "2026-11-25", "2026-11-25T14:32", "2026-13-25T14:32:31Z", "é"] {
+            assert_eq!(seconds(text), None, "{text}");
+        }
+        assert_eq!(seconds("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(seconds("2000-02-29T00:00:01Z"), Some(951_782_401));
     }
 }

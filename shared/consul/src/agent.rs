@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use certificate::Validity;
 use registration::Service;
-use registration::check::Status;
+use registration::check::{Check, Status};
 use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use reqwest::tls::TlsInfo;
 use reqwest::{Method, Response};
@@ -279,6 +279,38 @@ impl Agent {
             Err(error) if error.is_unknown_check() => Ok(Renewed::Unknown),
             Err(error) => Err(error),
         }
+    }
+
+    /// A check by its id; none if the agent does not have it.
+    pub async fn check(&self, id: &str) -> Result<Option<AgentCheck>, Error> {
+        // Not all of them: a node may have hundreds.
+        let filter = format!("CheckID == {id:?}");
+        let call = self.call(Method::GET, "/v1/agent/checks").query("filter", &filter);
+        let mut checks: BTreeMap<String, AgentCheck> = call.answer().await?;
+        Ok(checks.remove(id))
+    }
+
+    /// Makes a service's check again, so that it starts with the status that it
+    /// brings: a check that the agent has keeps its own.
+    pub async fn restart_check(&self, service_id: &str, check: &Check) -> Result<(), Error> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            #[serde(rename = "ID")]
+            id: &'a str,
+            #[serde(rename = "ServiceID")]
+            service_id: &'a str,
+            #[serde(flatten)]
+            check: Check,
+        }
+        let id = &check.check_id;
+        let path = format!("/v1/agent/check/deregister/{}", segment(id));
+        match self.call(Method::PUT, &path).done().await {
+            Ok(()) | Err(Error { cause: Cause::NotFound(_), .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let body =
+            Body { id, service_id, check: Check { check_id: String::new(), ..check.clone() } };
+        self.call(Method::PUT, "/v1/agent/check/register").json(&body).done().await
     }
 
     /// What the agent says of itself. With ACLs on, it takes `agent:read`.

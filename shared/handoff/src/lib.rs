@@ -20,6 +20,7 @@ pub mod record;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use runtime::file::{WriteError, write_whole};
 use serde_json::Value;
@@ -57,7 +58,7 @@ impl Handoff {
         self.own("registration", ".json")
     }
 
-    /// What Envoy starts from. It holds the ACL token.
+    /// What Envoy starts from. It may hold the ACL token.
     pub fn bootstrap(&self) -> PathBuf {
         self.own("envoy-bootstrap", ".json")
     }
@@ -70,6 +71,56 @@ impl Handoff {
     /// Removes the ACL token's file; one that is not there is fine.
     pub fn remove_token(&self) -> Result<(), WriteError> {
         remove(&self.token())
+    }
+
+    /// The ACL token as Envoy reads it, and reads again when it changes.
+    pub fn envoy_token(&self) -> PathBuf {
+        self.own("envoy-acl-token", ".json")
+    }
+
+    /// Whether an Envoy that starts from the bootstrap reads its token from a file.
+    pub fn has_envoy_token(&self) -> bool {
+        self.envoy_token().exists()
+    }
+
+    /// Writes the ACL token as Envoy reads it.
+    pub fn write_envoy_token(&self, document: &Value) -> Result<(), WriteError> {
+        write_whole(&self.envoy_token(), 0o600, format!("{document}\n").as_bytes())
+    }
+
+    /// Removes the token that Envoy reads: the bootstrap has its own.
+    pub fn remove_envoy_token(&self) -> Result<(), WriteError> {
+        remove(&self.envoy_token())
+    }
+
+    /// Whether the sidecar was ready since its container began.
+    pub fn was_ready(&self) -> bool {
+        self.own("ready", "").exists()
+    }
+
+    /// Notes that the sidecar was ready, or that its container begins.
+    pub fn note_ready(&self, ready: bool) -> Result<(), WriteError> {
+        let path = self.own("ready", "");
+        if ready { write_whole(&path, 0o600, io::empty()) } else { remove(&path) }
+    }
+
+    /// Why Envoy gets no configuration although the agent answers; none if it does.
+    pub fn cut_off(&self) -> Option<String> {
+        std::fs::read_to_string(self.own("cut-off", "")).ok()
+    }
+
+    /// Notes that Envoy gets no configuration, and why, or that it does.
+    pub fn note_cut_off(&self, why: Option<&str>) -> Result<(), WriteError> {
+        let path = self.own("cut-off", "");
+        match why {
+            Some(why) => write_whole(&path, 0o600, why.as_bytes()),
+            None => remove(&path),
+        }
+    }
+
+    /// When the registration was taken back for good; none if it was not.
+    pub fn buried_at(&self) -> Option<SystemTime> {
+        std::fs::metadata(self.tombstone()).and_then(|file| file.modified()).ok()
     }
 
     fn tombstone(&self) -> PathBuf {
@@ -112,8 +163,8 @@ impl Handoff {
 
     /// Writes what Envoy starts from.
     pub fn write_bootstrap(&self, document: &Value) -> Result<(), WriteError> {
-        // It holds the ACL token.
-        write_whole(&self.bootstrap(), 0o640, format!("{document:#}\n").as_bytes())
+        // It may hold the ACL token.
+        write_whole(&self.bootstrap(), 0o600, format!("{document:#}\n").as_bytes())
     }
 
     /// Takes away the files that a process was writing when it was killed. To
@@ -132,6 +183,9 @@ impl Handoff {
     /// Notes that the registration is taken back for good: from now on nobody
     /// makes it again. The note survives a crash.
     pub fn bury(&self) -> Result<(), WriteError> {
+        if self.tombstone().is_file() {
+            return Ok(()); // the first sign counts
+        }
         write_whole(&self.tombstone(), 0o640, io::empty())
     }
 

@@ -51,7 +51,7 @@ impl Deregister {
 
     /// What follows when that went so.
     #[must_use]
-    pub fn next<H>(self, outcome: &Outcome<H>) -> Self {
+    pub fn next(self, outcome: Outcome) -> Self {
         let done = matches!(outcome, Outcome::Done);
         match self.step {
             Step::Bury => Self { step: Step::Lock, whole: done },

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use consul::Agent;
+use consul::error::Cause;
+use consul::{Agent, Error};
 use handoff::Handoff;
 use handoff::lock::{Lock, LockError};
 use registration::pod::Pair;
@@ -12,7 +13,7 @@ use runtime::{Deadline, Failure, retry};
 use super::deregister::Step;
 use super::error::Stays;
 use super::register::Ending;
-use super::{Deregister, Half, Leftovers, Outcome, Register, RegisterError, TakeBack};
+use super::{Deregister, Entry, Half, Leftovers, Outcome, Register, RegisterError, TakeBack};
 
 /// What became of an attempt to register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +23,6 @@ pub enum Registered {
     /// They were taken back for good: nothing was registered.
     Buried,
 }
-
-/// How an act went. The content hash of an entry does not matter here.
-type Went = Outcome<()>;
 
 /// One registration or deregistration under way.
 struct Drive<'a> {
@@ -77,7 +75,7 @@ pub async fn register(
                 return Err(failure.expect("it ends so only when an act failed"));
             }
         };
-        step = step.next(&done.unwrap_or_else(|error| {
+        step = step.next(done.unwrap_or_else(|error| {
             let outcome = Outcome::failed(error.is_transient());
             failure = Some(error);
             outcome
@@ -124,7 +122,7 @@ impl<'a> Drive<'a> {
         let mut others = Vec::new();
         loop {
             let done = match machine.step() {
-                Step::Bury => self.handoff.bury().map(|()| Went::Done).map_err(Failure::from),
+                Step::Bury => self.handoff.bury().map(|()| Outcome::Done).map_err(Failure::from),
                 Step::Lock => {
                     // A registration under way is waited for, but not until no time is left.
                     let half = Deadline::after(self.deadline.left() / 2);
@@ -136,66 +134,71 @@ impl<'a> Drive<'a> {
                     return Err(Leftovers { services: self.left(), others });
                 }
             };
-            machine = machine.next(&done.unwrap_or_else(|failure| {
+            machine = machine.next(done.unwrap_or_else(|failure| {
                 others.push(failure);
-                Went::Failed
+                Outcome::Failed
             }));
         }
     }
 
-    async fn lock(&mut self, deadline: Deadline) -> Result<Went, LockError> {
+    async fn lock(&mut self, deadline: Deadline) -> Result<Outcome, LockError> {
         self.lock = Some(self.handoff.lock(deadline).await?);
-        Ok(Went::Done)
+        Ok(Outcome::Done)
     }
 
-    fn look(&self) -> Went {
-        if self.handoff.is_buried() { Went::Buried } else { Went::Done }
+    fn look(&self) -> Outcome {
+        if self.handoff.is_buried() { Outcome::Buried } else { Outcome::Done }
     }
 
-    async fn put(&self, half: Half) -> Result<Went, RegisterError> {
-        let done = self.agent.register(half.of(self.pair)).await;
-        done.map(|()| Went::Done).map_err(match half {
+    async fn put(&self, half: Half) -> Result<Outcome, RegisterError> {
+        // Whoever else has checks on it, such as an operator's maintenance, keeps them.
+        let done = self.agent.register_keeping_checks(half.of(self.pair)).await;
+        done.map(|()| Outcome::Done).map_err(match half {
             Half::Service => RegisterError::Agent,
             Half::Proxy => RegisterError::Proxy,
         })
     }
 
-    async fn undo(&self) -> Went {
+    async fn undo(&self) -> Outcome {
         let id = self.pair.service.id();
         match self.agent.deregister(id).await {
             Ok(_) => {
                 tracing::info!(service = id, "taken back, because its proxy was refused");
-                Went::Done
+                Outcome::Done
             }
             Err(error) => {
                 tracing::warn!(service = id, "cannot be taken back: {error}");
-                Went::failed(error.is_transient())
+                Outcome::failed(error.is_transient())
             }
         }
     }
 
-    async fn take_back(&mut self, step: TakeBack) -> Went {
+    async fn take_back(&mut self, step: TakeBack) -> Outcome {
         let (half, done) = match step {
-            TakeBack::Delete(half, left) => {
+            TakeBack::Look(half, left) => {
                 self.removal.share =
                     Deadline::after(self.deadline.left() / left.to_be_tried_from(half));
-                (half, self.in_time(self.delete(half)).await)
+                (half, self.in_time(self.is_ours(half)).await)
             }
+            TakeBack::Delete(half, _) => (half, self.in_time(self.delete(half)).await),
             TakeBack::Confirm(half, _) => (half, self.in_time(self.is_gone(half)).await),
             TakeBack::Pause(_) => return self.pause().await,
-            TakeBack::End { .. } => return Went::Done,
+            TakeBack::End { .. } => return Outcome::Done,
         };
         self.removal.note(half, done)
     }
 
-    async fn in_time(&self, act: impl Future<Output = Result<Went, Stays>>) -> Result<Went, Stays> {
+    async fn in_time(
+        &self,
+        act: impl Future<Output = Result<Outcome, Stays>>,
+    ) -> Result<Outcome, Stays> {
         let share = self.removal.share.left();
         tokio::time::timeout(share, act).await.unwrap_or(Err(Stays::Unanswered))
     }
 
-    async fn delete(&self, half: Half) -> Result<Went, Stays> {
+    async fn delete(&self, half: Half) -> Result<Outcome, Stays> {
         self.agent.deregister(half.of(self.pair).id()).await?;
-        Ok(Went::Done)
+        Ok(Outcome::Done)
     }
 
     /// What is left on the agent, and why: what was refused comes first.
@@ -205,23 +208,45 @@ impl<'a> Drive<'a> {
         self.removal.stays.into_iter().map(|(half, stays)| (id(half), stays)).collect()
     }
 
-    async fn is_gone(&self, half: Half) -> Result<Went, Stays> {
-        let id = half.of(self.pair).id();
-        match self.agent.service(id, None).await? {
+    async fn is_ours(&self, half: Half) -> Result<Outcome, Stays> {
+        let sent = half.of(self.pair);
+        let there = match self.agent.service(sent.id(), None).await {
+            // The look is a courtesy: what we can't read is taken as ours.
+            Err(Error { cause: Cause::Garbage(_), .. }) => return Ok(Outcome::Ours),
+            there => there?,
+        };
+        Ok(match there {
+            None => Outcome::Missing,
+            Some(there) => match Entry::of(sent, &there) {
+                Entry::Ours | Entry::Changed(_) => Outcome::Ours,
+                Entry::Foreign(whose) => {
+                    tracing::warn!(service = sent.id(), "left alone: it is {whose} by now");
+                    Outcome::Foreign
+                }
+            },
+        })
+    }
+
+    async fn is_gone(&self, half: Half) -> Result<Outcome, Stays> {
+        let sent = half.of(self.pair);
+        match self.agent.service(sent.id(), None).await? {
             None => {
-                tracing::info!(service = id, "deregistered");
-                Ok(Went::Missing)
+                tracing::info!(service = sent.id(), "deregistered");
+                Ok(Outcome::Missing)
+            }
+            Some(there) if matches!(Entry::of(sent, &there), Entry::Foreign(_)) => {
+                Ok(Outcome::Foreign)
             }
             Some(_) => Err(Stays::StillThere),
         }
     }
 
-    async fn pause(&mut self) -> Went {
+    async fn pause(&mut self) -> Outcome {
         let pause = self.removal.pauses.next().unwrap_or(retry::NODE_AGENT.longest);
         tokio::select! {
             biased;
-            () = self.deadline.passed() => Went::Failed,
-            () = tokio::time::sleep(pause) => Went::Done,
+            () = self.deadline.passed() => Outcome::Failed,
+            () = tokio::time::sleep(pause) => Outcome::Done,
         }
     }
 }
@@ -230,15 +255,15 @@ impl<'a> Drive<'a> {
 
 impl Removal {
     /// Remembers why a half is still there, for as long as it is.
-    fn note(&mut self, half: Half, done: Result<Went, Stays>) -> Went {
+    fn note(&mut self, half: Half, done: Result<Outcome, Stays>) -> Outcome {
         let before = self.stays.iter().position(|(stays, _)| *stays == half);
         let before = before.map(|place| self.stays.remove(place).1);
         let (went, stays) = match done {
-            Ok(Went::Missing) => return Went::Missing,
+            Ok(gone @ (Outcome::Missing | Outcome::Foreign)) => return gone,
             Ok(went) => (went, before),
             // A try that was cut short says less than the one before it.
-            Err(Stays::Unanswered) => (Went::Failed, before.or(Some(Stays::Unanswered))),
-            Err(stays) => (Went::failed(stays.is_transient()), Some(stays)),
+            Err(Stays::Unanswered) => (Outcome::Failed, before.or(Some(Stays::Unanswered))),
+            Err(stays) => (Outcome::failed(stays.is_transient()), Some(stays)),
         };
         self.stays.extend(stays.map(|stays| (half, stays)));
         went

@@ -9,7 +9,8 @@
 //! - [`register`]: service and proxy are registered, [`Register`]
 //! - [`take_back`]: both are taken off the agent, [`TakeBack`]
 //! - [`deregister`]: the registration is taken back, [`Deregister`]
-//! - [`keep`]: the registration is kept true, [`Keep`]
+//! - [`keep`]: the registration is kept, [`Keep`]
+//! - [`entry`]: whether an entry on the agent is ours, [`Entry`]
 //! - [`drive`]: the acts, done: [`register()`], [`retract`] and [`deregister()`];
 //!   `connect-lifecycle` drives [`Keep`]
 //! - [`session`]: the ACL token of a registration: login and logout, [`Session`]
@@ -17,6 +18,7 @@
 
 pub mod deregister;
 pub mod drive;
+pub mod entry;
 pub mod error;
 pub mod keep;
 pub mod register;
@@ -28,6 +30,7 @@ use registration::pod::Pair;
 
 pub use deregister::Deregister;
 pub use drive::{Registered, deregister, register, retract};
+pub use entry::Entry;
 pub use error::{Leftovers, RegisterError};
 pub use keep::Keep;
 pub use register::Register;
@@ -43,16 +46,19 @@ pub enum Half {
     Proxy,
 }
 
-/// How an act went. Of a content hash (`H`) a machine knows only whether it is
-/// another one.
+/// How an act went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome<H> {
+pub enum Outcome {
     /// It is done, or nothing was in the way.
     Done,
     /// There is a tombstone.
     Buried,
-    /// The agent has the entry, with that content hash.
-    Found(H),
+    /// The agent has the entry as we sent it.
+    Ours,
+    /// The agent has the entry, but others have changed it.
+    Changed,
+    /// The agent has another pod's entry under this id.
+    Foreign,
     /// The agent has no such entry, or no such check.
     Missing,
     /// There is no such ACL token, or the agent has not heard of it yet.
@@ -77,7 +83,7 @@ impl Half {
 
 // === impl Outcome ===
 
-impl<H> Outcome<H> {
+impl Outcome {
     /// How an act went that failed.
     pub fn failed(is_transient: bool) -> Self {
         if is_transient { Self::Failed } else { Self::Refused }

@@ -45,7 +45,7 @@ impl Register {
 
     /// The step that follows when the act of this one went so.
     #[must_use]
-    pub fn next<H>(self, outcome: &Outcome<H>) -> Self {
+    pub fn next(self, outcome: Outcome) -> Self {
         match (self, outcome) {
             (Self::Lock, Outcome::Done) => Self::LookFirst,
             (Self::LookFirst, Outcome::Buried) => Self::End(Ending::Buried),

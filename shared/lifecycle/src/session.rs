@@ -9,7 +9,7 @@
 mod bearer;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use consul::acl::{self, LoggedOut};
@@ -33,6 +33,8 @@ pub struct Session {
     login: Login,
     /// Held while a login is under way.
     under_way: Arc<Mutex<()>>,
+    /// Tokens that were replaced, and are to be logged out once nothing uses them.
+    replaced: Arc<RwLock<Vec<SecretString>>>,
 }
 
 /// Why there is no token.
@@ -54,7 +56,13 @@ impl Session {
     /// A session with that agent, whose token is in the folder. Nothing is
     /// asked yet.
     pub fn new(agent: &Agent, handoff: &Handoff, login: Login) -> Self {
-        Self { agent: agent.clone(), handoff: handoff.clone(), login, under_way: Arc::default() }
+        Self {
+            agent: agent.clone(),
+            handoff: handoff.clone(),
+            login,
+            under_way: Arc::default(),
+            replaced: Arc::default(),
+        }
     }
 
     /// How its token is had.
@@ -103,27 +111,37 @@ impl Session {
         Ok(is_another)
     }
 
-    /// Puts the token into what Envoy starts from, if that has another one: the
-    /// Envoy that starts next is to have it, too.
-    pub fn settle(&self) -> Result<(), Failure> {
-        let path = self.handoff.bootstrap();
-        let unusable = |error: &dyn std::fmt::Display| {
-            Failure::new(
-                Exit::Failure,
-                format_args!("cannot put the new ACL token into {}: {error}", path.display()),
-            )
-            .hint("let connect-init write it again")
-        };
-        let text = std::fs::read(&path).map_err(|error| unusable(&error))?;
-        let mut document: Value =
-            serde_json::from_slice(&text).map_err(|error| unusable(&error))?;
-        let before = document.clone();
-        let token = self.agent.token().unwrap_or_default();
-        bootstrap::replace_token(&mut document, token.expose_secret());
-        if document != before {
-            self.handoff.write_bootstrap(&document)?;
+    /// Logs in again although the token is good: it is about to end. The old one
+    /// is logged out by [`Self::log_out_replaced`], once nothing uses it.
+    pub async fn replace(&self, deadline: Deadline) -> Result<(), Failure> {
+        let old = self.agent.token();
+        self.log_in(deadline).await?;
+        self.replaced.write().unwrap_or_else(PoisonError::into_inner).extend(old);
+        self.await_known(deadline).await?;
+        self.settle()
+    }
+
+    /// Logs out tokens that were replaced. One that can't be ends by itself.
+    pub async fn log_out_replaced(&self, deadline: Deadline) {
+        let replaced =
+            std::mem::take(&mut *self.replaced.write().unwrap_or_else(PoisonError::into_inner));
+        for token in replaced {
+            let agent = self.agent.apart();
+            agent.set_token(Some(token));
+            let attempt = || agent.log_out();
+            match retry::until(deadline, retry::NODE_AGENT, Error::is_transient, attempt).await {
+                Ok(_) => tracing::debug!("logged out the ACL token that was replaced"),
+                Err(stopped) => tracing::warn!(
+                    "the ACL token that was replaced is left until it ends: {}",
+                    stopped.failure(deadline)
+                ),
+            }
         }
-        Ok(())
+    }
+
+    /// Gives the token to Envoy.
+    pub fn settle(&self) -> Result<(), Failure> {
+        settle(&self.handoff, &self.agent)
     }
 
     /// Closes it: logs out, and removes the token. One that is gone is fine.
@@ -137,6 +155,7 @@ impl Session {
                 format_args!("the login with auth method `{}` was still under way", self.login.auth_method),
             )),
         };
+        self.log_out_replaced(deadline).await;
         if self.agent.token().is_none() {
             return waited;
         }
@@ -224,7 +243,7 @@ impl Session {
     /// One login, up to the token's being in its file. It goes on if nobody
     /// waits for it any more.
     async fn attempt(&self) -> Result<(), LoginError> {
-        let Self { agent, handoff, login, under_way } = self;
+        let Self { agent, handoff, login, under_way, .. } = self;
         let (agent, file, login) = (agent.clone(), handoff.token(), login.clone());
         let guard = Arc::clone(under_way).lock_owned().await;
         let work = tokio::spawn(async move {
@@ -280,6 +299,32 @@ impl Session {
 
 /// How long servers may take to tell each other of a token without a warning.
 const REPLICATED: Duration = Duration::from_secs(1);
+
+/// Gives the agent's token to Envoy: into the file that Envoy watches, if there
+/// is one, else into the bootstrap, for the Envoy that starts next.
+pub fn settle(handoff: &Handoff, agent: &Agent) -> Result<(), Failure> {
+    let token = agent.token().unwrap_or_default();
+    if handoff.has_envoy_token() {
+        handoff.write_envoy_token(&bootstrap::token_secret(token.expose_secret()))?;
+        return Ok(());
+    }
+    let path = handoff.bootstrap();
+    let unusable = |error: &dyn std::fmt::Display| {
+        Failure::new(
+            Exit::Failure,
+            format_args!("cannot put the new ACL token into {}: {error}", path.display()),
+        )
+        .hint("let connect-init write it again")
+    };
+    let text = std::fs::read(&path).map_err(|error| unusable(&error))?;
+    let mut document: Value = serde_json::from_slice(&text).map_err(|error| unusable(&error))?;
+    let before = document.clone();
+    bootstrap::replace_token(&mut document, token.expose_secret());
+    if document != before {
+        handoff.write_bootstrap(&document)?;
+    }
+    Ok(())
+}
 
 /// Servers do not know the token.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,6 @@
 //! Proxy and service are taken off the agent: each is tried even if the other
-//! fails, and again while there is time.
+//! fails, and again while there is time. An entry that has become another pod's
+//! stays.
 
 use super::{Half, Outcome};
 
@@ -7,6 +8,8 @@ use super::{Half, Outcome};
 /// gone and not refused either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TakeBack {
+    /// Look whether this half is ours.
+    Look(Half, Left),
     /// Deregister this half.
     Delete(Half, Left),
     /// Look whether this half is gone: with ACLs, an older agent says that it
@@ -35,19 +38,29 @@ pub struct Left {
 impl TakeBack {
     /// The first step.
     pub fn begin() -> Self {
-        Self::Delete(Half::Proxy, Left { proxy: true, service: true, refused: false })
+        Self::Look(Half::Proxy, Left { proxy: true, service: true, refused: false })
     }
 
     /// The step that follows when the act of this one went so.
     #[must_use]
-    pub fn next<H>(self, outcome: &Outcome<H>) -> Self {
+    pub fn next(self, outcome: Outcome) -> Self {
         match (self, outcome) {
+            // An agent that does not let us look may let us delete.
+            (
+                Self::Look(half, left),
+                Outcome::Ours | Outcome::Changed | Outcome::Refused | Outcome::NoToken,
+            ) => Self::Delete(half, left),
             (Self::Delete(half, left), Outcome::Done) => Self::Confirm(half, left),
-            (Self::Confirm(half, left), Outcome::Missing) => left.without(half).after(half),
+            (
+                Self::Look(half, left) | Self::Confirm(half, left),
+                Outcome::Missing | Outcome::Foreign,
+            ) => left.without(half).after(half),
             (Self::Delete(half, left) | Self::Confirm(half, left), Outcome::Refused) => {
                 Left { refused: true, ..left.without(half) }.after(half)
             }
-            (Self::Delete(half, left) | Self::Confirm(half, left), _) => left.after(half),
+            (Self::Look(half, left) | Self::Delete(half, left) | Self::Confirm(half, left), _) => {
+                left.after(half)
+            }
             (Self::Pause(left), Outcome::Done) => left.first(),
             (Self::Pause(_), _) => Self::End { gone: false },
             (Self::End { .. }, _) => self,
@@ -77,13 +90,13 @@ impl Left {
     /// without a service would.
     fn first(self) -> TakeBack {
         let half = if self.proxy { Half::Proxy } else { Half::Service };
-        TakeBack::Delete(half, self)
+        TakeBack::Look(half, self)
     }
 
     /// Once this half was tried.
     fn after(self, half: Half) -> TakeBack {
         if half == Half::Proxy && self.service {
-            TakeBack::Delete(Half::Service, self)
+            TakeBack::Look(Half::Service, self)
         } else if self.proxy || self.service {
             TakeBack::Pause(self)
         } else {

@@ -24,6 +24,12 @@ pub struct Backoff {
 pub const NODE_AGENT: Backoff =
     Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(3) };
 
+/// A random time of up to that, so that the pods of a cluster do not do at once
+/// what each has to do at times.
+pub fn jitter(longest: Duration) -> Duration {
+    longest.mul_f64(fastrand::f64())
+}
+
 /// Why there is no result.
 #[derive(Debug)]
 pub enum Stopped<E> {

@@ -301,6 +301,17 @@ impl ScriptedAgent {
         self
     }
 
+    /// Restarts with its data: what it looks at itself begins critical again.
+    pub fn restart(&self) {
+        self.shared.change(|state| state.model.restart());
+    }
+
+    /// Lets ACL tokens end, by what the agent tells of them; none: never.
+    pub fn tokens_end(&self, seconds: Option<u64>) -> &Self {
+        self.shared.change(|state| state.model.token_life = seconds);
+        self
+    }
+
     /// Lets somebody else deregister a service.
     pub fn remove(&self, id: &str) {
         self.shared.change(|state| state.model.deregister(id));

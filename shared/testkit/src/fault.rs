@@ -30,6 +30,10 @@ pub enum Route {
     Roots,
     /// The agent's checks are read.
     Checks,
+    /// A check is registered by itself.
+    RegisterCheck,
+    /// A check is deregistered by itself.
+    DeregisterCheck,
     /// An ACL token is made by login.
     Login,
     /// The ACL token of the request is deleted.
@@ -114,6 +118,8 @@ impl Route {
             ("PUT", ["v1", "agent", "service", "deregister", _]) => Some(Self::Deregister),
             ("GET", ["v1", "agent", "service", _]) => Some(Self::Service),
             ("PUT", ["v1", "agent", "check", "update", _]) => Some(Self::Update),
+            ("PUT", ["v1", "agent", "check", "register"]) => Some(Self::RegisterCheck),
+            ("PUT", ["v1", "agent", "check", "deregister", _]) => Some(Self::DeregisterCheck),
             ("GET", ["v1", "config", _, _]) => Some(Self::Config),
             ("GET", ["v1", "agent", "self"]) => Some(Self::AgentSelf),
             ("GET", ["v1", "status", "leader"]) => Some(Self::Leader),

@@ -19,6 +19,9 @@ pub struct Model {
     /// The ACL tokens; none if ACLs are off.
     pub(crate) tokens: Option<BTreeSet<String>>,
     logins: usize,
+    /// How many seconds tokens live. By a client's clock they have ended long ago,
+    /// so that each is to be replaced at once.
+    pub(crate) token_life: Option<u64>,
     /// Central configuration entries, by kind and name.
     pub(crate) entries: BTreeMap<(String, String), Value>,
     /// What central configuration adds to every proxy's own.
@@ -55,6 +58,7 @@ impl Model {
             checks: BTreeMap::new(),
             tokens: None,
             logins: 0,
+            token_life: None,
             entries: BTreeMap::new(),
             proxy_config: Map::new(),
             about: about(),
@@ -102,7 +106,13 @@ impl Model {
                 }
                 Answer::words(200, "true")
             }
-            Some(Route::TokenSelf) => Answer::json(&json!({"SecretID": request.token})),
+            Some(Route::TokenSelf) => Answer::json(&json!({
+                "SecretID": request.token,
+                "CreateTime": "1970-01-01T00:00:00Z",
+                "ExpirationTime": self.token_life.map(|life| {
+                    format!("1970-01-01T{:02}:{:02}:{:02}Z", life / 3600, life / 60 % 60, life % 60)
+                }),
+            })),
             Some(Route::Register) => self.register(request),
             Some(Route::Deregister) => {
                 self.deregister(&id);
@@ -122,6 +132,11 @@ impl Model {
             Some(Route::Leader) => Answer::json(&json!("127.0.0.1:8300")),
             Some(Route::Roots) => Answer::json(&json!({"ActiveRootID": "root-1", "Roots": []})),
             Some(Route::Checks) => Answer::json(&self.checks()),
+            Some(Route::RegisterCheck) => self.register_check(request),
+            Some(Route::DeregisterCheck) => {
+                self.checks.remove(&id);
+                Answer::done()
+            }
             Some(Route::Any) | None => Answer::words(404, ""),
         }
     }
@@ -232,7 +247,39 @@ impl Model {
         let mut checks = checks.and_then(Value::as_array).into_iter().flatten();
         checks
             .find(|check| check["CheckID"] == check_id)
-            .map_or(Value::Null, |check| check["Name"].clone())
+            .and_then(|check| check["Name"].as_str())
+            .unwrap_or_default()
+            .into()
+    }
+
+    fn register_check(&mut self, request: &Request) -> Answer {
+        let check = request.json();
+        let text = |key: &str| check[key].as_str().unwrap_or_default().to_owned();
+        let service = text("ServiceID");
+        if !self.services.contains_key(&service) {
+            return Answer::words(500, &format!("ServiceID \"{service}\" does not exist"));
+        }
+        let status = match check["Status"].as_str() {
+            Some(status) => status.to_owned(),
+            None => "critical".to_owned(),
+        };
+        let has_ttl = check["TTL"].is_string();
+        // One that is there stays as it is.
+        self.checks.entry(text("ID")).or_insert(Check {
+            service,
+            has_ttl,
+            status,
+            output: String::new(),
+        });
+        Answer::done()
+    }
+
+    /// Restarts with its data: checks that it makes itself begin critical again,
+    /// others are as they were.
+    pub(crate) fn restart(&mut self) {
+        for check in self.checks.values_mut().filter(|check| !check.has_ttl) {
+            "critical".clone_into(&mut check.status);
+        }
     }
 
     fn update(&mut self, id: &str, request: &Request) -> Answer {

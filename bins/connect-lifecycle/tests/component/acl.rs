@@ -126,7 +126,7 @@ fn a_token_that_somebody_else_deleted_is_had_anew_and_registered_with() {
     await_alive(&agent);
     assert_eq!(agent.tokens(), tokens(&["token-1"]));
     assert_has_token(&pod, "token-1");
-    sidecar.await_log("logged in anew");
+    sidecar.await_log("registered again: its ACL token was gone");
     assert!(!sidecar.log().contains("token-1"), "{}", sidecar.log());
 }
 
@@ -195,4 +195,59 @@ fn the_hook_leaves_the_token_to_envoy() {
     pod.deregister(&[]).code(0);
     assert_nothing_left(&agent);
     assert_eq!(agent.tokens(), tokens(&["token-0"]));
+}
+
+/// P1, P40: a token that ends leaves Envoy without configuration.
+#[test]
+fn a_token_is_replaced_before_it_ends_and_envoy_reads_it_from_its_file() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20)).tokens_end(Some(3600));
+    let pod = pod(&agent);
+    pod.write("envoy-acl-token.json", "{}");
+    let mut sidecar = pod.run();
+    for id in [SERVICE, PROXY] {
+        agent.until("a registration with another token", |state| {
+            let mut requests = state.requests.iter();
+            let is_it = |request: &&testkit::Request| {
+                request.path.ends_with("/service/register")
+                    && request.id().as_deref() == Some(id)
+                    && request.token.as_deref() == Some("token-1")
+            };
+            requests.find(is_it).map(drop)
+        });
+    }
+    agent.tokens_end(None);
+    // The one that was replaced is not left.
+    agent.await_that("the first token to be logged out", |state| {
+        state.requests.iter().any(|request| {
+            request.path.ends_with("/logout") && request.token.as_deref() == Some("token-0")
+        })
+    });
+    assert!(pod.read("envoy-acl-token.json").unwrap().contains("token-"));
+    assert!(!sidecar.log().contains("restarted in place"), "{}", sidecar.log());
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_eq!(agent.tokens(), tokens(&[]));
+}
+
+/// P2: a token that was deleted, and another that is put into its file.
+#[test]
+fn a_static_token_is_read_again_from_its_file() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = pod(&agent);
+    let mut record: serde_json::Value =
+        serde_json::from_str(&pod.read("registration.json").unwrap()).unwrap();
+    record["login"] = serde_json::Value::Null;
+    pod.write("registration.json", &record.to_string());
+    pod.write("envoy-acl-token.json", "{}");
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    agent.have_token("token-9");
+    pod.write("acl-token", "token-9");
+    for id in [SERVICE, PROXY] {
+        let register = agent.await_request(Route::Register.of(id));
+        assert_eq!(register.token.as_deref(), Some("token-9"), "{id}");
+    }
+    assert!(pod.read("envoy-acl-token.json").unwrap().contains("token-9"));
 }

@@ -19,8 +19,10 @@ fn the_proxy_goes_first_and_both_are_seen_to_be_gone() {
     assert_eq!(
         asked,
         [
+            (get.clone(), id(PROXY)),
             (put.clone(), id(PROXY)),
             (get.clone(), id(PROXY)),
+            (get.clone(), id(SERVICE)),
             (put, id(SERVICE)),
             (get, id(SERVICE))
         ]
@@ -39,25 +41,25 @@ fn the_tombstone_is_written_before_anything_is_sent() {
     assert_eq!(hook.end(), Some(0));
 }
 
-/// Three ways in which an agent says that it has no such service.
 #[test]
-fn what_the_agent_does_not_know_is_gone() {
-    let unknown = [
-        Fault::Status(
-            404,
-            "Unknown service ID \"web-0-web\". Ensure that the service ID is passed, not the service name.",
-        ),
-        Fault::Status(500, "Unknown service {\"web-0-web\" {}}"),
-        Fault::Status(200, ""),
-    ];
-    for fault in unknown {
-        let agent = ScriptedAgent::start();
-        let pod = Pod::of(&agent);
-        agent.wipe();
-        agent.fault(Route::Deregister, fault, Times::Always);
-        pod.deregister(&[]).code(0);
-        assert_eq!(agent.asked(Route::Deregister).len(), 2);
-    }
+fn what_the_agent_does_not_have_is_gone() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    agent.wipe();
+    pod.deregister(&[]).code(0);
+    assert!(agent.asked(Route::Deregister).is_empty());
+}
+
+/// P14: the other pod of this name would be out of service.
+#[test]
+fn an_entry_that_is_another_pods_by_now_is_left_alone() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let other = json!({"ID": SERVICE, "Name": "web", "Address": "10.0.0.8"});
+    agent.seed(other);
+    pod.deregister(&[]).code(0).says(&["left alone", "10.0.0.8"]);
+    assert!(agent.services().contains_key(SERVICE));
+    assert!(!agent.services().contains_key(PROXY));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::pod::{
 };
 
 const DRAIN: &str = "POST /drain_listeners?inboundonly&graceful&skip_exit";
-const COUNT: &str = "GET /stats";
+const COUNT: &str = "GET /stats?usedonly";
 const QUIT: &str = "POST /quitquitquit";
 
 /// Pain 7, 9, 10: deregister early, drain late, quit last.
@@ -36,14 +36,18 @@ fn sigterm_deregisters_then_drains_and_quits_when_no_connection_is_left() {
 
     assert!(pod.is_buried());
     assert_nothing_left(&agent);
-    let order = [
+    // Side by side.
+    let deregistered = [
         agent.await_request(Route::Deregister.of(PROXY)).at,
         agent.await_request(Route::Deregister.of(SERVICE)).at,
+        pod.envoy.await_asked(QUIT).at,
+    ];
+    let drained = [
         pod.envoy.await_asked(DRAIN).at,
         pod.envoy.await_asked(COUNT).at,
         pod.envoy.await_asked(QUIT).at,
     ];
-    assert!(order.is_sorted(), "{order:?}");
+    assert!(deregistered.is_sorted() && drained.is_sorted(), "{deregistered:?} {drained:?}");
 }
 
 /// Pain 18: termination always takes the whole grace period.
@@ -55,7 +59,9 @@ fn an_idle_pod_ends_after_one_look() {
     await_alive(&agent);
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
-    let asked: Vec<_> = pod.envoy.asked().into_iter().map(|asked| asked.what).collect();
+    let mut asked: Vec<_> = pod.envoy.asked().into_iter().map(|asked| asked.what).collect();
+    // The heartbeat looks, too.
+    asked.retain(|what| !what.contains("connected_state"));
     assert_eq!(asked.len(), 3, "{asked:?}");
 }
 
@@ -332,4 +338,22 @@ fn an_envoy_that_is_not_there_is_reported() {
     sidecar.await_log("cannot start `/nonexistent/envoy`");
     sidecar.await_log("hint: check the image");
     assert!(agent.requests().is_empty());
+}
+
+/// P6: an agent that restarts while the pod ends.
+#[test]
+fn deregistration_goes_on_beside_the_drain_until_it_is_confirmed() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.envoy.has_connections(1);
+    let mut sidecar = pod.run_with(&["--drain-timeout", "10m"]);
+    await_alive(&agent);
+    agent.stop_listening();
+    sidecar.signal(Signal::SIGTERM);
+    pod.envoy.await_asked(COUNT);
+    agent.listen_again();
+    agent.await_that("nothing to be left", |state| state.model.services().is_empty());
+    assert!(sidecar.is_running());
+    pod.envoy.has_connections(0);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
 }

@@ -38,6 +38,9 @@ struct State {
     refuses_drain: bool,
     refuses_to_count: bool,
     connections: u32,
+    is_cut_off: bool,
+    rejected: u32,
+    listener: u16,
     asked: Vec<Asked>,
     process: Option<ChildStdin>,
     is_over: bool,
@@ -71,6 +74,27 @@ impl FakeEnvoy {
     /// It waits for its configuration, or has it.
     pub(crate) fn is_ready(&self, ready: bool) {
         self.shared.lock().is_starting = !ready;
+    }
+
+    /// The agent refuses its stream, or takes it again.
+    pub(crate) fn is_cut_off(&self, is_cut_off: bool) {
+        self.shared.lock().is_cut_off = is_cut_off;
+    }
+
+    /// It has rejected so many updates.
+    pub(crate) fn has_rejected(&self, rejected: u32) {
+        self.shared.lock().rejected = rejected;
+    }
+
+    /// The same, with its public listener on that port.
+    pub(crate) fn on(self, port: u16) -> Self {
+        self.listens_on(port);
+        self
+    }
+
+    /// It listens on that port.
+    pub(crate) fn listens_on(&self, port: u16) {
+        self.shared.lock().listener = port;
     }
 
     /// It knows nothing of draining.
@@ -162,6 +186,15 @@ impl State {
             "POST /drain_listeners" if self.refuses_drain => (404, "invalid path\n".to_owned()),
             "POST /drain_listeners" => (200, "OK\n".to_owned()),
             "GET /stats/prometheus" => (200, "# TYPE envoy_up gauge\nenvoy_up 1\n".to_owned()),
+            "GET /stats" if what.contains("connected_state") => {
+                let is_connected = u8::from(!self.is_cut_off);
+                (200, format!("control_plane.connected_state: {is_connected}\n"))
+            }
+            "GET /stats" if what.contains("update_rejected") => {
+                let rejected = self.rejected;
+                (200, format!("listener_manager.lds.update_rejected: {rejected}\n"))
+            }
+            "GET /listeners" => (200, format!("public_listener::10.0.0.7:{}\n", self.listener)),
             "GET /stats" if self.refuses_to_count => (503, "later\n".to_owned()),
             "GET /stats" => {
                 let count = self.connections;

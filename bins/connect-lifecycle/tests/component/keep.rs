@@ -290,11 +290,76 @@ fn central_configuration_that_changes_does_no_harm() {
     await_sleep(&agent);
     agent.forget_requests();
     agent.proxy_config("protocol", "http");
-    agent.await_request(Route::Register.of(PROXY));
     // With the new content hash.
     await_sleep(&agent);
+    assert!(agent.asked(Route::Register).is_empty());
     agent.forget_requests();
     agent.wipe();
     await_alive(&agent);
     assert_eq!(agent.asked(Route::Register.of(PROXY)).len(), 1);
+}
+
+/// P45: an agent that restarts with its data takes the listener for closed until
+/// its first look, which may be 10 s away.
+#[test]
+fn an_agent_that_restarts_is_told_at_once_that_envoy_listens() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_public_listener(&agent, &port);
+    let _listener = port.listen();
+    let sidecar = pod.run();
+    let is_passing = || {
+        agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
+    };
+    is_passing();
+    assert!(agent.asked(Route::Register).is_empty());
+    agent.stop_listening();
+    agent.restart();
+    sidecar.await_log("connection refused");
+    agent.listen_again();
+    is_passing();
+    assert!(agent.asked(Route::Register).is_empty());
+}
+
+/// P46: the first traffic comes when Envoy listens, not when the agent looks next.
+#[test]
+fn the_agent_is_told_when_envoy_begins_to_listen() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_public_listener(&agent, &port);
+    let _sidecar = pod.run();
+    await_sleep(&agent);
+    assert_eq!(agent.check(LISTENER).unwrap().status, "critical");
+    let _listener = port.listen();
+    agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
+}
+
+/// P14: another pod of this name, in another namespace, on this node.
+#[test]
+fn an_entry_that_becomes_another_pods_is_neither_renewed_nor_replaced() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let sidecar = pod.run();
+    await_sleep(&agent);
+    agent.forget_requests();
+    for id in [SERVICE, PROXY] {
+        agent.seed(serde_json::json!({"ID": id, "Name": "web", "Address": "10.0.0.8"}));
+    }
+    sidecar.await_log("belongs to a service at 10.0.0.8");
+    assert!(agent.asked(Route::Register).is_empty() && agent.asked(Route::Update).is_empty());
+}
+
+/// nomad#4537: an operator's maintenance is a check, too.
+#[test]
+fn what_is_registered_again_keeps_the_checks_of_others() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let _sidecar = pod.run();
+    await_sleep(&agent);
+    agent.forget_requests();
+    let mut changed = agent.services()[PROXY].clone();
+    changed["Tags"] = serde_json::json!(["other"]);
+    agent.seed(changed);
+    let register = agent.await_request(Route::Register.of(PROXY));
+    assert_eq!(register.query_value("replace-existing-checks"), None);
 }

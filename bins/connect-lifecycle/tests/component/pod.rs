@@ -69,7 +69,7 @@ impl Pod {
                 "LocalServiceAddress": "127.0.0.1", "LocalServicePort": port,
             },
         });
-        let envoy = FakeEnvoy::start();
+        let envoy = FakeEnvoy::start().on(listener);
         let pod = Self { folder: tempfile::tempdir().unwrap(), envoy, service, proxy };
         pod.write("registration.json", &pod.record(agent, pod.envoy.admin()).to_string());
         pod.register(agent);

@@ -2,19 +2,44 @@
 
 use std::net::SocketAddr;
 
-use testkit::ScriptedAgent;
 use testkit::process::Signal;
+use testkit::{Port, ScriptedAgent};
 
-use crate::pod::Pod;
+use crate::pod::{LISTENER, Pod, await_alive};
 
+/// P45, P46, P50, I37: ready means that Consul would send traffic here.
 #[test]
-fn a_probe_tells_whether_envoy_is_ready() {
+fn a_probe_tells_why_no_traffic_would_come_and_later_only_that_envoy_serves() {
     let agent = ScriptedAgent::start();
-    let pod = Pod::of(&agent);
-    pod.ready(&[]).code(0);
+    let port = Port::keep();
+    let pod = Pod::with_public_listener(&agent, &port);
+    pod.ready(&[]).code(1).says(&["web-0-web-lease", "critical"]);
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    pod.ready(&[]).code(1).says(&["sidecar-proxy-listener", "critical"]);
+    let _listener = port.listen();
+    agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
     pod.envoy.is_ready(false);
     pod.ready(&[]).code(1).says(&["503", "PRE_INITIALIZING", "hint:", "gRPC port"]);
-    assert!(agent.requests().is_empty());
+    pod.envoy.is_ready(true);
+    pod.envoy.has_rejected(1);
+    pod.ready(&[]).code(1).says(&["rejected", "lds.update_rejected: 1"]);
+    pod.envoy.has_rejected(0);
+    pod.envoy.listens_on(2);
+    pod.ready(&[]).code(1).says(&["no listener on port"]);
+    pod.envoy.listens_on(port.address().port());
+    pod.envoy.is_cut_off(true);
+    pod.ready(&[]).code(1).says(&["no connection to the agent's gRPC port", "gRPC is on"]);
+    pod.envoy.is_cut_off(false);
+    pod.ready(&["--serving"]).code(1).says(&["web-0-web-application"]);
+    pod.ready(&[]).code(0);
+    // An agent that is away makes no ready pod unready.
+    agent.stop_listening();
+    pod.envoy.is_cut_off(true);
+    pod.ready(&[]).code(0);
+    // One that refuses Envoy's stream for long does.
+    pod.write("cut-off", "the agent refuses the stream");
+    pod.ready(&[]).code(1).says(&["the agent refuses the stream"]);
 }
 
 #[test]
@@ -31,8 +56,12 @@ fn an_envoy_that_is_not_there_is_not_ready() {
 #[test]
 fn the_hold_lasts_until_envoy_is_ready() {
     let agent = ScriptedAgent::start();
-    let pod = Pod::of(&agent);
+    let port = Port::keep();
+    let pod = Pod::with_public_listener(&agent, &port);
     pod.envoy.is_ready(false);
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    let _listener = port.listen();
     let mut hold = pod.start_ready();
     let looks = || pod.envoy.asked().len();
     testkit::process::await_that("several looks", || looks() > 2);
@@ -49,7 +78,7 @@ fn the_hold_lets_go_in_the_end_with_a_warning() {
     pod.envoy.is_ready(false);
     pod.ready(&["--wait", "200ms"]).code(0).says(&[
         "WARN",
-        "Envoy was not ready within 200ms",
+        "the sidecar was not ready within 200ms",
         "PRE_INITIALIZING",
     ]);
 }

@@ -76,7 +76,9 @@ fn the_sidecar_ends_after_the_command() {
         assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
         assert!(pod.is_buried());
         assert_nothing_left(&agent);
-        let asked: Vec<_> = pod.envoy.asked().into_iter().map(|asked| asked.what).collect();
+        let mut asked: Vec<_> = pod.envoy.asked().into_iter().map(|asked| asked.what).collect();
+        // The heartbeat looks, too.
+        asked.retain(|what| !what.starts_with("GET /stats"));
         assert_eq!(asked, ["GET /ready", QUIT]);
     }
 }
@@ -140,4 +142,29 @@ fn a_sidecar_that_is_gone_takes_nothing_from_the_commands_exit_code() {
     drop(file);
     assert_eq!(job.end(), Some(3), "{}", job.log());
     job.await_log("cannot tell the sidecar to end");
+}
+
+/// P12, linkerd2#8758: a Job that runs with and without a sidecar.
+#[test]
+fn a_command_goes_on_without_a_sidecar_if_told_so() {
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_connect-lifecycle"));
+    program.env_clear().args(["wait", "--admin-bind", "127.0.0.1:1", "--quit"]);
+    program.args(["--go-on-without", "50ms", "--", "/bin/sh", "-c", "exit 7"]);
+    testkit::Outcome::of(program).code(7).says(&["no sidecar runs"]);
+}
+
+/// P11: a Job of two services.
+#[test]
+fn all_sidecars_end_after_the_command() {
+    let agents = [ScriptedAgent::start(), ScriptedAgent::start()];
+    let pods = [Pod::of(&agents[0]), Pod::of(&agents[1])];
+    let mut sidecars = [pods[0].run(), pods[1].run()];
+    agents.iter().for_each(await_alive);
+    let admins = format!("{},{}", pods[0].envoy.admin(), pods[1].envoy.admin());
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_connect-lifecycle"));
+    program.env_clear().args(["wait", "--admin-bind", &admins, "--quit", "--", "/bin/true"]);
+    testkit::Outcome::of(program).code(0);
+    for sidecar in &mut sidecars {
+        assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    }
 }

@@ -30,6 +30,12 @@ fn what_is_registered_is_so_with_a_token_that_is_good() {
     check(Variant::WithLogin).unwrap_or_else(|way| panic!("{way}"));
 }
 
+/// P14: two pods of one name in two namespaces, on one node.
+#[test]
+fn another_pods_entry_is_never_touched() {
+    check(Variant::WithNeighbour).unwrap_or_else(|way| panic!("{way}"));
+}
+
 /// The model can tell a wrong protocol: each rule, left out, is missed.
 #[test]
 fn no_rule_can_be_left_out() {
@@ -37,11 +43,11 @@ fn no_rule_can_be_left_out() {
         (Variant::WithoutLock, "came back"),
         (Variant::WithoutSecondLook, "stands beside"),
         (Variant::TombstoneLast, "stands beside"),
-        (Variant::ForgetsInTrouble, "does not end well"),
         (Variant::ServiceNotWatched, "does not end well"),
         (Variant::WithoutLookAfterFailure, "stands beside"),
         (Variant::TriedAnewOnce, "does not end well"),
         (Variant::TrustedAtStart, "does not end well"),
+        (Variant::TakesAllAsOurs, "another pod's entry was touched"),
     ] {
         let way = check(variant).expect_err("a protocol without one of its rules is wrong");
         println!("{variant:?}: {way}\n");

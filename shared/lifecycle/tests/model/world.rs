@@ -8,9 +8,7 @@
 //! What it takes for granted: the kernel gives back a lock when its process
 //! ends; one container of the pod runs at a time, and its preStop hook ends with
 //! it; the kubelet ends a container whose hook it has begun, and starts another
-//! while the pod lives; an entry is changed by others only once it was seen, as
-//! what is there when a container starts is taken as right. One abandoned request
-//! at a time may still be on its way. With ACLs, others delete a sidecar's token
+//! while the pod lives; others change an entry only once it was seen. One abandoned request at a time may still be on its way. With ACLs, others delete a sidecar's token
 //! once at most, and the one that init has by login is good; nothing of a pod that
 //! is asked to end is shown with them, no late request and no changed entry.
 
@@ -31,8 +29,6 @@ pub(crate) enum Variant {
     WithoutSecondLook,
     /// The tombstone is written when everything else is done.
     TombstoneLast,
-    /// What is known of the entries is forgotten when the agent fails.
-    ForgetsInTrouble,
     /// Only the proxy's entry is looked at.
     ServiceNotWatched,
     /// A registration that failed does not look for the tombstone.
@@ -44,6 +40,10 @@ pub(crate) enum Variant {
     TriedAnewOnce,
     /// With it: a container that starts takes what is there as made with its token.
     TrustedAtStart,
+    /// The shipped one, and another pod that registers with the same ids.
+    WithNeighbour,
+    /// With it: whatever has the id is taken as ours.
+    TakesAllAsOurs,
 }
 
 /// A pod and all around it.
@@ -117,8 +117,8 @@ enum Init {
 /// What keeps the registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Keeper {
-    Keeps(Keep<Version>),
-    Registers(Keep<Version>, Register),
+    Keeps(Keep),
+    Registers(Keep, Register),
     /// After SIGTERM it only brings a registration to its end.
     Finishes(Register),
     Over,
@@ -151,12 +151,8 @@ enum Entry {
     Passing,
     /// As others have changed it.
     Changed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Version {
-    Ours,
-    Others,
+    /// Another pod's, which has the same id.
+    Foreign,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -189,7 +185,7 @@ enum Act {
 /// A machine that is run by a process.
 trait Machine: Copy {
     fn act(self) -> Act;
-    fn after(self, outcome: Outcome<Version>) -> Self;
+    fn after(self, outcome: Outcome) -> Self;
     /// Whether it keeps the lock, if it has it.
     fn keeps_lock(self) -> bool;
     /// The request that it waits for an answer to.
@@ -242,7 +238,10 @@ impl Pod {
             }
             Container::BeforeSidecar if !self.is_deleted => {
                 step("starts the sidecar", true, self.with(Container::Sidecar(Sidecar::new())));
-                step("makes the sandbox anew", false, self.with(Container::BeforeInit));
+                // That init refuses ids that another pod has is not shown.
+                if !self.variant.has_neighbour() {
+                    step("makes the sandbox anew", false, self.with(Container::BeforeInit));
+                }
             }
             Container::BeforeInit | Container::BeforeSidecar => {}
             Container::Init(init) => {
@@ -326,7 +325,7 @@ impl Pod {
         let nobody_renews = matches!(keeper, Keeper::Over | Keeper::Finishes(_));
         for half in [Half::Service, Half::Proxy] {
             match agent.entry(half) {
-                Entry::None => {}
+                Entry::None | Entry::Foreign => {}
                 Entry::Passing => {
                     step("finds a lease run out", nobody_renews, agent.with(half, Entry::Critical));
                 }
@@ -334,10 +333,16 @@ impl Pod {
                     step("removes an entry", nobody_renews, agent.with(half, Entry::None));
                 }
             }
-            let is_known = matches!(keeper, Keeper::Keeps(keep) if keep.known(half).is_some());
-            if is_known && agent.entry(half) != Entry::None && !self.variant.has_login() {
+            let is_there = !matches!(agent.entry(half), Entry::None | Entry::Foreign);
+            let is_known = matches!(keeper, Keeper::Keeps(keep) if keep.is_known());
+            if is_known && is_there && !self.variant.has_login() {
                 step("has an entry changed by others", false, agent.with(half, Entry::Changed));
             }
+        }
+        if agent.is_foreign() {
+            step("loses the other pod", true, Agent::new());
+        } else if self.variant.has_neighbour() && self.is_quiet() {
+            step("has another pod register with these ids", false, Agent::foreign());
         }
         if let Some(late) = self.late {
             let mut step = |how, to| {
@@ -403,6 +408,7 @@ impl Pod {
     }
 
     /// Every way in which a process can go on.
+    #[expect(clippy::too_many_lines, reason = "a list of acts")]
     fn proceed<M: Machine>(
         self,
         who: Who,
@@ -484,7 +490,7 @@ impl Pod {
             Act::Ask(Request::See(Half::Service))
                 if who == Who::Keeper && self.variant == Variant::ServiceNotWatched =>
             {
-                over("see the service", "left out", true, self, Outcome::Found(Version::Ours));
+                over("see the service", "left out", true, self, Outcome::Ours);
             }
             Act::Ask(asked) => request = Some(asked),
         }
@@ -497,17 +503,43 @@ impl Pod {
         }
         if request.changes_entries() {
             over(what, "refused", false, self, Outcome::Refused);
-            if self.late.is_none() && !self.variant.has_login() {
+            if self.late.is_none() && !self.variant.has_punctual_requests() {
                 let pod = Self { late: Some(request), ..self };
                 over(what, "given up, but on its way", false, pod, Outcome::Failed);
             }
         }
         let (agent, outcome) = self.agent.does(request);
+        let is_mistaken = self.variant == Variant::TakesAllAsOurs && outcome == Outcome::Foreign;
+        let outcome = if is_mistaken { Outcome::Ours } else { outcome };
         let takes_back = matches!((who, request), (Who::Hook | Who::Ending, Request::Delete(_)));
         let is_taken_back = self.is_taken_back || takes_back && !self.is_excused;
         let pod = Self { agent, is_taken_back, ..self };
+        let pod = if self.touches_another(who, request) {
+            Self { wrong: Some("another pod's entry was touched"), ..pod }
+        } else {
+            pod
+        };
         over(what, "done", true, pod, outcome);
         over(what, "done, but the answer is lost", false, pod, Outcome::Failed);
+    }
+
+    /// Whether nobody is about to act on what was seen: nobody can look and act in
+    /// one, and a pod that comes between the two is not shown.
+    fn is_quiet(self) -> bool {
+        let Container::Sidecar(sidecar) = self.container else { return false };
+        let Sidecar { has_begun, keeper, ending, hook, .. } = sidecar;
+        let Keeper::Keeps(keep) = keeper else { return false };
+        has_begun
+            && ending.is_none()
+            && hook.is_none()
+            && self.late.is_none()
+            && matches!(keep.step(), KeepStep::Watch | KeepStep::Pause)
+    }
+
+    /// Whether a request changes another pod's entry. That init looks first is not shown.
+    fn touches_another(self, who: Who, request: Request) -> bool {
+        let changes = request.changes_entries() || matches!(request, Request::Renew(_));
+        self.agent.is_foreign() && changes && who != Who::Init
     }
 
     fn with(self, container: Container) -> Self {
@@ -520,14 +552,7 @@ impl Pod {
 
     /// A container begins.
     fn unburied(self) -> Self {
-        let taken_as_right = |entry| if entry == Entry::Changed { Entry::Critical } else { entry };
-        let Agent { service, proxy, .. } = self.agent;
         Self {
-            agent: Agent {
-                service: taken_as_right(service),
-                proxy: taken_as_right(proxy),
-                ..self.agent
-            },
             token: if self.token == Token::Another { Token::Good } else { self.token },
             tombstone: false,
             is_excused: false,
@@ -548,7 +573,7 @@ impl Pod {
         let pod = Self { lock: self.lock.filter(|holder| !who.contains(holder)), ..self };
         let late = requests.iter().flatten().filter(|request| request.changes_entries());
         let late = late
-            .filter(|_| self.late.is_none() && !self.variant.has_login())
+            .filter(|_| self.late.is_none() && !self.variant.has_punctual_requests())
             .map(|late| Self { late: Some(*late), ..pod });
         [pod].into_iter().chain(late).collect()
     }
@@ -579,7 +604,7 @@ impl World for Pod {
     }
 
     fn wrong(&self) -> Option<&'static str> {
-        if self.is_gone && self.agent != Agent::new() {
+        if self.is_gone && self.agent != Agent::new() && !self.agent.is_foreign() {
             return Some("what was deregistered came back");
         }
         self.wrong
@@ -589,7 +614,7 @@ impl World for Pod {
     fn is_good(&self) -> bool {
         match self.container {
             Container::BeforeInit | Container::BeforeSidecar => {
-                self.is_deleted && self.agent == Agent::new()
+                self.is_deleted && (self.agent == Agent::new() || self.agent.is_foreign())
             }
             Container::Init(_) => false,
             Container::Sidecar(_) => {
@@ -606,7 +631,7 @@ impl World for Pod {
 impl Variant {
     /// Whether its pod need not be ended to show what is wrong with it.
     fn shows_in_a_pod_that_lives(self) -> bool {
-        matches!(self, Self::ForgetsInTrouble | Self::ServiceNotWatched | Self::TriedAnewOnce)
+        matches!(self, Self::ServiceNotWatched | Self::TriedAnewOnce)
     }
 
     /// Whether its pod is never ended: what is made with a token that is gone
@@ -615,13 +640,22 @@ impl Variant {
         self.has_login() || self.shows_in_a_pod_that_lives()
     }
 
+    /// Whether no request arrives after its sender gave up.
+    fn has_punctual_requests(self) -> bool {
+        self.has_login() || self.has_neighbour()
+    }
+
+    fn has_neighbour(self) -> bool {
+        matches!(self, Self::WithNeighbour | Self::TakesAllAsOurs)
+    }
+
     fn has_login(self) -> bool {
         matches!(self, Self::WithLogin | Self::TriedAnewOnce | Self::TrustedAtStart)
     }
 
     /// Whether a sidecar in trouble forgets what it knows.
     fn forgets(self) -> bool {
-        matches!(self, Self::ForgetsInTrouble | Self::TriedAnewOnce)
+        self == Self::TriedAnewOnce
     }
 
     /// Whether a registration that is about to end so does not look for the
@@ -666,8 +700,8 @@ impl Machine for Register {
         }
     }
 
-    fn after(self, outcome: Outcome<Version>) -> Self {
-        self.next(&refused(outcome))
+    fn after(self, outcome: Outcome) -> Self {
+        self.next(refused(outcome))
     }
 
     fn keeps_lock(self) -> bool {
@@ -685,8 +719,8 @@ impl Machine for Deregister {
         }
     }
 
-    fn after(self, outcome: Outcome<Version>) -> Self {
-        self.next(&refused(outcome))
+    fn after(self, outcome: Outcome) -> Self {
+        self.next(refused(outcome))
     }
 
     fn keeps_lock(self) -> bool {
@@ -711,16 +745,16 @@ impl Machine for Keeper {
         }
     }
 
-    fn after(self, outcome: Outcome<Version>) -> Self {
+    fn after(self, outcome: Outcome) -> Self {
         let keep = match self {
             Self::Keeps(keep) => keep.next(outcome),
-            Self::Registers(keep, register) => match register.next(&refused(outcome)) {
+            Self::Registers(keep, register) => match register.next(refused(outcome)) {
                 Register::End(ending) => keep.next(went(ending)),
                 // Whatever comes of it, nothing is kept any more.
                 register @ Register::TakeBack(_) => return Self::Finishes(register),
                 register => return Self::Registers(keep, register),
             },
-            Self::Finishes(register) => match register.next(&refused(outcome)) {
+            Self::Finishes(register) => match register.next(refused(outcome)) {
                 Register::End(_) => return Self::Over,
                 register => return Self::Finishes(register),
             },
@@ -746,13 +780,13 @@ impl Machine for Keeper {
 }
 
 /// Who registers or deregisters has no use for another token: it was refused.
-fn refused(outcome: Outcome<Version>) -> Outcome<Version> {
+fn refused(outcome: Outcome) -> Outcome {
     if outcome == Outcome::NoToken { Outcome::Refused } else { outcome }
 }
 
 /// How a registration went, to who keeps it. That there was no token it hears
 /// when it looks next.
-fn went(ending: Ending) -> Outcome<Version> {
+fn went(ending: Ending) -> Outcome {
     match ending {
         Ending::Done => Outcome::Done,
         Ending::Buried => Outcome::Buried,
@@ -771,10 +805,10 @@ impl Machine for Init {
         }
     }
 
-    fn after(self, outcome: Outcome<Version>) -> Self {
+    fn after(self, outcome: Outcome) -> Self {
         match self {
             Self::Prepare => Self::Register(Register::begin()),
-            Self::Register(step) => match step.next(&refused(outcome)) {
+            Self::Register(step) => match step.next(refused(outcome)) {
                 Register::End(Ending::Done) => Self::Provide,
                 Register::End(Ending::Failed) => Self::Register(Register::begin()),
                 Register::End(Ending::Buried) => Self::Retract(Deregister::for_now()),
@@ -782,7 +816,7 @@ impl Machine for Init {
             },
             Self::Provide if outcome == Outcome::Done => Self::Succeeded,
             Self::Provide => Self::Retract(Deregister::for_now()),
-            Self::Retract(machine) => match machine.next(&refused(outcome)) {
+            Self::Retract(machine) => match machine.next(refused(outcome)) {
                 machine if machine.is_over() => Self::Failed,
                 machine => Self::Retract(machine),
             },
@@ -817,7 +851,7 @@ impl Keeper {
 fn take_back(step: TakeBack) -> Act {
     match step {
         TakeBack::Delete(half, _) => Act::Ask(Request::Delete(half)),
-        TakeBack::Confirm(half, _) => Act::Ask(Request::See(half)),
+        TakeBack::Look(half, _) | TakeBack::Confirm(half, _) => Act::Ask(Request::See(half)),
         TakeBack::Pause(_) => Act::Pause { ends: true },
         TakeBack::End { .. } => Act::Nothing,
     }
@@ -828,6 +862,15 @@ fn take_back(step: TakeBack) -> Act {
 impl Agent {
     fn new() -> Self {
         Self { service: Entry::None, proxy: Entry::None, is_old: [false; 2] }
+    }
+
+    /// What another pod of the same ids has registered.
+    fn foreign() -> Self {
+        Self { service: Entry::Foreign, proxy: Entry::Foreign, ..Self::new() }
+    }
+
+    fn is_foreign(self) -> bool {
+        self == Self::foreign()
     }
 
     /// What is there was made with a token that is gone now.
@@ -856,7 +899,7 @@ impl Agent {
     }
 
     /// What a request makes of it, and what it answers.
-    fn does(self, request: Request) -> (Self, Outcome<Version>) {
+    fn does(self, request: Request) -> (Self, Outcome) {
         match request {
             Request::Put(half) => {
                 (self.with(half, Entry::None).with(half, Entry::Critical), Outcome::Done)
@@ -864,12 +907,13 @@ impl Agent {
             Request::Delete(half) => (self.with(half, Entry::None), Outcome::Done),
             Request::See(half) => match self.entry(half) {
                 Entry::None => (self, Outcome::Missing),
-                Entry::Changed => (self, Outcome::Found(Version::Others)),
-                Entry::Critical | Entry::Passing => (self, Outcome::Found(Version::Ours)),
+                Entry::Changed => (self, Outcome::Changed),
+                Entry::Foreign => (self, Outcome::Foreign),
+                Entry::Critical | Entry::Passing => (self, Outcome::Ours),
             },
             Request::Renew(half) => match self.entry(half) {
                 Entry::None => (self, Outcome::Missing),
-                Entry::Changed => (self, Outcome::Done),
+                Entry::Changed | Entry::Foreign => (self, Outcome::Done),
                 Entry::Critical | Entry::Passing => {
                     (self.with(half, Entry::Passing), Outcome::Done)
                 }
