@@ -56,6 +56,9 @@ impl Bare<'_> {
             format!("--dir={}", folder.display()),
             "--drain-timeout=1s".to_owned(),
             "--".to_owned(),
+            // Ends with its parent, also where that is killed.
+            "setpriv".to_owned(),
+            "--pdeathsig=KILL".to_owned(),
             self.node.parts().envoy.to_string_lossy().into_owned(),
             "--config-path".to_owned(),
             folder.join("envoy-bootstrap.json").to_string_lossy().into_owned(),
