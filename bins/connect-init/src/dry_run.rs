@@ -181,13 +181,8 @@ fn requests_of(sidecar: &Sidecar) -> Vec<Value> {
     let path = format!("/v1/agent/service/{}", segment(service.id()));
     requests.push(request("GET", &path, &[], None));
     for service in [service, proxy] {
-        let replace = &[("replace-existing-checks", "true")];
-        requests.push(request(
-            "PUT",
-            "/v1/agent/service/register",
-            replace,
-            Some(as_sent(service)),
-        ));
+        let body = Some(as_sent(service));
+        requests.push(request("PUT", "/v1/agent/service/register", &[], body));
     }
     let path = format!("/v1/agent/service/{}", segment(proxy.id()));
     requests.push(request("GET", &path, &[], None));

@@ -45,16 +45,22 @@ impl TakeBack {
     #[must_use]
     pub fn next(self, outcome: Outcome) -> Self {
         match (self, outcome) {
-            // An agent that does not let us look may let us delete.
+            // What is missing is deleted, too: a registration whose answer nobody
+            // waited for may arrive yet, which is confirmed afterwards. And an agent
+            // that does not let us look may let us delete.
             (
                 Self::Look(half, left),
-                Outcome::Ours | Outcome::Changed | Outcome::Refused | Outcome::NoToken,
+                Outcome::Ours
+                | Outcome::Changed
+                | Outcome::Missing
+                | Outcome::Refused
+                | Outcome::NoToken,
             ) => Self::Delete(half, left),
             (Self::Delete(half, left), Outcome::Done) => Self::Confirm(half, left),
-            (
-                Self::Look(half, left) | Self::Confirm(half, left),
-                Outcome::Missing | Outcome::Foreign,
-            ) => left.without(half).after(half),
+            (Self::Look(half, left), Outcome::Foreign)
+            | (Self::Confirm(half, left), Outcome::Missing | Outcome::Foreign) => {
+                left.without(half).after(half)
+            }
             (Self::Delete(half, left) | Self::Confirm(half, left), Outcome::Refused) => {
                 Left { refused: true, ..left.without(half) }.after(half)
             }

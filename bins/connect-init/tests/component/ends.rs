@@ -114,7 +114,8 @@ fn steps() -> [(At, At); 6] {
         (Route::AgentSelf.into(), Route::Logout.into()),
         (Route::Register.of(SERVICE), Route::Deregister.of(PROXY)),
         (Route::Register.of(PROXY), Route::Deregister.of(PROXY)),
-        (Route::Service.of(PROXY), Route::Deregister.of(PROXY)),
+        // The proxy is looked at by the request that hangs: the service goes first.
+        (Route::Service.of(PROXY), Route::Deregister.of(SERVICE)),
         (Route::Config.into(), Route::Deregister.of(PROXY)),
     ]
 }

@@ -81,7 +81,8 @@ fn the_service_is_registered_and_then_its_proxy() {
     let bodies: Vec<_> = registrations.iter().map(testkit::Request::json).collect();
     assert_eq!(bodies, [service, proxy]);
     for request in registrations {
-        assert_eq!(request.query, "replace-existing-checks=true");
+        // Checks of others, such as maintenance, stay.
+        assert_eq!(request.query, "");
     }
 }
 
@@ -97,7 +98,7 @@ fn the_files_are_whole_and_only_for_those_whom_they_concern() {
         files,
         [
             ("connect-lifecycle", 0o555),
-            ("envoy-bootstrap.json", 0o640),
+            ("envoy-bootstrap.json", 0o600),
             ("lock", 0o640),
             ("registration.json", 0o640),
         ]
