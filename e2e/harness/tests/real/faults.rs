@@ -59,7 +59,9 @@ fn failures_while_used(happens: impl FnOnce(&Used<'_>, Process) -> Process) -> V
     [used.new, used.kept].into_iter().flat_map(|load| load.stop().failures).collect()
 }
 
-/// P45: the agent takes the proxy's listener for critical until it has looked.
+/// P45: the agent takes the proxy's listener for critical until it has looked. And
+/// an agent that has just started may send a client's Envoy its listeners before
+/// it knows where their upstreams are: then that one is gone for a moment.
 #[test]
 fn pods_serve_again_after_their_killed_agent_came_back_with_its_data() {
     let failures = failures_while_used(|used, agent| {
@@ -68,7 +70,8 @@ fn pods_serve_again_after_their_killed_agent_came_back_with_its_data() {
         used.node.start_agent().unwrap()
     });
     for failure in failures {
-        assert!(failure.contains("503"), "{failure}");
+        let is_known = ["503", "Connection refused"].iter().any(|why| failure.contains(why));
+        assert!(is_known, "{failure}");
     }
 }
 
