@@ -11,7 +11,7 @@ pub(crate) use reason::{Outcome, Reason};
 /// Why a pod is denied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Denial {
-    /// The code.
+    /// The reason code, the same in log, metric and admission response.
     pub(crate) reason: Reason,
     /// What is wrong and what is accepted: a sentence.
     pub(crate) message: String,

@@ -16,7 +16,7 @@ use crate::values::Version;
 pub(super) enum Problem {
     /// Somebody else was faster: what they wrote is to be read.
     Overtaken,
-    /// It can't be had, in a sentence.
+    /// Why the answer is missing, in a sentence.
     Failed(String),
 }
 

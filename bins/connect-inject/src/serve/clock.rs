@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-/// How long before its end a certificate is no good any more: a request must
+/// How long before its end a certificate counts as expired: a request must
 /// have time to be answered.
 pub(super) const LAST_MINUTE: i64 = 60;
 
