@@ -155,7 +155,7 @@ impl Agent {
         }
     }
 
-    /// Reads the token that requests carry; none if there is no such token.
+    /// Reads the ACL token that requests carry. `None`: servers do not know it.
     pub async fn own_token(&self) -> Result<Option<OwnToken>, Error> {
         match self.call(Method::GET, "/v1/acl/token/self").query("stale", "true").answer().await {
             Ok(token) => Ok(Some(token)),

@@ -76,7 +76,7 @@ const WANTS_TLS: &str = "Client sent an HTTP request to an HTTPS server";
 /// How an agent answers a check that its operating system has not, with 500.
 const NOT_IMPLEMENTED: &str = "not implemented";
 
-/// How an agent words that there is no such token, or no such auth method.
+/// The agent's error for an unknown ACL token or auth method.
 pub(crate) const NO_SUCH_TOKEN: &str = "ACL not found";
 
 // === impl Error ===

@@ -56,7 +56,7 @@ pub struct Choice {
 pub enum Source {
     /// A flag.
     Given,
-    /// The agent.
+    /// The agent reports its gRPC ports.
     Told,
     /// Nobody: Consul's default is assumed.
     Assumed,

@@ -486,7 +486,8 @@ mod tests {
         assert!(verify(&files, NameCheck::Skipped, strange.der(), NOON_2026).is_err());
     }
 
-    /// Another CA certificate that the given CA signed is none of a server.
+    /// Only a CA certificate that the user gave is accepted as a server's own, not
+    /// another one that the given CA signed.
     #[test]
     fn a_ca_certificate_that_was_not_given_is_refused() {
         let root = CertifiedIssuer::self_signed(params("root", true), KeyPair::generate().unwrap())

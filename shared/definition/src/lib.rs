@@ -45,7 +45,7 @@ pub use since::Since;
 /// A service as a file defines it.
 #[derive(Clone, Debug, Default)]
 pub struct Definition {
-    /// The registration.
+    /// What is sent to the agent.
     pub service: Service,
     /// The ACL token for this service's requests; `None`: that of all requests.
     pub token: Option<SecretString>,

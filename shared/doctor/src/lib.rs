@@ -53,7 +53,7 @@ pub struct Finding {
 /// Who is examined, and for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Patient<'a> {
-    /// The agent.
+    /// The agent to diagnose.
     pub agent: &'a Agent,
     /// Where Envoy is told to find xDS; none: where the agent says.
     pub grpc: Option<&'a GrpcAddress>,
@@ -310,8 +310,7 @@ fn judge_connect(roots: &Result<Roots, Error>) -> Finding {
     }
 }
 
-/// Where Envoy will look for xDS, and whether it can speak to what is there: by
-/// the handshakes that Envoy would make.
+/// Checks the agent's xDS port by making the handshakes that Envoy would make.
 async fn examine_grpc(patient: Patient<'_>, about: &Result<AgentSelf, Error>) -> Finding {
     let Patient { agent, grpc, grpc_tls, cas, .. } = patient;
     let http = &agent.config().address;

@@ -59,9 +59,9 @@ fn failures_while_used(happens: impl FnOnce(&Used<'_>, Process) -> Process) -> V
     [used.new, used.kept].into_iter().flat_map(|load| load.stop().failures).collect()
 }
 
-/// P45: the agent takes the proxy's listener for critical until it has looked. And
-/// an agent that has just started may send a client's Envoy its listeners before
-/// it knows where their upstreams are: then that one is gone for a moment.
+/// P45: the agent reports the proxy's listener as critical until its first check,
+/// hence 503s. A busy machine also showed one refused connection to the client's
+/// own upstream listener; its cause is not known.
 #[test]
 fn pods_serve_again_after_their_killed_agent_came_back_with_its_data() {
     let failures = failures_while_used(|used, agent| {

@@ -126,8 +126,9 @@ fn no_pod_registers_again_while_nothing_is_lost() {
     until_within(PATIENCE, "all to look again", || count("GET_v1_agent_service") >= told).unwrap();
     std::thread::sleep(REST);
     assert_eq!(registrations(), before);
-    // The agent itself writes each proxy once more with its virtual address, and
-    // once with what it merged into it. A registration would be two more of each.
+    // Up to 42 writes were seen for 20 sidecars, without one registration: they
+    // look like the agent's own, for virtual addresses and merged configuration.
+    // Were each pod registered again, there would be at least two more for each.
     let written = raft_index(&node) - index;
     assert!(written < 3 * TOLD as u64, "{written} writes");
 }
