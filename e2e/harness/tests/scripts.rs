@@ -1,0 +1,415 @@
+//! How `scripts/tools` comes by a part, with stand-ins for `go`, `consul`,
+//! `apt-get` and `dpkg` on a `PATH` that has nothing else but what a shell
+//! script needs. Nothing is downloaded.
+
+#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// What the scripts use of every machine.
+const COMMANDS: [&str; 25] = [
+    "basename",
+    "bash",
+    "cat",
+    "chmod",
+    "cp",
+    "dirname",
+    "env",
+    "flock",
+    "grep",
+    "head",
+    "id",
+    "mkdir",
+    "mktemp",
+    "mv",
+    "nice",
+    "rm",
+    "sed",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "tail",
+    "tee",
+    "uname",
+    "wc",
+];
+
+/// The release that Debian's Go has here.
+const DEBIAN_GO: &str = "1.26.1";
+
+/// A machine: its `PATH`, its home and our cache folder.
+struct Machine {
+    folder: TempDir,
+}
+
+// === impl Machine ===
+
+impl Machine {
+    /// With that Go on the `PATH`, if any.
+    fn new(go: Option<&str>) -> Self {
+        let machine = Self { folder: tempfile::tempdir().unwrap() };
+        fs::create_dir(machine.path("bin")).unwrap();
+        for command in COMMANDS {
+            let path = std::env::var_os("PATH").unwrap();
+            let found = std::env::split_paths(&path).map(|folder| folder.join(command));
+            let found = found.into_iter().find(|file| file.is_file());
+            let found = found.unwrap_or_else(|| panic!("this machine has no {command}"));
+            symlink(found, machine.path("bin").join(command)).unwrap();
+        }
+        if let Some(go) = go {
+            machine.have("go", &machine.go(go));
+        }
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Has a command on the `PATH`.
+    fn have(&self, name: &str, script: &str) {
+        write(&self.path("bin").join(name), script);
+    }
+
+    /// A Consul of that release; none: it does not run.
+    fn consul(&self, release: Option<&str>) -> String {
+        let command = release.map_or("exit 1".to_owned(), |release| {
+            format!("[ \"$*\" = version ]\necho 'Consul v{release}'\necho 'Revision 0123abcd'")
+        });
+        format!("#!{}\nset -e\n{command}\n", self.path("bin/sh").display())
+    }
+
+    /// A Go of that release. It logs what it builds and by which settings. It
+    /// finds no modules while the file `offline` is there, and never ends with the
+    /// program that the file `stuck` names.
+    fn go(&self, release: &str) -> String {
+        let (bash, folder) = (self.path("bin/bash"), self.folder.path());
+        let (bash, folder) = (bash.display(), folder.display());
+        format!(
+            r#"#!{bash}
+set -eu
+case $1 in
+  env)
+    [ "$GOTOOLCHAIN" = local ]
+    case $2 in
+      GOVERSION) echo 'go{release}' ;;
+      GOPROXY) echo 'https://modules.example.com' ;;
+    esac
+    ;;
+  list)
+    [ ! -e {folder}/offline ] || {{ echo 'dial tcp: lookup modules.example.com' >&2; exit 1; }}
+    echo module
+    ;;
+  build)
+    package=${{@: -1}}
+    while [ "$1" != -o ]; do shift; done
+    echo "${{package##*/}} by {release} GOENV=$GOENV GOPROXY=$GOPROXY GOFLAGS=$GOFLAGS" >> {folder}/built
+    printf '#!{bash}\necho half\n' > "$2"
+    chmod +x "$2"
+    if [ "${{package##*/}}" = "$(cat {folder}/stuck 2>/dev/null)" ]; then
+      : > {folder}/waits
+      exec sleep infinity
+    fi
+    printf '#!{bash}\necho whole\n' > "$2"
+    ;;
+esac
+"#
+        )
+    }
+
+    /// Has the archive of a Debian that has that Go.
+    fn have_debian(&self) {
+        let (bash, folder) = (self.path("bin/bash"), self.folder.path());
+        let (bash, folder) = (bash.display(), folder.display());
+        write(&self.path("debian-go"), &self.go(DEBIAN_GO));
+        self.have(
+            "apt-get",
+            &format!(
+                r#"#!{bash}
+set -eu
+case "$*" in
+  indextargets*) echo 'https://debian.example.com' ;;
+  *update) ;;
+  *download*) for name in "${{@: -2}}"; do : > "$name"_1_all.deb; done ;;
+  *) exit 1 ;;
+esac
+"#
+            ),
+        );
+        self.have(
+            "dpkg",
+            &format!(
+                "#!{bash}\nset -eu\n[ \"$1\" = -x ]\nmkdir -p \"$3/usr/lib/go-1.26/bin\"\n\
+                 cp {folder}/debian-go \"$3/usr/lib/go-1.26/bin/go\"\n"
+            ),
+        );
+    }
+
+    fn command(&self, script: &str, variables: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(self.path("bin/bash"));
+        command
+            .args(["-euo", "pipefail", "-c", script])
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+            .env_clear()
+            .env("PATH", self.path("bin"))
+            .env("HOME", self.path("home"))
+            .env("CONNECT_CACHE", self.path("cache"))
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, script: &str, variables: &[(&str, &str)]) -> Ran {
+        Ran::from(self.command(script, variables).output().unwrap())
+    }
+
+    /// Runs `scripts/tools` for one part.
+    fn get(&self, part: &str) -> Ran {
+        self.run(&format!("scripts/tools {part}"), &[])
+    }
+
+    /// The programs that were built, with the Go and its settings.
+    fn built(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.path("built")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+
+    fn set(&self, name: &str, text: &str) {
+        File::create(self.path(name)).unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    fn unset(&self, name: &str) {
+        fs::remove_file(self.path(name)).unwrap();
+    }
+}
+
+fn write(program: &Path, script: &str) {
+    File::create(program).unwrap().write_all(script.as_bytes()).unwrap();
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// What a script wrote, and whether it succeeded.
+struct Ran {
+    good: bool,
+    assignments: String,
+    said: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_owned()).unwrap();
+        Self {
+            good: output.status.success(),
+            assignments: text(&output.stdout).trim_end().to_owned(),
+            said: text(&output.stderr),
+        }
+    }
+}
+
+impl Ran {
+    /// The program that the only assignment names.
+    #[track_caller]
+    fn program(&self, variable: &str) -> PathBuf {
+        assert!(self.good, "{}", self.said);
+        let value = self.assignments.strip_prefix(&format!("export {variable}="));
+        PathBuf::from(value.unwrap_or_else(|| panic!("{}", self.assignments)))
+    }
+
+    /// It failed, said each of these words, and printed nothing that could be
+    /// evaluated.
+    #[track_caller]
+    fn is_refused_with(&self, words: &[&str]) {
+        assert!(!self.good && self.assignments.is_empty(), "{}", self.said);
+        for word in words {
+            assert!(self.said.contains(word), "`{word}` is not in: {}", self.said);
+        }
+    }
+}
+
+/// The program that a build leaves, whole.
+#[track_caller]
+fn assert_whole(program: &Path) {
+    let output = Command::new(program).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "whole\n");
+}
+
+#[test]
+fn a_program_that_a_variable_names_is_taken_as_it_is() {
+    let machine = Machine::new(Some("1.26.0"));
+    let own = machine.path("own-consul");
+    write(&own, &machine.consul(Some("1.99.0")));
+    let variables = [("CONSUL_BIN", own.to_str().unwrap())];
+    assert_eq!(machine.run("scripts/tools consul", &variables).program("CONSUL_BIN"), own);
+    let none = [("CONSUL_BIN", "/nowhere/consul")];
+    machine
+        .run("scripts/tools consul", &none)
+        .is_refused_with(&["CONSUL_BIN is /nowhere/consul", "hint: "]);
+    assert_eq!(machine.built(), [""; 0]);
+}
+
+#[test]
+fn a_consul_on_the_path_is_taken_only_if_its_release_fits() {
+    for (part, variable, release, fits) in [
+        ("consul", "CONSUL_BIN", Some("1.14.11"), true),
+        ("consul", "CONSUL_BIN", Some("1.14.3"), true),
+        ("consul", "CONSUL_BIN", Some("1.12.9"), false),
+        ("consul", "CONSUL_BIN", Some("1.15.0"), false),
+        ("consul", "CONSUL_BIN", Some("1.140.0"), false),
+        ("consul", "CONSUL_BIN", None, false),
+        ("consul-oldest", "CONSUL_OLDEST_BIN", Some("1.12.2"), true),
+        ("consul-oldest", "CONSUL_OLDEST_BIN", Some("1.14.11"), false),
+    ] {
+        let machine = Machine::new(Some("1.26.0"));
+        machine.have("consul", &machine.consul(release));
+        let ran = machine.get(part);
+        let program = ran.program(variable);
+        if fits {
+            assert_eq!(program, machine.path("bin/consul"), "{release:?}");
+            assert!(ran.said.contains(release.unwrap()), "{}", ran.said);
+            assert_eq!(machine.built(), [""; 0], "{release:?}");
+        } else {
+            assert!(program.starts_with(machine.path("cache")), "{release:?}: {program:?}");
+            assert_whole(&program);
+            assert_eq!(machine.built().len(), 1, "{release:?}");
+        }
+    }
+}
+
+/// Go's caches go with the last script that builds; the program stays.
+#[test]
+fn a_consul_is_built_once_and_nothing_else_is_left() {
+    let machine = Machine::new(Some("1.26.0"));
+    let program = machine.get("consul").program("CONSUL_BIN");
+    assert_eq!(machine.get("consul").program("CONSUL_BIN"), program);
+    assert_eq!(machine.built().len(), 1);
+    let folder = program.parent().unwrap();
+    let mut left: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["consul", "lock"]);
+    let mut left: Vec<_> =
+        fs::read_dir(machine.path("cache")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    left.sort();
+    assert_eq!(left, [folder, &machine.path("cache/go")]);
+    assert!(!machine.path("home").exists());
+}
+
+/// `go env -w` of the user's: only where modules come from is theirs to say.
+#[test]
+fn the_settings_of_the_users_go_do_not_reach_a_build() {
+    let machine = Machine::new(Some("1.26.0"));
+    machine
+        .run("scripts/tools consul", &[("GOFLAGS", "-mod=mod -tags=theirs"), ("GOOS", "plan9")])
+        .program("CONSUL_BIN");
+    let built = machine.built();
+    for word in ["GOENV=off", "GOPROXY=https://modules.example.com", "GOFLAGS=-mod=readonly "] {
+        assert!(built[0].contains(word), "{built:?}");
+    }
+    assert!(!built[0].contains("theirs"), "{built:?}");
+}
+
+#[test]
+fn a_go_that_is_too_old_or_missing_is_replaced_by_debians() {
+    for (go, why) in
+        [(Some("1.19.8"), "is 1.19.8"), (Some("1.9"), "is 1.9"), (None, "the PATH has no Go")]
+    {
+        let machine = Machine::new(go);
+        machine.have_debian();
+        let ran = machine.get("consul");
+        assert_whole(&ran.program("CONSUL_BIN"));
+        assert!(ran.said.contains(why) && ran.said.contains("Debian's archive"), "{}", ran.said);
+        assert!(machine.built()[0].starts_with(&format!("consul by {DEBIAN_GO} ")));
+    }
+}
+
+#[test]
+fn a_go_that_is_new_enough_is_taken() {
+    for go in ["1.24.0", "1.26.8", "1.100.1"] {
+        let machine = Machine::new(Some(go));
+        machine.have_debian();
+        machine.get("consul").program("CONSUL_BIN");
+        assert!(machine.built()[0].starts_with(&format!("consul by {go} ")));
+    }
+}
+
+#[test]
+fn where_there_is_neither_go_nor_debian_the_script_says_which_go_to_install() {
+    for go in [Some("1.19.8"), None] {
+        let machine = Machine::new(go);
+        machine.get("consul").is_refused_with(&["no apt-get", "hint: install Go 1.24.0 or newer"]);
+    }
+}
+
+#[test]
+fn without_a_network_the_script_says_so_and_goes_on_when_there_is_one() {
+    let machine = Machine::new(Some("1.26.0"));
+    machine.set("offline", "");
+    machine.get("consul").is_refused_with(&[
+        "lookup modules.example.com",
+        "cannot fetch the sources of consul",
+        "hint: check that Go reaches where it gets modules",
+    ]);
+    assert_eq!(machine.built(), [""; 0]);
+    machine.unset("offline");
+    assert_whole(&machine.get("consul").program("CONSUL_BIN"));
+}
+
+/// A part of several programs: those that are whole are kept, the one that is not
+/// is built anew.
+#[test]
+fn a_build_that_is_interrupted_goes_on_where_it_was() {
+    const BUILD: &str = ". scripts/go-parts.sh; build_part kubernetes-1.34; echo \"$built\"";
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
+        let machine = Machine::new(Some("1.26.0"));
+        machine.set("stuck", "kube-controller-manager");
+        let mut run = machine.command(BUILD, &[]);
+        let run = run.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn();
+        let mut run = Group(run.unwrap());
+        harness::until("the build that does not end", || machine.path("waits").exists()).unwrap();
+        run.signal(signal);
+        assert!(!run.0.wait().unwrap().success());
+        let programs = |built: &[String]| -> Vec<String> {
+            built.iter().map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+        };
+        assert_eq!(programs(&machine.built()), ["kube-apiserver", "kube-controller-manager"]);
+
+        machine.unset("stuck");
+        let ran = machine.run(BUILD, &[]);
+        assert!(ran.good, "{}", ran.said);
+        let all =
+            ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"];
+        let mut now = programs(&machine.built()[2..]);
+        now.sort();
+        assert_eq!(now, all[1..], "{signal}");
+        for program in all {
+            assert_whole(&Path::new(&ran.assignments).join(program));
+        }
+    }
+}
+
+/// A script and all that it started.
+struct Group(Child);
+
+impl Group {
+    fn signal(&self, signal: Signal) {
+        killpg(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = killpg(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGKILL);
+        let _ = self.0.wait();
+    }
+}
