@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn a_service_with_upstreams() {
         let pair = only(said("web:80", "db:1234,auth:6789"));
-        assert_eq!(pair.service.id, "web-0-web");
+        assert_eq!(pair.service.id, "shop_web-0_web");
         assert_eq!(pair.proxy.proxy.unwrap().upstreams.len(), 2);
     }
 
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!((proxy(first).upstreams.len(), proxy(second).upstreams.len()), (1, 0));
         assert_eq!(proxy(first).config["envoy_prometheus_bind_addr"], "0.0.0.0:20200");
         assert_eq!(proxy(second).config["envoy_prometheus_bind_addr"], "0.0.0.0:20201");
-        assert_eq!(second.pair.service.id, "web-0-web-admin");
+        assert_eq!(second.pair.service.id, "shop_web-0_web-admin");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::path::Path;
+use std::time::Duration;
 
 use consul::{Agent, TlsFiles};
 use flags::BootstrapArgs;
@@ -26,6 +27,9 @@ pub(crate) struct Sidecar {
     /// Whether the agent may have something of it.
     arrived: Cell<bool>,
 }
+
+/// How long deregistering what an earlier run registered may take.
+const EARLIER: Duration = Duration::from_secs(5);
 
 // === impl Sidecar ===
 
@@ -84,6 +88,7 @@ impl Sidecar {
             failure.while_doing(format_args!("cannot register service `{}`", pair.service.id()))
         })?;
         register::register(handoff, agent, pair, session, deadline, arrived).await?;
+        self.take_back_earlier(deadline).await;
         provide::bootstrap(handoff, agent, bootstrap, pair, &xds, deadline).await?;
         // Whoever reads the record finds everything else.
         helper.done().await?;
@@ -91,6 +96,24 @@ impl Sidecar {
         let agent = provide::agent_record(handoff, agent, tls);
         Record::new(pair.clone(), agent, *admin, login).write(handoff)?;
         Ok(())
+    }
+
+    /// Takes back what an earlier run registered in this folder under other ids, as
+    /// another release does. Entries of the same ids were replaced.
+    async fn take_back_earlier(&self, deadline: Deadline) {
+        let Self { declared, handoff, agent, .. } = self;
+        let Ok(earlier) = Record::read(handoff) else { return };
+        if earlier.pair.proxy.id() == declared.pair.proxy.id() {
+            return;
+        }
+        let deadline = Deadline::after(EARLIER.min(deadline.left()));
+        match lifecycle::retract(handoff, agent, &earlier.pair, deadline).await {
+            Ok(()) => {
+                tracing::info!(service = earlier.pair.service.id(), "deregistered the earlier ids");
+            }
+            // Its leases run out.
+            Err(leftovers) => tracing::warn!("{}", Failure::from(leftovers)),
+        }
     }
 
     /// Takes back what the agent may have of it, and then logs out: that takes

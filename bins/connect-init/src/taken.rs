@@ -1,8 +1,6 @@
 //! Whether the id of a service is another pod's, which would fight for it.
 //!
-//! An id is the pod's name and the service's. Two pods have the same one if they
-//! have one name in two Kubernetes namespaces, or if another hyphen of it is the
-//! one between the two.
+//! No two pods have the same id, but somebody may have registered one by hand.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -67,7 +65,7 @@ fn pod(meta: &BTreeMap<String, String>) -> Option<String> {
 impl From<Taken> for Failure {
     fn from(taken: Taken) -> Self {
         Self::new(Exit::Refused, taken).hint(
-            "rename one of the two pods, or keep them on different nodes: an id is <pod>-<service>",
+            "rename one of the two pods, or keep them on different nodes: an id is <namespace>_<pod>_<service>",
         )
     }
 }

@@ -41,9 +41,9 @@ pub(super) struct Bench<'p> {
 }
 
 /// The pod's service.
-pub(super) const SERVICE: &str = "pod-0-web";
+pub(super) const SERVICE: &str = "shop_pod-0_web";
 /// Its proxy.
-pub(super) const PROXY: &str = "pod-0-web-sidecar-proxy";
+pub(super) const PROXY: &str = "shop_pod-0_web-sidecar-proxy";
 
 /// # Errors
 /// A part does not do what it is for.

@@ -98,7 +98,7 @@ pub fn pair(pod: &Identity, declared: Declaration) -> Pair {
         consul_partition,
         index,
     } = declared;
-    let id = format!("{}-{name}", pod.name);
+    let id = service_id(pod, &name);
     let proxy_id = format!("{id}-sidecar-proxy");
     let listener = SocketAddr::new(pod.ip, PUBLIC_LISTENER_PORT.saturating_add(index));
     meta.insert("pod-name".to_owned(), pod.name.clone());
@@ -140,6 +140,14 @@ pub fn pair(pod: &Identity, declared: Declaration) -> Pair {
         ..service.clone()
     };
     Pair { service, proxy }
+}
+
+/// The id of a service of a pod, which no other pod has: Kubernetes allows no `_` in
+/// the names of namespaces and pods, so that each id is of one of them only.
+///
+/// Source: "Object Names and IDs" of the Kubernetes documentation.
+fn service_id(pod: &Identity, name: &str) -> String {
+    format!("{}_{}_{name}", pod.namespace, pod.name)
 }
 
 /// Who keeps the registration must renew it; see [`LEASE`].
@@ -238,13 +246,13 @@ mod tests {
         assert_eq!(
             serde_json::to_value(&pair.service).unwrap(),
             json!({
-                "ID": "web-0-web", "Name": "web", "Tags": ["v1"], "Address": "10.0.0.7", "Port": 8080,
+                "ID": "shop_web-0_web", "Name": "web", "Tags": ["v1"], "Address": "10.0.0.7", "Port": 8080,
                 "Meta": {"team": "a", "pod-name": "web-0", "k8s-namespace": "shop"},
                 "Checks": [
-                    {"CheckID": "web-0-web-lease", "Name": "Pod Lease", "TTL": "30s",
+                    {"CheckID": "shop_web-0_web-lease", "Name": "Pod Lease", "TTL": "30s",
                      "Notes": "Renewed by connect-lifecycle for as long as the pod lives.",
                      "DeregisterCriticalServiceAfter": "1m0s"},
-                    {"CheckID": "web-0-web-application", "Name": "Application Listening", "TTL": "30s",
+                    {"CheckID": "shop_web-0_web-application", "Name": "Application Listening", "TTL": "30s",
                      "Notes": "Set by connect-lifecycle, which connects to port 8080 over loopback.",
                      "Status": "critical"},
                 ],
@@ -253,24 +261,51 @@ mod tests {
         assert_eq!(
             serde_json::to_value(&pair.proxy).unwrap(),
             json!({
-                "Kind": "connect-proxy", "ID": "web-0-web-sidecar-proxy", "Name": "web-sidecar-proxy",
+                "Kind": "connect-proxy", "ID": "shop_web-0_web-sidecar-proxy", "Name": "web-sidecar-proxy",
                 "Tags": ["v1"], "Address": "10.0.0.7", "Port": 20000,
                 "Meta": {"team": "a", "pod-name": "web-0", "k8s-namespace": "shop"},
                 "Proxy": {
-                    "DestinationServiceName": "web", "DestinationServiceID": "web-0-web",
+                    "DestinationServiceName": "web", "DestinationServiceID": "shop_web-0_web",
                     "LocalServiceAddress": "127.0.0.1", "LocalServicePort": 8080,
                     "Upstreams": [{"DestinationType": "service", "DestinationName": "db", "LocalBindPort": 1234}],
                 },
                 "Checks": [
-                    {"CheckID": "web-0-web-sidecar-proxy-listener", "Name": "Proxy Public Listener",
+                    {"CheckID": "shop_web-0_web-sidecar-proxy-listener", "Name": "Proxy Public Listener",
                      "TCP": "10.0.0.7:20000", "Interval": "10s", "DeregisterCriticalServiceAfter": "10m0s"},
-                    {"CheckID": "web-0-web-sidecar-proxy-destination", "Name": "Destination Alias",
-                     "AliasService": "web-0-web"},
-                    {"CheckID": "web-0-web-sidecar-proxy-lease", "Name": "Pod Lease", "TTL": "30s",
+                    {"CheckID": "shop_web-0_web-sidecar-proxy-destination", "Name": "Destination Alias",
+                     "AliasService": "shop_web-0_web"},
+                    {"CheckID": "shop_web-0_web-sidecar-proxy-lease", "Name": "Pod Lease", "TTL": "30s",
                      "Notes": "Renewed by connect-lifecycle for as long as the pod lives.",
                      "DeregisterCriticalServiceAfter": "1m0s"},
                 ],
             })
+        );
+    }
+
+    /// P14: two pods of one name in two namespaces on one node, and names whose hyphens
+    /// or dots could be read in two ways.
+    #[test]
+    fn no_two_pods_have_a_service_of_one_id() {
+        let ids = [
+            ("shop", "db-0", "db"),
+            ("test", "db-0", "db"),
+            ("shop-db", "0", "db"),
+            ("shop", "db", "0-db"),
+            ("shop", "db.0", "db"),
+            ("shop", "db", "0.db"),
+            ("shop", "db", "0_db"),
+        ]
+        .map(|(namespace, name, service)| {
+            let pod = Identity { namespace: namespace.to_owned(), name: name.to_owned(), ..pod() };
+            let declared = Declaration { name: service.to_owned(), ..Declaration::default() };
+            let Pair { service, proxy } = pair(&pod, declared);
+            [service.id, proxy.id]
+        });
+        let ids = ids.as_flattened();
+        assert_eq!(
+            ids.iter().collect::<std::collections::BTreeSet<_>>().len(),
+            ids.len(),
+            "{ids:?}"
         );
     }
 

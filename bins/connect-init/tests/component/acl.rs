@@ -148,12 +148,12 @@ fn no_token_is_left_whichever_step_fails() {
 #[test]
 fn an_agent_that_hangs_on_taking_back_still_gets_the_logout() {
     let agent = agent();
-    agent.fault(Route::Register.of("web-0-api"), Fault::Status(400, "no"), Times::Always);
+    agent.fault(Route::Register.of("shop_web-0_api"), Fault::Status(400, "no"), Times::Always);
     agent.fault(Route::Deregister, Fault::Hang, Times::Always);
     let outcome = pod(&agent).and("--service", "api:9090").run().code(78);
     assert_eq!(agent.tokens(), tokens(&[]), "{}", outcome.stderr());
     // None was left out because another took all the time.
-    for id in ["web-0-api", PROXY, SERVICE] {
+    for id in ["shop_web-0_api", PROXY, SERVICE] {
         assert!(!agent.asked(Route::Deregister.of(id)).is_empty(), "{id}");
     }
 }
@@ -257,7 +257,7 @@ fn several_services_log_in_each_and_all_or_none() {
     assert_eq!(agent.services().len(), 4);
 
     let agent = self::agent();
-    agent.fault(Route::Register.of("web-0-api-sidecar-proxy"), PERMISSION, Times::Always);
+    agent.fault(Route::Register.of("shop_web-0_api-sidecar-proxy"), PERMISSION, Times::Always);
     self::pod(&agent).and("--service", "api:9090").run().code(77);
     assert_eq!(agent.tokens(), tokens(&[]));
     assert_nothing_left(&agent);

@@ -169,13 +169,13 @@ fn an_agent_that_is_well() {
             ("Connect", "ok"),
             ("gRPC", "ok"),
             ("Envoy", "ok"),
-            ("service web-0-web", "ok"),
-            ("service web-0-web-sidecar-proxy", "ok"),
+            ("service shop_web-0_web", "ok"),
+            ("service shop_web-0_web-sidecar-proxy", "ok"),
         ],
         "{told:#}"
     );
     assert!(log.contains("version is warning: Consul 1.8.7, which serves xDS v2 only"), "{log}");
-    assert_eq!(finding(&told, "service web-0-web")["detail"], "not registered yet");
+    assert_eq!(finding(&told, "service shop_web-0_web")["detail"], "not registered yet");
 
     // Registered, but nobody renews its lease yet.
     pod().run().code(0);

@@ -75,7 +75,7 @@ fn sigkill_while_the_login_is_answered_costs_one_token_at_most() {
 
 #[test]
 fn sigkill_between_two_services_and_another_run() {
-    for id in ["web-0-api", "web-0-api-sidecar-proxy"] {
+    for id in ["shop_web-0_api", "shop_web-0_api-sidecar-proxy"] {
         let agent = ScriptedAgent::start();
         agent.with_acls();
         let pod = pod(&agent).and("--service", "api:9090");

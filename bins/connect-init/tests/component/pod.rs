@@ -11,9 +11,9 @@ use tempfile::TempDir;
 use testkit::{Outcome, Process, ScriptedAgent};
 
 /// The id of the pod's service.
-pub(crate) const SERVICE: &str = "web-0-web";
+pub(crate) const SERVICE: &str = "shop_web-0_web";
 /// The id of its sidecar proxy.
-pub(crate) const PROXY: &str = "web-0-web-sidecar-proxy";
+pub(crate) const PROXY: &str = "shop_web-0_web-sidecar-proxy";
 /// What stands in for the lifecycle helper.
 pub(crate) const HELPER: &str = "#!/bin/sh\n# the lifecycle helper\n";
 
@@ -158,6 +158,12 @@ impl Pod {
     /// A file of the shared folder, as JSON.
     pub(crate) fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&std::fs::read(self.shared(name)).unwrap()).unwrap()
+    }
+
+    /// Writes a file of the shared folder anew.
+    #[expect(clippy::disallowed_methods, reason = "nobody reads it meanwhile")]
+    pub(crate) fn replace(&self, name: &str, contents: &str) {
+        std::fs::write(self.shared(name), contents).unwrap();
     }
 
     /// The files of the shared folder with their modes.

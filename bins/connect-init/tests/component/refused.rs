@@ -36,7 +36,9 @@ fn a_service_whose_proxy_is_refused_is_taken_back() {
         let agent = ScriptedAgent::start();
         agent.fault(Route::Register.of(PROXY), fault, Times::Always);
         let pod = Pod::of(&agent);
-        pod.run().code(code).says(&["cannot register service `web-0-web`", "its sidecar proxy"]);
+        pod.run()
+            .code(code)
+            .says(&["cannot register service `shop_web-0_web`", "its sidecar proxy"]);
         assert_nothing_left(&agent);
         assert_eq!(pod.files().into_keys().collect::<Vec<_>>(), ["connect-lifecycle", "lock"]);
     }
@@ -49,7 +51,7 @@ fn what_cannot_be_taken_back_is_said_besides_the_cause() {
     agent.fault(Route::Deregister.of(SERVICE), DENIED, Times::Always);
     Pod::of(&agent).run().code(78).says(&[
         "400 Invalid Service Meta",
-        "web-0-web is left on the agent",
+        "shop_web-0_web is left on the agent",
         "lease runs out",
     ]);
 }
@@ -64,7 +66,7 @@ fn central_configuration_that_cannot_be_honoured_leaves_nothing_registered() {
         let agent = ScriptedAgent::start();
         agent.proxy_config(key, value);
         let pod = Pod::of(&agent);
-        pod.run().code(64).says(&["the bootstrap of `web-0-web-sidecar-proxy`", key]);
+        pod.run().code(64).says(&["the bootstrap of `shop_web-0_web-sidecar-proxy`", key]);
         assert_nothing_left(&agent);
         assert!(!pod.files().contains_key("envoy-bootstrap.json"));
     }
@@ -75,7 +77,7 @@ fn a_proxy_that_is_gone_when_it_is_read_back_leaves_nothing_registered() {
     let agent = ScriptedAgent::start();
     agent.fault(
         Route::Service.of(PROXY),
-        Fault::Status(404, "unknown service ID: web-0-web-sidecar-proxy"),
+        Fault::Status(404, "unknown service ID: shop_web-0_web-sidecar-proxy"),
         Times::N(1),
     );
     Pod::of(&agent).run().code(1).says(&["is not on the agent any more", "hint:"]);
@@ -138,7 +140,7 @@ fn an_id_of_another_pod_that_lives_is_left_to_it() {
         seed_of_another(&agent, pod, namespace, "passing");
         let services = agent.services();
         Pod::of(&agent).run().code(78).says(&[
-            "cannot register service `web-0-web`",
+            "cannot register service `shop_web-0_web`",
             "of pod `shop/web-0`",
             &format!("that of pod `{other}` at 10.0.0.8"),
             "hint: rename",

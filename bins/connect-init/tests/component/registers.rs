@@ -35,7 +35,7 @@ fn the_service_is_registered_and_then_its_proxy() {
         "Address": "10.0.0.7",
         "Port": 8080,
         "Checks": [lease(SERVICE), {
-            "CheckID": "web-0-web-application",
+            "CheckID": "shop_web-0_web-application",
             "Name": "Application Listening",
             "Notes": "Set by connect-lifecycle, which connects to port 8080 over loopback.",
             "TTL": "30s",
@@ -63,14 +63,14 @@ fn the_service_is_registered_and_then_its_proxy() {
         },
         "Checks": [
             {
-                "CheckID": "web-0-web-sidecar-proxy-listener",
+                "CheckID": "shop_web-0_web-sidecar-proxy-listener",
                 "Name": "Proxy Public Listener",
                 "TCP": "10.0.0.7:20000",
                 "Interval": "10s",
                 "DeregisterCriticalServiceAfter": "10m0s",
             },
             {
-                "CheckID": "web-0-web-sidecar-proxy-destination",
+                "CheckID": "shop_web-0_web-sidecar-proxy-destination",
                 "Name": "Destination Alias",
                 "AliasService": SERVICE,
             },
@@ -275,4 +275,39 @@ fn the_central_configuration_is_in_the_bootstrap() {
     let bootstrap = pod.json("envoy-bootstrap.json");
     assert!(bootstrap["static_resources"].to_string().contains("9102"));
     assert!(bootstrap["admin"].to_string().contains("StdoutAccessLog"), "{}", bootstrap["admin"]);
+}
+
+/// P14: two pods of one name in two namespaces on one node.
+#[test]
+fn two_pods_of_one_name_are_both_registered() {
+    let agent = ScriptedAgent::start();
+    let pods = ["shop", "staging"].map(|name| Pod::of(&agent).with("--pod-namespace", name));
+    for pod in &pods {
+        pod.run().code(0);
+    }
+    let services = agent.services();
+    assert_eq!(services.len(), 4, "{services:#?}");
+    for pod in &pods {
+        let record = pod.json("registration.json");
+        for half in [&record["service"], &record["proxy"]] {
+            assert_eq!(services[half["ID"].as_str().unwrap()], *half);
+        }
+    }
+}
+
+/// P14: an earlier release made ids of the pod's name and the service's.
+#[test]
+fn what_an_earlier_release_registered_under_other_ids_is_deregistered() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.run().code(0);
+    let record = pod.json("registration.json").to_string().replace(SERVICE, "web-0-web");
+    pod.replace("registration.json", &record);
+    let record = pod.json("registration.json");
+    agent.seed(record["service"].clone()).seed(record["proxy"].clone());
+    assert_eq!(agent.services().len(), 4);
+
+    pod.run().code(0);
+    assert_registered(&agent);
+    assert_eq!(pod.json("registration.json")["service"]["ID"], SERVICE);
 }

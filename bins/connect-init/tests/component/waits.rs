@@ -39,7 +39,7 @@ fn an_agent_that_never_comes_is_reported_by_what_where_why_and_what_next() {
     let agent = ScriptedAgent::absent();
     let pod = Pod::of(&agent).with("--timeout", "1s");
     let outcome = pod.run().code(69).says(&[
-        "cannot register service `web-0-web`",
+        "cannot register service `shop_web-0_web`",
         "gave up after 1s",
         &agent.address(),
         "Consul agent of node n1",

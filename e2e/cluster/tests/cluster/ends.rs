@@ -38,7 +38,7 @@ fn a_pod_of_a_stateful_set_comes_back_under_its_name() {
     namespace.await_condition("pod/stateful-0", "Ready").unwrap();
     cluster.await_instances("stateful", 1).unwrap();
     let instance = &cluster.passing("stateful").unwrap()[0]["Service"];
-    assert_eq!(instance["ID"], "stateful-0-stateful");
+    assert_eq!(instance["ID"], format!("{}_stateful-0_stateful", namespace.name));
     assert_eq!(instance["Address"], second["status"]["podIP"], "{instance:#}");
 }
 

@@ -23,7 +23,8 @@ fn start(cluster: &Cluster, namespace: &Namespace<'_>, server: &Value) -> Value 
 
 /// Waits until another pod is the service's only instance, and answers.
 fn await_successor(cluster: &Cluster, namespace: &Namespace<'_>, service: &str, old: &Value) {
-    let id = format!("{}-{service}", old["metadata"]["name"].as_str().unwrap());
+    let pod = old["metadata"]["name"].as_str().unwrap();
+    let id = format!("{}_{pod}_{service}", namespace.name);
     let found = harness::until("another instance", || {
         cluster
             .passing(service)

@@ -129,7 +129,7 @@ fn log_in_again(parts: Option<Parts>) {
             assert_eq!(logins.len(), 1, "{logins:?}");
             assert!(logins[0].contains("shop/web-0") && logins[0].contains("c0ffee"), "{logins:?}");
         }
-        assert_eq!(acls.services().unwrap(), ["web-0-web", "web-0-web-sidecar-proxy"]);
+        assert_eq!(acls.services().unwrap(), ["shop_web-0_web", "shop_web-0_web-sidecar-proxy"]);
     });
 }
 
@@ -176,7 +176,7 @@ fn no_failing_path_leaves_a_token_or_a_service() {
         fails("bootstrap", &good, broken, 64, &["envoy_tracing_json"]);
         // The first is registered and has its token, the second may not be.
         let second = &["--service=web:8080", "--service=api:9090"];
-        fails("second", &good, second, 77, &["cannot register service `web-0-api`"]);
+        fails("second", &good, second, 77, &["cannot register service `shop_web-0_api`"]);
         let (code, log) = Pod::new(node, "good", &good).init(web);
         assert_eq!(code, Some(0), "{log}");
     });

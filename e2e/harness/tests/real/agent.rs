@@ -56,14 +56,17 @@ fn await_milestones(node: &Node, answers: Instant) -> harness::Result<()> {
     let passes = |id: String| check(id).is_some_and(|check| check["Status"] == "passing");
     let each = |is_so: &dyn Fn(String) -> bool, suffixes: &[&str]| {
         SERVICES.iter().all(|service| {
-            suffixes.iter().all(|suffix| is_so(format!("{service}-{service}{suffix}")))
+            suffixes.iter().all(|suffix| is_so(format!("default_{service}_{service}{suffix}")))
         })
     };
     let mut ahead: Vec<Milestone<'_>> = vec![
         ("a leader", Box::new(|| node.get("/v1/status/leader").is_ok_and(|at| at != ""))),
         ("both halves of both pods", Box::new(|| each(&there, &["", "-sidecar-proxy"]))),
         ("leases", Box::new(|| each(&passes, &["-lease", "-sidecar-proxy-lease"]))),
-        ("applications", Box::new(|| passes("echo-server-echo-server-application".to_owned()))),
+        (
+            "applications",
+            Box::new(|| passes("default_echo-server_echo-server-application".to_owned())),
+        ),
         ("public listeners", Box::new(|| each(&passes, &["-sidecar-proxy-listener"]))),
         (
             "all in the catalog",

@@ -41,7 +41,7 @@ fn a_pod_that_is_killed_is_critical_and_then_gone() {
     for service in services {
         until_within(PATIENCE, &format!("the lease of {service} to run out"), || {
             let checks = node.get("/v1/agent/checks").unwrap_or_default();
-            checks[format!("echo-server-{service}-lease")]["Status"] == "critical"
+            checks[format!("default_echo-server_{service}-lease")]["Status"] == "critical"
         })
         .unwrap();
         println!("{service}: lease critical after {:?}", killed.elapsed());

@@ -93,7 +93,7 @@ fn flags(further: &[&str]) -> Vec<String> {
 
 #[track_caller]
 fn assert_done(shared: &Path, services: &[String], limit: &MemoryLimit, how: &str) {
-    assert_eq!(services, ["web-0-web", "web-0-web-sidecar-proxy"]);
+    assert_eq!(services, ["default_web-0_web", "default_web-0_web-sidecar-proxy"]);
     for name in ["envoy-bootstrap.json", "registration.json", "connect-lifecycle"] {
         assert!(shared.join(name).is_file(), "{name}");
     }

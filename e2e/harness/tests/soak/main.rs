@@ -354,5 +354,5 @@ impl Soak<'_> {
 }
 
 fn halves(pod: &str) -> [String; 2] {
-    [format!("{pod}-web"), format!("{pod}-web-sidecar-proxy")]
+    ["web", "web-sidecar-proxy"].map(|half| format!("default_{pod}_{half}"))
 }
