@@ -73,6 +73,11 @@ pub(crate) struct Args {
     #[arg(long, env = "CONNECT_TIMEOUT", default_value = "2m", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) timeout: Duration,
 
+    /// How long the first run in this folder may take, if that is less: a pod's status
+    /// shows why it failed, while the container runs again
+    #[arg(long, env = "CONNECT_FIRST_TIMEOUT", value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) first_timeout: Option<Duration>,
+
     /// Print as JSON what would be registered, asked and written, and what is
     /// to be said of the agent, and change nothing
     #[arg(long)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use consul::Agent;
 use definition::Format;
-use handoff::Handoff;
+use handoff::{Handoff, Milestone};
 use registration::pod::Pair;
 use runtime::deadline::race;
 use runtime::{Deadline, Exit, Failure, Signals};
@@ -22,8 +22,8 @@ use crate::{dry_run, prepare};
 /// timeout, of which it takes a quarter at most.
 const TAKE_BACK: Duration = Duration::from_secs(5);
 
-/// The pod's annotation by which the injector says that it injected it. It is set but
-/// empty where the annotation is gone.
+/// The pod's label by which the injector says that it injected it. It is set but empty
+/// where the label is gone.
 const STATUS: &str = "CONNECT_INJECT_STATUS";
 
 /// Registers the pod's services and provides their sidecars, all or nothing.
@@ -41,10 +41,14 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         dir,
         helper,
         timeout,
+        first_timeout,
         dry_run,
         output,
         log: _,
     } = args;
+    let common = Handoff::new(&dir);
+    let is_first = !common.has_reached(Milestone::Tried);
+    let timeout = timeout.min(first_timeout.filter(|_| is_first && !dry_run).unwrap_or(timeout));
     let whole = Deadline::after(timeout);
     let deadline = whole.earlier_by(TAKE_BACK.min(timeout / 4));
     let admin = bootstrap.admin().await?;
@@ -74,13 +78,15 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         .into_iter()
         .map(|declared| Sidecar::new(declared, &dir, &agent, login.as_ref(), &bootstrap))
         .collect();
-    let common = Handoff::new(&dir);
     if dry_run {
         let telling = dry_run::tell(&sidecars, &agent, &bootstrap, &common);
         return match race(deadline, &mut signals, telling).await {
             Ok(document) => print(&format!("{:#}\n", document?)),
             Err(cut) => Err(cut.failure(deadline)),
         };
+    }
+    if first_timeout.is_some() {
+        common.note(Milestone::Tried)?;
     }
     let helper = Helper::find(helper)?;
     let tls = prepare::prepare(&common, agent.config())?;
@@ -131,13 +137,13 @@ impl From<Output> for Format {
 }
 
 /// Refuses to register a copy of an injected pod. `kubectl debug --copy-to` takes labels
-/// and annotations away, so that a copy gets no traffic; Consul would send it some.
+/// away, so that a copy gets no traffic; Consul would send it some.
 fn refuse_a_copy() -> Result<(), Failure> {
     // Clap takes a variable that is empty as absent, which here it is not.
     if std::env::var_os(STATUS).is_none_or(|status| !status.is_empty()) {
         return Ok(());
     }
-    let why = "this pod is a copy of an injected one: the annotation \
+    let why = "this pod is a copy of an injected one: the label \
                consul.hashicorp.com/connect-inject-status is gone; it is not registered";
     Err(Failure::new(Exit::Usage, why).hint(
         "to start the application alone: kubectl debug --copy-to=NAME --keep-init-containers=false",

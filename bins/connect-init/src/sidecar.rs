@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use consul::{Agent, TlsFiles};
 use flags::BootstrapArgs;
-use handoff::{Handoff, Login, Record};
+use handoff::{Handoff, Login, Milestone, Record};
 use lifecycle::Session;
 use runtime::file::write_whole;
 use runtime::{Deadline, Failure};
@@ -66,6 +66,7 @@ impl Sidecar {
             write_whole(&self.handoff.token(), 0o600, token.expose_secret().as_bytes())?;
         }
         self.handoff.unbury()?;
+        self.handoff.forget(Milestone::Listed)?;
         Ok(())
     }
 
@@ -88,7 +89,8 @@ impl Sidecar {
             failure.while_doing(format_args!("cannot register service `{}`", pair.service.id()))
         })?;
         register::register(handoff, agent, pair, session, deadline, arrived).await?;
-        self.take_back_earlier(deadline).await;
+        // On the heap: it hardly ever runs.
+        Box::pin(self.take_back_earlier(deadline)).await;
         provide::bootstrap(handoff, agent, bootstrap, pair, &xds, deadline).await?;
         // Whoever reads the record finds everything else.
         helper.done().await?;

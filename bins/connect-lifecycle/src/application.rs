@@ -16,6 +16,9 @@ const STARTING: Duration = Duration::from_millis(500);
 /// How often an application is looked at that listens.
 const LISTENING: Duration = Duration::from_secs(5);
 
+/// After how long without a listener a warning is due: the port may be wrong.
+const LATE: Duration = Duration::from_secs(10);
+
 /// What is in the pod answers at once or not at all.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -25,6 +28,8 @@ pub(crate) struct Application {
     port: u16,
     listens: bool,
     next_look: Instant,
+    /// When to warn that nothing listens; none after that.
+    late: Option<Instant>,
 }
 
 // === impl Application ===
@@ -32,7 +37,8 @@ pub(crate) struct Application {
 impl Application {
     /// An application that does not listen yet.
     pub(crate) fn on(port: u16) -> Self {
-        Self { port, listens: false, next_look: Instant::now() }
+        let now = Instant::now();
+        Self { port, listens: false, next_look: now, late: Some(now + LATE) }
     }
 
     /// What its check is to say, and why.
@@ -57,7 +63,22 @@ impl Application {
                 tracing::info!(port = self.port, "{output}");
                 return;
             }
+            self.warn_if_late();
         }
+    }
+
+    /// Warns once: a wrong port is seen nowhere else in the log.
+    fn warn_if_late(&mut self) {
+        if self.listens || self.late.is_none_or(|late| Instant::now() < late) {
+            return;
+        }
+        self.late = None;
+        tracing::warn!(
+            port = self.port,
+            "nothing in the pod has listened on the service's port for {LATE:?}: Consul sends no \
+             traffic; hint: if the application listens on another port, name that by the \
+             annotation consul.hashicorp.com/connect-service-port"
+        );
     }
 }
 

@@ -128,8 +128,13 @@ pub(crate) struct ReadyArgs {
     #[arg(long, env = "CONNECT_READY_WAIT", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) wait: Option<Duration>,
 
-    /// Also wait for the application: for a readinessProbe, not for what holds the
-    /// application's start
+    /// Look again until then, before it fails: for a readinessProbe with a long period.
+    /// Keep it 3 s below the probe's timeoutSeconds; if absent, it looks once
+    #[arg(long, value_parser = duration::parse_length, value_name = "DURATION", conflicts_with = "wait")]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Also ask whether Consul would send traffic, which the application's checks
+    /// decide, too: for a readinessProbe, not for what holds the application's start
     #[arg(long)]
     pub(crate) serving: bool,
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use consul::Agent;
-use handoff::{Handoff, Record};
+use handoff::{Handoff, Milestone, Record};
 use lifecycle::Session;
 use runtime::deadline::race;
 use runtime::{Deadline, Failure, Signals};
@@ -44,7 +44,8 @@ impl Pod {
     /// even if whoever logged in was killed before the bootstrap had it.
     pub(crate) async fn revive(&self, signals: &mut Signals) -> Result<(), Failure> {
         self.handoff.unbury()?;
-        self.handoff.note_ready(false)?;
+        self.handoff.forget(Milestone::Ready)?;
+        self.handoff.forget(Milestone::InService)?;
         self.handoff.note_cut_off(None)?;
         let Some(session) = &self.session else { return Ok(()) };
         if self.agent.token().is_some() {

@@ -2,16 +2,17 @@
 //!
 //! At first that means that Envoy serves, has its public listener, rejected no
 //! update and has its stream to the agent, and that Consul's checks of the
-//! sidecar pass. Later, an agent or servers that are away make no ready pod
-//! unready: Envoy goes on with what it has. Only a pod that `run` found cut off
-//! is unready again.
+//! sidecar pass. As a readiness probe, it also means that Consul would send
+//! traffic: the application's checks pass, and the servers list the proxy. Later,
+//! an agent or servers that are away make no ready pod unready: Envoy goes on with
+//! what it has. Only a pod that `run` found cut off is unready again.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use consul::Agent;
-use handoff::{Handoff, Record};
-use registration::pod::{Pair, application_id, lease_id, listener_id};
+use handoff::{Handoff, Milestone, Record};
+use registration::pod::{Pair, application_id, listener_id};
 use runtime::deadline::{Cut, race};
 use runtime::{Deadline, Exit, Failure, Signals};
 
@@ -20,6 +21,9 @@ use crate::envoy::{self, Envoy};
 
 /// Envoy needs some tens of milliseconds; nothing tells when it is done.
 const AGAIN: Duration = Duration::from_millis(20);
+
+/// How long until the agent is asked again: all pods of the node may start at once.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How long the agent may take to tell of a check: a probe is short.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -41,6 +45,12 @@ enum NotReady {
     Agent(consul::Error),
     #[error("Consul's check `{check}` of the sidecar is {status}")]
     OutOfService { check: String, status: String },
+    #[error("Consul's check `{check}` is critical: nothing in the pod listens on port {port}")]
+    NoApplication { check: String, port: u16 },
+    #[error("the servers do not tell whether the sidecar is in service: {0}")]
+    Servers(consul::Error),
+    #[error("the servers do not list the sidecar as healthy yet")]
+    NotListed,
 }
 
 /// A sidecar that is looked at.
@@ -52,21 +62,27 @@ struct Sidecar {
 }
 
 pub(crate) async fn run(args: ReadyArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let ReadyArgs { handoff, wait, serving } = args;
+    let ReadyArgs { handoff, wait, timeout, serving } = args;
     let handoff = handoff.handoff();
     let record = Record::read(&handoff)?;
     let agent = record.agent.connect()?.within(PATIENCE);
     let sidecar = Sidecar { handoff, record, agent, serving };
     let Some(wait) = wait else {
-        return sidecar.look().await.map(|()| ExitCode::SUCCESS).map_err(Failure::from);
+        let looking = sidecar.look_until(Deadline::after(timeout.unwrap_or_default()));
+        let ended = |signal| {
+            Failure::new(
+                Exit::Failure,
+                format_args!("ended by {signal} before the sidecar was ready"),
+            )
+        };
+        return tokio::select! {
+            biased;
+            looked = looking => looked.map(|()| ExitCode::SUCCESS).map_err(Failure::from),
+            signal = signals.next() => Err(ended(signal)),
+        };
     };
     let deadline = Deadline::after(wait);
-    let until_ready = async {
-        while sidecar.look().await.is_err() {
-            tokio::time::sleep(AGAIN).await;
-        }
-    };
-    match race(deadline, &mut signals, until_ready).await {
+    match race(deadline, &mut signals, sidecar.until_ready()).await {
         Ok(()) => {}
         Err(Cut::Deadline) => {
             let look = sidecar.look().await;
@@ -88,6 +104,25 @@ pub(crate) async fn run(args: ReadyArgs, mut signals: Signals) -> Result<ExitCod
 // === impl Sidecar ===
 
 impl Sidecar {
+    /// Waits until it is ready.
+    async fn until_ready(&self) {
+        while let Err(why) = self.look().await {
+            tokio::time::sleep(why.pause()).await;
+        }
+    }
+
+    /// Looks again until it is ready, or no time is left; then the reason is that of
+    /// the last look.
+    async fn look_until(&self, deadline: Deadline) -> Result<(), NotReady> {
+        loop {
+            let Err(why) = self.look().await else { return Ok(()) };
+            if deadline.left() <= why.pause() {
+                return Err(why);
+            }
+            tokio::time::sleep(why.pause()).await;
+        }
+    }
+
     async fn look(&self) -> Result<(), NotReady> {
         let Self { handoff, record, .. } = self;
         let envoy = Envoy::at(record.admin);
@@ -95,7 +130,8 @@ impl Sidecar {
         if let Some(why) = handoff.cut_off() {
             return Err(NotReady::CutOff(why));
         }
-        if handoff.was_ready() {
+        let milestone = if self.serving { Milestone::InService } else { Milestone::Ready };
+        if handoff.has_reached(milestone) {
             return Ok(());
         }
         let port = record.pair.proxy.port;
@@ -110,32 +146,79 @@ impl Sidecar {
         if !envoy.is_connected().await? {
             return Err(NotReady::NoStream);
         }
-        self.is_in_service().await?;
-        if let Err(error) = handoff.note_ready(true) {
-            tracing::debug!("{}", Failure::from(error));
+        self.passes_on_agent().await?;
+        if self.serving {
+            self.is_listed().await?;
+        }
+        self.note(milestone);
+        Ok(())
+    }
+
+    /// Whether the agent has its checks, and none is critical. Those that tell of the
+    /// application count only where they are asked for: this holds the application's
+    /// start, too. Nobody is sent to a client, so that its listener does not matter.
+    async fn passes_on_agent(&self) -> Result<(), NotReady> {
+        let Pair { service, proxy } = &self.record.pair;
+        let (application, listener) = (application_id(service.id()), listener_id(proxy.id()));
+        let there = self.agent.checks_of(&[service.id(), proxy.id()]).await;
+        let there = there.map_err(NotReady::Agent)?;
+        for check in service.checks.iter().chain(&proxy.checks) {
+            let id = &check.check_id;
+            let is_of_application = *id == application || !check.alias_service.is_empty();
+            if (is_of_application && !self.serving) || (*id == listener && service.port == 0) {
+                continue;
+            }
+            let status = there.get(id).map_or("missing", |there| there.status.as_str());
+            let check = id.clone();
+            match status {
+                "critical" if check == application => {
+                    return Err(NotReady::NoApplication { check, port: service.port });
+                }
+                "critical" | "missing" => {
+                    return Err(NotReady::OutOfService { check, status: status.to_owned() });
+                }
+                _ => {}
+            }
         }
         Ok(())
     }
 
-    /// Whether Consul would send traffic here. The application's own check counts
-    /// only where it is asked for: this holds the application's start, too.
-    async fn is_in_service(&self) -> Result<(), NotReady> {
+    /// Whether the servers have heard of it: the agent tells them a moment later, or when
+    /// they are back. A container that starts again takes its place, servers or not.
+    async fn is_listed(&self) -> Result<(), NotReady> {
         let Pair { service, proxy } = &self.record.pair;
-        let mut checks = vec![lease_id(service.id()), lease_id(proxy.id())];
-        if service.port != 0 {
-            checks.push(listener_id(proxy.id()));
-            checks.extend(self.serving.then(|| application_id(service.id())));
+        if service.port == 0 || self.handoff.has_reached(Milestone::Listed) {
+            return Ok(());
         }
-        for check in checks {
-            match self.agent.check(&check).await.map_err(NotReady::Agent)? {
-                Some(there) if there.status != "critical" => {}
-                Some(there) => return Err(NotReady::OutOfService { check, status: there.status }),
-                None => {
-                    return Err(NotReady::OutOfService { check, status: "missing".to_owned() });
-                }
-            }
+        match self.agent.is_listed(proxy).await.map_err(NotReady::Servers)? {
+            Some(false) => return Err(NotReady::NotListed),
+            Some(true) => {}
+            None => tracing::debug!("the ACL token may not see what the servers list"),
         }
+        self.note(Milestone::Listed);
         Ok(())
+    }
+
+    fn note(&self, milestone: Milestone) {
+        if let Err(error) = self.handoff.note(milestone) {
+            tracing::debug!("{}", Failure::from(error));
+        }
+    }
+}
+
+// === impl NotReady ===
+
+impl NotReady {
+    /// How long to wait before the next look. Until Envoy is ready, nobody else is asked.
+    fn pause(&self) -> Duration {
+        match self {
+            Self::Agent(_)
+            | Self::OutOfService { .. }
+            | Self::NoApplication { .. }
+            | Self::Servers(_)
+            | Self::NotListed => ASK_AGAIN,
+            _ => AGAIN,
+        }
     }
 }
 
@@ -171,6 +254,12 @@ impl From<NotReady> for Failure {
             }
             NotReady::Agent(_) => "check that the node's agent runs",
             NotReady::OutOfService { .. } => "see the log of the sidecar container",
+            NotReady::NoApplication { .. } => {
+                "if the application listens on another port, name that by the annotation consul.hashicorp.com/connect-service-port"
+            }
+            NotReady::Servers(_) | NotReady::NotListed => {
+                "see the log of the node's agent: it tells the servers of the pod's checks"
+            }
         };
         Self::new(Exit::Failure, why).hint(hint)
     }

@@ -20,6 +20,9 @@ use crate::merge::{Merge, Source};
 use crate::pod::Pod;
 use crate::restart::Restart;
 
+/// How long Envoy may take to connect to the agent before there is a warning.
+const LATE: Duration = Duration::from_secs(10);
+
 /// How long connections may take to end before Envoy is restarted in place.
 const RESTART: Duration = Duration::from_secs(10);
 
@@ -49,6 +52,7 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
         tokio::spawn(merge.serve());
     }
     let mut child = Child::spawn(&command)?;
+    tokio::spawn(warn_of_no_stream(Envoy::at(pod.record.admin)));
     let stop = CancellationToken::new();
     let restart = Restart::default();
     let mut keeper = Box::pin(Keeper::new(&pod, &restart).keep(stop.clone()));
@@ -96,6 +100,18 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
     let budget = Budget::new(&pod.handoff, drain_timeout, deregister_timeout);
     end::end(&pod, busy, child, keeper, budget, &mut signals).await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Warns if Envoy has no configuration some seconds after its start: where gRPC is off on
+/// the agent, Envoy itself says so much later, and in its own words.
+async fn warn_of_no_stream(envoy: Envoy) {
+    tokio::time::sleep(LATE).await;
+    if !envoy.is_connected().await.unwrap_or(false) {
+        tracing::warn!(
+            "Envoy has had no connection to the agent's gRPC port for {LATE:?}: the pod is not \
+             ready; hint: check that the agent runs and that gRPC is on"
+        );
+    }
 }
 
 /// Envoy's command, with the drain strategy by which all clients are told at once

@@ -96,6 +96,9 @@ pub struct Watch {
 
 const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 
+/// Says that something is left out for want of rights, from Consul 1.11 on.
+const FILTERED: HeaderName = HeaderName::from_static("x-consul-results-filtered-by-acls");
+
 /// How long an answer may take. A server without a leader takes 7 s to accept
 /// a registration, which must not look like a failure.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -290,6 +293,39 @@ impl Agent {
         Ok(checks.remove(id))
     }
 
+    /// The checks that the agent has of these services, by id.
+    pub async fn checks_of(&self, ids: &[&str]) -> Result<BTreeMap<String, AgentCheck>, Error> {
+        let each: Vec<_> = ids.iter().map(|id| format!("ServiceID == {id:?}")).collect();
+        let filter = each.join(" or ");
+        self.call(Method::GET, "/v1/agent/checks").query("filter", &filter).answer().await
+    }
+
+    /// Whether the servers list that registration with no check critical: then clients
+    /// are sent to it. None if the ACL token may not see it, for want of `node:read`.
+    pub async fn is_listed(&self, service: &Service) -> Result<Option<bool>, Error> {
+        let path = format!("/v1/health/service/{}", segment(&service.name));
+        let (id, address) = (service.id(), &service.address);
+        // Another node may have a service of that id.
+        let filter = format!("Service.ID == {id:?} and Service.Address == {address:?}");
+        let call = self.call(Method::GET, &path).query("filter", &filter);
+        let request = call.request();
+        let Answered { status, body, is_filtered, .. } = call.answered().await?;
+        let failed = |cause| Error { request, cause };
+        if status != 200 {
+            let error = failed(Cause::of_status(status, &String::from_utf8_lossy(&body)));
+            let is_hidden = matches!(error.cause, Cause::Denied(_)) && !error.is_unknown_token();
+            return if is_hidden { Ok(None) } else { Err(error) };
+        }
+        let instances: Vec<HealthyInstance> = serde_json::from_slice(&body)
+            .map_err(|error| failed(Cause::Garbage(error.to_string())))?;
+        match instances.first() {
+            Some(instance) => {
+                Ok(Some(instance.checks.iter().all(|check| check.status != "critical")))
+            }
+            None => Ok((!is_filtered).then_some(false)),
+        }
+    }
+
     /// Makes a service's check again, so that it starts with the status that it
     /// brings: a check that the agent has keeps its own.
     pub async fn restart_check(&self, service_id: &str, check: &Check) -> Result<(), Error> {
@@ -479,6 +515,8 @@ struct Answered {
     shown: Option<Vec<u8>>,
     /// Up to which change of the state it is true.
     index: Option<u64>,
+    /// Whether something is left out that the ACL token may not see.
+    is_filtered: bool,
 }
 
 // === impl Call ===
@@ -564,8 +602,9 @@ impl Call<'_> {
         let shown = shown.and_then(TlsInfo::peer_certificate).map(<[u8]>::to_vec);
         let index = response.headers().get("x-consul-index").and_then(|index| index.to_str().ok());
         let index = index.and_then(|index| index.parse().ok());
+        let is_filtered = response.headers().contains_key(FILTERED);
         let body = read(response).await.map_err(failed)?;
-        Ok(Answered { status, body, shown, index })
+        Ok(Answered { status, body, shown, index, is_filtered })
     }
 
     fn request(&self) -> Request {

@@ -94,15 +94,17 @@ pub struct CatalogService {
     pub service_id: String,
 }
 
-/// An instance that a proxy may be sent to.
+/// An instance of a service with its checks.
 ///
-/// Source: Consul's "Health HTTP API" page, "List Nodes for Connect-capable
-/// Service".
+/// Source: Consul's "Health HTTP API" page, "List Service Instances for Service" and
+/// "List Service Instances for Mesh-enabled Service".
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct HealthyInstance {
-    /// The proxy, or the service itself if it is Connect-native.
+    /// The service, or its proxy if those are listed.
     pub service: AgentService,
+    /// Its checks, and those of its node.
+    pub checks: Vec<AgentCheck>,
 }
 
 /// What the agent says of itself.

@@ -31,6 +31,19 @@ pub use record::{Login, Record};
 /// The folder that the pod's injected containers share, if no flag names another.
 pub const DEFAULT_DIR: &str = "/consul/connect-inject";
 
+/// What was seen of a sidecar once, and is not asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Milestone {
+    /// It was ready, since its container began.
+    Ready,
+    /// It was in service, since its container began: Consul would send it traffic.
+    InService,
+    /// The servers listed it as healthy, since its registration began.
+    Listed,
+    /// `connect-init` has tried to register it.
+    Tried,
+}
+
 /// A registration's files in the folder that the pod's containers share. Each
 /// service of the pod has its own; what all of them need is there once.
 #[derive(Clone, Debug)]
@@ -93,15 +106,29 @@ impl Handoff {
         remove(&self.envoy_token())
     }
 
-    /// Whether the sidecar was ready since its container began.
-    pub fn was_ready(&self) -> bool {
-        self.own("ready", "").exists()
+    /// Whether the sidecar reached a milestone.
+    pub fn has_reached(&self, milestone: Milestone) -> bool {
+        self.milestone(milestone).exists()
     }
 
-    /// Notes that the sidecar was ready, or that its container begins.
-    pub fn note_ready(&self, ready: bool) -> Result<(), WriteError> {
-        let path = self.own("ready", "");
-        if ready { write_whole(&path, 0o600, io::empty()) } else { remove(&path) }
+    /// Notes that the sidecar reached a milestone.
+    pub fn note(&self, milestone: Milestone) -> Result<(), WriteError> {
+        write_whole(&self.milestone(milestone), 0o600, io::empty())
+    }
+
+    /// Forgets that the sidecar reached a milestone.
+    pub fn forget(&self, milestone: Milestone) -> Result<(), WriteError> {
+        remove(&self.milestone(milestone))
+    }
+
+    fn milestone(&self, milestone: Milestone) -> PathBuf {
+        let stem = match milestone {
+            Milestone::Ready => "ready",
+            Milestone::InService => "in-service",
+            Milestone::Listed => "listed",
+            Milestone::Tried => "tried",
+        };
+        self.own(stem, "")
     }
 
     /// Why Envoy gets no configuration although the agent answers; none if it does.

@@ -30,6 +30,8 @@ pub enum Route {
     Roots,
     /// The agent's checks are read.
     Checks,
+    /// The servers are asked for a service's instances with their checks.
+    Health,
     /// A check is registered by itself.
     RegisterCheck,
     /// A check is deregistered by itself.
@@ -54,6 +56,8 @@ pub struct At {
 pub enum Fault {
     /// An answer of that status with these words.
     Status(u16, &'static str),
+    /// An empty list, because the ACL token may not see what is in it.
+    Hidden,
     /// The request is taken and never answered.
     Hang,
     /// It has its effect, and the answer comes after a while.
@@ -125,6 +129,7 @@ impl Route {
             ("GET", ["v1", "status", "leader"]) => Some(Self::Leader),
             ("GET", ["v1", "agent", "connect", "ca", "roots"]) => Some(Self::Roots),
             ("GET", ["v1", "agent", "checks"]) => Some(Self::Checks),
+            ("GET", ["v1", "health", "service", _]) => Some(Self::Health),
             ("POST", ["v1", "acl", "login"]) => Some(Self::Login),
             ("POST", ["v1", "acl", "logout"]) => Some(Self::Logout),
             ("GET", ["v1", "acl", "token", "self"]) => Some(Self::TokenSelf),

@@ -41,11 +41,13 @@ pub struct Check {
     pub output: String,
 }
 
-/// An answer: status, content hash and body.
+/// An answer: status, headers and body.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) content_hash: Option<String>,
+    /// Whether something is left out that the ACL token may not see.
+    pub(crate) is_filtered: bool,
     pub(crate) body: String,
 }
 
@@ -132,6 +134,7 @@ impl Model {
             Some(Route::Leader) => Answer::json(&json!("127.0.0.1:8300")),
             Some(Route::Roots) => Answer::json(&json!({"ActiveRootID": "root-1", "Roots": []})),
             Some(Route::Checks) => Answer::json(&self.checks()),
+            Some(Route::Health) => Answer::json(&self.instances(&id)),
             Some(Route::RegisterCheck) => self.register_check(request),
             Some(Route::DeregisterCheck) => {
                 self.checks.remove(&id);
@@ -241,6 +244,19 @@ impl Model {
         checks.collect::<Map<_, _>>().into()
     }
 
+    /// The instances of a service, as if the servers knew at once what the agent has.
+    fn instances(&self, name: &str) -> Value {
+        let checks = self.checks();
+        let instances = self.services.iter().filter(|(_, service)| service["Name"] == name);
+        instances
+            .map(|(id, _)| {
+                let own = checks.as_object().into_iter().flat_map(Map::values);
+                let own: Vec<_> = own.filter(|check| check["ServiceID"] == id.as_str()).collect();
+                json!({"Service": self.service(id), "Checks": own})
+            })
+            .collect()
+    }
+
     /// The name of a check, as it was registered.
     fn name_of(&self, service: &str, check_id: &str) -> Value {
         let checks = self.services.get(service).map(|service| &service["Checks"]);
@@ -320,7 +336,7 @@ fn hash_of(service: &Value) -> String {
 
 impl Answer {
     pub(crate) fn words(status: u16, words: &str) -> Self {
-        Self { status, content_hash: None, body: words.to_owned() }
+        Self { status, content_hash: None, is_filtered: false, body: words.to_owned() }
     }
 
     fn done() -> Self {

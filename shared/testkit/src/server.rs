@@ -120,6 +120,7 @@ async fn answer(
     };
     match fault {
         Fault::Status(status, words) => Ok(whole(Answer::words(status, words))),
+        Fault::Hidden => Ok(whole(Answer { is_filtered: true, ..Answer::words(200, "[]") })),
         Fault::Hang => std::future::pending().await,
         Fault::Slow(delay) => {
             tokio::time::sleep(delay).await;
@@ -177,10 +178,13 @@ fn cut() -> io::Error {
 }
 
 fn whole(answer: Answer) -> Response<Answered> {
-    let Answer { status, content_hash, body } = answer;
+    let Answer { status, content_hash, is_filtered, body } = answer;
     let mut response = Response::builder().status(status);
     if let Some(hash) = content_hash {
         response = response.header("X-Consul-Contenthash", hash);
+    }
+    if is_filtered {
+        response = response.header("X-Consul-Results-Filtered-By-ACLs", "true");
     }
     let pieces = VecDeque::from([Bytes::from(body)]);
     response.body(Answered { pieces, end: End::Whole }).expect("a status that is one")

@@ -179,3 +179,20 @@ fn what_is_no_agent_is_named_as_the_cause() {
         assert_nothing_left(&agent);
     }
 }
+
+/// I44: the kubelet starts it again, and meanwhile `kubectl describe pod` shows why the
+/// first run failed.
+#[test]
+fn only_the_first_run_in_a_folder_ends_early() {
+    let agent = ScriptedAgent::absent();
+    let pod = Pod::of(&agent).with("--first-timeout", "1s");
+    pod.run().code(69).says(&["gave up after 1s", "connection refused"]);
+    assert!(pod.termination_log().contains("no Consul agent listens at"));
+    let mut second = pod.start();
+    second.await_log("connection refused; trying again");
+    agent.listen_again();
+    assert_eq!(second.end(), Some(0), "{}", second.log());
+    let second =
+        Pod::of(&ScriptedAgent::absent()).with("--first-timeout", "1m").with("--timeout", "1s");
+    second.run().code(69).says(&["gave up after 1s"]);
+}

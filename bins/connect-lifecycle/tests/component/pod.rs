@@ -9,7 +9,8 @@ use testkit::{Outcome, Port, Process, ScriptedAgent};
 
 use crate::envoy::{self, FakeEnvoy};
 
-/// The id of the pod's service.
+/// The id of the pod's service, as an earlier release made it: whatever ids the record holds are
+/// those of the registration.
 pub(crate) const SERVICE: &str = "web-0-web";
 /// The id of its sidecar proxy.
 pub(crate) const PROXY: &str = "web-0-web-sidecar-proxy";
@@ -49,6 +50,22 @@ impl Pod {
     /// A pod whose Envoy has its public listener on that port, or will.
     pub(crate) fn with_public_listener(agent: &ScriptedAgent, port: &Port) -> Self {
         Self::with_ports(agent, NOWHERE, port.address().port())
+    }
+
+    /// A pod whose application and whose Envoy listen on those ports, or will.
+    pub(crate) fn with_both(agent: &ScriptedAgent, application: &Port, listener: &Port) -> Self {
+        Self::with_ports(agent, application.address().port(), listener.address().port())
+    }
+
+    /// A pod that takes no connections itself. Its Envoy will listen on that port.
+    pub(crate) fn of_client(agent: &ScriptedAgent, listener: &Port) -> Self {
+        let mut pod = Self::with_public_listener(agent, listener);
+        pod.service["Port"] = json!(0);
+        pod.service["Checks"].as_array_mut().unwrap().truncate(1);
+        pod.write("registration.json", &pod.record(agent, pod.envoy.admin()).to_string());
+        agent.wipe();
+        pod.register(agent);
+        pod
     }
 
     fn with_ports(agent: &ScriptedAgent, port: u16, listener: u16) -> Self {

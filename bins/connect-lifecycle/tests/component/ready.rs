@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use testkit::process::Signal;
-use testkit::{Port, ScriptedAgent};
+use testkit::{Fault, Port, Process, Route, ScriptedAgent, Times};
 
-use crate::pod::{LISTENER, Pod, await_alive};
+use crate::pod::{APPLICATION, LISTENER, Pod, await_alive};
 
 /// P45, P46, P50, I37: ready means that Consul would send traffic here.
 #[test]
@@ -92,4 +92,99 @@ fn sigterm_ends_the_hold() {
     pod.envoy.await_asked("GET /ready");
     hold.signal(Signal::SIGTERM);
     assert_eq!(hold.end(), Some(1), "{}", hold.log());
+}
+
+/// I37, I38: a readiness probe fails until Consul would send traffic, also if what holds
+/// the application's start has passed.
+#[test]
+fn a_readiness_probe_waits_for_the_application_and_for_the_servers() {
+    let agent = ScriptedAgent::start();
+    let (application, listener) = (Port::keep(), Port::keep());
+    let pod = Pod::with_both(&agent, &application, &listener);
+    let _sidecar = pod.run();
+    await_alive(&agent);
+    let _listener = listener.listen();
+    agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
+    pod.ready(&[]).code(0);
+    // I41: a wrong port.
+    let port = application.address().port();
+    pod.ready(&["--serving"]).code(1).says(&[
+        "check `web-0-web-application` is critical",
+        &format!("nothing in the pod listens on port {port}"),
+        "hint:",
+        "connect-service-port",
+    ]);
+    agent.fault(Route::Health, Fault::Status(500, "No cluster leader"), Times::Always);
+    let _application = application.listen();
+    agent.await_that("the application", |state| state.model.is("passing", APPLICATION));
+    pod.ready(&["--serving"]).code(1).says(&["the servers do not tell", "No cluster leader"]);
+    agent.heal();
+    agent.fault(Route::Health, Fault::Status(200, "[]"), Times::Always);
+    // Each probe takes its time, and passes at once when it can.
+    pod.ready(&["--serving", "--timeout=300ms"]).code(1).says(&["do not list the sidecar"]);
+    agent.forget_requests();
+    let mut probe = Process::start(&mut pod.command("ready", &["--serving", "--timeout=1m"]));
+    agent.await_request(Route::Health);
+    agent.heal();
+    assert_eq!(probe.end(), Some(0), "{}", probe.log());
+    // Static stability.
+    agent.stop_listening();
+    pod.envoy.is_cut_off(true);
+    pod.ready(&["--serving"]).code(0);
+}
+
+/// Its place among the healthy is known, and what comes next is up to the node's agent.
+#[test]
+fn a_container_that_starts_again_is_ready_without_servers() {
+    let agent = ScriptedAgent::start();
+    let (application, listener) = (Port::keep(), Port::keep());
+    let pod = Pod::with_both(&agent, &application, &listener);
+    let (_application, _listener) = (application.listen(), listener.listen());
+    let serving = ["--serving", "--timeout=1m"];
+    let mut sidecar = pod.run();
+    pod.ready(&serving).code(0);
+    sidecar.signal(Signal::SIGKILL);
+    sidecar.end();
+    agent.fault(Route::Health, Fault::Status(500, "No cluster leader"), Times::Always);
+    agent.wipe();
+    pod.register(&agent);
+    let _sidecar = pod.run();
+    agent.await_that("what the sidecar reports", |state| state.model.is("passing", APPLICATION));
+    pod.ready(&serving).code(0);
+}
+
+/// A token that may register and not see nodes: the agent's own word has to do.
+#[test]
+fn a_token_that_may_not_see_the_servers_list_is_enough() {
+    for fault in [Fault::Hidden, Fault::Status(403, "Permission denied: lacks service:read")] {
+        let agent = ScriptedAgent::start();
+        let (application, listener) = (Port::keep(), Port::keep());
+        let pod = Pod::with_both(&agent, &application, &listener);
+        let (_application, _listener) = (application.listen(), listener.listen());
+        agent.fault(Route::Health, fault, Times::Always);
+        let _sidecar = pod.run();
+        pod.ready(&["--serving", "--timeout=1m"]).code(0);
+    }
+}
+
+/// Nobody is sent to a client.
+#[test]
+fn a_client_is_ready_without_an_application_and_without_servers() {
+    let agent = ScriptedAgent::start();
+    let listener = Port::keep();
+    let pod = Pod::of_client(&agent, &listener);
+    agent.fault(Route::Health, Fault::Status(500, "No cluster leader"), Times::Always);
+    let _sidecar = pod.run();
+    pod.ready(&["--serving", "--timeout=1m"]).code(0);
+}
+
+#[test]
+fn sigterm_ends_a_probe() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.envoy.is_ready(false);
+    let mut probe = Process::start(&mut pod.command("ready", &["--serving", "--timeout=1m"]));
+    pod.envoy.await_asked("GET /ready");
+    probe.signal(Signal::SIGTERM);
+    assert_eq!(probe.end(), Some(1), "{}", probe.log());
 }
