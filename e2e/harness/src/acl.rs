@@ -82,7 +82,15 @@ impl<'n> Acls<'n> {
     /// # Errors
     /// The agent refuses it.
     pub fn have_method(&self) -> Result<()> {
-        let method = json!({
+        self.have_method_with(&json!({}))
+    }
+
+    /// As [`Self::have_method`], with further settings of the auth method.
+    ///
+    /// # Errors
+    /// As [`Self::have_method`].
+    pub fn have_method_with(&self, further: &Value) -> Result<()> {
+        let mut method = json!({
             "Name": METHOD,
             "Type": "jwt",
             "Config": {
@@ -93,6 +101,7 @@ impl<'n> Acls<'n> {
                 "ClaimMappings": {"account": "account"},
             },
         });
+        json_patch::merge(&mut method, further);
         self.ask(Method::PUT, "/v1/acl/auth-method", Some(&method)).map(drop)
     }
 
@@ -125,17 +134,27 @@ impl<'n> Acls<'n> {
         Ok(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)))
     }
 
-    /// The tokens that were made by login: what their descriptions say, by secret.
+    /// The tokens that were made by login: what their descriptions say.
     ///
     /// # Errors
     /// The agent does not answer.
     pub fn logins(&self) -> Result<Vec<String>> {
+        self.of_logins("Description")
+    }
+
+    /// The ids of the tokens that were made by login.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn accessors(&self) -> Result<Vec<String>> {
+        self.of_logins("AccessorID")
+    }
+
+    fn of_logins(&self, field: &str) -> Result<Vec<String>> {
         let tokens = self.ask(Method::GET, "/v1/acl/tokens", None)?;
         let tokens = tokens.as_array().cloned().unwrap_or_default();
         let logins = tokens.iter().filter(|token| token["AuthMethod"] == METHOD);
-        Ok(logins
-            .map(|token| token["Description"].as_str().unwrap_or_default().to_owned())
-            .collect())
+        Ok(logins.map(|token| token[field].as_str().unwrap_or_default().to_owned()).collect())
     }
 
     /// Deletes the tokens that were made by login, behind the pods' backs.
@@ -143,12 +162,8 @@ impl<'n> Acls<'n> {
     /// # Errors
     /// The agent does not answer.
     pub fn revoke(&self) -> Result<()> {
-        let tokens = self.ask(Method::GET, "/v1/acl/tokens", None)?;
-        for token in tokens.as_array().into_iter().flatten() {
-            if token["AuthMethod"] == METHOD {
-                let accessor = token["AccessorID"].as_str().unwrap_or_default();
-                self.ask(Method::DELETE, &format!("/v1/acl/token/{accessor}"), None)?;
-            }
+        for accessor in self.accessors()? {
+            self.ask(Method::DELETE, &format!("/v1/acl/token/{accessor}"), None)?;
         }
         Ok(())
     }

@@ -56,7 +56,7 @@ impl Load {
                 Some(stream) => stream,
                 None => connect_in(network, port)?,
             };
-            stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")?;
+            stream.write_all(KEPT_REQUEST)?;
             let body = answer(&stream)?;
             *kept = Some(stream);
             Ok(body)
@@ -168,15 +168,30 @@ pub fn get(mut stream: TcpStream) -> Result<String> {
     answer(&stream)
 }
 
-/// A request for `/`.
+/// A request for `/` over a connection that stays open.
+pub const KEPT_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n";
+
+/// A request for `/` over a connection that is closed behind the answer.
 pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
 
-/// Reads one answer and nothing behind it, and returns its body without the
-/// last newline.
+/// Reads one answer of success and nothing behind it, and returns its body
+/// without the last newline.
 ///
 /// # Errors
 /// As [`get`].
 pub fn answer(stream: &TcpStream) -> Result<String> {
+    match response(stream)? {
+        (200, body) => Ok(body),
+        (status, body) => Err(format!("answered {status} {body}").into()),
+    }
+}
+
+/// Reads one answer and nothing behind it, and returns its status and its body
+/// without the last newline.
+///
+/// # Errors
+/// The answer does not come whole.
+pub fn response(stream: &TcpStream) -> Result<(u16, String)> {
     let mut stream = BufReader::new(stream);
     let (mut head, mut length) = (String::new(), None);
     while !head.ends_with("\r\n\r\n") {
@@ -190,10 +205,9 @@ pub fn answer(stream: &TcpStream) -> Result<String> {
             length = Some(value.trim_end().parse()?);
         }
     }
-    if !head.starts_with("HTTP/1.1 200 ") {
-        return Err(format!("answered {head}").into());
-    }
+    let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
+    let status = status.ok_or_else(|| format!("the answer has no status: {head:?}"))?;
     let mut body = vec![0; length.ok_or("the answer does not tell its length")?];
     stream.read_exact(&mut body)?;
-    Ok(String::from_utf8(body)?.trim_end().to_owned())
+    Ok((status, String::from_utf8(body)?.trim_end().to_owned()))
 }

@@ -50,18 +50,29 @@ fn serve(listener: &TcpListener, body: &Arc<str>) {
     }
 }
 
-/// Answers one request, and closes.
+/// Answers requests until the client closes, or asks to.
 fn answer(mut stream: &TcpStream, body: &str) -> std::io::Result<()> {
     let mut head = BufReader::new(stream);
     let mut line = String::new();
-    while head.read_line(&mut line)? > 0 && !line.trim_end().is_empty() {
-        line.clear();
+    let mut goes_on = true;
+    while goes_on {
+        loop {
+            line.clear();
+            if head.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            if line.trim_end().is_empty() {
+                break;
+            }
+            goes_on &= !line.trim_end().eq_ignore_ascii_case("connection: close");
+        }
+        let (length, connection) = (body.len(), if goes_on { "keep-alive" } else { "close" });
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n{body}"
+        )?;
     }
-    let length = body.len();
-    write!(
-        stream,
-        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    )
+    Ok(())
 }
 
 fn fail(problem: &str) -> ExitCode {

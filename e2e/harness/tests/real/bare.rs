@@ -8,13 +8,17 @@ use harness::node::Node;
 use harness::process::{Process, run, tail};
 use harness::until;
 
-/// The sidecar of the service `api` that has that address.
+/// A sidecar that has that address.
 pub(crate) struct Bare<'n> {
     pub(crate) node: &'n Node,
+    pub(crate) service: &'n str,
     pub(crate) ip: &'n str,
     /// Of `connect-init`: how the agent is reached.
     pub(crate) flags: Vec<String>,
 }
+
+/// The service of most sidecars.
+pub(crate) const API: &str = "api:8080";
 
 impl Bare<'_> {
     fn folder(&self) -> PathBuf {
@@ -30,7 +34,7 @@ impl Bare<'_> {
     pub(crate) fn start_init(&self, further: &[&str]) -> Process {
         let bins = &self.node.parts().bins;
         let mut args = vec![
-            "--service=api:8080".to_owned(),
+            format!("--service={}", self.service),
             format!("--pod-name=bare-{}", self.ip.replace('.', "-")),
             format!("--pod-ip={}", self.ip),
             format!("--dir={}", self.folder().display()),

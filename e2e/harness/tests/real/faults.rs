@@ -32,109 +32,147 @@ impl Used<'_> {
     }
 }
 
-/// Lets something happen to the agent, or to what it belongs to. No request is
+/// What happens: it gets the pods and their agent, and returns the agent that runs
+/// in the end.
+type Fault = fn(&Used<'_>, Process) -> Process;
+
+/// Lets something happen while a service of that protocol is used. No request is
 /// to fail.
-fn while_used(happens: impl FnOnce(&Used<'_>, Process) -> Process) {
-    let failures = failures_while_used(happens);
+fn while_used(protocol: &str, fault: Fault) {
+    let Some(mesh) = Mesh::find_or_skip() else { return };
+    let (failures, _) = failures_while_used(mesh, protocol, fault);
     assert_eq!(failures, Vec::<String>::new());
 }
 
-/// Lets something happen, and returns which requests failed meanwhile. No update
-/// is to be rejected, and in the end all checks pass.
-fn failures_while_used(happens: impl FnOnce(&Used<'_>, Process) -> Process) -> Vec<String> {
-    let Some(mut mesh) = Mesh::find_or_skip() else { return Vec::new() };
+/// Lets something happen, and returns which requests failed meanwhile and what the
+/// client's Envoy logged. No update is to be rejected, and in the end all checks
+/// pass.
+fn failures_while_used(mut mesh: Mesh, protocol: &str, fault: Fault) -> (Vec<String>, String) {
     let agent = mesh.agent.take().unwrap();
-    mesh.speak("http");
+    mesh.speak(protocol);
     let (server, client) = (mesh.server("api-1"), mesh.client());
     await_heard(&client, &["api-1"]);
     let (new, kept) = (Load::start(&client, UPSTREAM, 2), Load::start_kept(&client, UPSTREAM));
     let mut used = Used { node: &mesh.node, server, client, new, kept };
     used.go_on();
-    let _agent = happens(&used, agent);
+    let _agent = fault(&used, agent);
     used.go_on();
     await_instances(&mesh.node, 1);
     used.go_on();
     used.server.await_xds().unwrap();
     used.client.await_xds().unwrap();
-    [used.new, used.kept].into_iter().flat_map(|load| load.stop().failures).collect()
+    let log = used.client.log("envoy-sidecar");
+    let loads = [used.new, used.kept].into_iter();
+    (loads.flat_map(|load| load.stop().failures).collect(), log)
 }
 
-/// P45: the agent reports the proxy's listener as critical until its first check,
-/// hence 503s. A busy machine also showed one refused connection to the client's
-/// own upstream listener; its cause is not known.
+/// The agent that comes back tells the client's Envoy what it knows so far, and
+/// learns the rest from the servers a moment later.
+///
+/// - It reports the server's public listener as critical until its first check
+///   (P45). The service has no healthy instance, and Envoy answers 503.
+/// - An agent does not wait for the discovery chains of a proxy's upstreams before
+///   it tells the proxy of its listeners. If the servers answer late, as on a busy
+///   machine, it takes the upstream's listener from Envoy and gives it back with
+///   the chain: meanwhile connections are refused. Both is in Envoy's log.
+///
+/// Only Consul could do better: Envoy does as it is told.
 #[test]
 fn pods_serve_again_after_their_killed_agent_came_back_with_its_data() {
-    let failures = failures_while_used(|used, agent| {
+    let Some(mesh) = Mesh::find_or_skip() else { return };
+    let (failures, log) = failures_while_used(mesh, "http", |used, agent| {
         drop(agent);
         used.go_on();
         used.node.start_agent().unwrap()
     });
-    for failure in failures {
-        let is_known = ["503", "Connection refused"].iter().any(|why| failure.contains(why));
-        assert!(is_known, "{failure}");
+    let listener = format!("api:127.0.0.1:{UPSTREAM}");
+    let was_removed = log.contains(&format!("lds: remove listener '{listener}'"));
+    println!("{} failures, and the upstream's listener was removed: {was_removed}", failures.len());
+    for failure in &failures {
+        let is_known =
+            failure.contains("503") || was_removed && failure.contains("Connection refused");
+        assert!(is_known, "{failure}; of {failures:#?}\n{log}");
     }
+}
+
+fn reload(used: &Used<'_>, agent: Process) -> Process {
+    used.node.put("/v1/agent/reload", None).unwrap();
+    agent
 }
 
 #[test]
 fn nothing_is_lost_while_the_agent_reloads() {
-    while_used(|used, agent| {
-        used.node.put("/v1/agent/reload", None).unwrap();
-        agent
-    });
+    while_used("http", reload);
+}
+
+#[test]
+fn nothing_of_a_tcp_service_is_lost_while_the_agent_reloads() {
+    while_used("tcp", reload);
+}
+
+fn rename(used: &Used<'_>, agent: Process) -> Process {
+    drop(agent);
+    let agent = used.node.start_agent_with(&json!({"node_name": "renamed"})).unwrap();
+    until("the service on the renamed node", || {
+        let found = used.node.get("/v1/health/service/api?passing").unwrap_or_default();
+        found.as_array().is_some_and(|all| all.len() == 1) && found[0]["Node"]["Node"] == "renamed"
+    })
+    .unwrap();
+    agent
 }
 
 #[test]
 fn nothing_is_lost_while_the_node_is_renamed() {
-    while_used(|used, agent| {
-        drop(agent);
-        let agent = used.node.start_agent_with(&json!({"node_name": "renamed"})).unwrap();
-        until("the service on the renamed node", || {
-            let found = used.node.get("/v1/health/service/api?passing").unwrap_or_default();
-            found.as_array().is_some_and(|all| all.len() == 1)
-                && found[0]["Node"]["Node"] == "renamed"
-        })
+    while_used("http", rename);
+}
+
+fn lose_server(used: &Used<'_>, agent: Process) -> Process {
+    used.node.kill_server();
+    until("the agent to miss its server", || used.node.get("/v1/status/leader").is_err()).unwrap();
+    used.go_on();
+    used.node.start_server_with(&json!({})).unwrap();
+    until("a leader", || used.node.get("/v1/status/leader").is_ok_and(|leader| leader != ""))
         .unwrap();
-        agent
-    });
+    agent
 }
 
 #[test]
 fn nothing_is_lost_while_the_only_server_is_away() {
-    while_used(|used, agent| {
-        used.node.kill_server();
-        until("the agent to miss its server", || used.node.get("/v1/status/leader").is_err())
-            .unwrap();
-        used.go_on();
-        used.node.start_server_with(&json!({})).unwrap();
-        until("a leader", || used.node.get("/v1/status/leader").is_ok_and(|leader| leader != ""))
-            .unwrap();
-        agent
-    });
+    while_used("http", lose_server);
+}
+
+#[test]
+fn nothing_of_a_tcp_service_is_lost_while_the_only_server_is_away() {
+    while_used("tcp", lose_server);
+}
+
+/// The serial numbers of Envoy's leaf certificates; listeners that drain keep the
+/// old ones.
+fn leafs(pod: &Pod<'_>) -> BTreeSet<String> {
+    let certs: Value = serde_json::from_str(&admin(pod, "/certs")).unwrap();
+    let certs = certs["certificates"].as_array().unwrap();
+    certs.iter().map(|cert| cert["cert_chain"][0]["serial_number"].to_string()).collect()
+}
+
+fn rotate_ca(used: &Used<'_>, agent: Process) -> Process {
+    let roots = || used.node.get("/v1/connect/ca/roots").unwrap()["ActiveRootID"].clone();
+    let pods = [&used.server, &used.client];
+    let (root, before) = (roots(), pods.map(leafs));
+    let rsa = json!({"Provider": "consul", "Config": {
+        "PrivateKeyType": "rsa", "PrivateKeyBits": 2048,
+    }});
+    used.node.put("/v1/connect/ca/configuration", Some(&rsa)).unwrap();
+    until("another root", || roots() != root).unwrap();
+    until("new leaf certificates", || {
+        pods.iter().zip(&before).all(|(pod, before)| !leafs(pod).is_subset(before))
+    })
+    .unwrap();
+    agent
 }
 
 #[test]
 fn nothing_is_lost_while_the_ca_rotates() {
-    while_used(|used, agent| {
-        let roots = || used.node.get("/v1/connect/ca/roots").unwrap()["ActiveRootID"].clone();
-        // Listeners that drain keep the old ones.
-        let leafs = |pod: &Pod<'_>| -> BTreeSet<String> {
-            let certs: Value = serde_json::from_str(&admin(pod, "/certs")).unwrap();
-            let certs = certs["certificates"].as_array().unwrap();
-            certs.iter().map(|cert| cert["cert_chain"][0]["serial_number"].to_string()).collect()
-        };
-        let pods = [&used.server, &used.client];
-        let (root, before) = (roots(), pods.map(leafs));
-        let rsa = json!({"Provider": "consul", "Config": {
-            "PrivateKeyType": "rsa", "PrivateKeyBits": 2048,
-        }});
-        used.node.put("/v1/connect/ca/configuration", Some(&rsa)).unwrap();
-        until("another root", || roots() != root).unwrap();
-        until("new leaf certificates", || {
-            pods.iter().zip(&before).all(|(pod, before)| !leafs(pod).is_subset(before))
-        })
-        .unwrap();
-        agent
-    });
+    while_used("http", rotate_ca);
 }
 
 /// A client agent leaves its cluster when it is told to end, and its pods are

@@ -14,7 +14,7 @@ use harness::until;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::bare::{Bare, await_xds};
+use crate::bare::{API, Bare, await_xds};
 use crate::mesh::{Mesh, UPSTREAM, await_heard, client};
 
 /// Registers a gateway with the agent at that address, and starts its Envoy.
@@ -113,6 +113,7 @@ impl Elsewhere {
         let application = node.start(&node.parts().harness("http-echo"), &args).unwrap();
         let bare = Bare {
             node,
+            service: API,
             ip: AGENT,
             flags: vec![
                 format!("--http-addr=http://{AGENT}:8500"),

@@ -7,7 +7,7 @@ use harness::process::{Process, run};
 use harness::until;
 use serde_json::json;
 
-use crate::bare::Bare;
+use crate::bare::{API, Bare};
 
 const SERVERS: [&str; 3] = ["10.99.0.2", "10.99.0.3", "10.99.0.4"];
 
@@ -34,7 +34,7 @@ fn pods_begin_and_end_while_the_leader_of_three_servers_dies() {
     let addresses: Vec<String> = (0..2 * PODS).map(|pod| format!("10.97.0.{}", pod + 1)).collect();
     let pods: Vec<Bare<'_>> = addresses
         .iter()
-        .map(|ip| Bare { node: &node, ip, flags: flags.map(str::to_owned).to_vec() })
+        .map(|ip| Bare { node: &node, service: API, ip, flags: flags.map(str::to_owned).to_vec() })
         .collect();
     let kill_leader = |others: &mut Vec<(&str, Process)>| {
         let leader = node.get("/v1/status/leader").unwrap();

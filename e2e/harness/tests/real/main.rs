@@ -27,3 +27,4 @@ mod protocols;
 mod rejected;
 mod stop;
 mod tls;
+mod token_ends;

@@ -11,7 +11,7 @@ use crate::mesh::{Mesh, UPSTREAM, server, started, status};
 
 impl Mesh {
     /// A server that runs the application, and its client.
-    fn application(&self, annotations: &Value) -> [Pod<'_>; 2] {
+    pub(crate) fn application(&self, annotations: &Value) -> [Pod<'_>; 2] {
         let mut pod = server("api-1", annotations, &Value::Null);
         let container = &mut pod["spec"]["containers"][0];
         container["image"] = image::APPLICATION.into();

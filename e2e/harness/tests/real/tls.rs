@@ -7,11 +7,12 @@ use std::path::PathBuf;
 
 use harness::node::Node;
 use harness::parts::Parts;
+use harness::process::Process;
 use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 
-use crate::bare::{Bare, await_xds};
+use crate::bare::{API, Bare, await_xds};
 
 const HTTP: &str = "--http-addr=http://10.99.0.1:8500";
 const HTTPS: &str = "--http-addr=https://10.99.0.1:8501";
@@ -72,13 +73,15 @@ impl Files {
 enum Ends {
     /// Envoy is connected.
     Connected,
+    /// The doctor says that Envoy can't be connected, and it is not.
+    Cut,
     /// `connect-init` ends with this code, and with this word in its log.
     Code(i32, &'static str),
 }
 
 /// Runs `connect-init` with these flags, and Envoy if it does not refuse them.
 fn check(node: &Node, flags: &[String], ends: Ends) {
-    let bare = Bare { node, ip: "10.99.0.1", flags: flags.to_vec() };
+    let bare = Bare { node, service: API, ip: "10.99.0.1", flags: flags.to_vec() };
     let (verdict, found) = bare.init(&["--dry-run"]);
     let is_wrong = verdict != Some(0) || found.contains(" is wrong: ");
     let (code, log) = bare.init(&[]);
@@ -88,8 +91,14 @@ fn check(node: &Node, flags: &[String], ends: Ends) {
             assert_eq!(code, Some(0), "{flags:?}: {log}");
             let mut sidecar = bare.run();
             await_xds(19000, &sidecar);
-            sidecar.signal(Signal::SIGTERM).unwrap();
-            assert_eq!(sidecar.wait().unwrap().code(), Some(0), "{}", sidecar.output());
+            end(&mut sidecar);
+        }
+        Ends::Cut => {
+            assert!(is_wrong, "{flags:?}: {found}");
+            assert_eq!(code, Some(0), "{flags:?}: {log}");
+            let mut sidecar = bare.run();
+            sidecar.await_output("config stream to local_agent closed").unwrap();
+            end(&mut sidecar);
         }
         Ends::Code(expected, word) => {
             assert!(is_wrong, "{flags:?}: {found}");
@@ -99,6 +108,11 @@ fn check(node: &Node, flags: &[String], ends: Ends) {
             assert_eq!(left, json!({}), "{flags:?}: {log}");
         }
     }
+}
+
+fn end(sidecar: &mut Process) {
+    sidecar.signal(Signal::SIGTERM).unwrap();
+    assert_eq!(sidecar.wait().unwrap().code(), Some(0), "{}", sidecar.output());
 }
 
 #[test]
@@ -129,26 +143,60 @@ fn each_way_to_the_agent_connects_envoy_or_is_refused_with_a_hint() {
     }
 }
 
-/// From 1.14 on, `tls.defaults.verify_incoming` is of gRPC, too.
+/// From 1.14 on, `tls.defaults.verify_incoming` covers gRPC, too.
 #[test]
-fn https_that_asks_for_a_client_certificate_gets_it() {
+fn an_agent_that_asks_for_a_client_certificate_gets_it_over_https_and_grpc() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let files = Files::new(&node);
     let mut tls = files.agent();
     tls["defaults"]["verify_incoming"] = true.into();
-    tls["grpc"] = json!({"verify_incoming": false});
-    let _agent = node
-        .start_agent_with(&json!({"ports": {"https": 8501, "grpc_tls": 8503}, "tls": tls}))
-        .unwrap();
-    let mut flags = vec![
-        "--http-addr=https://10.99.0.1:8501".to_owned(),
-        "--grpc-addr=https://10.99.0.1:8503".to_owned(),
-        files.ca_flag(),
-    ];
-    check(&node, &flags, Ends::Code(69, "--client-cert"));
-    flags.extend(files.client_flags());
-    check(&node, &flags, Ends::Connected);
+    let listens = json!({"https": 8501, "grpc_tls": 8503});
+    for (grpc, ends) in
+        [(json!({"verify_incoming": false}), Ends::Connected), (json!({}), Ends::Cut)]
+    {
+        tls["grpc"] = grpc;
+        let _agent = node.start_agent_with(&json!({"ports": listens, "tls": tls})).unwrap();
+        let flags = |http: &str| vec![http.to_owned(), GRPC_TLS.to_owned(), files.ca_flag()];
+        check(&node, &flags(HTTPS), Ends::Code(69, "--client-cert"));
+        check(&node, &flags(HTTP), ends);
+        for http in [HTTP, HTTPS] {
+            let flags = [flags(http), files.client_flags().to_vec()].concat();
+            check(&node, &flags, Ends::Connected);
+        }
+    }
+}
+
+#[test]
+fn the_grpc_port_is_learned_from_the_agent() {
+    learn_the_grpc_port(Parts::find_or_skip());
+}
+
+#[test]
+fn the_grpc_port_is_learned_from_an_agent_of_the_oldest_consul() {
+    learn_the_grpc_port(Parts::with_oldest_consul_or_skip());
+}
+
+/// Without `--grpc-addr`; the ports are not Consul's defaults. Up to 1.13, the
+/// one gRPC port speaks TLS where there is HTTPS.
+fn learn_the_grpc_port(parts: Option<Parts>) {
+    let Some(parts) = parts else { return };
+    let node = Node::new(parts).unwrap();
+    let files = Files::new(&node);
+    let agent = node.start_agent_with(&json!({"ports": {"grpc": 9502}})).unwrap();
+    check(&node, &[HTTP.to_owned()], Ends::Connected);
+    check(&node, &[HTTP.to_owned(), files.ca_flag()], Ends::Connected);
+    drop(agent);
+    let listens = if node.release().has_grpc_tls() {
+        json!({"https": 8501, "grpc": -1, "grpc_tls": 9503})
+    } else {
+        json!({"https": 8501, "grpc": 9503})
+    };
+    let _agent = node.start_agent_with(&json!({"ports": listens, "tls": files.agent()})).unwrap();
+    check(&node, &[HTTP.to_owned()], Ends::Code(64, "CA certificate"));
+    for http in [HTTP, HTTPS] {
+        check(&node, &[http.to_owned(), files.ca_flag()], Ends::Connected);
+    }
 }
 
 /// The agent gets its certificate from the servers, by the Connect CA.
