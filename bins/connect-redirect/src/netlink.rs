@@ -1,0 +1,193 @@
+//! The kernel: a transaction given to it, its rules read back.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
+use redirect::answer::answers;
+use redirect::message::List;
+use redirect::{Answer, Difference, Transaction};
+use runtime::{Exit, Failure};
+
+/// Why the kernel did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Error {
+    /// The process has not the right.
+    #[error("{0}: the kernel denies it")]
+    Denied(&'static str),
+    /// There is no netlink for netfilter.
+    #[error("{0}: there is no netfilter here: {1}")]
+    NoNetfilter(&'static str, Errno),
+    /// A part of `nf_tables` is missing.
+    #[error("{0}: this kernel lacks a part of nf_tables: {1}")]
+    NoPart(String, Errno),
+    /// Something else.
+    #[error("{0}: {1}")]
+    Other(String, Errno),
+    /// The rules are not those that were loaded.
+    #[error(transparent)]
+    Different(#[from] Difference),
+}
+
+/// How long the kernel may take for an answer.
+const PATIENCE: TimeVal = TimeVal::new(5, 0);
+
+/// The kernel answers a list in pieces of at most this.
+const PIECE: usize = 64 << 10;
+
+/// Loads a transaction: all of it or nothing.
+///
+/// # Errors
+/// It was refused. What was loaded before is as it was.
+pub(crate) fn load(transaction: &Transaction) -> Result<(), Error> {
+    let bytes = transaction.encode();
+    let socket = open()?;
+    // By default 200 kB fit. That it can't be raised shows when it is sent.
+    let _ = setsockopt(&socket, sockopt::SndBufForce, &(2 * bytes.len()));
+    send(&socket, &bytes, "sending the rules")?;
+    loop {
+        let mut piece = vec![0; PIECE];
+        let read = receive(&socket, &mut piece)?;
+        for answer in answers(read) {
+            match answer {
+                Answer::Refused { number, errno } => {
+                    return Err(refused(transaction.what(number), Errno::from_raw(errno)));
+                }
+                Answer::Done => return Ok(()),
+                Answer::Item { .. } => {}
+            }
+        }
+    }
+}
+
+/// Reads the rules back.
+///
+/// # Errors
+/// They are others, or can't be read.
+pub(crate) fn verify(transaction: &Transaction) -> Result<(), Error> {
+    let socket = open()?;
+    for list in [List::Chains, List::Rules] {
+        transaction.compare(list, &read(&socket, list)?)?;
+    }
+    Ok(())
+}
+
+fn read(socket: &OwnedFd, list: List) -> Result<Vec<Vec<u8>>, Error> {
+    send(socket, &list.encode(), "reading the rules")?;
+    let mut ours = Vec::new();
+    loop {
+        let mut piece = vec![0; PIECE];
+        let read = receive(socket, &mut piece)?;
+        ours.extend(list.ours(read));
+        for answer in answers(read) {
+            match answer {
+                Answer::Refused { errno, .. } => {
+                    return Err(refused("reading the rules", Errno::from_raw(errno)));
+                }
+                Answer::Done => return Ok(ours),
+                Answer::Item { .. } => {}
+            }
+        }
+    }
+}
+
+fn open() -> Result<OwnedFd, Error> {
+    let what = "opening a netlink socket";
+    let failed = |errno| match errno {
+        Errno::EPERM | Errno::EACCES => Error::Denied(what),
+        // By a kernel without it, or by a sandbox that shows none.
+        Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::ESOCKTNOSUPPORT => {
+            Error::NoNetfilter(what, errno)
+        }
+        errno => Error::Other(what.to_owned(), errno),
+    };
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )
+    .map_err(failed)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE).map_err(failed)?;
+    Ok(socket)
+}
+
+fn send(socket: &OwnedFd, bytes: &[u8], what: &str) -> Result<(), Error> {
+    let kernel = NetlinkAddr::new(0, 0);
+    match sendto(socket.as_raw_fd(), bytes, &kernel, MsgFlags::empty()) {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(refused(what, errno)),
+    }
+}
+
+fn receive<'b>(socket: &OwnedFd, piece: &'b mut [u8]) -> Result<&'b [u8], Error> {
+    loop {
+        match recv(socket.as_raw_fd(), piece, MsgFlags::empty()) {
+            Ok(length) => return Ok(piece.get(..length).unwrap_or_default()),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                return Err(Error::Other("no answer within 5 s".to_owned(), Errno::ETIMEDOUT));
+            }
+            Err(errno) => return Err(Error::Other("waiting for the kernel".to_owned(), errno)),
+        }
+    }
+}
+
+/// What a refusal means.
+fn refused(what: &str, errno: Errno) -> Error {
+    match errno {
+        Errno::EPERM => Error::Denied("changing or reading the rules"),
+        // Another subsystem answers in place of nf_tables; or a kind of chain or of
+        // expression is not known.
+        Errno::EOPNOTSUPP | Errno::ENOENT | Errno::EINVAL => Error::NoPart(what.to_owned(), errno),
+        errno => Error::Other(what.to_owned(), errno),
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// As the user reads it, with what to do next.
+    pub(crate) fn failure(self, doing: &str) -> Failure {
+        let hint = match &self {
+            Self::Denied(_) => {
+                "give the container user 0 and the capability NET_ADMIN \
+                 (securityContext.capabilities.add); PodSecurity baseline and restricted \
+                 refuse that: use a namespace at the level privileged"
+            }
+            Self::NoNetfilter(..) => {
+                "the node's kernel or the pod's sandbox (gVisor, for instance) has no \
+                 netfilter: give this pod no transparent proxy"
+            }
+            Self::NoPart(..) => {
+                "transparent proxy needs Linux 5.2 or newer with the modules nf_tables, \
+                 nft_chain_nat, nft_nat and nft_redir: load them on the node"
+            }
+            Self::Other(..) => "see the kernel's log on the node",
+            Self::Different(_) => {
+                "something else changes the table connect_redirect in the pod's network"
+            }
+        };
+        Failure::new(Exit::Failure, self).while_doing(doing).hint(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_is_missing() {
+        let message = |errno| refused("chain output", errno).failure("x").to_string();
+        assert!(message(Errno::EPERM).contains("NET_ADMIN"));
+        let no_part = message(Errno::ENOENT);
+        assert!(no_part.contains("chain output") && no_part.contains("nft_chain_nat"), "{no_part}");
+        assert!(message(Errno::EOPNOTSUPP).contains("nf_tables"));
+        assert!(message(Errno::ENOMEM).contains("ENOMEM"));
+    }
+}
