@@ -54,12 +54,7 @@ pub(crate) struct PlanArgs {
 
     /// A port of the pod that is reached directly, and not through Envoy: probes
     /// and metrics
-    #[arg(
-        long,
-        env = "CONNECT_EXCLUDE_INBOUND_PORTS",
-        value_delimiter = ',',
-        value_name = "PORT"
-    )]
+    #[arg(long, env = "CONNECT_EXCLUDE_INBOUND_PORTS", value_delimiter = ',', value_name = "PORT")]
     exclude_inbound_port: Vec<NonZeroU16>,
 
     /// A port of others that the pod reaches directly

@@ -47,12 +47,13 @@ pub(crate) enum Error {
 /// # Errors
 /// The connection did not come back, or that can't be tried.
 pub(crate) async fn verify(port: u16, mut signals: Signals) -> Result<(), Error> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(|error| {
-        match error.kind() {
-            io::ErrorKind::AddrInUse => Error::Taken(port),
-            _ => Error::Listen(port, error),
-        }
-    })?;
+    let listener =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::AddrInUse => Error::Taken(port),
+                _ => Error::Listen(port, error),
+            }
+        })?;
     let back = async {
         let client = TcpStream::connect(SocketAddr::V4(NOBODY));
         tokio::try_join!(client, listener.accept())

@@ -44,11 +44,14 @@ const PIECE: usize = 64 << 10;
 /// # Errors
 /// It was refused. What was loaded before is as it was.
 pub(crate) fn load(transaction: &Transaction) -> Result<(), Error> {
-    let bytes = transaction.encode();
+    give(&transaction.encode(), transaction)
+}
+
+fn give(bytes: &[u8], transaction: &Transaction) -> Result<(), Error> {
     let socket = open()?;
     // By default 200 kB fit. That it can't be raised shows when it is sent.
     let _ = setsockopt(&socket, sockopt::SndBufForce, &(2 * bytes.len()));
-    send(&socket, &bytes, "sending the rules")?;
+    send(&socket, bytes, "sending the rules")?;
     loop {
         let mut piece = vec![0; PIECE];
         let read = receive(&socket, &mut piece)?;
@@ -179,7 +182,43 @@ impl Error {
 
 #[cfg(test)]
 mod tests {
+    use redirect::Plan;
+
     use super::*;
+
+    /// In a network of its own.
+    #[test]
+    fn a_rule_that_is_refused_leaves_the_old_ones() {
+        let root = nix::unistd::Uid::effective().is_root();
+        let root = root.then_some(()).ok_or_else(|| "this takes root".to_owned());
+        if testkit::or_skip(root).is_none() {
+            return;
+        }
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let plan = |uid| Plan {
+                inbound: 20000,
+                outbound: 15001,
+                exclude_uids: vec![uid],
+                exclude_inbound_ports: Vec::new(),
+                exclude_outbound_ports: Vec::new(),
+                exclude_outbound_cidrs: Vec::new(),
+                services: [].into(),
+                dns: None,
+            };
+            let (old, new) = (Transaction::from(&plan(1)), Transaction::from(&plan(2)));
+            load(&old).unwrap();
+            // An expression in the last rule that no kernel knows.
+            let mut bytes = new.encode();
+            let at = bytes.windows(5).rposition(|bytes| bytes == b"redir").unwrap();
+            bytes[at] = b'x';
+            let error = give(&bytes, &new).unwrap_err().to_string();
+            assert!(error.contains("redirect to :20000` of chain prerouting"), "{error}");
+            verify(&old).unwrap();
+        })
+        .join()
+        .unwrap();
+    }
 
     #[test]
     fn a_refusal_says_what_is_missing() {

@@ -6,15 +6,18 @@
 use assert_cmd::Command;
 
 fn connect_redirect(args: &[&str]) -> (i32, String, String) {
-    let output =
-        Command::new(assert_cmd::cargo::cargo_bin!("connect-redirect")).args(args).output().unwrap();
+    let output = Command::new(assert_cmd::cargo::cargo_bin!("connect-redirect"))
+        .args(args)
+        .output()
+        .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
 #[test]
 fn print_needs_no_rights() {
-    let (code, stdout, stderr) = connect_redirect(&["print", "--exclude-outbound-cidr", "10.1.2.3"]);
+    let (code, stdout, stderr) =
+        connect_redirect(&["print", "--exclude-outbound-cidr", "10.1.2.3"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
     assert!(stdout.contains("    ip daddr 10.1.2.3 return\n"), "{stdout}");
 }

@@ -1,7 +1,8 @@
 //! The real parts: where they are.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
+
+pub use testkit::or_skip;
 
 /// The programs that the harness runs.
 #[derive(Clone, Debug)]
@@ -90,21 +91,6 @@ fn part(variable: &str) -> Result<PathBuf, String> {
         Some(path) if path.exists() => Ok(path),
         Some(path) => Err(format!("{variable} names {}, which does not exist", path.display())),
         None => Err(format!("{variable} is not set: scripts/test and scripts/demo set it")),
-    }
-}
-
-/// What was found, or nothing with a line that says what is missing; in CI,
-/// that is a failure.
-pub fn or_skip<T>(found: Result<T, String>) -> Option<T> {
-    match found {
-        Ok(found) => Some(found),
-        Err(missing) => {
-            let ci = std::env::var_os("CI").unwrap_or_default();
-            assert!(ci.is_empty(), "{missing}");
-            // Past the test runner's capture: a skip is to be seen.
-            let _ = writeln!(std::io::stderr(), "skipped: {missing}");
-            None
-        }
     }
 }
 

@@ -100,8 +100,8 @@ mod tests {
     /// Kinds differ within one level, as they do in a message, or are those of a
     /// list.
     fn attributes() -> impl Strategy<Value = Vec<Attribute>> {
-        let leaf = prop::collection::vec(any::<u8>(), 0..12)
-            .prop_map(|value| Attribute::bytes(0, &value));
+        let leaf =
+            prop::collection::vec(any::<u8>(), 0..12).prop_map(|value| Attribute::bytes(0, &value));
         let one = leaf.prop_recursive(3, 24, 4, |inner| {
             prop::collection::vec(inner, 0..4)
                 .prop_map(|value| Attribute::nested(0, numbered(value)))

@@ -71,7 +71,12 @@ impl From<&Plan> for Transaction {
         add(kind::DELETE_TABLE, 0, table(), format!("the old table {TABLE}"));
         add(kind::NEW_TABLE, flag::CREATE, table(), format!("table {TABLE}"));
         for chain in Chain::ALL {
-            add(kind::NEW_CHAIN, flag::CREATE, attributes_of_chain(chain), format!("chain {chain}"));
+            add(
+                kind::NEW_CHAIN,
+                flag::CREATE,
+                attributes_of_chain(chain),
+                format!("chain {chain}"),
+            );
         }
         for rule in plan.rules() {
             let what = format!("rule `{rule}` of chain {}", rule.chain);
@@ -187,7 +192,8 @@ fn attributes_of_rule(rule: &Rule) -> Vec<Attribute> {
         let of = condition.protocol();
         if of.is_some() && of != protocol {
             protocol = of;
-            expressions.extend(of.into_iter().flat_map(|of| meta(META_PROTOCOL, EQUAL, &[of as u8])));
+            expressions
+                .extend(of.into_iter().flat_map(|of| meta(META_PROTOCOL, EQUAL, &[of as u8])));
         }
         expressions.extend(of_condition(*condition));
     }
@@ -254,10 +260,9 @@ fn of_verdict(verdict: Verdict) -> Vec<Attribute> {
             let data = Attribute::nested(2, vec![Attribute::nested(2, vec![code])]);
             vec![expression("immediate", vec![Attribute::number(1, 0), data])]
         }
-        Verdict::Redirect(port) => vec![
-            load(1, &port.to_be_bytes()),
-            expression("redir", vec![Attribute::number(1, 1)]),
-        ],
+        Verdict::Redirect(port) => {
+            vec![load(1, &port.to_be_bytes()), expression("redir", vec![Attribute::number(1, 1)])]
+        }
         Verdict::Dnat(to) => {
             let address = match to {
                 SocketAddr::V4(to) => to.ip().octets().to_vec(),

@@ -204,10 +204,7 @@ table inet connect_redirect {
         };
         assert_eq!(mistake(|p| p.outbound = 20000), Mistake::OnePort(20000));
         assert_eq!(mistake(|p| p.exclude_uids.clear()), Mistake::NobodyExcluded);
-        assert_eq!(
-            mistake(|p| p.exclude_inbound_ports.push(9090)),
-            Mistake::ServiceExcluded(9090)
-        );
+        assert_eq!(mistake(|p| p.exclude_inbound_ports.push(9090)), Mistake::ServiceExcluded(9090));
         let again = Mistake::OneListener { port: 9091, listener: 20001 };
         assert_eq!(mistake(|p| p.services.extend([(9091, 20001)])), again);
         let first = Mistake::OneListener { port: 80, listener: 20000 };

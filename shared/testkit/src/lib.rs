@@ -8,6 +8,7 @@
 //! - [`port`]: a [`Port`] that nobody else gets while nobody listens on it
 //! - [`process`]: the [`Process`] under test, while it runs
 //! - [`outcome`]: how one ended, [`Outcome`]
+//! - [`skip`]: what a machine may lack, told or a failure
 //! - `server`, `stream`: HTTP over TCP, TLS and unix sockets, cut where a fault says so
 //!
 //! Nothing here sleeps for a while and hopes: a test waits for a condition,
@@ -22,6 +23,7 @@ pub mod outcome;
 pub mod port;
 pub mod process;
 mod server;
+pub mod skip;
 mod stream;
 
 pub use agent::{Request, ScriptedAgent};
@@ -29,6 +31,7 @@ pub use fault::{Fault, Route, Times};
 pub use outcome::Outcome;
 pub use port::Port;
 pub use process::Process;
+pub use skip::or_skip;
 
 /// How long a test waits for what must happen. It is never used up by a test
 /// that passes, however slow the machine.
