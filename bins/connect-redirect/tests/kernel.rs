@@ -48,8 +48,10 @@ fn listing(pod: &Network) -> String {
 /// Any flags that make a plan.
 fn flags() -> impl Strategy<Value = String> {
     let list = |flag: &'static str, values: BoxedStrategy<String>| {
-        prop::collection::vec(values, 0..4)
-            .prop_map(move |values| values.iter().map(|value| format!(" {flag} {value}")).collect())
+        prop::collection::vec(values, 0..4).prop_map(move |values| {
+            let flags = values.iter().map(|value| format!(" {flag} {value}"));
+            flags.collect::<Vec<_>>().concat()
+        })
     };
     let number = |least: u32, most: u32| (least..most).prop_map(|n| n.to_string()).boxed();
     let v4 = (any::<[u8; 4]>(), 0u8..=32)
@@ -59,7 +61,8 @@ fn flags() -> impl Strategy<Value = String> {
     let dns =
         prop_oneof![Just(""), Just(" --consul-dns 127.0.0.1:8653"), Just(" --consul-dns [::1]:53")];
     let services = (0u16..3).prop_map(|many| {
-        (0..many).map(|n| format!(" --service {}={}", 9000 + n, 20001 + n)).collect::<String>()
+        let flags = (0..many).map(|n| format!(" --service {}={}", 9000 + n, 20001 + n));
+        flags.collect::<Vec<_>>().concat()
     });
     let parts: [BoxedStrategy<String>; 6] = [
         list("--exclude-uid", number(0, u32::MAX)).boxed(),

@@ -64,10 +64,12 @@ pub fn answers(mut bytes: &[u8]) -> impl Iterator<Item = Answer<'_>> {
                 }
                 DONE => return Some(Answer::Done),
                 // Behind `struct nfgenmsg`.
-                kind => match message.get(HEADER + 4..) {
-                    Some(attributes) => return Some(Answer::Item { kind, attributes }),
-                    None => continue,
-                },
+                // One that is too short for that says nothing.
+                kind => {
+                    if let Some(attributes) = message.get(HEADER + 4..) {
+                        return Some(Answer::Item { kind, attributes });
+                    }
+                }
             }
         }
     })
@@ -82,7 +84,7 @@ fn number_at(bytes: &[u8], at: usize) -> Option<u32> {
 
 impl List {
     /// What of an answer to this list is about our table.
-    pub fn ours<'a>(self, bytes: &'a [u8]) -> impl Iterator<Item = Vec<u8>> + use<'a> {
+    pub fn ours(self, bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> + use<'_> {
         answers(bytes).filter_map(move |answer| self.of_table(&answer).map(<[u8]>::to_vec))
     }
 }

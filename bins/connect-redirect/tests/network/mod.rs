@@ -123,7 +123,9 @@ impl Network {
         std::thread::spawn(move || {
             // For this thread only, and for what it starts.
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            todo.into_iter().for_each(|job| job());
+            for job in todo {
+                job();
+            }
         });
         Self { jobs }
     }
