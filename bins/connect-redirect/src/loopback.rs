@@ -7,14 +7,10 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
+use redirect::Plan;
 use runtime::deadline::{Cut, race};
 use runtime::{Deadline, Exit, Failure, Signals};
 use tokio::net::{TcpListener, TcpStream};
-
-/// Nobody has this address: it is for documents
-/// ([RFC 5737](https://www.rfc-editor.org/rfc/rfc5737)). Nothing is sent to it
-/// but the first packet of a connection, and only without rules.
-const NOBODY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9);
 
 /// How long a connection may take to come back.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -32,21 +28,32 @@ pub(crate) enum Error {
     #[error("this pod has no route to IPv4 addresses: {0}")]
     NoRoute(io::Error),
     /// The connection went elsewhere.
-    #[error("a connection to {NOBODY} did not come back to port {0}: {1}")]
-    Elsewhere(u16, String),
-    /// It took too long.
-    #[error("a connection to {NOBODY} did not come back to port {0} within 2s")]
-    Nothing(u16),
+    #[error("a connection to {to} did not come back to port {port}: {why}")]
+    Elsewhere {
+        /// Where it was meant to go.
+        to: SocketAddrV4,
+        /// Where it should have come back.
+        port: u16,
+        /// What was seen instead.
+        why: String,
+    },
+    /// The plan leaves this user's connections alone, or all.
+    #[error("connections of user {0} are all excluded: nothing can be tried")]
+    Excluded(u32),
     /// A signal came.
     #[error("ended by a signal")]
     Signal,
 }
 
-/// Listens where Envoy will, and connects to an address that nobody has.
+/// Listens where Envoy will, and connects to an address that nobody has. Nothing
+/// leaves the pod but, without rules, the first packet of a connection.
 ///
 /// # Errors
 /// The connection did not come back, or that can't be tried.
-pub(crate) async fn verify(port: u16, mut signals: Signals) -> Result<(), Error> {
+pub(crate) async fn verify(plan: &Plan, mut signals: Signals) -> Result<(), Error> {
+    let (port, uid) = (plan.outbound, nix::unistd::geteuid().as_raw());
+    let to = plan.witness(uid).ok_or(Error::Excluded(uid))?;
+    let elsewhere = |why: String| Error::Elsewhere { to, port, why };
     let listener =
         TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(|error| {
             match error.kind() {
@@ -55,7 +62,7 @@ pub(crate) async fn verify(port: u16, mut signals: Signals) -> Result<(), Error>
             }
         })?;
     let back = async {
-        let client = TcpStream::connect(SocketAddr::V4(NOBODY));
+        let client = TcpStream::connect(SocketAddr::V4(to));
         tokio::try_join!(client, listener.accept())
     };
     let (_client, (server, _)) = match race(Deadline::after(PATIENCE), &mut signals, back).await {
@@ -63,21 +70,16 @@ pub(crate) async fn verify(port: u16, mut signals: Signals) -> Result<(), Error>
         Ok(Err(error)) if error.kind() == io::ErrorKind::NetworkUnreachable => {
             return Err(Error::NoRoute(error));
         }
-        Ok(Err(error)) => return Err(Error::Elsewhere(port, error.to_string())),
-        Err(Cut::Deadline) => return Err(Error::Nothing(port)),
+        Ok(Err(error)) => return Err(elsewhere(error.to_string())),
+        Err(Cut::Deadline) => return Err(elsewhere(format!("nothing came within {PATIENCE:?}"))),
         Err(Cut::Signal(_)) => return Err(Error::Signal),
     };
     // Anybody may have connected to the port.
-    let meant = getsockopt(&server.as_fd(), sockopt::OriginalDst).map_err(|errno| {
-        Error::Elsewhere(port, format!("the kernel knows no original destination: {errno}"))
-    })?;
+    let meant = getsockopt(&server.as_fd(), sockopt::OriginalDst)
+        .map_err(|errno| elsewhere(format!("the kernel knows no destination of it: {errno}")))?;
     let address = Ipv4Addr::from(u32::from_be(meant.sin_addr.s_addr));
     let meant = SocketAddrV4::new(address, u16::from_be(meant.sin_port));
-    if meant == NOBODY {
-        Ok(())
-    } else {
-        Err(Error::Elsewhere(port, format!("one to {meant} did")))
-    }
+    if meant == to { Ok(()) } else { Err(elsewhere(format!("one to {meant} did"))) }
 }
 
 // === impl Error ===
@@ -88,8 +90,9 @@ impl Error {
         let hint = match &self {
             Self::Taken(_) => "verify before Envoy is started",
             Self::Listen(..) | Self::Signal => "start it again",
+            Self::Excluded(_) => "verify as a user who is not excluded",
             Self::NoRoute(_) => "transparent proxy needs IPv4 in the pod",
-            Self::Elsewhere(..) | Self::Nothing(_) => {
+            Self::Elsewhere { .. } => {
                 "load the rules first (connect-redirect apply), and verify as a user who is \
                  not excluded"
             }

@@ -33,10 +33,10 @@ async fn apply(plan: &Plan, signals: Signals) -> Result<ExitCode, Failure> {
     netlink::load(&transaction).map_err(|error| error.failure("cannot load the redirect rules"))?;
     netlink::verify(&transaction)
         .map_err(|error| error.failure("the redirect rules are loaded, but"))?;
-    match loopback::verify(plan.outbound, signals).await {
-        // Envoy runs already: rules are loaded into a pod that lives.
-        Err(loopback::Error::Taken(_)) => {
-            tracing::info!("loaded; no connection was tried, because Envoy listens already");
+    match loopback::verify(plan, signals).await {
+        // Rules are loaded into a pod that lives, or leave this user alone.
+        Err(why @ (loopback::Error::Taken(_) | loopback::Error::Excluded(_))) => {
+            tracing::info!(%why, "the redirect rules are loaded; no connection was tried");
         }
         other => {
             other.map_err(loopback::Error::failure)?;
@@ -56,7 +56,7 @@ async fn verify(plan: &Plan, signals: Signals) -> Result<ExitCode, Failure> {
         }
         Err(error) => return Err(error.failure("the redirect rules are not as they should be")),
     }
-    loopback::verify(plan.outbound, signals).await.map_err(loopback::Error::failure)?;
+    loopback::verify(plan, signals).await.map_err(loopback::Error::failure)?;
     tracing::info!("connections of this pod go through Envoy");
     Ok(Exit::Done.into())
 }

@@ -166,7 +166,7 @@ fn envoy_that_listens_already_does_not_hinder() {
     let Some((pod, _outside)) = pod_and_outside() else { return };
     pod.run(|| serve("127.0.0.1:15001"));
     let log = succeed(&pod, "apply");
-    assert!(log.contains("Envoy listens already"), "{log}");
+    assert!(log.contains("port 15001 of 127.0.0.1 is taken"), "{log}");
 }
 
 /// Who gets a connection: each listener says its own port.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use crate::TABLE;
 use crate::rule::{Chain, Cidr, Condition, Protocol, Rule, Verdict};
@@ -77,6 +77,24 @@ impl Plan {
             listeners.push(listener);
         }
         Ok(())
+    }
+
+    /// Where a connection of that user's can be sent to see that it is redirected:
+    /// an address that nobody has, because it is for documents
+    /// ([RFC 5737](https://www.rfc-editor.org/rfc/rfc5737)). `None` if the plan
+    /// leaves them all alone.
+    pub fn witness(&self, uid: u32) -> Option<SocketAddrV4> {
+        let is_plain = |address: &Ipv4Addr| {
+            let address = IpAddr::V4(*address);
+            self.exclude_outbound_cidrs.iter().any(|cidr| cidr.contains(address))
+        };
+        let addresses = [[192, 0, 2, 1], [198, 51, 100, 1], [203, 0, 113, 1]];
+        let address = addresses.map(Ipv4Addr::from).into_iter().find(|address| !is_plain(address));
+        // 9 is "discard"; 53 may be for names.
+        let mut ports = (9..=u16::MAX).filter(|port| *port != 53);
+        let port = ports.find(|port| !self.exclude_outbound_ports.contains(port));
+        let is_asked = !self.exclude_uids.contains(&uid);
+        Some(SocketAddrV4::new(address?, port?)).filter(|_| is_asked)
     }
 
     /// The rules, in the order in which the kernel asks them.
@@ -192,6 +210,19 @@ table inet connect_redirect {
 }
 ";
         assert_eq!(plan().to_string(), expected);
+    }
+
+    #[test]
+    fn a_witness_is_redirected() {
+        let mut plan = plan();
+        let seen = |plan: &Plan| plan.witness(0).map(|witness| witness.to_string());
+        assert_eq!(seen(&plan).as_deref(), Some("192.0.2.1:9"));
+        plan.exclude_outbound_ports.push(9);
+        plan.exclude_outbound_cidrs.push("192.0.0.0/16".parse().unwrap());
+        assert_eq!(seen(&plan).as_deref(), Some("198.51.100.1:10"));
+        assert_eq!(plan.witness(7), None);
+        plan.exclude_outbound_cidrs.push("128.0.0.0/1".parse().unwrap());
+        assert_eq!(seen(&plan), None);
     }
 
     #[test]

@@ -140,6 +140,12 @@ impl Cidr {
         self.prefix
     }
 
+    /// Whether the address is among them.
+    pub fn contains(self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.network.is_ipv4()
+            && Self::new(address, self.prefix).is_some_and(|same| same.network == self.network)
+    }
+
     /// Whether it is a single address.
     pub fn is_one(self) -> bool {
         self.prefix == longest(self.network)
