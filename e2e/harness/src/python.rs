@@ -1,8 +1,10 @@
-//! The tools that come as Python packages: Helm, and Kubernetes' schemas.
+//! What the chart is tested with: Helm, and Python packages with Kubernetes' schemas
+//! and a strict reader of YAML.
 
 use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
@@ -13,6 +15,8 @@ use crate::Result;
 pub struct Tools {
     /// The folder with the packages, from `PYTHON_TOOLS`.
     packages: PathBuf,
+    /// The `helm` command, from `HELM_BIN`.
+    helm: PathBuf,
     /// `connect-inject` as it is shipped, from `E2E_BIN_DIR`.
     pub injector: PathBuf,
 }
@@ -31,8 +35,8 @@ pub struct Release {
 /// A chart, and what became of its releases.
 #[derive(Debug)]
 pub struct Rendered {
-    /// What Helm's linter says, strictly.
-    pub lint: Vec<Value>,
+    /// What Helm's linter says, strictly, if it is an error.
+    pub lint: std::result::Result<(), String>,
     /// `Chart.yaml`.
     pub metadata: Value,
     /// `values.yaml`.
@@ -68,7 +72,11 @@ impl Tools {
         if !injector.is_file() {
             return Err("E2E_BIN_DIR has no connect-inject: scripts/build makes it".to_owned());
         }
-        Ok(Self { packages: folder("PYTHON_TOOLS")?, injector })
+        let helm = std::env::var_os("HELM_BIN").map(PathBuf::from);
+        let helm = helm
+            .filter(|helm| helm.is_file())
+            .ok_or("HELM_BIN names no program: scripts/tools helm prints it")?;
+        Ok(Self { packages: folder("PYTHON_TOOLS")?, helm, injector })
     }
 
     /// For tests: the tools, or none with a line that says so. In CI, where `CI`
@@ -80,35 +88,124 @@ impl Tools {
         crate::parts::or_skip(Self::find())
     }
 
-    /// Renders a chart for each release, as Helm does without a cluster.
+    /// Renders the chart for each release, as Helm does without a cluster.
     ///
     /// # Errors
     /// The chart can't be loaded.
+    ///
+    /// # Panics
+    /// A thread that renders does.
     pub fn render(&self, releases: &[Release]) -> Result<Rendered> {
-        let releases: Vec<_> = releases
-            .iter()
-            .map(|Release { name, namespace, values }| {
-                json!({"name": name, "namespace": namespace, "values": values})
-            })
-            .collect();
-        let question = json!({"chart": CHART, "releases": releases});
-        let answer = self.ask(include_str!("../python/render.py"), &question)?;
-        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        self.render_chart(Path::new(CHART), releases)
+    }
+
+    /// The same for another chart, such as one that has ours as a part.
+    ///
+    /// # Errors
+    /// The chart can't be loaded, or what is rendered has a key twice.
+    ///
+    /// # Panics
+    /// A thread that renders does.
+    pub fn render_chart(&self, chart: &Path, releases: &[Release]) -> Result<Rendered> {
+        let folder = tempfile::tempdir()?;
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut done = Vec::new();
+            while let Some((i, release)) = {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                releases.get(i).map(|release| (i, release))
+            } {
+                let values = folder.path().join(format!("{i}.json"));
+                done.push((i, self.install(chart, release, &values)));
+            }
+            done
+        };
+        let mut outcomes: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        });
+        outcomes.sort_by_key(|(i, _)| *i);
+        if outcomes.len() != releases.len() {
+            return Err("a thread that renders has panicked".into());
+        }
+
+        let mut texts = vec![
+            std::fs::read_to_string(chart.join("Chart.yaml"))?,
+            std::fs::read_to_string(chart.join("values.yaml"))?,
+        ];
+        let mut rendered = Vec::new();
+        for (_, outcome) in outcomes {
+            rendered.push(match outcome? {
+                Ok(release) => {
+                    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                    texts.push(text(&release["manifest"]));
+                    Ok(text(&release["info"]["notes"]))
+                }
+                Err(refused) => Err(refused),
+            });
+        }
+        let parsed = self.ask(include_str!("../python/strict.py"), &json!(texts))?;
+        let mut parsed: Vec<Vec<Value>> = serde_json::from_value(parsed)?;
+        let mut documents = parsed.split_off(2).into_iter();
+        let mut first = |i: usize| parsed[i].first().cloned().unwrap_or_default();
+        let lint = self.helm(&["lint", "--strict", &chart.to_string_lossy()])?;
         Ok(Rendered {
-            lint: list(&answer["lint"]),
-            metadata: answer["metadata"].clone(),
-            values: answer["values"].clone(),
-            releases: list(&answer["releases"])
+            lint: match lint.status.success() {
+                true => Ok(()),
+                false => Err(String::from_utf8_lossy(&lint.stdout).into_owned()),
+            },
+            metadata: first(0),
+            values: first(1),
+            releases: rendered
                 .into_iter()
-                .map(|release| match release["error"].as_str() {
-                    Some(error) => Err(error.to_owned()),
-                    None => Ok(Objects {
-                        documents: list(&release["documents"]),
-                        notes: release["notes"].as_str().unwrap_or_default().to_owned(),
-                    }),
+                .map(|notes| {
+                    let documents = notes.is_ok().then(|| documents.next()).flatten();
+                    notes.map(|notes| Objects { documents: documents.unwrap_or_default(), notes })
                 })
                 .collect(),
         })
+    }
+
+    /// One release as Helm describes it, or why Helm refuses it.
+    fn install(
+        &self,
+        chart: &Path,
+        release: &Release,
+        values: &Path,
+    ) -> Result<std::result::Result<Value, String>> {
+        #[expect(clippy::disallowed_methods, reason = "nobody reads it yet")]
+        std::fs::write(values, release.values.to_string())?;
+        let (chart, values) = (chart.to_string_lossy(), values.to_string_lossy());
+        let namespace = ["--namespace", release.namespace, "--values", &values];
+        let dry = ["install", release.name, &chart, "--dry-run=client", "--output=json"];
+        let output = self.helm(&[dry.as_slice(), &namespace].concat())?;
+        if output.status.success() {
+            return Ok(Ok(serde_json::from_slice(&output.stdout)?));
+        }
+        Ok(Err(String::from_utf8_lossy(&output.stderr).into_owned()))
+    }
+
+    /// Runs the `helm` command, which reaches no cluster and keeps nothing.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn helm(&self, args: &[&str]) -> Result<Output> {
+        let home = tempfile::tempdir()?;
+        let mut command = Command::new(&self.helm);
+        for name in ["CACHE", "CONFIG", "DATA"] {
+            command.env(format!("HELM_{name}_HOME"), home.path().join(name));
+        }
+        command.env("KUBECONFIG", home.path().join("none")).stdin(Stdio::null());
+        Ok(command.args(args).output().map_err(|error| format!("cannot start helm: {error}"))?)
+    }
+
+    /// The documents of a YAML text, by a reader that takes no key twice.
+    ///
+    /// # Errors
+    /// It is no YAML, or a key is there twice.
+    pub fn strict(&self, yaml: &str) -> Result<Vec<Value>> {
+        let parsed = self.ask(include_str!("../python/strict.py"), &json!([yaml]))?;
+        Ok(serde_json::from_value(parsed[0].clone())?)
     }
 
     /// What is wrong with each document by the schemas of Kubernetes, from a

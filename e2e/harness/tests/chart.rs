@@ -88,9 +88,7 @@ fn is_valid(tools: &Tools, objects: &[Objects]) {
 fn the_defaults_are_what_the_design_promises() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let mut rendered = render(&tools, &[json!({})]);
-    let errors: Vec<_> =
-        rendered.lint.iter().filter(|message| message["severity"].as_u64() > Some(1)).collect();
-    assert_eq!(errors, Vec::<&Value>::new());
+    assert_eq!(rendered.lint, Ok(()));
     assert_eq!(rendered.metadata["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(rendered.metadata["appVersion"], env!("CARGO_PKG_VERSION"));
     let objects = rendered.releases.remove(0).unwrap();
@@ -100,7 +98,8 @@ fn the_defaults_are_what_the_design_promises() {
     assert_eq!(webhooks["webhooks"].as_array().unwrap().len(), 1);
     let webhook = &webhooks["webhooks"][0];
     for (field, expected) in [
-        ("failurePolicy", json!("Fail")),
+        // Every pod is asked about: an outage must not stop the cluster.
+        ("failurePolicy", json!("Ignore")),
         ("sideEffects", json!("None")),
         ("timeoutSeconds", json!(5)),
         ("matchPolicy", json!("Equivalent")),
@@ -111,12 +110,6 @@ fn the_defaults_are_what_the_design_promises() {
     }
     assert_eq!(webhook["rules"][0]["operations"], json!(["CREATE"]));
     assert_eq!(webhook["rules"][0]["resources"], json!(["pods"]));
-    let left_out = &webhook["namespaceSelector"]["matchExpressions"][0];
-    assert_eq!(left_out["operator"], "NotIn");
-    for namespace in ["kube-system", "consul"] {
-        assert!(left_out["values"].as_array().unwrap().contains(&json!(namespace)));
-    }
-    // The injector starts even where namespaces have no such label (before 1.21).
     let left_out = &webhook["objectSelector"]["matchExpressions"][0];
     let deployment = objects.one("Deployment");
     let pod = &deployment["spec"]["template"];
@@ -275,7 +268,7 @@ fn plain() -> Vec<Setting> {
         ("connectInject.k8sAllowNamespaces", json!(["shop", "till"])),
         ("connectInject.k8sDenyNamespaces", json!(["vault"])),
         ("connectInject.namespaceSelector", json!("matchLabels:\n  mesh: {{ .Release.Name }}\n")),
-        ("connectInject.failurePolicy", json!("Ignore")),
+        ("connectInject.failurePolicy", json!("Fail")),
         ("connectInject.timeoutSeconds", json!(10)),
         ("connectInject.webhookAnnotations", json!({"a": "b"})),
         ("connectInject.kubernetesVersion", json!("v1.31.2-gke.1")),
@@ -555,6 +548,7 @@ fn what_is_wrong_is_refused_with_the_reason() {
         ("connectInject.sidecarProxy.resources.limit.cpu", json!(1), "limit"),
         ("connectInject.sidecarProxy.mode", json!("both"), "mode"),
         ("connectInject.certs.secretName", json!("serving"), "caBundle"),
+        ("connectInject.namespaceSelector", json!("a: [b"), "no label selector"),
         ("connectInject.certs.caBundle", json!(BUNDLE), "secretName"),
         ("connectInject.certs.caBundle", json!("-----BEGIN"), "caBundle"),
         ("connectInject.aclInjectToken.secretName", json!("token"), "secretKey"),
@@ -591,41 +585,202 @@ fn it_is_installed_beside_consuls_chart() {
 fn what_is_newer_is_used_where_the_version_is_known() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let with = |version| rendered(&tools, &[("connectInject.kubernetesVersion", json!(version))]);
-    let conditions = |objects: &Objects| {
-        objects.one("MutatingWebhookConfiguration")["webhooks"][0]["matchConditions"].clone()
-    };
     // Rendering alone tells nothing of the cluster, whatever Helm's own idea is.
     let unknown = rendered(&tools, &[]);
     assert!(!config(&unknown).contains("kubernetes-version"));
     assert!(unknown.notes.contains("version is not known"), "{}", unknown.notes);
-    for (version, budget, is_conditional) in [
-        ("1.20", "policy/v1beta1", false),
-        ("1.21", "policy/v1", false),
-        ("v1.27.9", "policy/v1", false),
-        ("v1.28.4-gke.1083000", "policy/v1", true),
-        ("1.37", "policy/v1", true),
-    ] {
+    for (version, is_conditional) in
+        [("1.25", false), ("v1.27.9", false), ("v1.28.4-gke.1083000", true), ("1.37", true)]
+    {
         let objects = with(version);
-        assert_eq!(objects.one("PodDisruptionBudget")["apiVersion"], budget, "{version}");
-        assert_eq!(conditions(&objects).is_array(), is_conditional, "{version}");
+        assert_eq!(webhooks(&objects)[0]["matchConditions"].is_array(), is_conditional);
         assert!(config(&objects).contains(&format!("kubernetes-version: \"{version}\"")));
         assert!(!objects.notes.contains("version is not known"), "{version}");
     }
-    // Pods without annotations are injected by default: the API server asks about every
-    // pod that does not decline.
-    let by_default = rendered(
+}
+
+/// What Argo CD hands over of the cluster is the cluster's; Helm's own is not. An
+/// injector that asks the API server by itself is not told a version that would be
+/// stale after the cluster's next upgrade.
+#[test]
+fn a_cluster_that_is_only_described_is_known() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let template = |more: &[&str]| {
+        let args = ["template", "mesh", CHART, "--namespace=consul", "--kube-version=1.29.3"];
+        let output = tools.helm(&[args.as_slice(), more].concat()).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let documents = tools.strict(&String::from_utf8(output.stdout).unwrap()).unwrap();
+        Objects { documents, notes: String::new() }
+    };
+    let known = "--api-versions=apps/v1,apiregistration.k8s.io/v1";
+    assert!(webhooks(&template(&[]))[0]["matchConditions"].is_null());
+    let objects = template(&[known]);
+    assert!(webhooks(&objects)[0]["matchConditions"].is_array());
+    assert!(!config(&objects).contains("kubernetes-version"));
+    // With a certificate in files it can't ask.
+    let files = "--set=connectInject.certs.secretName=serving,connectInject.certs.caBundle=QQ==";
+    assert!(config(&template(&[known, files])).contains("kubernetes-version: \"v1.29.3\""));
+}
+
+fn webhooks(objects: &Objects) -> &[Value] {
+    objects.one("MutatingWebhookConfiguration")["webhooks"].as_array().unwrap()
+}
+
+/// The names, what becomes of pods while no injector answers, and the conditions of
+/// each webhook.
+fn asked(objects: &Objects) -> Vec<(&str, &str, Vec<&str>)> {
+    fn text<'v>(value: &'v Value) -> &'v str {
+        value.as_str().unwrap()
+    }
+    webhooks(objects)
+        .iter()
+        .map(|webhook| {
+            let name = text(&webhook["name"]).strip_suffix(".consul.hashicorp.com").unwrap();
+            let conditions = webhook["matchConditions"].as_array();
+            let names = conditions.into_iter().flatten().map(|each| text(&each["name"]));
+            (name, text(&webhook["failurePolicy"]), names.collect())
+        })
+        .collect()
+}
+
+/// I27: without conditions, it failed closed for every pod of every namespace. Only
+/// pods that ask are refused while no injector answers, unless the operator says so.
+#[test]
+fn it_fails_closed_for_pods_that_ask_only() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let name = "mesh-connect-inject";
+    let advice = ("advice.mesh-connect-inject", "Ignore", vec!["does-not-say", "is-annotated"]);
+    let with = |settings: &[(&str, Value)]| {
+        let version = [("connectInject.kubernetesVersion", json!("1.30"))];
+        rendered(&tools, &[version.as_slice(), settings].concat())
+    };
+    let default = ("connectInject.default", json!(true));
+    let policy = |policy: &str| ("connectInject.failurePolicy", json!(policy));
+
+    assert_eq!(asked(&rendered(&tools, &[])), [(name, "Ignore", vec![])]);
+    assert_eq!(asked(&rendered(&tools, &[policy("Fail")])), [(name, "Fail", vec![])]);
+    assert_eq!(asked(&with(&[])), [(name, "Fail", vec!["asks"]), advice.clone()]);
+    assert_eq!(asked(&with(&[policy("Ignore")])), [(name, "Ignore", vec!["asks"]), advice]);
+    let silent = "default.mesh-connect-inject";
+    for (settings, expected) in [
+        (vec![default.clone()], "Ignore"),
+        // By the operator's will, pods that don't say are refused as well.
+        (vec![default, policy("Fail")], "Fail"),
+    ] {
+        let objects = with(&settings);
+        let expected = [(name, "Fail", vec!["asks"]), (silent, expected, vec!["does-not-say"])];
+        assert_eq!(asked(&objects), expected);
+    }
+    let notes = |objects: &Objects| objects.notes.contains("start without a sidecar");
+    assert!(notes(&rendered(&tools, &[])) && !notes(&with(&[])));
+}
+
+/// The selector by which the API server asks, as Kubernetes evaluates it.
+fn is_selected(webhook: &Value, namespace: &str, labels: &Value) -> bool {
+    let mut labels = labels.as_object().cloned().unwrap_or_default();
+    labels.insert("kubernetes.io/metadata.name".to_owned(), json!(namespace));
+    let selector = &webhook["namespaceSelector"];
+    let matches = selector["matchLabels"].as_object();
+    let matches = matches.into_iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let expressions = selector["matchExpressions"].as_array();
+    matches
+        && expressions.into_iter().flatten().all(|expression| {
+            let value = labels.get(expression["key"].as_str().unwrap());
+            let is_in =
+                || value.is_some_and(|v| expression["values"].as_array().unwrap().contains(v));
+            match expression["operator"].as_str().unwrap() {
+                "In" => is_in(),
+                "NotIn" => !is_in(),
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                other => panic!("{other}"),
+            }
+        })
+}
+
+/// A trial for one namespace blocked annotated pods of every namespace while the
+/// injector was down.
+#[test]
+fn the_api_server_asks_about_the_namespaces_of_the_policy_only() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let selector = json!({"matchExpressions": [{"key": "mesh", "operator": "Exists"}]});
+    let version = ("connectInject.kubernetesVersion", json!("1.30"));
+    let allow = |names: Value| vec![version.clone(), ("connectInject.k8sAllowNamespaces", names)];
+    let none = json!({});
+    let mesh = json!({"mesh": "on"});
+    let monitoring = json!({"openshift.io/cluster-monitoring": "true"});
+    let cases = [
+        (vec![version.clone()], vec![("shop", &none, true), ("openshift-dns", &monitoring, false)]),
+        (allow(json!(["shop"])), vec![("shop", &none, true), ("till", &none, false)]),
+        (allow(json!(["*", "shop"])), vec![("till", &none, true)]),
+        (allow(json!([])), vec![("shop", &none, false), ("default", &none, false)]),
+        (
+            vec![("connectInject.k8sDenyNamespaces", json!(["vault"]))],
+            vec![("vault", &none, false), ("shop", &none, true)],
+        ),
+        (
+            vec![("connectInject.namespaceSelector", selector.clone())],
+            vec![("shop", &none, false), ("shop", &mesh, true)],
+        ),
+        (
+            // As a text, as Consul's chart has it.
+            vec![
+                ("connectInject.namespaceSelector", json!(selector.to_string())),
+                ("connectInject.k8sAllowNamespaces", json!(["shop"])),
+            ],
+            vec![("shop", &none, false), ("shop", &mesh, true), ("till", &mesh, false)],
+        ),
+    ];
+    let values: Vec<_> = cases.iter().map(|(settings, _)| values_of(settings)).collect();
+    let releases = render(&tools, &values).releases;
+    let releases: Vec<_> = releases.into_iter().map(Result::unwrap).collect();
+    for ((settings, cases), objects) in cases.iter().zip(&releases) {
+        for webhook in webhooks(objects) {
+            for (namespace, labels, expected) in cases {
+                let found = is_selected(webhook, namespace, labels);
+                assert_eq!(found, *expected, "{namespace} {labels} by {settings:?}");
+            }
+            // Whatever is chosen: the injector's own, and what a cluster stands on.
+            for system in
+                ["consul", "kube-system", "kube-public", "calico-system", "longhorn-system"]
+            {
+                assert!(!is_selected(webhook, system, &mesh), "{system} by {settings:?}");
+            }
+        }
+    }
+    is_valid(&tools, &releases);
+}
+
+/// I33: labels of both levels and of the chart itself made a key appear twice, which
+/// Flux and kustomize refuse. The reader of each rendering is strict.
+#[test]
+fn labels_and_annotations_of_the_user_replace_those_of_the_chart() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let objects = rendered(
         &tools,
         &[
-            ("connectInject.kubernetesVersion", json!("1.37")),
-            ("connectInject.default", json!(true)),
+            ("global.extraLabels", json!({"app.kubernetes.io/part-of": "shop", "team": "a"})),
+            ("global.metrics.enabled", json!(true)),
+            ("connectInject.extraLabels", json!({"team": "b"})),
+            (
+                "connectInject.annotations",
+                json!({"prometheus.io/scrape": "false", "checksum/config": "none"}),
+            ),
         ],
     );
-    let names = |objects: &Objects| -> Vec<Value> {
-        let conditions = conditions(objects);
-        conditions.as_array().unwrap().iter().map(|each| each["name"].clone()).collect()
-    };
-    assert_eq!(names(&by_default), ["does-not-decline"]);
-    assert_eq!(names(&with("1.37")), ["is-annotated", "does-not-decline"]);
+    let deployment = objects.one("Deployment");
+    assert_eq!(deployment["metadata"]["labels"]["team"], "a");
+    let pod = &deployment["spec"]["template"]["metadata"];
+    assert_eq!(pod["labels"]["team"], "b");
+    assert_eq!(pod["labels"]["app.kubernetes.io/part-of"], "shop");
+    assert_eq!(pod["annotations"]["prometheus.io/scrape"], "false");
+    assert_eq!(pod["annotations"]["prometheus.io/port"], "9445");
+    let selector = json!({"app.kubernetes.io/name": "other"});
+    for path in ["global.extraLabels", "connectInject.extraLabels"] {
+        let error = render(&tools, &[values_of(&[(path, selector.clone())])]).releases.remove(0);
+        assert!(error.unwrap_err().contains("choose another key"), "{path}");
+    }
+    assert!(tools.strict("a: 1\nb: {c: 1, c: 2}\n").is_err());
 }
 
 #[test]
@@ -649,6 +804,28 @@ fn the_notes_verify_the_installation_as_the_document_does() {
     for (label, value) in selector {
         assert!(objects.notes.contains(&format!("{label}={}", value.as_str().unwrap())), "{label}");
     }
+}
+
+/// I33: where the release is in `default`, or the allow list leaves it out, the pod of
+/// the notes would not be injected.
+#[test]
+fn the_notes_name_a_namespace_whose_pods_are_injected() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let allow = |names: &[&str]| values_of(&[("connectInject.k8sAllowNamespaces", json!(names))]);
+    let notes = |namespace: &'static str, values: Value| {
+        let release = Release { name: "mesh", namespace, values };
+        tools.render(&[release]).unwrap().releases.remove(0).unwrap().notes
+    };
+    let plain = notes("consul", json!({}));
+    assert!(plain.contains("kubectl apply -f - <<EOF"), "{plain}");
+    let own = notes("default", json!({}));
+    assert!(own.contains("kubectl create namespace connect-example\n"), "{own}");
+    assert!(own.contains("kubectl --namespace connect-example apply -f - <<EOF"), "{own}");
+    let allowed = notes("consul", allow(&["consul", "shop"]));
+    assert!(allowed.contains("kubectl --namespace shop apply -f - <<EOF"), "{allowed}");
+    assert!(!allowed.contains("create namespace"), "{allowed}");
+    let nobody = notes("consul", allow(&[]));
+    assert!(nobody.contains("no pod is injected") && !nobody.contains("<<EOF"), "{nobody}");
 }
 
 #[test]

@@ -18,17 +18,36 @@ app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{/* The labels of all objects. */}}
+{{/*
+The labels of all objects. Those of global.extraLabels win, but for what pods are
+selected by; each key is there once.
+*/}}
 {{- define "connect-inject.labels" -}}
-{{ include "connect-inject.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/component: injector
-app.kubernetes.io/part-of: consul
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- with .Values.global.extraLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- include "connect-inject.labelsWith" (list . dict) -}}
+{{- end -}}
+
+{{/* The same and more of them: a list of context and labels. */}}
+{{- define "connect-inject.labelsWith" -}}
+{{- $context := index . 0 -}}
+{{- with $context -}}
+{{- $labels := dict
+      "app.kubernetes.io/version" .Chart.AppVersion
+      "app.kubernetes.io/component" "injector"
+      "app.kubernetes.io/part-of" "consul"
+      "app.kubernetes.io/managed-by" .Release.Service
+      "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_") -}}
+{{- $selector := include "connect-inject.selector" . | fromYaml -}}
+{{- $more := list .Values.global.extraLabels (index $ 1) -}}
+{{- range $each := $more -}}
+{{- range $key, $value := $each -}}
+{{- if hasKey $selector $key -}}
+{{- fail (printf "extraLabels: %s is what the injector's pods are selected by: choose another key" $key) -}}
+{{- end -}}
+{{- $_ := set $labels $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml (merge $selector $labels) -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Whether the certificate is the injector's own: "true" or nothing. */}}
@@ -42,14 +61,32 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{/*
-The cluster's version, or nothing where none is known. Without a cluster, Helm
-has one in .Capabilities all the same: its own.
+Whether what Helm knows of the cluster is the cluster's: "true" or nothing. Where
+it only renders, it has a version of its own. A look-up tells, and where there is
+none, as in Argo CD, the list of APIs: Helm's own lacks what every cluster has.
 */}}
+{{- define "connect-inject.knowsCluster" -}}
+{{- if or (.Capabilities.APIVersions.Has "apiregistration.k8s.io/v1") (lookup "v1" "Namespace" "" "kube-system") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* The cluster's version, or nothing where none is known. */}}
 {{- define "connect-inject.kubernetesVersion" -}}
 {{- if .Values.connectInject.kubernetesVersion -}}
 {{- .Values.connectInject.kubernetesVersion -}}
-{{- else if lookup "v1" "Namespace" "" "kube-system" -}}
+{{- else if include "connect-inject.knowsCluster" . -}}
 {{- .Capabilities.KubeVersion.Version -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+The version that the injector is told: the operator's, or, where it can't ask the
+API server, the one of the time of the installation.
+*/}}
+{{- define "connect-inject.versionToTell" -}}
+{{- if or .Values.connectInject.kubernetesVersion (not (include "connect-inject.tlsAuto" .)) -}}
+{{- include "connect-inject.kubernetesVersion" . -}}
 {{- end -}}
 {{- end -}}
 
@@ -62,6 +99,69 @@ range: "true" or nothing.
 {{- if $version -}}
 {{- if semverCompare (index . 1) $version -}}true{{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{/* What becomes of pods that ask while no injector answers. */}}
+{{- define "connect-inject.failurePolicy" -}}
+{{- .Values.connectInject.failurePolicy | default (include "connect-inject.isVersion" (list . ">=1.28-0") | empty | ternary "Ignore" "Fail") -}}
+{{- end -}}
+
+{{/*
+The namespaces whose pods the API server never asks about: the injector's own, and
+those without which a cluster does not start or heal.
+*/}}
+{{- define "connect-inject.systemNamespaces" -}}
+{{- concat (list .Release.Namespace) (list
+      "kube-system" "kube-public" "kube-node-lease"
+      "calico-system" "calico-apiserver" "tigera-operator" "kube-flannel" "cilium" "cilium-secrets"
+      "metallb-system" "local-path-storage" "longhorn-system" "openebs" "rook-ceph"
+      "gmp-system" "gke-managed-cim" "gke-managed-system"
+      "cert-manager" "gatekeeper-system" "kyverno"
+    ) | uniq | toJson -}}
+{{- end -}}
+
+{{/*
+The namespaces whose pods the API server asks about, as a label selector: the
+operator's, without the system's, and within the lists of the policy.
+*/}}
+{{- define "connect-inject.namespaceSelector" -}}
+{{- $c := .Values.connectInject -}}
+{{- $selector := dict -}}
+{{- with $c.namespaceSelector -}}
+{{- $selector = include "connect-inject.yaml" (list $ .) | fromYaml -}}
+{{- if hasKey $selector "Error" -}}
+{{- fail (printf "connectInject.namespaceSelector is no label selector: %s" $selector.Error) -}}
+{{- end -}}
+{{- end -}}
+{{- $name := "kubernetes.io/metadata.name" -}}
+{{- $without := concat (include "connect-inject.systemNamespaces" . | fromJsonArray) $c.k8sDenyNamespaces | uniq -}}
+{{- $expressions := concat ($selector.matchExpressions | default list) (list
+      (dict "key" $name "operator" "NotIn" "values" $without)
+      (dict "key" "openshift.io/cluster-monitoring" "operator" "DoesNotExist")) -}}
+{{- if not $c.k8sAllowNamespaces -}}
+{{- /* Every namespace has that label: nobody is asked about. */ -}}
+{{- $expressions = append $expressions (dict "key" $name "operator" "DoesNotExist") -}}
+{{- else if not (has "*" $c.k8sAllowNamespaces) -}}
+{{- $expressions = append $expressions (dict "key" $name "operator" "In" "values" $c.k8sAllowNamespaces) -}}
+{{- end -}}
+{{- toYaml (set $selector "matchExpressions" $expressions) -}}
+{{- end -}}
+
+{{/*
+A namespace of the user's whose pods are injected if they ask, for an example;
+nothing if it is not known.
+*/}}
+{{- define "connect-inject.exampleNamespace" -}}
+{{- $c := .Values.connectInject -}}
+{{- $without := concat (include "connect-inject.systemNamespaces" . | fromJsonArray) $c.k8sDenyNamespaces -}}
+{{- $allowed := has "*" $c.k8sAllowNamespaces | ternary (list "default") $c.k8sAllowNamespaces -}}
+{{- $found := "" -}}
+{{- range $each := $allowed -}}
+{{- if not (or $found (has $each $without)) -}}
+{{- $found = $each -}}
+{{- end -}}
+{{- end -}}
+{{- $found -}}
 {{- end -}}
 
 {{/* A text as a template, or anything else, as YAML: a list of context and value. */}}
@@ -126,7 +226,7 @@ default-sidecar-proxy-lifecycle-shutdown-grace-period-seconds: {{ $proxy.lifecyc
 {{- end }}
 default-application-sleep-seconds: {{ $proxy.lifecycle.defaultApplicationSleepSeconds }}
 sidecar-mode: {{ $proxy.mode | toJson }}
-{{- with include "connect-inject.kubernetesVersion" . }}
+{{- with include "connect-inject.versionToTell" . }}
 kubernetes-version: {{ . | quote }}
 {{- end }}
 {{- with $c.oldestKubeletVersion }}

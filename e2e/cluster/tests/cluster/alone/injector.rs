@@ -79,8 +79,8 @@ fn clear(cluster: &Cluster, keys: &[&str]) -> harness::Result<()> {
 }
 
 /// Without an injector, pods that ask are refused, rather than started without a
-/// sidecar. Others are created: by the webhook's matchConditions, the API server
-/// does not ask about them. The injector itself can come back.
+/// sidecar. Others are created, also those that decline, and those that only have
+/// another annotation of ours. The injector itself can come back.
 #[test]
 fn without_an_injector_pods_that_ask_are_refused_until_it_is_back() {
     let Some((cluster, _alone)) = alone() else { return };
@@ -104,6 +104,10 @@ fn without_an_injector_pods_that_ask_are_refused_until_it_is_back() {
     let mut declined = server("declined", "hello");
     annotate(&mut declined, &[("connect-inject", "false")]);
     let declined = cluster.request(Method::POST, &path, Some(&declined));
+    // It does not ask: the API server would only have it warned.
+    let mut silent = server("silent", "hello");
+    silent["metadata"]["annotations"] = json!({"consul.hashicorp.com/connect-service": "s"});
+    let silent = cluster.request(Method::POST, &path, Some(&silent));
     // Before anything else: the other tests need it.
     scale("--replicas=2");
     let args = ["--namespace", mesh::NAMESPACE, "rollout", "status", &injector, "--timeout=90s"];
@@ -111,6 +115,7 @@ fn without_an_injector_pods_that_ask_are_refused_until_it_is_back() {
     refused.unwrap_or_else(|error| panic!("{error}: {seen}"));
     assert!(!is_injected(&unasked.unwrap()));
     assert!(!is_injected(&declined.unwrap()));
+    assert!(!is_injected(&silent.unwrap()));
     harness::until("an admission", || {
         let asked = cluster.request(Method::POST, &path, Some(&server("closed", "hello")));
         asked.is_ok_and(|pod| is_injected(&pod))
