@@ -213,7 +213,7 @@ fn check(input: &Input) -> Result<(), Error> {
 /// What `envoy_bootstrap_json_tpl` may refer to: the names of Consul's
 /// `BootstrapTplArgs`, as `consul connect envoy` fills them.
 fn fields(input: &Input, parts: &Parts) -> Vec<(&'static str, Field)> {
-    use Field::{Flag, Json, Text};
+    use Field::{Flag, Json, List, Text};
 
     let Input { proxy, xds, admin, prometheus, .. } = input;
     let (agent_address, agent_port, agent_socket) = match &xds.address {
@@ -234,6 +234,7 @@ fn fields(input: &Input, parts: &Parts) -> Vec<(&'static str, Field)> {
         }
     };
     vec![
+        ("AdminAccessLogConfig", List(parts.admin_access_log.clone())),
         ("AdminAccessLogPath", Text(admin.access_log_path.clone())),
         ("AdminBindAddress", Text(admin.bind.ip().to_string())),
         ("AdminBindPort", Text(admin.bind.port().to_string())),

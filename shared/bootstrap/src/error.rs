@@ -95,15 +95,15 @@ pub enum Error {
     /// `envoy_bootstrap_json_tpl` uses more of Go's templates than is understood.
     #[error(
         "proxy config envoy_bootstrap_json_tpl can't be rendered: {{{{ {action} }}}} {problem}; \
-         accepted: {{{{ .Field }}}}, {{{{ if .Field }}}}, {{{{ if not .Field }}}}, \
-         {{{{ else }}}}, {{{{ end }}}} and comments; fields: {fields}; hint: write the part out, \
-         or use the envoy_extra_* keys instead of a template"
+         accepted: fields, variables, texts, if, else, range, with, not, and, or, eq, ne, lt, le, \
+         gt, ge, len and comments; fields: {fields}; hint: write the part out, or use the \
+         envoy_extra_* keys instead of a template"
     )]
     Template {
         /// What stands between the braces.
         action: String,
-        /// What is wrong with it.
-        problem: &'static str,
+        /// What is wrong with it, by the construct's name.
+        problem: String,
         /// The fields that there are.
         fields: String,
     },

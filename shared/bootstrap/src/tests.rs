@@ -332,6 +332,45 @@ fn a_template_replaces_the_document() {
     assert!(error(&both).contains("envoy_stats_bind_addr"));
 }
 
+/// I35: a template with the constructs of Consul's own default was refused. This one has
+/// them all, and comes to what is rendered without a template.
+#[test]
+fn a_template_with_the_constructs_of_consuls_own_is_rendered() {
+    let template = r#"{
+      "admin": {
+        {{- if (not .AdminAccessLogConfig) }} "access_log_path": "{{ .AdminAccessLogPath }}", {{- end}}
+        {{- if .AdminAccessLogConfig }}
+        "access_log": [
+        {{- range $index, $element := .AdminAccessLogConfig}}
+          {{if $index}},{{end}} {{$element}}
+        {{end}}],
+        {{- end}}
+        "address": {"socket_address": {"address": "{{ .AdminBindAddress }}", "port_value": {{ .AdminBindPort }}}}
+      },
+      "node": {
+        "id": "{{ .ProxyID }}",
+        "namespace": "{{if ne .Namespace ""}}{{ .Namespace }}{{else}}default{{end}}",
+        "tls": {{ .GRPC.AgentTLS }},
+        "cluster": "{{ with .ProxyCluster }}{{ . }}{{ end }}"
+      }
+      {{- if and .StatsConfigJSON (eq .Token "s3cret") }}, "stats_config": {{ .StatsConfigJSON }}{{ end }}
+    }"#;
+    let mut input = with_config(json!({"envoy_bootstrap_json_tpl": template}));
+    input.xds.token = Token::new("s3cret");
+    let rendered = document(&input);
+    input.proxy.config.clear();
+    let plain = document(&input);
+    assert_eq!(rendered["admin"], plain["admin"]);
+    assert_eq!(rendered["stats_config"], plain["stats_config"]);
+    assert_eq!(
+        rendered["node"],
+        json!({
+            "id": plain["node"]["id"], "namespace": "default", "tls": false,
+            "cluster": plain["node"]["cluster"],
+        })
+    );
+}
+
 /// Every key, each with values that come near to what it takes.
 fn any_config() -> impl Strategy<Value = Map<String, Value>> {
     let key = prop::sample::select(vec![
