@@ -4,7 +4,6 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
@@ -92,9 +91,6 @@ impl Tools {
     ///
     /// # Errors
     /// The chart can't be loaded.
-    ///
-    /// # Panics
-    /// A thread that renders does.
     pub fn render(&self, releases: &[Release]) -> Result<Rendered> {
         self.render_chart(Path::new(CHART), releases)
     }
@@ -103,25 +99,20 @@ impl Tools {
     ///
     /// # Errors
     /// The chart can't be loaded, or what is rendered has a key twice.
-    ///
-    /// # Panics
-    /// A thread that renders does.
     pub fn render_chart(&self, chart: &Path, releases: &[Release]) -> Result<Rendered> {
         let folder = tempfile::tempdir()?;
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut done = Vec::new();
-            while let Some((i, release)) = {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                releases.get(i).map(|release| (i, release))
-            } {
-                let values = folder.path().join(format!("{i}.json"));
-                done.push((i, self.install(chart, release, &values)));
-            }
-            done
+        let install = |(i, release): (usize, &Release)| {
+            let values = folder.path().join(format!("{i}.json"));
+            (i, self.install(chart, release, &values))
         };
         let mut outcomes: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(work)).collect();
+            let threads: Vec<_> = (0..THREADS)
+                .map(|first| {
+                    let mine = releases.iter().enumerate().skip(first).step_by(THREADS);
+                    let install = &install;
+                    scope.spawn(move || mine.map(install).collect::<Vec<_>>())
+                })
+                .collect();
             threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
         });
         outcomes.sort_by_key(|(i, _)| *i);
@@ -139,7 +130,7 @@ impl Tools {
                 Ok(release) => {
                     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
                     texts.push(text(&release["manifest"]));
-                    Ok(text(&release["info"]["notes"]))
+                    Ok(text(&release["info"]["notes"]).trim_start().to_owned())
                 }
                 Err(refused) => Err(refused),
             });
@@ -147,12 +138,13 @@ impl Tools {
         let parsed = self.ask(include_str!("../python/strict.py"), &json!(texts))?;
         let mut parsed: Vec<Vec<Value>> = serde_json::from_value(parsed)?;
         let mut documents = parsed.split_off(2).into_iter();
-        let mut first = |i: usize| parsed[i].first().cloned().unwrap_or_default();
+        let first = |i: usize| parsed[i].first().cloned().unwrap_or_default();
         let lint = self.helm(&["lint", "--strict", &chart.to_string_lossy()])?;
         Ok(Rendered {
-            lint: match lint.status.success() {
-                true => Ok(()),
-                false => Err(String::from_utf8_lossy(&lint.stdout).into_owned()),
+            lint: if lint.status.success() {
+                Ok(())
+            } else {
+                Err(String::from_utf8_lossy(&lint.stdout).into_owned())
             },
             metadata: first(0),
             values: first(1),
@@ -243,6 +235,9 @@ impl Tools {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 }
+
+/// How many releases are rendered at once.
+const THREADS: usize = 4;
 
 /// The injector's chart.
 pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bins/connect-inject/chart");

@@ -209,7 +209,7 @@ default-inject: {{ $c.default }}
 allow-k8s-namespace: {{ $c.k8sAllowNamespaces | toJson }}
 deny-k8s-namespace: {{ $c.k8sDenyNamespaces | toJson }}
 envoy-extra-args: {{ $c.envoyExtraArgs | default "" | toJson }}
-default-envoy-proxy-concurrency: {{ $proxy.concurrency }}
+default-envoy-proxy-concurrency: {{ int $proxy.concurrency }}
 {{- range $bound := list "request" "limit" }}
 {{- range $resource := list "cpu" "memory" }}
 default-sidecar-proxy-{{ $resource }}-{{ $bound }}: {{ dig (print $bound "s") $resource nil $proxy.resources | include "connect-inject.quantity" }}
@@ -218,8 +218,12 @@ init-container-{{ $resource }}-{{ $bound }}: {{ dig (print $bound "s") $resource
 {{- end }}
 enable-openshift: {{ .Values.global.openshift.enabled }}
 default-enable-metrics: {{ $metrics }}
+default-enable-metrics-merging: {{ $c.metrics.defaultEnableMerging }}
+default-merged-metrics-port: {{ $c.metrics.defaultMergedMetricsPort }}
 default-prometheus-scrape-port: {{ $c.metrics.defaultPrometheusScrapePort }}
 default-prometheus-scrape-path: {{ $c.metrics.defaultPrometheusScrapePath | toJson }}
+default-sidecar-proxy-startup-failure-seconds: {{ $proxy.defaultStartupFailureSeconds }}
+default-sidecar-proxy-liveness-failure-seconds: {{ $proxy.defaultLivenessFailureSeconds }}
 default-sidecar-proxy-lifecycle-startup-grace-period-seconds: {{ $proxy.lifecycle.defaultStartupGracePeriodSeconds }}
 {{- if not (kindIs "invalid" $proxy.lifecycle.defaultShutdownGracePeriodSeconds) }}
 default-sidecar-proxy-lifecycle-shutdown-grace-period-seconds: {{ $proxy.lifecycle.defaultShutdownGracePeriodSeconds }}

@@ -11,7 +11,6 @@ use k8s_openapi::api::core::v1::{
     ServiceAccountTokenProjection, SleepAction, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use registration::Upstream;
 use serde_json::Value;
 
 use crate::names::{
@@ -248,9 +247,9 @@ fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
     if !is_given("--drain-time-s") {
         command.extend(["--drain-time-s".to_owned(), plan.lifecycle.drain_time().to_string()]);
     }
-    // By default it starts a thread for each core of the node.
-    if let Some(threads) = concurrency.filter(|_| !is_given("--concurrency")) {
-        command.extend(["--concurrency".to_owned(), threads.to_string()]);
+    // Without it, Envoy starts a thread for each core of the node.
+    if !is_given("--concurrency") {
+        command.extend(["--concurrency".to_owned(), concurrency.to_string()]);
     }
     command.extend(extra_args.iter().map(|argument| literal(argument)));
     command
@@ -333,21 +332,23 @@ fn resources(resources: &Resources) -> Option<ResourceRequirements> {
 }
 
 /// The variables by which an application finds its upstreams.
-pub(crate) fn variables(upstreams: &[Upstream]) -> Vec<EnvVar> {
+pub(crate) fn variables(plan: &Plan) -> Vec<EnvVar> {
     let mut variables: Vec<EnvVar> = Vec::new();
-    for upstream in upstreams {
-        let stem = upstream.variable_stem();
+    for (i, upstream) in plan.upstreams.iter().enumerate() {
+        let dotted = plan.dotted_stems.get(i).cloned().flatten();
         let host = match upstream.bind_address() {
             IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             address => address,
         };
-        for (name, value) in [
-            (format!("{stem}_CONNECT_SERVICE_HOST"), host.to_string()),
-            (format!("{stem}_CONNECT_SERVICE_PORT"), upstream.local_bind_port.to_string()),
-        ] {
-            if variables.iter().all(|earlier| earlier.name != name) {
-                variables.push(variable(name, value));
+        for stem in std::iter::once(upstream.variable_stem()).chain(dotted) {
+            for (name, value) in [
+                (format!("{stem}_CONNECT_SERVICE_HOST"), host.to_string()),
+                (format!("{stem}_CONNECT_SERVICE_PORT"), upstream.local_bind_port.to_string()),
+            ] {
+                if variables.iter().all(|earlier| earlier.name != name) {
+                    variables.push(variable(name, value));
+                }
             }
         }
     }
@@ -433,6 +434,7 @@ fn injected(name: &str, image: &str, policy: &Policy) -> Container {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use crate::plan::upstreams::dotted_stems;
     use proptest::prelude::*;
     use registration::upstream::{Context, parse_list};
 
@@ -469,6 +471,7 @@ pub(crate) mod tests {
         Plan {
             service,
             upstreams: parse_list(upstreams, Context::default()).unwrap(),
+            dotted_stems: dotted_stems(upstreams),
             ..Plan::default()
         }
     }
@@ -608,6 +611,8 @@ pub(crate) mod tests {
                 "immediate",
                 "--drain-time-s",
                 "20",
+                "--concurrency",
+                "0",
             ]
         );
         let lifecycle = second.lifecycle.as_ref().unwrap();
@@ -635,17 +640,23 @@ pub(crate) mod tests {
         let with =
             |before: &[&'static str], after: &[&'static str]| [before, &drain, after].concat();
         let ours = ["--disable-hot-restart"];
-        assert_eq!(command(&[], Some(2)), with(&ours, &["--concurrency", "2"]));
-        assert_eq!(command(&[], None), with(&ours, &[]));
-        assert_eq!(command(&["--concurrency", "9"], Some(2)), with(&ours, &["--concurrency", "9"]));
-        assert_eq!(command(&["--concurrency=9"], Some(2)), with(&ours, &["--concurrency=9"]));
+        assert_eq!(command(&[], 2), with(&ours, &["--concurrency", "2"]));
+        assert_eq!(command(&[], 0), with(&ours, &["--concurrency", "0"]));
+        assert_eq!(command(&["--concurrency", "9"], 2), with(&ours, &["--concurrency", "9"]));
+        assert_eq!(command(&["--concurrency=9"], 2), with(&ours, &["--concurrency=9"]));
         assert_eq!(
-            command(&["--disable-hot-restart"], None),
-            with(&[], &["--disable-hot-restart"])
+            command(&["--disable-hot-restart"], 2),
+            with(&[], &["--concurrency", "2", "--disable-hot-restart"])
         );
         assert_eq!(
-            command(&["--drain-time-s", "1", "--drain-strategy", "gradual"], None),
-            ["--disable-hot-restart", "--drain-time-s", "1", "--drain-strategy", "gradual"]
+            command(&["--drain-time-s=1", "--drain-strategy=gradual"], 2),
+            [
+                "--disable-hot-restart",
+                "--concurrency",
+                "2",
+                "--drain-time-s=1",
+                "--drain-strategy=gradual"
+            ]
         );
     }
 
@@ -720,9 +731,9 @@ pub(crate) mod tests {
     #[test]
     fn every_upstream_has_its_variables() {
         let upstreams = plan(
-            "db:1,v1.db:2:dc2, prepared_query:near:3,3scale:4,ip:5?local_bind_address=127.0.0.2,any:6?local_bind_address=::",
+            "db:1,v1.my-db:2:dc2, prepared_query:near:3,3scale:4,far.svc.dc2.dc:7,ip:5?local_bind_address=127.0.0.2,any:6?local_bind_address=::",
         );
-        let variables: Vec<_> = variables(&upstreams.upstreams)
+        let variables: Vec<_> = variables(&upstreams)
             .into_iter()
             .map(|variable| format!("{}={}", variable.name, variable.value.unwrap()))
             .collect();
@@ -731,12 +742,19 @@ pub(crate) mod tests {
             [
                 "DB_CONNECT_SERVICE_HOST=127.0.0.1",
                 "DB_CONNECT_SERVICE_PORT=1",
-                "V1_DB_CONNECT_SERVICE_HOST=127.0.0.1",
-                "V1_DB_CONNECT_SERVICE_PORT=2",
+                "V1_MY_DB_CONNECT_SERVICE_HOST=127.0.0.1",
+                "V1_MY_DB_CONNECT_SERVICE_PORT=2",
+                // I36: as Consul's own injector names them.
+                "V1.MY_DB_CONNECT_SERVICE_HOST=127.0.0.1",
+                "V1.MY_DB_CONNECT_SERVICE_PORT=2",
                 "NEAR_CONNECT_SERVICE_HOST=127.0.0.1",
                 "NEAR_CONNECT_SERVICE_PORT=3",
                 "_3SCALE_CONNECT_SERVICE_HOST=127.0.0.1",
                 "_3SCALE_CONNECT_SERVICE_PORT=4",
+                "FAR_CONNECT_SERVICE_HOST=127.0.0.1",
+                "FAR_CONNECT_SERVICE_PORT=7",
+                "FAR.SVC.DC2.DC_CONNECT_SERVICE_HOST=127.0.0.1",
+                "FAR.SVC.DC2.DC_CONNECT_SERVICE_PORT=7",
                 "IP_CONNECT_SERVICE_HOST=127.0.0.2",
                 "IP_CONNECT_SERVICE_PORT=5",
                 "ANY_CONNECT_SERVICE_HOST=::1",

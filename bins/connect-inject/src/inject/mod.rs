@@ -114,7 +114,7 @@ pub(crate) fn edited(mut pod: Value, edits: Vec<Edit>) -> Result<Value, Denial> 
 /// The variables of the upstreams, for the user's containers that lack them and
 /// run while Envoy does.
 fn variables(editor: &mut Editor<'_>, pod: Pod<'_>, plan: &Plan) -> Result<(), Denial> {
-    let variables: Vec<(EnvVar, Value)> = containers::variables(&plan.upstreams)
+    let variables: Vec<(EnvVar, Value)> = containers::variables(plan)
         .into_iter()
         .map(|variable| (variable.clone(), to_json(&variable)))
         .collect();

@@ -13,8 +13,8 @@ use crate::values::{seconds, switch, threads};
 pub(crate) struct Envoy {
     /// Arguments besides the injector's.
     pub(crate) extra_args: Vec<String>,
-    /// Worker threads; none: as many as the node has cores.
-    pub(crate) concurrency: Option<u32>,
+    /// Worker threads; 0 is one for Envoy.
+    pub(crate) concurrency: u32,
     /// What the sidecar may use.
     pub(crate) resources: Resources,
     /// Whether it has a readiness probe.
@@ -30,18 +30,18 @@ pub(super) fn envoy(pod: Pod<'_>, policy: &Policy) -> Result<Envoy, Denial> {
     let extra_args =
         read(pod, annotation::ENVOY_ARGS, Reason::InvalidEnvoyArgs, str::parse::<Words>)?;
     let concurrency = read(pod, annotation::CONCURRENCY, Reason::InvalidEnvoyArgs, threads)?;
-    let failure = |key| {
-        let seconds = read(pod, key, Reason::InvalidLifecycle, seconds)?;
-        Ok::<_, Denial>(seconds.filter(|seconds| *seconds > 0))
+    let failure = |key, default| {
+        let seconds = read(pod, key, Reason::InvalidLifecycle, seconds)?.unwrap_or(default);
+        Ok::<_, Denial>(Some(seconds).filter(|seconds| *seconds > 0))
     };
     Ok(Envoy {
         extra_args: extra_args.unwrap_or_else(|| policy.envoy_extra_args.clone()).0,
-        concurrency: Some(concurrency.unwrap_or(policy.concurrency)).filter(|threads| *threads > 0),
+        concurrency: concurrency.unwrap_or(policy.concurrency),
         resources: resources(pod, policy)?,
         readiness: read(pod, annotation::PROXY_HEALTH, Reason::InvalidLifecycle, switch)?
             .unwrap_or(false),
-        startup_failure: failure(annotation::STARTUP_FAILURE)?,
-        liveness_failure: failure(annotation::LIVENESS_FAILURE)?,
+        startup_failure: failure(annotation::STARTUP_FAILURE, policy.startup_failure)?,
+        liveness_failure: failure(annotation::LIVENESS_FAILURE, policy.liveness_failure)?,
     })
 }
 
@@ -88,9 +88,25 @@ mod tests {
         assert_eq!(args(json!({annotation::ENVOY_ARGS: ""})), Vec::<String>::new());
         assert_eq!(args(json!({annotation::ENVOY_ARGS: "-l 'a b'"})), ["-l", "a b"]);
         let threads = |value| planned(&json!({annotation::CONCURRENCY: value}), &policy).unwrap();
-        assert_eq!(threads("4").concurrency, Some(4));
-        assert_eq!(threads("0").concurrency, None);
-        assert_eq!(planned(&json!({}), &policy).unwrap().concurrency, Some(2));
+        assert_eq!(threads("4").concurrency, 4);
+        // I32: Envoy starts one thread then, and so it does with Consul's injector.
+        assert_eq!(threads("0").concurrency, 0);
+        assert_eq!(planned(&json!({}), &policy).unwrap().concurrency, 2);
+    }
+
+    #[test]
+    fn probes_are_the_annotations_or_the_flags() {
+        let policy = policy_of(&[
+            "--default-sidecar-proxy-startup-failure-seconds=60",
+            "--default-sidecar-proxy-liveness-failure-seconds=90",
+        ]);
+        let probes = |annotations| {
+            let envoy = planned(&annotations, &policy).unwrap();
+            (envoy.startup_failure, envoy.liveness_failure)
+        };
+        assert_eq!(probes(json!({})), (Some(60), Some(90)));
+        let own = json!({annotation::STARTUP_FAILURE: "30", annotation::LIVENESS_FAILURE: "0"});
+        assert_eq!(probes(own), (Some(30), None));
     }
 
     #[test]

@@ -34,9 +34,6 @@ pub(crate) struct Merging {
     pub(crate) service_path: String,
 }
 
-/// Where they meet if no annotation says otherwise, as in Consul's own injector.
-const MERGED_PORT: u16 = 20100;
-
 const REASON: Reason = Reason::InvalidMetrics;
 
 /// Reads where Prometheus reads Envoy's metrics; none: it does not. Their
@@ -85,11 +82,12 @@ pub(super) fn metrics(
     }
     taken.add(port, Owner::Metrics);
     let path = read(pod, annotation::METRICS_PATH, REASON, path)?;
+    // Here it is the only one.
+    let service_port = service.each().find_map(|(_, own)| own);
     Ok(Some(Metrics {
         port,
         path: path.unwrap_or_else(|| policy.metrics_path.clone()),
-        // Here it is the only one.
-        merging: merging(pod, around, taken, service.each().find_map(|(_, own)| own), warnings)?,
+        merging: merging(pod, around, taken, service_port, policy, warnings)?,
         tls: tls(pod)?,
     }))
 }
@@ -120,17 +118,19 @@ fn merging(
     around: &Surroundings<'_>,
     taken: &mut Taken<'_>,
     service_port: Option<u16>,
+    policy: &Policy,
     warnings: &mut Warnings,
 ) -> Result<Option<Merging>, Denial> {
-    if read(pod, annotation::METRICS_MERGING, REASON, switch)? != Some(true) {
+    let enabled = read(pod, annotation::METRICS_MERGING, REASON, switch)?;
+    if !enabled.unwrap_or(policy.metrics_merging) {
         without_effect(pod, MERGING, annotation::METRICS_MERGING, warnings);
         return Ok(None);
     }
     let resolve =
         |text: &str| port::resolve(text, &around.named()).map_err(|error| error.to_string());
     let key = annotation::MERGED_METRICS_PORT;
-    let merged =
-        read(pod, key, REASON, |text| unprivileged(resolve(text)?))?.unwrap_or(MERGED_PORT);
+    let merged = read(pod, key, REASON, |text| unprivileged(resolve(text)?))?;
+    let merged = merged.unwrap_or(policy.merged_metrics_port);
     let annotated = read(pod, annotation::SERVICE_METRICS_PORT, REASON, |text| {
         let port = resolve(text)?;
         let is_applications = |owner| matches!(owner, Owner::Container(_) | Owner::Service);
@@ -139,13 +139,18 @@ fn merging(
             None => Ok(port),
         }
     })?;
+    // Consul's own injector goes on without them, too.
     let Some(own) = annotated.or(service_port) else {
-        let problem = format!(
-            "the application's metrics are to be merged, and nothing says on which port they are: \
-             set annotation `{}`",
-            annotation::SERVICE_METRICS_PORT
-        );
-        return Err(Denial::new(REASON, problem));
+        if enabled == Some(true) {
+            warnings.push(|| {
+                format!(
+                    "set annotation `{}`: nothing says on which port the application's metrics \
+                     are, which are not merged with Envoy's",
+                    annotation::SERVICE_METRICS_PORT
+                )
+            });
+        }
+        return Ok(None);
     };
     let is_own = (merged == own).then(|| "the port of the application's metrics".to_owned());
     if let Some(owner) = is_own.or_else(|| taken.owner(merged).map(|owner| owner.to_string())) {
@@ -234,7 +239,7 @@ mod tests {
     use crate::plan::Plan;
     use crate::plan::tests::plan_in;
     use crate::policy::Cluster;
-    use crate::policy::tests::policy;
+    use crate::policy::tests::{policy, policy_of};
 
     fn planned(annotations: &Value) -> Result<Plan, Denial> {
         warned(annotations).map(|(plan, _)| plan)
@@ -337,6 +342,32 @@ mod tests {
         let (plan, warnings) = warned(&alone).unwrap();
         assert_eq!(plan.metrics.unwrap().merging, None);
         assert!(warnings[0].contains(annotation::METRICS_MERGING), "{warnings:?}");
+    }
+
+    /// I32: the flags of Consul's own injector, and its way with a pod without a port.
+    #[test]
+    fn merging_is_the_annotations_or_the_flags() {
+        let policy = policy_of(&[
+            "--default-enable-metrics",
+            "--default-enable-metrics-merging",
+            "--default-merged-metrics-port=20102",
+        ]);
+        let planned = |annotations: Value, ports: Value| {
+            let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "app", "ports": ports}]}});
+            let (plan, warnings) = plan_in(&pod, &policy, &Cluster::default()).unwrap();
+            (plan.metrics.unwrap().merging, warnings)
+        };
+        let with_port = || json!([{"containerPort": 8080}]);
+        let merging = |annotations| planned(annotations, with_port()).0;
+        assert_eq!(merging(json!({})).unwrap().port, 20102);
+        let own = json!({annotation::MERGED_METRICS_PORT: "20103"});
+        assert_eq!(merging(own).unwrap().port, 20103);
+        assert_eq!(merging(json!({annotation::METRICS_MERGING: "false"})), None);
+        assert_eq!(planned(json!({}), json!([])), (None, vec![]));
+        let asked = json!({annotation::METRICS_MERGING: "true"});
+        let (merging, warnings) = planned(asked, json!([]));
+        assert_eq!(merging, None);
+        assert!(warnings[0].contains(annotation::SERVICE_METRICS_PORT), "{warnings:?}");
     }
 
     #[test]

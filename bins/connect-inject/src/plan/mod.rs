@@ -8,7 +8,7 @@ mod lifecycle;
 mod metrics;
 mod service;
 mod taken;
-mod upstreams;
+pub(crate) mod upstreams;
 mod volumes;
 
 use std::fmt::{self, Display};
@@ -39,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) service: Service,
     /// What it reaches.
     pub(crate) upstreams: Vec<Upstream>,
+    /// For each of them the further stem of its variables, if it has one.
+    pub(crate) dotted_stems: Vec<Option<String>>,
     /// How Envoy is run.
     pub(crate) envoy: Envoy,
     /// Envoy's metrics, if Prometheus can read them.
@@ -109,7 +111,19 @@ pub(crate) fn plan(
     // containers may not exceed them.
     let init_resources =
         if pod.has_resources() { Resources::default() } else { policy.init_resources() };
-    Ok(Plan { service, upstreams, envoy, metrics, lifecycle, volumes, init_resources, defaults })
+    let written = pod.annotation(annotation::UPSTREAMS)?.unwrap_or_default();
+    let dotted_stems = upstreams::dotted_stems(written);
+    Ok(Plan {
+        service,
+        upstreams,
+        dotted_stems,
+        envoy,
+        metrics,
+        lifecycle,
+        volumes,
+        init_resources,
+        defaults,
+    })
 }
 
 impl fmt::Display for Plan {

@@ -43,6 +43,20 @@ pub(super) fn upstreams(
     Ok(upstreams)
 }
 
+/// For each upstream of a list the stem of its variables with Consul's own injector,
+/// where that has a dot and a container can have such a variable: the first part as it
+/// is written, such as `DB.NS1`. Ours has no dots, which shells can't read.
+pub(crate) fn dotted_stems(list: &str) -> Vec<Option<String>> {
+    let stem = |element: &str| {
+        let name = element.split(':').next().unwrap_or_default().trim();
+        let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        (is_name && name.contains('.') && name.chars().all(is_valid))
+            .then(|| name.replace('-', "_").to_ascii_uppercase())
+    };
+    list.split(',').map(stem).collect()
+}
+
 /// An upstream on all addresses lets the whole network use the pod's identity.
 fn open_listeners(upstreams: &[Upstream], warnings: &mut Warnings) {
     for upstream in upstreams.iter().filter(|upstream| upstream.bind_address().is_unspecified()) {

@@ -57,7 +57,7 @@ pub(crate) struct Policy {
     /// Arguments for Envoy besides the injector's, split as a shell would
     #[arg(long, env = "CONNECT_INJECT_ENVOY_EXTRA_ARGS", value_name = "ARGS", hide_default_value = true, allow_hyphen_values = true, default_value = "", value_parser = Words::from_str)]
     pub(crate) envoy_extra_args: Words,
-    /// Envoy's worker threads; 0 for as many as the node has cores
+    /// Envoy's worker threads; 0 is one, as Envoy has it
     #[arg(
         long = "default-envoy-proxy-concurrency",
         env = "CONNECT_INJECT_DEFAULT_ENVOY_PROXY_CONCURRENCY",
@@ -114,6 +114,39 @@ pub(crate) struct Policy {
         value_parser = path
     )]
     pub(crate) metrics_path: String,
+    /// Merge the application's own metrics with Envoy's in pods that don't say, where
+    /// the pod has a port for them
+    #[arg(long = "default-enable-metrics-merging", env = "CONNECT_INJECT_DEFAULT_ENABLE_METRICS_MERGING", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
+    pub(crate) metrics_merging: bool,
+    /// Port of the loopback interface on which merged metrics are collected
+    #[arg(
+        long = "default-merged-metrics-port",
+        env = "CONNECT_INJECT_DEFAULT_MERGED_METRICS_PORT",
+        value_name = "PORT",
+        default_value = "20100",
+        value_parser = port
+    )]
+    pub(crate) merged_metrics_port: u16,
+    /// How many seconds a sidecar may take to become ready before it is restarted;
+    /// 0 for without end
+    #[arg(
+        long = "default-sidecar-proxy-startup-failure-seconds",
+        env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_STARTUP_FAILURE_SECONDS",
+        value_name = "SECONDS",
+        default_value = "0",
+        value_parser = seconds
+    )]
+    pub(crate) startup_failure: u32,
+    /// How many seconds a sidecar may not be ready before it is restarted; 0 for
+    /// without end
+    #[arg(
+        long = "default-sidecar-proxy-liveness-failure-seconds",
+        env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_LIVENESS_FAILURE_SECONDS",
+        value_name = "SECONDS",
+        default_value = "0",
+        value_parser = seconds
+    )]
+    pub(crate) liveness_failure: u32,
     /// How many seconds the application waits for its proxy at most; 0 for none
     #[arg(
         long = "default-sidecar-proxy-lifecycle-startup-grace-period-seconds",

@@ -1,0 +1,126 @@
+{{/*
+Makes of what people set what the other templates read, in place; each of them begins
+with it. Values of Consul's own chart are taken or refused by consul.yaml; null is the
+default; texts that stand for YAML are read.
+*/}}
+{{- define "connect-inject.init" -}}
+{{- include "connect-inject.fill" (list .Values (.Files.Get "defaults.yaml" | fromYaml)) -}}
+{{- include "connect-inject.refuse" . -}}
+{{- $global := .Values.global -}}
+{{- $c := .Values.connectInject -}}
+
+{{- $on := eq (toString $c.enabled) "-" | ternary $global.enabled $c.enabled -}}
+{{- $_ := set $c "enabled" (and (ne (toString .Values.enabled) "false") (eq (toString $on) "true")) -}}
+
+{{- range $place := list
+      (list $global "extraLabels") (list $c "extraLabels") (list $c "annotations")
+      (list $c "webhookAnnotations") (list $c.serviceAccount "annotations") (list $c "resources") -}}
+{{- include "connect-inject.read" (prepend $place $) -}}
+{{- end -}}
+{{- range $place := list (list $global "imagePullSecrets") (list $c.sidecarProxy "imagePullSecrets") -}}
+{{- $secrets := list -}}
+{{- range index (index $place 0) (index $place 1) -}}
+{{- $secrets = append $secrets (kindIs "string" . | ternary (dict "name" .) .) -}}
+{{- end -}}
+{{- $_ := set (index $place 0) (index $place 1) $secrets -}}
+{{- end -}}
+
+{{- /* What Consul's own chart calls otherwise. */ -}}
+{{- if not $c.imageEnvoy -}}
+{{- $_ := set $c "imageEnvoy" ($global.imageEnvoy | default "envoyproxy/envoy:v1.40.0") -}}
+{{- end -}}
+{{- $consul := $global.name | default (printf "%s-consul" .Release.Name) | trunc 63 | trimSuffix "-" -}}
+{{- if eq (include "connect-inject.consulValue" (list . "global.tls.enabled")) "true" -}}
+{{- if not $c.agent.caCert.secretName -}}
+{{- $secret := include "connect-inject.consulValue" (list . "global.tls.caCert.secretName") -}}
+{{- $_ := set . "connectInjectTaken" true -}}
+{{- $_ := set $c.agent.caCert "secretName" ($secret | default (printf "%s-ca-cert" $consul)) -}}
+{{- with include "connect-inject.consulValue" (list . "global.tls.caCert.secretKey") -}}
+{{- $_ := set $c.agent.caCert "secretKey" . -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if eq (include "connect-inject.consulValue" (list . "global.acls.manageSystemACLs")) "true" -}}
+{{- if not $c.overrideAuthMethodName -}}
+{{- $base := include "connect-inject.consulValue" (list . "global.acls.authMethod.name") | default $consul -}}
+{{- $_ := set . "connectInjectTaken" true -}}
+{{- $_ := set $c "overrideAuthMethodName" (printf "%s-k8s-auth-method" $base) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq (include "connect-inject.consulValue" (list . "connectInject.dataplaneAsSidecarInitContainer.defaultEnabled")) "true" -}}
+{{- if eq $c.sidecarProxy.mode "auto" -}}
+{{- $_ := set $c.sidecarProxy "mode" "native" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Fills a map with the defaults of another where it has none or null: a list of both.
+Resources stay as they are: there, null is none.
+*/}}
+{{- define "connect-inject.fill" -}}
+{{- $values := index . 0 -}}
+{{- range $key, $default := index . 1 -}}
+{{- $value := get $values $key -}}
+{{- if or (not (hasKey $values $key)) (kindIs "invalid" (index $values $key)) -}}
+{{- $_ := set $values $key $default -}}
+{{- else if and (kindIs "map" $default) (kindIs "map" $value) (ne $key "resources") -}}
+{{- include "connect-inject.fill" (list $value $default) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Reads a text in a map as a template of YAML: a list of context, map and key. */}}
+{{- define "connect-inject.read" -}}
+{{- $map := index . 1 -}}
+{{- $key := index . 2 -}}
+{{- $value := index $map $key -}}
+{{- if kindIs "string" $value -}}
+{{- $read := tpl $value (index . 0) | fromYaml -}}
+{{- if hasKey $read "Error" -}}
+{{- fail (printf "%s is a text that is no YAML map: %s" $key $read.Error) -}}
+{{- end -}}
+{{- $_ := set $map $key $read -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A value as a text, empty if there is none: a list of context and path. */}}
+{{- define "connect-inject.consulValue" -}}
+{{- $value := (index . 0).Values -}}
+{{- range $key := splitList "." (index . 1) -}}
+{{- if kindIs "map" $value -}}
+{{- $value = index $value $key -}}
+{{- else -}}
+{{- $value = "" -}}
+{{- end -}}
+{{- end -}}
+{{- if not (kindIs "invalid" $value) -}}
+{{- kindIs "string" $value | ternary $value (toJson $value) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Fails if there are values of Consul's own chart that can't be followed. */}}
+{{- define "connect-inject.refuse" -}}
+{{- $refused := list -}}
+{{- range (.Files.Get "consul.yaml" | fromYaml).refused -}}
+{{- $value := include "connect-inject.consulValue" (list $ .value) -}}
+{{- $is := not (has $value (list "" "false" "{}" "[]" "null")) -}}
+{{- range .unless -}}
+{{- $is = and $is (ne $value (toString .)) -}}
+{{- end -}}
+{{- range index . "if" -}}
+{{- $is = eq $value (toString .) -}}
+{{- end -}}
+{{- if $is -}}
+{{- $refused = append $refused (printf "%s is %s: %s" .value (trim $value) .instead) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.connectInject.image -}}
+{{- if contains "consul-k8s" . -}}
+{{- $refused = append $refused (printf "connectInject.image is %s, another injector: set it to the image connect-inject that scripts/image builds" .) -}}
+{{- end -}}
+{{- end -}}
+{{- with $refused -}}
+{{- fail (join "\n" .) -}}
+{{- end -}}
+{{- end -}}
