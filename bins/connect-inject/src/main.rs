@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => {
             runtime::start(&log, async |signals| serve::run(args.settings().await?, signals).await)
         }
-        Command::Inject(args) => offline(&log, || documents::inject(args.settings()?)),
+        Command::Inject(args) => offline(&log, || documents::inject(args.settings_to_write()?)),
         Command::Uninject(args) => offline(&log, || documents::uninject(&args.files)),
         Command::Explain(args) => offline(&log, || documents::explain(args.settings()?)),
     }

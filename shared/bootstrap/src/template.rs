@@ -186,10 +186,9 @@ fn end_of(inside: &str) -> Option<usize> {
             Some('"') if escaped => escaped = false,
             Some('"') if c == '\\' => escaped = true,
             Some(open) if c == open => quote = None,
-            Some(_) => {}
             None if c == '"' || c == '`' => quote = Some(c),
             None if inside[i..].starts_with("}}") => return Some(i),
-            None => {}
+            Some(_) | None => {}
         }
     }
     None

@@ -77,6 +77,16 @@ pub struct Roots {
     /// The root that certificates are signed with now; empty: there is none.
     #[serde(rename = "ActiveRootID")]
     pub active_root_id: String,
+    /// All roots that are trusted, also those of before a rotation.
+    pub roots: Vec<Root>,
+}
+
+/// A root of Connect's CA.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Root {
+    /// Its certificate, in PEM.
+    pub root_cert: String,
 }
 
 /// An instance of a service in the catalog.

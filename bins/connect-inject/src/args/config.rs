@@ -1,5 +1,6 @@
 //! The file of `--config`: its values become the defaults of the policy's flags,
-//! so that a flag wins over the environment, and the environment over the file.
+//! so that a flag wins over the environment, and the environment over the file. The
+//! file may also be the ConfigMap that the chart makes of them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,6 +26,9 @@ enum Setting {
     List(Vec<Setting>),
 }
 
+/// The flag that names a file.
+const CA_FLAG: &str = "consul-ca-cert";
+
 /// Makes the file's values the defaults of a command's flags.
 ///
 /// # Errors
@@ -34,6 +38,11 @@ pub(super) fn apply(mut command: Command, file: &Path) -> Result<Command, Vec<St
     let mut mistakes = Vec::new();
     let flags = Policy::augment_args(Command::new("policy"));
     for (key, setting) in settings {
+        // A file of the injector's pod, which is not there offline. Nothing is explained
+        // by it, and elsewhere a flag may name another.
+        if key == CA_FLAG && command.get_name() == "explain" {
+            continue;
+        }
         let Some(flag) = flags.get_arguments().find(|flag| flag.get_long() == Some(&key)) else {
             let known = flags.get_arguments().filter_map(Arg::get_long);
             let near = nearest(&key, known).map(|near| format!(": did you mean `{near}`?"));
@@ -59,9 +68,13 @@ pub(super) fn apply(mut command: Command, file: &Path) -> Result<Command, Vec<St
 
 fn read(file: &Path) -> Result<BTreeMap<String, Setting>, String> {
     let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
-    let settings: Option<BTreeMap<String, Setting>> =
-        serde_json::from_value(yaml::value(&text)?)
-            .map_err(|_| "expected names of flags with their values".to_owned())?;
+    let mut settings = yaml::value(&text)?;
+    if settings["kind"] == "ConfigMap" {
+        let text = settings["data"]["config.yaml"].as_str();
+        settings = yaml::value(text.ok_or("a ConfigMap without `config.yaml`")?)?;
+    }
+    let settings: Option<BTreeMap<String, Setting>> = serde_json::from_value(settings)
+        .map_err(|_| "expected names of flags with their values".to_owned())?;
     Ok(settings.unwrap_or_default())
 }
 
@@ -79,7 +92,9 @@ fn values(setting: Setting, flag: &Arg) -> Result<Option<Vec<String>>, String> {
     let alone = Command::new("policy")
         .no_binary_name(true)
         .arg(flag.clone().required(false).env(None::<&str>));
-    for value in &values {
+    // It is read if no other file is named, and refused then.
+    let values_to_check = if flag.get_long() == Some(CA_FLAG) { &[][..] } else { &values[..] };
+    for value in values_to_check {
         let line = format!("--{}={value}", flag.get_long().unwrap_or_default());
         if let Err(error) = alone.clone().try_get_matches_from([line]) {
             // The parser's own sentence is the source of clap's error.

@@ -154,7 +154,14 @@ pub(crate) fn parse() -> Result<Args, ExitCode> {
 }
 
 fn read(line: Vec<OsString>) -> Result<Args, clap::Error> {
-    let mut command = Args::command().mut_subcommands(without_empty_variables);
+    let mut command = Args::command()
+        .mut_subcommands(without_empty_variables)
+        // What is explained does not depend on the images.
+        .mut_subcommand("explain", |explain| {
+            ["init_image", "envoy_image"].iter().fold(explain, |explain, image| {
+                explain.mut_arg(image, |image| image.required(false).default_value("none"))
+            })
+        });
     if let Some(file) = config_file(&command, &line) {
         let mut mistakes = Vec::new();
         command = command.mut_subcommands(|subcommand| {
@@ -294,6 +301,20 @@ impl ServeArgs {
 // === impl InjectArgs ===
 
 impl InjectArgs {
+    /// The same for documents that are written: what their pods trust is to be known.
+    pub(crate) fn settings_to_write(self) -> Result<documents::Settings, Failure> {
+        let settings = self.settings()?;
+        if settings.policy.auto_encrypt {
+            let problem = "--enable-auto-encrypt: offline, nobody is asked for the roots of \
+                           Connect's CA";
+            return Err(Failure::usage(problem).hint(
+                "set --enable-auto-encrypt=false, and --consul-ca-cert to a file with the \
+                 certificates of /v1/connect/ca/roots",
+            ));
+        }
+        Ok(settings)
+    }
+
     /// What to inject, or all that is wrong with the flags.
     pub(crate) fn settings(self) -> Result<documents::Settings, Failure> {
         let Self { files, k8s_namespace, policy } = self;

@@ -80,7 +80,7 @@ pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
         variable("CONNECT_ENVOY_VERSION".to_owned(), literal(&policy.envoy_image)),
     ];
     let tls = [
-        ("CONSUL_CACERT_PEM", policy.consul_ca_cert.as_deref().map(literal)),
+        ("CONSUL_CACERT_PEM", plan.agents_ca.as_deref().map(literal)),
         ("CONSUL_TLS_SERVER_NAME", policy.consul_tls_server_name.0.clone()),
     ]
     .into_iter()
@@ -440,6 +440,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::plan::{Lifecycle, Metrics, Service};
+    use crate::policy::Cluster;
     use crate::policy::tests::{policy, policy_of};
     use crate::values::Optional;
 
@@ -557,7 +558,8 @@ pub(crate) mod tests {
             acl_auth_method: Optional(Some("k8s $(id)".to_owned())),
             ..policy()
         };
-        let container = init_container(&plan(""), &policy);
+        let with_ca = Plan { agents_ca: policy.agents_ca(&Cluster::default()), ..plan("") };
+        let container = init_container(&with_ca, &policy);
         let args = container.args.unwrap();
         assert_eq!(
             args[1..],

@@ -41,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) upstreams: Vec<Upstream>,
     /// For each of them the further stem of its variables, if it has one.
     pub(crate) dotted_stems: Vec<Option<String>>,
+    /// The CA certificates of the pod's agent in PEM, if it is reached over TLS.
+    pub(crate) agents_ca: Option<String>,
     /// How Envoy is run.
     pub(crate) envoy: Envoy,
     /// Envoy's metrics, if Prometheus can read them.
@@ -117,6 +119,7 @@ pub(crate) fn plan(
         service,
         upstreams,
         dotted_stems,
+        agents_ca: policy.agents_ca(cluster),
         envoy,
         metrics,
         lifecycle,

@@ -191,17 +191,22 @@ pub(crate) struct Policy {
     /// HTTP address of a pod's agent; $(HOST_IP), $(NODE_NAME), $(POD_IP),
     /// $(POD_NAME), $(POD_NAMESPACE) and $(POD_UID) are those of the pod. By
     /// default http://$(HOST_IP):8500, or https://$(HOST_IP):8501 with
-    /// --consul-ca-cert
+    /// --consul-ca-cert or --enable-auto-encrypt
     #[arg(long = "consul-http-addr-template", env = "CONNECT_INJECT_CONSUL_HTTP_ADDR_TEMPLATE", value_name = "TEMPLATE", default_value = "", hide_default_value = true, value_parser = optional(template))]
     pub(crate) http_addr_template: Optional<String>,
     /// gRPC address of a pod's agent, with the same variables. By default
-    /// $(HOST_IP):8502, or https://$(HOST_IP):8502 with --consul-ca-cert
+    /// $(HOST_IP):8502, or https://$(HOST_IP):8502 with --consul-ca-cert or
+    /// --enable-auto-encrypt
     #[arg(long = "consul-grpc-addr-template", env = "CONNECT_INJECT_CONSUL_GRPC_ADDR_TEMPLATE", value_name = "TEMPLATE", default_value = "", hide_default_value = true, value_parser = optional(template))]
     pub(crate) grpc_addr_template: Optional<String>,
     /// PEM file with the CA certificates of the pods' agents, at most 127 KiB;
     /// turns TLS to the agents on. Its text is copied into the pods
     #[arg(long, env = "CONNECT_INJECT_CONSUL_CA_CERT", value_name = "FILE", default_value = "", hide_default_value = true, value_parser = optional(ca_certificates))]
     pub(crate) consul_ca_cert: Optional<String>,
+    /// Agents show certificates of Connect's CA (auto_encrypt): pods trust its roots,
+    /// too, which `serve` learns from --http-addr
+    #[arg(long = "enable-auto-encrypt", env = "CONNECT_INJECT_ENABLE_AUTO_ENCRYPT", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
+    pub(crate) auto_encrypt: bool,
     /// Name in the certificates of the pods' agents, if not the host of their
     /// address; with the same variables
     #[arg(long, env = "CONNECT_INJECT_CONSUL_TLS_SERVER_NAME", value_name = "TEMPLATE", default_value = "", hide_default_value = true, value_parser = optional(template))]
@@ -236,6 +241,8 @@ pub(crate) struct Cluster {
     pub(crate) datacenter: Option<String>,
     /// Whether `MeshGateway.Mode` in proxy-defaults leads to other datacenters.
     pub(crate) mesh_gateways: bool,
+    /// The roots of Connect's CA in PEM, if they are known.
+    pub(crate) roots: Option<String>,
 }
 
 // === impl Policy ===
@@ -314,23 +321,29 @@ impl Policy {
         }
     }
 
+    /// Whether the agents are spoken to over TLS.
+    fn has_tls(&self) -> bool {
+        self.consul_ca_cert.is_some() || self.auto_encrypt
+    }
+
+    /// The CA certificates of the pods' agents, in PEM.
+    pub(crate) fn agents_ca(&self, cluster: &Cluster) -> Option<String> {
+        let roots = cluster.roots.as_ref().filter(|_| self.auto_encrypt);
+        let both: Vec<&str> =
+            self.consul_ca_cert.iter().chain(roots).map(|pem| pem.trim_end()).collect();
+        (!both.is_empty()).then(|| format!("{}\n", both.join("\n")))
+    }
+
     /// The agent's HTTP address, with `$(VARIABLE)`s of the init container.
     pub(crate) fn http_addr(&self) -> &str {
-        let default = if self.consul_ca_cert.is_some() {
-            "https://$(HOST_IP):8501"
-        } else {
-            "http://$(HOST_IP):8500"
-        };
+        let default =
+            if self.has_tls() { "https://$(HOST_IP):8501" } else { "http://$(HOST_IP):8500" };
         self.http_addr_template.as_deref().unwrap_or(default)
     }
 
     /// The agent's gRPC address, with `$(VARIABLE)`s of the init container.
     pub(crate) fn grpc_addr(&self) -> &str {
-        let default = if self.consul_ca_cert.is_some() {
-            "https://$(HOST_IP):8502"
-        } else {
-            "$(HOST_IP):8502"
-        };
+        let default = if self.has_tls() { "https://$(HOST_IP):8502" } else { "$(HOST_IP):8502" };
         self.grpc_addr_template.as_deref().unwrap_or(default)
     }
 
@@ -410,6 +423,21 @@ pub(crate) mod tests {
 
     /// I19: kubelets may be three minor versions older than the API server, and
     /// reject pods that they don't understand.
+    /// I31: with auto_encrypt, agents show certificates of Connect's CA.
+    #[test]
+    fn pods_trust_the_roots_of_connects_ca_where_agents_have_auto_encrypt() {
+        let known = Cluster { roots: Some("ROOT".to_owned()), ..Cluster::default() };
+        let plain = policy();
+        assert_eq!(plain.agents_ca(&known), None);
+        assert_eq!(plain.http_addr(), "http://$(HOST_IP):8500");
+        let auto = policy_of(&["--enable-auto-encrypt"]);
+        assert_eq!(auto.agents_ca(&known).as_deref(), Some("ROOT\n"));
+        assert_eq!(auto.http_addr(), "https://$(HOST_IP):8501");
+        assert_eq!(auto.grpc_addr(), "https://$(HOST_IP):8502");
+        let both = Policy { consul_ca_cert: Optional(Some("CA\n".to_owned())), ..auto };
+        assert_eq!(both.agents_ca(&known).as_deref(), Some("CA\nROOT\n"));
+    }
+
     #[test]
     fn what_kubelets_know_follows_from_the_oldest_that_there_can_be() {
         let auto = |policy: &Policy, version: &str| {

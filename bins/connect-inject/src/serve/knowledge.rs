@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::api::Api;
 use crate::policy::Cluster;
+use crate::values::ca_certificates_in;
 
 /// How long the first review may wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -19,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(300);
 /// How soon if it did not answer, at first.
 const RETRY: Duration = Duration::from_secs(2);
+/// How often the roots of Connect's CA are read. A new one signs certificates at once,
+/// which pods that know the old one trust by its cross-signature.
+const ROOTS: Duration = Duration::from_secs(60);
 /// How long an agent holds a blocking query.
 const WAIT: Duration = Duration::from_secs(300);
 
@@ -26,8 +30,10 @@ const WAIT: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(super) struct Knowledge {
     cluster: RwLock<Arc<Cluster>>,
-    /// Whether everybody was asked once.
+    /// Whether the API server was asked once.
     complete: watch::Sender<bool>,
+    /// Whether pods need the roots of Connect's CA.
+    needs_roots: bool,
 }
 
 /// Who is asked.
@@ -53,9 +59,9 @@ struct Mode {
 // === impl Knowledge ===
 
 impl Knowledge {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(needs_roots: bool) -> Self {
         let (complete, _) = watch::channel(false);
-        Self { cluster: RwLock::default(), complete }
+        Self { cluster: RwLock::default(), complete, needs_roots }
     }
 
     /// What is known now.
@@ -65,15 +71,20 @@ impl Knowledge {
 
     /// Why pods should wait: those of one cluster are to be alike.
     pub(super) fn unready(&self) -> Option<String> {
-        let waits = !*self.complete.borrow();
-        waits.then(|| "the API server was not asked for its version yet".to_owned())
+        if !*self.complete.borrow() {
+            return Some("the API server was not asked for its version yet".to_owned());
+        }
+        // With --enable-auto-encrypt, no pod could reach its agent.
+        let waits = self.needs_roots && self.cluster().roots.is_none();
+        waits.then(|| "the roots of Connect's CA are not known yet: see --http-addr".to_owned())
     }
 
     /// Keeps it up to date, for ever. What is known stays while there is no answer.
     pub(super) async fn keep(&self, sources: &Sources) {
         tokio::join!(
             self.keep_version(sources.kubernetes.as_ref()),
-            self.keep_gateways(&sources.agent)
+            self.keep_gateways(&sources.agent),
+            self.keep_roots(&sources.agent)
         );
     }
 
@@ -108,6 +119,39 @@ impl Knowledge {
             self.complete.send_replace(true);
             sleep(pause).await;
             pause = (pause * 2).min(AGAIN);
+        }
+    }
+
+    /// The roots of Connect's CA, which sign the certificates of agents with
+    /// auto_encrypt.
+    async fn keep_roots(&self, agent: &Agent) {
+        let mut pause = RETRY;
+        let mut reported = None;
+        while self.needs_roots {
+            let problem = match agent.connect_roots().await {
+                Ok(roots) => {
+                    let pems = roots.roots.iter().map(|root| root.root_cert.trim_end());
+                    let pem = pems.collect::<Vec<_>>().join("\n");
+                    match ca_certificates_in(&pem) {
+                        Ok(()) => {
+                            if self.cluster().roots.as_ref() != Some(&pem) {
+                                let count = roots.roots.len();
+                                tracing::info!(count, "learnt the roots of Connect's CA");
+                                self.change(|cluster| cluster.roots = Some(pem));
+                            }
+                            None
+                        }
+                        Err(problem) => Some(format!("the roots of Connect's CA: {problem}")),
+                    }
+                }
+                Err(error) => Some(format!("cannot read the roots of Connect's CA: {error}")),
+            };
+            pause = if problem.is_none() { ROOTS } else { (pause * 2).min(ROOTS) };
+            if let Some(problem) = problem.as_ref().filter(|_| problem != reported) {
+                tracing::warn!("{problem}; what is known of them stays");
+            }
+            reported = problem;
+            sleep(pause).await;
         }
     }
 

@@ -79,9 +79,10 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
     let Settings { listen, admin_listen, tls, shutdown_delay, agent, policy, version_of } =
         settings;
     let tls = Arc::new(tls);
+    let knowledge = Knowledge::new(policy.auto_encrypt);
     let state = Arc::new(State {
         policy: Arc::new(policy),
-        knowledge: Knowledge::new(),
+        knowledge,
         tls: Arc::clone(&tls),
         metrics: Metrics::new(),
         ready: AtomicBool::new(true),

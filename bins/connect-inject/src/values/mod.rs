@@ -162,25 +162,31 @@ pub(crate) fn template(text: &str) -> Result<String, String> {
 
 /// Reads a file of CA certificates: its text, with at least one certificate.
 pub(crate) fn ca_certificates(file: &str) -> Result<String, String> {
-    use rustls::pki_types::CertificateDer;
-    use rustls::pki_types::pem::PemObject;
-
     let shown = Path::new(file).display();
     let text =
         std::fs::read_to_string(file).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    ca_certificates_in(&text).map_err(|problem| format!("{shown}: {problem}"))?;
+    Ok(text)
+}
+
+/// Whether a text has CA certificates in PEM, and a variable of a pod can hold it.
+pub(crate) fn ca_certificates_in(text: &str) -> Result<(), String> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+
     // The kubelet reads `$$` as one `$`.
     if text.replace('$', "$$").len() > LONGEST_CA {
         return Err(format!(
-            "{shown}: {} bytes: an environment variable of a pod holds at most {LONGEST_CA}; keep \
+            "{} bytes: an environment variable of a pod holds at most {LONGEST_CA}; keep \
              only the CA certificates of the Consul agents",
             text.len()
         ));
     }
     let found = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
     match found {
-        Ok(found) if !found.is_empty() => Ok(text),
-        Ok(_) => Err(format!("{shown}: no certificate in PEM in it")),
-        Err(error) => Err(format!("{shown}: invalid PEM: {error}")),
+        Ok(found) if !found.is_empty() => Ok(()),
+        Ok(_) => Err("no certificate in PEM in it".to_owned()),
+        Err(error) => Err(format!("invalid PEM: {error}")),
     }
 }
 

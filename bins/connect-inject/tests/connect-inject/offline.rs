@@ -114,6 +114,52 @@ fn the_policy_may_be_in_a_file() {
     assert_eq!(injected(run(inject().arg("--default-inject=false"), plain)), Value::Null);
 }
 
+/// The chart's ConfigMap is the policy, and nothing of the injector's pod is needed: with
+/// `explain` nothing at all.
+#[test]
+fn the_policy_may_be_the_charts_configmap() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, ca) = (folder.path().join("policy.yaml"), folder.path().join("ca.pem"));
+    let write = |file: &std::path::Path, text: &str| {
+        runtime::file::write_whole(file, 0o600, text.as_bytes()).unwrap();
+    };
+    write(
+        &file,
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: mesh-connect-inject}\ndata:\n  config.yaml: |\n    init-image: i:1\n    envoy-image: e:1\n    default-inject: true\n    consul-ca-cert: /consul/ca/tls.crt\n",
+    );
+    let plain = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: web}]}\n";
+    let with = |subcommand: &str, further: &[&str]| {
+        let mut command = command(subcommand);
+        run(command.arg("--config").arg(&file).args(further), plain)
+    };
+    let (code, out, log) = with("explain", &[]);
+    assert_eq!(code, 0, "{log}");
+    assert!(out.contains("by-default"), "{out}");
+    let (code, _, log) = with("inject", &[]);
+    assert_eq!(code, 64);
+    assert!(log.contains("--consul-ca-cert") && log.contains("/consul/ca/tls.crt"), "{log}");
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    write(&ca, &made.cert.pem());
+    let (code, out, log) = with("inject", &["--consul-ca-cert", ca.to_str().unwrap()]);
+    assert_eq!(code, 0, "{log}");
+    assert!(is_injected(&yaml(&out)) && out.contains("BEGIN CERTIFICATE"), "{out}");
+    write(&file, "kind: ConfigMap\ndata: {}\n");
+    assert!(with("inject", &[]).2.contains("a ConfigMap without `config.yaml`"));
+    // Nobody is asked for the roots offline.
+    write(&file, "init-image: i:1\nenvoy-image: e:1\nenable-auto-encrypt: true\n");
+    let (code, _, log) = with("inject", &[]);
+    assert!(code == 64 && log.contains("/v1/connect/ca/roots"), "{log}");
+}
+
+/// As the documents write it.
+#[test]
+fn explain_runs_without_a_flag() {
+    let plain = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: web}]}\n";
+    let (code, out, log) = run(command("explain").args(["-f", "-"]), plain);
+    assert_eq!(code, 0, "{log}");
+    assert!(out.contains("not-requested"), "{out}");
+}
+
 #[test]
 fn every_mistake_of_the_file_is_reported_in_one_run() {
     let folder = tempfile::tempdir().unwrap();
