@@ -79,6 +79,14 @@ impl Parts {
         or_skip(parts)
     }
 
+    /// As [`Self::find_or_skip`], and Prometheus, from `PROMETHEUS_BIN`.
+    ///
+    /// # Panics
+    /// In CI, if a part is missing.
+    pub fn with_prometheus_or_skip() -> Option<(Self, PathBuf)> {
+        or_skip(Self::find().and_then(|parts| Ok((parts, part("PROMETHEUS_BIN")?))))
+    }
+
     /// One of the harness's own programs.
     pub fn harness(&self, name: &str) -> PathBuf {
         self.harness.join(name)

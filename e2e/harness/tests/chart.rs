@@ -17,7 +17,24 @@ use serde_json::{Value, json};
 const BUNDLE: &str = "LS0tLS1CRUdJTg==";
 
 fn release(values: Value) -> Release {
-    Release { name: "mesh", namespace: "consul", values }
+    Release { name: "mesh", namespace: "consul", values: with_images(values) }
+}
+
+/// The values without which nothing is installed.
+fn with_images(values: Value) -> Value {
+    let mut all = json!({"connectInject": {
+        "image": "registry.example/connect-inject:1", "imageInit": "registry.example/connect-init:1",
+    }});
+    // Not a JSON merge patch: null is a value of Helm's.
+    for (key, value) in values.as_object().unwrap() {
+        match (key.as_str(), value.as_object()) {
+            ("connectInject", Some(own)) => {
+                all[key].as_object_mut().unwrap().extend(own.clone());
+            }
+            _ => all[key] = value.clone(),
+        }
+    }
+    all
 }
 
 fn values_of(settings: &[(&str, Value)]) -> Value {
@@ -55,7 +72,8 @@ fn container(objects: &Objects) -> &Value {
 }
 
 fn config(objects: &Objects) -> &str {
-    objects.one("ConfigMap")["data"]["config.yaml"].as_str().unwrap()
+    let maps = objects.all("ConfigMap");
+    maps.iter().find_map(|map| map["data"]["config.yaml"].as_str()).unwrap()
 }
 
 /// Holds every object against the schemas of every version.
@@ -63,6 +81,8 @@ fn is_valid(tools: &Tools, objects: &[Objects]) {
     let distinct: BTreeMap<String, &Value> = objects
         .iter()
         .flat_map(|objects| &objects.documents)
+        // Kubernetes has no schemas of the Prometheus operator's.
+        .filter(|document| document["apiVersion"] != "monitoring.coreos.com/v1")
         .map(|document| (document.to_string(), document))
         .collect();
     let documents: Vec<_> = distinct
@@ -80,6 +100,10 @@ fn is_valid(tools: &Tools, objects: &[Objects]) {
     }
     for document in distinct.values().filter(|document| document["kind"] == "Deployment") {
         let spec = &document["spec"]["template"]["spec"];
+        // Which PodSecurity forbids, whatever else is right.
+        if spec["hostNetwork"] == true {
+            continue;
+        }
         assert_eq!(violations(spec, None), Vec::<String>::new(), "{spec:#}");
     }
 }
@@ -282,10 +306,18 @@ fn plain() -> Vec<Setting> {
         ("connectInject.logLevel", json!("warn")),
         ("connectInject.listenAddress", json!("[::]")),
         ("connectInject.port", json!(10250)),
+        ("connectInject.hostNetwork", json!(true)),
+        ("connectInject.dnsPolicy", json!("Default")),
+        ("connectInject.revisionHistoryLimit", json!(2)),
+        ("connectInject.networkPolicy.enabled", json!(true)),
+        ("connectInject.monitoring.serviceMonitor.enabled", json!(true)),
+        ("connectInject.monitoring.podMonitor.enabled", json!(true)),
+        ("connectInject.monitoring.prometheusRule.enabled", json!(true)),
+        ("connectInject.monitoring.dashboard.enabled", json!(true)),
         ("connectInject.resources.requests.cpu", json!("1")),
         ("connectInject.resources.requests.memory", json!("64Mi")),
         ("connectInject.resources.limits.memory", json!("1Gi")),
-        ("connectInject.nodeSelector", json!({"kubernetes.io/os": "linux"})),
+        ("connectInject.nodeSelector", json!({"kubernetes.io/arch": "amd64"})),
         ("connectInject.tolerations", json!("- operator: Exists\n")),
         (
             "connectInject.affinity",
@@ -333,14 +365,45 @@ fn samples() -> Vec<(Setting, Vec<Setting>)> {
     let version = ("connectInject.kubernetesVersion", json!("1.28"));
     let files = || in_files_mode().to_vec();
     let ca = ("connectInject.agent.caCert.secretName", json!("consul-ca-cert"));
+    let auto = || vec![ca.clone(), ("connectInject.agent.autoEncrypt.enabled", json!(true))];
     let by_global = ("connectInject.enabled", json!("-"));
+    let policy = || vec![("connectInject.networkPolicy.enabled", json!(true))];
+    let on = |what| {
+        vec![match what {
+            "serviceMonitor" => ("connectInject.monitoring.serviceMonitor.enabled", json!(true)),
+            "podMonitor" => ("connectInject.monitoring.podMonitor.enabled", json!(true)),
+            "prometheusRule" => ("connectInject.monitoring.prometheusRule.enabled", json!(true)),
+            _ => ("connectInject.monitoring.dashboard.enabled", json!(true)),
+        }]
+    };
     let token = ("connectInject.aclInjectToken.secretName", json!("token"));
     let of_token = vec![token.clone(), ("connectInject.aclInjectToken.secretKey", json!("token"))];
     let mut samples: Vec<_> = plain().into_iter().map(|setting| (setting, Vec::new())).collect();
     samples.extend([
         (("global.enabled", json!(false)), vec![by_global]),
+        (("connectInject.networkPolicy.metricsFrom", json!([{"podSelector": {}}])), policy()),
+        (("connectInject.networkPolicy.egress", json!([{"ports": [{"port": 6443}]}])), policy()),
+        (
+            ("connectInject.monitoring.serviceMonitor.labels", json!({"a": "b"})),
+            on("serviceMonitor"),
+        ),
+        (("connectInject.monitoring.serviceMonitor.interval", json!("15s")), on("serviceMonitor")),
+        (("connectInject.monitoring.podMonitor.labels", json!({"a": "b"})), on("podMonitor")),
+        (("connectInject.monitoring.podMonitor.interval", json!("15s")), on("podMonitor")),
+        (
+            ("connectInject.monitoring.prometheusRule.labels", json!({"a": "b"})),
+            on("prometheusRule"),
+        ),
+        (
+            ("connectInject.monitoring.dashboard.labels.grafana_dashboard", json!("2")),
+            on("dashboard"),
+        ),
+        (("connectInject.monitoring.dashboard.annotations", json!({"a": "b"})), on("dashboard")),
         (("connectInject.onlyAnnotatedPods", json!(false)), vec![version]),
-        (("connectInject.agent.caCert.secretKey", json!("ca.pem")), vec![ca]),
+        (("connectInject.agent.autoEncrypt.enabled", json!(true)), vec![ca.clone()]),
+        (("connectInject.agent.autoEncrypt.serverAddr", json!("https://s:8501")), auto()),
+        (("connectInject.agent.autoEncrypt.serverName", json!("server.dc2.consul")), auto()),
+        (("connectInject.agent.caCert.secretKey", json!("ca.pem")), vec![ca.clone()]),
         (("connectInject.certs.secretName", json!("other")), files()),
         (("connectInject.certs.caBundle", json!("QQ==")), files()),
         (("connectInject.certs.certName", json!("serving.pem")), files()),
@@ -578,10 +641,12 @@ fn null_is_the_default() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let all = render(&tools, &[json!({})]);
     // Where null is none.
-    let paths: Vec<_> =
-        paths(&all.values, "").into_iter().filter(|path| !path.contains(".resources.")).collect();
+    let paths = paths(&all.values, "").into_iter().filter(|path| !path.contains(".resources."));
+    let paths: Vec<_> = paths.filter(|path| !path.starts_with("connectInject.image")).collect();
     let sections = paths.iter().filter_map(|path| path.rsplit_once('.')).map(|(path, _)| path);
     let sections: BTreeSet<_> = sections.collect();
+    // Images have no default.
+    let sections = sections.into_iter().filter(|path| *path != "connectInject");
     let paths: Vec<_> = paths.iter().map(String::as_str).chain(sections).collect();
     let values: Vec<_> = paths.iter().map(|path| values_of(&[(path, json!(null))])).collect();
     let nulls = render(&tools, &values).releases;
@@ -671,6 +736,129 @@ connectInject:
     // What was guessed is said.
     for part in ["consul/consul-ca-cert", "consul-k8s-auth-method", "global.name"] {
         assert!(objects.notes.contains(part), "{part}: {}", objects.notes);
+    }
+}
+
+/// What the operator of Prometheus, Grafana and a network plug-in select by is there.
+#[test]
+fn what_watches_the_injector_finds_it() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let objects = rendered(
+        &tools,
+        &[
+            ("connectInject.networkPolicy.enabled", json!(true)),
+            ("connectInject.networkPolicy.metricsFrom", json!([{"namespaceSelector": {}}])),
+            ("connectInject.monitoring.serviceMonitor.enabled", json!(true)),
+            ("connectInject.monitoring.serviceMonitor.labels", json!({"release": "prometheus"})),
+            ("connectInject.monitoring.podMonitor.enabled", json!(true)),
+            ("connectInject.monitoring.prometheusRule.enabled", json!(true)),
+            ("connectInject.monitoring.dashboard.enabled", json!(true)),
+        ],
+    );
+    let has = |labels: &Value, selector: &Value| {
+        let selector = selector["matchLabels"].as_object().unwrap();
+        selector.iter().all(|(key, value)| labels[key] == *value)
+    };
+    let service = objects.one("Service");
+    let monitor = objects.one("ServiceMonitor");
+    assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
+    assert!(has(&service["metadata"]["labels"], &monitor["spec"]["selector"]));
+    let endpoint = &monitor["spec"]["endpoints"][0];
+    let ports = service["spec"]["ports"].as_array().unwrap();
+    let port = ports.iter().find(|port| port["name"] == endpoint["port"]).unwrap();
+    let of_container = container(&objects)["ports"].as_array().unwrap();
+    assert!(of_container.iter().any(|found| found["name"] == port["targetPort"]));
+
+    let policy = &objects.one("NetworkPolicy")["spec"];
+    let pod = &objects.one("Deployment")["spec"]["template"];
+    assert!(has(&pod["metadata"]["labels"], &policy["podSelector"]));
+    assert_eq!(policy["policyTypes"], json!(["Ingress"]));
+    let open = |name: &str| {
+        let rules = policy["ingress"].as_array().unwrap();
+        let rule = rules.iter().find(|rule| rule["ports"][0]["port"] == name).unwrap();
+        rule["from"].clone()
+    };
+    assert_eq!(open("webhook"), Value::Null);
+    assert_eq!(open("admin"), json!([{"namespaceSelector": {}}]));
+
+    // The port's name and the label are the injector's: bins/connect-inject.
+    let pods = &objects.one("PodMonitor")["spec"];
+    assert_eq!(pods["podMetricsEndpoints"][0]["port"], "prometheus");
+    assert_eq!(
+        pods["selector"]["matchLabels"],
+        json!({"consul.hashicorp.com/connect-inject-status": "injected"})
+    );
+    let rules = objects.one("PrometheusRule")["spec"]["groups"].as_array().unwrap();
+    assert_eq!(rules.len(), 2);
+    let maps = objects.all("ConfigMap");
+    let dashboard = maps.iter().find(|map| map["metadata"]["labels"]["grafana_dashboard"] == "1");
+    let text = dashboard.unwrap()["data"]["mesh-connect-inject.json"].as_str().unwrap();
+    let dashboard: Value = serde_json::from_str(text).unwrap();
+    assert!(dashboard["panels"].as_array().unwrap().len() > 10);
+    is_valid(&tools, &[objects]);
+}
+
+/// I28: where the API server reaches nodes only.
+#[test]
+fn it_runs_in_the_network_of_the_nodes() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let host = ("connectInject.hostNetwork", json!(true));
+    let objects = rendered(&tools, std::slice::from_ref(&host));
+    let spec = &objects.one("Deployment")["spec"];
+    let pod = &spec["template"]["spec"];
+    assert_eq!(pod["hostNetwork"], true);
+    assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
+    assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux"}));
+    // A new one may have no node whose ports are free.
+    assert_eq!(spec["strategy"]["rollingUpdate"], json!({"maxSurge": 0, "maxUnavailable": 1}));
+    let both = [host, ("connectInject.networkPolicy.enabled", json!(true))];
+    let error = render(&tools, &[values_of(&both)]).releases.remove(0).unwrap_err();
+    assert!(error.contains("turn one of them off"), "{error}");
+}
+
+/// I31: the injector asks a server, whose CA is known, for the roots of Connect's CA.
+#[test]
+fn with_auto_encrypt_trust_stands_on_the_cas_of_the_servers() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let mut settings = vec![
+        ("global.name", json!("consul")),
+        ("global.datacenter", json!("dc3")),
+        ("global.tls.enabled", json!(true)),
+        ("global.tls.enableAutoEncrypt", json!(true)),
+    ];
+    let variable = |objects: &Objects, name: &str| {
+        let env = container(objects)["env"].as_array().unwrap();
+        env.iter().find(|each| each["name"] == name).unwrap()["value"].clone()
+    };
+    let objects = rendered(&tools, &settings);
+    assert!(config(&objects).contains("enable-auto-encrypt: true"));
+    assert!(config(&objects).contains("consul-ca-cert: /consul/ca/tls.crt"));
+    let server = "https://consul-server.consul.svc:8501";
+    assert_eq!(variable(&objects, "CONSUL_HTTP_ADDR"), server);
+    assert_eq!(variable(&objects, "CONSUL_CACERT"), "/consul/ca/tls.crt");
+    assert_eq!(variable(&objects, "CONSUL_TLS_SERVER_NAME"), "server.dc3.consul");
+    assert!(objects.notes.contains(server), "{}", objects.notes);
+    settings.push(("externalServers.enabled", json!(true)));
+    settings.push(("externalServers.hosts", json!(["consul.example"])));
+    settings.push(("externalServers.httpsPort", json!(443)));
+    let objects = rendered(&tools, &settings);
+    assert_eq!(variable(&objects, "CONSUL_HTTP_ADDR"), "https://consul.example:443");
+    let alone = values_of(&[("connectInject.agent.autoEncrypt.enabled", json!(true))]);
+    let error = render(&tools, &[alone]).releases.remove(0).unwrap_err();
+    assert!(error.contains("the Secret with the CA of Consul's servers"), "{error}");
+}
+
+/// I28: the default named images that nobody can pull.
+#[test]
+fn images_that_nobody_has_pushed_are_asked_for() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let release = |values: Value| Release { name: "mesh", namespace: "consul", values };
+    let off = json!({"connectInject": {"enabled": false}});
+    let mut releases = tools.render(&[release(json!({})), release(off)]).unwrap().releases;
+    assert!(releases.remove(1).is_ok());
+    let error = releases.remove(0).unwrap_err();
+    for part in ["connectInject.image is not set", "connectInject.imageInit is not set", "push"] {
+        assert!(error.contains(part), "{part}: {error}");
     }
 }
 
@@ -818,8 +1006,8 @@ fn it_is_a_part_of_another_chart() {
     write(
         "values.yaml",
         "global: {imagePullSecrets: [a], registry: other, consul: {enabled: true}}\n\
-         connect-inject: {enabled: true, connectInject: {replicas: null, annotations: null}}\n\
-         second: {enabled: false, fullnameOverride: second}\n",
+         connect-inject: {enabled: true, connectInject: {image: a, imageInit: b, replicas: null, annotations: null}}\n\
+         second: {enabled: false, fullnameOverride: second, connectInject: {image: a, imageInit: b}}\n",
     );
     let release = |values: Value| Release { name: "platform", namespace: "platform", values };
     let releases = [
@@ -854,7 +1042,7 @@ fn it_is_installed_beside_consuls_chart() {
     let Some(tools) = Tools::find_or_skip() else { return };
     // With the same names, and what a parent chart hands on to all of its own.
     let values = json!({"global": {"name": "consul", "datacenter": "dc1"}});
-    let release = Release { name: "consul", namespace: "consul", values };
+    let release = Release { name: "consul", namespace: "consul", values: with_images(values) };
     let objects = tools.render(&[release]).unwrap().releases.remove(0).unwrap();
     for document in &objects.documents {
         let name = document["metadata"]["name"].as_str().unwrap();
@@ -890,7 +1078,9 @@ fn what_is_newer_is_used_where_the_version_is_known() {
 fn a_cluster_that_is_only_described_is_known() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let template = |more: &[&str]| {
-        let args = ["template", "mesh", CHART, "--namespace=consul", "--kube-version=1.29.3"];
+        let images = "--set=connectInject.image=a,connectInject.imageInit=b";
+        let args =
+            ["template", "mesh", CHART, "--namespace=consul", "--kube-version=1.29.3", images];
         let output = tools.helm(&[args.as_slice(), more].concat()).unwrap();
         assert!(output.status.success(), "{output:?}");
         let documents = tools.strict(&String::from_utf8(output.stdout).unwrap()).unwrap();
@@ -1100,7 +1290,7 @@ fn the_notes_name_a_namespace_whose_pods_are_injected() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let allow = |names: &[&str]| values_of(&[("connectInject.k8sAllowNamespaces", json!(names))]);
     let notes = |namespace: &'static str, values: Value| {
-        let release = Release { name: "mesh", namespace, values };
+        let release = Release { name: "mesh", namespace, values: with_images(values) };
         tools.render(&[release]).unwrap().releases.remove(0).unwrap().notes
     };
     let plain = notes("consul", json!({}));

@@ -200,8 +200,7 @@ nothing if it is not known.
 {{- $c := .Values.connectInject -}}
 {{- $metrics := eq (toString $c.metrics.defaultEnabled) "-" | ternary .Values.global.metrics.enabled $c.metrics.defaultEnabled -}}
 {{- $proxy := $c.sidecarProxy -}}
-{{- $release := .Chart.AppVersion -}}
-init-image: {{ $c.imageInit | default (printf "localhost/connect-init:%s" $release) | toJson }}
+init-image: {{ $c.imageInit | toJson }}
 envoy-image: {{ $c.imageEnvoy | toJson }}
 global-image-pull-policy: {{ .Values.global.imagePullPolicy | toJson }}
 image-pull-secret: {{ range $i, $secret := $proxy.imagePullSecrets }}{{ if not $i }}[{{ else }}, {{ end }}{{ $secret.name | toJson }}{{ else }}[{{ end }}]
@@ -247,6 +246,7 @@ consul-grpc-addr-template: {{ toJson . }}
 {{- if $c.agent.caCert.secretName }}
 consul-ca-cert: {{ include "connect-inject.caFile" . }}
 {{- end }}
+enable-auto-encrypt: {{ $c.agent.autoEncrypt.enabled }}
 {{- with $c.agent.tlsServerName }}
 consul-tls-server-name: {{ toJson . }}
 {{- end }}

@@ -9,8 +9,7 @@ default; texts that stand for YAML are read.
 {{- $global := .Values.global -}}
 {{- $c := .Values.connectInject -}}
 
-{{- $on := eq (toString $c.enabled) "-" | ternary $global.enabled $c.enabled -}}
-{{- $_ := set $c "enabled" (and (ne (toString .Values.enabled) "false") (eq (toString $on) "true")) -}}
+{{- $_ := set $c "enabled" (eq (include "connect-inject.isOn" .) "true") -}}
 
 {{- range $place := list
       (list $global "extraLabels") (list $c "extraLabels") (list $c "annotations")
@@ -38,6 +37,25 @@ default; texts that stand for YAML are read.
 {{- with include "connect-inject.consulValue" (list . "global.tls.caCert.secretKey") -}}
 {{- $_ := set $c.agent.caCert "secretKey" . -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $auto := $c.agent.autoEncrypt -}}
+{{- if eq (include "connect-inject.consulValue" (list . "global.tls.enableAutoEncrypt")) "true" -}}
+{{- $_ := set $auto "enabled" true -}}
+{{- end -}}
+{{- if $auto.enabled -}}
+{{- if not $auto.serverAddr -}}
+{{- $_ := set $auto "serverAddr" (printf "https://%s-server.%s.svc:8501" $consul .Release.Namespace) -}}
+{{- $external := .Values.externalServers | default dict -}}
+{{- if $external.enabled -}}
+{{- $_ := set $auto "serverAddr" (printf "https://%s:%d" (first $external.hosts) (int ($external.httpsPort | default 8501))) -}}
+{{- end -}}
+{{- end -}}
+{{- if not $auto.serverName -}}
+{{- $_ := set $auto "serverName" (printf "server.%s.%s" ($global.datacenter | default "dc1") ($global.domain | default "consul")) -}}
+{{- end -}}
+{{- if not $c.agent.caCert.secretName -}}
+{{- fail "connectInject.agent.autoEncrypt is on, but connectInject.agent.caCert.secretName is not set: it is the Secret with the CA of Consul's servers, which vouch for the roots of Connect's CA" -}}
 {{- end -}}
 {{- end -}}
 {{- if eq (include "connect-inject.consulValue" (list . "global.acls.manageSystemACLs")) "true" -}}
@@ -84,6 +102,13 @@ Resources stay as they are: there, null is none.
 {{- end -}}
 {{- end -}}
 
+{{/* Whether there is anything at all: "true" or "false". */}}
+{{- define "connect-inject.isOn" -}}
+{{- $enabled := .Values.connectInject.enabled -}}
+{{- $on := eq (toString $enabled) "-" | ternary .Values.global.enabled $enabled -}}
+{{- and (ne (toString .Values.enabled) "false") (eq (toString $on) "true") -}}
+{{- end -}}
+
 {{/* A value as a text, empty if there is none: a list of context and path. */}}
 {{- define "connect-inject.consulValue" -}}
 {{- $value := (index . 0).Values -}}
@@ -113,6 +138,13 @@ Resources stay as they are: there, null is none.
 {{- end -}}
 {{- if $is -}}
 {{- $refused = append $refused (printf "%s is %s: %s" .value (trim $value) .instead) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq (include "connect-inject.isOn" .) "true" -}}
+{{- range $value, $image := dict "image" "connect-inject" "imageInit" "connect-init" -}}
+{{- if not (get $.Values.connectInject $value) -}}
+{{- $refused = append $refused (printf "connectInject.%s is not set: push the image %s that scripts/image builds to a registry of yours, and set it to that, such as registry.example/mesh/%s:%s" $value $image $image $.Chart.AppVersion) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.connectInject.image -}}

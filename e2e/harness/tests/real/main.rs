@@ -23,6 +23,7 @@ mod many;
 mod memory;
 mod mesh;
 mod metrics;
+mod operations;
 mod protocols;
 mod rejected;
 mod stop;

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
+use harness::document::{ECHO_SERVER, injected, started};
 use harness::node::Node;
 use harness::parts::Parts;
 use harness::process::Process;
@@ -242,4 +243,47 @@ fn the_grpc_port_of_the_oldest_consul_is_reached_over_tls_where_it_has_https() {
         files.ca_flag(),
     ];
     check(&node, &flags, Ends::Connected);
+}
+
+/// I31: with auto_encrypt, an agent shows a certificate of Connect's CA, which nobody
+/// has copied anywhere. The injector reads its roots from a server, by the servers' CA.
+#[test]
+fn pods_trust_an_agent_whose_certificate_connects_ca_signed() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let files = Files::new(&node);
+    let mut server = files.agent();
+    server["defaults"]["verify_incoming"] = false.into();
+    node.start_server_with(&json!({
+        "ports": {"https": 8501}, "tls": server, "auto_encrypt": {"allow_tls": true},
+    }))
+    .unwrap();
+    let _agent = node
+        .start_agent_with(&json!({
+            "ports": {"https": 8501, "grpc_tls": 8503},
+            "auto_encrypt": {"tls": true, "ip_san": [node.ip()]},
+            "tls": {
+                "defaults": {"ca_file": files.ca, "verify_outgoing": true},
+                "grpc": {"use_auto_cert": true},
+            },
+        }))
+        .unwrap();
+    // The servers' CA does not vouch for the agent.
+    let flags = [HTTPS.to_owned(), GRPC_TLS.to_owned(), files.ca_flag()];
+    check(&node, &flags, Ends::Code(69, "hint"));
+
+    let ca = files.ca.display();
+    let server = format!("--http-addr=https://{}:8501", node.server_ip());
+    let injector = node
+        .start_injector_with(&[
+            "--enable-auto-encrypt",
+            &server,
+            &format!("--ca-file={ca}"),
+            "--tls-server-name=server.dc1.consul",
+            &format!("--consul-ca-cert={ca}"),
+            "--consul-grpc-addr-template=https://$(HOST_IP):8503",
+        ])
+        .unwrap();
+    let pod = injected(&node, &injector, ECHO_SERVER).unwrap();
+    let _pod = started(&node, &pod).unwrap();
 }
