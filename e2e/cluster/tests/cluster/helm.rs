@@ -133,3 +133,70 @@ fn helm_installs_upgrades_rolls_back_and_uninstalls_the_chart() {
     let shown = namespace.try_kubectl(&["create", "--filename=-", "--dry-run=server"], &pod);
     assert!(shown.unwrap().status.success());
 }
+
+/// A chart with two definitions, which a value turns off, as `connectInject.enabled` does
+/// in Consul's own.
+const DEFINITIONS: &str = r#"
+{{- range (.Values.off | ternary (list) (list "kept" "lost")) }}
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata:
+  name: {{ . }}.definitions.example.com
+  labels: {component: {{ . }}}
+spec:
+  group: definitions.example.com
+  names: {kind: {{ title . }}, plural: {{ . }}, singular: {{ . }}}
+  scope: Namespaced
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+{{- end }}
+"#;
+
+/// The way from Consul's own chart, whose definitions go with its injector from 1.0 on:
+/// as the document says, those that are annotated before stay, with what is defined.
+#[test]
+fn helm_keeps_a_definition_that_is_annotated_before_it_is_left_out() {
+    let Some((cluster, _shared)) = ours() else { return };
+    let home = cluster.namespace("definitions").unwrap();
+    let chart = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        #[expect(clippy::disallowed_methods, reason = "nobody reads it yet")]
+        std::fs::write(chart.path().join(name), text).unwrap();
+    };
+    std::fs::create_dir(chart.path().join("templates")).unwrap();
+    write("Chart.yaml", "apiVersion: v2\nname: definitions\nversion: 0.1.0\n");
+    write("values.yaml", "off: false\n");
+    write("templates/definitions.yaml", DEFINITIONS);
+    let helm = Helm::find().unwrap();
+    let folder = chart.path().to_str().unwrap();
+    let run = |args: &[&str]| {
+        helm.run(&[args, &["--namespace", &home.name]].concat()).unwrap();
+    };
+    run(&["install", "definitions", folder, "--wait", "--timeout=60s"]);
+    let kubectl = |args: &[&str]| cluster.kubectl(args, "").unwrap();
+    let kept = "{apiVersion: definitions.example.com/v1, kind: Kept, metadata: {name: a}}";
+    home.apply(kept).unwrap();
+    kubectl(&[
+        "annotate",
+        "customresourcedefinitions",
+        "--selector=component=kept",
+        "helm.sh/resource-policy=keep",
+    ]);
+    run(&["upgrade", "definitions", folder, "--set=off=true", "--wait", "--timeout=60s"]);
+    let mut left = String::new();
+    let one = harness::until("one definition less", || {
+        left = kubectl(&["get", "customresourcedefinitions", "--output=name"]);
+        !left.contains("lost.definitions.example.com")
+    });
+    let there = home.kubectl(&["get", "kept/a", "--output=name"]);
+    // Before anything else: it is the cluster's.
+    kubectl(&["delete", "customresourcedefinitions", "--selector=component=kept"]);
+    run(&["uninstall", "definitions"]);
+    one.unwrap_or_else(|error| panic!("{error}: {left}"));
+    assert!(left.contains("kept.definitions.example.com"), "{left}");
+    assert!(there.unwrap().contains("kept.definitions.example.com/a"));
+}
