@@ -16,12 +16,12 @@ use serde_json::{Value, json};
 /// A PEM certificate in base64 is not looked at by Helm.
 const BUNDLE: &str = "LS0tLS1CRUdJTg==";
 
-fn release(values: Value) -> Release {
+fn release(values: &Value) -> Release {
     Release { name: "mesh", namespace: "consul", values: with_images(values) }
 }
 
 /// The values without which nothing is installed.
-fn with_images(values: Value) -> Value {
+fn with_images(values: &Value) -> Value {
     let mut all = json!({"connectInject": {
         "image": "registry.example/connect-inject:1", "imageInit": "registry.example/connect-init:1",
     }});
@@ -51,7 +51,7 @@ fn values_of(settings: &[(&str, Value)]) -> Value {
 
 /// The chart with these settings, one release for each.
 fn render(tools: &Tools, settings: &[Value]) -> Rendered {
-    let releases: Vec<_> = settings.iter().cloned().map(release).collect();
+    let releases: Vec<_> = settings.iter().map(release).collect();
     tools.render(&releases).unwrap()
 }
 
@@ -1042,7 +1042,7 @@ fn it_is_installed_beside_consuls_chart() {
     let Some(tools) = Tools::find_or_skip() else { return };
     // With the same names, and what a parent chart hands on to all of its own.
     let values = json!({"global": {"name": "consul", "datacenter": "dc1"}});
-    let release = Release { name: "consul", namespace: "consul", values: with_images(values) };
+    let release = Release { name: "consul", namespace: "consul", values: with_images(&values) };
     let objects = tools.render(&[release]).unwrap().releases.remove(0).unwrap();
     for document in &objects.documents {
         let name = document["metadata"]["name"].as_str().unwrap();
@@ -1103,7 +1103,7 @@ fn webhooks(objects: &Objects) -> &[Value] {
 /// The names, what becomes of pods while no injector answers, and the conditions of
 /// each webhook.
 fn asked(objects: &Objects) -> Vec<(&str, &str, Vec<&str>)> {
-    fn text<'v>(value: &'v Value) -> &'v str {
+    fn text(value: &Value) -> &str {
         value.as_str().unwrap()
     }
     webhooks(objects)
@@ -1290,7 +1290,7 @@ fn the_notes_name_a_namespace_whose_pods_are_injected() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let allow = |names: &[&str]| values_of(&[("connectInject.k8sAllowNamespaces", json!(names))]);
     let notes = |namespace: &'static str, values: Value| {
-        let release = Release { name: "mesh", namespace, values: with_images(values) };
+        let release = Release { name: "mesh", namespace, values: with_images(&values) };
         tools.render(&[release]).unwrap().releases.remove(0).unwrap().notes
     };
     let plain = notes("consul", json!({}));
