@@ -10,9 +10,13 @@ pub(crate) const METADATA_KEY: &str = "x-consul-token";
 /// The name under which Envoy asks for the token.
 pub(crate) const SECRET: &str = "consul-token";
 
-/// The first minor release of Envoy 1 of which it was shown that
-/// `credential_injector` works as an upstream filter of the xDS cluster.
-pub const WATCHES_TOKEN: u32 = 36;
+/// The first minor release of Envoy 1 whose `credential_injector` works as an
+/// upstream filter, as that of the xDS cluster is.
+///
+/// Source: "Made the credential injector filter work as an upstream filter" in
+/// Envoy's [version history of 1.34.0](https://www.envoyproxy.io/docs/envoy/latest/version_history/v1.34/v1.34.0).
+/// The tests run on 1.36 and 1.40.
+pub const WATCHES_TOKEN: u32 = 34;
 
 /// What the file holds from which Envoy reads its token: a secret of Envoy's
 /// secret discovery service, by file.
