@@ -9,39 +9,46 @@ use registration::pod::Pair;
 use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
 use secrecy::ExposeSecret;
+use serde_json::Value;
 
-/// Writes the bootstrap, from the proxy as the agent has it: an agent merges
+/// Renders the bootstrap, from the proxy as the agent has it: an agent merges
 /// the central configuration into it.
-pub(crate) async fn bootstrap(
-    handoff: &Handoff,
+pub(crate) async fn render(
     agent: &Agent,
     flags: &BootstrapArgs,
     pair: &Pair,
     xds: &XdsServer,
     deadline: Deadline,
-) -> Result<(), Failure> {
+) -> Result<Value, Failure> {
     let proxy = read_back(agent, pair, deadline).await?;
     let attempt = || flags.render(agent, &proxy, xds.clone());
     let document = retry::until(deadline, NODE_AGENT, is_transient, attempt).await;
-    let mut document = document.map_err(|stopped| stopped.failure(deadline))?;
+    document.map_err(|stopped| stopped.failure(deadline))
+}
+
+/// Gives the ACL token to Envoy: in a file, if Envoy watches that, else in the
+/// document, where it is already.
+pub(crate) fn give_token(
+    handoff: &Handoff,
+    agent: &Agent,
+    document: &mut Value,
+    watches_token: bool,
+) -> Result<(), Failure> {
     let file = handoff.envoy_token();
     match agent.token() {
         Some(token)
-            if watches_token(flags.envoy_version.as_deref())
-                && bootstrap::watch_token(&mut document, &file.to_string_lossy()) =>
+            if watches_token && bootstrap::watch_token(document, &file.to_string_lossy()) =>
         {
             handoff.write_envoy_token(&bootstrap::token_secret(token.expose_secret()))?;
         }
         _ => handoff.remove_envoy_token()?,
     }
-    handoff.write_bootstrap(&document)?;
-    tracing::info!(file = %handoff.bootstrap().display(), "wrote Envoy's bootstrap");
     Ok(())
 }
 
 /// Whether the Envoy that is going to run can read its token from a file again and
 /// again. One of an unknown release may not even start with that.
-fn watches_token(envoy: Option<&str>) -> bool {
+pub(crate) fn watches_token(envoy: Option<&str>) -> bool {
     let release = envoy.and_then(consul::envoy_version::release);
     release.is_some_and(|release| release >= (1, bootstrap::WATCHES_TOKEN))
 }
@@ -73,7 +80,7 @@ async fn read_back(
 }
 
 /// The agent, for the pod's other containers. `tls` has its files as they see
-/// them; the token is the copy in the folder.
+/// them; the token is the copy in the folder, unless they also see its original.
 pub(crate) fn agent_record(handoff: &Handoff, agent: &Agent, tls: &TlsFiles) -> AgentRecord {
     let config = agent.config();
     AgentRecord {
@@ -83,6 +90,7 @@ pub(crate) fn agent_record(handoff: &Handoff, agent: &Agent, tls: &TlsFiles) -> 
         partition: config.partition.clone(),
         node: config.node.clone(),
         token_file: agent.token().is_some().then(|| handoff.token()),
+        token_source: config.token_file.clone(),
         http_auth_file: config.http_auth.is_some().then(|| handoff.http_auth()),
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Sidecar {
     /// With a token by login; none if a token was given, or none is needed.
     pub(crate) session: Option<Session>,
     pub(crate) bootstrap: BootstrapArgs,
+    /// Whether its Envoy can read the ACL token from a file again and again.
+    watches_token: bool,
     /// Whether the agent may have something of it.
     arrived: Cell<bool>,
 }
@@ -48,6 +50,7 @@ impl Sidecar {
         // Each of the pod's services has a token of its own: each ends by itself.
         let agent = agent.apart();
         let session = login.map(|login| Session::new(&agent, &handoff, login.clone()));
+        let watches_token = provide::watches_token(bootstrap.envoy_version.as_deref());
         let bootstrap = BootstrapArgs {
             admin_bind: declared.admin.to_string(),
             envoy_ready_bind_port: bootstrap
@@ -57,7 +60,8 @@ impl Sidecar {
             envoy_version: bootstrap.envoy_version.clone().filter(|_| declared.index == 0),
             ..bootstrap.clone()
         };
-        Self { declared, handoff, agent, session, bootstrap, arrived: Cell::new(false) }
+        let arrived = Cell::new(false);
+        Self { declared, handoff, agent, session, bootstrap, watches_token, arrived }
     }
 
     /// Makes its files ready, before anything is registered.
@@ -78,7 +82,7 @@ impl Sidecar {
         helper: &Installing,
         deadline: Deadline,
     ) -> Result<(), Failure> {
-        let Self { declared, handoff, agent, session, bootstrap, arrived } = self;
+        let Self { declared, handoff, agent, session, bootstrap, watches_token, arrived } = self;
         let Declared { pair, admin, .. } = declared;
         if let Some(session) = session {
             session.open(deadline).await?;
@@ -91,7 +95,10 @@ impl Sidecar {
         register::register(handoff, agent, pair, session, deadline, arrived).await?;
         // On the heap: it hardly ever runs.
         Box::pin(self.take_back_earlier(deadline)).await;
-        provide::bootstrap(handoff, agent, bootstrap, pair, &xds, deadline).await?;
+        let mut document = provide::render(agent, bootstrap, pair, &xds, deadline).await?;
+        provide::give_token(handoff, agent, &mut document, *watches_token)?;
+        handoff.write_bootstrap(&document)?;
+        tracing::info!(file = %handoff.bootstrap().display(), "wrote Envoy's bootstrap");
         // Whoever reads the record finds everything else.
         helper.done().await?;
         let login = session.map(|session| session.login().clone());

@@ -80,6 +80,11 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) deregister_timeout: Option<Duration>,
 
+    /// How long the agent may refuse Envoy's xDS stream, while agent and servers
+    /// answer otherwise, until the pod is taken out of service
+    #[arg(long, env = "CONNECT_CUT_OFF_AFTER", default_value = "1m", value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) cut_off_after: Duration,
+
     /// Serve Envoy's and the application's metrics on one page, on this port of
     /// loopback: what connect-init was told by --prometheus-backend-port
     #[arg(

@@ -14,10 +14,12 @@ use consul::Agent;
 use consul::agent::{Renewed, Watch};
 use consul::answer::AgentService;
 use handoff::Record;
+use handoff::record::AgentRecord;
 use lifecycle::keep::Step;
 use lifecycle::{Entry, Half, Keep, Outcome, RegisterError, Registered, session};
 use registration::check::{Check, Status};
 use registration::pod::{Pair, application_id, lease_id, listener_id};
+use runtime::file::write_whole;
 use runtime::retry::{Backoff, jitter};
 use runtime::{Deadline, Exit, Failure};
 use secrecy::{ExposeSecret, SecretString};
@@ -28,6 +30,7 @@ use crate::application::{self, Application};
 use crate::envoy::Envoy;
 use crate::pod::Pod;
 use crate::restart::Restart;
+use crate::stream::Stream;
 
 /// A third of the lease, so that one lost renewal does not lose the lease.
 const RENEWAL: Duration = Duration::from_secs(10);
@@ -42,16 +45,15 @@ const REFUSED: Duration = Duration::from_secs(10);
 /// How long a registration may take, the wait for the lock included.
 const REGISTER: Duration = Duration::from_secs(30);
 
+/// How long servers may take to answer what a heartbeat asks them: not so long that
+/// the TTL checks run out.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// How long a login may take, until servers know the token.
 const LOG_IN: Duration = Duration::from_secs(30);
 
 /// How long the logout of a token that was replaced may take.
 const LOG_OUT: Duration = Duration::from_secs(10);
-
-/// How long Envoy may be without configuration, while the agent answers
-/// otherwise, until its pod is taken out of service: what it has is stale, and
-/// an intention that denies would not be enforced.
-const CUT_OFF: Duration = Duration::from_secs(60);
 
 /// A registration that is kept.
 #[derive(Debug)]
@@ -73,9 +75,7 @@ pub(crate) struct Keeper<'a> {
     /// that is not known yet.
     replace_at: Option<Instant>,
     is_life_known: bool,
-    /// Since when Envoy is without configuration while the agent answers.
-    refused_since: Option<Instant>,
-    cut_off: Option<String>,
+    stream: Stream,
 }
 
 /// Envoy's public listener. The agent looks at it every 10 s, and begins with
@@ -111,7 +111,7 @@ struct Wrong {
 // === impl Keeper ===
 
 impl<'a> Keeper<'a> {
-    pub(crate) fn new(pod: &'a Pod, restart: &'a Restart) -> Self {
+    pub(crate) fn new(pod: &'a Pod, restart: &'a Restart, stream: Stream) -> Self {
         let Pair { service, proxy } = &pod.record.pair;
         let application = (service.port != 0).then(|| Application::on(service.port));
         let address = proxy.address.parse::<IpAddr>().ok();
@@ -128,8 +128,7 @@ impl<'a> Keeper<'a> {
             reason: String::new(),
             replace_at: None,
             is_life_known: false,
-            refused_since: None,
-            cut_off: None,
+            stream,
         }
     }
 
@@ -137,10 +136,12 @@ impl<'a> Keeper<'a> {
     /// not cut short by it: whoever deregisters next can be sure that none
     /// comes after.
     pub(crate) async fn keep(mut self, stop: CancellationToken) {
-        // A login may have been followed by nothing.
-        let mut keep = match self.pod.session {
-            Some(_) => Keep::begin_anew(),
-            None => Keep::begin(),
+        // A login, or another token in its file, may have been followed by nothing.
+        let Pod { session, record, .. } = self.pod;
+        let mut keep = if session.is_some() || record.agent.token_source.is_some() {
+            Keep::begin_anew()
+        } else {
+            Keep::begin()
         };
         "its ACL token may be another".clone_into(&mut self.reason);
         let mut trouble = Trouble::none();
@@ -163,7 +164,7 @@ impl<'a> Keeper<'a> {
                 // An agent that was away looks at the listener anew, and an Envoy
                 // without it goes on with what it has.
                 self.listener.is_due = true;
-                self.refused_since = None;
+                self.stream.is_excused();
                 trouble.note(wrong)
             });
             keep = keep.next(done);
@@ -308,14 +309,23 @@ impl<'a> Keeper<'a> {
                 return Ok(Outcome::Failed);
             }
         } else {
-            let token = match &record.agent.token_file {
-                Some(file) if file.exists() => consul::token::read(file)?,
-                _ => None,
-            };
+            let token = record.agent.token()?;
             if same(token.as_ref(), agent.token().as_ref()) {
-                let failure = Failure::new(Exit::Denied, "the ACL token does not exist")
-                    .hint("it was deleted or has ended: give the pod another one");
+                let AgentRecord { token_source, token_file, .. } = &record.agent;
+                let hint = match token_source.as_ref().or(token_file.as_ref()) {
+                    Some(file) => format!(
+                        "it was deleted or has ended: put another one into {}",
+                        file.display()
+                    ),
+                    None => "ACLs are on: give the pod a token".to_owned(),
+                };
+                let failure = Failure::new(Exit::Denied, "the ACL token does not exist").hint(hint);
                 return Err(Wrong { failure, outcome: Outcome::Refused });
+            }
+            if let Some(token) = &token {
+                // For those who can't read its original, or when that is away.
+                let copy = write_whole(&handoff.token(), 0o600, token.expose_secret().as_bytes());
+                copy.map_err(Failure::from)?;
             }
             agent.set_token(token);
             session::settle(handoff, agent)?;
@@ -366,12 +376,11 @@ impl<'a> Keeper<'a> {
     async fn look_at_token(&mut self) -> Outcome {
         let Pod { record, agent, session, .. } = self.pod;
         if session.is_none() {
-            let file = record.agent.token_file.as_ref().filter(|file| file.exists());
-            let token = file.and_then(|file| consul::token::read(file).ok()).flatten();
+            let token = record.agent.token().ok().flatten();
             let is_another = token.is_some() && !same(token.as_ref(), agent.token().as_ref());
             return if is_another { Outcome::NoToken } else { Outcome::Done };
         }
-        match agent.own_token().await {
+        match agent.within(PATIENCE).own_token().await {
             Ok(None) => return Outcome::NoToken,
             Ok(Some(token)) if !self.is_life_known => {
                 self.is_life_known = true;
@@ -386,32 +395,24 @@ impl<'a> Keeper<'a> {
         Outcome::Done
     }
 
-    /// Whether Envoy has its stream to the agent, which answers as we know.
+    /// Whether Envoy has its stream to the agent, which answers as we know. If not,
+    /// the servers are asked, too: while they are away, an agent can't judge Envoy's
+    /// token.
     async fn look_at_stream(&mut self) {
-        let is_connected = match self.envoy.is_connected().await {
-            Ok(is_connected) => is_connected,
+        let Pod { handoff, agent, .. } = self.pod;
+        match self.envoy.is_connected().await {
+            Ok(true) => self.stream.is_connected(),
+            Ok(false) if self.restart.is_under_way() => self.stream.is_excused(),
+            Ok(false) => match agent.within(PATIENCE).leader().await {
+                Ok(leader) if !leader.address.is_empty() => self.stream.is_refused(),
+                Ok(_) | Err(_) => self.stream.is_excused(),
+            },
             Err(error) => return tracing::debug!("{error}"),
-        };
-        if is_connected || self.restart.is_under_way() {
-            self.refused_since = None;
-        } else if self.refused_since.is_none() {
-            self.refused_since = Some(Instant::now());
         }
-        let is_long = self.refused_since.is_some_and(|since| since.elapsed() >= CUT_OFF);
-        if is_long == self.cut_off.is_some() {
-            return;
-        }
-        if is_long {
-            let why = "Envoy gets no configuration from the agent, which answers otherwise: its gRPC port refuses the stream, or is off";
-            tracing::error!(
-                "{why}; the pod is taken out of service; hint: compare the agent's log at `envoy`, its gRPC port and the ACL token"
-            );
-            self.cut_off = Some(why.to_owned());
-        } else {
-            tracing::info!("Envoy gets its configuration again");
-            self.cut_off = None;
-        }
-        if let Err(error) = self.pod.handoff.note_cut_off(self.cut_off.as_deref()) {
+        let cut_off = self.stream.cut_off();
+        if handoff.cut_off().as_deref() != cut_off
+            && let Err(error) = handoff.note_cut_off(cut_off)
+        {
             tracing::warn!("{}", Failure::from(error));
         }
     }
@@ -441,8 +442,8 @@ impl<'a> Keeper<'a> {
         let id = half.of(&self.pod.record.pair).id();
         let (status, output) = if self.restart.is_under_way() {
             (Status::Critical, "Envoy is restarted with another ACL token".to_owned())
-        } else if let Some(why) = &self.cut_off {
-            (Status::Critical, why.clone())
+        } else if let Some(why) = self.stream.cut_off() {
+            (Status::Critical, why.to_owned())
         } else {
             (Status::Passing, ALIVE.to_owned())
         };

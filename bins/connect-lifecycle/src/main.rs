@@ -11,6 +11,7 @@
 //! - [`drain`]: Envoy, ended when nothing is in flight
 //! - [`ready`]: whether Envoy is ready; the hold on the application's start
 //! - [`restart`]: Envoy, restarted in place with another ACL token
+//! - [`stream`]: whether Envoy has its configuration from the agent
 //! - [`wait`]: a command that runs while the proxy does, for Jobs
 //! - [`merge`]: Envoy's and the application's metrics on one page
 //! - [`child`]: a child process, and the orphans of the container
@@ -29,6 +30,7 @@ mod pod;
 mod ready;
 mod restart;
 mod run;
+mod stream;
 mod wait;
 
 use std::process::ExitCode;
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
         Command::Ready(_) | Command::Deregister(_) => log.without_termination_message(),
     };
     runtime::start(&log, async |signals| match command {
-        Command::Run(args) => run::run(args, signals).await,
+        Command::Run(args) => run::run(args, log.termination_message(), signals).await,
         Command::Deregister(args) => deregister::run(args, signals).await,
         Command::Ready(args) => ready::run(args, signals).await,
         Command::Wait(args) => wait::run(args, signals).await,

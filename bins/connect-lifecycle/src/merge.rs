@@ -3,11 +3,12 @@
 //! Envoy's Prometheus listener is what is seen from outside.
 //!
 //! The page is passed on line by line, so that a large one takes no memory, and
-//! ends with two metrics that say whether each half is there. One scrape is
-//! answered at a time.
+//! ends with two metrics that say whether each half is there. A reader that stops
+//! reading is given up, and keeps nobody else from reading meanwhile.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
@@ -18,6 +19,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use runtime::{Exit, Failure};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 /// Where the application's metrics are.
@@ -47,6 +49,12 @@ const HALF: Duration = Duration::from_secs(4);
 
 /// How long the question may take, which Envoy asks in one piece.
 const QUESTION: Duration = Duration::from_secs(1);
+
+/// How long a reader may take no byte of the page.
+const READER: Duration = Duration::from_secs(2);
+
+/// How many scrapes are answered at once: Prometheus, its twin, and a person.
+const AT_ONCE: usize = 4;
 
 /// A question of Envoy's is far shorter.
 const LONGEST_QUESTION: usize = 8 << 10;
@@ -80,17 +88,26 @@ impl Merge {
 
     /// Answers, for good.
     pub(crate) async fn serve(self) {
+        let merge = Arc::new(self);
+        let places = Arc::new(Semaphore::new(AT_ONCE));
         loop {
-            let answered = match self.listener.accept().await {
-                Ok((stream, _)) => self.answer(&stream).await,
+            // It is never closed.
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let stream = match merge.listener.accept().await {
+                Ok((stream, _)) => stream,
                 Err(error) => {
+                    tracing::debug!("a scrape was not accepted: {error}");
                     tokio::time::sleep(QUESTION).await;
-                    Err(error)
+                    continue;
                 }
             };
-            if let Err(error) = answered {
-                tracing::debug!("a scrape was not answered: {error}");
-            }
+            let merge = Arc::clone(&merge);
+            tokio::spawn(async move {
+                if let Err(error) = merge.answer(&stream).await {
+                    tracing::debug!("a scrape was not answered: {error}");
+                }
+                drop(place);
+            });
         }
     }
 
@@ -250,7 +267,7 @@ async fn question(stream: &TcpStream) -> io::Result<String> {
 
 async fn write_all(stream: &TcpStream, mut data: &[u8]) -> io::Result<()> {
     while !data.is_empty() {
-        stream.writable().await?;
+        timeout(READER, stream.writable()).await??;
         match stream.try_write(data) {
             Ok(length) => data = &data[length..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use consul::Agent;
 use handoff::{Handoff, Milestone, Record};
-use lifecycle::Session;
+use lifecycle::{Session, session};
 use runtime::deadline::race;
 use runtime::{Deadline, Failure, Signals};
 
@@ -47,7 +47,13 @@ impl Pod {
         self.handoff.forget(Milestone::Ready)?;
         self.handoff.forget(Milestone::InService)?;
         self.handoff.note_cut_off(None)?;
-        let Some(session) = &self.session else { return Ok(()) };
+        let Some(session) = &self.session else {
+            // The file that it came from may have another by now.
+            return match self.agent.token() {
+                Some(_) => session::settle(&self.handoff, &self.agent),
+                None => Ok(()),
+            };
+        };
         if self.agent.token().is_some() {
             return session.settle();
         }

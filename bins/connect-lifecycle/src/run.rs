@@ -6,7 +6,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use handoff::Handoff;
-use runtime::{Deadline, Failure, Signals};
+use runtime::{Deadline, Failure, Signals, TerminationMessage};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,7 @@ use crate::keep::{self, Keeper};
 use crate::merge::{Merge, Source};
 use crate::pod::Pod;
 use crate::restart::Restart;
+use crate::stream::Stream;
 
 /// How long Envoy may take to connect to the agent before there is a warning.
 const LATE: Duration = Duration::from_secs(10);
@@ -32,11 +33,16 @@ const RESTART: Duration = Duration::from_secs(10);
 /// out. The exit code is then 0, and so it is if Envoy was asked to end: by
 /// `/quitquitquit` or a signal, which are its only ways to status 0. If it ends
 /// by itself, the exit code is Envoy's.
-pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
+pub(crate) async fn run(
+    args: RunArgs,
+    message: TerminationMessage,
+    mut signals: Signals,
+) -> Result<ExitCode, Failure> {
     let RunArgs {
         handoff,
         drain_timeout,
         deregister_timeout,
+        cut_off_after,
         merged_metrics_port,
         service_metrics_port,
         service_metrics_path,
@@ -55,7 +61,8 @@ pub(crate) async fn run(args: RunArgs, mut signals: Signals) -> Result<ExitCode,
     tokio::spawn(warn_of_no_stream(Envoy::at(pod.record.admin)));
     let stop = CancellationToken::new();
     let restart = Restart::default();
-    let mut keeper = Box::pin(Keeper::new(&pod, &restart).keep(stop.clone()));
+    let stream = Stream::new(cut_off_after, message);
+    let mut keeper = Box::pin(Keeper::new(&pod, &restart, stream).keep(stop.clone()));
     let port = pod.record.pair.service.port;
     let busy = Busy {
         envoy: Envoy::at(pod.record.admin),

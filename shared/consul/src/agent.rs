@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub address: Address,
     /// The ACL token to begin with, if any.
     pub token: Option<SecretString>,
+    /// The file that the token was read from, if it was: it may get another.
+    pub token_file: Option<PathBuf>,
     /// `user:password` for HTTP basic authentication.
     pub http_auth: Option<SecretString>,
     /// TLS with it.

@@ -120,9 +120,12 @@ impl AgentArgs {
         }
         // An empty file falls back to the flag, as in Consul's CLI.
         let from_file = token_file.as_deref().map(read_token).transpose()?.flatten();
+        let token_file = token_file.filter(|_| from_file.is_some());
         Ok(Config {
             address: if http_ssl { http_addr.over_tls() } else { http_addr },
             token: from_file.or(token.filter(|token| !token.expose_secret().is_empty())),
+            // Others may read it from another folder.
+            token_file: token_file.map(|file| std::path::absolute(&file).unwrap_or(file)),
             http_auth,
             tls: TlsFiles {
                 ca_file,

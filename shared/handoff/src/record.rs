@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use consul::{Address, Agent, Config, TlsFiles};
 use registration::pod::Pair;
 use runtime::file::{WriteError, write_whole};
 use runtime::{Exit, Failure};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::Handoff;
@@ -53,6 +54,10 @@ pub struct AgentRecord {
     /// The file with the token, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// The file that the token in `token_file` was copied from, if a file was named.
+    /// Where it can be read, it wins: its owner may put another token there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_source: Option<PathBuf>,
     /// The file with user and password for HTTP basic authentication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_auth_file: Option<PathBuf>,
@@ -140,22 +145,37 @@ impl AgentRecord {
     /// A client of that agent, with the token as it is in the file now; without
     /// one if there is no such file: it was logged out.
     pub fn connect(&self) -> Result<Agent, Failure> {
-        let Self { http_addr, tls, namespace, partition, node, token_file, http_auth_file } =
-            self.clone();
-        let read = |file: Option<PathBuf>| match file {
-            Some(file) if file.exists() => consul::token::read(&file),
-            _ => Ok(None),
-        };
-        let token = read(token_file)?;
+        let token = self.token()?;
+        let Self { http_addr, tls, namespace, partition, node, http_auth_file, .. } = self.clone();
         Agent::new(Config {
             address: http_addr,
             token,
-            http_auth: read(http_auth_file)?,
+            token_file: None,
+            http_auth: read(http_auth_file.as_deref())?,
             tls,
             namespace,
             partition,
             node,
         })
+    }
+
+    /// The token as it is now: in the file that it came from, if there is one in
+    /// there, else in the copy.
+    pub fn token(&self) -> Result<Option<SecretString>, Failure> {
+        let source = self.token_source.as_deref();
+        // Not every container of the pod has the file mounted, or may read it.
+        match source.and_then(|file| read(Some(file)).ok().flatten()) {
+            Some(token) => Ok(Some(token)),
+            None => read(self.token_file.as_deref()),
+        }
+    }
+}
+
+/// A secret in a file; none if there is no such file, or nothing in it.
+fn read(file: Option<&Path>) -> Result<Option<SecretString>, Failure> {
+    match file {
+        Some(file) if file.exists() => consul::token::read(file),
+        _ => Ok(None),
     }
 }
 
@@ -197,6 +217,7 @@ mod tests {
             partition: None,
             node: Some("n1".to_owned()),
             token_file: None,
+            token_source: None,
             http_auth_file: None,
         };
         Record::new(pair(&pod, declared), agent, ([127, 0, 0, 1], 19000).into(), None)

@@ -21,5 +21,5 @@ pub mod signal;
 pub use command::{parse, parse_command, start};
 pub use deadline::Deadline;
 pub use exit::{Exit, Failure};
-pub use log::LogArgs;
+pub use log::{LogArgs, TerminationMessage};
 pub use signal::Signals;

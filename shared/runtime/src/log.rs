@@ -52,6 +52,13 @@ pub struct LogArgs {
     reports: bool,
 }
 
+/// What `kubectl describe pod` shows of a container that ended: why it failed, or
+/// what it suffered from when it was ended.
+#[derive(Clone, Debug)]
+pub struct TerminationMessage {
+    file: PathBuf,
+}
+
 /// The severities.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogLevel {
@@ -118,10 +125,26 @@ impl LogArgs {
     /// termination message if there is one.
     pub fn report(&self, failure: &Failure) {
         tracing::error!(exit = failure.exit() as u8, "{failure}");
-        if self.reports
-            && let Err(error) = replace_if_present(&self.termination_log, failure)
-        {
-            tracing::warn!(file = %self.termination_log.display(), %error, "cannot write the termination log");
+        if self.reports {
+            self.termination_message().set(Some(&failure.to_string()));
+        }
+    }
+
+    /// The container's termination message.
+    pub fn termination_message(&self) -> TerminationMessage {
+        TerminationMessage { file: self.termination_log.clone() }
+    }
+}
+
+// === impl TerminationMessage ===
+
+impl TerminationMessage {
+    /// Replaces the message; none: there is nothing to say any more. What can't be
+    /// written is logged.
+    pub fn set(&self, text: Option<&str>) {
+        let Self { file } = self;
+        if let Err(error) = replace_if_present(file, text) {
+            tracing::warn!(file = %file.display(), %error, "cannot write the termination log");
         }
     }
 }
@@ -129,9 +152,9 @@ impl LogArgs {
 /// The kubelet makes the file before it starts the container ("Customizing the
 /// termination message" of the Kubernetes documentation); elsewhere there is
 /// none, and none is made. The kubelet reads the last 4 KiB at most.
-fn replace_if_present(file: &Path, failure: &Failure) -> std::io::Result<()> {
+fn replace_if_present(file: &Path, text: Option<&str>) -> std::io::Result<()> {
     match std::fs::OpenOptions::new().write(true).truncate(true).open(file) {
-        Ok(mut file) => writeln!(file, "{failure}"),
+        Ok(mut file) => text.map_or(Ok(()), |text| writeln!(file, "{text}")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
@@ -162,7 +185,10 @@ mod tests {
             log.report(&Failure::usage(text));
             assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{text}\n"));
         }
-        log.without_termination_message().report(&Failure::usage("the probe failed"));
+        let probe = log.clone().without_termination_message();
+        probe.report(&Failure::usage("the probe failed"));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "short\n");
+        log.termination_message().set(None);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
     }
 }

@@ -188,6 +188,53 @@ fn an_agent_that_does_not_log_out_is_given_up_and_said() {
     assert_eq!(pod.read("acl-token").as_deref(), Some("token-0"));
 }
 
+/// P54: a change of leaders takes longer than the logout once was tried for.
+#[test]
+fn a_logout_is_tried_for_as_long_as_the_pods_end_may_take() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    // With the pauses between them, these take more than two seconds.
+    agent.fault(Route::Logout, Fault::Status(500, "No cluster leader"), Times::N(6));
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
+    assert_eq!(pod.read("acl-token"), None);
+}
+
+/// P7: the kubelet's SIGKILL won. Whatever hangs, each part of the end has its turn.
+#[test]
+fn with_an_agent_that_hangs_and_connections_that_stay_each_part_of_the_end_is_tried() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    pod.envoy.has_connections(1);
+    let mut sidecar = pod.run_with(&["--drain-timeout", "600ms"]);
+    await_alive(&agent);
+    agent.forget_requests();
+    agent.fault(Route::Any, Fault::Hang, Times::Always);
+    pod.deregister(&["--timeout", "300ms"]).code(75);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+
+    assert!(pod.is_buried());
+    let asked = [
+        pod.envoy.await_asked("POST /drain_listeners").at,
+        pod.envoy.await_asked("GET /stats?usedonly").at,
+        pod.envoy.await_asked("POST /quitquitquit").at,
+        agent.await_request(Route::Logout).at,
+    ];
+    assert!(asked.is_sorted(), "{asked:?}");
+    for what in [
+        "web-0-web-sidecar-proxy is left on the agent",
+        "web-0-web is left on the agent",
+        "open connections are cut",
+        "the ACL token is left behind",
+    ] {
+        sidecar.await_log(what);
+    }
+}
+
 #[test]
 fn the_hook_leaves_the_token_to_envoy() {
     let agent = ScriptedAgent::start();
@@ -230,7 +277,64 @@ fn a_token_is_replaced_before_it_ends_and_envoy_reads_it_from_its_file() {
     assert_eq!(agent.tokens(), tokens(&[]));
 }
 
-/// P2: a token that was deleted, and another that is put into its file.
+/// P2: a token that was deleted, and another that its owner puts into the file that
+/// `connect-init` was given.
+#[test]
+fn a_static_token_that_is_refused_is_read_again_from_where_it_came() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = pod(&agent);
+    let mut record: serde_json::Value =
+        serde_json::from_str(&pod.read("registration.json").unwrap()).unwrap();
+    record["login"] = serde_json::Value::Null;
+    record["agent"]["token_source"] = pod.path("original").into();
+    pod.write("registration.json", &record.to_string());
+    pod.write("original", "token-0");
+    let sidecar = pod.run();
+    await_alive(&agent);
+    agent.revoke_tokens();
+    sidecar.await_log("the ACL token does not exist; hint:");
+    sidecar.await_log(&pod.path("original"));
+    agent.forget_requests();
+    agent.have_token("token-9");
+    pod.write("original", "token-9");
+    for id in [SERVICE, PROXY] {
+        let register = agent.await_request(Route::Register.of(id));
+        assert_eq!(register.token.as_deref(), Some("token-9"), "{id}");
+    }
+    assert_has_token(&pod, "token-9");
+    // Where the original can't be read, the copy is as good.
+    pod.remove("original");
+    agent.forget_requests();
+    await_alive(&agent);
+    let asked = agent.await_request(Route::Service);
+    assert_eq!(asked.token.as_deref(), Some("token-9"));
+    assert!(!sidecar.log().contains("token-9"), "{}", sidecar.log());
+}
+
+/// A container that starts again, after its token was replaced meanwhile.
+#[test]
+fn a_container_that_starts_takes_the_token_from_where_it_came() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut record: serde_json::Value =
+        serde_json::from_str(&pod.read("registration.json").unwrap()).unwrap();
+    record["login"] = serde_json::Value::Null;
+    record["agent"]["token_source"] = pod.path("original").into();
+    pod.write("registration.json", &record.to_string());
+    agent.have_token("token-8");
+    pod.write("original", "token-8");
+    agent.forget_requests();
+    let _sidecar = pod.run();
+    for id in [SERVICE, PROXY] {
+        let register = agent.await_request(Route::Register.of(id));
+        assert_eq!(register.token.as_deref(), Some("token-8"), "{id}");
+    }
+    let bootstrap = pod.read("envoy-bootstrap.json").unwrap();
+    assert!(bootstrap.contains("token-8"), "{bootstrap}");
+}
+
+/// P2: a token that is replaced before anybody refuses it.
 #[test]
 fn a_static_token_is_read_again_from_its_file() {
     let agent = ScriptedAgent::start();

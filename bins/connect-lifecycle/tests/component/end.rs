@@ -142,6 +142,26 @@ fn an_idle_envoy_stays_while_the_application_listens() {
     sidecar.await_log("no connection is in flight");
 }
 
+/// P10: nothing tells whether an application without a port still works; it may be
+/// idle right now and open its next upstream connection in a moment.
+#[test]
+fn a_pod_without_a_port_is_not_over_because_it_is_idle_for_a_moment() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::without_a_port(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    pod.envoy.await_asked(COUNT);
+    pod.envoy.has_connections(1);
+    let asked = pod.envoy.asked().len();
+    testkit::process::await_that("further counts", || pod.envoy.asked().len() > asked + 2);
+    assert!(sidecar.is_running());
+    assert!(pod.envoy.asked().iter().all(|asked| !asked.what.starts_with(QUIT)));
+    pod.envoy.has_connections(0);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    sidecar.await_log("no connection is in flight");
+}
+
 #[test]
 fn an_application_that_never_ends_is_left_at_the_budget() {
     let agent = ScriptedAgent::start();

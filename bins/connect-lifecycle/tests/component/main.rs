@@ -12,6 +12,7 @@
 //! - [`merge`]: Envoy's and the application's metrics on one page
 //! - [`child`]: signals passed on, orphans reaped
 //! - [`ready`]: whether Envoy is ready
+//! - [`stream`]: whether Envoy has its configuration from the agent
 //! - [`wait`]: a command that runs while the proxy does, for Jobs
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
@@ -26,4 +27,5 @@ mod keep;
 mod merge;
 mod pod;
 mod ready;
+mod stream;
 mod wait;

@@ -26,6 +26,7 @@ fn run(pod: &Pod, merged: &Port, application: &Port, path: &str) -> Process {
 /// Status and body of the page.
 fn scrape(address: SocketAddr, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(testkit::PATIENCE)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -119,6 +120,31 @@ fn an_application_that_never_ends_is_cut_off() {
     assert_eq!(page(), format!("{BOTH}{}", success(1, 0)));
     sidecar.await_log("no end within 4s");
     drop(listener);
+}
+
+/// P35: one reader that stops reading blocked the page for everybody.
+#[test]
+fn a_reader_that_stops_reading_keeps_nobody_from_the_page() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let (merged, application) = (Port::keep(), Port::keep());
+    let listener = application.listen();
+    let _sidecar = run(&pod, &merged, &application, "/metrics");
+    await_alive(&agent);
+    let mut stuck = TcpStream::connect(merged.address()).unwrap();
+    write!(stuck, "GET /stats/prometheus HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    // More than the buffers of both connections take.
+    let (mut endless, _) = listener.accept().unwrap();
+    let flood = std::thread::spawn(move || {
+        let _ = endless.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+        while endless.write_all(&b"x 1\n".repeat(1 << 14)).is_ok() {}
+    });
+    let short = answers(listener, "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\na 1");
+    let (_, page) = scrape(merged.address(), "/stats/prometheus");
+    assert_eq!(page, format!("{BOTH}a 1\n{}", success(1, 1)));
+    short.join().unwrap();
+    // It is given up.
+    flood.join().unwrap();
 }
 
 #[test]

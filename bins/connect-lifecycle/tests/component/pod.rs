@@ -47,6 +47,11 @@ impl Pod {
         Self::with_ports(agent, port.address().port(), NOWHERE)
     }
 
+    /// A pod that offers nothing, and only uses others.
+    pub(crate) fn without_a_port(agent: &ScriptedAgent) -> Self {
+        Self::with_ports(agent, 0, NOWHERE)
+    }
+
     /// A pod whose Envoy has its public listener on that port, or will.
     pub(crate) fn with_public_listener(agent: &ScriptedAgent, port: &Port) -> Self {
         Self::with_ports(agent, NOWHERE, port.address().port())
