@@ -182,7 +182,7 @@ fn public_listener(proxy_id: &str, listener: SocketAddr) -> Check {
         name: "Proxy Public Listener".to_owned(),
         tcp: listener.to_string(),
         interval: Some(GoDuration::from_secs(10)),
-        deregister_critical_service_after: Some(GoDuration::from_secs(600)),
+        // It removes nothing: that is for the TTL check, which tells whether the pod lives.
         ..Check::default()
     }
 }
@@ -271,7 +271,7 @@ mod tests {
                 },
                 "Checks": [
                     {"CheckID": "shop_web-0_web-sidecar-proxy-listener", "Name": "Proxy Public Listener",
-                     "TCP": "10.0.0.7:20000", "Interval": "10s", "DeregisterCriticalServiceAfter": "10m0s"},
+                     "TCP": "10.0.0.7:20000", "Interval": "10s"},
                     {"CheckID": "shop_web-0_web-sidecar-proxy-destination", "Name": "Destination Alias",
                      "AliasService": "shop_web-0_web"},
                     {"CheckID": "shop_web-0_web-sidecar-proxy-lease", "Name": "Pod Lease", "TTL": "30s",

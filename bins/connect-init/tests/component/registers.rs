@@ -67,7 +67,6 @@ fn the_service_is_registered_and_then_its_proxy() {
                 "Name": "Proxy Public Listener",
                 "TCP": "10.0.0.7:20000",
                 "Interval": "10s",
-                "DeregisterCriticalServiceAfter": "10m0s",
             },
             {
                 "CheckID": "shop_web-0_web-sidecar-proxy-destination",
@@ -189,6 +188,7 @@ fn the_token_goes_to_the_agent_and_to_envoy_and_nowhere_else() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let file = pod.file("token", &format!("{TOKEN}\n"));
+    let source = file.clone();
     let pod = pod.with_path("--token-file", &file).with("--log-level", "trace");
     let outcome = pod.run().code(0);
 
@@ -208,8 +208,33 @@ fn the_token_goes_to_the_agent_and_to_envoy_and_nowhere_else() {
     // The helper reads it from a file that is for its user alone.
     let file = pod.shared("acl-token");
     assert_eq!(record["agent"]["token_file"], file.to_str().unwrap());
+    assert_eq!(record["agent"]["token_source"], source.to_str().unwrap());
     assert_eq!(std::fs::read_to_string(file).unwrap(), TOKEN);
     assert_eq!(pod.files()["acl-token"], 0o600);
+}
+
+/// P1: Envoy's token is replaced without a restart, that of each of the pod's
+/// services.
+#[test]
+fn an_envoy_that_can_watch_its_token_reads_it_from_a_file() {
+    const TOKEN: &str = "2b6cd5a7-the-token";
+    for (version, watches) in
+        [("1.33.9", false), ("1.34.0", true), ("envoy:v1.40.0", true), ("envoy:latest", false)]
+    {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent);
+        let token = pod.file("token", TOKEN);
+        let pod = pod.with_path("--token-file", &token).and("--service", "admin:9090");
+        let pod = pod.with("--envoy-version", version);
+        pod.run().code(0);
+        for suffix in ["", "-admin"] {
+            let bootstrap = pod.json(&format!("envoy-bootstrap{suffix}.json")).to_string();
+            assert_ne!(bootstrap.contains(TOKEN), watches, "{version}{suffix}: {bootstrap}");
+            let file = format!("envoy-acl-token{suffix}.json");
+            assert_eq!(bootstrap.contains(&file), watches, "{version}{suffix}: {bootstrap}");
+            assert_eq!(pod.files().get(&file), watches.then_some(&0o600), "{version}{suffix}");
+        }
+    }
 }
 
 #[test]
