@@ -52,6 +52,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a login may take, until servers know the token.
 const LOG_IN: Duration = Duration::from_secs(30);
 
+/// How long a login may take while the token is still good: heartbeats go on
+/// meanwhile.
+const REPLACE: Duration = Duration::from_secs(5);
+
 /// How long the logout of a token that was replaced may take.
 const LOG_OUT: Duration = Duration::from_secs(10);
 
@@ -299,8 +303,11 @@ impl<'a> Keeper<'a> {
             let deadline = Deadline::after(LOG_IN);
             if is_due {
                 // If it fails, the token is good for a while yet.
-                self.replace_at = Some(Instant::now() + jitter(RENEWAL));
-                session.replace(deadline).await?;
+                self.replace_at = Some(Instant::now() + RENEWAL);
+                session
+                    .replace(Deadline::after(REPLACE))
+                    .await
+                    .map_err(|failure| Wrong { failure, outcome: Outcome::Failed })?;
                 "its ACL token was about to end".clone_into(&mut self.reason);
             } else if session.renew(deadline).await? {
                 "its ACL token was gone".clone_into(&mut self.reason);

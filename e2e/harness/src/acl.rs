@@ -73,6 +73,11 @@ impl<'n> Acls<'n> {
         self.node.start_agent_with(&settings())
     }
 
+    /// The settings of server and agent.
+    pub fn server_settings(&self) -> Value {
+        settings()
+    }
+
     fn await_management(&self) -> Result<()> {
         until("the agent's ACLs", || self.ask(Method::GET, "/v1/acl/tokens", None).is_ok())
     }

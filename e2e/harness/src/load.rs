@@ -43,14 +43,24 @@ const PACE: Duration = Duration::from_millis(5);
 impl Load {
     /// Starts so many workers, which ask that port of the pod's loopback.
     pub fn start(pod: &Pod<'_>, port: u16, workers: u8) -> Self {
-        Self::start_by(pod, workers, move |network| connect_in(network, port).and_then(get))
+        Self::start_in(&pod.network(), port, workers)
+    }
+
+    /// As [`Self::start`], in the network that a file names.
+    pub fn start_in(network: &Path, port: u16, workers: u8) -> Self {
+        Self::start_by(network, workers, move |network| connect_in(network, port).and_then(get))
     }
 
     /// Starts one worker that asks over one connection, which it makes anew only
     /// when it breaks. That is a failure.
     pub fn start_kept(pod: &Pod<'_>, port: u16) -> Self {
+        Self::start_kept_in(&pod.network(), port)
+    }
+
+    /// As [`Self::start_kept`], in the network that a file names.
+    pub fn start_kept_in(network: &Path, port: u16) -> Self {
         let kept = Mutex::new(None);
-        Self::start_by(pod, 1, move |network| {
+        Self::start_by(network, 1, move |network| {
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             let mut stream = match kept.take() {
                 Some(stream) => stream,
@@ -64,7 +74,7 @@ impl Load {
     }
 
     fn start_by(
-        pod: &Pod<'_>,
+        network: &Path,
         workers: u8,
         ask: impl Fn(&Path) -> Result<String> + Send + Sync + 'static,
     ) -> Self {
@@ -73,7 +83,8 @@ impl Load {
         let began = Instant::now();
         let ask = Arc::new(ask);
         let workers = (0..workers).map(|_| {
-            let (stop, tally, network) = (Arc::clone(&stop), Arc::clone(&tally), pod.network());
+            let (stop, tally, network) =
+                (Arc::clone(&stop), Arc::clone(&tally), network.to_owned());
             let ask = Arc::clone(&ask);
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
@@ -131,6 +142,20 @@ impl Load {
             // One that panicked has no answers to add.
             let _ = worker.join();
         }
+    }
+}
+
+// === impl Tally ===
+
+impl Tally {
+    /// Adds what came of further requests.
+    pub fn add(&mut self, further: Self) {
+        let Self { answers, failures, slowest } = further;
+        for (body, count) in answers {
+            *self.answers.entry(body).or_default() += count;
+        }
+        self.failures.extend(failures);
+        self.slowest = self.slowest.max(slowest);
     }
 }
 

@@ -79,6 +79,13 @@ impl Node {
         })
     }
 
+    /// The node's network: a file that names it.
+    pub fn network(&self) -> PathBuf {
+        // That of the thread that made the node, not of the process.
+        let (process, thread) = (std::process::id(), nix::unistd::gettid());
+        PathBuf::from(format!("/proc/{process}/task/{thread}/ns/net"))
+    }
+
     /// The node's address, which pods know as their host's.
     pub fn ip(&self) -> &'static str {
         IP

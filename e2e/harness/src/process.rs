@@ -121,6 +121,14 @@ impl Drop for Process {
     }
 }
 
+/// Writes a file whole.
+///
+/// # Errors
+/// It can't be written.
+pub fn write(file: &Path, text: &str) -> Result<()> {
+    Ok(std::io::Write::write_all(&mut File::create(file)?, text.as_bytes())?)
+}
+
 /// The last lines of an output.
 pub fn tail(output: &str, count: usize) -> String {
     let lines: Vec<&str> = output.lines().collect();

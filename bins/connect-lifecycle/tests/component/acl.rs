@@ -7,7 +7,7 @@ use serde_json::json;
 use testkit::process::Signal;
 use testkit::{Fault, Route, ScriptedAgent, Times};
 
-use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left, await_alive};
+use crate::pod::{PROXY, PROXY_LEASE, Pod, SERVICE, assert_nothing_left, await_alive};
 
 const NOT_FOUND: Fault = Fault::Status(403, "ACL not found");
 
@@ -275,6 +275,37 @@ fn a_token_is_replaced_before_it_ends_and_envoy_reads_it_from_its_file() {
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
     assert_eq!(agent.tokens(), tokens(&[]));
+}
+
+/// Static stability: a token that can't be replaced yet, because the servers are away,
+/// is good for a while, and so are the TTL checks.
+#[test]
+fn a_token_that_cannot_be_replaced_yet_costs_no_heartbeat() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20)).tokens_end(Some(3600));
+    agent.fault(Route::Login, Fault::Status(500, "No cluster leader"), Times::Always);
+    let pod = pod(&agent);
+    let sidecar = pod.run();
+    let is = |request: &testkit::Request, end: &str| request.path.ends_with(end);
+    let logins = agent.until("a heartbeat after a login that failed", |state| {
+        let mut requests = state.requests.iter();
+        requests.position(|request| is(request, "/login"))?;
+        // The first of them is passed already.
+        let mut logins = 1;
+        for request in requests {
+            logins += usize::from(is(request, "/login"));
+            if is(request, PROXY_LEASE) {
+                return Some(logins);
+            }
+        }
+        None
+    });
+    // With the pauses between them, that is a few seconds' worth.
+    assert!(logins < 8, "{logins} logins: {}", sidecar.log());
+    agent.heal();
+    agent.await_that("another token", |state| {
+        state.requests.iter().any(|request| request.token.as_deref() == Some("token-1"))
+    });
 }
 
 /// P2: a token that was deleted, and another that its owner puts into the file that

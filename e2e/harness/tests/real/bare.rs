@@ -45,6 +45,12 @@ impl Bare<'_> {
         self.node.start(&bins.join("connect-init"), &args).unwrap()
     }
 
+    /// Starts the readiness probe.
+    pub(crate) fn start_ready(&self) -> Process {
+        let args = ["ready".to_owned(), format!("--dir={}", self.folder().display())];
+        self.node.start(&self.node.parts().bins.join("connect-lifecycle"), &args).unwrap()
+    }
+
     /// Starts `connect-lifecycle deregister`.
     pub(crate) fn start_deregister(&self) -> Process {
         let args = ["deregister".to_owned(), format!("--dir={}", self.folder().display())];
@@ -54,11 +60,19 @@ impl Bare<'_> {
     /// Starts Envoy with what `connect-init` left, kept registered by
     /// `connect-lifecycle`.
     pub(crate) fn run(&self) -> Process {
+        self.run_with(&[])
+    }
+
+    /// As [`Self::run`], with further flags of `connect-lifecycle`.
+    pub(crate) fn run_with(&self, flags: &[&str]) -> Process {
         let folder = self.folder();
-        let args = [
+        let mut args = vec![
             "run".to_owned(),
             format!("--dir={}", folder.display()),
             "--drain-timeout=1s".to_owned(),
+        ];
+        args.extend(flags.iter().map(|&flag| flag.to_owned()));
+        args.extend([
             "--".to_owned(),
             // Ends with its parent, also where that is killed.
             "setpriv".to_owned(),
@@ -67,7 +81,10 @@ impl Bare<'_> {
             "--config-path".to_owned(),
             folder.join("envoy-bootstrap.json").to_string_lossy().into_owned(),
             "--disable-hot-restart".to_owned(),
-        ];
+            // As the injector has it.
+            "--drain-strategy".to_owned(),
+            "immediate".to_owned(),
+        ]);
         self.node.start(&self.node.parts().bins.join("connect-lifecycle"), &args).unwrap()
     }
 }

@@ -29,3 +29,4 @@ mod rejected;
 mod stop;
 mod tls;
 mod token_ends;
+mod tokens;

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use harness::asked;
 use harness::node::Node;
 use harness::parts::Parts;
-use harness::process::{Process, run};
+use harness::process::{Process, run, tail};
 use harness::until_within;
 use serde_json::json;
 
@@ -82,26 +83,47 @@ fn many_sidecars_have_their_registrations_back_when_the_agent_lost_them() {
     }
 }
 
-/// How many sidecars hear of the write.
-const TOLD: usize = 20;
+/// How many sidecars are kept quiet; `E2E_QUIET_SIDECARS` names another number.
+const QUIET_SIDECARS: usize = 20;
+
+/// For how many seconds nothing is to happen; `E2E_QUIET_SECONDS` names another
+/// number. It is longer than the time between two full syncs of the agent, at which
+/// it adds what it adds.
+const QUIET: usize = 180;
 
 /// What Consul adds to an entry by itself, or merges into it from central
-/// configuration, is nothing that the sidecar has lost.
+/// configuration, is nothing that the sidecar has lost: while nothing happens the
+/// servers write nothing, and of a write of central configuration only what the
+/// agent itself writes.
 #[test]
 fn no_pod_registers_again_while_nothing_is_lost() {
     let Some(parts) = Parts::find_or_skip() else { return };
+    let number = |variable: &str, default: usize| {
+        let given = std::env::var_os(variable);
+        given.map_or(default, |number| number.to_string_lossy().parse().unwrap())
+    };
+    let sidecars = number("E2E_QUIET_SIDECARS", QUIET_SIDECARS);
+    let quiet = Duration::from_secs(number("E2E_QUIET_SECONDS", QUIET) as u64);
     let node = Node::new(parts).unwrap();
     let folder = node.folder("sidecars").unwrap();
-    let addresses: Vec<_> = (0..TOLD).map(|number| format!("10.98.0.{}", number + 1)).collect();
+    let addresses: Vec<_> = (0..sidecars).map(|number| format!("10.98.0.{}", number + 1)).collect();
     add_to_loopback(&addresses, &folder.join("addresses"));
     let mut settings = asked::settings();
     settings["client_addr"] = "0.0.0.0".into();
+    // Neither coordinates nor outputs of checks, which an agent writes minutes later.
     settings["disable_coordinates"] = true.into();
-    node.start_server_with(&json!({"ports": {"http": -1}})).unwrap();
-    let _agent = node.start_agent_with(&settings).unwrap();
-    let sidecars: Vec<_> =
+    settings["check_update_interval"] = "0s".into();
+    node.start_server_with(&json!({"disable_coordinates": true, "ports": {"http": -1}})).unwrap();
+    let agent = node.start_agent_with(&settings).unwrap();
+    // Applications and public listeners, so that no check changes its words.
+    let sockets = addresses.iter().map(|address| format!("{address}:20000"));
+    for socket in sockets.chain(["127.0.0.1:8080".to_owned()]) {
+        let listener = TcpListener::bind(&socket).unwrap();
+        std::thread::spawn(move || listener.incoming().for_each(drop));
+    }
+    let all: Vec<_> =
         addresses.iter().map(|address| started(&node, address, &folder.join(address))).collect();
-    await_lease(&node, sidecars.len());
+    await_lease(&node, sidecars);
 
     // Whatever the servers still have to write of the start.
     let mut index = raft_index(&node);
@@ -115,30 +137,35 @@ fn no_pod_registers_again_while_nothing_is_lost() {
     let registrations = || count("PUT_v1_agent_service_register");
     let before = registrations();
     // Nothing announces that nothing happens.
-    std::thread::sleep(QUIET);
-    assert_eq!(registrations(), before, "{}", sidecars[0].output());
+    std::thread::sleep(quiet);
+    assert_eq!(registrations(), before, "{}", all[0].output());
+    assert_eq!(raft_index(&node), index, "{}", tail(&agent.output(), 20));
 
+    // The agent merges the entry into each proxy that it has, and writes that to the
+    // catalog: it does so whoever has registered the proxy, and asks nobody.
     let looks = count("GET_v1_agent_service");
+    let synced = || agent.output().matches("Synced service").count() as u64;
+    let synced_before = synced();
     let config = json!({"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "tcp"}});
     node.put("/v1/config", Some(&config)).unwrap();
     // All hear of it: the agent has merged it into their entries.
-    let told = looks + u32::try_from(TOLD).unwrap();
+    let told = looks + u32::try_from(sidecars).unwrap();
     until_within(PATIENCE, "all to look again", || count("GET_v1_agent_service") >= told).unwrap();
+    let by_agent = || synced() - synced_before;
+    until_within(PATIENCE, "the agent to write", || by_agent() >= sidecars as u64).unwrap();
     std::thread::sleep(REST);
-    assert_eq!(registrations(), before);
-    // Up to 42 writes were seen for 20 sidecars, without one registration: they
-    // look like the agent's own, for virtual addresses and merged configuration.
-    // Were each pod registered again, there would be at least two more for each.
+    assert_eq!(registrations(), before, "{}", all[0].output());
     let written = raft_index(&node) - index;
-    assert!(written < 3 * TOLD as u64, "{written} writes");
+    println!(
+        "{sidecars} sidecars, {quiet:?}: no write; then {written} for one of proxy-defaults, {} by the agent",
+        by_agent()
+    );
+    assert_eq!(written, 1 + by_agent(), "{}", tail(&agent.output(), 2 * sidecars));
+    assert_eq!(by_agent(), sidecars as u64, "one for each proxy");
 }
 
 /// How long a server that has something to write takes at most.
 const REST: Duration = Duration::from_secs(5);
-
-/// For how long nothing is to happen: longer than the time between two full
-/// syncs of the agent, at which it adds what it adds.
-const QUIET: Duration = Duration::from_secs(180);
 
 /// How many writes the servers have seen.
 fn raft_index(node: &Node) -> u64 {
