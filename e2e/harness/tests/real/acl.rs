@@ -63,9 +63,10 @@ impl<'n> Pod<'n> {
 impl Pod<'_> {
     /// Starts the sidecar, with something in Envoy's place.
     fn run(&self) -> Process {
-        let args =
-            ["run", "--dir", &self.path("shared"), "--drain-timeout=1s", "--", "sleep", "1000"];
-        let args = args.map(str::to_owned);
+        // Ends with its parent, also where that is killed.
+        let envoy = ["setpriv", "--pdeathsig=KILL", "sleep", "infinity"];
+        let args = ["run", "--dir", &self.path("shared"), "--drain-timeout=1s", "--"];
+        let args: Vec<_> = args.into_iter().chain(envoy).map(str::to_owned).collect();
         self.node.start(&self.node.parts().bins.join("connect-lifecycle"), &args).unwrap()
     }
 

@@ -18,6 +18,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::bare::{Bare, await_xds};
+use crate::mesh::ROUNDS;
 
 /// Where the client reaches the service.
 const UPSTREAM: u16 = 1234;
@@ -49,7 +50,11 @@ struct Used<'n> {
 
 /// Lets a test have both pods, whose tokens live for a minute. The flags are those
 /// of `connect-init`.
-fn with_pods(parts: Option<Parts>, flags: &[&str], test: impl FnOnce(&mut Used<'_>, Process)) {
+fn with_pods(
+    parts: Option<Parts>,
+    flags: &[&str],
+    test: impl FnOnce(&mut Used<'_>, &mut Option<Process>),
+) {
     let Some(parts) = parts else { return };
     let node = Node::new(parts).unwrap();
     let (acls, agent) = Acls::start(&node).unwrap();
@@ -65,8 +70,8 @@ fn with_pods(parts: Option<Parts>, flags: &[&str], test: impl FnOnce(&mut Used<'
     let pods = [("api:8080", "10.97.0.1"), ("web:8080", "10.97.0.2")].map(|(service, ip)| {
         let account = &service[..3];
         let bearer = folder.join(account);
-        let text = acls.bearer_token(account, 24 * 3600).unwrap();
-        harness::process::write(&bearer, &text).unwrap();
+        let token = acls.bearer_token(account, 24 * 3600).unwrap();
+        harness::process::write(&bearer, &token).unwrap();
         let flags = [
             "--http-addr=http://10.99.0.1:8500".to_owned(),
             "--grpc-addr=10.99.0.1:8502".to_owned(),
@@ -90,7 +95,8 @@ fn with_pods(parts: Option<Parts>, flags: &[&str], test: impl FnOnce(&mut Used<'
     }
     let mut used = used;
     until("the first answer", || used.is_answered()).unwrap_or_else(|error| used.panic(&error));
-    test(&mut used, agent);
+    let mut agent = Some(agent);
+    test(&mut used, &mut agent);
     used.end();
 }
 
@@ -114,14 +120,17 @@ impl Used<'_> {
         intend(self.acls, "deny");
         until("the deny", || !self.is_answered()).unwrap_or_else(|error| self.panic(&error));
         intend(self.acls, "allow");
-        until("the allow", || self.is_answered()).unwrap_or_else(|error| self.panic(&error));
+        // Connections in Envoys' pools hear of it one by one.
+        let every_time = || (0..ROUNDS).all(|_| self.is_answered());
+        until("the allow", every_time).unwrap_or_else(|error| self.panic(&error));
     }
 
     /// Whether each Envoy has its stream.
     fn are_connected(&self) -> bool {
         ADMIN.iter().all(|port| {
             let url = format!("http://127.0.0.1:{port}/stats?filter=connected_state");
-            run("curl", &["-s", &url]).is_ok_and(|stats| stats.contains("connected_state: 1"))
+            let stats = self.node.request(Method::GET, &url, None).unwrap_or_default();
+            stats.to_string().contains("connected_state: 1")
         })
     }
 
@@ -282,16 +291,15 @@ fn pods_stay_ready_and_used_while_the_agent_is_away() {
     with_pods(Parts::find_or_skip(), &[KNOWN], |used, agent| {
         used.assert_ready("before");
         let settings = used.acls.server_settings();
-        let mut back = None;
         let tally = used.under_traffic(|| {
-            drop(agent);
+            *agent = None;
             stays_ready(used, "while the agent is away");
-            used.node.kill_server();
-            back = Some(used.node.spawn_agent(&settings).unwrap());
-            stays_ready(used, "while the agent has no servers");
         });
-        let _agent = back;
         assert_eq!(tally.failures, Vec::<String>::new());
+        // An agent that starts without its servers tells Envoy of no endpoint.
+        used.node.kill_server();
+        *agent = Some(used.node.spawn_agent(&settings).unwrap());
+        stays_ready(used, "while the agent has no servers");
         used.node.start_server_with(&settings).unwrap();
         comes_back(used);
     });
