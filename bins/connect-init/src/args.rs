@@ -245,4 +245,9 @@ mod tests {
             assert!(parse_object(text).unwrap_err().contains("a JSON object"), "{text}");
         }
     }
+
+    #[test]
+    fn manual_and_completions_say_what_help_says() {
+        assert_eq!(pages::lacking(Args::command()), Vec::<String>::new());
+    }
 }

@@ -71,10 +71,11 @@ pub(crate) async fn tell(
         requests.extend(requests_of(sidecar));
         files.extend(files_of(sidecar));
     }
-    for Finding { what, verdict, detail, hint } in &findings {
+    for found in &findings {
+        let Finding { verdict, detail, hint, .. } = found;
         let hint = hint.as_deref().unwrap_or("none");
         if matches!(verdict, Verdict::Warning | Verdict::Wrong) {
-            tracing::warn!("{what} is {}: {detail}; hint: {hint}", verdict.word());
+            tracing::warn!("{} is {}: {detail}; hint: {hint}", found.subject(), verdict.word());
         }
     }
     let findings: Vec<Value> = findings.into_iter().map(as_told).collect();
@@ -87,13 +88,22 @@ pub(crate) async fn tell(
     }))
 }
 
+/// As `connect-register status` tells it.
 fn as_told(finding: Finding) -> Value {
-    let Finding { what, verdict, detail, hint } = finding;
-    let mut told = json!({"what": what, "verdict": verdict.word(), "detail": detail});
-    if let Some(hint) = hint {
-        told["hint"] = hint.into();
-    }
-    told
+    let Finding { what, id, verdict, reason, check, detail, hint, next } = finding;
+    let reason = reason.map(|reason| reason.word().to_owned());
+    let told = [
+        ("what", Some(what.to_owned())),
+        ("id", Some(id).filter(|id| !id.is_empty())),
+        ("verdict", Some(verdict.word().to_owned())),
+        ("reason", reason),
+        ("check", Some(check).filter(|check| !check.is_empty())),
+        ("detail", Some(detail)),
+        ("hint", hint),
+        ("next", next),
+    ];
+    let told = told.into_iter().filter_map(|(key, text)| Some((key.to_owned(), text?.into())));
+    Value::Object(told.collect())
 }
 
 /// A service with its proxy as they would be registered, and the bootstrap.

@@ -192,4 +192,9 @@ mod tests {
             runtime::reference::differences(Args::command(), include_str!("../README.md"));
         assert_eq!(differences, Vec::<String>::new());
     }
+
+    #[test]
+    fn manual_and_completions_say_what_help_says() {
+        assert_eq!(pages::lacking(Args::command()), Vec::<String>::new());
+    }
 }

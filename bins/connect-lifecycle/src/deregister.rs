@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
+use envoy::Envoy;
 use runtime::{Deadline, Failure, Signals};
 
 use crate::args::DeregisterArgs;
-use crate::envoy::Envoy;
 use crate::pod::Pod;
 
 /// Takes the registration back. A signal does not cut it short: the deadline

@@ -3,13 +3,13 @@
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use envoy::Envoy;
 use nix::sys::signal::Signal;
 use runtime::Deadline;
 use tokio::time::Instant;
 
 use crate::application;
 use crate::child::Child;
-use crate::envoy::Envoy;
 
 /// How often Envoy is asked for its connections. It has no event for it.
 const AGAIN: Duration = Duration::from_millis(50);

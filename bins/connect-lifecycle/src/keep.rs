@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use consul::Agent;
 use consul::agent::{Renewed, Watch};
 use consul::answer::AgentService;
+use envoy::Envoy;
 use handoff::Record;
 use handoff::record::AgentRecord;
 use lifecycle::keep::Step;
@@ -27,7 +28,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::application::{self, Application};
-use crate::envoy::Envoy;
 use crate::pod::Pod;
 use crate::restart::Restart;
 use crate::stream::Stream;

@@ -15,7 +15,6 @@
 //! - [`wait`]: a command that runs while the proxy does, for Jobs
 //! - [`merge`]: Envoy's and the application's metrics on one page
 //! - [`child`]: a child process, and the orphans of the container
-//! - [`envoy`]: Envoy's admin interface
 
 mod application;
 mod args;
@@ -23,7 +22,6 @@ mod child;
 mod deregister;
 mod drain;
 mod end;
-mod envoy;
 mod keep;
 mod merge;
 mod pod;

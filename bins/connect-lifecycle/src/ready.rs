@@ -11,13 +11,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use consul::Agent;
+use envoy::Envoy;
 use handoff::{Handoff, Milestone, Record};
 use registration::pod::{Pair, application_id, listener_id};
 use runtime::deadline::{Cut, race};
 use runtime::{Deadline, Exit, Failure, Signals};
 
 use crate::args::ReadyArgs;
-use crate::envoy::{self, Envoy};
 
 /// Envoy needs some tens of milliseconds; nothing tells when it is done.
 const AGAIN: Duration = Duration::from_millis(20);

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
+use envoy::Envoy;
 use handoff::Handoff;
 use runtime::{Deadline, Failure, Signals, TerminationMessage};
 use serde_json::Value;
@@ -14,7 +15,6 @@ use crate::args::RunArgs;
 use crate::child::{self, Child};
 use crate::drain::{self, Busy};
 use crate::end::{self, Budget};
-use crate::envoy::Envoy;
 use crate::keep::{self, Keeper};
 use crate::merge::{Merge, Source};
 use crate::pod::Pod;

@@ -5,13 +5,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use envoy::Envoy;
 use nix::sys::signal::Signal;
 use runtime::deadline::{Cut, race};
 use runtime::{Deadline, Exit, Failure, Signals, signal};
 
 use crate::args::WaitArgs;
 use crate::child::{self, Child};
-use crate::envoy::{self, Envoy};
 use crate::ready;
 
 /// How long a sidecar is asked to end.

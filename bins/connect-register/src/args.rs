@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -181,10 +182,16 @@ pub(crate) struct StatusArgs {
     #[arg(long, value_name = "FORM", default_value = "table")]
     pub(crate) output: Rows,
 
-    /// Where Envoy is told to find xDS: whether something listens there is
-    /// tried; if absent, the port that the agent tells, on localhost
+    /// Where Envoy is told to find xDS: whether gRPC is spoken there is tried; if
+    /// absent, the port that the agent tells, on the host of --http-addr
     #[arg(long, env = "CONSUL_GRPC_ADDR", value_name = "ADDRESS")]
     pub(crate) grpc_addr: Option<GrpcAddress>,
+
+    /// Admin listeners of the Envoys that run on this machine: each is asked
+    /// whether it is connected, and has its certificate; repeat it, or separate
+    /// them by commas
+    #[arg(long, env = "CONNECT_ADMIN_BIND", value_delimiter = ',', value_name = "IP:PORT")]
+    pub(crate) admin_bind: Vec<SocketAddr>,
 
     /// The Envoy that runs, as a version or an image: it is compared with those
     /// that the agent supports
@@ -192,14 +199,24 @@ pub(crate) struct StatusArgs {
     pub(crate) envoy_version: Option<String>,
 
     #[command(flatten)]
-    pub(crate) reach: ReachArgs,
+    pub(crate) agent: AgentArgs,
+
+    /// How long the agent's services may take to be read. Nothing is asked twice
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "20s",
+        value_parser = duration::parse_length,
+        help_heading = "Consul agent"
+    )]
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CompletionsArgs {
     /// The shell
     #[arg(value_name = "SHELL")]
-    pub(crate) shell: clap_complete::Shell,
+    pub(crate) shell: pages::Shell,
 }
 
 #[derive(Debug, clap::Args)]
@@ -286,5 +303,10 @@ mod tests {
         let differences =
             runtime::reference::differences(Args::command(), include_str!("../README.md"));
         assert_eq!(differences, Vec::<String>::new());
+    }
+
+    #[test]
+    fn manual_and_completions_say_what_help_says() {
+        assert_eq!(pages::lacking(Args::command()), Vec::<String>::new());
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use consul::Agent;
 use consul::answer::{AgentCheck, AgentService};
 use consul::grpc::Cas;
-use doctor::{Finding, Patient, examine, examine_peer, judge_service};
+use doctor::{Finding, Patient, Reason, Registered, Verdict};
 use registration::Upstream;
 use registration::service::Kind;
 use registration::upstream::DestinationType;
@@ -14,17 +14,18 @@ use runtime::deadline::{Cut, Deadline, race};
 use runtime::{Exit, Failure, Signals};
 use serde_json::{Value, json};
 
-use crate::agent::{ask, cut_short};
+use crate::agent::cut_short;
 use crate::args::StatusArgs;
 use crate::catalog;
 use crate::output::{self, Rows};
 
-/// Shows what is registered with the agent.
+/// Shows what is registered with the agent. Each question is asked once: whoever
+/// looks for a fault is not to wait for one that is away.
 pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Failure> {
-    let StatusArgs { ids, output, grpc_addr, envoy_version, reach } = args;
-    let agent = reach.agent.agent(None)?;
-    let deadline = Deadline::after(reach.timeout);
-    let looked = match race(deadline, &mut signals, look(&agent, &ids, deadline)).await {
+    let StatusArgs { ids, output, grpc_addr, envoy_version, admin_bind, timeout, agent } = args;
+    let agent = agent.agent(None)?;
+    let deadline = Deadline::after(timeout);
+    let looked = match race(deadline, &mut signals, look(&agent, &ids)).await {
         Ok(found) => found,
         Err(cut @ Cut::Signal(_)) => return Err(cut_short(cut, &agent, deadline)),
         Err(cut) => Err(cut_short(cut, &agent, deadline)),
@@ -39,48 +40,80 @@ pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Fa
         envoy: envoy_version.as_deref(),
         auth_method: None,
     };
-    let examined = race(Deadline::after(EXAMINATION), &mut signals, examine(patient)).await;
-    let mut findings = examined.map_err(|cut| cut_short(cut, &agent, deadline))?;
-    let rows = looked.as_ref().map(|(rows, _)| rows.as_slice()).unwrap_or_default();
-    findings.extend(rows.iter().map(|row| judge_service(&row.service.id, &row.checks)));
-    let upstreams = rows.iter().flat_map(|row| &row.upstreams);
-    let peers: BTreeSet<&str> =
-        upstreams.map(|row| row.upstream.destination_peer.as_str()).collect();
-    for peer in peers.into_iter().filter(|peer| !peer.is_empty()) {
-        findings.extend(examine_peer(&agent, peer).await);
-    }
-    match output {
-        Rows::Json => {
-            let services: Vec<Value> = rows.iter().map(Row::to_json).collect();
-            let services = looked.is_ok().then_some(services);
+    let examined = async {
+        let mut findings = doctor::examine(patient).await;
+        if let Ok(looked) = &looked {
+            findings.extend(examine(&agent, looked).await);
+        }
+        let services = looked.as_ref().ok().map(|looked| &looked.services);
+        for admin in admin_bind {
+            findings.push(doctor::examine_envoy(admin, services).await);
+        }
+        findings
+    };
+    let examined = race(Deadline::after(EXAMINATION), &mut signals, examined).await;
+    let findings = examined.map_err(|cut| cut_short(cut, &agent, deadline))?;
+    match (output, &looked) {
+        (Rows::Json, looked) => {
+            let services = looked
+                .as_ref()
+                .ok()
+                .map(|looked| looked.rows.iter().map(Row::to_json).collect::<Vec<Value>>());
             output::print_json(&json!({"services": services, "diagnosis": findings}))?;
         }
-        Rows::Table if looked.is_ok() => {
-            let lines = table(rows).into_iter().chain([String::new()]);
+        (Rows::Table, Ok(looked)) => {
+            let lines = table(&looked.rows).into_iter().chain([String::new()]);
             output::print(lines.chain(findings_table(&findings)))?;
         }
-        Rows::Table => output::print(findings_table(&findings))?,
+        (Rows::Table, Err(_)) => output::print(findings_table(&findings))?,
     }
-    let (_, unknown) = looked?;
+    let Looked { unknown, .. } = looked?;
     if unknown.is_empty() {
         return Ok(());
     }
+    for id in &unknown {
+        catalog::say_where_else(&agent, id, None).await;
+    }
     let address = &agent.config().address;
     let ids: Vec<String> = unknown.iter().map(|id| format!("`{id}`")).collect();
-    Err(Failure::new(
+    let failure = Failure::new(
         Exit::Failure,
         format_args!("not registered with the Consul agent at {address}: {}", ids.join(", ")),
-    )
-    .hint("an id is not a name: status without ids shows all that the agent has"))
+    );
+    let reasons = [Reason::TokenMissing, Reason::TokenUnknown];
+    let lacks_token =
+        findings.iter().filter_map(|found| found.reason).any(|it| reasons.contains(&it));
+    Err(failure.hint(if lacks_token {
+        "ACLs are on: services that the token may not read are not shown; give --token-file (CONSUL_HTTP_TOKEN_FILE)"
+    } else {
+        "an id is not a name: status without ids shows all that the agent has"
+    }))
 }
 
 /// How long the doctor may take: some questions, each with a patience of its own.
-const EXAMINATION: Duration = Duration::from_secs(20);
+const EXAMINATION: Duration = Duration::from_secs(30);
+
+/// How long the agent may take for one answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the catalog is asked about upstreams; what is left then is unknown.
+const UPSTREAMS: Duration = Duration::from_secs(10);
+
+/// What the agent has.
+struct Looked<'i> {
+    services: BTreeMap<String, AgentService>,
+    /// None: the agent does not tell.
+    checks: Result<BTreeMap<String, AgentCheck>, consul::Error>,
+    rows: Vec<Row>,
+    /// Ids that the agent does not have.
+    unknown: Vec<&'i str>,
+}
 
 /// A service, and what belongs to it.
 struct Row {
     service: AgentService,
-    checks: Vec<AgentCheck>,
+    /// None: the agent does not tell.
+    checks: Option<Vec<AgentCheck>>,
     /// The id of its sidecar.
     sidecar: Option<String>,
     upstreams: Vec<UpstreamRow>,
@@ -92,39 +125,70 @@ struct UpstreamRow {
     healthy: Option<usize>,
 }
 
-/// The rows, and those of the ids that the agent does not have.
-async fn look<'i>(
-    agent: &Agent,
-    ids: &'i [String],
-    deadline: Deadline,
-) -> Result<(Vec<Row>, Vec<&'i str>), Failure> {
-    let services = ask(agent, deadline, || agent.services()).await?;
-    let checks = ask(agent, deadline, || agent.checks()).await?;
+/// What the agent has, of these ids if there are any.
+async fn look<'i>(agent: &Agent, ids: &'i [String]) -> Result<Looked<'i>, Failure> {
+    let agent = &agent.within(PATIENCE);
+    let services = agent.services().await?;
+    let checks = agent.checks().await;
     let mut rows = Vec::new();
+    let upstreams_until = Deadline::after(UPSTREAMS);
     for (id, service) in &services {
         if !ids.is_empty() && !ids.contains(id) {
             continue;
         }
-        let of_it = checks.values().filter(|check| check.service_id == *id);
-        let sidecar = sidecar_of(service, &services);
+        let of_it = checks.as_ref().ok().map(|checks| {
+            checks.values().filter(|check| check.service_id == *id).cloned().collect()
+        });
         let mut upstreams = Vec::new();
         for upstream in service.proxy.iter().flat_map(|proxy| &proxy.upstreams) {
-            let healthy = healthy(agent, upstream).await;
+            let healthy = if upstreams_until.left().is_zero() {
+                None
+            } else {
+                healthy(agent, upstream).await
+            };
             upstreams.push(UpstreamRow { upstream: upstream.clone(), healthy });
         }
         rows.push(Row {
-            checks: of_it.cloned().collect(),
-            sidecar,
+            checks: of_it,
+            sidecar: sidecar_of(service, &services),
             upstreams,
             service: service.clone(),
         });
     }
     let unknown = ids.iter().filter(|id| !services.contains_key(*id));
-    let unknown: Vec<&str> = unknown.map(String::as_str).collect();
-    for id in &unknown {
-        catalog::say_where_else(agent, id, None).await;
+    let unknown = unknown.map(String::as_str).collect();
+    Ok(Looked { services, checks, rows, unknown })
+}
+
+/// What is to be said of the services, and of what their upstreams name.
+async fn examine(agent: &Agent, looked: &Looked<'_>) -> Vec<Finding> {
+    let Looked { services, checks, rows, .. } = looked;
+    let node = catalog::node(&agent.within(PATIENCE)).await;
+    let mut findings = Vec::new();
+    match checks {
+        Ok(checks) => findings.extend(doctor::judge_node_checks(checks.values())),
+        Err(error) => findings.push(doctor::unknown_checks(error)),
     }
-    Ok((rows, unknown))
+    for Row { service, checks, upstreams, .. } in rows {
+        if let Some(checks) = checks {
+            let node = node.as_deref();
+            let registered = Registered { service, checks, all: Some(services), node };
+            findings.push(doctor::judge_service(registered));
+        }
+        findings.extend(upstreams.iter().filter_map(|UpstreamRow { upstream, healthy }| {
+            doctor::judge_upstream(agent, &service.id, upstream, *healthy)
+        }));
+    }
+    let upstreams = || rows.iter().flat_map(|row| &row.upstreams).map(|row| &row.upstream);
+    let datacenters: BTreeSet<&str> = upstreams().map(|it| it.datacenter.as_str()).collect();
+    for datacenter in datacenters.into_iter().filter(|name| !name.is_empty()) {
+        findings.push(doctor::examine_datacenter(agent, datacenter).await);
+    }
+    let peers: BTreeSet<&str> = upstreams().map(|it| it.destination_peer.as_str()).collect();
+    for peer in peers.into_iter().filter(|name| !name.is_empty()) {
+        findings.push(doctor::examine_peer(agent, peer).await);
+    }
+    findings
 }
 
 fn sidecar_of(service: &AgentService, services: &BTreeMap<String, AgentService>) -> Option<String> {
@@ -169,8 +233,9 @@ impl Row {
 
     /// The worst first, which counts.
     fn checks(&self) -> String {
+        let Some(checks) = &self.checks else { return "?".to_owned() };
         let counted = ["critical", "warning", "passing"].map(|status| {
-            let count = self.checks.iter().filter(|check| check.status == status).count();
+            let count = checks.iter().filter(|check| check.status == status).count();
             (count > 0).then(|| format!("{count} {status}"))
         });
         counted.into_iter().flatten().collect::<Vec<_>>().join(", ")
@@ -190,8 +255,12 @@ impl Row {
     }
 
     fn to_json(&self) -> Value {
-        let checks = self.checks.iter().map(|AgentCheck { check_id, name, status, .. }| {
-            json!({"id": check_id, "name": name, "status": status})
+        let checks = self.checks.as_ref().map(|checks| {
+            let checks = checks.iter().map(|check| {
+                let AgentCheck { check_id, name, status, kind, output, .. } = check;
+                json!({"id": check_id, "name": name, "type": kind, "status": status, "output": output})
+            });
+            checks.collect::<Vec<_>>()
         });
         let upstreams = self.upstreams.iter().map(|UpstreamRow { upstream, healthy }| {
             json!({
@@ -209,7 +278,7 @@ impl Row {
             "kind": self.kind(),
             "address": address,
             "port": port,
-            "checks": checks.collect::<Vec<_>>(),
+            "checks": checks,
             "sidecar": self.sidecar,
             "upstreams": upstreams.collect::<Vec<_>>(),
         })
@@ -247,13 +316,95 @@ fn table(rows: &[Row]) -> Vec<String> {
     shown.collect()
 }
 
-/// What was found, a line each, with what to do below it.
+/// What was found, a line each, with what to do below it. Services that are as
+/// they should be share a line.
 fn findings_table(findings: &[Finding]) -> Vec<String> {
-    let width = findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or(0);
+    let is_well = |found: &&Finding| found.what == "service" && found.verdict == Verdict::Ok;
+    let well = findings.iter().filter(is_well).count();
+    let subjects = findings.iter().filter(|found| !is_well(found)).map(Finding::subject);
+    let services = (well > 0).then(|| "services".to_owned());
+    let width = subjects.chain(services).map(|what| what.chars().count());
+    let width = width.filter(|width| *width <= WIDEST).max().unwrap_or(0);
+    let line =
+        |what: &str, verdict: &str, detail: &str| format!("{what:<width$}  {verdict:<7}  {detail}");
     let mut lines = Vec::new();
-    for Finding { what, verdict, detail, hint } in findings {
-        lines.push(format!("{what:<width$}  {:<7}  {detail}", verdict.word()));
-        lines.extend(hint.iter().map(|hint| format!("{:<width$}  {:<7}  hint: {hint}", "", "")));
+    let mut is_well_told = false;
+    for found in findings {
+        if is_well(&found) {
+            if !is_well_told {
+                let of = findings.iter().filter(|found| found.what == "service").count();
+                let detail = format!("{well} of {of} registered as they should be");
+                lines.push(line("services", Verdict::Ok.word(), &detail));
+            }
+            is_well_told = true;
+            continue;
+        }
+        lines.push(line(&found.subject(), found.verdict.word(), &found.detail));
+        for (what, text) in [("hint", &found.hint), ("next", &found.next)] {
+            lines.extend(text.iter().map(|text| line("", "", &format!("{what}: {text}"))));
+        }
     }
     lines
+}
+
+/// The column of what was looked at is no wider than that, whatever the ids are.
+const WIDEST: usize = 40;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use registration::Proxy;
+
+    use super::*;
+
+    const README: &str = include_str!("../README.md");
+
+    /// The fields that a row of the README's reference lists.
+    fn documented(row: &str) -> BTreeSet<String> {
+        let start = README.find(&format!("\n| `{row}` | ")).expect("the README has that row");
+        let text = README[start..].lines().nth(1).unwrap_or_default();
+        let fields = text.split('`').skip(3).step_by(2);
+        fields.filter(|field| *field != "null").map(str::to_owned).collect()
+    }
+
+    fn keys(value: &Value) -> BTreeSet<String> {
+        value.as_object().expect("an object").keys().cloned().collect()
+    }
+
+    #[test]
+    fn the_readme_has_every_field_of_the_json() {
+        let upstream = UpstreamRow { upstream: Upstream::default(), healthy: None };
+        let proxy = Some(Proxy::default());
+        let row = Row {
+            service: AgentService { proxy, ..AgentService::default() },
+            checks: Some(vec![AgentCheck::default()]),
+            sidecar: None,
+            upstreams: vec![upstream],
+        };
+        let row = row.to_json();
+        assert_eq!(keys(&row), documented("services"));
+        assert_eq!(keys(&row["checks"][0]), documented("services[].checks"));
+        assert_eq!(keys(&row["upstreams"][0]), documented("services[].upstreams"));
+        let found = Finding {
+            what: "service",
+            id: "web".to_owned(),
+            verdict: Verdict::Wrong,
+            reason: Some(Reason::NoProxy),
+            check: "c".to_owned(),
+            detail: "d".to_owned(),
+            hint: Some("h".to_owned()),
+            next: Some("n".to_owned()),
+        };
+        for field in keys(&serde_json::to_value(found).unwrap()) {
+            assert!(README.contains(&format!("\n| `{field}` | ")), "the README lacks {field}");
+        }
+    }
+
+    #[test]
+    fn the_readme_has_every_reason() {
+        for reason in Reason::ALL {
+            assert!(README.contains(&format!("`{}`", reason.word())), "{reason:?}");
+        }
+    }
 }

@@ -19,12 +19,14 @@ use reqwest::tls::TlsInfo;
 use reqwest::{Method, Response};
 use runtime::Failure;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::address::Address;
-use crate::answer::{AgentCheck, AgentSelf, AgentService, CatalogService, HealthyInstance, Roots};
+use crate::answer::{
+    AgentCheck, AgentSelf, AgentService, CatalogService, HealthyInstance, PeerState, Roots,
+};
 use crate::error::{Cause, Error, Request};
 use crate::http::client;
 use crate::tls::TlsFiles;
@@ -367,18 +369,29 @@ impl Agent {
         Ok(Leader { address, certificate: shown.and_then(|shown| certificate::validity(&shown)) })
     }
 
-    /// Whether the servers are peered with that cluster. With ACLs on, it requires
-    /// `peering:read`.
-    pub async fn has_peer(&self, name: &str) -> Result<bool, Error> {
-        match self.call(Method::GET, &format!("/v1/peering/{}", segment(name))).done().await {
-            Ok(()) => Ok(true),
+    /// How it stands with a peer; none if the servers have no such peer. With ACLs
+    /// on, it requires `peering:read`.
+    pub async fn peer(&self, name: &str) -> Result<Option<PeerState>, Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(rename_all = "PascalCase", default)]
+        struct Peering {
+            state: PeerState,
+        }
+        let path = format!("/v1/peering/{}", segment(name));
+        match self.call(Method::GET, &path).answer::<Peering>().await {
+            Ok(Peering { state }) => Ok(Some(state)),
             Err(Error { cause: Cause::NotFound(words), .. })
                 if words.starts_with("Peering not found") =>
             {
-                Ok(false)
+                Ok(None)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The datacenters that the servers know. It takes no token.
+    pub async fn datacenters(&self) -> Result<Vec<String>, Error> {
+        self.call(Method::GET, "/v1/catalog/datacenters").answer().await
     }
 
     /// The roots of Connect's CA. It takes no token.

@@ -65,6 +65,33 @@ pub struct AgentCheck {
     pub service_id: String,
     /// What was said when it was last looked at.
     pub output: String,
+    /// `tcp`, `http`, `ttl`, `alias` and so on.
+    #[serde(rename = "Type")]
+    pub kind: String,
+}
+
+/// How it stands with a peer.
+///
+/// Source: Consul's "Cluster Peering - HTTP API" page, "Read a Peering".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum PeerState {
+    /// A token was made, and nobody has used it.
+    Pending,
+    /// The token is being used.
+    Establishing,
+    /// Both sides are connected.
+    Active,
+    /// They were, and are not.
+    Failing,
+    /// It is being deleted.
+    Deleting,
+    /// The other side has deleted it.
+    Terminated,
+    /// A state that this program does not know.
+    #[default]
+    #[serde(other)]
+    Other,
 }
 
 /// The roots of Connect's CA.

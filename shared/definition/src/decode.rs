@@ -114,8 +114,9 @@ fn is_bare_service(root: &Node) -> bool {
 
 fn service(reader: &mut Reader, at: &At<'_>) -> Decoded {
     let (service, token) = reader.object(at, |o| {
+        o.explain_unknown(in_a_service);
         let service = Service {
-            kind: o.read("kind", |reader, at| reader.one_of(at, &KINDS)),
+            kind: o.read("kind", kind),
             id: o.read("id", Reader::text),
             name: o.read("name", Reader::text),
             tags: o.read("tags", Reader::texts),
@@ -155,6 +156,25 @@ fn service(reader: &mut Reader, at: &At<'_>) -> Decoded {
         newer: std::mem::take(&mut reader.newer),
     }
 }
+
+fn kind(reader: &mut Reader, at: &At<'_>) -> Kind {
+    if matches!(&at.node.value, Value::Text(text) if text == INFERENCE) {
+        reader.report(at, ENTERPRISE_AI);
+        return Kind::default();
+    }
+    reader.one_of(at, &KINDS)
+}
+
+/// What to do with a key of a service that is known and not accepted.
+fn in_a_service(key: &str) -> Option<String> {
+    key.eq_ignore_ascii_case("ai").then(|| ENTERPRISE_AI.to_owned())
+}
+
+const INFERENCE: &str = "inference-gateway";
+
+/// Source: Consul's "AI Inference Gateway" page, which has it from 2.1 on.
+const ENTERPRISE_AI: &str = "not accepted: the AI gateway is part of Consul Enterprise 2.1 and \
+     newer, and has no public API types; register this service with `consul services register`";
 
 fn named_ports(reader: &mut Reader, at: &At<'_>) -> Vec<NamedPort> {
     let ports = reader.list(at, |reader, at| {

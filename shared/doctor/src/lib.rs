@@ -10,45 +10,28 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bootstrap::GrpcAddress;
 use certificate::{Validity, rfc3339};
 use consul::agent::Leader;
-use consul::answer::{AgentCheck, AgentSelf, Roots};
+use consul::answer::{AgentSelf, Roots};
 use consul::envoy_version::{limits_of, misfit, release};
 use consul::error::{Cause, Error};
 use consul::grpc::{Cas, Choice, Served, Source, choose};
 use consul::tls::NameCheck;
 use consul::{Address, Agent, TlsFiles};
-use serde::Serialize;
 
+use crate::finding::{reason_of, word};
 use crate::handshake::{Trouble, greet};
 
+pub use federation::{examine_datacenter, examine_peer};
+pub use finding::{Finding, Reason, Verdict};
+pub use proxy::examine_envoy;
+pub use service::{
+    Registered, examine_service, judge_node_checks, judge_service, judge_upstream, unknown_checks,
+};
+
+mod federation;
+mod finding;
 mod handshake;
-
-/// What to think of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// As it should be.
-    Ok,
-    /// It works, or may, but not as it should.
-    Warning,
-    /// It can't work.
-    Wrong,
-    /// It could not be asked.
-    Unknown,
-}
-
-/// What was found, and what to do about it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// What was looked at.
-    pub what: String,
-    /// What to think of it.
-    pub verdict: Verdict,
-    /// What was seen.
-    pub detail: String,
-    /// What to do next, unless all is well.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-}
+mod proxy;
+mod service;
 
 /// Who is examined, and for what.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +50,7 @@ pub struct Patient<'a> {
     pub auth_method: Option<&'a str>,
 }
 
-/// How long an answer may take. A doctor does not wait for a patient.
+/// How long an answer may take. Diagnostics must stay quick when the agent hangs.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A certificate is renewed long before that is left of it.
@@ -97,127 +80,99 @@ pub async fn examine(patient: Patient<'_>) -> Vec<Finding> {
     findings
 }
 
-/// The registered state of a service, as the agent answers. That it is not
-/// registered is no mistake by itself.
-pub async fn examine_service(agent: &Agent, id: &str) -> Finding {
-    let agent = &agent.within(PATIENCE);
-    let what = format!("service {id}");
-    let unknown = |error: Error| {
-        Finding::new(&what, Verdict::Unknown, error.cause.to_string()).hint(error.hint())
-    };
-    match agent.service(id, None).await {
-        Err(error) => return unknown(error),
-        Ok(None) => return Finding::new(&what, Verdict::Ok, "not registered yet"),
-        Ok(Some(_)) => {}
-    }
-    match agent.checks().await {
-        Err(error) => unknown(error),
-        Ok(checks) => {
-            let checks: Vec<AgentCheck> =
-                checks.into_values().filter(|check| check.service_id == id).collect();
-            judge_service(id, &checks)
-        }
-    }
-}
-
-/// Whether a peer that an upstream names exists; none if it does, or if the agent
-/// does not tell.
-pub async fn examine_peer(agent: &Agent, peer: &str) -> Option<Finding> {
-    match agent.within(PATIENCE).has_peer(peer).await {
-        Ok(false) => Some(
-            Finding::new(
-                &format!("peer {peer}"),
-                Verdict::Warning,
-                "an upstream names it, but the servers have no such peer",
-            )
-            .hint("compare `consul peering list`"),
-        ),
-        Ok(true) | Err(_) => None,
-    }
-}
-
-/// The state of a registered service, by its checks.
-pub fn judge_service(id: &str, checks: &[AgentCheck]) -> Finding {
-    let what = format!("service {id}");
-    let worst = checks.iter().filter(|check| check.status != "passing");
-    // The first of the worst: what fails first explains the others.
-    let Some(worst) = worst.min_by_key(|check| check.status != "critical") else {
-        let count = checks.len();
-        return Finding::new(&what, Verdict::Ok, format!("registered, {count} checks passing"));
-    };
-    let AgentCheck { name, status, output, .. } = worst;
-    let output = output.lines().next().unwrap_or_default();
-    let said = if output.is_empty() { String::new() } else { format!(": {output}") };
-    let hint = match name.as_str() {
-        "Pod Lease" => {
-            "connect-lifecycle renews it for as long as it runs in the pod: see the log of the sidecar container"
-        }
-        "Application Listening" => {
-            "nothing listens on the service's port in the pod: see the application's log, and the port in the registration"
-        }
-        "Proxy Public Listener" => {
-            "Envoy does not listen: see its log, whether xDS (gRPC) is reached from the pod, and whether Envoy rejected the listener (`listener_manager.lds.update_rejected` at its admin listener)"
-        }
-        "Destination Alias" => {
-            "the service that the proxy stands for is not passing: see its checks"
-        }
-        _ => "no traffic is sent to it until the check passes",
-    };
-    Finding::new(&what, Verdict::Warning, format!("registered; `{name}` is {status}{said}"))
-        .hint(hint)
-}
-
 fn judge_agent(address: &Address, leader: &Result<Leader, Error>) -> Finding {
     let what = "agent";
     match leader {
         Ok(Leader { address: leader, .. }) if leader.is_empty() => Finding::new(
             what,
             Verdict::Warning,
+            Reason::NoLeader,
             format!("{address} answers, but its servers have no leader"),
         )
-        .hint("registrations take seconds or fail until they have one: check the servers"),
-        Ok(Leader { address: leader, .. }) => Finding::new(
-            what,
-            Verdict::Ok,
-            format!("{address} answers; its servers' leader is {leader}"),
-        ),
+        .hint("registrations take seconds or fail until they have one: check the servers")
+        .next("consul operator raft list-peers -stale"),
+        Ok(Leader { address: leader, .. }) => {
+            Finding::ok(what, format!("{address} answers; its servers' leader is {leader}"))
+        }
         Err(error) => {
-            let verdict = if error.is_no_answer() { Verdict::Wrong } else { Verdict::Warning };
-            Finding::new(what, verdict, format!("{address}: {}", error.cause)).hint(error.hint())
+            let (verdict, reason) = if error.is_no_answer() {
+                (Verdict::Wrong, Reason::NoAgent)
+            } else {
+                (Verdict::Warning, Reason::AgentError)
+            };
+            Finding::new(what, verdict, reason, format!("{address}: {}", error.cause))
+                .hint(error.hint())
+                .next(look_at(address))
         }
     }
 }
 
+/// How to look at an agent that does not answer: on its own machine, whether it
+/// runs; from another, whether it is reached.
+fn look_at(address: &Address) -> String {
+    match address {
+        Address::Unix(_) => "systemctl status consul".to_owned(),
+        Address::Url(url) if is_here(url.host_str().unwrap_or_default()) => {
+            "systemctl status consul".to_owned()
+        }
+        Address::Url(_) => {
+            format!("curl --verbose {}", word(&format!("{address}/v1/status/leader")))
+        }
+    }
+}
+
+fn is_here(host: &str) -> bool {
+    let ip = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+}
+
 fn judge_tls(address: &Address, leader: &Result<Leader, Error>, now: i64) -> Finding {
     let what = "TLS";
+    let look = match address {
+        Address::Url(url) => show_certificate(
+            url.host_str().unwrap_or_default(),
+            url.port_or_known_default().unwrap_or_default(),
+        ),
+        Address::Unix(_) => String::new(),
+    };
     match (address, leader) {
         (_, Err(error @ Error { cause: Cause::Tls(words), .. })) => {
-            Finding::new(what, Verdict::Wrong, words).hint(error.hint())
+            Finding::new(what, Verdict::Wrong, Reason::TlsFailed, words)
+                .hint(error.hint())
+                .next(look)
         }
         (Address::Url(url), _) if url.scheme() != "https" => {
-            Finding::new(what, Verdict::Ok, "not used: the address is http://")
+            Finding::ok(what, "not used: the address is http://")
         }
-        (Address::Unix(_), _) => {
-            Finding::new(what, Verdict::Ok, "not used: the address is a socket")
-        }
+        (Address::Unix(_), _) => Finding::ok(what, "not used: the address is a socket"),
         (_, Ok(Leader { certificate: Some(Validity { not_after, .. }), .. }))
             if not_after - now < SOON =>
         {
             Finding::new(
                 what,
                 Verdict::Warning,
+                Reason::CertificateEnds,
                 format!("the agent's certificate is good, but ends {}", rfc3339(*not_after)),
             )
             .hint("renew it: connections fail from then on")
+            .next(look)
         }
-        (_, Ok(Leader { certificate: Some(Validity { not_after, .. }), .. })) => Finding::new(
+        (_, Ok(Leader { certificate: Some(Validity { not_after, .. }), .. })) => Finding::ok(
             what,
-            Verdict::Ok,
             format!("the agent's certificate is by the given CA, and ends {}", rfc3339(*not_after)),
         ),
-        (_, Ok(_)) => Finding::new(what, Verdict::Ok, "the agent's certificate is by the given CA"),
-        (_, Err(error)) => Finding::new(what, Verdict::Unknown, error.cause.to_string()),
+        (_, Ok(_)) => Finding::ok(what, "the agent's certificate is by the given CA"),
+        (_, Err(error)) => {
+            Finding::new(what, Verdict::Unknown, reason_of(error), error.cause.to_string())
+                .hint("what is to be said of the agent comes first")
+                .next(look_at(address))
+        }
     }
+}
+
+/// Shows the certificate of what listens there.
+fn show_certificate(host: &str, port: u16) -> String {
+    format!("openssl s_client -connect {}:{port} -showcerts </dev/null", word(host))
 }
 
 fn judge_token(has_token: bool, auth_method: Option<&str>, known: &Result<bool, Error>) -> Finding {
@@ -225,32 +180,51 @@ fn judge_token(has_token: bool, auth_method: Option<&str>, known: &Result<bool, 
     let given = if has_token { "the ACL token" } else { "no ACL token" };
     match (known, auth_method) {
         (Err(Error { cause: Cause::Refusal(401, _), .. }), None) if has_token => {
-            Finding::new(what, Verdict::Ok, "given, and not needed: ACLs are off on the agent")
+            Finding::ok(what, "given, and not needed: ACLs are off on the agent")
         }
         (Err(Error { cause: Cause::Refusal(401, _), .. }), None) => {
-            Finding::new(what, Verdict::Ok, "none, and none is needed: ACLs are off on the agent")
+            Finding::ok(what, "none, and none is needed: ACLs are off on the agent")
         }
-        (Err(Error { cause: Cause::Refusal(401, _), .. }), Some(method)) => {
-            Finding::new(what, Verdict::Wrong, format!("a login with auth method `{method}`, but ACLs are off on the agent"))
-                .hint("leave --acl-auth-method away")
-        }
-        (Ok(true), _) if has_token => Finding::new(what, Verdict::Ok, "the servers know the ACL token"),
-        (_, Some(method)) if !has_token => {
-            Finding::new(what, Verdict::Unknown, format!("to be had by a login with auth method `{method}`, which is not made here"))
-                .hint("what needs a token can't be asked until then")
-        }
-        (Ok(false), _) if has_token => {
-            Finding::new(what, Verdict::Wrong, "the servers do not know the ACL token")
-                .hint("it was deleted, or is of another datacenter; with a login, connect-init has another one made")
-        }
-        (Ok(_) | Err(Error { cause: Cause::Denied(_), .. }), _) if !has_token => {
-            Finding::new(what, Verdict::Warning, "none, but ACLs are on at the agent")
-                .hint("give --token-file (CONSUL_HTTP_TOKEN_FILE): registering needs service:write, unless the anonymous token has it")
-        }
+        (Err(Error { cause: Cause::Refusal(401, _), .. }), Some(method)) => Finding::new(
+            what,
+            Verdict::Wrong,
+            Reason::AclsOff,
+            format!("a login with auth method `{method}`, but ACLs are off on the agent"),
+        )
+        .hint("leave --acl-auth-method away, or turn ACLs on")
+        .next("consul acl auth-method list"),
+        (Ok(true), _) if has_token => Finding::ok(what, "the servers know the ACL token"),
+        (_, Some(method)) if !has_token => Finding::new(
+            what,
+            Verdict::Unknown,
+            Reason::NotAsked,
+            format!("to be had by a login with auth method `{method}`, which is not made here"),
+        )
+        .hint("what needs a token can't be asked until then")
+        .next(format!("consul acl auth-method read -name {}", word(method))),
+        (Ok(false), _) if has_token => Finding::new(
+            what,
+            Verdict::Wrong,
+            Reason::TokenUnknown,
+            "the servers do not know the ACL token",
+        )
+        .hint("it has expired, was deleted, or is of another datacenter: give another one. With a login, connect-init gets one itself")
+        .next("consul acl token read -self"),
+        (Ok(_) | Err(Error { cause: Cause::Denied(_), .. }), _) if !has_token => Finding::new(
+            what,
+            Verdict::Warning,
+            Reason::TokenMissing,
+            "none, but ACLs are on at the agent",
+        )
+        .hint("registering needs service:write, unless the anonymous token has it; services that the anonymous token may not read are not shown")
+        .next("export CONSUL_HTTP_TOKEN_FILE=FILE"),
         (Err(error), _) => {
-            Finding::new(what, Verdict::Unknown, format!("{given}: {}", error.cause)).hint(error.hint())
+            let detail = format!("{given}: {}", error.cause);
+            Finding { detail, ..Finding::unknown(what, error) }
         }
-        (Ok(_), _) => Finding::new(what, Verdict::Unknown, given),
+        (Ok(_), _) => Finding::new(what, Verdict::Unknown, Reason::NotTold, given)
+            .hint("the agent does not tell whether it is needed")
+            .next("consul acl token read -self"),
     }
 }
 
@@ -260,12 +234,17 @@ fn judge_node(expected: Option<&str>, about: &Result<AgentSelf, Error>) -> Findi
         (Err(error), _) => Finding::not_told(what, error),
         (Ok(about), Some(node)) if about.config.node_name != node => {
             let name = &about.config.node_name;
-            Finding::new(what, Verdict::Warning, format!("the agent is that of node {name}, the pod is on {node}"))
-                .hint("fine if the agent only has another name for the node; else the pod speaks to another node's agent")
+            Finding::new(
+                what,
+                Verdict::Warning,
+                Reason::OtherNode,
+                format!("the agent is that of node {name}, the pod is on {node}"),
+            )
+            .hint("fine if the agent only has another name for the node; else the pod speaks to another node's agent")
+            .next("consul members")
         }
-        (Ok(about), _) => Finding::new(
+        (Ok(about), _) => Finding::ok(
             what,
-            Verdict::Ok,
             format!("{} in datacenter {}", about.config.node_name, about.config.datacenter),
         ),
     }
@@ -281,10 +260,12 @@ fn judge_version(about: &Result<AgentSelf, Error>) -> Finding {
                 Some(limits) => Finding::new(
                     what,
                     Verdict::Warning,
+                    Reason::OldConsul,
                     format!("Consul {version}, which {}", limits.words()),
                 )
-                .hint(limits.hint()),
-                None => Finding::new(what, Verdict::Ok, format!("Consul {version}")),
+                .hint(limits.hint())
+                .next("consul members"),
+                None => Finding::ok(what, format!("Consul {version}")),
             }
         }
     }
@@ -292,21 +273,27 @@ fn judge_version(about: &Result<AgentSelf, Error>) -> Finding {
 
 fn judge_connect(roots: &Result<Roots, Error>) -> Finding {
     let what = "Connect";
+    let look = "consul connect ca get-config";
     match roots {
         Ok(roots) if !roots.active_root_id.is_empty() => {
-            Finding::new(what, Verdict::Ok, "enabled, and its CA has a root")
+            Finding::ok(what, "enabled, and its CA has a root")
         }
-        Ok(_) => Finding::new(what, Verdict::Warning, "enabled, but its CA has no root yet")
-            .hint("sidecars get no certificates until it has: check the servers' log"),
+        Ok(_) => Finding::new(
+            what,
+            Verdict::Warning,
+            Reason::NoRoot,
+            "enabled, but its CA has no root yet",
+        )
+        .hint("sidecars get no certificates until it has: check the servers' log")
+        .next(look),
         Err(Error { cause: Cause::Unavailable(_, words), .. })
             if words.contains("Connect must be enabled") =>
         {
-            Finding::new(what, Verdict::Wrong, "off")
+            Finding::new(what, Verdict::Wrong, Reason::ConnectOff, "off")
                 .hint("set `connect { enabled = true }` in the servers' configuration")
+                .next(look)
         }
-        Err(error) => {
-            Finding::new(what, Verdict::Unknown, error.cause.to_string()).hint(error.hint())
-        }
+        Err(error) => Finding::unknown(what, error),
     }
 }
 
@@ -318,14 +305,20 @@ async fn examine_grpc(patient: Patient<'_>, about: &Result<AgentSelf, Error>) ->
     let choice = match choose(grpc, http, served, cas) {
         Ok(choice) => choice,
         Err(error) => {
-            return Finding::new(GRPC, Verdict::Wrong, error.to_string()).hint(error.hint());
+            return Finding::new(GRPC, Verdict::Wrong, Reason::NoGrpc, error.to_string())
+                .hint(error.hint())
+                .next(ports_of(http));
         }
     };
     // As Envoy checks it: by the CA, and by no name.
     let files = TlsFiles { server_name: None, skip_verify: false, ..grpc_tls.clone() };
     let tls = choice.tls.then(|| files.client_config(NameCheck::Skipped)).transpose();
     let greeted = match tls {
-        Err(failure) => return Finding::new(GRPC, Verdict::Wrong, failure.to_string()),
+        Err(failure) => {
+            return Finding::new(GRPC, Verdict::Wrong, Reason::GrpcTls, failure.message())
+                .hint("correct the files of --grpc-ca-file, --ca-file, --client-cert and --client-key")
+                .next(ports_of(http));
+        }
         Ok(tls) => tokio::time::timeout(PATIENCE, greet(&choice.address, tls)).await,
     };
     let greeted =
@@ -347,41 +340,58 @@ fn judge_grpc(choice: &Choice, greeted: Result<(), Trouble>, http: &Address) -> 
         Source::Given => Verdict::Wrong,
         Source::Told | Source::Assumed => Verdict::Warning,
     };
-    match greeted {
+    let trouble = match greeted {
         Ok(()) => {
             let how = if *tls { "over TLS" } else { "in plain text" };
-            match warning {
-                Some(warning) => {
-                    Finding::new(GRPC, Verdict::Warning, format!("{place} is spoken {how}"))
-                        .hint(warning)
-                }
-                None => Finding::new(GRPC, Verdict::Ok, format!("{place} is spoken {how}")),
-            }
+            let detail = format!("{place} is spoken {how}");
+            return match warning {
+                Some(warning) => Finding::new(GRPC, Verdict::Warning, Reason::GrpcScheme, detail)
+                    .hint(warning)
+                    .next(ports_of(http)),
+                None => Finding::ok(GRPC, detail),
+            };
         }
-        Err(Trouble::Unreachable(problem)) => {
-            Finding::new(GRPC, wrong, format!("{place}: {problem}"))
+        Err(trouble) => trouble,
+    };
+    let is_wrong = |reason, detail: String| Finding::new(GRPC, Verdict::Wrong, reason, detail);
+    let closed = format!("{place} closed the connection");
+    let found = match trouble {
+        Trouble::Unreachable(problem) => {
+            Finding::new(GRPC, wrong, Reason::GrpcUnreachable, format!("{place}: {problem}"))
                 .hint("set `ports { grpc = 8502 }` in the agent's configuration and open the port to pods, or name where xDS is served with --grpc-addr (CONSUL_GRPC_ADDR)")
         }
-        Err(Trouble::Tls(words)) => {
-            Finding::new(GRPC, Verdict::Wrong, format!("{place}: TLS failed: {words}"))
+        Trouble::Tls(words) => {
+            is_wrong(Reason::GrpcTls, format!("{place}: TLS failed: {words}"))
                 .hint(hint_for_tls(&words, http))
         }
-        Err(Trouble::WantsTls) => {
-            Finding::new(GRPC, Verdict::Wrong, format!("{place} speaks TLS, not plain text"))
+        Trouble::WantsTls => {
+            is_wrong(Reason::GrpcScheme, format!("{place} speaks TLS, not plain text"))
                 .hint("write https:// in --grpc-addr (CONSUL_GRPC_ADDR), and give --grpc-ca-file")
         }
-        Err(Trouble::Closed) if *tls => {
-            Finding::new(GRPC, Verdict::Wrong, format!("{place} closed the connection"))
-                .hint(VERIFY_INCOMING)
-        }
-        Err(Trouble::Closed) => {
-            Finding::new(GRPC, Verdict::Wrong, format!("{place} closed the connection"))
-                .hint("if that port speaks TLS, write https:// in --grpc-addr (CONSUL_GRPC_ADDR), and give --grpc-ca-file")
-        }
-        Err(Trouble::Strange) => {
-            Finding::new(GRPC, Verdict::Wrong, format!("{place} does not speak HTTP/2"))
+        Trouble::Closed if *tls => is_wrong(Reason::GrpcTls, closed).hint(VERIFY_INCOMING),
+        Trouble::Closed => is_wrong(Reason::GrpcScheme, closed)
+            .hint("if that port speaks TLS, write https:// in --grpc-addr (CONSUL_GRPC_ADDR), and give --grpc-ca-file"),
+        Trouble::Strange => {
+            is_wrong(Reason::GrpcOther, format!("{place} does not speak HTTP/2"))
                 .hint("name the agent's gRPC port, which is not its HTTP port")
         }
+    };
+    found.next(match address {
+        GrpcAddress::Tcp { host, port, .. } if *tls => show_certificate(host, *port),
+        _ => ports_of(http),
+    })
+}
+
+/// Shows the agent's gRPC ports.
+fn ports_of(http: &Address) -> String {
+    match http {
+        Address::Url(_) => {
+            format!("curl --silent {} | jq .xDS", word(&format!("{http}/v1/agent/self")))
+        }
+        Address::Unix(socket) => format!(
+            "curl --silent --unix-socket {} http://localhost/v1/agent/self | jq .xDS",
+            word(&socket.display().to_string())
+        ),
     }
 }
 
@@ -405,39 +415,43 @@ fn hint_for_tls(words: &str, http: &Address) -> String {
 
 fn judge_envoy(envoy: Option<&str>, about: &Result<AgentSelf, Error>) -> Finding {
     let what = "Envoy";
+    let look = "envoy --version";
     let about = match about {
         Err(error) => return Finding::not_told(what, error),
         Ok(about) => about,
     };
     let supported = about.supported_envoys();
     if supported.is_empty() {
-        return Finding::new(
-            what,
-            Verdict::Unknown,
-            "the agent does not tell which releases it supports",
-        );
+        let detail = "the agent does not tell which releases it supports";
+        return Finding::new(what, Verdict::Unknown, Reason::NotTold, detail)
+            .hint("see Consul's page on Envoy's supported versions")
+            .next(look);
     }
+    let supported = supported.join(", ");
     match envoy {
         None => Finding::new(
             what,
             Verdict::Unknown,
-            format!("the agent supports {}", supported.join(", ")),
+            Reason::NotAsked,
+            format!("the agent supports {supported}"),
         )
-        .hint("name the Envoy that runs with --envoy-version to have it compared"),
-        Some(envoy) => match (release(envoy), misfit(envoy, supported)) {
+        .hint("name the Envoy that runs with --envoy-version to have it compared")
+        .next(look),
+        Some(envoy) => match (release(envoy), misfit(envoy, about.supported_envoys())) {
             (None, _) => Finding::new(
                 what,
                 Verdict::Unknown,
-                format!(
-                    "`{envoy}` does not tell its release; the agent supports {}",
-                    supported.join(", ")
-                ),
-            ),
-            (_, Some(words)) => Finding::new(what, Verdict::Warning, words)
-                .hint("use an Envoy of one of these, or a newer Consul agent"),
-            (_, None) => {
-                Finding::new(what, Verdict::Ok, format!("{envoy} is one that the agent supports"))
+                Reason::NotAsked,
+                format!("`{envoy}` does not tell its release; the agent supports {supported}"),
+            )
+            .hint("give a version, or an image with one in its tag")
+            .next(look),
+            (_, Some(words)) => {
+                Finding::new(what, Verdict::Warning, Reason::EnvoyUnsupported, words)
+                    .hint("use an Envoy of one of these, or a newer Consul agent")
+                    .next(look)
             }
+            (_, None) => Finding::ok(what, format!("{envoy} is one that the agent supports")),
         },
     }
 }
@@ -450,36 +464,10 @@ fn now() -> i64 {
 // === impl Finding ===
 
 impl Finding {
-    fn new(what: &str, verdict: Verdict, detail: impl Into<String>) -> Self {
-        Self { what: what.to_owned(), verdict, detail: detail.into(), hint: None }
-    }
-
-    fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
     /// What the agent did not say of itself.
-    fn not_told(what: &str, error: &Error) -> Self {
-        let hint = match error.cause {
-            Cause::Denied(_) => NEEDS_AGENT_READ.to_owned(),
-            _ => error.hint(),
-        };
-        Self::new(what, Verdict::Unknown, error.cause.to_string()).hint(hint)
-    }
-}
-
-// === impl Verdict ===
-
-impl Verdict {
-    /// The word for it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warning => "warning",
-            Self::Wrong => "wrong",
-            Self::Unknown => "unknown",
-        }
+    fn not_told(what: &'static str, error: &Error) -> Self {
+        let found = Self::unknown(what, error);
+        if matches!(error.cause, Cause::Denied(_)) { found.hint(NEEDS_AGENT_READ) } else { found }
     }
 }
 
@@ -498,10 +486,6 @@ mod tests {
             node: None,
         };
         Err(Error { request, cause })
-    }
-
-    fn check(name: &str, status: &str) -> AgentCheck {
-        AgentCheck { name: name.to_owned(), status: status.to_owned(), ..AgentCheck::default() }
     }
 
     #[test]
@@ -553,7 +537,8 @@ mod tests {
         ] {
             let found = judge_token(has, method, &known);
             assert_eq!(found.verdict, verdict, "{has} {method:?} {known:?}: {found:?}");
-            assert_eq!(found.hint.is_none(), verdict == Verdict::Ok, "{found:?}");
+            let is_complete = [found.hint.is_some(), found.next.is_some(), found.reason.is_some()];
+            assert_eq!(is_complete, [verdict != Verdict::Ok; 3], "{found:?}");
         }
     }
 
@@ -571,23 +556,6 @@ mod tests {
             assert_eq!(verdict(version), Verdict::Ok, "{version}");
         }
         assert_eq!(judge_version(&failed(Cause::Denied(String::new()))).verdict, Verdict::Unknown);
-    }
-
-    #[test]
-    fn the_worst_check_is_named_first() {
-        let found = judge_service("s", &[check("a", "passing"), check("b", "passing")]);
-        assert_eq!(
-            (found.verdict, found.detail.as_str()),
-            (Verdict::Ok, "registered, 2 checks passing")
-        );
-        let found = judge_service("s", &[check("w", "warning"), check("Pod Lease", "critical")]);
-        assert_eq!(found.detail, "registered; `Pod Lease` is critical");
-        assert!(found.hint.unwrap().contains("connect-lifecycle"));
-        let found = judge_service("s", &[check("w", "warning")]);
-        assert_eq!(
-            (found.verdict, found.detail.as_str()),
-            (Verdict::Warning, "registered; `w` is warning")
-        );
     }
 
     #[test]
@@ -640,6 +608,7 @@ mod tests {
             let found = judge(given, Served::Unknown, Err(trouble.clone()));
             assert_eq!(found.verdict, verdict, "{trouble:?}");
             assert!(found.hint.as_ref().unwrap().contains(hint), "{trouble:?}: {found:?}");
+            assert!(found.next.is_some() && found.reason.is_some(), "{found:?}");
         }
     }
 }

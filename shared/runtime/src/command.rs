@@ -33,6 +33,7 @@ pub fn parse<A: Parser>() -> Result<A, ExitCode> {
 /// # Errors
 /// See [`parse`].
 pub fn parse_command<A: Parser>(command: Command) -> Result<A, ExitCode> {
+    write_pages(&command)?;
     let env = |name: &OsStr| std::env::var_os(name);
     let line: Vec<OsString> = std::env::args_os().collect();
     let mut command = as_consul_reads(command, &env);
@@ -61,6 +62,32 @@ pub fn parse_command<A: Parser>(command: Command) -> Result<A, ExitCode> {
             _ => Exit::Usage.into(),
         }
     })
+}
+
+/// Writes manual pages and completions into the folder that `CONNECT_PAGES` names,
+/// in a binary that was built for that; see the feature `pages`.
+///
+/// # Errors
+/// The code to exit with: the pages are written, or can't be.
+#[cfg(feature = "pages")]
+pub fn write_pages(command: &Command) -> Result<(), ExitCode> {
+    let Some(folder) = std::env::var_os("CONNECT_PAGES") else { return Ok(()) };
+    Err(match pages::write_all(command, folder.as_ref()) {
+        Ok(()) => Exit::Done.into(),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "cannot write the pages: {error}");
+            Exit::CannotWrite.into()
+        }
+    })
+}
+
+/// Nothing, in a binary as it is shipped; see the feature `pages`.
+///
+/// # Errors
+/// None.
+#[cfg(not(feature = "pages"))]
+pub fn write_pages(_command: &Command) -> Result<(), ExitCode> {
+    Ok(())
 }
 
 /// Reads a boolean as Go's `strconv.ParseBool` does.

@@ -27,16 +27,20 @@ fn told(agent: &ScriptedAgent, pod: Pod) -> (Value, String) {
 #[track_caller]
 fn finding<'a>(told: &'a Value, what: &str) -> &'a Value {
     let findings = told["diagnosis"].as_array().unwrap();
-    findings.iter().find(|finding| finding["what"] == what).unwrap_or_else(|| {
+    findings.iter().find(|finding| subject(finding) == what).unwrap_or_else(|| {
         panic!("nothing on {what}: {findings:#?}");
     })
 }
 
-fn verdicts(told: &Value) -> Vec<(&str, &str)> {
+/// What was looked at, and which one.
+fn subject(finding: &Value) -> String {
+    let words = [&finding["what"], &finding["id"]].map(|word| word.as_str().unwrap_or_default());
+    words.join(" ").trim_end().to_owned()
+}
+
+fn verdicts(told: &Value) -> Vec<(String, &str)> {
     let findings = told["diagnosis"].as_array().unwrap().iter();
-    findings
-        .map(|finding| (finding["what"].as_str().unwrap(), finding["verdict"].as_str().unwrap()))
-        .collect()
+    findings.map(|found| (subject(found), found["verdict"].as_str().unwrap())).collect()
 }
 
 /// A request as a dry run tells of it, with what is secret replaced.
@@ -171,7 +175,8 @@ fn an_agent_that_is_well() {
             ("Envoy", "ok"),
             ("service shop_web-0_web", "ok"),
             ("service shop_web-0_web-sidecar-proxy", "ok"),
-        ],
+        ]
+        .map(|(what, verdict)| (what.to_owned(), verdict)),
         "{told:#}"
     );
     assert!(log.contains("version is warning: Consul 1.8.7, which serves xDS v2 only"), "{log}");
@@ -182,8 +187,13 @@ fn an_agent_that_is_well() {
     let (told, _) = self::told(&agent, pod());
     for id in [SERVICE, PROXY] {
         let found = finding(&told, &format!("service {id}"));
-        assert_eq!(found["verdict"], "warning");
-        assert!(found["detail"].as_str().unwrap().contains("is critical"), "{found}");
+        assert_eq!(
+            (&found["verdict"], &found["reason"]),
+            (&json!("wrong"), &json!("no-heartbeat"))
+        );
+        assert_eq!(found["check"], format!("{id}-lease"));
+        let log = "kubectl --namespace shop logs web-0 --container envoy-sidecar";
+        assert_eq!(found["next"], log, "{found}");
     }
     assert_eq!(told["services"][0]["assumed"], json!([]));
 }
@@ -192,7 +202,8 @@ fn an_agent_that_is_well() {
 fn an_agent_that_cannot_be_asked_is_said_so_and_what_is_assumed() {
     let agent = ScriptedAgent::absent();
     let (told, log) = told(&agent, Pod::of(&agent).without("--grpc-addr"));
-    assert_eq!(verdicts(&told), [("agent", "wrong"), ("TLS", "ok")]);
+    let expected = [("agent", "wrong"), ("TLS", "ok")];
+    assert_eq!(verdicts(&told), expected.map(|(what, verdict)| (what.to_owned(), verdict)));
     let found = finding(&told, "agent");
     assert!(found["detail"].as_str().unwrap().contains("connection refused"), "{found}");
     assert!(found["hint"].as_str().unwrap().contains("on node n1"), "{found}");

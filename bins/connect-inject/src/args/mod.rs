@@ -143,6 +143,7 @@ struct PolicyArgs {
 /// # Errors
 /// The code to exit with at once; why is said on stderr.
 pub(crate) fn parse() -> Result<Args, ExitCode> {
+    runtime::command::write_pages(&Args::command())?;
     read(std::env::args_os().collect()).map_err(|error| {
         // Nothing can be done about a closed stdout or stderr.
         let _ = error.print();
@@ -351,6 +352,11 @@ mod tests {
         let differences =
             runtime::reference::differences(Args::command(), include_str!("../../README.md"));
         assert_eq!(differences, Vec::<String>::new());
+    }
+
+    #[test]
+    fn manual_and_completions_say_what_help_says() {
+        assert_eq!(pages::lacking(Args::command()), Vec::<String>::new());
     }
 
     #[test]

@@ -42,6 +42,7 @@ fn agent(can: bool) -> ScriptedAgent {
             assert_eq!(request.query, "?passing=true&peer=east");
             ok(&json!([{"Service": {"ID": "pay-1"}}]))
         }
+        "GET /v1/catalog/datacenters" => ok(&json!(["dc1", "dc2"])),
         "GET /v1/peering/east" => Answer::Status(404, "Peering not found for \"east\"".to_owned()),
         "GET /v1/acl/token/self" => Answer::Status(401, "ACL support disabled".to_owned()),
         "GET /v1/agent/self" => ok(&json!({
@@ -81,21 +82,23 @@ fn a_table() {
          web      web-1    10.0.0.1:80  service        1 critical, 1 passing  web-1-p  -\n\
          web-p    web-1-p  [::1]:20000  connect-proxy  -                      -        db:5432 (2 healthy), pay:5433 of peer east (1 healthy)\n\
          \n\
-         agent            ok       http://{http} answers; its servers' leader is 10.0.0.9:8300\n\
-         TLS              ok       not used: the address is http://\n\
-         token            ok       none, and none is needed: ACLs are off on the agent\n\
-         node             ok       n1 in datacenter dc1\n\
-         version          ok       Consul 1.17.2\n\
-         Connect          ok       enabled, and its CA has a root\n\
-         gRPC             ok       http://{xds} (given) is spoken in plain text\n\
-         Envoy            ok       envoyproxy/envoy:v1.27.0 is one that the agent supports\n\
-         service plain    ok       registered, 0 checks passing\n\
-         service web-1    warning  registered; `two` is critical: it is broken\n\
-         {:26}hint: no traffic is sent to it until the check passes\n\
-         service web-1-p  ok       registered, 0 checks passing\n\
-         peer east        warning  an upstream names it, but the servers have no such peer\n\
-         {:26}hint: compare `consul peering list`\n",
-        "", ""
+         agent           ok       http://{http} answers; its servers' leader is 10.0.0.9:8300\n\
+         TLS             ok       not used: the address is http://\n\
+         token           ok       none, and none is needed: ACLs are off on the agent\n\
+         node            ok       n1 in datacenter dc1\n\
+         version         ok       Consul 1.17.2\n\
+         Connect         ok       enabled, and its CA has a root\n\
+         gRPC            ok       http://{xds} (given) is spoken in plain text\n\
+         Envoy           ok       envoyproxy/envoy:v1.27.0 is one that the agent supports\n\
+         services        ok       2 of 3 registered as they should be\n\
+         service web-1   wrong    check `c2` (two) is critical: it is broken\n\
+         {0:25}hint: no traffic is sent to a service with a critical check; one that warns still gets it\n\
+         {0:25}next: connect-register status --output json web-1\n\
+         datacenter dc2  ok       the servers know it\n\
+         peer east       wrong    an upstream names it, but the servers have no such peer\n\
+         {0:25}hint: correct the upstream's peer, or establish the peering\n\
+         {0:25}next: consul peering list\n",
+        ""
     ));
     assert_eq!(ran.stderr, "");
 }
@@ -122,8 +125,18 @@ fn json_of_some() {
         findings[3],
         json!({"what": "node", "verdict": "ok", "detail": "n1 in datacenter dc1"})
     );
-    assert_eq!(findings[findings.len() - 2]["what"], "service web-1-p");
-    assert_eq!(findings.last().unwrap()["what"], "peer east");
+    let words = ["what", "id", "verdict"].map(|key| key.to_owned());
+    let tail = findings[findings.len() - 3..]
+        .iter()
+        .map(|found| words.clone().map(|key| found[key].clone()));
+    assert_eq!(
+        json!(tail.collect::<Vec<_>>()),
+        json!([
+            ["service", "web-1-p", "ok"],
+            ["datacenter", "dc2", "ok"],
+            ["peer", "east", "wrong"]
+        ])
+    );
     let ran = run(&agent.address(), &["status", "plain", "nope"]);
     assert_eq!((ran.code, ran.stdout.lines().next().is_some()), (1, true), "{}", ran.stderr);
     ran.said(&["not registered with", "`nope`", "registered on node n9, this agent is node n1"]);
@@ -150,12 +163,80 @@ fn what_may_not_be_seen_hides_nothing_else() {
     assert!(ran.code == 0 && ran.stdout.contains("db:5432 (? healthy)"), "{ran:?}");
     ran.said(&["upstream db", "403 Permission denied"]);
     for line in [
-        "node             unknown  403 Permission denied",
-        "Connect          ok ",
+        "node            unknown  403 Permission denied",
+        "Connect         ok ",
         "hint: an ACL token with `agent:read`",
     ] {
         assert!(ran.stdout.contains(line), "{line}: {}", ran.stdout);
     }
+}
+
+/// An Envoy that runs as this proxy.
+fn envoy(node: &'static str, leaves: serde_json::Value) -> ScriptedAgent {
+    ScriptedAgent::start(move |request, _| match request.line.as_str() {
+        "GET /server_info" => ok(&json!({"state": "LIVE", "node": {"id": node}})),
+        "GET /certs" => ok(&json!({"certificates": [{"cert_chain": leaves}]})),
+        "GET /stats" => {
+            let is_connected = request.query.contains("connected_state");
+            let stats = if is_connected { "control_plane.connected_state: 1\n" } else { "" };
+            Answer::Status(200, stats.to_owned())
+        }
+        _ => unknown(),
+    })
+}
+
+#[test]
+fn envoys_are_asked_what_they_have() {
+    let agent = agent(true);
+    let leaf = json!([{"expiration_time": "9999-01-01T00:00:00Z",
+        "subject_alt_names": [{"uri": "spiffe://d/web"}]}]);
+    let envoys = [envoy("web-1-p", leaf.clone()), envoy("web-1-p", json!([])), envoy("gone", leaf)];
+    let admins = envoys.each_ref().map(ScriptedAgent::address);
+    let list = format!("{},{},{},{NOBODY}", admins[0], admins[1], admins[2]);
+    let printed = run(&agent.address(), &["status", "--output", "json", "--admin-bind", &list]);
+    let printed = printed.json();
+    let findings = printed["diagnosis"].as_array().unwrap().iter();
+    let sidecars = findings.filter(|found| found["what"] == "sidecar");
+    let sidecars: Vec<_> =
+        sidecars.map(|found| json!([found["id"], found["verdict"], found["reason"]])).collect();
+    assert_eq!(
+        json!(sidecars),
+        json!([
+            [admins[0], "ok", null],
+            [admins[1], "wrong", "no-leaf"],
+            [admins[2], "wrong", "envoy-unregistered"],
+            [NOBODY, "wrong", "envoy-down"],
+        ])
+    );
+}
+
+#[test]
+fn checks_that_the_agent_does_not_tell_make_it_no_failure() {
+    let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
+        "GET /v1/agent/services" => ok(&json!({"web": {"ID": "web", "Service": "web"}})),
+        "GET /v1/agent/checks" => Answer::Status(500, "No cluster leader".to_owned()),
+        _ => unknown(),
+    });
+    let printed = run(&agent.address(), &["status", "--output", "json"]).json();
+    assert_eq!(printed["services"][0]["checks"], json!(null));
+    let findings = printed["diagnosis"].as_array().unwrap();
+    let found = findings.iter().find(|found| found["what"] == "checks").unwrap();
+    assert_eq!((&found["verdict"], &found["reason"]), (&json!("unknown"), &json!("not-told")));
+    // It was asked once: whoever looks for a fault does not wait.
+    let asked = agent.lines().into_iter().filter(|line| line == "GET /v1/agent/checks");
+    assert_eq!(asked.count(), 1);
+}
+
+#[test]
+fn a_service_that_the_token_may_not_see_is_not_called_unregistered_only() {
+    let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
+        "GET /v1/agent/services" | "GET /v1/agent/checks" => ok(&json!({})),
+        "GET /v1/acl/token/self" => Answer::Status(403, "Permission denied".to_owned()),
+        _ => unknown(),
+    });
+    let ran = run(&agent.address(), &["status", "web"]);
+    assert_eq!(ran.code, 1);
+    ran.said(&["`web`", "services that the token may not read are not shown"]);
 }
 
 /// It needs the doctor most.

@@ -245,6 +245,18 @@ fn an_unknown_key_has_its_path_and_its_nearest_spelling() {
     );
 }
 
+/// Consul's "AI Inference Gateway" page: Enterprise, from 2.1 on.
+#[test]
+fn the_ai_gateway_of_enterprise_is_refused_with_the_reason() {
+    let found =
+        problems(r#"{"service": {"name": "llm", "kind": "inference-gateway", "ai": {"x": 1}}}"#);
+    assert_eq!(found.len(), 2, "{found:?}");
+    for (problem, key) in found.iter().zip(["service.kind: ", "service.ai: "]) {
+        assert!(problem.starts_with(key), "{problem}");
+        assert!(problem.contains("Consul Enterprise 2.1") && problem.contains("services register"));
+    }
+}
+
 #[test]
 fn types_are_strict() {
     assert_eq!(

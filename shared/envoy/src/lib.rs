@@ -11,27 +11,79 @@ use hyper::client::conn::http1;
 use hyper::header::HOST;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 /// An Envoy, by its admin listener.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Envoy {
+pub struct Envoy {
     admin: SocketAddr,
+}
+
+/// What Envoy says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// `LIVE`, `PRE_INITIALIZING` (no configuration yet), `INITIALIZING` or `DRAINING`.
+    pub state: String,
+    /// The node that it is to its control plane.
+    pub node: Node,
+}
+
+/// What an Envoy is to its control plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// With Consul: the id of the proxy.
+    pub id: String,
+}
+
+/// A certificate that Envoy shows to others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Leaf {
+    /// The names that it is for; a Connect certificate has one URI.
+    pub subject_alt_names: Vec<AltName>,
+    /// Until when it is good, as RFC 3339 writes it.
+    pub expiration_time: String,
+    /// Whole days until then; a number or a text.
+    pub days_until_expiration: serde_json::Value,
+}
+
+/// A name that a certificate is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct AltName {
+    /// The URI; empty: it is another kind of name.
+    pub uri: String,
 }
 
 /// A request to Envoy that failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
+    /// There is no connection.
     #[error("Envoy's admin listener at {0}: {1}")]
     Connect(SocketAddr, std::io::Error),
+    /// The exchange broke off.
     #[error("Envoy's admin listener at {0}: {1}")]
     Http(SocketAddr, hyper::Error),
+    /// The answer can't be read.
     #[error("Envoy's admin listener at {0}: unreadable answer: {1}")]
     Body(SocketAddr, Box<dyn std::error::Error + Send + Sync>),
+    /// There is no answer.
     #[error("Envoy's admin listener at {0}: no answer within 5 s")]
     Timeout(SocketAddr),
+    /// The answer is a refusal.
     #[error("Envoy answers {path} with status {status}: {body}")]
-    Status { path: &'static str, status: u16, body: String },
+    Status {
+        /// What was asked.
+        path: &'static str,
+        /// The HTTP status.
+        status: u16,
+        /// Envoy's words.
+        body: String,
+    },
 }
 
 /// Envoy answers from its main thread, which is never blocked for long.
@@ -43,17 +95,18 @@ const LARGEST_ANSWER: usize = 1 << 20;
 // === impl Envoy ===
 
 impl Envoy {
-    pub(crate) fn at(admin: SocketAddr) -> Self {
+    /// The Envoy whose admin listener is there.
+    pub fn at(admin: SocketAddr) -> Self {
         Self { admin }
     }
 
     /// Succeeds when Envoy has its listeners and takes traffic.
-    pub(crate) async fn ready(self) -> Result<(), Error> {
+    pub async fn ready(self) -> Result<(), Error> {
         self.ask(Method::GET, "/ready").await.map(drop)
     }
 
     /// Whether Envoy has its stream to the agent.
-    pub(crate) async fn is_connected(self) -> Result<bool, Error> {
+    pub async fn is_connected(self) -> Result<bool, Error> {
         let path = "/stats?filter=^control_plane.connected_state$";
         let stats = self.ask(Method::GET, path).await?;
         Ok(stats.lines().any(|line| line.trim_end().ends_with("connected_state: 1")))
@@ -61,31 +114,58 @@ impl Envoy {
 
     /// The names of Envoy's listeners, and how many updates of its configuration it
     /// rejected last.
-    pub(crate) async fn listeners(self) -> Result<String, Error> {
+    pub async fn listeners(self) -> Result<String, Error> {
         self.ask(Method::GET, "/listeners").await
     }
 
     /// How many updates of listeners or clusters Envoy has rejected, and took none since.
-    pub(crate) async fn rejections(self) -> Result<String, Error> {
+    pub async fn rejections(self) -> Result<String, Error> {
         self.ask(Method::GET, "/stats?filter=manager.[lc]ds.update_rejected$").await
+    }
+
+    /// What it says of itself.
+    pub async fn about(self) -> Result<About, Error> {
+        self.document("/server_info").await
+    }
+
+    /// The certificates that it shows to others: Connect's leaf certificates.
+    pub async fn leaves(self) -> Result<Vec<Leaf>, Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Certificates {
+            certificates: Vec<Certificate>,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Certificate {
+            cert_chain: Vec<Leaf>,
+        }
+        let Certificates { certificates } = self.document("/certs").await?;
+        // The first of a chain is the certificate itself.
+        Ok(certificates.into_iter().filter_map(|each| each.cert_chain.into_iter().next()).collect())
+    }
+
+    async fn document<T: DeserializeOwned>(self, path: &'static str) -> Result<T, Error> {
+        let text = self.ask(Method::GET, path).await?;
+        serde_json::from_str(&text).map_err(|error| Error::Body(self.admin, error.into()))
     }
 
     /// Tells clients to go elsewhere, and closes no connection: inbound ones
     /// only, since the application may still need its upstreams. `skip_exit`
     /// keeps releases from 1.37 on from exiting; older ones ignore it.
-    pub(crate) async fn drain_inbound(self) -> Result<(), Error> {
+    pub async fn drain_inbound(self) -> Result<(), Error> {
         self.ask(Method::POST, "/drain_listeners?inboundonly&graceful&skip_exit").await.map(drop)
     }
 
     /// The connections that applications and clients have open now; those to
     /// pages of Envoy's own, which are on these ports, do not count.
-    pub(crate) async fn connections(self, pages: &[u16]) -> Result<u64, Error> {
+    pub async fn connections(self, pages: &[u16]) -> Result<u64, Error> {
         let stats = self.ask(Method::GET, "/stats?usedonly&filter=downstream_cx_active$").await?;
         Ok(count_connections(&stats, pages))
     }
 
     /// Ends Envoy.
-    pub(crate) async fn quit(self) -> Result<(), Error> {
+    pub async fn quit(self) -> Result<(), Error> {
         self.ask(Method::POST, "/quitquitquit").await.map(drop)
     }
 

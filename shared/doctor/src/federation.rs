@@ -1,0 +1,83 @@
+//! What upstreams name beyond the agent's own cluster: peers and datacenters.
+
+use consul::Agent;
+use consul::answer::PeerState;
+
+use crate::PATIENCE;
+use crate::finding::{Finding, Reason, Verdict, word};
+
+/// Whether a peer that an upstream names exists and is connected.
+pub async fn examine_peer(agent: &Agent, peer: &str) -> Finding {
+    const WHAT: &str = "peer";
+    let look = || format!("consul peering read -name {}", word(peer));
+    let found =
+        |verdict, reason, detail: &str| Finding::new(WHAT, verdict, reason, detail).of(peer);
+    let state = match agent.within(PATIENCE).peer(peer).await {
+        Err(error) => {
+            let found = Finding::unknown(WHAT, &error).of(peer);
+            let is_denied = found.reason == Some(Reason::Denied);
+            return if is_denied {
+                found.hint("an ACL token with `peering = \"read\"` shows it")
+            } else {
+                found
+            };
+        }
+        Ok(None) => {
+            return found(
+                Verdict::Wrong,
+                Reason::NoPeer,
+                "an upstream names it, but the servers have no such peer",
+            )
+            .hint("correct the upstream's peer, or establish the peering")
+            .next("consul peering list");
+        }
+        Ok(Some(state)) => state,
+    };
+    match state {
+        PeerState::Active => Finding::ok(WHAT, "connected").of(peer),
+        PeerState::Failing => found(
+            Verdict::Wrong,
+            Reason::PeerFailing,
+            "the servers have lost the stream to it: what is known of its services is old",
+        )
+        .hint("check that the other cluster's servers, or its mesh gateways, are reached on their gRPC TLS port")
+        .next(look()),
+        PeerState::Pending | PeerState::Establishing => found(
+            Verdict::Warning,
+            Reason::PeerPending,
+            "the peering is not completed",
+        )
+        .hint("establish it on the other side with the token that was generated on this one")
+        .next(look()),
+        PeerState::Terminated | PeerState::Deleting => {
+            found(Verdict::Wrong, Reason::PeerEnded, "the peering has ended")
+                .hint("delete it and establish it anew on both sides, or remove the upstream")
+                .next(look())
+        }
+        PeerState::Other => {
+            found(Verdict::Unknown, Reason::NotTold, "its state is none that this program knows")
+                .hint("read it by Consul's own CLI")
+                .next(look())
+        }
+    }
+}
+
+/// Whether the servers know a datacenter that an upstream names.
+pub async fn examine_datacenter(agent: &Agent, datacenter: &str) -> Finding {
+    const WHAT: &str = "datacenter";
+    match agent.within(PATIENCE).datacenters().await {
+        Err(error) => Finding::unknown(WHAT, &error).of(datacenter),
+        Ok(known) if known.iter().any(|known| known == datacenter) => {
+            Finding::ok(WHAT, "the servers know it").of(datacenter)
+        }
+        Ok(known) => Finding::new(
+            WHAT,
+            Verdict::Wrong,
+            Reason::NoDatacenter,
+            format!("an upstream names it, but the servers know: {}", known.join(", ")),
+        )
+        .of(datacenter)
+        .hint("correct the upstream's datacenter, or join the servers of both (WAN federation)")
+        .next("consul members -wan"),
+    }
+}

@@ -1,0 +1,281 @@
+//! What was found: a verdict, its reason, and what to do.
+
+use consul::error::{Cause, Error};
+use serde::Serialize;
+
+/// What to think of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// It works, or may, but not as it should.
+    Warning,
+    /// It can't work, or gets no traffic.
+    Wrong,
+    /// It could not be asked.
+    Unknown,
+}
+
+/// What was found, and what to do about it. The field names and the words of
+/// verdicts and reasons are an interface: programs read them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at, one of a fixed set of words.
+    pub what: &'static str,
+    /// Which one, if there are several: a service's id, a peer's name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub id: String,
+    /// What to think of it.
+    pub verdict: Verdict,
+    /// Why, as a word for programs; none if all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// The id of the check that decided.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub check: String,
+    /// What was seen.
+    pub detail: String,
+    /// The likely cause and what to do, unless all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The next command to run, as a shell takes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Lists the reasons once, so that the reference can be held against them.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident => $word:literal,)*) => {
+        /// Why a verdict is not `ok`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+        pub enum Reason {
+            $($(#[$doc])* #[serde(rename = $word)] $name,)*
+        }
+
+        impl Reason {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The word for it.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The token may not ask that.
+    Denied => "denied",
+    /// The agent did not tell, or too late.
+    NotTold => "not-told",
+    /// It was not asked: a flag is missing.
+    NotAsked => "not-asked",
+
+    /// No agent answers.
+    NoAgent => "no-agent",
+    /// The agent answers with an error.
+    AgentError => "agent-error",
+    /// The servers have no leader.
+    NoLeader => "no-leader",
+    /// TLS with the agent failed.
+    TlsFailed => "tls-failed",
+    /// The agent's certificate ends soon.
+    CertificateEnds => "certificate-ends",
+    /// The servers do not know the ACL token.
+    TokenUnknown => "token-unknown",
+    /// ACLs are on, and there is no token.
+    TokenMissing => "token-missing",
+    /// A login while ACLs are off.
+    AclsOff => "acls-off",
+    /// The agent is another node's.
+    OtherNode => "other-node",
+    /// The agent's release is too old for today's Envoys.
+    OldConsul => "old-consul",
+    /// Connect is off.
+    ConnectOff => "connect-off",
+    /// Connect's CA has no root.
+    NoRoot => "no-root",
+    /// There is no address for xDS that Envoy could use.
+    NoGrpc => "no-grpc",
+    /// Nothing answers at the gRPC port.
+    GrpcUnreachable => "grpc-unreachable",
+    /// TLS with the gRPC port failed.
+    GrpcTls => "grpc-tls-failed",
+    /// The gRPC port is addressed by the wrong scheme.
+    GrpcScheme => "grpc-scheme",
+    /// What listens at the gRPC port is not gRPC.
+    GrpcOther => "grpc-not-spoken",
+    /// The agent does not support that Envoy.
+    EnvoyUnsupported => "envoy-unsupported",
+
+    /// An operator took the node or the service out of service.
+    Maintenance => "maintenance",
+    /// Nobody renews the heartbeat of a registration.
+    NoHeartbeat => "no-heartbeat",
+    /// The application does not listen.
+    ApplicationDown => "application-down",
+    /// Envoy does not listen.
+    EnvoyAway => "envoy-away",
+    /// The service that a proxy stands for is not passing.
+    DestinationDown => "destination-down",
+    /// A check of the user's own is not passing.
+    CheckFailing => "check-failing",
+    /// A proxy stands for a service that is not registered.
+    NoDestination => "no-destination",
+    /// A service that should have a proxy has none.
+    NoProxy => "no-proxy",
+    /// An upstream has no healthy instance.
+    NoInstances => "no-instances",
+
+    /// The servers do not know the datacenter.
+    NoDatacenter => "no-datacenter",
+    /// The servers have no such peer.
+    NoPeer => "no-peer",
+    /// The stream to the peer is broken.
+    PeerFailing => "peer-failing",
+    /// The peering was never completed.
+    PeerPending => "peer-pending",
+    /// The other side ended the peering.
+    PeerEnded => "peer-ended",
+
+    /// Nothing answers at Envoy's admin listener.
+    EnvoyDown => "envoy-down",
+    /// Envoy waits for its first configuration.
+    EnvoyStarting => "envoy-starting",
+    /// Envoy is about to end.
+    EnvoyDraining => "envoy-draining",
+    /// Envoy runs as a proxy that is not registered.
+    EnvoyForeign => "envoy-unregistered",
+    /// Envoy has no stream to the agent.
+    NoStream => "no-stream",
+    /// Envoy has no certificate.
+    NoLeaf => "no-leaf",
+    /// Envoy's certificate has ended.
+    LeafExpired => "leaf-expired",
+    /// Envoy rejected its last configuration.
+    Rejected => "rejected",
+}
+
+/// How a finding that is not ok gets its reason from a failed request.
+pub(crate) fn reason_of(error: &Error) -> Reason {
+    match error.cause {
+        Cause::Denied(_) => Reason::Denied,
+        _ if error.is_no_answer() => Reason::NoAgent,
+        _ => Reason::NotTold,
+    }
+}
+
+// === impl Finding ===
+
+impl Finding {
+    /// What is as it should be.
+    pub(crate) fn ok(what: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            what,
+            id: String::new(),
+            verdict: Verdict::Ok,
+            reason: None,
+            check: String::new(),
+            detail: detail.into(),
+            hint: None,
+            next: None,
+        }
+    }
+
+    pub(crate) fn new(
+        what: &'static str,
+        verdict: Verdict,
+        reason: Reason,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self { verdict, reason: Some(reason), ..Self::ok(what, detail) }
+    }
+
+    pub(crate) fn of(mut self, id: &str) -> Self {
+        id.clone_into(&mut self.id);
+        self
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub(crate) fn next(mut self, command: impl Into<String>) -> Self {
+        self.next = Some(command.into());
+        self
+    }
+
+    /// What a failed request leaves open.
+    pub(crate) fn unknown(what: &'static str, error: &Error) -> Self {
+        let hint = match &error.cause {
+            Cause::Denied(words) if words.starts_with("Permission denied") => {
+                format!("the ACL token lacks the rule that {} takes", error.request.path)
+            }
+            _ => error.hint(),
+        };
+        Self::new(what, Verdict::Unknown, reason_of(error), error.cause.to_string())
+            .hint(hint)
+            .next(ask_for_token(error))
+    }
+
+    /// What was looked at, and which one.
+    pub fn subject(&self) -> String {
+        if self.id.is_empty() { self.what.to_owned() } else { format!("{} {}", self.what, self.id) }
+    }
+}
+
+/// How to see what a token may do, or why a request fails.
+fn ask_for_token(error: &Error) -> String {
+    match error.cause {
+        Cause::Denied(_) => "consul acl token read -self".to_owned(),
+        _ => format!("curl --verbose {}{}", error.request.agent, error.request.path),
+    }
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Wrong => "wrong",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A word of a shell command: quoted unless it is plain.
+pub(crate) fn word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_of_a_command_is_quoted_if_a_shell_would_read_it_otherwise() {
+        assert_eq!(word("web-1"), "web-1");
+        assert_eq!(word("w b/1"), "'w b/1'");
+        assert_eq!(word("$(x)'y"), r"'$(x)'\''y'");
+        assert_eq!(word(""), "''");
+    }
+
+    #[test]
+    fn a_reason_is_written_as_its_word() {
+        for reason in Reason::ALL {
+            let written = serde_json::to_value(reason).unwrap();
+            assert_eq!(written, reason.word());
+        }
+    }
+}

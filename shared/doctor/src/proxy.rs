@@ -1,0 +1,216 @@
+//! A running Envoy, by its admin interface. Nothing is changed there, and no
+//! certificate is asked for: the agent would sign one and then renew it for days.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use certificate::rfc3339;
+use consul::answer::AgentService;
+use envoy::{About, Envoy, Error, Leaf};
+use registration::service::Kind;
+
+use crate::finding::{Finding, Reason, Verdict, word};
+use crate::now;
+
+/// What is to be said of the Envoy whose admin listener is there. `services` are
+/// those of the agent by id, if they are known.
+pub async fn examine_envoy(
+    admin: SocketAddr,
+    services: Option<&BTreeMap<String, AgentService>>,
+) -> Finding {
+    let envoy = Envoy::at(admin);
+    let seen = match envoy.about().await {
+        Ok(about) => about,
+        Err(error) => return unreachable(admin, &error),
+    };
+    let asked = async {
+        Ok::<_, Error>(Seen {
+            is_connected: envoy.is_connected().await?,
+            leaves: envoy.leaves().await?,
+            rejections: envoy.rejections().await?,
+        })
+    };
+    match asked.await {
+        Ok(rest) => judge_envoy(admin, &seen, &rest, services, &rfc3339(now())),
+        Err(error) => unreachable(admin, &error),
+    }
+}
+
+/// What an Envoy answers, beside what it says of itself.
+struct Seen {
+    is_connected: bool,
+    leaves: Vec<Leaf>,
+    rejections: String,
+}
+
+/// What is told of a process; `Envoy` is the release.
+const WHAT: &str = "sidecar";
+
+fn unreachable(admin: SocketAddr, error: &Error) -> Finding {
+    let id = admin.to_string();
+    let look = format!("curl --silent http://{admin}/server_info");
+    match error {
+        Error::Connect(_, problem) => {
+            let detail = format!("Envoy's admin listener does not answer: {problem}");
+            Finding::new(WHAT, Verdict::Wrong, Reason::EnvoyDown, detail)
+                .of(&id)
+                .hint("Envoy does not run, or --admin-bind is another Envoy's: start it, or see why it ended")
+                .next("journalctl --lines 50 --unit 'connect-sidecar@*'")
+        }
+        _ => Finding::new(WHAT, Verdict::Unknown, Reason::NotTold, error.to_string())
+            .of(&id)
+            .hint("what listens there is not Envoy, or it hangs")
+            .next(look),
+    }
+}
+
+fn judge_envoy(
+    admin: SocketAddr,
+    about: &About,
+    seen: &Seen,
+    services: Option<&BTreeMap<String, AgentService>>,
+    now: &str,
+) -> Finding {
+    let About { state, node } = about;
+    let found = |verdict, reason, detail: String| {
+        Finding::new(WHAT, verdict, reason, detail).of(&admin.to_string())
+    };
+    let ask = |path: &str| format!("curl --silent {}", word(&format!("http://{admin}{path}")));
+    let proxy = node.id.as_str();
+    let service = services.and_then(|services| services.get(proxy));
+    if services.is_some() && service.is_none() {
+        let detail = format!("Envoy runs as `{proxy}`, which is not registered with this agent");
+        return found(Verdict::Wrong, Reason::EnvoyForeign, detail)
+            .hint("without its registration it gets no configuration: register it again, or name the agent that has it with --http-addr")
+            .next("connect-register status");
+    }
+    if !seen.is_connected {
+        let detail = format!("Envoy (`{proxy}`, {state}) has no stream to the agent");
+        return found(Verdict::Wrong, Reason::NoStream, detail)
+            .hint("it goes on with what it has, without news of endpoints and intentions: see `gRPC` and `token` above, and the agent's log at `envoy`")
+            .next(ask("/stats?filter=local_agent"));
+    }
+    if is_rejected(&seen.rejections) {
+        let detail = format!("Envoy (`{proxy}`, {state}) rejected its last configuration");
+        return found(Verdict::Wrong, Reason::Rejected, detail)
+            .hint("see `version` and `Envoy` above, and escape hatches such as envoy_public_listener_json; Envoy's log has the reason")
+            .next(ask("/config_dump?resource=dynamic_listeners"));
+    }
+    // A mesh gateway passes TLS on and has no certificate of its own.
+    let needs_leaf = service.is_none_or(|service| service.kind != Kind::MeshGateway);
+    let leaf = seen.leaves.iter().find(|leaf| uri_of(leaf).is_some());
+    match leaf {
+        None if needs_leaf => {
+            let detail = format!("Envoy (`{proxy}`, {state}) has no certificate of Connect's");
+            return found(Verdict::Wrong, Reason::NoLeaf, detail)
+                .hint("the agent gets it from the servers: the proxy's ACL token needs service:write on the service, and Connect's CA must work; see `Connect` above and the agent's log at `leaf`")
+                .next("consul connect ca get-config");
+        }
+        Some(leaf) if leaf.expiration_time.as_str() < now => {
+            let detail =
+                format!("Envoy (`{proxy}`): its certificate ended {}", leaf.expiration_time);
+            return found(Verdict::Wrong, Reason::LeafExpired, detail)
+                .hint("every connection fails: the agent could not renew it; see its log at `leaf`, and compare the clocks")
+                .next(ask("/certs"));
+        }
+        _ => {}
+    }
+    match state.as_str() {
+        "LIVE" => {}
+        "DRAINING" => {
+            let detail = format!("Envoy (`{proxy}`) is about to end");
+            return found(Verdict::Warning, Reason::EnvoyDraining, detail)
+                .hint("somebody stops it")
+                .next(ask("/server_info"));
+        }
+        _ => {
+            let detail = format!("Envoy (`{proxy}`) is {state}: it waits for configuration");
+            return found(Verdict::Wrong, Reason::EnvoyStarting, detail)
+                .hint("it listens when it has all of it: see what is warming")
+                .next(ask("/config_dump?resource=dynamic_listeners"));
+        }
+    }
+    let detail = match leaf.and_then(|leaf| Some((uri_of(leaf)?, &leaf.expiration_time))) {
+        Some((uri, until)) => {
+            format!("Envoy (`{proxy}`) is live; its certificate is for {uri}, until {until}")
+        }
+        None => format!("Envoy (`{proxy}`) is live"),
+    };
+    Finding::ok(WHAT, detail).of(&admin.to_string())
+}
+
+fn uri_of(leaf: &Leaf) -> Option<&str> {
+    leaf.subject_alt_names.iter().map(|name| name.uri.as_str()).find(|uri| !uri.is_empty())
+}
+
+/// Whether one of the counters is not 0.
+fn is_rejected(counters: &str) -> bool {
+    let mut values = counters.lines().filter_map(|line| line.rsplit_once(": "));
+    values.any(|(_, count)| count.trim() != "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy::{AltName, Node};
+
+    use super::*;
+
+    const NOW: &str = "2026-11-25T03:00:00Z";
+
+    fn judge(change: impl FnOnce(&mut About, &mut Seen, &mut AgentService)) -> Finding {
+        let mut about = About { state: "LIVE".to_owned(), node: Node { id: "web-p".to_owned() } };
+        let leaf = Leaf {
+            subject_alt_names: vec![AltName { uri: "spiffe://d/svc/web".to_owned() }],
+            expiration_time: "2026-11-27T03:00:00Z".to_owned(),
+            ..Leaf::default()
+        };
+        let rejections =
+            "cluster_manager.cds.update_rejected: 0\nlistener_manager.lds.update_rejected: 0\n";
+        let mut seen =
+            Seen { is_connected: true, leaves: vec![leaf], rejections: rejections.to_owned() };
+        let mut service = AgentService {
+            id: "web-p".to_owned(),
+            kind: Kind::ConnectProxy,
+            ..AgentService::default()
+        };
+        change(&mut about, &mut seen, &mut service);
+        let services = [(service.id.clone(), service)].into();
+        let admin = "127.0.0.1:19000".parse().unwrap();
+        judge_envoy(admin, &about, &seen, Some(&services), NOW)
+    }
+
+    #[test]
+    fn an_envoy_is_judged_by_what_it_has() {
+        type Change = fn(&mut About, &mut Seen, &mut AgentService);
+        let wrong: [(Reason, Change); 6] = [
+            (Reason::EnvoyForeign, |_, _, service| service.id = "other".to_owned()),
+            (Reason::NoStream, |_, seen, _| seen.is_connected = false),
+            (Reason::NoLeaf, |about, seen, _| {
+                seen.leaves.clear();
+                about.state = "PRE_INITIALIZING".to_owned();
+            }),
+            (Reason::LeafExpired, |_, seen, _| {
+                seen.leaves[0].expiration_time = "2026-11-24T03:00:00Z".to_owned();
+            }),
+            (Reason::Rejected, |_, seen, _| {
+                seen.rejections = "listener_manager.lds.update_rejected: 2".to_owned();
+            }),
+            (Reason::EnvoyStarting, |about, _, _| about.state = "INITIALIZING".to_owned()),
+        ];
+        for (reason, change) in wrong {
+            let found = judge(change);
+            assert_eq!((found.verdict, found.reason), (Verdict::Wrong, Some(reason)), "{found:?}");
+            assert!(found.hint.is_some() && found.next.is_some(), "{found:?}");
+        }
+        let well = judge(|_, _, _| {});
+        assert_eq!(well.verdict, Verdict::Ok, "{well:?}");
+        assert!(well.detail.contains("for spiffe://d/svc/web, until 2026-11-27"), "{well:?}");
+        let gateway = judge(|_, seen, service| {
+            seen.leaves.clear();
+            service.kind = Kind::MeshGateway;
+        });
+        assert_eq!(gateway.verdict, Verdict::Ok, "{gateway:?}");
+        let draining = judge(|about, _, _| about.state = "DRAINING".to_owned());
+        assert_eq!(draining.verdict, Verdict::Warning);
+    }
+}
