@@ -15,7 +15,6 @@ use runtime::Failure;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
-use crate::prepare;
 use crate::sidecar::Sidecar;
 
 /// What stands for the ACL token.
@@ -125,7 +124,7 @@ async fn rehearse(sidecar: &Sidecar, common: &Handoff, answers: bool) -> Result<
         ),
     }
     let token = (session.is_some() || agent.token().is_some()).then(|| SecretString::from(TOKEN));
-    let files = prepare::copies(common, &agent.config().tls);
+    let files = provision::copies(common, &agent.config().tls);
     let rehearsal = bootstrap.rehearse(agent, &files, answers, &expected, token).await?;
     assumed.extend(rehearsal.assumed);
     Ok(json!({

@@ -5,12 +5,13 @@
 //!
 //! - [`args`]: the command line
 //! - [`declare`]: what the flags declare of the pod's services
-//! - [`prepare`]: the folder made ready, before anything is registered
 //! - [`helper`]: the lifecycle helper, on its way into the folder meanwhile
 //! - [`sidecar`]: one service of the pod with its sidecar, for which
 //!   - [`taken`]: whether its id is another pod's
 //!   - [`register`]: service and proxy registered, both or neither
-//!   - [`provide`]: Envoy's bootstrap and the record for `connect-lifecycle`
+//!
+//! The folder, Envoy's bootstrap and the record for `connect-lifecycle` are made by
+//! the crate `provision`.
 //!
 //! [`dry_run`] tells what would be done instead.
 //!
@@ -20,8 +21,6 @@ mod args;
 mod declare;
 mod dry_run;
 mod helper;
-mod prepare;
-mod provide;
 mod register;
 mod run;
 mod sidecar;

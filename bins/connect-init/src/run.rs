@@ -14,9 +14,9 @@ use runtime::{Deadline, Exit, Failure, Signals};
 
 use crate::args::{Args, Output};
 use crate::declare::{Said, declare};
+use crate::dry_run;
 use crate::helper::Helper;
 use crate::sidecar::Sidecar;
-use crate::{dry_run, prepare};
 
 /// How long taking back may take, after the work was cut short. It is part of the
 /// timeout, of which it takes a quarter at most.
@@ -89,7 +89,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         common.note(Milestone::Tried)?;
     }
     let helper = Helper::find(helper)?;
-    let tls = prepare::prepare(&common, agent.config())?;
+    let tls = provision::prepare(&common, agent.config())?;
     for sidecar in &sidecars {
         sidecar.prepare()?;
     }

@@ -14,7 +14,7 @@ use secrecy::ExposeSecret;
 
 use crate::declare::Declared;
 use crate::helper::Installing;
-use crate::{provide, register};
+use crate::register;
 
 /// One service of the pod with its sidecar.
 pub(crate) struct Sidecar {
@@ -50,7 +50,7 @@ impl Sidecar {
         // Each of the pod's services has a token of its own: each ends by itself.
         let agent = agent.apart();
         let session = login.map(|login| Session::new(&agent, &handoff, login.clone()));
-        let watches_token = provide::watches_token(bootstrap.envoy_version.as_deref());
+        let watches_token = provision::watches_token(bootstrap.envoy_version.as_deref());
         let bootstrap = BootstrapArgs {
             admin_bind: declared.admin.to_string(),
             envoy_ready_bind_port: bootstrap
@@ -95,14 +95,12 @@ impl Sidecar {
         register::register(handoff, agent, pair, session, deadline, arrived).await?;
         // On the heap: it hardly ever runs.
         Box::pin(self.take_back_earlier(deadline)).await;
-        let mut document = provide::render(agent, bootstrap, pair, &xds, deadline).await?;
-        provide::give_token(handoff, agent, &mut document, *watches_token)?;
-        handoff.write_bootstrap(&document)?;
-        tracing::info!(file = %handoff.bootstrap().display(), "wrote Envoy's bootstrap");
+        let watches = *watches_token;
+        provision::bootstrap(handoff, agent, bootstrap, pair, &xds, watches, deadline).await?;
         // Whoever reads the record finds everything else.
         helper.done().await?;
         let login = session.map(|session| session.login().clone());
-        let agent = provide::agent_record(handoff, agent, tls);
+        let agent = provision::agent_record(handoff, agent, tls);
         Record::new(pair.clone(), agent, *admin, login).write(handoff)?;
         Ok(())
     }

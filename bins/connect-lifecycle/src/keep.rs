@@ -7,7 +7,7 @@
 //! Requests follow each other over one kept-alive connection.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use consul::Agent;
@@ -18,6 +18,7 @@ use handoff::Record;
 use handoff::record::AgentRecord;
 use lifecycle::keep::Step;
 use lifecycle::{Entry, Half, Keep, Outcome, RegisterError, Registered, session};
+use registration::Service;
 use registration::check::{Check, Status};
 use registration::pod::{Pair, application_id, lease_id, listener_id};
 use runtime::file::write_whole;
@@ -117,9 +118,14 @@ struct Wrong {
 impl<'a> Keeper<'a> {
     pub(crate) fn new(pod: &'a Pod, restart: &'a Restart, stream: Stream) -> Self {
         let Pair { service, proxy } = &pod.record.pair;
-        let application = (service.port != 0).then(|| Application::on(service.port));
-        let address = proxy.address.parse::<IpAddr>().ok();
-        let address = address.map(|ip| (ip, proxy.port).into());
+        let check = |service: &Service, id: &str| {
+            service.checks.iter().find(|check| check.check_id == id).cloned()
+        };
+        // A service of a definition file may have checks of its own instead.
+        let application = check(service, &application_id(service.id()));
+        let application = application.map(|_| Application::on(service.port));
+        let listener = check(proxy, &listener_id(proxy.id()));
+        let address = listener.and_then(|check| check.tcp.parse().ok());
         Self {
             pod,
             restart,

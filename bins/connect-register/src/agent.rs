@@ -39,7 +39,11 @@ pub(crate) fn why<E: Into<Failure>>(
 pub(crate) fn with_token(agent: &Agent, token: Option<&SecretString>) -> Result<Agent, Failure> {
     match token {
         None => Ok(agent.clone()),
-        Some(token) => Agent::new(Config { token: Some(token.clone()), ..agent.config().clone() }),
+        Some(token) => Agent::new(Config {
+            token: Some(token.clone()),
+            token_file: None,
+            ..agent.config().clone()
+        }),
     }
 }
 

@@ -7,13 +7,81 @@ use std::time::Duration;
 use ::flags::AgentArgs;
 use ::flags::bootstrap::GrpcAddress;
 use clap::{Parser, Subcommand};
-use registration::service::Kind;
+use registration::service::{Kind, TaggedAddress};
+use runtime::command::Elsewhere;
 use runtime::{LogArgs, exit};
 
 use crate::flags;
 use crate::output::{Output, Rows};
 
-/// Registers services with a Consul agent by hand
+/// What Consul's `connect envoy` has and `bootstrap` has not, and what to write
+/// instead.
+///
+/// Source: Consul's "consul connect envoy" page.
+pub(crate) const ELSEWHERE: &[Elsewhere] = &[
+    Elsewhere { subcommand: "bootstrap", flag: "register", instead: GATEWAY },
+    Elsewhere {
+        subcommand: "bootstrap",
+        flag: "service",
+        instead: "connect-register register --name NAME",
+    },
+    Elsewhere {
+        subcommand: "bootstrap",
+        flag: "address",
+        instead: "connect-register register --address ADDRESS --port PORT --tagged-address lan=ADDRESS:PORT",
+    },
+    Elsewhere {
+        subcommand: "bootstrap",
+        flag: "wan-address",
+        instead: "connect-register register --tagged-address wan=ADDRESS:PORT",
+    },
+    Elsewhere {
+        subcommand: "bootstrap",
+        flag: "bind-address",
+        instead: "a definition file with proxy { config { envoy_gateway_no_default_bind = true  envoy_gateway_bind_addresses { NAME { address = ADDRESS  port = PORT } } } }",
+    },
+    Elsewhere {
+        subcommand: "bootstrap",
+        flag: "expose-servers",
+        instead: "connect-register register --meta consul-wan-federation=1",
+    },
+    Elsewhere {
+        subcommand: "bootstrap",
+        flag: "deregister-after-critical",
+        instead: "a definition file with check { tcp = \"ADDRESS:PORT\"  interval = \"10s\"  deregister_critical_service_after = \"6h\" }",
+    },
+    Elsewhere { subcommand: "bootstrap", flag: "mesh-gateway", instead: "--gateway mesh" },
+    Elsewhere {
+        subcommand: "bootstrap",
+        flag: "node-name",
+        instead: "--http-addr with the address of that node's agent: proxies are read from the agent, not from the catalog",
+    },
+    Elsewhere {
+        subcommand: "bootstrap",
+        flag: "bootstrap",
+        instead: "nothing: the document is printed, and Envoy is not started",
+    },
+    Elsewhere {
+        subcommand: "bootstrap",
+        flag: "envoy-binary",
+        instead: "envoy --config-path FILE, with what this prints in FILE",
+    },
+    Elsewhere {
+        subcommand: "bootstrap",
+        flag: "ignore-envoy-compatibility",
+        instead: "nothing: an Envoy that the agent does not support is warned of, and no more",
+    },
+    Elsewhere {
+        subcommand: "bootstrap",
+        flag: "enable-config-gen-logging",
+        instead: "--log-level debug",
+    },
+];
+
+const GATEWAY: &str = "connect-register register --name NAME --kind KIND-gateway --address ADDRESS --port PORT, before this";
+
+/// Registers services with a Consul agent by hand, diagnoses it, and prints Envoy
+/// bootstraps
 #[derive(Debug, Parser)]
 #[command(name = "connect-register", version, after_help = exit::HELP)]
 pub(crate) struct Args {
@@ -29,14 +97,24 @@ pub(crate) enum Command {
     /// Register services, from definition files or from flags
     ///
     /// All files are read and checked before anything is sent. If a service is
-    /// refused, those that this run has added are taken back. What has the id
-    /// of a registered service replaces it.
+    /// refused, those that this run has added are taken back. A service replaces
+    /// the one that is registered under its id.
     #[command(
         after_help = exit::HELP,
         override_usage = "connect-register register [OPTIONS] <FILE>...\n       \
                           connect-register register [OPTIONS] --name <NAME>"
     )]
     Register(RegisterArgs),
+
+    /// Register a service with its sidecar, for connect-lifecycle to keep
+    ///
+    /// For a machine without Kubernetes: registers one service of a definition
+    /// file and its sidecar, each with a heartbeat, and writes what
+    /// `connect-lifecycle run` starts from: Envoy's bootstrap, a record of the
+    /// registration and the ACL token. If a step fails, what was registered is
+    /// taken back.
+    #[command(after_help = exit::HELP)]
+    Sidecar(SidecarArgs),
 
     /// Deregister services, by definition files or by ids
     ///
@@ -53,10 +131,11 @@ pub(crate) enum Command {
     #[command(after_help = exit::HELP)]
     Validate(ValidateArgs),
 
-    /// Show what is registered with the agent, and whether it can serve sidecars
+    /// Show what is registered with the agent, and diagnose agent and sidecars
     ///
-    /// With ids, only those; one that is not registered is a failure. What is
-    /// wrong with the agent is said with what to do about it.
+    /// For each fault: what was seen, the likely cause and the next command. With
+    /// ids, only those services; one that is not registered is a failure. Nothing
+    /// is changed anywhere.
     #[command(after_help = exit::HELP)]
     Status(StatusArgs),
 
@@ -66,10 +145,10 @@ pub(crate) enum Command {
     #[command(after_help = exit::HELP)]
     Bootstrap(BootstrapCommand),
 
-    /// Print the completions of a shell
+    /// Print completions for a shell
     Completions(CompletionsArgs),
 
-    /// Print the manual page, or that of a subcommand
+    /// Print the manual page of the program or of a subcommand, in roff
     Man(ManArgs),
 }
 
@@ -80,11 +159,8 @@ pub(crate) struct RegisterArgs {
     #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with = "ServiceArgs")]
     pub(crate) files: Vec<PathBuf>,
 
-    #[command(flatten)]
-    pub(crate) service: ServiceArgs,
-
-    /// Remove checks that a service had and its definition has not; otherwise
-    /// they stay
+    /// Remove checks that a service had before and its definition has not;
+    /// otherwise they stay
     #[arg(long)]
     pub(crate) replace_checks: bool,
 
@@ -92,13 +168,16 @@ pub(crate) struct RegisterArgs {
     #[arg(long)]
     pub(crate) keep_going: bool,
 
-    /// Wait until the catalog shows them
+    /// Wait until the servers' catalog shows the services
     #[arg(long)]
     pub(crate) wait: bool,
 
-    /// The form of what is printed
+    /// Form of the output
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub(crate) output: Output,
+
+    #[command(flatten)]
+    pub(crate) service: ServiceArgs,
 
     #[command(flatten)]
     pub(crate) reach: ReachArgs,
@@ -108,34 +187,62 @@ pub(crate) struct RegisterArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Service, instead of a file")]
 pub(crate) struct ServiceArgs {
-    /// Its name, by which others find it
+    /// Name of the service, by which others find it
     #[arg(long, value_name = "NAME", value_parser = flags::not_empty)]
     pub(crate) name: Option<String>,
 
-    /// Its id, unique on the agent [default: the name]
+    /// Id of the service, unique on the agent [default: its name]
     #[arg(long, value_name = "ID", requires = "name", value_parser = flags::not_empty)]
     pub(crate) id: Option<String>,
 
-    /// Where it is reached [default: the agent's address]
+    /// IP address or host name of the service [default: the agent's address]
     #[arg(long, value_name = "ADDRESS", requires = "name")]
     pub(crate) address: Option<String>,
 
-    /// The port there, from 1 to 65535
+    /// Port of the service, from 1 to 65535
     #[arg(long, value_name = "PORT", requires = "name", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
 
-    /// A tag; repeat it for more
+    /// Tag of the service; may be repeated
     #[arg(long = "tag", value_name = "TAG", requires = "name")]
     pub(crate) tags: Vec<String>,
 
-    /// Free text under a key; repeat it for more
+    /// Metadata of the service; may be repeated
     #[arg(long, value_name = "KEY=VALUE", requires = "name", value_parser = flags::key_value)]
     pub(crate) meta: Vec<(String, String)>,
 
-    /// What it is, if not an ordinary service: mesh-gateway,
-    /// terminating-gateway, ingress-gateway or api-gateway. A proxy takes a file
+    /// Another address of the service under a name, such as
+    /// wan=198.51.100.7:8443; may be repeated
+    #[arg(long = "tagged-address", value_name = "NAME=ADDRESS:PORT", requires = "name", value_parser = flags::tagged_address)]
+    pub(crate) tagged_addresses: Vec<(String, TaggedAddress)>,
+
+    /// Unix socket of the service, instead of address and port
+    #[arg(long, value_name = "PATH", requires = "name", conflicts_with_all = ["address", "port"])]
+    pub(crate) socket: Option<String>,
+
+    /// Kind of the service, if it is a gateway: mesh-gateway,
+    /// terminating-gateway, ingress-gateway or api-gateway. A sidecar proxy
+    /// requires a file
     #[arg(long, value_name = "KIND", requires = "name", value_parser = flags::kind)]
     pub(crate) kind: Option<Kind>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SidecarArgs {
+    /// Definition file of one service with a sidecar, in HCL or JSON; `-` is
+    /// standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Folder for the files that connect-lifecycle reads; one for each sidecar
+    #[arg(long, env = "CONNECT_DIR", value_name = "FOLDER")]
+    pub(crate) dir: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) envoy: ::flags::BootstrapArgs,
+
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -145,15 +252,16 @@ pub(crate) struct DeregisterArgs {
     #[arg(value_name = "FILE", required_unless_present = "ids", conflicts_with = "ids")]
     pub(crate) files: Vec<PathBuf>,
 
-    /// The id of a service; repeat it for more
+    /// Id of a service; may be repeated
     #[arg(long = "id", value_name = "ID", value_parser = flags::not_empty)]
     pub(crate) ids: Vec<String>,
 
-    /// Wait until the catalog shows them no more; for that, files are needed
+    /// Wait until the servers' catalog does not show the services any more;
+    /// requires files
     #[arg(long, conflicts_with = "ids")]
     pub(crate) wait: bool,
 
-    /// The form of what is printed
+    /// Form of the output
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub(crate) output: Output,
 
@@ -167,34 +275,33 @@ pub(crate) struct ValidateArgs {
     #[arg(value_name = "FILE", required = true)]
     pub(crate) files: Vec<PathBuf>,
 
-    /// The form of what is printed
+    /// Form of the output
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub(crate) output: Output,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct StatusArgs {
-    /// Ids of services
+    /// Ids of the services to show [default: all]
     #[arg(value_name = "ID", value_parser = flags::not_empty)]
     pub(crate) ids: Vec<String>,
 
-    /// The form of what is printed
+    /// Form of the output
     #[arg(long, value_name = "FORM", default_value = "table")]
     pub(crate) output: Rows,
 
-    /// Where Envoy is told to find xDS: whether gRPC is spoken there is tried; if
+    /// Address of the agent's xDS (gRPC) as Envoy has it, which is tried; if
     /// absent, the port that the agent tells, on the host of --http-addr
     #[arg(long, env = "CONSUL_GRPC_ADDR", value_name = "ADDRESS")]
     pub(crate) grpc_addr: Option<GrpcAddress>,
 
-    /// Admin listeners of the Envoys that run on this machine: each is asked
-    /// whether it is connected, and has its certificate; repeat it, or separate
-    /// them by commas
+    /// Admin listener of an Envoy on this machine, which is asked whether it is
+    /// connected and has its certificate; may be repeated, or separated by commas
     #[arg(long, env = "CONNECT_ADMIN_BIND", value_delimiter = ',', value_name = "IP:PORT")]
     pub(crate) admin_bind: Vec<SocketAddr>,
 
-    /// The Envoy that runs, as a version or an image: it is compared with those
-    /// that the agent supports
+    /// Version or image of the Envoy that runs, to be compared with those that
+    /// the agent supports
     #[arg(long, env = "CONNECT_ENVOY_VERSION", value_name = "VERSION")]
     pub(crate) envoy_version: Option<String>,
 
@@ -214,14 +321,14 @@ pub(crate) struct StatusArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CompletionsArgs {
-    /// The shell
+    /// Shell to print completions for
     #[arg(value_name = "SHELL")]
     pub(crate) shell: pages::Shell,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ManArgs {
-    /// The subcommand; none: the program as a whole
+    /// Subcommand to print the page of [default: the program]
     #[arg(value_name = "SUBCOMMAND")]
     pub(crate) subcommand: Option<String>,
 }
@@ -242,11 +349,11 @@ pub(crate) struct BootstrapCommand {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct WhichProxy {
-    /// The id of the proxy, or of a gateway
+    /// Id of the sidecar proxy or gateway
     #[arg(long, env = "CONNECT_PROXY_ID", value_name = "ID", value_parser = flags::not_empty)]
     pub(crate) proxy_id: Option<String>,
 
-    /// The id of the service whose only sidecar proxy is meant
+    /// Id of the service whose only sidecar proxy is meant
     #[arg(
         long,
         env = "CONNECT_SIDECAR_FOR",
@@ -256,7 +363,7 @@ pub(crate) struct WhichProxy {
     )]
     pub(crate) sidecar_for: Option<String>,
 
-    /// The kind of the gateway: mesh, terminating, ingress or api. Without
+    /// Kind of the gateway: mesh, terminating, ingress or api. Without
     /// --proxy-id, the only one of this kind that is registered. An ingress
     /// gateway gets a ready listener [default: 127.0.0.1:8443]
     #[arg(
@@ -274,7 +381,7 @@ pub(crate) struct ReachArgs {
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
 
-    /// How long it all may take: an agent that can't be reached, or can't
+    /// How long the command may take: an agent that can't be reached, or can't
     /// serve at the moment, is asked again until then. An agent whose servers
     /// have no leader takes 7 seconds for one registration
     #[arg(

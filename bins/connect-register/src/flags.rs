@@ -2,14 +2,14 @@
 
 use definition::{Definition, Format, Problem};
 use registration::Service;
-use registration::service::Kind;
+use registration::service::{Kind, TaggedAddress};
 use runtime::Failure;
 
 use crate::args::ServiceArgs;
 
 /// The service that the flags define; none without `--name`.
 pub(crate) fn definition(args: ServiceArgs) -> Option<Definition> {
-    let ServiceArgs { name, id, address, port, tags, meta, kind } = args;
+    let ServiceArgs { name, id, address, port, tags, meta, tagged_addresses, socket, kind } = args;
     let service = Service {
         kind: kind.unwrap_or_default(),
         id: id.unwrap_or_default(),
@@ -18,6 +18,8 @@ pub(crate) fn definition(args: ServiceArgs) -> Option<Definition> {
         address: address.unwrap_or_default(),
         port: port.unwrap_or_default(),
         meta: meta.into_iter().collect(),
+        tagged_addresses: tagged_addresses.into_iter().collect(),
+        socket_path: socket.unwrap_or_default(),
         ..Service::default()
     };
     Some(Definition { service, ..Definition::default() })
@@ -48,6 +50,17 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("expected KEY=VALUE, such as version=2".to_owned()),
     }
+}
+
+/// `name=address:port`.
+pub(crate) fn tagged_address(text: &str) -> Result<(String, TaggedAddress), String> {
+    let form = || "expected NAME=ADDRESS:PORT, such as wan=198.51.100.7:8443".to_owned();
+    let (name, address) = key_value(text).map_err(|_| form())?;
+    let (address, port) = address.rsplit_once(':').ok_or_else(form)?;
+    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(form)?;
+    let bare = address.strip_prefix('[').and_then(|address| address.strip_suffix(']'));
+    let address = bare.unwrap_or(address).to_owned();
+    if address.is_empty() { Err(form()) } else { Ok((name, TaggedAddress { address, port })) }
 }
 
 /// A kind that flags can define.
@@ -90,6 +103,17 @@ mod tests {
         assert_eq!(key_value("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
         assert_eq!(key_value("a="), Ok(("a".to_owned(), String::new())));
         assert!(key_value("a").is_err() && key_value("=b").is_err());
+    }
+
+    #[test]
+    fn a_tagged_address_is_a_name_an_address_and_a_port() {
+        let of = |text| tagged_address(text).map(|(name, it)| (name, it.address, it.port));
+        let expected = |name: &str, address: &str| (name.to_owned(), address.to_owned(), 8443);
+        assert_eq!(of("wan=198.51.100.7:8443"), Ok(expected("wan", "198.51.100.7")));
+        assert_eq!(of("lan_ipv6=[fd00::7]:8443"), Ok(expected("lan_ipv6", "fd00::7")));
+        for text in ["wan", "wan=", "=a:1", "wan=a", "wan=a:0", "wan=:1"] {
+            assert!(of(text).unwrap_err().starts_with("expected NAME=ADDRESS:PORT"), "{text}");
+        }
     }
 
     #[test]

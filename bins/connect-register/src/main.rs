@@ -2,8 +2,8 @@
 //! debugs a pod.
 //!
 //! - `args`: the command line
-//! - `register`, `deregister`, `validate`, `status`, `bootstrap`: one module a
-//!   subcommand; `generate` for what is made from the command line itself
+//! - `register`, `sidecar`, `deregister`, `validate`, `status`, `bootstrap`: one
+//!   module a subcommand; `generate` for what is made from the command line itself
 //! - `flags`, `files`: services from flags and from definition files
 //! - `agent`: asking the agent, with patience
 //! - `catalog`: what the servers say of a service
@@ -19,6 +19,7 @@ mod flags;
 mod generate;
 mod output;
 mod register;
+mod sidecar;
 mod status;
 mod validate;
 
@@ -29,7 +30,7 @@ use runtime::{Exit, Failure, Signals};
 use crate::args::{Args, Command};
 
 fn main() -> ExitCode {
-    match runtime::parse::<Args>() {
+    match runtime::command::parse_beside::<Args>(args::ELSEWHERE) {
         Ok(Args { command, log }) => runtime::start(&log, |signals| run(command, signals)),
         Err(code) => code,
     }
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
 async fn run(command: Command, signals: Signals) -> Result<ExitCode, Failure> {
     match command {
         Command::Register(args) => register::run(args, signals).await?,
+        Command::Sidecar(args) => Box::pin(sidecar::run(args, signals)).await?,
         Command::Deregister(args) => deregister::run(args, signals).await?,
         Command::Validate(args) => validate::run(&args)?,
         Command::Status(args) => status::run(args, signals).await?,

@@ -104,7 +104,7 @@ enum Before {
 impl<'a> Run<'a> {
     /// Registers them one after the other.
     async fn register(&mut self, definitions: &'a [Definition]) -> Result<(), Failure> {
-        self.require_newest(definitions).await?;
+        require_newest(self.agent, self.deadline, definitions).await?;
         for definition in definitions {
             if let Err(failure) = self.register_one(definition).await {
                 let id = definition.service.id();
@@ -117,43 +117,6 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Refuses keys that the agent does not know, before anything is sent. An
-    /// agent that does not tell its version has the last word itself.
-    async fn require_newest(&self, definitions: &[Definition]) -> Result<(), Failure> {
-        if definitions.iter().all(|definition| definition.newer.is_empty()) {
-            return Ok(());
-        }
-        let about = match ask(self.agent, self.deadline, || self.agent.agent_self()).await {
-            Ok(about) => about,
-            Err(failure) if !matches!(failure.exit(), Exit::Refused | Exit::Denied) => {
-                return Err(failure);
-            }
-            Err(failure) => {
-                tracing::debug!("the agent does not tell its version: {failure}");
-                return Ok(());
-            }
-        };
-        let version = about.config.version;
-        let newer = definitions.iter().flat_map(|definition| &definition.newer);
-        let unknown: Vec<&Newer> =
-            newer.filter(|newer| !newer.since.is_known_to(&version)).collect();
-        for Newer { place, .. } in &unknown {
-            tracing::error!("{place}");
-        }
-        if unknown.is_empty() {
-            return Ok(());
-        }
-        let count = unknown.len();
-        let plural = if count == 1 { "key" } else { "keys" };
-        let address = &self.agent.config().address;
-        let message = format_args!(
-            "the agent at {address} is Consul {version}, which can't take {count} {plural} of the \
-             definition files: nothing was sent"
-        );
-        Err(Failure::new(Exit::Refused, message)
-            .hint("remove what is listed above, or upgrade the agent"))
     }
 
     async fn register_one(&mut self, definition: &'a Definition) -> Result<(), Failure> {
@@ -183,6 +146,46 @@ impl<'a> Run<'a> {
             }
         }
     }
+}
+
+/// Refuses keys that the agent does not know, before anything is sent. An
+/// agent that does not tell its version has the last word itself.
+pub(crate) async fn require_newest(
+    agent: &Agent,
+    deadline: Deadline,
+    definitions: &[Definition],
+) -> Result<(), Failure> {
+    if definitions.iter().all(|definition| definition.newer.is_empty()) {
+        return Ok(());
+    }
+    let about = match ask(agent, deadline, || agent.agent_self()).await {
+        Ok(about) => about,
+        Err(failure) if !matches!(failure.exit(), Exit::Refused | Exit::Denied) => {
+            return Err(failure);
+        }
+        Err(failure) => {
+            tracing::debug!("the agent does not tell its version: {failure}");
+            return Ok(());
+        }
+    };
+    let version = about.config.version;
+    let newer = definitions.iter().flat_map(|definition| &definition.newer);
+    let unknown: Vec<&Newer> = newer.filter(|newer| !newer.since.is_known_to(&version)).collect();
+    for Newer { place, .. } in &unknown {
+        tracing::error!("{place}");
+    }
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let count = unknown.len();
+    let plural = if count == 1 { "key" } else { "keys" };
+    let address = &agent.config().address;
+    let message = format_args!(
+        "the agent at {address} is Consul {version}, which can't take {count} {plural} of the \
+         definition files: nothing was sent"
+    );
+    Err(Failure::new(Exit::Refused, message)
+        .hint("remove what is listed above, or upgrade the agent"))
 }
 
 /// Whether the agent has a service of this id: only for what is said and taken

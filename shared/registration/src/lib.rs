@@ -9,6 +9,7 @@
 //! - [`upstream`]: the one grammar for upstreams, of annotation and flags
 //! - [`port`]: a port as a number or by a container port's name
 //! - [`name`]: what may be the name of a service
+//! - [`machine`]: what a service and sidecar of a definition file are registered as
 //! - [`pod`]: what a pod's service and sidecar are registered as
 //!
 //! Nothing here does I/O. Empty fields are left out of the JSON, because an
@@ -16,6 +17,7 @@
 
 pub mod check;
 pub mod listener;
+pub mod machine;
 pub mod name;
 pub mod pod;
 pub mod port;

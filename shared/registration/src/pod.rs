@@ -124,7 +124,7 @@ pub fn pair(pod: &Identity, declared: Declaration) -> Pair {
         name: format!("{name}-sidecar-proxy"),
         port: listener.port(),
         checks: vec![
-            public_listener(&proxy_id, listener),
+            public_listener(&proxy_id, &listener.to_string()),
             destination(&proxy_id, &id),
             lease(&proxy_id),
         ],
@@ -151,7 +151,7 @@ fn service_id(pod: &Identity, name: &str) -> String {
 }
 
 /// Who keeps the registration must renew it; see [`LEASE`].
-fn lease(service_id: &str) -> Check {
+pub(crate) fn lease(service_id: &str) -> Check {
     Check {
         check_id: lease_id(service_id),
         name: "Pod Lease".to_owned(),
@@ -165,7 +165,7 @@ fn lease(service_id: &str) -> Check {
 /// Whether the application takes connections on its port. It is looked at from
 /// inside the pod, because the application may listen on 127.0.0.1 only. It
 /// starts critical and never removes the service: a slow start costs nothing.
-fn application(service_id: &str, port: u16) -> Check {
+pub(crate) fn application(service_id: &str, port: u16) -> Check {
     Check {
         check_id: application_id(service_id),
         name: "Application Listening".to_owned(),
@@ -176,18 +176,18 @@ fn application(service_id: &str, port: u16) -> Check {
     }
 }
 
-fn public_listener(proxy_id: &str, listener: SocketAddr) -> Check {
+pub(crate) fn public_listener(proxy_id: &str, listener: &str) -> Check {
     Check {
         check_id: listener_id(proxy_id),
         name: "Proxy Public Listener".to_owned(),
-        tcp: listener.to_string(),
+        tcp: listener.to_owned(),
         interval: Some(GoDuration::from_secs(10)),
         // It removes nothing: that is for the TTL check, which tells whether the pod lives.
         ..Check::default()
     }
 }
 
-fn destination(proxy_id: &str, service_id: &str) -> Check {
+pub(crate) fn destination(proxy_id: &str, service_id: &str) -> Check {
     Check {
         check_id: format!("{proxy_id}-destination"),
         name: "Destination Alias".to_owned(),

@@ -21,6 +21,25 @@ pub fn parse<A: Parser>() -> Result<A, ExitCode> {
     parse_command(A::command())
 }
 
+/// A flag of another program's that users may write here, too.
+#[derive(Clone, Copy, Debug)]
+pub struct Elsewhere {
+    /// The subcommand with which it is written.
+    pub subcommand: &'static str,
+    /// The flag, without dashes.
+    pub flag: &'static str,
+    /// What to write instead.
+    pub instead: &'static str,
+}
+
+/// As [`parse`], with a hint for flags that this program does not have.
+///
+/// # Errors
+/// See [`parse`].
+pub fn parse_beside<A: Parser>(elsewhere: &[Elsewhere]) -> Result<A, ExitCode> {
+    read(A::command(), elsewhere)
+}
+
 /// As [`parse`], by a command that was changed, for instance in its defaults.
 ///
 /// For all binaries alike:
@@ -33,6 +52,10 @@ pub fn parse<A: Parser>() -> Result<A, ExitCode> {
 /// # Errors
 /// See [`parse`].
 pub fn parse_command<A: Parser>(command: Command) -> Result<A, ExitCode> {
+    read(command, &[])
+}
+
+fn read<A: Parser>(command: Command, elsewhere: &[Elsewhere]) -> Result<A, ExitCode> {
     write_pages(&command)?;
     let env = |name: &OsStr| std::env::var_os(name);
     let line: Vec<OsString> = std::env::args_os().collect();
@@ -54,7 +77,13 @@ pub fn parse_command<A: Parser>(command: Command) -> Result<A, ExitCode> {
                 "hint: the environment variable {variable} sets {flag}; correct or unset it"
             );
         }
-        if let Some(flag) = with_one_dash(&command, &line) {
+        let is_unknown = error.kind() == ErrorKind::UnknownArgument;
+        let meant: Vec<_> = if is_unknown { of_others(elsewhere, &line) } else { Vec::new() };
+        for Elsewhere { flag, instead, .. } in &meant {
+            let _ = writeln!(std::io::stderr(), "hint: for -{flag} write: {instead}");
+        }
+        let said = subcommand_of(&line).and_then(|name| command.find_subcommand(name));
+        if let Some(flag) = with_one_dash(said.unwrap_or(&command), &line) {
             let _ = writeln!(std::io::stderr(), "hint: flags begin with two dashes: {flag}");
         }
         match error.kind() {
@@ -157,6 +186,24 @@ fn variables_of(
         }
     }
     variables
+}
+
+/// The first word that is no flag.
+fn subcommand_of(line: &[OsString]) -> Option<&str> {
+    let mut words = line.iter().skip(1).filter_map(|word| word.to_str());
+    words.find(|word| !word.starts_with('-'))
+}
+
+/// The flags of another program's that stand on the line.
+fn of_others<'e>(elsewhere: &'e [Elsewhere], line: &[OsString]) -> Vec<&'e Elsewhere> {
+    let words = || line.iter().skip(1).filter_map(|word| word.to_str());
+    let subcommand = subcommand_of(line).unwrap_or_default();
+    let flags = words().take_while(|word| *word != "--").filter_map(|word| {
+        let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'))?;
+        name.split('=').next()
+    });
+    let of = |name| elsewhere.iter().find(|it| it.subcommand == subcommand && it.flag == name);
+    flags.filter_map(of).collect()
 }
 
 /// The first flag that was written as Consul's CLI and other Go programs write
@@ -329,6 +376,29 @@ mod tests {
         }
         for text in ["envoy@sha256:abc", "http://h:1", ""] {
             assert_eq!(without_credentials(text), text);
+        }
+    }
+
+    #[test]
+    fn a_flag_of_another_program_is_recognized() {
+        let elsewhere =
+            [Elsewhere { subcommand: "bootstrap", flag: "wan-address", instead: "that" }];
+        let found = |line: &[&str]| {
+            let line: Vec<OsString> = line.iter().map(Into::into).collect();
+            of_others(&elsewhere, &line).len()
+        };
+        for line in [
+            &["x", "bootstrap", "-wan-address", "a:1"][..],
+            &["x", "bootstrap", "--wan-address=a:1"],
+        ] {
+            assert_eq!(found(line), 1, "{line:?}");
+        }
+        for line in [
+            &["x", "register", "-wan-address", "a:1"][..],
+            &["x", "bootstrap", "--", "-wan-address"],
+            &["x", "bootstrap", "wan-address"],
+        ] {
+            assert_eq!(found(line), 0, "{line:?}");
         }
     }
 

@@ -13,4 +13,5 @@ mod real;
 mod real_agent;
 mod register;
 mod scripted_agent;
+mod sidecar;
 mod status;

@@ -125,10 +125,9 @@ fn json_of_some() {
         findings[3],
         json!({"what": "node", "verdict": "ok", "detail": "n1 in datacenter dc1"})
     );
-    let words = ["what", "id", "verdict"].map(|key| key.to_owned());
-    let tail = findings[findings.len() - 3..]
-        .iter()
-        .map(|found| words.clone().map(|key| found[key].clone()));
+    let words = ["what", "id", "verdict"];
+    let tail =
+        findings[findings.len() - 3..].iter().map(|found| words.map(|key| found[key].clone()));
     assert_eq!(
         json!(tail.collect::<Vec<_>>()),
         json!([

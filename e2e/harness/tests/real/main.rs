@@ -19,6 +19,7 @@ mod intentions;
 mod job;
 mod kill;
 mod leader;
+mod machine;
 mod many;
 mod memory;
 mod mesh;

@@ -11,9 +11,26 @@ use runtime::{Deadline, Exit, Failure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
+/// Writes the bootstrap, and beside it the ACL token if Envoy watches that.
+pub async fn bootstrap(
+    handoff: &Handoff,
+    agent: &Agent,
+    flags: &BootstrapArgs,
+    pair: &Pair,
+    xds: &XdsServer,
+    watches_token: bool,
+    deadline: Deadline,
+) -> Result<(), Failure> {
+    let mut document = render(agent, flags, pair, xds, deadline).await?;
+    give_token(handoff, agent, &mut document, watches_token)?;
+    handoff.write_bootstrap(&document)?;
+    tracing::info!(file = %handoff.bootstrap().display(), "wrote Envoy's bootstrap");
+    Ok(())
+}
+
 /// Renders the bootstrap, from the proxy as the agent has it: an agent merges
 /// the central configuration into it.
-pub(crate) async fn render(
+async fn render(
     agent: &Agent,
     flags: &BootstrapArgs,
     pair: &Pair,
@@ -28,7 +45,7 @@ pub(crate) async fn render(
 
 /// Gives the ACL token to Envoy: in a file, if Envoy watches that, else in the
 /// document, where it is already.
-pub(crate) fn give_token(
+fn give_token(
     handoff: &Handoff,
     agent: &Agent,
     document: &mut Value,
@@ -48,7 +65,7 @@ pub(crate) fn give_token(
 
 /// Whether the Envoy that is going to run can read its token from a file again and
 /// again. One of an unknown release may not even start with that.
-pub(crate) fn watches_token(envoy: Option<&str>) -> bool {
+pub fn watches_token(envoy: Option<&str>) -> bool {
     let release = envoy.and_then(consul::envoy_version::release);
     release.is_some_and(|release| release >= (1, bootstrap::WATCHES_TOKEN))
 }
@@ -81,7 +98,7 @@ async fn read_back(
 
 /// The agent, for the pod's other containers. `tls` has its files as they see
 /// them; the token is the copy in the folder, unless they also see its original.
-pub(crate) fn agent_record(handoff: &Handoff, agent: &Agent, tls: &TlsFiles) -> AgentRecord {
+pub fn agent_record(handoff: &Handoff, agent: &Agent, tls: &TlsFiles) -> AgentRecord {
     let config = agent.config();
     AgentRecord {
         http_addr: config.address.clone(),

@@ -13,7 +13,7 @@ use secrecy::ExposeSecret;
 /// Takes away what a process that was killed left half written in the folder,
 /// and puts there what the agent is spoken to with. Returns the files of TLS as
 /// the pod's other containers see them.
-pub(crate) fn prepare(handoff: &Handoff, config: &Config) -> Result<TlsFiles, Failure> {
+pub fn prepare(handoff: &Handoff, config: &Config) -> Result<TlsFiles, Failure> {
     handoff.sweep()?;
     if let Some(auth) = &config.http_auth {
         write_whole(&handoff.http_auth(), 0o600, auth.expose_secret().as_bytes())?;
@@ -28,7 +28,7 @@ pub(crate) fn prepare(handoff: &Handoff, config: &Config) -> Result<TlsFiles, Fa
 }
 
 /// The files of TLS as the pod's other containers see them.
-pub(crate) fn copies(handoff: &Handoff, tls: &TlsFiles) -> TlsFiles {
+pub fn copies(handoff: &Handoff, tls: &TlsFiles) -> TlsFiles {
     let TlsFiles { client_cert, client_key, server_name, skip_verify, .. } = tls;
     TlsFiles {
         ca_file: tls.has_ca().then(|| handoff.ca()),

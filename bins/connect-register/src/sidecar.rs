@@ -1,0 +1,152 @@
+//! `sidecar`: one service with its sidecar, and what `connect-lifecycle run` starts
+//! from.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use consul::Agent;
+use definition::Definition;
+use flags::BootstrapArgs;
+use handoff::{Handoff, Record};
+use lifecycle::{RegisterError, Registered};
+use registration::machine;
+use registration::pod::Pair;
+use registration::service::Kind;
+use runtime::deadline::{Deadline, race};
+use runtime::file::write_whole;
+use runtime::{Exit, Failure, Signals, retry};
+use secrecy::ExposeSecret;
+
+use crate::agent::{ask, cut_short, why, with_token};
+use crate::args::SidecarArgs;
+use crate::output::{self, Output};
+use crate::{files, register};
+
+/// How long taking back may take, after the work failed.
+const TAKE_BACK: Duration = Duration::from_secs(5);
+
+/// Registers the service and its sidecar, and writes what the sidecar starts from:
+/// all or nothing.
+pub(crate) async fn run(args: SidecarArgs, mut signals: Signals) -> Result<(), Failure> {
+    let SidecarArgs { file, dir, envoy, reach } = args;
+    let definition = only(&[file])?;
+    let pair = machine::pair(definition.service.clone()).map_err(|problem| {
+        let place = &definition.place;
+        Failure::usage(format_args!(
+            "{}:{}: service `{}`: {problem}",
+            place.file, place.line, definition.service.name
+        ))
+    })?;
+    let agent = with_token(&reach.agent.agent(None)?, definition.token.as_ref())?;
+    let deadline = Deadline::after(reach.timeout);
+    let sidecar =
+        Sidecar { handoff: Handoff::new(dir), agent, pair, envoy, arrived: Cell::new(false) };
+    let work = sidecar.provide(&definition, deadline);
+    let failure = match race(deadline, &mut signals, work).await {
+        Ok(Ok(())) => {
+            let Pair { service, proxy } = &sidecar.pair;
+            let lines = [service, proxy].map(|each| format!("Registered service: {}", each.name));
+            return output::print(lines);
+        }
+        Ok(Err(failure)) => failure,
+        Err(cut) => cut_short(cut, &sidecar.agent, deadline),
+    };
+    sidecar.take_back().await;
+    Err(failure.while_doing(format_args!("the sidecar of service `{}`", sidecar.pair.service.id())))
+}
+
+/// The only service that a file defines.
+fn only(files: &[PathBuf]) -> Result<Definition, Failure> {
+    let mut definitions = files::read(files, Output::Text)?.definitions;
+    match definitions.len() {
+        1 => Ok(definitions.remove(0)),
+        count => Err(Failure::usage(format_args!("the definition file defines {count} services"))
+            .hint(
+                "each sidecar has a file, a folder and an Envoy of its own: expected one service",
+            )),
+    }
+}
+
+/// One service with its sidecar, on its way.
+struct Sidecar {
+    handoff: Handoff,
+    agent: Agent,
+    pair: Pair,
+    envoy: BootstrapArgs,
+    /// Whether the agent may have something of it.
+    arrived: Cell<bool>,
+}
+
+// === impl Sidecar ===
+
+impl Sidecar {
+    async fn provide(&self, definition: &Definition, deadline: Deadline) -> Result<(), Failure> {
+        let Self { handoff, agent, pair, envoy, .. } = self;
+        let admin = envoy.admin().await?;
+        let tls = provision::prepare(handoff, agent.config())?;
+        match agent.token() {
+            Some(token) => {
+                write_whole(&handoff.token(), 0o600, token.expose_secret().as_bytes())?;
+            }
+            None => handoff.remove_token()?,
+        }
+        handoff.unbury()?;
+        register::require_newest(agent, deadline, std::slice::from_ref(definition)).await?;
+        // First: with an agent that can't feed Envoy, nothing is registered.
+        let xds = envoy.find_xds(agent, &tls, deadline).await?;
+        self.refuse_taken_port(deadline).await?;
+        self.register(deadline).await?;
+        let watches = provision::watches_token(envoy.envoy_version.as_deref());
+        provision::bootstrap(handoff, agent, envoy, pair, &xds, watches, deadline).await?;
+        // Whoever reads the record finds everything else.
+        let agent = provision::agent_record(handoff, agent, &tls);
+        Record::new(pair.clone(), agent, admin, None).write(handoff)?;
+        Ok(())
+    }
+
+    /// Refuses a public listener's port that another proxy of this machine has:
+    /// one of the two Envoys could not listen.
+    async fn refuse_taken_port(&self, deadline: Deadline) -> Result<(), Failure> {
+        let Self { agent, pair: Pair { proxy, .. }, .. } = self;
+        let services = ask(agent, deadline, || agent.services()).await?;
+        let other = services.values().find(|other| {
+            other.kind != Kind::Typical
+                && other.id != proxy.id
+                && other.port == proxy.port
+                && other.address == proxy.address
+        });
+        let Some(other) = other else { return Ok(()) };
+        Err(Failure::usage(format_args!("port {} is that of `{}`", proxy.port, other.id))
+            .hint("give connect.sidecar_service.port another one, and --admin-bind (CONNECT_ADMIN_BIND), too: both are one for each sidecar of the machine"))
+    }
+
+    async fn register(&self, deadline: Deadline) -> Result<(), Failure> {
+        let Self { handoff, agent, pair, arrived, .. } = self;
+        let attempt = || async {
+            let before = arrived.replace(true);
+            let result = lifecycle::register(handoff, agent, pair, deadline).await;
+            if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
+                arrived.set(before);
+            }
+            result
+        };
+        let done = retry::until(deadline, retry::NODE_AGENT, RegisterError::is_transient, attempt);
+        match done.await.map_err(|stopped| why(stopped, agent, deadline))? {
+            Registered::Done => Ok(()),
+            Registered::Buried => Err(Failure::new(Exit::Failure, "it is being deregistered")
+                .hint("a connect-lifecycle of this folder is ending: run this again after it")),
+        }
+    }
+
+    /// Takes back what the agent may have: without Envoy nobody may be sent there.
+    async fn take_back(&self) {
+        let Self { handoff, agent, pair, arrived, .. } = self;
+        if arrived.get()
+            && let Err(leftovers) =
+                lifecycle::retract(handoff, agent, pair, Deadline::after(TAKE_BACK)).await
+        {
+            tracing::warn!("{}", Failure::from(leftovers));
+        }
+    }
+}
