@@ -125,9 +125,12 @@ impl Knowledge {
     /// The roots of Connect's CA, which sign the certificates of agents with
     /// auto_encrypt.
     async fn keep_roots(&self, agent: &Agent) {
+        if !self.needs_roots {
+            return;
+        }
         let mut pause = RETRY;
         let mut reported = None;
-        while self.needs_roots {
+        loop {
             let problem = match agent.connect_roots().await {
                 Ok(roots) => {
                     let pems = roots.roots.iter().map(|root| root.root_cert.trim_end());

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use harness::node::Node;
 use harness::parts::Parts;
+use harness::process::Process;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reqwest::{Method, Url};
@@ -32,30 +33,7 @@ fn every_alert_and_every_panel_has_data() {
     let api = started(node, &mesh.injector, &server("api-1", &api, &Value::Null));
     let web = started(node, &mesh.injector, &client(&metrics));
 
-    let target = |address: String, namespace: &str, pod: &str| json!({"targets": [address], "labels": {"namespace": namespace, "pod": pod}});
-    let config = json!({
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": ["rules.yaml"],
-        "scrape_configs": [
-            {"job_name": "injector", "static_configs": [
-                target(format!("{}:9445", node.ip()), "consul", "injector"),
-            ]},
-            {"job_name": "sidecars", "static_configs": [
-                target(format!("{}:20200", api.ip), "shop", "api-1"),
-                target(format!("{}:20200", web.ip), "shop", "web"),
-            ]},
-        ],
-    });
-    let folder = node.folder("prometheus").unwrap();
-    write(&folder.join("prometheus.yaml"), &config.to_string());
-    write(&folder.join("rules.yaml"), RULES);
-    let flag = |name: &str, value: &Path| format!("--{name}={}", value.display());
-    let args = [
-        flag("config.file", &folder.join("prometheus.yaml")),
-        flag("storage.tsdb.path", &folder.join("data")),
-        format!("--web.listen-address={PROMETHEUS}"),
-    ];
-    let _prometheus = node.start(&prometheus, &args).unwrap();
+    let _prometheus = scraping(node, &prometheus, &[("api-1", &api.ip), ("web", &web.ip)]);
 
     // What Prometheus is to see a rise of.
     let traffic = || {
@@ -138,6 +116,32 @@ fn every_alert_and_every_panel_has_data() {
     .unwrap();
 }
 
+/// Prometheus with the chart's alerts, which scrapes the injector and these pods.
+fn scraping(node: &Node, program: &Path, pods: &[(&str, &str)]) -> Process {
+    let target = |address: String, namespace: &str, pod: &str| json!({"targets": [address], "labels": {"namespace": namespace, "pod": pod}});
+    let pods: Vec<_> =
+        pods.iter().map(|(pod, ip)| target(format!("{ip}:20200"), "shop", pod)).collect();
+    let injector = target(format!("{}:9445", node.ip()), "consul", "injector");
+    let config = json!({
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": ["rules.yaml"],
+        "scrape_configs": [
+            {"job_name": "injector", "static_configs": [injector]},
+            {"job_name": "sidecars", "static_configs": pods},
+        ],
+    });
+    let folder = node.folder("prometheus").unwrap();
+    write(&folder.join("prometheus.yaml"), &config.to_string());
+    write(&folder.join("rules.yaml"), RULES);
+    let flag = |name: &str, value: &Path| format!("--{name}={}", value.display());
+    let args = [
+        flag("config.file", &folder.join("prometheus.yaml")),
+        flag("storage.tsdb.path", &folder.join("data")),
+        format!("--web.listen-address={PROMETHEUS}"),
+    ];
+    node.start(program, &args).unwrap()
+}
+
 /// The expression before its last comparison.
 fn without_threshold(expression: &str) -> String {
     let words: Vec<_> = expression.split_whitespace().collect();
@@ -159,7 +163,8 @@ fn values(node: &Node, query: &str) -> Result<Vec<String>, String> {
 fn rule(node: &Node, name: &str) -> Value {
     let answer = node.request(Method::GET, &format!("http://{PROMETHEUS}/api/v1/rules"), None);
     let groups = answer.map(|mut answer| answer["data"]["groups"].take()).unwrap_or_default();
-    let rules = groups.as_array().into_iter().flatten().flat_map(|group| group["rules"].as_array());
+    let rules =
+        groups.as_array().into_iter().flatten().filter_map(|group| group["rules"].as_array());
     rules.flatten().find(|rule| rule["name"] == name).cloned().unwrap_or_default()
 }
 
