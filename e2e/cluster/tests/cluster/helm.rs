@@ -137,7 +137,7 @@ fn helm_installs_upgrades_rolls_back_and_uninstalls_the_chart() {
 /// A chart with two definitions, which a value turns off, as `connectInject.enabled` does
 /// in Consul's own.
 const DEFINITIONS: &str = r#"
-{{- range (.Values.off | ternary (list) (list "kept" "lost")) }}
+{{- range (.Values.without | ternary (list) (list "kept" "lost")) }}
 ---
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
@@ -169,7 +169,7 @@ fn helm_keeps_a_definition_that_is_annotated_before_it_is_left_out() {
     };
     std::fs::create_dir(chart.path().join("templates")).unwrap();
     write("Chart.yaml", "apiVersion: v2\nname: definitions\nversion: 0.1.0\n");
-    write("values.yaml", "off: false\n");
+    write("values.yaml", "without: false\n");
     write("templates/definitions.yaml", DEFINITIONS);
     let helm = Helm::find().unwrap();
     let folder = chart.path().to_str().unwrap();
@@ -186,7 +186,7 @@ fn helm_keeps_a_definition_that_is_annotated_before_it_is_left_out() {
         "--selector=component=kept",
         "helm.sh/resource-policy=keep",
     ]);
-    run(&["upgrade", "definitions", folder, "--set=off=true", "--wait", "--timeout=60s"]);
+    run(&["upgrade", "definitions", folder, "--set=without=true", "--wait", "--timeout=60s"]);
     let mut left = String::new();
     let one = harness::until("one definition less", || {
         left = kubectl(&["get", "customresourcedefinitions", "--output=name"]);
