@@ -7,7 +7,7 @@ use consul::agent::segment;
 use consul::answer::AgentService;
 use consul::{Agent, token};
 use doctor::{Finding, Patient, Verdict};
-use flags::BootstrapArgs;
+use flags::{BootstrapArgs, Report};
 use handoff::Handoff;
 use registration::Service;
 use registration::pod::Pair;
@@ -221,7 +221,7 @@ fn common_files(agent: &Agent, handoff: &Handoff) -> Result<Vec<Value>, Failure>
     if config.http_auth.is_some() {
         files.push(file(&handoff.http_auth(), 0o600, "user and password for the agent"));
     }
-    if !config.tls.ca_pem()?.is_empty() {
+    if !config.tls.ca_pem().map_err(Report::failure)?.is_empty() {
         files.push(file(&handoff.ca(), 0o640, "the agent's CA certificates"));
     }
     if config.tls.client_cert.is_some() {

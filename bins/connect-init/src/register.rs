@@ -3,8 +3,9 @@
 use std::cell::Cell;
 
 use consul::Agent;
+use flags::Report;
 use handoff::Handoff;
-use lifecycle::{RegisterError, Registered, Session};
+use lifecycle::{RegisterError, Registered, Session, SessionError};
 use registration::pod::Pair;
 use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
@@ -17,7 +18,7 @@ enum Error {
     #[error("{0}")]
     Taken(#[from] Taken),
     #[error("{0}")]
-    Login(Failure),
+    Login(SessionError),
     #[error("{0}")]
     Register(#[from] RegisterError),
 }
@@ -75,10 +76,12 @@ pub(crate) async fn register(
             Err(Failure::new(Exit::Failure, "the pod is ending: it is not registered any more"))
         }
         Err(stopped) => {
-            let failure = stopped.failure(deadline);
+            let failure = stopped.failure();
             let failure = match session {
-                Some(session) => session.explain(failure, &pair.service.name),
-                None => failure,
+                Some(session) if failure.exit() == Exit::Denied => {
+                    failure.hint(session.advice(&pair.service.name))
+                }
+                _ => failure,
             };
             let id = pair.service.id();
             Err(failure.while_doing(format_args!("cannot register service `{id}`")))
@@ -86,12 +89,12 @@ pub(crate) async fn register(
     }
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Taken(taken) => taken.into(),
-            Error::Login(failure) => failure,
-            Error::Register(error) => error.into(),
+impl Report for Error {
+    fn failure(self) -> Failure {
+        match self {
+            Self::Taken(taken) => taken.into(),
+            Self::Login(error) => error.failure(),
+            Self::Register(error) => error.failure(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use consul::Agent;
 use definition::Format;
+use flags::Report;
 use handoff::{Handoff, Milestone};
 use registration::pod::Pair;
 use runtime::deadline::race;
@@ -73,7 +74,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     if !dry_run {
         refuse_a_copy()?;
     }
-    let agent = Agent::new(config)?;
+    let agent = Agent::new(config).map_err(Report::failure)?;
     let sidecars: Vec<Sidecar> = declared
         .into_iter()
         .map(|declared| Sidecar::new(declared, &dir, &agent, login.as_ref(), &bootstrap))

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use consul::{Agent, TlsFiles};
-use flags::BootstrapArgs;
+use flags::{BootstrapArgs, Report};
 use handoff::{Handoff, Login, Milestone, Record};
 use lifecycle::Session;
 use runtime::file::write_whole;
@@ -85,7 +85,7 @@ impl Sidecar {
         let Self { declared, handoff, agent, session, bootstrap, watches_token, arrived } = self;
         let Declared { pair, admin, .. } = declared;
         if let Some(session) = session {
-            session.open(deadline).await?;
+            session.open(deadline).await.map_err(Report::failure)?;
         }
         let session = session.as_ref();
         // First: with an agent that can't feed Envoy, nothing is registered.
@@ -119,7 +119,7 @@ impl Sidecar {
                 tracing::info!(service = earlier.pair.service.id(), "deregistered the earlier ids");
             }
             // Its leases run out.
-            Err(leftovers) => tracing::warn!("{}", Failure::from(leftovers)),
+            Err(leftovers) => tracing::warn!("{}", leftovers.failure()),
         }
     }
 
@@ -134,12 +134,12 @@ impl Sidecar {
             && let Err(leftovers) =
                 lifecycle::retract(handoff, agent, &declared.pair, Deadline::after(share)).await
         {
-            tracing::warn!("{}", Failure::from(leftovers));
+            tracing::warn!("{}", leftovers.failure());
         }
         if let Some(session) = session
-            && let Err(failure) = session.close(deadline).await
+            && let Err(error) = session.close(deadline).await
         {
-            tracing::warn!("{failure}");
+            tracing::warn!("{}", error.failure());
         }
     }
 }

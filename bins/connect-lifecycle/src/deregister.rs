@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use envoy::Envoy;
+use flags::Report;
 use runtime::{Deadline, Failure, Signals};
 
 use crate::args::DeregisterArgs;
@@ -19,6 +20,6 @@ pub(crate) async fn run(args: DeregisterArgs, _signals: Signals) -> Result<ExitC
     let deadline = Deadline::after(timeout);
     let deregistered = lifecycle::deregister(&handoff, &agent, &record.pair, deadline);
     let (_drained, deregistered) = tokio::join!(drained, deregistered);
-    deregistered?;
+    deregistered.map_err(Report::failure)?;
     Ok(ExitCode::SUCCESS)
 }

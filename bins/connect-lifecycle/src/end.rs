@@ -5,8 +5,9 @@
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
+use flags::Report;
 use handoff::Handoff;
-use runtime::{Deadline, Failure, Signals};
+use runtime::{Deadline, Signals};
 
 use crate::child::Child;
 use crate::drain::{self, Busy};
@@ -81,7 +82,7 @@ pub(crate) async fn end(
             biased;
             done = deregistered => {
                 if let Err(leftovers) = done {
-                    tracing::warn!("{}", Failure::from(leftovers));
+                    tracing::warn!("{}", leftovers.failure());
                 }
             }
             () = in_a_hurry => tracing::warn!("the registration is left to its TTL"),

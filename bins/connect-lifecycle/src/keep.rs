@@ -10,14 +10,15 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use consul::Agent;
 use consul::agent::{Renewed, Watch};
 use consul::answer::AgentService;
+use consul::{Agent, SetupError};
 use envoy::Envoy;
+use flags::Report as _;
 use handoff::Record;
 use handoff::record::AgentRecord;
 use lifecycle::keep::Step;
-use lifecycle::{Entry, Half, Keep, Outcome, RegisterError, Registered, session};
+use lifecycle::{Entry, Half, Keep, Outcome, RegisterError, Registered, SessionError, session};
 use registration::Service;
 use registration::check::{Check, Status};
 use registration::pod::{Pair, application_id, lease_id, listener_id};
@@ -310,10 +311,10 @@ impl<'a> Keeper<'a> {
             if is_due {
                 // If it fails, the token is good for a while yet.
                 self.replace_at = Some(Instant::now() + RENEWAL);
-                session
-                    .replace(Deadline::after(REPLACE))
-                    .await
-                    .map_err(|failure| Wrong { failure, outcome: Outcome::Failed })?;
+                session.replace(Deadline::after(REPLACE)).await.map_err(|error| Wrong {
+                    failure: error.failure(),
+                    outcome: Outcome::Failed,
+                })?;
                 "its ACL token was about to end".clone_into(&mut self.reason);
             } else if session.renew(deadline).await? {
                 "its ACL token was gone".clone_into(&mut self.reason);
@@ -338,7 +339,7 @@ impl<'a> Keeper<'a> {
             if let Some(token) = &token {
                 // For those who can't read its original, or when that is away.
                 let copy = write_whole(&handoff.token(), 0o600, token.expose_secret().as_bytes());
-                copy.map_err(Failure::from)?;
+                copy.map_err(SessionError::from)?;
             }
             agent.set_token(token);
             session::settle(handoff, agent)?;
@@ -594,7 +595,7 @@ impl From<RegisterError> for Wrong {
         } else {
             Outcome::failed(error.is_transient())
         };
-        Self { failure: error.into(), outcome }
+        Self { failure: error.failure(), outcome }
     }
 }
 
@@ -604,9 +605,15 @@ impl From<consul::Error> for Wrong {
     }
 }
 
-impl From<Failure> for Wrong {
+impl From<SessionError> for Wrong {
     /// A login that failed has been tried for a while already.
-    fn from(failure: Failure) -> Self {
-        Self { failure, outcome: Outcome::Refused }
+    fn from(error: SessionError) -> Self {
+        Self { failure: error.failure(), outcome: Outcome::Refused }
+    }
+}
+
+impl From<SetupError> for Wrong {
+    fn from(error: SetupError) -> Self {
+        Self { failure: error.failure(), outcome: Outcome::Refused }
     }
 }

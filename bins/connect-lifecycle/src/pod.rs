@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use consul::Agent;
+use flags::Report;
 use handoff::{Handoff, Milestone, Record};
 use lifecycle::{Session, session};
 use runtime::deadline::race;
@@ -33,8 +34,8 @@ pub(crate) struct Pod {
 impl Pod {
     pub(crate) fn open(args: HandoffArgs) -> Result<Self, Failure> {
         let handoff = args.handoff();
-        let record = Record::read(&handoff)?;
-        let agent = record.agent.connect()?;
+        let record = Record::read(&handoff).map_err(Report::failure)?;
+        let agent = record.agent.connect().map_err(Report::failure)?;
         let session = record.login.clone().map(|login| Session::new(&agent, &handoff, login));
         Ok(Self { handoff, record, agent, session })
     }
@@ -50,17 +51,17 @@ impl Pod {
         let Some(session) = &self.session else {
             // The file that it came from may have another by now.
             return match self.agent.token() {
-                Some(_) => session::settle(&self.handoff, &self.agent),
+                Some(_) => session::settle(&self.handoff, &self.agent).map_err(Report::failure),
                 None => Ok(()),
             };
         };
         if self.agent.token().is_some() {
-            return session.settle();
+            return session.settle().map_err(Report::failure);
         }
         let deadline = Deadline::after(LOG_IN);
         let failure = match race(deadline, signals, session.renew(deadline)).await {
             Ok(Ok(_)) => return Ok(()),
-            Ok(Err(failure)) => failure,
+            Ok(Err(error)) => error.failure(),
             Err(cut) => cut.failure(deadline),
         };
         self.log_out(Deadline::after(LOG_OUT)).await;
@@ -71,9 +72,9 @@ impl Pod {
     /// the agent after that.
     pub(crate) async fn log_out(&self, deadline: Deadline) {
         if let Some(session) = &self.session
-            && let Err(failure) = session.close(deadline).await
+            && let Err(error) = session.close(deadline).await
         {
-            tracing::warn!("{failure}");
+            tracing::warn!("{}", error.failure());
         }
     }
 }

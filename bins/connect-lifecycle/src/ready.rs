@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use consul::Agent;
 use envoy::Envoy;
+use flags::Report;
 use handoff::{Handoff, Milestone, Record};
 use registration::pod::{Pair, application_id, listener_id};
 use runtime::deadline::{Cut, race};
@@ -64,8 +65,8 @@ struct Sidecar {
 pub(crate) async fn run(args: ReadyArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
     let ReadyArgs { handoff, wait, timeout, serving } = args;
     let handoff = handoff.handoff();
-    let record = Record::read(&handoff)?;
-    let agent = record.agent.connect()?.within(PATIENCE);
+    let record = Record::read(&handoff).map_err(Report::failure)?;
+    let agent = record.agent.connect().map_err(Report::failure)?.within(PATIENCE);
     let sidecar = Sidecar { handoff, record, agent, serving };
     let Some(wait) = wait else {
         let looking = sidecar.look_until(Deadline::after(timeout.unwrap_or_default()));

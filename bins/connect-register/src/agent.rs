@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 
 use consul::{Agent, Config, Error};
+use flags::Report;
 use runtime::deadline::{Cut, Deadline};
 use runtime::retry::{self, Stopped};
 use runtime::{Exit, Failure};
@@ -23,15 +24,11 @@ where
 }
 
 /// Why asking came to an end.
-pub(crate) fn why<E: Into<Failure>>(
-    stopped: Stopped<E>,
-    agent: &Agent,
-    deadline: Deadline,
-) -> Failure {
+pub(crate) fn why<E: Report>(stopped: Stopped<E>, agent: &Agent, deadline: Deadline) -> Failure {
     match stopped {
         // The last cause says more than that the time is over.
-        Stopped::Final(error) | Stopped::Deadline(Some(error)) => error.into(),
-        Stopped::Deadline(None) => no_answer(agent, deadline),
+        Stopped::Final(error) | Stopped::Deadline(_, Some(error)) => error.failure(),
+        Stopped::Deadline(_, None) => no_answer(agent, deadline),
     }
 }
 
@@ -43,7 +40,8 @@ pub(crate) fn with_token(agent: &Agent, token: Option<&SecretString>) -> Result<
             token: Some(token.clone()),
             token_file: None,
             ..agent.config().clone()
-        }),
+        })
+        .map_err(Report::failure),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use consul::agent::Deregistered;
 use consul::{Agent, Error};
+use flags::Report;
 use registration::Service;
 use runtime::deadline::{Deadline, race};
 use runtime::{Exit, Failure, Signals, retry};
@@ -119,7 +120,7 @@ impl Target {
                 // Gone; or not to be seen with this token, or with this agent.
                 Ok(None) | Err(_) => Ok(found),
             },
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error.failure()),
         });
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use consul::Agent;
 use definition::Definition;
-use flags::BootstrapArgs;
+use flags::{BootstrapArgs, Report};
 use handoff::{Handoff, Record};
 use lifecycle::{RegisterError, Registered};
 use registration::machine;
@@ -146,7 +146,7 @@ impl Sidecar {
             && let Err(leftovers) =
                 lifecycle::retract(handoff, agent, pair, Deadline::after(TAKE_BACK)).await
         {
-            tracing::warn!("{}", Failure::from(leftovers));
+            tracing::warn!("{}", leftovers.failure());
         }
     }
 }

@@ -7,6 +7,7 @@ use consul::Agent;
 use consul::answer::{AgentCheck, AgentService};
 use consul::grpc::Cas;
 use doctor::{Finding, Patient, Reason, Registered, Verdict};
+use flags::Report;
 use registration::Upstream;
 use registration::service::Kind;
 use registration::upstream::DestinationType;
@@ -128,7 +129,7 @@ struct UpstreamRow {
 /// What the agent has, of these ids if there are any.
 async fn look<'i>(agent: &Agent, ids: &'i [String]) -> Result<Looked<'i>, Failure> {
     let agent = &agent.within(PATIENCE);
-    let services = agent.services().await?;
+    let services = agent.services().await.map_err(Report::failure)?;
     let checks = agent.checks().await;
     let mut rows = Vec::new();
     let upstreams_until = Deadline::after(UPSTREAMS);

@@ -17,7 +17,6 @@ use registration::check::{Check, Status};
 use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use reqwest::tls::TlsInfo;
 use reqwest::{Method, Response};
-use runtime::Failure;
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -27,7 +26,7 @@ use crate::address::Address;
 use crate::answer::{
     AgentCheck, AgentSelf, AgentService, CatalogService, HealthyInstance, PeerState, Roots,
 };
-use crate::error::{Cause, Error, Request};
+use crate::error::{Cause, Error, Request, SetupError};
 use crate::http::client;
 use crate::tls::TlsFiles;
 
@@ -126,7 +125,7 @@ impl Agent {
     ///
     /// # Errors
     /// A file of TLS that can't be read or holds something else than it should.
-    pub fn new(mut config: Config) -> Result<Self, Failure> {
+    pub fn new(mut config: Config) -> Result<Self, SetupError> {
         let http = client(&config.address, &config.tls)?;
         let token = Arc::new(RwLock::new(config.token.take()));
         Ok(Self { http, config: Arc::new(config), token, patience: TIMEOUT })

@@ -1,10 +1,12 @@
-//! Why a request to the agent failed, by cause, with what to do about it.
+//! Why a request to the agent failed, by cause, and why none can be made; both
+//! with what to do about it.
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
 
-use runtime::{Exit, Failure};
+use rustls::pki_types::pem;
 
 /// A request to the agent that failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -62,6 +64,71 @@ pub enum Cause {
     Garbage(String),
     /// What was to be sent can't be: no URL or header can carry it.
     Unsendable(String),
+}
+
+/// Why there is no client of an agent: its files, or what is said of them.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A file or a folder can't be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The flag that names it.
+        flag: &'static str,
+        /// The file or the folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file of the ACL token can't be read.
+    #[error("cannot read the token file {}: {source}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of the client's own certificate or key is no PEM.
+    #[error("cannot read {} as PEM: {source}", path.display())]
+    Pem {
+        /// The flag that names it.
+        flag: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: pem::Error,
+    },
+    /// A place that is to hold CA certificates holds none.
+    #[error("{place} holds no CA certificate{}", in_brackets(problem.as_deref()))]
+    NoCa {
+        /// The flag that names it.
+        flag: &'static str,
+        /// The place.
+        place: String,
+        /// What could not be read there.
+        problem: Option<String>,
+    },
+    /// None of the CA certificates can be used.
+    #[error("the CA certificates are unusable: {0}")]
+    UnusableCas(String),
+    /// The client's certificate and key do not belong together.
+    #[error("{} and {} do not belong together: {source}", cert.display(), key.display())]
+    KeyPair {
+        /// The certificate.
+        cert: PathBuf,
+        /// The key.
+        key: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// What the agent's certificate is to be named can't be a name.
+    #[error("`{0}` is neither a host name nor an IP address")]
+    ServerName(String),
+    /// TLS can't be set up.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// HTTP can't be set up.
+    #[error("cannot set up HTTP: {0}")]
+    Http(#[from] reqwest::Error),
 }
 
 /// How many characters of the agent's own words are repeated.
@@ -127,7 +194,23 @@ impl Error {
 
     /// Whether no agent answered.
     pub fn is_no_answer(&self) -> bool {
-        self.exit() == Exit::Unreachable || matches!(self.cause, Cause::Garbage(_))
+        match &self.cause {
+            Cause::Refused
+            | Cause::NoRoute(_)
+            | Cause::Unresolved(_)
+            | Cause::NoSocket
+            | Cause::NoPermission
+            | Cause::Timeout
+            | Cause::Broken(_)
+            | Cause::Tls(_)
+            | Cause::PlainText
+            | Cause::Garbage(_) => true,
+            Cause::Denied(_)
+            | Cause::NotFound(_)
+            | Cause::Unavailable(..)
+            | Cause::Refusal(..)
+            | Cause::Unsendable(_) => false,
+        }
     }
 
     /// Whether the agent may have got the request. Without a connection it has not.
@@ -148,26 +231,6 @@ impl Error {
             | Cause::Unavailable(..)
             | Cause::Refusal(..)
             | Cause::Garbage(_) => true,
-        }
-    }
-
-    /// The exit code for it.
-    pub fn exit(&self) -> Exit {
-        match &self.cause {
-            Cause::Refused
-            | Cause::NoRoute(_)
-            | Cause::Unresolved(_)
-            | Cause::NoSocket
-            | Cause::NoPermission
-            | Cause::Timeout
-            | Cause::Broken(_)
-            | Cause::Tls(_)
-            | Cause::PlainText => Exit::Unreachable,
-            Cause::Denied(_) => Exit::Denied,
-            Cause::Unavailable(..) => Exit::Deadline,
-            Cause::Refusal(..) => Exit::Refused,
-            Cause::NotFound(_) | Cause::Garbage(_) => Exit::Failure,
-            Cause::Unsendable(_) => Exit::Usage,
         }
     }
 
@@ -231,12 +294,6 @@ impl Error {
     }
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::new(error.exit(), &error).hint(error.hint())
-    }
-}
-
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { method, agent, path, node } = self;
@@ -245,6 +302,33 @@ impl fmt::Display for Request {
             None => write!(f, "{method} {path} at {agent} (Consul agent)"),
         }
     }
+}
+
+// === impl SetupError ===
+
+impl SetupError {
+    /// What to do next; none if there is nothing to add.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Read { flag, .. } | Self::Pem { flag, .. } => Some(format!("check {flag}")),
+            Self::Token { .. } => Some("check --token-file (CONSUL_HTTP_TOKEN_FILE)".to_owned()),
+            Self::NoCa { flag, .. } => Some(format!(
+                "check {flag}: it takes PEM, with a line `-----BEGIN CERTIFICATE-----`"
+            )),
+            Self::UnusableCas(_) => {
+                Some("check --ca-file, --ca-path and --ca-pem (CONSUL_CACERT_PEM)".to_owned())
+            }
+            Self::KeyPair { .. } => Some("check --client-cert and --client-key".to_owned()),
+            Self::ServerName(_) => {
+                Some("check --tls-server-name (CONSUL_TLS_SERVER_NAME)".to_owned())
+            }
+            Self::Tls(_) | Self::Http(_) => None,
+        }
+    }
+}
+
+fn in_brackets(problem: Option<&str>) -> String {
+    problem.map(|problem| format!(" ({problem})")).unwrap_or_default()
 }
 
 // === impl Cause ===
@@ -397,33 +481,34 @@ mod tests {
     /// Pain 36: a bare "connection refused".
     #[test]
     fn says_what_where_why_and_what_next() {
-        let failure = Failure::from(error(Cause::Refused));
+        let error = error(Cause::Refused);
         assert_eq!(
-            failure.to_string(),
-            "PUT /v1/agent/service/register at http://10.0.0.1:8500 (Consul agent of node n1): connection refused; \
-             hint: no Consul agent listens at http://10.0.0.1:8500: check that the client agent runs on node n1 and \
+            error.to_string(),
+            "PUT /v1/agent/service/register at http://10.0.0.1:8500 (Consul agent of node n1): connection refused"
+        );
+        assert_eq!(
+            error.hint(),
+            "no Consul agent listens at http://10.0.0.1:8500: check that the client agent runs on node n1 and \
              that its HTTP port is open to pods (client_addr, hostPort)"
         );
-        assert_eq!(failure.exit(), Exit::Unreachable);
     }
 
     #[test]
-    fn a_status_has_its_class() {
-        let cases = [
-            (400, "Missing service name", Exit::Refused, false),
-            (403, "Permission denied", Exit::Denied, false),
-            (404, "unknown service ID: x", Exit::Failure, false),
-            (429, "Rate limit reached", Exit::Deadline, true),
-            (500, "No cluster leader", Exit::Deadline, true),
-            (500, "Scripts are disabled on this agent", Exit::Refused, false),
-            (500, "not implemented", Exit::Refused, false),
-            (500, "rpc error: code = Unimplemented: not implemented", Exit::Deadline, true),
-            (400, "Client sent an HTTP request to an HTTPS server.\n", Exit::Unreachable, false),
-            (503, "", Exit::Deadline, true),
-        ];
-        for (status, body, exit, transient) in cases {
+    fn a_status_says_whether_another_try_may_help() {
+        for (status, body, is_transient) in [
+            (400, "Missing service name", false),
+            (403, "Permission denied", false),
+            (404, "unknown service ID: x", false),
+            (429, "Rate limit reached", true),
+            (500, "No cluster leader", true),
+            (500, "Scripts are disabled on this agent", false),
+            (500, "not implemented", false),
+            (500, "rpc error: code = Unimplemented: not implemented", true),
+            (400, "Client sent an HTTP request to an HTTPS server.\n", false),
+            (503, "", true),
+        ] {
             let error = error(Cause::of_status(status, body));
-            assert_eq!((error.exit(), error.is_transient()), (exit, transient), "{status} {body}");
+            assert_eq!(error.is_transient(), is_transient, "{status} {body}");
         }
     }
 

@@ -5,7 +5,6 @@
 //! in two. Up to 1.13 that port speaks TLS if the agent has an HTTPS port.
 
 use bootstrap::GrpcAddress;
-use runtime::Failure;
 
 use crate::address::Address;
 use crate::answer::AgentSelf;
@@ -193,12 +192,6 @@ impl GrpcError {
     }
 }
 
-impl From<GrpcError> for Failure {
-    fn from(error: GrpcError) -> Self {
-        Self::usage(&error).hint(error.hint())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,7 +213,7 @@ mod tests {
         let given = (!given.is_empty()).then(|| given.parse().unwrap());
         match choose(given.as_ref(), &http.parse().unwrap(), served, cas) {
             Ok(choice) => choice.address.to_string(),
-            Err(error) => Failure::from(error).to_string(),
+            Err(error) => format!("{error}; {}", error.hint()),
         }
     }
 

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use reqwest::Client;
 use reqwest::redirect::Policy;
-use runtime::Failure;
 
 use crate::address::Address;
+use crate::error::SetupError;
 use crate::tls::{NameCheck, TlsFiles};
 
 /// How long a connection may take to be made. The agent is on the same node.
@@ -25,7 +25,7 @@ const PROBES: u32 = 2;
 const UNACKNOWLEDGED: Duration = Duration::from_secs(6);
 
 /// Builds the client for an agent.
-pub(crate) fn client(address: &Address, tls: &TlsFiles) -> Result<Client, Failure> {
+pub(crate) fn client(address: &Address, tls: &TlsFiles) -> Result<Client, SetupError> {
     // The configuration is handed over ready-made, for three reasons: the system's
     // certificates are not parsed (an image from scratch has none, which would be
     // an error), no provider has to be installed for the whole process, and the
@@ -44,5 +44,5 @@ pub(crate) fn client(address: &Address, tls: &TlsFiles) -> Result<Client, Failur
     if let Address::Unix(socket) = address {
         builder = builder.unix_socket(socket.as_path());
     }
-    builder.build().map_err(|error| Failure::usage(format_args!("cannot set up HTTP: {error}")))
+    Ok(builder.build()?)
 }

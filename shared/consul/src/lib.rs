@@ -8,7 +8,8 @@
 //! - [`grpc`]: where it serves xDS
 //! - [`tls`]: what its certificate is checked against
 //! - [`token`]: the ACL token, in a file
-//! - [`error`]: why it did not, by cause, with what to do
+//! - [`error`]: why it did not, by cause, with what to do; exit codes are chosen
+//!   by whoever reports it
 //!
 //! Nothing here tries again: callers decide, by [`Error::is_transient`].
 
@@ -25,5 +26,5 @@ pub mod token;
 
 pub use address::Address;
 pub use agent::{Agent, Config};
-pub use error::Error;
+pub use error::{Error, SetupError};
 pub use tls::TlsFiles;

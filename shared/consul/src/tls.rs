@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use runtime::Failure;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -16,6 +15,8 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::error::SetupError;
 
 /// The files for TLS with the agent, and how its certificate is checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +80,7 @@ impl TlsFiles {
     ///
     /// # Errors
     /// A file can't be read, or one of the places given holds no certificate.
-    pub fn ca_pem(&self) -> Result<String, Failure> {
+    pub fn ca_pem(&self) -> Result<String, SetupError> {
         Ok(self.cas()?.certificates.iter().map(|certificate| to_pem(certificate)).collect())
     }
 
@@ -88,15 +89,15 @@ impl TlsFiles {
         self.ca_file.is_some() || self.ca_path.is_some() || self.inline_ca_pem.is_some()
     }
 
-    fn cas(&self) -> Result<Cas, Failure> {
+    fn cas(&self) -> Result<Cas, SetupError> {
         let mut cas = Cas::default();
         if let Some(file) = &self.ca_file {
             let before = cas.certificates.len();
             cas.read_file("--ca-file", file)?;
-            cas.needs_more_than(before, "--ca-file", &file.display())?;
+            cas.needs_more_than(before, "--ca-file", file.display().to_string())?;
         }
         if let Some(folder) = &self.ca_path {
-            let unreadable = |error| unreadable("--ca-path", folder, &error);
+            let unreadable = |source| unreadable("--ca-path", folder, source);
             let mut files = Vec::new();
             for entry in std::fs::read_dir(folder).map_err(unreadable)? {
                 let path = entry.map_err(unreadable)?.path();
@@ -109,12 +110,12 @@ impl TlsFiles {
             for file in &files {
                 cas.read_file("--ca-path", file)?;
             }
-            cas.needs_more_than(before, "--ca-path", &folder.display())?;
+            cas.needs_more_than(before, "--ca-path", folder.display().to_string())?;
         }
         if let Some(pem) = &self.inline_ca_pem {
             let before = cas.certificates.len();
             cas.read("CONSUL_CACERT_PEM", pem.as_bytes());
-            cas.needs_more_than(before, "--ca-pem (CONSUL_CACERT_PEM)", &"the text")?;
+            cas.needs_more_than(before, "--ca-pem (CONSUL_CACERT_PEM)", "the text".to_owned())?;
         }
         Ok(cas)
     }
@@ -123,38 +124,32 @@ impl TlsFiles {
     ///
     /// # Errors
     /// A file can't be read, or holds something else than it should.
-    pub fn client_config(&self, name_check: NameCheck) -> Result<ClientConfig, Failure> {
+    pub fn client_config(&self, name_check: NameCheck) -> Result<ClientConfig, SetupError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let unusable =
-            |error: rustls::Error| Failure::usage(format_args!("cannot set up TLS: {error}"));
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .map_err(unusable)?
+            .with_safe_default_protocol_versions()?
             .dangerous()
-            .with_custom_certificate_verifier(self.verifier(&provider, name_check)?);
+            .with_custom_certificate_verifier(Arc::new(self.verifier(provider, name_check)?));
         let (Some(cert), Some(key)) = (&self.client_cert, &self.client_key) else {
             return Ok(builder.with_no_client_auth());
         };
         let chain = CertificateDer::pem_file_iter(cert)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| not_pem("--client-cert", cert, &error))?;
+            .map_err(|source| not_pem("--client-cert", cert, source))?;
         let key_der = PrivateKeyDer::from_pem_file(key)
-            .map_err(|error| not_pem("--client-key", key, &error))?;
-        builder.with_client_auth_cert(chain, key_der).map_err(|error| {
-            Failure::usage(format_args!(
-                "{} and {} do not belong together: {error}",
-                cert.display(),
-                key.display()
-            ))
-            .hint("check --client-cert and --client-key")
+            .map_err(|source| not_pem("--client-key", key, source))?;
+        builder.with_client_auth_cert(chain, key_der).map_err(|source| SetupError::KeyPair {
+            cert: cert.clone(),
+            key: key.clone(),
+            source,
         })
     }
 
     fn verifier(
         &self,
-        provider: &Arc<CryptoProvider>,
+        provider: Arc<CryptoProvider>,
         name_check: NameCheck,
-    ) -> Result<Arc<dyn ServerCertVerifier>, Failure> {
+    ) -> Result<AgentVerifier, SetupError> {
         // Wrong files are reported even if nothing is checked against them.
         let Cas { certificates, mut problems } = self.cas()?;
         let mut roots = RootCertStore::empty();
@@ -164,51 +159,38 @@ impl TlsFiles {
             }
         }
         if roots.is_empty() && !certificates.is_empty() {
-            return Err(Failure::usage(format_args!(
-                "the CA certificates are unusable: {}",
-                problems.join("; ")
-            ))
-            .hint("check --ca-file, --ca-path and --ca-pem (CONSUL_CACERT_PEM)"));
+            return Err(SetupError::UnusableCas(problems.join("; ")));
         }
         for problem in problems {
             tracing::warn!("{problem}; the other CA certificates are used");
         }
         let name = match &self.server_name {
             None => None,
-            Some(name) => Some(ServerName::try_from(name.clone()).map_err(|_| {
-                Failure::usage(format_args!("`{name}` is neither a host name nor an IP address"))
-                    .hint("check --tls-server-name (CONSUL_TLS_SERVER_NAME)")
-            })?),
+            Some(name) => Some(
+                ServerName::try_from(name.clone())
+                    .map_err(|_| SetupError::ServerName(name.clone()))?,
+            ),
         };
-        if self.skip_verify {
-            return Ok(Arc::new(AnyServer { provider: Arc::clone(provider) }));
-        }
-        let chain = if roots.is_empty() {
-            None
+        let trust = if self.skip_verify {
+            Trust::Anybody
+        } else if roots.is_empty() {
+            Trust::Nobody
         } else {
-            let builder =
-                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
-            Some(
-                builder
-                    .build()
-                    .map_err(|error| Failure::usage(format_args!("cannot set up TLS: {error}")))?,
-            )
+            let chain =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+            let chain =
+                chain.build().map_err(|error| SetupError::UnusableCas(error.to_string()))?;
+            Trust::Cas { chain, given: certificates }
         };
-        Ok(Arc::new(AgentVerifier {
-            chain,
-            given: certificates,
-            name,
-            name_check,
-            provider: Arc::clone(provider),
-        }))
+        Ok(AgentVerifier { trust, name, name_check, provider })
     }
 }
 
 // === impl Cas ===
 
 impl Cas {
-    fn read_file(&mut self, flag: &str, file: &Path) -> Result<(), Failure> {
-        let text = std::fs::read(file).map_err(|error| unreadable(flag, file, &error))?;
+    fn read_file(&mut self, flag: &'static str, file: &Path) -> Result<(), SetupError> {
+        let text = std::fs::read(file).map_err(|source| unreadable(flag, file, source))?;
         self.read(&file.display().to_string(), &text);
         Ok(())
     }
@@ -232,16 +214,14 @@ impl Cas {
     fn needs_more_than(
         &self,
         before: usize,
-        flag: &str,
-        place: &dyn std::fmt::Display,
-    ) -> Result<(), Failure> {
+        flag: &'static str,
+        place: String,
+    ) -> Result<(), SetupError> {
         if self.certificates.len() > before {
             return Ok(());
         }
-        let why = self.problems.last().map(|problem| format!(" ({problem})")).unwrap_or_default();
-        Err(Failure::usage(format_args!("{place} holds no CA certificate{why}")).hint(
-            format_args!("check {flag}: it takes PEM, with a line `-----BEGIN CERTIFICATE-----`"),
-        ))
+        let problem = self.problems.last().cloned();
+        Err(SetupError::NoCa { flag, place, problem })
     }
 }
 
@@ -273,35 +253,41 @@ fn to_pem(certificate: &[u8]) -> String {
     pem
 }
 
-fn unreadable(flag: &str, file: &Path, error: &std::io::Error) -> Failure {
-    Failure::usage(format_args!("cannot read {}: {error}", file.display()))
-        .hint(format_args!("check {flag}"))
+fn unreadable(flag: &'static str, path: &Path, source: std::io::Error) -> SetupError {
+    SetupError::Read { flag, path: path.to_owned(), source }
 }
 
-fn not_pem(flag: &str, file: &Path, error: &pem::Error) -> Failure {
-    Failure::usage(format_args!("cannot read {} as PEM: {error}", file.display()))
-        .hint(format_args!("check {flag}"))
+fn not_pem(flag: &'static str, path: &Path, source: pem::Error) -> SetupError {
+    SetupError::Pem { flag, path: path.to_owned(), source }
 }
 
-/// Checks an agent's certificate as webpki does, with two differences.
-///
-/// The name may be a given one instead of the address: pods reach the agent by
-/// the node's IP address, which its certificate need not have.
-///
-/// A certificate that the user gave as a CA may be the agent's own, as `openssl
-/// req -x509` makes it (`CA:TRUE`): webpki refuses any CA certificate as that of
-/// a server. To accept exactly the certificate that the user trusts gives nobody
-/// new power: the server proves in the handshake that it has its key, and whoever
-/// has that key could sign a certificate for any name that this client would
-/// accept anyway. Its dates and name are still checked.
+/// Checks an agent's certificate.
 #[derive(Debug)]
 struct AgentVerifier {
-    /// None: no CA is given, so that no certificate is trusted.
-    chain: Option<Arc<WebPkiServerVerifier>>,
-    given: Vec<CertificateDer<'static>>,
+    trust: Trust,
+    /// The name that it must have instead of the address: pods reach the agent by
+    /// the node's IP address, which its certificate need not have.
     name: Option<ServerName<'static>>,
     name_check: NameCheck,
     provider: Arc<CryptoProvider>,
+}
+
+/// Whose certificates are good.
+#[derive(Debug)]
+enum Trust {
+    /// Anybody's, because the user says so.
+    Anybody,
+    /// Nobody's: no CA is given.
+    Nobody,
+    /// Those that the given CAs signed, as webpki checks them, and one more.
+    ///
+    /// A certificate that the user gave as a CA may be the agent's own, as `openssl
+    /// req -x509` makes it (`CA:TRUE`): webpki refuses any CA certificate as that of
+    /// a server. To accept exactly the certificate that the user trusts gives nobody
+    /// new power: the server proves in the handshake that it has its key, and whoever
+    /// has that key could sign a certificate for any name that this client would
+    /// accept anyway. Its dates and name are still checked.
+    Cas { chain: Arc<WebPkiServerVerifier>, given: Vec<CertificateDer<'static>> },
 }
 
 /// Checks dates and name of a certificate that is trusted itself.
@@ -334,19 +320,21 @@ impl ServerCertVerifier for AgentVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let name = self.name.as_ref().unwrap_or(address);
-        let Some(chain) = &self.chain else {
-            return Err(CertificateError::UnknownIssuer.into());
-        };
-        let verified =
-            chain.verify_server_cert(end_entity, intermediates, name, ocsp_response, now);
-        let verified = match verified {
-            // `Other` is how rustls passes on webpki's CaUsedAsEndEntity.
-            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
-                if self.given.contains(end_entity) =>
-            {
-                verify_given(end_entity, name, now)
+        let verified = match &self.trust {
+            Trust::Anybody => return Ok(ServerCertVerified::assertion()),
+            Trust::Nobody => return Err(CertificateError::UnknownIssuer.into()),
+            Trust::Cas { chain, given } => {
+                match chain.verify_server_cert(end_entity, intermediates, name, ocsp_response, now)
+                {
+                    // `Other` is how rustls passes on webpki's CaUsedAsEndEntity.
+                    Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
+                        if given.contains(end_entity) =>
+                    {
+                        verify_given(end_entity, name, now)
+                    }
+                    verified => verified,
+                }
             }
-            verified => verified,
         };
         match verified {
             // The name is checked last: the rest is good.
@@ -355,49 +343,6 @@ impl ServerCertVerifier for AgentVerifier {
             )) if self.name_check == NameCheck::Skipped => Ok(ServerCertVerified::assertion()),
             verified => verified,
         }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Accepts any certificate, because the user says so.
-#[derive(Debug)]
-struct AnyServer {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _address: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -460,7 +405,7 @@ mod tests {
         now: u64,
     ) -> Result<(), String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let server = files.verifier(&provider, name_check).unwrap();
+        let server = files.verifier(provider, name_check).unwrap();
         let address = ServerName::try_from("agent.example").unwrap();
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
         let verified = server.verify_server_cert(certificate, &[], &address, &[], now);
@@ -557,9 +502,9 @@ mod tests {
             ),
             (files("garbage"), "CONSUL_CACERT_PEM"),
         ] {
-            let failure = files.ca_pem().unwrap_err().to_string();
-            assert!(failure.contains("holds no CA certificate"), "{failure}");
-            assert!(failure.contains(flag), "{failure}");
+            let error = files.ca_pem().unwrap_err();
+            assert!(error.to_string().contains("holds no CA certificate"), "{error}");
+            assert!(error.hint().unwrap().contains(flag), "{error}");
         }
         assert_eq!(TlsFiles::default().ca_pem().unwrap(), "");
     }

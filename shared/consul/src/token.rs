@@ -2,15 +2,14 @@
 
 use std::path::Path;
 
-use runtime::Failure;
 use secrecy::SecretString;
 
+use crate::SetupError;
+
 /// Reads a token; none if the file is empty.
-pub fn read(file: &Path) -> Result<Option<SecretString>, Failure> {
-    let text = std::fs::read_to_string(file).map_err(|error| {
-        Failure::usage(format_args!("cannot read the token file {}: {error}", file.display()))
-            .hint("check --token-file (CONSUL_HTTP_TOKEN_FILE)")
-    })?;
+pub fn read(file: &Path) -> Result<Option<SecretString>, SetupError> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|source| SetupError::Token { path: file.to_owned(), source })?;
     let token = text.trim();
     Ok((!token.is_empty()).then(|| SecretString::from(token)))
 }

@@ -314,8 +314,8 @@ async fn examine_grpc(patient: Patient<'_>, about: &Result<AgentSelf, Error>) ->
     let files = TlsFiles { server_name: None, skip_verify: false, ..grpc_tls.clone() };
     let tls = choice.tls.then(|| files.client_config(NameCheck::Skipped)).transpose();
     let greeted = match tls {
-        Err(failure) => {
-            return Finding::new(GRPC, Verdict::Wrong, Reason::GrpcTls, failure.message())
+        Err(error) => {
+            return Finding::new(GRPC, Verdict::Wrong, Reason::GrpcTls, error.to_string())
                 .hint("correct the files of --grpc-ca-file, --ca-file, --client-cert and --client-key")
                 .next(ports_of(http));
         }

@@ -9,6 +9,8 @@ use consul::{Address, Agent, Config, TlsFiles};
 use runtime::Failure;
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::Report;
+
 /// Which agent, and how it is spoken to.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Consul agent")]
@@ -94,7 +96,7 @@ impl AgentArgs {
     /// # Errors
     /// A file that can't be read or holds something else than it should.
     pub fn agent(self, node: Option<String>) -> Result<Agent, Failure> {
-        Agent::new(self.config(node)?)
+        Agent::new(self.config(node)?).map_err(Report::failure)
     }
 
     /// What these flags say, with the token read from its file.
@@ -119,7 +121,8 @@ impl AgentArgs {
             tracing::warn!("the agent's certificate is not checked (CONSUL_HTTP_SSL_VERIFY)");
         }
         // An empty file falls back to the flag, as in Consul's CLI.
-        let from_file = token_file.as_deref().map(read_token).transpose()?.flatten();
+        let from_file = token_file.as_deref().map(read_token).transpose();
+        let from_file = from_file.map_err(Report::failure)?.flatten();
         let token_file = token_file.filter(|_| from_file.is_some());
         Ok(Config {
             address: if http_ssl { http_addr.over_tls() } else { http_addr },

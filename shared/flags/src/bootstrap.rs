@@ -19,6 +19,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::report::{Report, exit};
 use crate::xds::{XdsServer, resolve_host};
 
 /// How Envoy is to be set up, as `consul connect envoy` has it.
@@ -271,8 +272,8 @@ impl BootstrapArgs {
         }
         match agent.config_entry::<ProxyDefaults>("proxy-defaults", "global").await {
             Ok(entry) => Ok(entry.and_then(|entry| entry.access_logs).unwrap_or_default()),
-            Err(error) if matches!(error.exit(), Exit::Unreachable | Exit::Deadline) => {
-                Err(error.into())
+            Err(error) if matches!(exit(&error), Exit::Unreachable | Exit::Deadline) => {
+                Err(error.failure())
             }
             Err(error) => {
                 tracing::warn!("the access logs of proxy-defaults are left out: {error}");

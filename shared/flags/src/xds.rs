@@ -14,6 +14,7 @@ use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
 
 use crate::bootstrap::BootstrapArgs;
+use crate::report::{Report, exit};
 
 /// The xDS server that Envoy is going to use.
 #[derive(Clone, Debug)]
@@ -90,7 +91,7 @@ impl BootstrapArgs {
         }
         let attempt = || async { resolve(&choice.address).await };
         let resolved = retry::until(deadline, NODE_AGENT, |_| true, attempt).await;
-        let address = resolved.map_err(|stopped| stopped.failure(deadline))?;
+        let address = resolved.map_err(Report::failure)?;
         self.server(agent, files, address, choice.tls)
     }
 
@@ -111,7 +112,8 @@ impl BootstrapArgs {
             Err(failure) => {
                 let none = Cas { grpc: false, http: false };
                 let http = &agent.config().address;
-                (choose(None, http, Served::Unknown, none)?, Some(failure.to_string()))
+                let assumed = choose(None, http, Served::Unknown, none);
+                (assumed.map_err(Report::failure)?, Some(failure.to_string()))
             }
         };
         let assumed = doubt.map(|doubt| format!("xDS is served at {}: {doubt}", choice.address));
@@ -128,7 +130,8 @@ impl BootstrapArgs {
         let http = &agent.config().address;
         let served = about.map_or(Served::Unknown, |about| Served::of(about, http));
         let cas = self.cas(&agent.config().tls);
-        Ok((choose(self.grpc_addr.as_ref(), http, served, cas)?, served))
+        let choice = choose(self.grpc_addr.as_ref(), http, served, cas);
+        Ok((choice.map_err(Report::failure)?, served))
     }
 
     /// Whether the agent has to be asked what it is.
@@ -147,15 +150,15 @@ impl BootstrapArgs {
         let about = match asked {
             Ok(about) => about,
             Err(retry::Stopped::Final(error))
-                if matches!(error.exit(), Exit::Denied | Exit::Failure | Exit::Refused) =>
+                if matches!(exit(&error), Exit::Denied | Exit::Failure | Exit::Refused) =>
             {
-                if error.exit() == Exit::Denied && !error.is_unknown_token() {
+                if exit(&error) == Exit::Denied && !error.is_unknown_token() {
                     warn_without_token(agent);
                 }
                 tracing::debug!("the agent does not tell what it is: {error}");
                 return Ok(None);
             }
-            Err(stopped) => return Err(stopped.failure(deadline)),
+            Err(stopped) => return Err(stopped.failure()),
         };
         if let Some(limits) = limits_of(&about.config.version) {
             tracing::warn!(
@@ -185,7 +188,8 @@ impl BootstrapArgs {
         if !tls {
             return Ok(XdsServer { address, ca_pem: None, client_certificate: None });
         }
-        let ca_pem = Some(self.grpc_tls(&agent.config().tls).ca_pem()?);
+        let ca_pem = self.grpc_tls(&agent.config().tls).ca_pem();
+        let ca_pem = Some(ca_pem.map_err(Report::failure)?);
         let client_certificate = match (&files.client_cert, &files.client_key) {
             (Some(cert), Some(key)) => {
                 Some(ClientCertificate { cert_file: absolute(cert)?, key_file: absolute(key)? })

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use runtime::Deadline;
 use runtime::file::WriteError;
-use runtime::{Deadline, Exit, Failure};
 
 use crate::Handoff;
 
@@ -50,17 +50,6 @@ impl Handoff {
                 biased;
                 () = deadline.passed() => return Err(LockError::Held(deadline)),
                 () = tokio::time::sleep(AGAIN) => {}
-            }
-        }
-    }
-}
-
-impl From<LockError> for Failure {
-    fn from(error: LockError) -> Self {
-        match error {
-            LockError::File(error) => error.into(),
-            held @ LockError::Held(_) => {
-                Self::new(Exit::Deadline, held).hint("the agent is slow to answer: check its log")
             }
         }
     }

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use consul::{Address, Agent, Config, TlsFiles};
+use consul::{Address, Agent, Config, SetupError, TlsFiles};
 use registration::pod::Pair;
 use runtime::file::{WriteError, write_whole};
-use runtime::{Exit, Failure};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
@@ -144,7 +143,7 @@ impl Record {
 impl AgentRecord {
     /// A client of that agent, with the token as it is in the file now; without
     /// one if there is no such file: it was logged out.
-    pub fn connect(&self) -> Result<Agent, Failure> {
+    pub fn connect(&self) -> Result<Agent, SetupError> {
         let token = self.token()?;
         let Self { http_addr, tls, namespace, partition, node, http_auth_file, .. } = self.clone();
         Agent::new(Config {
@@ -161,7 +160,7 @@ impl AgentRecord {
 
     /// The token as it is now: in the file that it came from, if there is one in
     /// there, else in the copy.
-    pub fn token(&self) -> Result<Option<SecretString>, Failure> {
+    pub fn token(&self) -> Result<Option<SecretString>, SetupError> {
         let source = self.token_source.as_deref();
         // Not every container of the pod has the file mounted, or may read it.
         match source.and_then(|file| read(Some(file)).ok().flatten()) {
@@ -172,26 +171,28 @@ impl AgentRecord {
 }
 
 /// A secret in a file; none if there is no such file, or nothing in it.
-fn read(file: Option<&Path>) -> Result<Option<SecretString>, Failure> {
+fn read(file: Option<&Path>) -> Result<Option<SecretString>, SetupError> {
     match file {
         Some(file) if file.exists() => consul::token::read(file),
         _ => Ok(None),
     }
 }
 
-impl From<ReadError> for Failure {
-    fn from(error: ReadError) -> Self {
-        let hint = match &error {
-            ReadError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+// === impl ReadError ===
+
+impl ReadError {
+    /// What to do next.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 "connect-init writes it: check that it has run, and that both use the same --dir"
             }
-            ReadError::Read { .. } => "run as the user that connect-init ran as",
-            ReadError::Form { .. } => "let connect-init write it again",
-            ReadError::Version { .. } => {
+            Self::Read { .. } => "run as the user that connect-init ran as",
+            Self::Form { .. } => "let connect-init write it again",
+            Self::Version { .. } => {
                 "use connect-lifecycle of the release that wrote it, or a newer one"
             }
-        };
-        Self::new(Exit::Usage, error).hint(hint)
+        }
     }
 }
 
@@ -261,6 +262,6 @@ mod tests {
             Err(ReadError::Form { .. })
         ));
         let nowhere = Record::read(&Handoff::new("/nonexistent")).unwrap_err();
-        assert!(Failure::from(nowhere).to_string().contains("connect-init writes it"));
+        assert!(nowhere.hint().contains("connect-init writes it"));
     }
 }

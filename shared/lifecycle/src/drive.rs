@@ -8,7 +8,7 @@ use consul::{Agent, Error};
 use handoff::Handoff;
 use handoff::lock::{Lock, LockError};
 use registration::pod::Pair;
-use runtime::{Deadline, Failure, retry};
+use runtime::{Deadline, retry};
 
 use super::deregister::Step;
 use super::error::Stays;
@@ -119,25 +119,28 @@ impl<'a> Drive<'a> {
     }
 
     async fn deregister(mut self, mut machine: Deregister) -> Result<(), Leftovers> {
-        let mut others = Vec::new();
+        let (mut tombstone, mut lock) = (None, None);
         loop {
-            let done = match machine.step() {
-                Step::Bury => self.handoff.bury().map(|()| Outcome::Done).map_err(Failure::from),
+            let outcome = match machine.step() {
+                Step::Bury => {
+                    tombstone = self.handoff.bury().err();
+                    if tombstone.is_none() { Outcome::Done } else { Outcome::Failed }
+                }
                 Step::Lock => {
                     // A registration under way is waited for, but not until no time is left.
                     let half = Deadline::after(self.deadline.left() / 2);
-                    self.lock(half).await.map_err(Failure::from)
+                    self.lock(half).await.unwrap_or_else(|error| {
+                        lock = Some(error);
+                        Outcome::Failed
+                    })
                 }
-                Step::TakeBack(step) => Ok(self.take_back(step).await),
+                Step::TakeBack(step) => self.take_back(step).await,
                 Step::End { whole: true } => return Ok(()),
                 Step::End { whole: false } => {
-                    return Err(Leftovers { services: self.left(), others });
+                    return Err(Leftovers { services: self.left(), tombstone, lock });
                 }
             };
-            machine = machine.next(done.unwrap_or_else(|failure| {
-                others.push(failure);
-                Outcome::Failed
-            }));
+            machine = machine.next(outcome);
         }
     }
 

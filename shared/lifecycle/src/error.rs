@@ -4,7 +4,7 @@ use std::fmt;
 
 use consul::Error;
 use handoff::lock::LockError;
-use runtime::{Exit, Failure};
+use runtime::file::WriteError;
 
 /// Why service and proxy are not both registered.
 #[derive(Debug, thiserror::Error)]
@@ -20,22 +20,29 @@ pub enum RegisterError {
     Lock(#[from] LockError),
 }
 
-/// What could not be taken back, each with its cause.
+/// What could not be done of taking a registration back.
 #[derive(Debug, Default)]
 pub struct Leftovers {
-    pub(super) services: Vec<(String, Stays)>,
-    pub(super) others: Vec<Failure>,
+    /// The services that are left on the agent, by id.
+    pub services: Vec<(String, Stays)>,
+    /// Why there is no tombstone.
+    pub tombstone: Option<WriteError>,
+    /// Why it was done without the lock.
+    pub lock: Option<LockError>,
 }
 
 /// Why a service is still on the agent.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Stays {
+pub enum Stays {
+    /// The agent did not take it off.
     #[error("{0}")]
     Agent(#[from] Error),
+    /// The agent says that it did, and did not.
     #[error(
         "the agent said that it is gone, but it is still there: the ACL token may lack service:write on it"
     )]
     StillThere,
+    /// No time was left to hear what the agent did.
     #[error("the agent did not answer in time")]
     Unanswered,
 }
@@ -71,41 +78,19 @@ impl RegisterError {
     }
 }
 
-impl From<RegisterError> for Failure {
-    fn from(error: RegisterError) -> Self {
-        match error {
-            RegisterError::Agent(error) => error.into(),
-            RegisterError::Proxy(error) => Self::from(error).while_doing("its sidecar proxy"),
-            RegisterError::Lock(error) => error.into(),
-        }
-    }
-}
-
 // === impl Leftovers ===
 
 impl fmt::Display for Leftovers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let services =
             self.services.iter().map(|(id, error)| format!("{id} is left on the agent: {error}"));
-        let all: Vec<String> =
-            services.chain(self.others.iter().map(|other| other.message().to_owned())).collect();
+        let all = services.chain(self.tombstone.iter().map(ToString::to_string));
+        let all: Vec<String> = all.chain(self.lock.iter().map(ToString::to_string)).collect();
         f.write_str(&all.join("; "))
     }
 }
 
 impl std::error::Error for Leftovers {}
-
-impl From<Leftovers> for Failure {
-    fn from(leftovers: Leftovers) -> Self {
-        let agent = leftovers.services.iter().find_map(|(_, stays)| match stays {
-            Stays::Agent(error) => Some(error.exit()),
-            Stays::StillThere | Stays::Unanswered => None,
-        });
-        let other = leftovers.others.first().map(Self::exit);
-        Self::new(agent.or(other).unwrap_or(Exit::Deadline), leftovers)
-            .hint("what is left becomes critical when its lease runs out, and the agent removes it a minute later")
-    }
-}
 
 // === impl Stays ===
 
@@ -116,19 +101,5 @@ impl Stays {
             Self::Agent(error) => error.is_transient(),
             Self::StillThere | Self::Unanswered => true,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn leftovers_have_one_hint() {
-        let other = Failure::new(Exit::Denied, "the ACL token is left").hint("log it out");
-        let services = vec![("web-0-web".to_owned(), Stays::StillThere)];
-        let failure = Failure::from(Leftovers { services, others: vec![other] }).to_string();
-        assert_eq!(failure.matches("hint:").count(), 1, "{failure}");
-        assert!(failure.contains("; the ACL token is left"), "{failure}");
     }
 }

@@ -31,10 +31,10 @@ use registration::pod::Pair;
 pub use deregister::Deregister;
 pub use drive::{Registered, deregister, register, retract};
 pub use entry::Entry;
-pub use error::{Leftovers, RegisterError};
+pub use error::{Leftovers, RegisterError, Stays};
 pub use keep::Keep;
 pub use register::Register;
-pub use session::Session;
+pub use session::{Session, SessionError};
 pub use take_back::TakeBack;
 
 /// One of the two entries that a registration has on the agent.

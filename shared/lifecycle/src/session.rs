@@ -8,17 +8,19 @@
 
 mod bearer;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use consul::acl::{self, LoggedOut};
 use consul::error::Cause;
-use consul::{Agent, Error};
+use consul::{Agent, Error, SetupError};
 use handoff::{Handoff, Login};
-use runtime::deadline::Cut;
+use runtime::Deadline;
 use runtime::file::{WriteError, write_whole};
-use runtime::{Deadline, Exit, Failure, retry};
+use runtime::retry::{self, Stopped};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use tokio::sync::Mutex;
@@ -37,17 +39,82 @@ pub struct Session {
     replaced: Arc<RwLock<Vec<SecretString>>>,
 }
 
-/// Why there is no token.
+/// Why a session has no good token, or did not give one back.
 #[derive(Debug, thiserror::Error)]
-enum LoginError {
+pub enum SessionError {
+    /// The file with the token of an earlier life can't be read.
     #[error("{0}")]
-    Agent(Error),
-    #[error("cannot read the bearer token: {0}")]
-    BearerToken(String),
-    #[error("the login broke off: {0}")]
-    Broken(#[from] tokio::task::JoinError),
+    Read(#[from] SetupError),
+    /// The agent does not tell whether servers know the token.
+    #[error("cannot look at the ACL token: {0}")]
+    Look(Box<Stopped<Error>>),
+    /// There is no login.
+    #[error("cannot log in with auth method `{auth_method}` as {subject}: {cause}")]
+    Login {
+        /// The auth method.
+        auth_method: String,
+        /// Who logs in.
+        subject: String,
+        /// Why there is none.
+        cause: Box<Stopped<LoginError>>,
+        /// What to do next.
+        hint: Option<String>,
+    },
+    /// Servers do not know the new token.
+    #[error("{0}")]
+    NotKnown(Box<Stopped<NotKnown>>),
+    /// Envoy can't be given the new token.
+    #[error("cannot put the new ACL token into {}: {source}", path.display())]
+    Bootstrap {
+        /// Envoy's bootstrap.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of the session can't be written.
     #[error("{0}")]
     Write(#[from] WriteError),
+    /// No time was left to await a login: its token is left.
+    #[error("the login with auth method `{0}` was still under way")]
+    UnderWay(String),
+    /// The token is not logged out.
+    #[error("the ACL token is left behind: {cause}")]
+    Left {
+        /// The auth method.
+        auth_method: String,
+        /// What the token's description says of its owner.
+        meta: BTreeMap<String, String>,
+        /// Why.
+        cause: Box<Stopped<Error>>,
+    },
+}
+
+/// Why there is no login.
+#[derive(Debug, thiserror::Error)]
+pub enum LoginError {
+    /// The agent did not give a token.
+    #[error("{0}")]
+    Agent(Error),
+    /// There is nothing to prove who logs in.
+    #[error("cannot read the bearer token: {0}")]
+    BearerToken(String),
+    /// The login ended unfinished.
+    #[error("the login broke off: {0}")]
+    Broken(#[from] tokio::task::JoinError),
+    /// The token can't be written down.
+    #[error("{0}")]
+    Write(#[from] WriteError),
+}
+
+/// Servers do not know the token.
+#[derive(Debug, thiserror::Error)]
+pub enum NotKnown {
+    /// They have not heard of it.
+    #[error("the servers do not know the new ACL token yet")]
+    Yet,
+    /// The agent does not tell.
+    #[error("{0}")]
+    Agent(#[from] Error),
 }
 
 // === impl Session ===
@@ -73,7 +140,7 @@ impl Session {
     /// Opens it: with the token of an earlier life, if it is still good, else by
     /// a login. In the end the agent has the token, and servers know it: an
     /// agent that asks one that does not remembers that for 30 s.
-    pub async fn open(&self, deadline: Deadline) -> Result<(), Failure> {
+    pub async fn open(&self, deadline: Deadline) -> Result<(), SessionError> {
         self.agent.set_token(read(&self.handoff.token())?);
         if !self.reopen(deadline).await? {
             tracing::info!("the ACL token of an earlier life is still good");
@@ -86,7 +153,7 @@ impl Session {
     /// it is the agent that has to forget that it did not.
     ///
     /// Returns whether there is another token now.
-    pub async fn reopen(&self, deadline: Deadline) -> Result<bool, Failure> {
+    pub async fn reopen(&self, deadline: Deadline) -> Result<bool, SessionError> {
         if self.agent.token().is_some() {
             if self.is_known(deadline).await? {
                 return Ok(false);
@@ -103,7 +170,7 @@ impl Session {
 
     /// As [`Self::reopen`], for a pod whose Envoy has had the token already: the
     /// one that starts next is to have the new one.
-    pub async fn renew(&self, deadline: Deadline) -> Result<bool, Failure> {
+    pub async fn renew(&self, deadline: Deadline) -> Result<bool, SessionError> {
         let is_another = self.reopen(deadline).await?;
         if is_another {
             self.settle()?;
@@ -113,7 +180,7 @@ impl Session {
 
     /// Logs in again although the token is good: it is about to end. The old one
     /// is logged out by [`Self::log_out_replaced`], once nothing uses it.
-    pub async fn replace(&self, deadline: Deadline) -> Result<(), Failure> {
+    pub async fn replace(&self, deadline: Deadline) -> Result<(), SessionError> {
         let old = self.agent.token();
         self.log_in(deadline).await?;
         self.replaced.write().unwrap_or_else(PoisonError::into_inner).extend(old);
@@ -132,28 +199,26 @@ impl Session {
             match retry::until(deadline, retry::NODE_AGENT, Error::is_transient, attempt).await {
                 Ok(_) => tracing::debug!("logged out the ACL token that was replaced"),
                 Err(stopped) => tracing::warn!(
-                    "the ACL token that was replaced is left until it ends: {}",
-                    stopped.failure(deadline)
+                    "the ACL token that was replaced is left until it ends: {stopped}"
                 ),
             }
         }
     }
 
     /// Gives the token to Envoy.
-    pub fn settle(&self) -> Result<(), Failure> {
+    pub fn settle(&self) -> Result<(), SessionError> {
         settle(&self.handoff, &self.agent)
     }
 
     /// Closes it: logs out, and removes the token. One that is gone is fine.
-    pub async fn close(&self, deadline: Deadline) -> Result<(), Failure> {
+    pub async fn close(&self, deadline: Deadline) -> Result<(), SessionError> {
         // A login under way would have its token after we have looked.
         let waited = tokio::select! {
             biased;
             _done = self.under_way.lock() => Ok(()),
-            () = deadline.passed() => Err(Failure::new(
-                Exit::Deadline,
-                format_args!("the login with auth method `{}` was still under way", self.login.auth_method),
-            )),
+            () = deadline.passed() => {
+                Err(SessionError::UnderWay(self.login.auth_method.clone()))
+            }
         };
         self.log_out_replaced(deadline).await;
         if self.agent.token().is_none() {
@@ -164,13 +229,8 @@ impl Session {
             Ok(LoggedOut::Done) => tracing::info!("logged out"),
             Ok(LoggedOut::WasUnknown) => tracing::info!("the ACL token was gone already"),
             Err(stopped) => {
-                return Err(stopped
-                    .failure(deadline)
-                    .while_doing("the ACL token is left behind")
-                    .hint(format_args!(
-                        "find it by its description, {:?}, and delete it; a MaxTokenTTL of auth method `{}` would do so by itself",
-                        self.login.meta, self.login.auth_method
-                    )));
+                let Login { auth_method, meta, .. } = self.login.clone();
+                return Err(SessionError::Left { auth_method, meta, cause: Box::new(stopped) });
             }
         }
         self.agent.set_token(None);
@@ -178,28 +238,25 @@ impl Session {
         waited
     }
 
-    /// What to say of a registration that the token may not make.
-    pub fn explain(&self, failure: Failure, service: &str) -> Failure {
-        if failure.exit() != Exit::Denied {
-            return failure;
-        }
+    /// What to do about a registration that the token may not make.
+    pub fn advice(&self, service: &str) -> String {
         let Self { login: Login { auth_method, .. }, .. } = self;
         let who = self.subject();
-        failure.hint(format_args!(
+        format!(
             "the token that auth method `{auth_method}` gave to {who} lacks service:write on `{service}` and `{service}-sidecar-proxy`: {}",
             who.likely_rule(auth_method, service),
-        ))
-    }
-
-    async fn is_known(&self, deadline: Deadline) -> Result<bool, Failure> {
-        let attempt = || self.agent.knows_token();
-        retry::until(deadline, retry::NODE_AGENT, Error::is_transient, attempt).await.map_err(
-            |stopped| stopped.failure(deadline).while_doing("cannot look at the ACL token"),
         )
     }
 
+    async fn is_known(&self, deadline: Deadline) -> Result<bool, SessionError> {
+        let attempt = || self.agent.knows_token();
+        retry::until(deadline, retry::NODE_AGENT, Error::is_transient, attempt)
+            .await
+            .map_err(|stopped| SessionError::Look(Box::new(stopped)))
+    }
+
     /// Waits until servers know the token.
-    async fn await_known(&self, deadline: Deadline) -> Result<(), Failure> {
+    async fn await_known(&self, deadline: Deadline) -> Result<(), SessionError> {
         // That it is not known passes, too.
         let attempt = || async {
             match self.agent.knows_token().await {
@@ -214,30 +271,31 @@ impl Session {
         };
         retry::until_quietly(deadline, retry::REPLICATION, REPLICATED, passes, attempt)
             .await
-            .map_err(|stopped| stopped.failure(deadline))
+            .map_err(|stopped| SessionError::NotKnown(Box::new(stopped)))
     }
 
-    async fn log_in(&self, deadline: Deadline) -> Result<(), Failure> {
+    async fn log_in(&self, deadline: Deadline) -> Result<(), SessionError> {
         let attempt = || self.attempt();
         let passes = |error: &LoginError| match error {
             LoginError::Agent(error) => error.is_transient(),
             LoginError::BearerToken(_) | LoginError::Broken(_) | LoginError::Write(_) => false,
         };
-        match retry::until(deadline, retry::NODE_AGENT, passes, attempt).await {
-            Ok(()) => {
-                tracing::info!(
-                    auth_method = self.login.auth_method,
-                    "logged in as {}",
-                    self.subject()
-                );
-                Ok(())
-            }
-            Err(retry::Stopped::Final(error)) => Err(self.failure(error)),
-            Err(retry::Stopped::Deadline(Some(error))) => {
-                Err(self.failure(error).while_doing(format_args!("gave up after {deadline}")))
-            }
-            Err(retry::Stopped::Deadline(None)) => Err(Cut::Deadline.failure(deadline)),
-        }
+        let auth_method = &self.login.auth_method;
+        let logged_in = retry::until(deadline, retry::NODE_AGENT, passes, attempt).await;
+        let subject = self.subject();
+        logged_in.map_err(|stopped| {
+            let hint = match &stopped {
+                Stopped::Final(LoginError::Agent(error))
+                | Stopped::Deadline(_, Some(LoginError::Agent(error))) => {
+                    self.hint(error, &subject)
+                }
+                _ => None,
+            };
+            let (auth_method, subject) = (auth_method.clone(), subject.to_string());
+            SessionError::Login { auth_method, subject, cause: Box::new(stopped), hint }
+        })?;
+        tracing::info!(auth_method, "logged in as {subject}");
+        Ok(())
     }
 
     /// One login, up to the token's being in its file. It goes on if nobody
@@ -260,36 +318,27 @@ impl Session {
         work.await?
     }
 
-    fn failure(&self, error: LoginError) -> Failure {
+    /// What to do about a login that the agent refuses, as far as it is a matter of
+    /// the auth method.
+    fn hint(&self, error: &Error, who: &Subject) -> Option<String> {
         let Login { auth_method, bearer_token_file, .. } = &self.login;
         let file = bearer_token_file.display();
-        let who = self.subject();
-        let failure = match error {
-            LoginError::Agent(error) => {
-                let hint = match &error.cause {
-                    Cause::Denied(_) if error.is_unknown_token() => format!(
-                        "Consul has no auth method `{auth_method}`: compare `consul acl auth-method list`, and --namespace and --partition"
-                    ),
-                    Cause::Denied(words) if words.contains("Permission denied") => format!(
-                        "no binding rule of auth method `{auth_method}` fits {who}: compare `consul acl binding-rule list -method={auth_method}`; {}",
-                        who.likely_rule(auth_method, "<service>")
-                    ),
-                    Cause::Denied(_) => format!(
-                        "auth method `{auth_method}` does not accept the bearer token in {file}: compare its issuer, audience and keys (or Kubernetes host and CA) with the token's, and the clocks"
-                    ),
-                    Cause::Refusal(401, _) => {
-                        "ACLs are off on the agent: leave --acl-auth-method away".to_owned()
-                    }
-                    _ => error.hint(),
-                };
-                Failure::from(error).hint(hint)
+        match &error.cause {
+            Cause::Denied(_) if error.is_unknown_token() => Some(format!(
+                "Consul has no auth method `{auth_method}`: compare `consul acl auth-method list`, and --namespace and --partition"
+            )),
+            Cause::Denied(words) if words.contains("Permission denied") => Some(format!(
+                "no binding rule of auth method `{auth_method}` fits {who}: compare `consul acl binding-rule list -method={auth_method}`; {}",
+                who.likely_rule(auth_method, "<service>")
+            )),
+            Cause::Denied(_) => Some(format!(
+                "auth method `{auth_method}` does not accept the bearer token in {file}: compare its issuer, audience and keys (or Kubernetes host and CA) with the token's, and the clocks"
+            )),
+            Cause::Refusal(401, _) => {
+                Some("ACLs are off on the agent: leave --acl-auth-method away".to_owned())
             }
-            LoginError::BearerToken(_) => Failure::usage(error)
-                .hint("check --bearer-token-file, and that the pod's service account token is mounted there"),
-            LoginError::Broken(_) => Failure::new(Exit::Failure, error),
-            LoginError::Write(error) => error.into(),
-        };
-        failure.while_doing(format_args!("cannot log in with auth method `{auth_method}` as {who}"))
+            _ => None,
+        }
     }
 
     fn subject(&self) -> Subject {
@@ -302,22 +351,17 @@ const REPLICATED: Duration = Duration::from_secs(1);
 
 /// Gives the agent's token to Envoy: into the file that Envoy watches, if there
 /// is one, else into the bootstrap, for the Envoy that starts next.
-pub fn settle(handoff: &Handoff, agent: &Agent) -> Result<(), Failure> {
+pub fn settle(handoff: &Handoff, agent: &Agent) -> Result<(), SessionError> {
     let token = agent.token().unwrap_or_default();
     if handoff.has_envoy_token() {
         handoff.write_envoy_token(&bootstrap::token_secret(token.expose_secret()))?;
         return Ok(());
     }
     let path = handoff.bootstrap();
-    let unusable = |error: &dyn std::fmt::Display| {
-        Failure::new(
-            Exit::Failure,
-            format_args!("cannot put the new ACL token into {}: {error}", path.display()),
-        )
-        .hint("let connect-init write it again")
-    };
-    let text = std::fs::read(&path).map_err(|error| unusable(&error))?;
-    let mut document: Value = serde_json::from_slice(&text).map_err(|error| unusable(&error))?;
+    let unusable = |source| SessionError::Bootstrap { path: path.clone(), source };
+    let text = std::fs::read(&path).map_err(unusable)?;
+    let mut document: Value =
+        serde_json::from_slice(&text).map_err(|error| unusable(error.into()))?;
     let before = document.clone();
     bootstrap::replace_token(&mut document, token.expose_secret());
     if document != before {
@@ -326,27 +370,8 @@ pub fn settle(handoff: &Handoff, agent: &Agent) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Servers do not know the token.
-#[derive(Debug, thiserror::Error)]
-enum NotKnown {
-    #[error("the servers do not know the new ACL token yet")]
-    Yet,
-    #[error("{0}")]
-    Agent(#[from] Error),
-}
-
-impl From<NotKnown> for Failure {
-    fn from(error: NotKnown) -> Self {
-        match error {
-            NotKnown::Yet => Self::new(Exit::Denied, error)
-                .hint("check that ACL replication between the servers works"),
-            NotKnown::Agent(error) => error.into(),
-        }
-    }
-}
-
 /// The token in a file; none if there is no such file, or nothing in it.
-fn read(file: &Path) -> Result<Option<SecretString>, Failure> {
+fn read(file: &Path) -> Result<Option<SecretString>, SetupError> {
     match file.try_exists() {
         Ok(false) => Ok(None),
         _ => consul::token::read(file),

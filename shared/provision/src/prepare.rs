@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::Path;
 
 use consul::{Config, TlsFiles};
+use flags::Report;
 use handoff::Handoff;
 use runtime::Failure;
 use runtime::file::write_whole;
@@ -18,7 +19,7 @@ pub fn prepare(handoff: &Handoff, config: &Config) -> Result<TlsFiles, Failure> 
     if let Some(auth) = &config.http_auth {
         write_whole(&handoff.http_auth(), 0o600, auth.expose_secret().as_bytes())?;
     }
-    let ca_pem = config.tls.ca_pem()?;
+    let ca_pem = config.tls.ca_pem().map_err(Report::failure)?;
     if !ca_pem.is_empty() {
         write_whole(&handoff.ca(), 0o640, ca_pem.as_bytes())?;
     }

@@ -2,7 +2,7 @@
 
 use consul::answer::AgentService;
 use consul::{Agent, TlsFiles};
-use flags::{BootstrapArgs, XdsServer};
+use flags::{BootstrapArgs, Report, XdsServer};
 use handoff::Handoff;
 use handoff::record::AgentRecord;
 use registration::pod::Pair;
@@ -40,7 +40,7 @@ async fn render(
     let proxy = read_back(agent, pair, deadline).await?;
     let attempt = || flags.render(agent, &proxy, xds.clone());
     let document = retry::until(deadline, NODE_AGENT, is_transient, attempt).await;
-    document.map_err(|stopped| stopped.failure(deadline))
+    document.map_err(Report::failure)
 }
 
 /// Gives the ACL token to Envoy: in a file, if Envoy watches that, else in the
@@ -92,7 +92,7 @@ async fn read_back(
             ),
         )
         .hint("the agent restarted, or something else deregistered it: the pod tries again")),
-        Err(stopped) => Err(stopped.failure(deadline)),
+        Err(stopped) => Err(stopped.failure()),
     }
 }
 

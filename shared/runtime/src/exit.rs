@@ -81,10 +81,10 @@ impl Failure {
         self
     }
 
-    /// What failed and why, without the hint: for a failure that is part of another,
-    /// which has a hint of its own.
-    pub fn message(&self) -> &str {
-        &self.message
+    /// Puts it in other words; exit code and hint stay.
+    #[must_use]
+    pub fn saying(self, message: impl fmt::Display) -> Self {
+        Self { message: message.to_string(), ..self }
     }
 
     /// Its exit code.

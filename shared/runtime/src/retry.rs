@@ -1,14 +1,13 @@
 //! Trying again, with jitter, until the deadline.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::future::Future;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::Instant;
 
-use crate::deadline::{Cut, Deadline};
-use crate::exit::Failure;
+use crate::deadline::Deadline;
 
 /// How long to wait between tries: doubling from `first` to `longest`, each
 /// with jitter, so that the pods of a node do not come back all at once.
@@ -36,7 +35,7 @@ pub enum Stopped<E> {
     /// A failure that trying again can't mend.
     Final(E),
     /// The deadline passed; with what failed last, if a try had ended by then.
-    Deadline(Option<E>),
+    Deadline(Deadline, Option<E>),
 }
 
 /// For what servers replicate to each other, in milliseconds mostly.
@@ -79,7 +78,7 @@ where
         let result = tokio::select! {
             biased;
             result = attempt() => result,
-            () = deadline.passed() => return Err(Stopped::Deadline(last)),
+            () = deadline.passed() => return Err(Stopped::Deadline(deadline, last)),
         };
         let error = match result {
             Ok(done) => return Ok(done),
@@ -97,7 +96,7 @@ where
         let pause = pauses.next().unwrap_or(backoff.longest);
         tokio::select! {
             biased;
-            () = deadline.passed() => return Err(Stopped::Deadline(last)),
+            () = deadline.passed() => return Err(Stopped::Deadline(deadline, last)),
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -105,19 +104,18 @@ where
 
 // === impl Stopped ===
 
-impl<E: Into<Failure>> Stopped<E> {
-    /// Why there is no result. The last cause says more than that it took too
-    /// long.
-    pub fn failure(self, deadline: Deadline) -> Failure {
+impl<E: Display> Display for Stopped<E> {
+    /// The last cause says more than that it took too long.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Final(error) => error.into(),
-            Self::Deadline(Some(error)) => {
-                error.into().while_doing(format_args!("gave up after {deadline}"))
-            }
-            Self::Deadline(None) => Cut::Deadline.failure(deadline),
+            Self::Final(error) => error.fmt(f),
+            Self::Deadline(deadline, Some(error)) => write!(f, "gave up after {deadline}: {error}"),
+            Self::Deadline(deadline, None) => write!(f, "no answer within {deadline}"),
         }
     }
 }
+
+impl<E: std::error::Error> std::error::Error for Stopped<E> {}
 
 // === impl Backoff ===
 
@@ -170,7 +168,7 @@ mod tests {
         let result =
             until(deadline(), NODE_AGENT, |_: &&str| true, || async { Err::<(), _>("refused") })
                 .await;
-        assert!(matches!(result, Err(Stopped::Deadline(Some("refused")))));
+        assert!(matches!(result, Err(Stopped::Deadline(_, Some("refused")))));
     }
 
     #[tokio::test(start_paused = true)]
@@ -182,7 +180,7 @@ mod tests {
             std::future::pending::<Result<(), &str>>,
         )
         .await;
-        assert!(matches!(result, Err(Stopped::Deadline(None))));
+        assert!(matches!(result, Err(Stopped::Deadline(_, None))));
     }
 
     #[test]

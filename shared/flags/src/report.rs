@@ -1,0 +1,232 @@
+//! How a binary ends with an error of a library: exit codes are chosen here.
+
+use consul::error::Cause;
+use consul::grpc::GrpcError;
+use consul::{Error, SetupError};
+use handoff::lock::LockError;
+use handoff::record::ReadError;
+use lifecycle::session::{LoginError, NotKnown};
+use lifecycle::{Leftovers, RegisterError, SessionError, Stays};
+use runtime::deadline::Cut;
+use runtime::file::WriteError;
+use runtime::retry::Stopped;
+use runtime::{Exit, Failure};
+
+/// An error that a binary can end with.
+pub trait Report {
+    /// It as a failure: its message, what to do next, and the exit code.
+    fn failure(self) -> Failure;
+}
+
+/// The exit code for a request to the agent that failed.
+pub(crate) fn exit(error: &Error) -> Exit {
+    match &error.cause {
+        Cause::Refused
+        | Cause::NoRoute(_)
+        | Cause::Unresolved(_)
+        | Cause::NoSocket
+        | Cause::NoPermission
+        | Cause::Timeout
+        | Cause::Broken(_)
+        | Cause::Tls(_)
+        | Cause::PlainText => Exit::Unreachable,
+        Cause::Denied(_) => Exit::Denied,
+        Cause::Unavailable(..) => Exit::Deadline,
+        Cause::Refusal(..) => Exit::Refused,
+        Cause::NotFound(_) | Cause::Garbage(_) => Exit::Failure,
+        Cause::Unsendable(_) => Exit::Usage,
+    }
+}
+
+impl Report for Failure {
+    fn failure(self) -> Failure {
+        self
+    }
+}
+
+impl Report for WriteError {
+    fn failure(self) -> Failure {
+        self.into()
+    }
+}
+
+impl<E: Report> Report for Stopped<E> {
+    fn failure(self) -> Failure {
+        match self {
+            Self::Final(error) => error.failure(),
+            Self::Deadline(deadline, Some(error)) => {
+                error.failure().while_doing(format_args!("gave up after {deadline}"))
+            }
+            Self::Deadline(deadline, None) => Cut::Deadline.failure(deadline),
+        }
+    }
+}
+
+impl Report for Error {
+    fn failure(self) -> Failure {
+        Failure::new(exit(&self), &self).hint(self.hint())
+    }
+}
+
+impl Report for SetupError {
+    fn failure(self) -> Failure {
+        let failure = Failure::usage(&self);
+        match self.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl Report for GrpcError {
+    fn failure(self) -> Failure {
+        Failure::usage(&self).hint(self.hint())
+    }
+}
+
+impl Report for ReadError {
+    fn failure(self) -> Failure {
+        Failure::usage(&self).hint(self.hint())
+    }
+}
+
+impl Report for LockError {
+    fn failure(self) -> Failure {
+        match self {
+            Self::File(error) => error.failure(),
+            Self::Held(_) => Failure::new(Exit::Deadline, self)
+                .hint("the agent is slow to answer: check its log"),
+        }
+    }
+}
+
+impl Report for RegisterError {
+    fn failure(self) -> Failure {
+        let words = self.to_string();
+        let failure = match self {
+            Self::Agent(error) | Self::Proxy(error) => error.failure(),
+            Self::Lock(error) => error.failure(),
+        };
+        failure.saying(words)
+    }
+}
+
+impl Report for Leftovers {
+    fn failure(self) -> Failure {
+        let words = self.to_string();
+        let Self { services, tombstone, lock } = self;
+        let agent = services.iter().find_map(|(_, stays)| match stays {
+            Stays::Agent(error) => Some(exit(error)),
+            Stays::StillThere | Stays::Unanswered => None,
+        });
+        let other = tombstone.map(Report::failure).or(lock.map(Report::failure));
+        let exit = agent.or(other.map(|other| other.exit())).unwrap_or(Exit::Deadline);
+        Failure::new(exit, words)
+            .hint("what is left becomes critical when its lease runs out, and the agent removes it a minute later")
+    }
+}
+
+impl Report for SessionError {
+    fn failure(self) -> Failure {
+        let words = self.to_string();
+        let failure = match self {
+            Self::Read(error) => error.failure(),
+            Self::Look(cause) => cause.failure(),
+            Self::Login { cause, hint, .. } => match hint {
+                Some(hint) => cause.failure().hint(hint),
+                None => cause.failure(),
+            },
+            Self::NotKnown(cause) => cause.failure(),
+            Self::Bootstrap { .. } => {
+                Failure::new(Exit::Failure, &words).hint("let connect-init write it again")
+            }
+            Self::Write(error) => error.failure(),
+            Self::UnderWay(_) => Failure::new(Exit::Deadline, &words),
+            Self::Left { auth_method, meta, cause } => cause.failure().hint(format_args!(
+                "find it by its description, {meta:?}, and delete it; a MaxTokenTTL of auth method `{auth_method}` would do so by itself"
+            )),
+        };
+        failure.saying(words)
+    }
+}
+
+impl Report for LoginError {
+    fn failure(self) -> Failure {
+        match self {
+            Self::Agent(error) => error.failure(),
+            Self::BearerToken(_) => Failure::usage(self)
+                .hint("check --bearer-token-file, and that the pod's service account token is mounted there"),
+            Self::Broken(_) => Failure::new(Exit::Failure, self),
+            Self::Write(error) => error.failure(),
+        }
+    }
+}
+
+impl Report for NotKnown {
+    fn failure(self) -> Failure {
+        match self {
+            Self::Yet => Failure::new(Exit::Denied, self)
+                .hint("check that ACL replication between the servers works"),
+            Self::Agent(error) => error.failure(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use consul::error::Request;
+
+    use super::*;
+
+    fn error(cause: Cause) -> Error {
+        let request = Request {
+            method: "PUT",
+            agent: "http://10.0.0.1:8500".to_owned(),
+            path: "/v1/agent/service/register".to_owned(),
+            node: Some("n1".to_owned()),
+        };
+        Error { request, cause }
+    }
+
+    #[test]
+    fn each_class_of_cause_has_its_exit_code() {
+        for (cause, exit) in [
+            (Cause::Refused, Exit::Unreachable),
+            (Cause::PlainText, Exit::Unreachable),
+            (Cause::Denied("Permission denied".to_owned()), Exit::Denied),
+            (Cause::NotFound("unknown service ID: x".to_owned()), Exit::Failure),
+            (Cause::Unavailable(429, "Rate limit reached".to_owned()), Exit::Deadline),
+            (Cause::Unavailable(500, "No cluster leader".to_owned()), Exit::Deadline),
+            (Cause::Refusal(400, "Missing service name".to_owned()), Exit::Refused),
+            (Cause::Unsendable("`..` is no service id".to_owned()), Exit::Usage),
+        ] {
+            let failure = error(cause).failure();
+            assert_eq!(failure.exit(), exit, "{failure}");
+            assert!(failure.to_string().contains("; hint: "), "{failure}");
+        }
+    }
+
+    #[test]
+    fn leftovers_have_one_hint_and_the_exit_code_of_what_the_agent_said() {
+        let stays = Stays::Agent(error(Cause::Denied("Permission denied".to_owned())));
+        let tombstone = WriteError {
+            path: "/d/deregistered".into(),
+            source: std::io::ErrorKind::PermissionDenied.into(),
+        };
+        let leftovers = Leftovers {
+            services: vec![("web-0-web".to_owned(), stays)],
+            tombstone: Some(tombstone),
+            lock: None,
+        };
+        let failure = leftovers.failure();
+        assert_eq!(failure.exit(), Exit::Denied);
+        let text = failure.to_string();
+        assert_eq!(text.matches("hint:").count(), 1, "{text}");
+        assert!(text.contains("; cannot write /d/deregistered"), "{text}");
+        let leftovers = Leftovers {
+            services: vec![("web-0-web".to_owned(), Stays::StillThere)],
+            ..Leftovers::default()
+        };
+        assert_eq!(leftovers.failure().exit(), Exit::Deadline);
+    }
+}
