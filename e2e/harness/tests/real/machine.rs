@@ -204,7 +204,7 @@ impl Instance<'_> {
 
     fn spawn(&mut self, command: &[String]) -> Process {
         self.starts += 1;
-        let Self { machine, name, starts, .. } = self;
+        let Self { machine, name, starts, .. } = &*self;
         let words: Vec<String> = command.iter().map(|word| machine.here(word)).collect();
         let environment = self.environment();
         let environment: Vec<(&str, &str)> =
@@ -375,7 +375,7 @@ fn two_sidecars_of_a_machine_do_not_share_a_port() {
     let node = Node::new(parts).unwrap();
     let _agent = node.start_agent().unwrap();
     let folder = node.folder("two").unwrap();
-    let mut run_sidecar = |name: &str| {
+    let run_sidecar = |name: &str| {
         let file = folder.join(format!("{name}.hcl"));
         let text = format!(
             "service {{ name = \"{name}\" connect {{ sidecar_service {{ port = 20000 }} }} }}"
