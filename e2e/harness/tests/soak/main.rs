@@ -403,7 +403,7 @@ impl Soak<'_> {
             return Err(format!("the client's Envoy knows {known:?}, {living:?} live").into());
         }
         for _ in 0..TRIES {
-            match (self.is_denied, self.request()) {
+            match (self.is_denied, request()) {
                 (true, Ok(body)) => return Err(format!("denied, and answered {body}").into()),
                 (true, Err(_)) => {}
                 (false, Err(error)) if !living.is_empty() => return Err(error),
@@ -437,13 +437,6 @@ impl Soak<'_> {
             return Err(format!("{expected} processes are expected: {there:#?}").into());
         }
         Ok(())
-    }
-
-    /// A request of the client's.
-    fn request(&self) -> Answer {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, UPSTREAM))?;
-        stream.set_read_timeout(Some(harness::PATIENCE))?;
-        harness::load::get(stream)
     }
 
     /// The addresses to which the client's Envoy would send requests.
@@ -521,6 +514,13 @@ impl Soak<'_> {
     }
 }
 
+/// A request of the client's.
+fn request() -> Answer {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, UPSTREAM))?;
+    stream.set_read_timeout(Some(harness::PATIENCE))?;
+    harness::load::get(stream)
+}
+
 /// The command lines that have this in them.
 fn processes_with(text: &str) -> Vec<String> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
@@ -532,5 +532,5 @@ fn processes_with(text: &str) -> Vec<String> {
 }
 
 fn halves(pod: &str) -> [String; 2] {
-    ["web", "web-sidecar-proxy"].map(|half| format!("default_{pod}_{half}"))
+    ["web", "web-sidecar-proxy"].map(|half| format!("shop_{pod}_{half}"))
 }
