@@ -48,6 +48,12 @@ annotations! {
     MEMORY_REQUEST = "sidecar-proxy-memory-request",
     /// Resources of the sidecar.
     MEMORY_LIMIT = "sidecar-proxy-memory-limit",
+    /// Resources of the sidecar.
+    STORAGE_REQUEST = "sidecar-proxy-ephemeral-storage-request",
+    /// Resources of the sidecar.
+    STORAGE_LIMIT = "sidecar-proxy-ephemeral-storage-limit",
+    /// The folder into which Envoy may write access logs.
+    ACCESS_LOGS = "access-log-folder",
     /// Volumes for the pod.
     USER_VOLUMES = "consul-sidecar-user-volume",
     /// Where they are in the sidecar.

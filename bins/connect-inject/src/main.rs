@@ -1,9 +1,9 @@
 //! The injector: a mutating admission webhook that adds a Connect sidecar to
 //! pods that ask for it, and the same code offline.
 //!
-//! The road of a pod: [`serve`] or [`documents`] → [`judge`] → [`inject`] →
-//! [`plan`] → [`outcome`], [`pod`] → [`policy`], [`json`] → [`names`],
-//! [`annotation`]. No module imports one above it.
+//! The road of a pod: [`args`] → [`serve`] or [`documents`] → [`judge`] → [`inject`] →
+//! [`plan`] → [`outcome`], [`pod`], [`policy`] → [`values`], [`yaml`] → [`json`] →
+//! [`names`], [`annotation`]. No module imports one above it, or beside it.
 
 mod annotation;
 mod args;
@@ -59,4 +59,83 @@ fn offline(log: &LogArgs, body: impl FnOnce() -> Result<ExitCode, Failure>) -> E
         log.report(&failure);
         failure.exit().into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    /// The rooms, from the door to the cellar.
+    const ROOMS: [&[&str]; 10] = [
+        &["main"],
+        &["args"],
+        &["documents", "serve"],
+        &["judge"],
+        &["inject"],
+        &["plan"],
+        &["outcome", "pod", "policy"],
+        &["values", "yaml"],
+        &["json"],
+        &["annotation", "names"],
+    ];
+
+    fn floor(room: &str) -> usize {
+        let floor = ROOMS.iter().position(|rooms| rooms.contains(&room));
+        floor.unwrap_or_else(|| panic!("`{room}` has no place in the list"))
+    }
+
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+    }
+
+    /// What stands behind each `crate::`: a room, or several in braces.
+    fn imported(code: &str) -> Vec<&str> {
+        let word =
+            |text: &'_ str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').count();
+        let mut rooms = Vec::new();
+        for rest in code.split("crate::").skip(1) {
+            let Some(list) = rest.strip_prefix('{') else {
+                rooms.push(&rest[..word(rest)]);
+                continue;
+            };
+            let (mut depth, mut begins) = (1, true);
+            for (at, c) in list.char_indices() {
+                match c {
+                    '{' => depth += 1,
+                    '}' => depth -= 1,
+                    ',' => begins = true,
+                    c if c.is_alphabetic() && begins && depth == 1 => {
+                        rooms.push(&list[at..at + word(&list[at..])]);
+                        begins = false;
+                    }
+                    _ => {}
+                }
+                if depth == 0 {
+                    break;
+                }
+            }
+        }
+        rooms
+    }
+
+    #[test]
+    fn no_room_imports_one_above_or_beside_it() {
+        let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"));
+        let mut arrows = 0;
+        for file in files(source) {
+            let place = file.strip_prefix(source).unwrap().with_extension("");
+            let room = place.iter().next().unwrap().to_str().unwrap();
+            let text = fs::read_to_string(&file).unwrap();
+            // Tests may look around.
+            let code = text.split("\n#[cfg(test)]\n").next().unwrap();
+            for other in imported(code).into_iter().filter(|other| *other != room) {
+                assert!(floor(other) > floor(room), "{}: imports {other}", file.display());
+                arrows += 1;
+            }
+        }
+        assert!(arrows > 100, "{arrows}");
+        assert_eq!(imported("crate::{a, b::{c, d},\n e::f}; x crate::g::h"), ["a", "b", "e", "g"]);
+    }
 }

@@ -22,8 +22,12 @@ pub(crate) const TOKEN_VOLUME: &str = "consul-connect-inject-service-account";
 pub(crate) const TOKEN_FOLDER: &str = "/consul/service-account";
 /// The token in it.
 pub(crate) const TOKEN_FILE: &str = "/consul/service-account/token";
+/// The volume into which Envoy writes access logs, where it does.
+pub(crate) const LOG_VOLUME: &str = "consul-connect-inject-access-logs";
 /// The lifecycle helper, which `connect-init` puts there.
 pub(crate) const HELPER: &str = "/consul/connect-inject/connect-lifecycle";
+/// What the names of the upstreams' variables have in them, behind the upstream's.
+pub(crate) const VARIABLE: &str = "_CONNECT_SERVICE_";
 /// The user and group of the injected containers.
 pub(crate) const USER: i64 = 5995;
 

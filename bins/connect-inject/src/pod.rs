@@ -120,6 +120,11 @@ impl<'a> Pod<'a> {
         self.spec("resources").and_then(Value::as_object).is_some_and(|all| !all.is_empty())
     }
 
+    /// A request or limit of the pod as a whole.
+    pub(crate) fn resource(self, bound: &str, name: &str) -> Option<&'a Value> {
+        self.spec("resources")?.get(bound)?.get(name)
+    }
+
     /// The application's containers.
     pub(crate) fn containers(self) -> Result<Vec<Container<'a>>, WrongShape> {
         self.container_list(CONTAINERS)
@@ -188,6 +193,11 @@ impl<'a> Container<'a> {
     pub(crate) fn is_long_running(self) -> bool {
         self.position.0 == CONTAINERS
             || self.fields.get("restartPolicy").and_then(Value::as_str) == Some("Always")
+    }
+
+    /// Its request or limit of a resource.
+    pub(crate) fn resource(self, bound: &str, name: &str) -> Option<&'a Value> {
+        self.fields.get("resources")?.get(bound)?.get(name)
     }
 
     /// The names of its environment variables.

@@ -211,6 +211,18 @@ impl Tools {
         Ok((versions, serde_json::from_value(answer["wrong"].clone())?))
     }
 
+    /// The documents of a text in YAML, as PyYAML reads them.
+    ///
+    /// # Errors
+    /// Why it can't.
+    pub fn read_yaml(&self, text: &str) -> Result<Vec<Value>> {
+        let answer = self.ask(include_str!("../python/read.py"), &json!([text]))?;
+        match &answer[0]["documents"] {
+            Value::Array(documents) => Ok(documents.clone()),
+            _ => Err(answer[0]["error"].as_str().unwrap_or_default().into()),
+        }
+    }
+
     /// Runs a script: a question in, an answer out.
     fn ask(&self, script: &str, question: &Value) -> Result<Value> {
         let mut python = Command::new("python3")

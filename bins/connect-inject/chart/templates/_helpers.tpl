@@ -210,7 +210,7 @@ deny-k8s-namespace: {{ $c.k8sDenyNamespaces | toJson }}
 envoy-extra-args: {{ $c.envoyExtraArgs | default "" | toJson }}
 default-envoy-proxy-concurrency: {{ int $proxy.concurrency }}
 {{- range $bound := list "request" "limit" }}
-{{- range $resource := list "cpu" "memory" }}
+{{- range $resource := list "cpu" "memory" "ephemeral-storage" }}
 default-sidecar-proxy-{{ $resource }}-{{ $bound }}: {{ dig (print $bound "s") $resource nil $proxy.resources | include "connect-inject.quantity" }}
 init-container-{{ $resource }}-{{ $bound }}: {{ dig (print $bound "s") $resource nil $c.initContainer.resources | include "connect-inject.quantity" }}
 {{- end }}

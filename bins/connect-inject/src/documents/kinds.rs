@@ -90,6 +90,13 @@ pub(crate) fn each<T>(
     match place(document) {
         Place::Nowhere => {
             let warning = asks(document).then(|| {
+                if object.kind == "Namespace" {
+                    return format!(
+                        "a common mistake: `{}` on a Namespace has no effect: annotate the pods, or \
+                         let the injector run with --default-inject and --allow-k8s-namespace",
+                        annotation::INJECT
+                    );
+                }
                 format!(
                     "let the webhook inject the pods of this {}: here its kind is not known, \
                      though annotation `{}` asks for it",
@@ -342,6 +349,11 @@ mod tests {
             let warning = findings.judged[0].warning.clone().unwrap();
             assert!(warning.contains(&format!("pods of this {kind}")), "{warning}");
         }
+        // I24: given on the Namespace, it got no hint.
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": "shop", "annotations": {annotation::INJECT: "true"}}});
+        let warning = inject(&namespace, "default", &policy()).judged[0].warning.clone().unwrap();
+        assert!(warning.contains("on a Namespace has no effect"), "{warning}");
         let other = json!({"apiVersion": "v1", "kind": "Service"});
         assert_eq!(inject(&other, "default", &policy()).judged[0].warning, None);
     }

@@ -87,6 +87,7 @@ pub(crate) fn explain(settings: Settings) -> Result<ExitCode, Failure> {
             let Judged { object, finding, warning } = judged;
             let Some(Verdict { reason, message, warnings, .. }) = finding else {
                 no_pod(&file, &object);
+                warn(&file, &object, warning.as_slice());
                 continue;
             };
             warn(&file, &object, &warnings);
@@ -149,6 +150,7 @@ fn read_all(files: &[PathBuf]) -> Result<Vec<(String, Document)>, Failure> {
 fn report(file: &str, Judged { object, finding, warning }: &Judged<Verdict>) -> bool {
     let Some(Verdict { reason, message, warnings, .. }) = finding else {
         no_pod(file, object);
+        warn(file, object, warning.as_slice());
         return false;
     };
     warn(file, object, warnings);

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::names::{
     DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, SIDECAR, STATUS_VARIABLE, TOKEN_FILE, TOKEN_FOLDER,
-    TOKEN_VOLUME, USER, VOLUME, sidecar_of,
+    TOKEN_VOLUME, USER, VARIABLE, VOLUME, sidecar_of,
 };
 use crate::plan::{Envoy, Plan};
 use crate::policy::Policy;
@@ -343,8 +343,8 @@ pub(crate) fn variables(plan: &Plan) -> Vec<EnvVar> {
         };
         for stem in std::iter::once(upstream.variable_stem()).chain(dotted) {
             for (name, value) in [
-                (format!("{stem}_CONNECT_SERVICE_HOST"), host.to_string()),
-                (format!("{stem}_CONNECT_SERVICE_PORT"), upstream.local_bind_port.to_string()),
+                (format!("{stem}{VARIABLE}HOST"), host.to_string()),
+                (format!("{stem}{VARIABLE}PORT"), upstream.local_bind_port.to_string()),
             ] {
                 if variables.iter().all(|earlier| earlier.name != name) {
                     variables.push(variable(name, value));

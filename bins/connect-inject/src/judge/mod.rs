@@ -100,10 +100,12 @@ fn asks_nothing(pod: Pod<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
     use crate::annotation::*;
+    use crate::json::patch::Patch;
     use crate::policy::tests::{policy, policy_of};
 
     /// I18: `--default-inject` denied pods that had never heard of it.
@@ -188,6 +190,46 @@ mod tests {
         assert!(verdict.warnings[8].contains("more warnings"), "{:?}", verdict.warnings);
     }
 
+    /// Texts of every kind and length that annotations may have.
+    fn texts() -> impl Strategy<Value = String> {
+        let parts =
+            "a:1|,|;|\\{|\\}|\\[|\\]|\"|'|\\\\| |--x|\\$\\(A\\)|8080|0|-1|1Mi|true|/a|\\?a=b&|\\PC";
+        prop_oneof![
+            4 => prop::collection::vec(parts, 0..12).prop_map(|parts| parts.concat()),
+            2 => any::<String>(),
+            1 => (parts, 1..20_000_usize).prop_map(|(part, count)| part.repeat(count)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(512)))]
+
+        /// Whatever is in the annotations: what is said of them is short, and what is
+        /// made of them has its bounds.
+        #[test]
+        fn any_annotations_are_judged_within_bounds(
+            pairs in prop::collection::vec((prop::sample::select(KNOWN), texts()), 0..6),
+            meta in texts(),
+            containers in 1..40_usize,
+        ) {
+            let mut annotations = json!({INJECT: "true", format!("{META}{meta}"): meta});
+            for (key, value) in pairs {
+                annotations[key] = value.into();
+            }
+            let containers: Vec<_> = (0..containers).map(|n| json!({"name": format!("c{n}")})).collect();
+            let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}});
+            let began = std::time::Instant::now();
+            let verdict = judge(&pod, "default", &policy(), &Cluster::default());
+            // Long before an API server gives up; on a busy machine, too.
+            prop_assert!(began.elapsed().as_secs() < 10);
+            prop_assert!(verdict.message.chars().count() <= 800);
+            prop_assert!(verdict.warnings.iter().map(|text| text.chars().count()).sum::<usize>() < 4096);
+            if let Some(edits) = verdict.edits {
+                prop_assert!(serde_json::to_vec(&Patch(&edits)).unwrap().len() < 1 << 20);
+            }
+        }
+    }
+
     /// A value that is good, and one that is bad: none if every text is good.
     const EXAMPLES: &[(&str, &str, Option<&str>)] = &[
         ("connect-inject", "true", Some("yes")),
@@ -204,6 +246,9 @@ mod tests {
         ("sidecar-proxy-cpu-limit", "0", Some("")),
         ("sidecar-proxy-memory-request", "64Mi", Some("64MB")),
         ("sidecar-proxy-memory-limit", "1G", Some("-1")),
+        ("sidecar-proxy-ephemeral-storage-request", "1Mi", Some("x")),
+        ("sidecar-proxy-ephemeral-storage-limit", "1Gi", Some("x")),
+        ("access-log-folder", "/var/log/envoy", Some("logs")),
         ("consul-sidecar-user-volume", r#"[{"name":"a","emptyDir":{}}]"#, Some("{}")),
         ("consul-sidecar-user-volume-mount", r#"[{"name":"v","mountPath":"/v"}]"#, Some("[1]")),
         ("connect-inject-mount-volume", "app", Some("ap")),

@@ -14,7 +14,7 @@ const TABLE: &[(&str, &str)] = &[
     ("consul-sidecar-memory-limit", "there is no consul-sidecar: `sidecar-proxy-memory-limit` is that of the only sidecar"),
     ("consul-sidecar-memory-request", "there is no consul-sidecar: `sidecar-proxy-memory-request` is that of the only sidecar"),
     ("consul-sidecar-access-log-enabled", "write `access_logs` into the proxy-defaults config entry"),
-    ("consul-sidecar-access-log-path", "write `access_logs` into the proxy-defaults config entry, with a path in a volume of `consul-sidecar-user-volume`"),
+    ("consul-sidecar-access-log-path", "write `access_logs` into the proxy-defaults config entry, with a path in the folder of `access-log-folder`"),
     ("enable-sidecar-proxy-lifecycle-shutdown-drain-listeners", "listeners are always drained: `sidecar-proxy-lifecycle-shutdown-grace-period-seconds` says for how long"),
     ("enable-sidecar-proxy-lifecycle", "the sidecar's start and end are always in order: the application is held until the proxy is ready, and the proxy drains"),
     ("sidecar-proxy-lifecycle-graceful-port", "there is nothing to call: the sidecar ends by itself when the pod does, and `connect-inject-mount-volume` gives a container `connect-lifecycle`"),

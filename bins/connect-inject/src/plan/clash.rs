@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use super::volumes::OURS;
 use super::{Service, Surroundings, Taken};
-use crate::names::{INIT_CONTAINER, SIDECAR, TOKEN_VOLUME, USER, VOLUME, sidecar_of};
+use crate::names::{INIT_CONTAINER, SIDECAR, USER, sidecar_of};
 use crate::outcome::{Denial, Reason};
 use crate::pod::Pod;
 use crate::policy::Policy;
@@ -42,7 +43,7 @@ fn names(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<(), Denial> {
             return Err(reserved("container", container.name));
         }
     }
-    for ours in [VOLUME, TOKEN_VOLUME] {
+    for ours in OURS {
         if pod.volume_names()?.any(|name| name == ours) {
             return Err(reserved("volume", ours));
         }

@@ -54,6 +54,8 @@ fn resources(pod: Pod<'_>, policy: &Policy) -> Result<Resources, Denial> {
         (annotation::CPU_LIMIT, &mut resources.cpu.limit),
         (annotation::MEMORY_REQUEST, &mut resources.memory.request),
         (annotation::MEMORY_LIMIT, &mut resources.memory.limit),
+        (annotation::STORAGE_REQUEST, &mut resources.ephemeral_storage.request),
+        (annotation::STORAGE_LIMIT, &mut resources.ephemeral_storage.limit),
     ] {
         if let Some(quantity) = read(pod, key, Reason::InvalidResources, str::parse::<Quantity>)? {
             *slot = Some(quantity);

@@ -6,6 +6,7 @@ mod clash;
 mod envoy;
 mod lifecycle;
 mod metrics;
+mod pod_level;
 mod service;
 mod taken;
 pub(crate) mod upstreams;
@@ -103,6 +104,7 @@ pub(crate) fn plan(
     let upstreams = upstreams::upstreams(pod, &around, &taken, warnings)?;
     upstreams::gateways(&upstreams, cluster, warnings);
     let envoy = envoy::envoy(pod, policy)?;
+    pod_level::refuse(pod, &around, &envoy.resources)?;
     let lifecycle = lifecycle::lifecycle(pod, &around, &service, policy, cluster, warnings)?;
     lifecycle.warn_of_early_containers(&around, &upstreams, warnings);
     let volumes = volumes::volumes(pod, &around)?;

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{Surroundings, read};
 use crate::annotation;
 use crate::json::quoted;
-use crate::names::{FOLDER, TOKEN_FOLDER, TOKEN_VOLUME, VOLUME};
+use crate::names::{FOLDER, LOG_VOLUME, TOKEN_FOLDER, TOKEN_VOLUME, VOLUME};
 use crate::outcome::{Denial, Reason};
 use crate::pod::Pod;
 
@@ -25,6 +25,9 @@ pub(crate) struct Volumes {
 
 const REASON: Reason = Reason::InvalidVolumes;
 
+/// The volumes that the injector adds.
+pub(super) const OURS: [&str; 3] = [VOLUME, TOKEN_VOLUME, LOG_VOLUME];
+
 /// Reads the volumes and mounts.
 pub(super) fn volumes(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<Volumes, Denial> {
     let mut names: BTreeSet<&str> = pod.volume_names()?.collect();
@@ -32,12 +35,17 @@ pub(super) fn volumes(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<Volumes
     for volume in &added {
         let deny = |problem| refused(pod, annotation::USER_VOLUMES, problem);
         let name = text(volume, "name").ok_or_else(|| deny("a volume has no `name`".to_owned()))?;
-        if [VOLUME, TOKEN_VOLUME].contains(&name) || !names.insert(name) {
+        if OURS.contains(&name) || !names.insert(name) {
             return Err(deny(format!("the pod has a volume {} already", quoted(name))));
         }
     }
     let mounts = objects(pod, annotation::USER_MOUNTS)?;
     let mut paths = BTreeSet::from([FOLDER, TOKEN_FOLDER]);
+    let logs = pod.annotation(annotation::ACCESS_LOGS)?.filter(|folder| !folder.is_empty());
+    if let Some(folder) = logs {
+        claim(folder, &mut paths)
+            .map_err(|problem| refused(pod, annotation::ACCESS_LOGS, problem))?;
+    }
     for mount in &mounts {
         let deny = |problem| refused(pod, annotation::USER_MOUNTS, problem);
         let name = text(mount, "name").ok_or_else(|| deny("a mount has no `name`".to_owned()))?;
@@ -47,24 +55,38 @@ pub(super) fn volumes(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<Volumes
         let path = text(mount, "mountPath")
             .filter(|path| path.starts_with('/'))
             .ok_or_else(|| deny("a mount has no `mountPath` that begins with `/`".to_owned()))?;
-        // Another way to write the same place would hide what is mounted there.
-        let is_detour = |part: &str| matches!(part, "" | "." | "..");
-        if path.trim_end_matches('/').split('/').skip(1).any(is_detour) {
-            return Err(deny(format!("write {} without empty parts, `.` and `..`", quoted(path))));
-        }
-        if path.trim_end_matches('/').is_empty() {
-            return Err(deny("a mount at `/` hides the sidecar's files".to_owned()));
-        }
-        let ours = [FOLDER, TOKEN_FOLDER]
-            .iter()
-            .filter_map(|folder| path.strip_prefix(folder))
-            .any(|rest| rest.starts_with('/'));
-        if ours || !paths.insert(path.trim_end_matches('/')) {
-            return Err(deny(format!("something is mounted at {} already", quoted(path))));
-        }
+        claim(path, &mut paths).map_err(deny)?;
     }
     let objects = |list: Vec<Map<String, Value>>| list.into_iter().map(Value::Object).collect();
-    Ok(Volumes { sharing: sharing(pod, around)?, added: objects(added), mounts: objects(mounts) })
+    let (mut added, mut mounts): (Vec<_>, Vec<_>) = (objects(added), objects(mounts));
+    if let Some(folder) = logs {
+        added.push(json!({"name": LOG_VOLUME, "emptyDir": {}}));
+        mounts.push(json!({"name": LOG_VOLUME, "mountPath": folder}));
+    }
+    Ok(Volumes { sharing: sharing(pod, around)?, added, mounts })
+}
+
+/// Takes a path of the sidecar's, which nothing may hide that is mounted there.
+fn claim<'p>(path: &'p str, paths: &mut BTreeSet<&'p str>) -> Result<(), String> {
+    if !path.starts_with('/') {
+        return Err("expected a path that begins with `/`".to_owned());
+    }
+    let trimmed = path.trim_end_matches('/');
+    if trimmed.is_empty() {
+        return Err("a mount at `/` hides the sidecar's files".to_owned());
+    }
+    // Another way to write the same place would hide what is mounted there.
+    if trimmed.split('/').skip(1).any(|part| matches!(part, "" | "." | "..")) {
+        return Err(format!("write {} without empty parts, `.` and `..`", quoted(path)));
+    }
+    let ours = [FOLDER, TOKEN_FOLDER]
+        .iter()
+        .filter_map(|folder| path.strip_prefix(folder))
+        .any(|rest| rest.starts_with('/'));
+    if ours || !paths.insert(trimmed) {
+        return Err(format!("something is mounted at {} already", quoted(path)));
+    }
+    Ok(())
 }
 
 /// An annotation's list of objects.
@@ -145,6 +167,19 @@ mod tests {
         assert_eq!(volumes.sharing, ["/spec/containers/1", "/spec/containers/0"]);
     }
 
+    /// I24: access logs into a file (proxy-defaults) had no folder that Envoy may
+    /// write to.
+    #[test]
+    fn access_logs_have_a_folder_that_envoy_may_write_to() {
+        let key = annotation::ACCESS_LOGS;
+        let volumes = planned(&json!({key: "/var/log/envoy"})).unwrap();
+        assert_eq!(volumes.added, [json!({"name": LOG_VOLUME, "emptyDir": {}})]);
+        assert_eq!(volumes.mounts, [json!({"name": LOG_VOLUME, "mountPath": "/var/log/envoy"})]);
+        let mounts = r#"[{"name":"tls","mountPath":"/var/log/envoy/"}]"#;
+        let both = json!({key: "/var/log/envoy", annotation::USER_MOUNTS: mounts});
+        assert!(planned(&both).unwrap_err().message.contains("already"));
+    }
+
     #[test]
     fn what_the_api_server_refuses_is_denied() {
         for (key, value, problem) in [
@@ -185,6 +220,9 @@ mod tests {
                 r#"[{"name":"tls","mountPath":"/a"},{"name":"tls","mountPath":"/a/"}]"#,
                 "at `/a/` already",
             ),
+            (annotation::ACCESS_LOGS, "logs", "begins with `/`"),
+            (annotation::ACCESS_LOGS, "/", "hides"),
+            (annotation::ACCESS_LOGS, "/consul/connect-inject", "already"),
             (annotation::MOUNT_VOLUME, "ap", "there are app, log, full"),
             (annotation::MOUNT_VOLUME, "full", "mounted at /consul/connect-inject already"),
         ] {

@@ -78,6 +78,12 @@ pub(crate) struct Policy {
     /// The sidecar's memory limit; empty for none
     #[arg(long = "default-sidecar-proxy-memory-limit", env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_MEMORY_LIMIT", value_name = "QUANTITY", default_value = "", hide_default_value = true, value_parser = optional(quantity))]
     pub(crate) sidecar_memory_limit: Optional<Quantity>,
+    /// The sidecar's ephemeral storage request; empty for none
+    #[arg(long = "default-sidecar-proxy-ephemeral-storage-request", env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_EPHEMERAL_STORAGE_REQUEST", value_name = "QUANTITY", default_value = "", hide_default_value = true, value_parser = optional(quantity))]
+    pub(crate) sidecar_ephemeral_storage_request: Optional<Quantity>,
+    /// The sidecar's ephemeral storage limit; empty for none
+    #[arg(long = "default-sidecar-proxy-ephemeral-storage-limit", env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_EPHEMERAL_STORAGE_LIMIT", value_name = "QUANTITY", default_value = "", hide_default_value = true, value_parser = optional(quantity))]
+    pub(crate) sidecar_ephemeral_storage_limit: Optional<Quantity>,
     /// The init container's CPU request; empty for none
     #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_CPU_REQUEST", value_name = "QUANTITY", default_value = "50m", value_parser = optional(quantity))]
     pub(crate) init_container_cpu_request: Optional<Quantity>,
@@ -90,6 +96,12 @@ pub(crate) struct Policy {
     /// The init container's memory limit; empty for none
     #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_MEMORY_LIMIT", value_name = "QUANTITY", default_value = "25Mi", value_parser = optional(quantity))]
     pub(crate) init_container_memory_limit: Optional<Quantity>,
+    /// The init container's ephemeral storage request; empty for none
+    #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_EPHEMERAL_STORAGE_REQUEST", value_name = "QUANTITY", default_value = "", hide_default_value = true, value_parser = optional(quantity))]
+    pub(crate) init_container_ephemeral_storage_request: Optional<Quantity>,
+    /// The init container's ephemeral storage limit; empty for none
+    #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_EPHEMERAL_STORAGE_LIMIT", value_name = "QUANTITY", default_value = "", hide_default_value = true, value_parser = optional(quantity))]
+    pub(crate) init_container_ephemeral_storage_limit: Optional<Quantity>,
     /// Let the cluster choose the injected containers' user, as OpenShift does
     #[arg(long = "enable-openshift", env = "CONNECT_INJECT_ENABLE_OPENSHIFT", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
     pub(crate) openshift: bool,
@@ -310,6 +322,10 @@ impl Policy {
         Resources {
             cpu: bounds(&self.sidecar_cpu_request, &self.sidecar_cpu_limit),
             memory: bounds(&self.sidecar_memory_request, &self.sidecar_memory_limit),
+            ephemeral_storage: bounds(
+                &self.sidecar_ephemeral_storage_request,
+                &self.sidecar_ephemeral_storage_limit,
+            ),
         }
     }
 
@@ -318,6 +334,10 @@ impl Policy {
         Resources {
             cpu: bounds(&self.init_container_cpu_request, &self.init_container_cpu_limit),
             memory: bounds(&self.init_container_memory_request, &self.init_container_memory_limit),
+            ephemeral_storage: bounds(
+                &self.init_container_ephemeral_storage_request,
+                &self.init_container_ephemeral_storage_limit,
+            ),
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
@@ -13,7 +12,7 @@ use super::State;
 const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers a request.
-pub(crate) fn answer(state: &State, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+pub(crate) fn answer(state: &State, request: &Request<Incoming>) -> Response<Bytes> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -45,8 +44,8 @@ fn unready(state: &State) -> Option<String> {
     state.knowledge.unready().or_else(|| state.tls.unready())
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Bytes> {
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response
         .headers_mut()

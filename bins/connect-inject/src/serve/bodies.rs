@@ -27,8 +27,10 @@ const SILENT: Duration = Duration::from_secs(1);
 
 /// The longest body that needs no share of the large ones' memory.
 const SMALL: usize = 32 << 10;
-/// How many small bodies there may be at a time, and how many KiB of large ones.
-const MOST_SMALL: usize = 256;
+/// How many small bodies there may be at a time: as many as requests, so that none of
+/// them waits for another's.
+pub(super) const MOST_SMALL: usize = 384;
+/// How many KiB of large ones.
 const MOST_LARGE: usize = 8 << 10;
 
 /// The bodies of all connections.

@@ -24,11 +24,12 @@ use tokio_util::task::TaskTracker;
 
 use super::certificates::Certificates;
 use super::open::{Limits, Open, Ticket};
+use super::unread::Unread;
 
 /// The most bytes of a connection that have arrived and are not read yet.
 const MOST_UNREAD: usize = 64 << 10;
 /// The most requests of one HTTP/2 connection at a time.
-const MOST_STREAMS: u32 = 64;
+const MOST_STREAMS: u32 = 32;
 /// How long a client may take for the TLS handshake, and again for its first
 /// request.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -45,12 +46,12 @@ const LAST_REQUEST: Duration = Duration::from_secs(15);
 pub(crate) async fn serve<H, F>(
     listener: TcpListener,
     tls: Option<Arc<Certificates>>,
-    limits: Limits,
+    (limits, unread): (Limits, Unread),
     handler: H,
     stop: CancellationToken,
 ) where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    F: Future<Output = Response<Bytes>> + Send + 'static,
 {
     let connections = TaskTracker::new();
     let open = Open::new(limits);
@@ -58,20 +59,21 @@ pub(crate) async fn serve<H, F>(
         let Some((stream, peer)) = stream else { continue };
         let ticket = open.enter(peer);
         let (tls, handler, stop) = (tls.clone(), handler.clone(), stop.clone());
+        let unread = unread.clone();
         connections.spawn(async move {
             let closed = ticket.closed();
             let serving = async {
                 match tls {
-                    None => http(stream, false, &ticket, handler, stop).await,
+                    None => http(stream, false, (&ticket, &unread), handler, stop).await,
                     Some(certificates) => {
-                        https(stream, &certificates, &ticket, handler, stop).await;
+                        https(stream, &certificates, (&ticket, &unread), handler, stop).await;
                     }
                 }
             };
             tokio::select! {
                 () = serving => {}
                 () = closed.cancelled() => {
-                    tracing::debug!(%peer, "closed the connection that was idle longest");
+                    tracing::debug!(%peer, "closed a connection for others that need its place");
                 }
             }
         });
@@ -103,12 +105,12 @@ async fn next(listener: &TcpListener) -> Option<(TcpStream, IpAddr)> {
 async fn https<H, F>(
     stream: TcpStream,
     certificates: &Certificates,
-    ticket: &Ticket,
+    (ticket, unread): (&Ticket, &Unread),
     handler: H,
     stop: CancellationToken,
 ) where
     H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    F: Future<Output = Response<Bytes>> + Send + 'static,
 {
     let peer = ticket.peer();
     let Some(config) = certificates.current() else {
@@ -119,28 +121,33 @@ async fn https<H, F>(
     match timeout(FIRST_REQUEST, handshake).await {
         Ok(Ok(stream)) => {
             let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            http(stream, is_h2, ticket, handler, stop).await;
+            http(stream, is_h2, (ticket, unread), handler, stop).await;
         }
         Ok(Err(error)) => tracing::info!(%peer, %error, "no TLS handshake"),
         Err(_) => tracing::info!(%peer, "no TLS handshake in time"),
     }
 }
 
-async fn http<I, H, F>(stream: I, is_h2: bool, ticket: &Ticket, handler: H, stop: CancellationToken)
-where
+async fn http<I, H, F>(
+    stream: I,
+    is_h2: bool,
+    (ticket, unread): (&Ticket, &Unread),
+    handler: H,
+    stop: CancellationToken,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    F: Future<Output = Response<Bytes>> + Send + 'static,
 {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(MOST_UNREAD);
     // What a client may send before it is read, so that many can't fill memory.
-    let unread = u32::try_from(MOST_UNREAD).ok();
+    let window = u32::try_from(MOST_UNREAD).ok();
     builder
         .http2()
         .timer(TokioTimer::new())
-        .initial_connection_window_size(unread)
-        .initial_stream_window_size(unread)
+        .initial_connection_window_size(window)
+        .initial_stream_window_size(window)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(16 << 10);
     let builder = if is_h2 { builder.http2_only() } else { builder.http1_only() };
@@ -148,10 +155,11 @@ where
     let service = service_fn(|request| {
         let busy = ticket.busy();
         let answer = handler(request);
+        let (unread, id, closed) = (unread.clone(), ticket.id(), ticket.closed());
         async move {
             let answer = answer.await;
             drop(busy);
-            Ok::<_, Infallible>(answer)
+            Ok::<_, Infallible>(answer.map(|body| Full::new(unread.hold(body, id, closed))))
         }
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));

@@ -13,6 +13,7 @@ mod received;
 mod review;
 pub(crate) mod self_managed;
 pub(crate) mod tls;
+mod unread;
 mod webhook;
 
 use std::net::SocketAddr;
@@ -33,15 +34,16 @@ use certificates::Certificates;
 use knowledge::{Knowledge, Sources};
 use metrics::Metrics;
 use open::Limits;
+use unread::Unread;
 
 /// How long reviews in flight may take once no new ones are accepted. It fits
 /// into the API server's own timeout for a webhook, which is 30 s at most.
 const DRAIN: Duration = Duration::from_secs(15);
 
 /// Connections of the webhook. API servers are few, and keep few each.
-const WEBHOOK: Limits = Limits { all: 256, peer: 128 };
+const WEBHOOK: Limits = Limits { all: 192, peer: 96, requests: bodies::MOST_SMALL };
 /// Connections of the admin port, which are the kubelet's and Prometheus's.
-const ADMIN: Limits = Limits { all: 32, peer: 16 };
+const ADMIN: Limits = Limits { all: 32, peer: 16, requests: 64 };
 
 /// What to serve, and by what rules.
 pub(crate) struct Settings {
@@ -72,6 +74,8 @@ struct State {
     bodies: Bodies,
     /// The turn of long reviews.
     long: Arc<Semaphore>,
+    /// The webhook's answers.
+    unread: Unread,
 }
 
 /// Serves until it is asked to end.
@@ -88,6 +92,7 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
         ready: AtomicBool::new(true),
         bodies: Bodies::new(),
         long: Arc::new(Semaphore::new(1)),
+        unread: Unread::default(),
     });
     let webhook = bind("--listen", listen).await?;
     let admin = bind("--admin-listen", admin_listen).await?;
@@ -98,7 +103,7 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
     let mut serving = tokio::spawn(connection::serve(
         webhook,
         Some(tls),
-        WEBHOOK,
+        (WEBHOOK, state.unread.clone()),
         {
             let state = Arc::clone(&state);
             move |request| webhook::answer(Arc::clone(&state), request)
@@ -109,7 +114,7 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
     let watched = tokio::spawn(connection::serve(
         admin,
         None,
-        ADMIN,
+        (ADMIN, Unread::default()),
         {
             let state = Arc::clone(&state);
             move |request| std::future::ready(admin::answer(&state, &request))

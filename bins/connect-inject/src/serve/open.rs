@@ -18,6 +18,8 @@ pub(super) struct Limits {
     pub(super) all: usize,
     /// Of one address.
     pub(super) peer: usize,
+    /// How many requests of all of them may be in flight.
+    pub(super) requests: usize,
 }
 
 /// The connections of a listener.
@@ -74,7 +76,7 @@ impl Open {
     pub(super) fn enter(&self, peer: IpAddr) -> Ticket {
         let closed = CancellationToken::new();
         let id = self.with(|connections| {
-            let Limits { all, peer: most } = self.0.limits;
+            let Limits { all, peer: most, .. } = self.0.limits;
             let of_peer = connections.open.values().filter(|open| open.peer == peer).count();
             if of_peer >= most {
                 connections.close_one(most, |open| open.peer == peer);
@@ -107,6 +109,19 @@ impl Open {
 // === impl Connections ===
 
 impl Connections {
+    /// Closes the one with the most requests in flight, if there are more of all than
+    /// that.
+    fn close_busiest(&mut self, most: usize) {
+        let requests: usize = self.open.values().map(|open| open.busy).sum();
+        if requests <= most {
+            return;
+        }
+        let busiest = self.open.iter().max_by_key(|(_, open)| open.busy).map(|(id, _)| *id);
+        if let Some(connection) = busiest.and_then(|id| self.open.remove(&id)) {
+            connection.closed.cancel();
+        }
+    }
+
     /// Closes the one that is missed least, and of equals the one that has been so
     /// longest.
     fn close_one(&mut self, most: usize, may: impl Fn(&Connection) -> bool) {
@@ -140,6 +155,11 @@ impl Connections {
 // === impl Ticket ===
 
 impl Ticket {
+    /// Which connection of the listener it is.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     pub(super) fn peer(&self) -> IpAddr {
         self.peer
     }
@@ -156,6 +176,8 @@ impl Ticket {
             connection.busy += 1;
             connection.since = Instant::now();
         });
+        let most = self.open.0.limits.requests;
+        self.open.with(|connections| connections.close_busiest(most));
         Busy { open: self.open.clone(), id: self.id }
     }
 
@@ -214,7 +236,7 @@ mod tests {
     /// I2: 512 idle connections kept everybody else out.
     #[tokio::test(start_paused = true)]
     async fn at_the_limit_the_one_idle_longest_is_closed() {
-        let open = Open::new(Limits { all: 4, peer: 3 });
+        let open = Open::new(Limits { all: 4, peer: 3, requests: 9 });
         let pause = async || tokio::time::sleep(Duration::from_secs(1)).await;
         let served = open.enter(peer(1));
         drop(served.busy());
@@ -240,9 +262,21 @@ mod tests {
         drop(in_flight);
     }
 
+    #[test]
+    fn with_too_many_requests_the_busiest_connection_is_closed() {
+        let open = Open::new(Limits { all: 4, peer: 4, requests: 5 });
+        let (few, many) = (open.enter(peer(1)), open.enter(peer(2)));
+        let some = [few.busy(), few.busy()];
+        let more: Vec<_> = (0..3).map(|_| many.busy()).collect();
+        assert!(!many.closed().is_cancelled());
+        let last = few.busy();
+        assert!(many.closed().is_cancelled() && !few.closed().is_cancelled());
+        drop((some, more, last));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_silent_until_its_first_request_and_idle_after() {
-        let open = Open::new(Limits { all: 4, peer: 4 });
+        let open = Open::new(Limits { all: 4, peer: 4, requests: 9 });
         let ticket = open.enter(peer(1));
         let second = Duration::from_secs(1);
         ticket.silent(second).await;

@@ -7,8 +7,10 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::names::{FOLDER, VARIABLE};
+
 /// The most bytes that a pod may take up once it is read.
-const MOST: usize = 16 << 20;
+const MOST: usize = 6 << 20;
 /// What a value takes up: an object has room for eleven members at once, an array
 /// for four elements.
 const OBJECT: usize = 640;
@@ -27,8 +29,12 @@ enum Keep {
     Spec,
     Containers,
     Container,
-    /// Of the elements of a list, what they are called and where they are.
+    /// Of the elements of a list, what they are called.
     Names,
+    /// Of environment variables, those that are named as one of ours may be.
+    Variables,
+    /// Of mounts, those in our place.
+    Mounts,
     Name,
 }
 
@@ -69,14 +75,15 @@ impl Keep {
             )
             | (
                 Self::Container,
-                "name" | "restartPolicy" | "ports" | "lifecycle" | "securityContext",
+                "name" | "restartPolicy" | "ports" | "lifecycle" | "securityContext" | "resources",
             )
             | (Self::Name, "name" | "mountPath") => Some(Self::All),
             (Self::Pod, "metadata") => Some(Self::Metadata),
             (Self::Pod, "spec") => Some(Self::Spec),
             (Self::Spec, "containers" | "initContainers") => Some(Self::Containers),
-            (Self::Spec, "volumes" | "imagePullSecrets")
-            | (Self::Container, "env" | "volumeMounts") => Some(Self::Names),
+            (Self::Spec, "volumes" | "imagePullSecrets") => Some(Self::Names),
+            (Self::Container, "env") => Some(Self::Variables),
+            (Self::Container, "volumeMounts") => Some(Self::Mounts),
             _ => None,
         }
     }
@@ -85,8 +92,18 @@ impl Keep {
     fn element(self) -> Self {
         match self {
             Self::Containers => Self::Container,
-            Self::Names => Self::Name,
+            Self::Names | Self::Variables | Self::Mounts => Self::Name,
             _ => Self::All,
+        }
+    }
+
+    /// Whether an element that was read is kept: of some lists, nearly none is.
+    fn holds(self, element: &Value) -> bool {
+        let text = |key| element.get(key).and_then(Value::as_str).unwrap_or_default();
+        match self {
+            Self::Variables => text("name").contains(VARIABLE),
+            Self::Mounts => text("mountPath").trim_end_matches('/') == FOLDER,
+            _ => true,
         }
     }
 }
@@ -152,7 +169,13 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
         let mut array = Vec::new();
         let seed = Self { keep: self.keep.element(), ..self };
-        while let Some(element) = elements.next_element_seed(seed)? {
+        loop {
+            let before = self.left.get();
+            let Some(element) = elements.next_element_seed(seed)? else { break };
+            if !self.keep.holds(&element) {
+                self.left.set(before);
+                continue;
+            }
             self.take(if array.is_empty() { ARRAY } else { ELEMENT })?;
             array.push(element);
         }
@@ -194,9 +217,12 @@ mod tests {
     fn what_nobody_looks_at_is_not_kept() {
         let text = json!({"metadata": {"uid": "x", "name": "a"}, "status": {"big": [1, 2]},
             "spec": {"x": [[]], "containers": [{"name": "a", "image": "b",
-                "env": [{"name": "A", "value": "b", "valueFrom": {"x": 1}}, 5]}]}});
+                "env": [{"name": "DB_CONNECT_SERVICE_PORT", "value": "b"}, {"name": "A"}, 5],
+                "volumeMounts": [{"name": "a", "mountPath": "/consul/connect-inject/"},
+                    {"name": "b", "mountPath": "/b"}]}]}});
         let kept = json!({"metadata": {"name": "a"},
-            "spec": {"containers": [{"name": "a", "env": [{"name": "A"}, 5]}]}});
+            "spec": {"containers": [{"name": "a", "env": [{"name": "DB_CONNECT_SERVICE_PORT"}],
+                "volumeMounts": [{"name": "a", "mountPath": "/consul/connect-inject/"}]}]}});
         assert_eq!(received(&text.to_string()).unwrap(), Some(kept));
         assert_eq!(received("null").unwrap(), None);
         assert_eq!(received("[]").unwrap(), Some(json!([])));
@@ -209,13 +235,23 @@ mod tests {
             (r#"{"metadata":{"annotations":["#, r#"{"a":1},"#, "1]}}"),
             (r#"{"metadata":{"annotations":["#, "[],", "1]}}"),
             (r#"{"spec":{"containers":["#, r#"{"name":"a"},"#, "1]}}"),
-            (r#"{"spec":{"containers":[{"env":["#, "{},", "1]}]}}"),
+            (r#"{"spec":{"volumes":["#, "{},", "1]}}"),
+            (r#"{"spec":{"containers":[{"name":"a","ports":["#, "{},", "1]}]}}"),
         ] {
             let text = before.to_owned() + &part.repeat((3 << 20) / part.len()) + after;
             let error = received(&text).unwrap_err().to_string();
             assert!(error.contains(TOO_MANY_PARTS), "{error}");
         }
         // As large as a pod can be, it is read.
+        let annotations: Vec<_> = (0..20_000).map(|n| format!(r#""a/{n}":"x","#)).collect();
+        let annotations = annotations.concat();
+        assert!(
+            received(&format!(r#"{{"metadata":{{"annotations":{{{annotations}"a":""}}}}}}"#))
+                .is_ok()
+        );
+        let container = r#"{"name":"a","resources":{"requests":{"cpu":"1"},"limits":{}},"ports":[{"containerPort":1}]},"#;
+        let containers = container.repeat(1000);
+        assert!(received(&format!(r#"{{"spec":{{"containers":[{containers}{{}}]}}}}"#)).is_ok());
         let variable = r#"{"name":"NAME","valueFrom":{"secretKeyRef":{"name":"n","key":"k"}}},"#;
         let variables = variable.repeat(1_500_000 / variable.len());
         assert!(

@@ -9,13 +9,16 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::received;
+use crate::annotation::UPSTREAMS;
 use crate::json::patch::{Edit, Patch};
 use crate::judge::{Verdict, explain, judge};
 use crate::outcome::{Denial, Outcome, Reason, one_line};
+use crate::pod::Pod;
 use crate::policy::{Cluster, Policy};
 
 /// The longest name of an object, and more than the 36 characters of a uid, as
@@ -50,6 +53,7 @@ enum Kind {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Request {
+    #[serde(deserialize_with = "uid")]
     uid: String,
     kind: Option<ObjectKind>,
     sub_resource: Option<String>,
@@ -58,6 +62,15 @@ struct Request {
     operation: Option<String>,
     #[serde(default, deserialize_with = "received::pod")]
     object: Option<Value>,
+}
+
+/// It is in the answer, which is not to be longer for it.
+fn uid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let uid = String::deserialize(deserializer)?;
+    if uid.len() > LONGEST_NAME {
+        return Err(D::Error::custom("`uid` is longer than any"));
+    }
+    Ok(uid)
 }
 
 #[derive(Debug, Deserialize)]
@@ -125,6 +138,19 @@ pub(crate) fn read(body: &[u8]) -> Result<Review, serde_json::Error> {
 }
 
 impl Review {
+    /// Whether its patch may be many times larger than the pod: every container gets
+    /// the variables of every upstream.
+    pub(crate) fn is_long(&self) -> bool {
+        const MANY: usize = 256;
+        let Some(object) = &self.request.object else { return false };
+        let pod = Pod::new(object);
+        let list = pod.annotation(UPSTREAMS).ok().flatten().unwrap_or_default();
+        let upstreams = list.bytes().filter(|byte| *byte == b',').count() + 1;
+        let lists = ["containers", "initContainers"].map(|list| pod.spec(list));
+        let containers = lists.into_iter().flatten().filter_map(Value::as_array).map(Vec::len);
+        upstreams.saturating_mul(containers.sum()) > MANY
+    }
+
     /// Reviews the pod.
     pub(crate) fn review(self, policy: &Policy, cluster: &Cluster) -> Reviewed {
         let Self { api_version, kind, request } = self;
@@ -302,11 +328,28 @@ mod tests {
         ] {
             assert!(read(body).is_err(), "{}", String::from_utf8_lossy(body));
         }
+        let long = request("v1", &json!({"uid": "u".repeat(254)})).to_string();
+        assert!(read(long.as_bytes()).unwrap_err().to_string().contains("longer than any"));
         let deep = "[".repeat(100_000);
         let body = format!(
             r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"u","object":{deep}"#
         );
         assert!(read(body.as_bytes()).unwrap_err().to_string().contains("recursion limit"));
+    }
+
+    #[test]
+    fn a_review_whose_patch_may_be_large_is_long() {
+        let is_long = |upstreams: usize, containers: usize| {
+            let list = vec!["a:1"; upstreams].join(",");
+            let object = json!({"metadata": {"annotations": {UPSTREAMS: list}},
+                "spec": {"containers": vec![json!({"name": "a"}); containers], "initContainers": [1]}});
+            let body = request("v1", &json!({"uid": "u", "object": object})).to_string();
+            read(body.as_bytes()).unwrap().is_long()
+        };
+        assert!(!is_long(1, 1) && !is_long(20, 10));
+        assert!(is_long(256, 1) && is_long(1, 300) && is_long(100, 10));
+        let body = request("v1", &json!({"uid": "u"})).to_string();
+        assert!(!read(body.as_bytes()).unwrap().is_long());
     }
 
     proptest! {

@@ -3,17 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::sync::Semaphore;
 use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::State;
 use super::received::TOO_MANY_PARTS;
-use super::review::{self, Reviewed};
+use super::review::{self, Review, Reviewed};
 use crate::outcome::{Outcome, Reason, sentence};
 use crate::policy::{Cluster, Policy};
 
@@ -30,12 +28,12 @@ pub(super) struct Refusal {
 }
 
 /// Answers a request, logs it and counts it.
-pub(crate) async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+pub(crate) async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Bytes> {
     let span = tracing::info_span!("review", uid = Empty, namespace = Empty, pod = Empty);
     answer_logged(state, request).instrument(span).await
 }
 
-async fn answer_logged(state: Arc<State>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer_logged(state: Arc<State>, request: Request<Incoming>) -> Response<Bytes> {
     let began = Instant::now();
     let reviewed = review(&state, request).await;
     let reason = match &reviewed {
@@ -51,7 +49,7 @@ async fn answer_logged(state: Arc<State>, request: Request<Incoming>) -> Respons
                 tracing::info!("warned: {warning}");
             }
             tracing::info!(outcome = outcome.code(), reason, ?duration, "{message}");
-            let mut response = Response::new(Full::new(body));
+            let mut response = Response::new(body);
             response
                 .headers_mut()
                 .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -67,7 +65,7 @@ async fn answer_logged(state: Arc<State>, request: Request<Incoming>) -> Respons
                 "{}",
                 refusal.message
             );
-            let mut response = Response::new(Full::new((refusal.message + "\n").into()));
+            let mut response = Response::new((refusal.message + "\n").into());
             *response.status_mut() = status;
             response
                 .headers_mut()
@@ -88,13 +86,15 @@ async fn review(state: &State, request: Request<Incoming>) -> Result<(Reviewed, 
         return Err(Refusal::new(Reason::MethodNotAllowed, "reviews are posted"));
     }
     check_type(&request)?;
-    let arrived = Arc::new(state.bodies.read(request.into_body()).await?);
-    let job = {
-        let (policy, cluster) = (Arc::clone(&state.policy), state.knowledge.cluster());
-        let arrived = Arc::clone(&arrived);
-        move || judged(&arrived.bytes, &policy, &cluster)
+    let arrived = state.bodies.read(request.into_body()).await?;
+    let short = (arrived.bytes.len() <= SHORT).then(|| read(&arrived.bytes)).transpose()?;
+    let is_long = short.as_ref().is_none_or(Review::is_long);
+    let (policy, cluster) = (Arc::clone(&state.policy), state.knowledge.cluster());
+    let job = move || {
+        let review = short.map_or_else(|| read(&arrived.bytes), Ok)?;
+        Ok(judged(review, &policy, &cluster))
     };
-    let (reviewed, answer) = in_turn(arrived.bytes.len(), &state.long, job).await?;
+    let (reviewed, answer) = in_turn(is_long, state, job).await?;
     tracing::Span::current()
         .record("uid", &reviewed.uid)
         .record("namespace", &reviewed.namespace)
@@ -103,16 +103,19 @@ async fn review(state: &State, request: Request<Incoming>) -> Result<(Reviewed, 
 }
 
 /// Judges a short review at once, and a long one apart and in turn, because it
-/// takes long and much more memory than its body.
+/// takes long and much more memory than its body; each when there is room for its
+/// answer.
 async fn in_turn<T: Send + 'static>(
-    length: usize,
-    long: &Arc<Semaphore>,
+    is_long: bool,
+    state: &State,
     job: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    if length <= SHORT {
+    if !is_long {
+        state.unread.room().await;
         return job();
     }
-    let turn = Arc::clone(long).acquire_owned().await;
+    let turn = Arc::clone(&state.long).acquire_owned().await;
+    state.unread.room().await;
     let job = move || {
         // To the end of the job, even if nobody waits for it any more.
         let _turn = turn;
@@ -123,9 +126,8 @@ async fn in_turn<T: Send + 'static>(
     })
 }
 
-/// What becomes of a review, and the answer's body.
-fn judged(body: &[u8], policy: &Policy, cluster: &Cluster) -> Result<(Reviewed, Bytes), Refusal> {
-    let review = review::read(body).map_err(|error| {
+fn read(body: &[u8]) -> Result<Review, Refusal> {
+    review::read(body).map_err(|error| {
         if error.to_string().contains(TOO_MANY_PARTS) {
             return Refusal::new(Reason::TooLarge, "the pod has more parts than any pod");
         }
@@ -133,10 +135,14 @@ fn judged(body: &[u8], policy: &Policy, cluster: &Cluster) -> Result<(Reviewed, 
             Reason::Malformed,
             format!("expected an AdmissionReview of admission.k8s.io/v1 or v1beta1: {error}"),
         )
-    })?;
+    })
+}
+
+/// What becomes of a review, and the answer's body.
+fn judged(review: Review, policy: &Policy, cluster: &Cluster) -> (Reviewed, Bytes) {
     let reviewed = review.review(policy, cluster);
     let answer = serde_json::to_vec(&reviewed.answer).expect("an answer has string keys only");
-    Ok((reviewed, answer.into()))
+    (reviewed, answer.into())
 }
 
 /// Without a type it is read as JSON, and with a charset as well.

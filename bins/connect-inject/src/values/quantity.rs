@@ -28,6 +28,8 @@ pub(crate) struct Resources {
     pub(crate) cpu: Bounds,
     /// Its memory.
     pub(crate) memory: Bounds,
+    /// Its room on the node's disk: logs, what it writes, and its emptyDirs.
+    pub(crate) ephemeral_storage: Bounds,
 }
 
 const FORM: &str = "expected a number with a suffix such as `m`, `k`, `M`, `Mi` or `Gi`";
@@ -38,6 +40,11 @@ impl Quantity {
     /// As it was written.
     pub(crate) fn text(&self) -> &str {
         &self.text
+    }
+
+    /// In billionths, rounded up.
+    pub(crate) fn billionths(&self) -> u128 {
+        self.billionths
     }
 }
 
@@ -127,16 +134,21 @@ fn billionths(whole: &str, fraction: &str, base: u128, exponent: i32) -> Option<
 
 impl Resources {
     /// The resources with their names.
-    pub(crate) fn each(&self) -> [(&'static str, &Bounds); 2] {
-        [("cpu", &self.cpu), ("memory", &self.memory)]
+    pub(crate) fn each(&self) -> [(&'static str, &Bounds); 3] {
+        [
+            ("cpu", &self.cpu),
+            ("memory", &self.memory),
+            ("ephemeral-storage", &self.ephemeral_storage),
+        ]
     }
 
-    /// Whether each request equals its limit, as the QoS class Guaranteed requires.
+    /// Whether each request of CPU and memory equals its limit, as the QoS class
+    /// Guaranteed requires.
     #[cfg(test)]
     pub(crate) fn is_equal(&self) -> bool {
-        self.each()
+        [&self.cpu, &self.memory]
             .iter()
-            .all(|(_, bounds)| bounds.request.is_some() && bounds.request == bounds.limit)
+            .all(|bounds| bounds.request.is_some() && bounds.request == bounds.limit)
     }
 
     /// Whether a request is above its limit, which the API server refuses.

@@ -321,8 +321,24 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "(---\n|[a-z]: |[{}\\[\\]\"'|>&*!-]|<<: |\n| |\\PC){0,30}") {
-            let _ = value(&text);
+        fn no_text_panics(text in "(---\n|[a-z]: |[{}\\[\\]\"'|>&*!-]|<<: |&[ab] |\\*[ab]|, |\n| |\\PC){0,30}") {
+            if let Ok(value) = value(&text) {
+                prop_assert!(crate::json::weight(&value) < 2 * ROOM_FOR_ALIASES);
+            }
+        }
+
+        /// Aliases of aliases, and merges of them.
+        #[test]
+        fn no_aliases_take_more_than_their_room(lines in prop::collection::vec((0..6_u8, 0..6_u8, 1..12_usize, any::<bool>()), 1..40)) {
+            let mut text = String::new();
+            for (index, (anchor, alias, times, merges)) in lines.into_iter().enumerate() {
+                let used = vec![format!("*x{alias}"); times].join(", ");
+                let used = if merges { format!("{{<<: [{used}]}}") } else { format!("[{used}, a]") };
+                text.extend([format!("k{index}: &x{anchor} {used}\n")]);
+            }
+            if let Ok(value) = value(&format!("a: &x0 {{b: c}}\n{text}")) {
+                prop_assert!(crate::json::weight(&value) < 2 * ROOM_FOR_ALIASES + 64 * text.len());
+            }
         }
     }
 }

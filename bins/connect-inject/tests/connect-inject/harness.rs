@@ -139,6 +139,11 @@ impl Injector {
 
     /// With that certificate.
     pub(crate) fn start_showing(pair: Certified, flags: &[&str]) -> Self {
+        Self::start_program(assert_cmd::cargo::cargo_bin!("connect-inject"), pair, flags)
+    }
+
+    /// Of that program.
+    pub(crate) fn start_program(program: &Path, pair: Certified, flags: &[&str]) -> Self {
         let secret = SecretVolume::new(&pair);
         let (cert, key) = (secret.path("tls.crt"), secret.path("tls.key"));
         let tls = [
@@ -147,14 +152,18 @@ impl Injector {
             "--tls-key-file".as_ref(),
             key.as_os_str(),
         ];
-        let mut injector = Self::launch(&tls, flags, pair);
+        let mut injector = Self::launch_program(program, &tls, flags, pair);
         injector.secret = Some(secret);
         injector
     }
 
     /// With those flags for TLS.
     pub(crate) fn launch(tls: &[&OsStr], flags: &[&str], pair: Certified) -> Self {
-        let mut child = Command::new(assert_cmd::cargo::cargo_bin!("connect-inject"))
+        Self::launch_program(assert_cmd::cargo::cargo_bin!("connect-inject"), tls, flags, pair)
+    }
+
+    fn launch_program(program: &Path, tls: &[&OsStr], flags: &[&str], pair: Certified) -> Self {
+        let mut child = Command::new(program)
             .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
             .args(["--log-format", "json"])
             .args(tls)
@@ -229,15 +238,15 @@ impl Injector {
         self.child.id()
     }
 
-    /// The most memory that it ever had in RAM, in bytes, without what is mapped
-    /// from its own file: of that, a test binary has much more than a release.
-    pub(crate) fn most_resident(&self) -> usize {
+    /// The most memory that it ever had in RAM, in bytes; and what of that is mapped
+    /// from its own file, of which a test binary has much more than a release.
+    pub(crate) fn most_resident(&self) -> (usize, usize) {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
-        let kib = |name: &str| {
+        let bytes = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-            line.trim().trim_end_matches(" kB").trim().parse::<usize>().unwrap()
+            line.trim().trim_end_matches(" kB").trim().parse::<usize>().unwrap() << 10
         };
-        (kib("VmHWM:") - kib("RssFile:")) << 10
+        (bytes("VmHWM:"), bytes("RssFile:"))
     }
 
     pub(crate) fn url(&self, path: &str) -> String {

@@ -1,6 +1,8 @@
 //! What any client in the cluster may do to the injector, all at once, while an
-//! honest one goes on asking: in a memory cgroup of the chart's limit, where the
-//! machine allows one.
+//! honest one goes on asking: in a memory cgroup of the chart's limit.
+//!
+//! With `E2E_BIN_DIR`, which `scripts/test` sets, it is the injector as it is
+//! shipped; else that of this build, and a cgroup where the user can make one.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,6 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::body::{Body, Bytes, Frame, SizeHint};
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -22,17 +30,56 @@ use crate::harness::{
     Certified, ECHO_SERVER, Injector, PATIENCE, client, install_provider, review, yaml,
 };
 
-/// The limit of the chart.
-const LIMIT: usize = 256 << 20;
-/// What the injector may have in RAM, whatever is sent: 64 MiB, and half as much
-/// again for a build without optimization.
-const MOST: usize = if cfg!(debug_assertions) { 96 << 20 } else { 64 << 20 };
+/// More than the injector takes of a connection at a time.
+const MOST_STREAMS: usize = 64;
+/// What the injector may have in RAM, whatever is sent.
+const MOST: usize = 64 << 20;
 
-/// A memory cgroup with the injector in it; removed when dropped.
+/// The injector, in a memory cgroup if one can be made.
+struct Confined {
+    injector: Injector,
+    is_shipped: bool,
+    /// Removed after the injector, as fields are dropped in order: a cgroup with a
+    /// process in it stays.
+    _group: Option<Cgroup>,
+}
+
+/// A memory cgroup; removed when dropped.
 struct Cgroup(PathBuf);
 
+impl Confined {
+    #[expect(clippy::print_stderr, reason = "a skip is to be seen")]
+    fn start() -> Self {
+        let shipped =
+            std::env::var_os("E2E_BIN_DIR").map(|bins| PathBuf::from(bins).join("connect-inject"));
+        let injector = match &shipped {
+            Some(program) => Injector::start_program(program, Certified::new(), &[]),
+            None => Injector::start_showing(Certified::new(), &[]),
+        };
+        let group = Cgroup::around(&injector);
+        if group.is_none() {
+            let ci = std::env::var_os("CI").unwrap_or_default();
+            assert!(ci.is_empty() || shipped.is_none(), "this user can make no memory cgroup");
+            eprintln!("skipped: without a memory cgroup, what is resident is measured only");
+        }
+        Self { injector, is_shipped: shipped.is_some(), _group: group }
+    }
+
+    /// The most bytes in RAM so far. Of a build without optimization, without what
+    /// is mapped from its file, and two thirds: its code holds more at a time.
+    fn most_resident(&self) -> usize {
+        let (most, of_file) = self.injector.most_resident();
+        if self.is_shipped { most } else { (most - of_file) * 2 / 3 }
+    }
+
+    #[expect(clippy::print_stderr, reason = "figures")]
+    fn stage(&self, what: &str) {
+        eprintln!("after {what}: {} KiB resident at most", self.most_resident() >> 10);
+    }
+}
+
 impl Cgroup {
-    /// None where this user can make none, which is said.
+    /// None where this user can make none.
     #[expect(clippy::disallowed_methods, reason = "files of the kernel")]
     fn around(injector: &Injector) -> Option<Self> {
         let name = format!("connect-inject-load-{}", injector.id());
@@ -46,7 +93,7 @@ impl Cgroup {
             let group = Self(folder);
             let write = |file: &str, text: String| std::fs::write(group.0.join(file), text).is_ok();
             if group.0.join(limit).exists()
-                && write(limit, LIMIT.to_string())
+                && write(limit, limit_of_the_chart().to_string())
                 && write("cgroup.procs", injector.id().to_string())
             {
                 return Some(group);
@@ -68,36 +115,109 @@ impl Drop for Cgroup {
     }
 }
 
-/// A connection from one of several addresses.
+/// In bytes.
+fn limit_of_the_chart() -> usize {
+    let values = yaml(include_str!("../../chart/values.yaml"));
+    let limit = values["connectInject"]["resources"]["limits"]["memory"].as_str().unwrap();
+    limit.strip_suffix("Mi").unwrap().parse::<usize>().unwrap() << 20
+}
+
+/// A connection from one of several addresses, with little room for what arrives.
 async fn connection(to: &str, from: usize) -> Option<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
     let from = SocketAddr::from(([127, 0, 0, 2 + u8::try_from(from % 8).unwrap()], 0));
     socket.bind(from).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(to.parse().unwrap()).await.ok()
 }
 
-async fn encrypted(injector: &Injector, from: usize) -> Option<TlsStream<TcpStream>> {
+async fn encrypted(
+    injector: &Injector,
+    from: usize,
+    protocol: &str,
+) -> Option<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(injector.pair.cert.as_bytes()).unwrap()).unwrap();
-    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
     let stream = connection(&injector.address, from).await?;
     let name = ServerName::try_from("127.0.0.1").unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()
 }
 
-/// A request that says how long it is, and stops after its first bytes.
-async fn slow(
-    injector: &Injector,
-    from: usize,
-    announced: usize,
-    sent: usize,
-) -> Option<TlsStream<TcpStream>> {
-    let mut stream = encrypted(injector, from).await?;
-    let head = format!("POST /mutate HTTP/1.1\r\nHost: x\r\nContent-Length: {announced}\r\n\r\n");
-    stream.write_all(head.as_bytes()).await.ok()?;
-    stream.write_all(&vec![b' '; sent]).await.ok()?;
-    stream.flush().await.ok()?;
+/// A connection on which that was written, and nothing is read.
+async fn silent(injector: &Injector, from: usize, text: &[u8]) -> Option<TlsStream<TcpStream>> {
+    let mut stream = encrypted(injector, from, "http/1.1").await?;
+    let write = async {
+        stream.write_all(text).await?;
+        stream.flush().await
+    };
+    // It reads no more than it has room for.
+    let _ = tokio::time::timeout(Duration::from_secs(1), write).await;
     Some(stream)
+}
+
+fn post(headers: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("POST /mutate HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+/// A request that says how long it is, and stops after its first bytes.
+fn slow(announced: usize, sent: usize) -> Vec<u8> {
+    post(&format!("Content-Length: {announced}"), &vec![b' '; sent])
+}
+
+type Sender = SendRequest<BoxBody<Bytes, std::convert::Infallible>>;
+
+/// An HTTP/2 connection whose streams take a byte each of an answer.
+async fn narrow(injector: &Injector, from: usize) -> Option<Sender> {
+    let stream = encrypted(injector, from, "h2").await?;
+    let (sender, connection) = Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(1)
+        .handshake(TokioIo::new(stream))
+        .await
+        .ok()?;
+    tokio::spawn(connection);
+    Some(sender)
+}
+
+/// A body that is announced and never comes.
+struct Never(u64);
+
+impl Body for Never {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        std::task::Poll::Pending
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0)
+    }
+}
+
+/// Sends as many requests at once as the connection takes; no answer is read.
+async fn flood(
+    mut sender: Sender,
+    body: impl Fn() -> BoxBody<Bytes, std::convert::Infallible>,
+) -> Sender {
+    for _ in 0..MOST_STREAMS {
+        let request = Request::post("https://127.0.0.1/mutate").body(body()).unwrap();
+        if sender.ready().await.is_err() {
+            break;
+        }
+        // The answer is kept with its stream for as long as the connection is.
+        let answer = sender.send_request(request);
+        tokio::spawn(async move {
+            let _answer = answer.await;
+            std::future::pending::<()>().await;
+        });
+    }
+    sender
 }
 
 fn pod(annotations: &Value, containers: usize) -> Value {
@@ -109,28 +229,73 @@ fn upstreams(count: usize) -> String {
     (0..count).map(|n| format!("u{n}:{}", 1024 + n % 60_000)).collect::<Vec<_>>().join(",")
 }
 
+const INJECT: &str = "consul.hashicorp.com/connect-inject";
+const UPSTREAMS: &str = "consul.hashicorp.com/connect-service-upstreams";
+
+fn of(pod: &Value) -> String {
+    review("v1", "u", pod).to_string()
+}
+
+/// A small review with a large answer.
+fn amplified() -> String {
+    of(&pod(&json!({INJECT: "true", UPSTREAMS: upstreams(256)}), 8))
+}
+
+/// Large reviews, of a size that pods have.
+fn large() -> String {
+    let mut pod = yaml(ECHO_SERVER);
+    pod["metadata"]["annotations"]["example.com/large"] = "x".repeat(200 << 10).into();
+    let variable = json!({"name": "NAME", "value": "x".repeat(10_000)});
+    pod["spec"]["containers"][0]["env"] = vec![variable; 130].into();
+    of(&pod)
+}
+
 /// Bodies that once took seconds, hundreds of megabytes, or lines of the log.
 fn hostile() -> Vec<String> {
-    let inject = "consul.hashicorp.com/connect-inject";
-    let list = "consul.hashicorp.com/connect-service-upstreams";
-    let mut unknown = json!({inject: "true"});
+    let mut unknown = json!({INJECT: "true"});
     for n in 0..60_000 {
         unknown[format!("consul.hashicorp.com/connect-servic{n}")] = "".into();
     }
-    let of = |pod: &Value| review("v1", "u", pod).to_string();
     let good = of(&yaml(ECHO_SERVER));
     let parts = |part: &str| {
         let parts = part.repeat((3 << 20) / part.len());
         good.replace("\"containers\":[", &format!("\"containers\":[{parts}"))
     };
+    let annotations = |part: &str| {
+        let parts: Vec<_> =
+            (0..(3 << 20) / (part.len() + 10)).map(|n| format!("\"{n}\":{part},")).collect();
+        good.replace("\"annotations\":{", &format!("\"annotations\":{{{}", parts.concat()))
+    };
     vec![
-        of(&pod(&json!({inject: "true", list: upstreams(350)}), 350)),
-        of(&pod(&json!({inject: "true", list: upstreams(256)}), 1000)),
-        of(&pod(&json!({inject: "true", list: upstreams(1000)}), 1000)),
-        of(&pod(&json!({inject: "true", list: "a:1,".repeat(250_000)}), 1)),
-        of(&pod(&json!({inject: "true", list: "a.b:1,a-b:2,".repeat(100)}), 1)),
+        of(&pod(&json!({INJECT: "true", UPSTREAMS: upstreams(350)}), 350)),
+        of(&pod(&json!({INJECT: "true", UPSTREAMS: upstreams(256)}), 1000)),
+        of(&pod(&json!({INJECT: "true", UPSTREAMS: upstreams(256)}), 30_000)),
+        of(&pod(&json!({INJECT: "true", UPSTREAMS: upstreams(1000)}), 1000)),
+        of(&pod(&json!({INJECT: "true", UPSTREAMS: "a:1,".repeat(250_000)}), 1)),
+        of(&pod(&json!({INJECT: "true", UPSTREAMS: "a.b:1,a-b:2,".repeat(100)}), 1)),
+        of(&pod(&json!({INJECT: "true", UPSTREAMS: ",".repeat(3 << 20)}), 1)),
+        of(&pod(
+            &json!({INJECT: "true", "consul.hashicorp.com/envoy-extra-args": "a ".repeat(1 << 20)}),
+            1,
+        )),
+        of(&pod(
+            &json!({INJECT: "true", "consul.hashicorp.com/service-tags": "\\,".repeat(1 << 20)}),
+            1,
+        )),
+        of(&pod(
+            &json!({INJECT: "true", "consul.hashicorp.com/proxy-config-map": "[".repeat(1 << 20)}),
+            1,
+        )),
+        of(&pod(
+            &json!({INJECT: "true", "consul.hashicorp.com/consul-sidecar-user-volume": format!("[{}", "{},".repeat(1 << 18))}),
+            1,
+        )),
         of(&pod(&unknown, 1)),
+        annotations("\"\""),
+        annotations("[[],[]]"),
+        annotations("1e300"),
         parts("{\"name\":\"a\"},"),
+        parts("{\"name\":\"a\",\"env\":[{},{}]},"),
         parts("{\"a\":{}},"),
         parts("[],"),
         parts("[[[[],[]]]],"),
@@ -139,8 +304,11 @@ fn hostile() -> Vec<String> {
             "x\\n2026-01-01T00:00:00Z  INFO review{uid=forged}: injected",
         ),
         good.replace("\"uid\":\"u\"", &format!("\"uid\":\"{}\\nforged\"", "u".repeat(1_000_000))),
+        good.replace("\"uid\":\"u\"", &format!("\"uid\":\"{}\"", "\\u0000".repeat(500_000))),
         good.replace("echo-server", &format!("{}\\nforged", "n".repeat(300_000))),
         "[".repeat(1 << 20),
+        "{\"a\":".repeat(600_000),
+        "\"".to_owned() + &"\\u00e9".repeat(600_000),
         " ".repeat(3 << 20),
     ]
 }
@@ -172,81 +340,128 @@ async fn posted(
     statuses
 }
 
-#[expect(clippy::print_stderr, reason = "figures")]
-fn stage(what: &str, injector: &Injector) {
-    eprintln!("after {what}: {} KiB resident at most", injector.most_resident() >> 10);
+/// Asks without a pause until it is over, and looks for life; how long each review
+/// took.
+async fn honest(
+    client: reqwest::Client,
+    url: String,
+    livez: String,
+    over: Arc<AtomicBool>,
+) -> Vec<Duration> {
+    let body = review("v1", "honest", &yaml(ECHO_SERVER));
+    let mut took = Vec::new();
+    while !over.load(Ordering::Relaxed) || took.len() < 100 {
+        let began = Instant::now();
+        let answer = client.post(&url).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let answer: Value = answer.json().await.unwrap();
+        assert_eq!(answer["response"]["auditAnnotations"]["reason"], "requested");
+        took.push(began.elapsed());
+        if took.len() % 20 == 0 {
+            assert_eq!(client.get(&livez).send().await.unwrap().status(), 200);
+        }
+    }
+    took
 }
 
+#[expect(clippy::too_many_lines, reason = "one attack after the other")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_knocks_the_injector_over() {
     install_provider();
-    // Declared first, and so dropped last: a cgroup with a process in it stays.
-    let group;
-    let injector = Injector::start_showing(Certified::new(), &[]);
-    group = Cgroup::around(&injector);
-    if group.is_none() {
-        eprintln!("without a memory cgroup: what is resident is measured only");
-    }
+    let confined = Confined::start();
+    let injector = &confined.injector;
     let over = Arc::new(AtomicBool::new(false));
-    let honest = tokio::spawn({
-        let (client, url, livez) =
-            (client(&injector.pair), injector.url("/mutate"), injector.admin_url("/livez"));
-        let over = Arc::clone(&over);
-        async move {
-            let body = review("v1", "honest", &yaml(ECHO_SERVER));
-            let mut took = Vec::new();
-            while !over.load(Ordering::Relaxed) || took.len() < 100 {
-                let began = Instant::now();
-                let answer = client.post(&url).json(&body).send().await.unwrap();
-                assert_eq!(answer.status(), 200);
-                let answer: Value = answer.json().await.unwrap();
-                assert_eq!(answer["response"]["auditAnnotations"]["reason"], "requested");
-                took.push(began.elapsed());
-                if took.len() % 20 == 0 {
-                    assert_eq!(client.get(&livez).send().await.unwrap().status(), 200);
-                }
-            }
-            took.sort();
-            took
+    // On a thread of its own, so that it does not wait for those who attack.
+    let honest = std::thread::spawn({
+        let asked = honest(
+            client(&injector.pair),
+            injector.url("/mutate"),
+            injector.admin_url("/livez"),
+            Arc::clone(&over),
+        );
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(asked)
         }
     });
 
-    // Large reviews, all at once: each waited for memory that another held (I3).
-    let large = {
-        let mut pod = yaml(ECHO_SERVER);
-        pod["metadata"]["annotations"]["example.com/large"] = "x".repeat(200 << 10).into();
-        let variable = json!({"name": "NAME", "value": "x".repeat(10_000)});
-        pod["spec"]["containers"][0]["env"] = vec![variable; 130].into();
-        review("v1", "large", &pod).to_string()
-    };
-    let statuses = posted(&injector, std::iter::repeat_n(large, 64)).await;
+    // All at once: each waited for memory that another held (I3).
+    let statuses = posted(injector, std::iter::repeat_n(large(), 64)).await;
     // On a busy machine, some are too late for the 10 s that a body may take.
     let [answered, late] = [200, 408].map(|s| statuses.get(&Some(s)).copied().unwrap_or_default());
     assert!(answered + late == 64 && answered > late, "{statuses:?}");
-    stage("large reviews", &injector);
-    // Connections that say nothing, to both ports.
+    confined.stage("large reviews");
+
+    // Connections that say nothing, to both ports; some of them begin to.
     let mut open = Vec::new();
+    let half = [&[0x16, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff][..], &[0; 16_000]].concat();
     for n in 0..2000 {
-        open.extend(connection(&injector.address, n).await);
+        let mut stream = connection(&injector.address, n).await;
+        if let Some(stream) = stream.as_mut().filter(|_| n % 4 == 0) {
+            let _ = stream.write_all(&half).await;
+        }
+        open.extend(stream);
         if n % 4 == 0 {
             open.extend(connection(&injector.admin, n).await);
         }
     }
-    stage("idle connections", &injector);
-    // Bodies that never arrive.
-    let mut slowly = Vec::new();
-    for n in 0..200 {
-        slowly.extend(slow(&injector, n, 30 << 10, 29 << 10).await);
+    confined.stage("idle connections");
+    drop(open);
+
+    // Requests that never end: bodies, headers, chunks.
+    let mut silently = Vec::new();
+    for n in 0..300 {
+        silently.extend(silent(injector, n, &slow(30 << 10, 29 << 10)).await);
         if n % 10 == 0 {
-            slowly.extend(slow(&injector, n, 3 << 20, 2 << 20).await);
+            silently.extend(silent(injector, n, &slow(3 << 20, 2 << 20)).await);
         }
     }
-    stage("slow bodies", &injector);
-    let statuses = posted(&injector, hostile()).await;
-    stage("hostile reviews", &injector);
+    confined.stage("slow bodies");
+    let header = format!("A: {}", "x".repeat(60_000));
+    for n in 0..300 {
+        silently.extend(
+            silent(injector, n, post(&header, b"").strip_suffix(b"\r\n\r\n").unwrap()).await,
+        );
+    }
+    confined.stage("endless headers");
+    let chunk = format!("{:x}\r\n{}", 4 << 20, " ".repeat(1 << 20));
+    for n in 0..40 {
+        silently.extend(
+            silent(injector, n, &post("Transfer-Encoding: chunked", chunk.as_bytes())).await,
+        );
+    }
+    confined.stage("endless chunks");
+    drop(silently);
+
+    // Answers that nobody reads, each many times its review, and streams without end.
+    let amplified = amplified();
+    let announced = format!("Content-Length: {}", amplified.len());
+    let mut unread = Vec::new();
+    for n in 0..200 {
+        unread.extend(silent(injector, n, &post(&announced, amplified.as_bytes())).await);
+    }
+    confined.stage("unread answers");
+    let mut streams = Vec::new();
+    for n in 0..32 {
+        if let Some(sender) = narrow(injector, n).await {
+            streams.push(flood(sender, || Full::from(amplified.clone()).boxed()).await);
+        }
+    }
+    confined.stage("unread answers of HTTP/2");
+    for n in 0..200 {
+        if let Some(sender) = narrow(injector, n).await {
+            streams.push(flood(sender, || Never(30 << 10).boxed()).await);
+        }
+    }
+    confined.stage("streams without a body");
+
+    let statuses = posted(injector, hostile()).await;
+    confined.stage("hostile reviews");
+    drop((unread, streams));
     over.store(true, Ordering::Relaxed);
-    let took = honest.await.unwrap();
-    let most = injector.most_resident();
+    let mut took = tokio::task::spawn_blocking(|| honest.join().unwrap()).await.unwrap();
+    took.sort();
+    let most = confined.most_resident();
     eprintln!(
         "{} honest reviews: p50 {:?}, p99 {:?}, longest {:?}; the others: {statuses:?}; {} KiB resident at most",
         took.len(),
@@ -256,16 +471,13 @@ async fn nobody_knocks_the_injector_over() {
         most >> 10
     );
     assert!(most < MOST, "{most} bytes");
-    drop((open, slowly));
     injector.is_well().await;
-    let mut injector = injector;
-    injector.signal(nix::sys::signal::Signal::SIGTERM);
-    let lines = injector.log_until("not ready any more");
+    let mut confined = confined;
+    confined.injector.signal(nix::sys::signal::Signal::SIGTERM);
+    let lines = confined.injector.log_until("not ready any more");
     for line in &lines {
         let text = line.to_string();
         assert!(line.is_object(), "a line of somebody else's: {text:.300}");
         assert!(text.len() < 4096, "a line of {} bytes: {text:.300}", text.len());
     }
-    drop(injector);
-    drop(group);
 }

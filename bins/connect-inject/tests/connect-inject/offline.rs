@@ -76,6 +76,26 @@ fn explain_has_a_line_for_each_pod() {
     assert!(code == 0 && log.contains("a common mistake"), "{log}");
 }
 
+/// I12, I24: kinds that are not known, and the Namespace, were passed on without a
+/// word.
+#[test]
+fn a_document_that_asks_in_vain_is_warned_of() {
+    let annotations = "annotations: {consul.hashicorp.com/connect-inject: \"true\"}";
+    let knative = format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  template:\n    metadata: {{{annotations}}}\n"
+    );
+    let namespace =
+        format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, {annotations}}}\n");
+    let input = format!("{knative}---\n{namespace}");
+    for name in ["inject", "explain"] {
+        let (code, out, log) = run(command(name).args(IMAGES), &input);
+        assert_eq!(code, 0, "{log}");
+        assert!(log.contains("let the webhook inject the pods of this Service"), "{log}");
+        assert!(log.contains("on a Namespace has no effect"), "{log}");
+        assert_eq!(out, if name == "inject" { input.as_str() } else { "" });
+    }
+}
+
 #[test]
 fn the_policy_may_be_in_a_file() {
     let folder = tempfile::tempdir().unwrap();

@@ -89,8 +89,16 @@ fn a_pod_with_resources_of_its_own_holds_its_sidecar_too() {
     pod["spec"]["resources"] =
         json!({"requests": {"cpu": "10m", "memory": "10Mi"}, "limits": {"memory": "256Mi"}});
     start(cluster, &namespace, &pod);
-    let pod = namespace.pod("sized").unwrap();
-    assert_eq!(pod["spec"]["resources"]["requests"]["cpu"], "10m");
+    let sized = namespace.pod("sized").unwrap();
+    assert_eq!(sized["spec"]["resources"]["requests"]["cpu"], "10m");
+
+    // I20: what does not fit is denied, with the annotation by its name.
+    pod["metadata"]["name"] = json!("too-small");
+    annotate(&mut pod, &[("sidecar-proxy-cpu-request", "20m")]);
+    let error = namespace.apply(&pod.to_string()).unwrap_err().to_string();
+    for part in ["invalid-resources", "sidecar-proxy-cpu-request", "does not fit"] {
+        assert!(error.contains(part), "no `{part}` in: {error}");
+    }
 }
 
 /// `kubectl debug`, beside the sidecar's processes.

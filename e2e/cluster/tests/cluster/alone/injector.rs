@@ -61,6 +61,23 @@ fn certificates_rotate_while_pods_are_created() {
     .unwrap();
 }
 
+/// I25: `helm upgrade --force` and Argo CD's Replace empty the Secret, while pods are
+/// created without a pause: the replicas put back what they hold.
+#[test]
+fn an_emptied_secret_is_filled_again_and_no_pod_is_refused() {
+    let Some((cluster, _alone)) = alone() else { return };
+    let namespace = cluster.namespace("emptied").unwrap();
+    let keys = ["ca.crt", "ca.key", "tls.crt", "tls.key"];
+    let held = || keys.map(|key| secret(cluster, key).unwrap_or_default());
+    let before = held();
+    assert!(before.iter().all(|value| !value.is_empty()));
+    all_are_injected(cluster, &namespace, || {
+        clear(cluster, &keys)?;
+        harness::until("the Secret as it was", || held() == before)
+    });
+    assert_eq!(trusted(cluster, mesh::INJECT).unwrap(), before[0]);
+}
+
 /// A value of the Secret that the replicas share.
 fn secret(cluster: &Cluster, key: &str) -> harness::Result<String> {
     let path = format!("/api/v1/namespaces/{}/secrets/{}-tls", mesh::NAMESPACE, mesh::INJECT);
