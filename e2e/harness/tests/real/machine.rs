@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use harness::acl::Acls;
 use harness::node::Node;
 use harness::parts::Parts;
-use harness::process::{Process, run, tail};
+use harness::process::{Process, tail};
 use harness::until;
 use nix::sys::signal::Signal;
 use reqwest::Method;
@@ -168,8 +168,8 @@ impl<'n> Machine<'n> {
 
     /// Whether a request through both sidecars is answered.
     fn answers(&self) -> bool {
-        let url = "http://127.0.0.1:9090/";
-        run("curl", &["-s", "-f", "--max-time", "2", url]).is_ok_and(|text| text.contains("hello"))
+        let answer = self.node.request(Method::GET, "http://127.0.0.1:9090/", None);
+        answer.is_ok_and(|text| text.to_string().contains("hello"))
     }
 }
 
