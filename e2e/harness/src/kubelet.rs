@@ -206,12 +206,6 @@ impl<'n> Pod<'n> {
         Ok(ends)
     }
 
-    /// Kills everything in the pod at once, as the loss of its node would: no
-    /// hook is run, and no process hears of it.
-    pub fn kill(self) {
-        drop(self);
-    }
-
     /// The pod's network: a file that names it.
     pub fn network(&self) -> PathBuf {
         network_of(self.sandbox.id())

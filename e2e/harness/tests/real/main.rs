@@ -17,7 +17,6 @@ mod gateways;
 mod injected;
 mod intentions;
 mod job;
-mod kill;
 mod leader;
 mod machine;
 mod many;
