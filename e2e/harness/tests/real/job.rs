@@ -37,7 +37,7 @@ fn the_pod_of_a_job_completes_and_leaves_nothing_behind() {
 
         let there = node.get("/v1/agent/services").unwrap();
         let left: Vec<_> =
-            there.as_object().unwrap().keys().filter(|id| id.starts_with(name)).collect();
+            there.as_object().unwrap().keys().filter(|id| id.contains(name)).collect();
         assert_eq!(left, Vec::<&String>::new());
         for service in ["job", "job-sidecar-proxy"] {
             harness::until(&format!("{service} to be gone from the catalog"), || {

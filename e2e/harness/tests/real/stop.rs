@@ -66,7 +66,7 @@ fn no_request_is_lost(mode: &str) {
     let gone = if mode == "native" {
         "the registration was taken back"
     } else {
-        "deregistered service=\"api-1-api\""
+        "deregistered service=\"default_api-1_api\""
     };
     let meanwhile = std::thread::scope(|scope| {
         let meanwhile = scope.spawn(|| {
