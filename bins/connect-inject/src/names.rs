@@ -45,7 +45,8 @@ pub(crate) const DOWNWARD: [(&str, &str); 6] = [
 ];
 
 /// The variable by which the init container learns that the pod is the one that
-/// was injected: a copy of it by `kubectl debug --copy-to` has no annotations,
-/// and so that nothing routes to it, it must not be registered.
+/// was injected: a copy of it by `kubectl debug --copy-to` has no labels, so that
+/// nothing routes to it, and must not be registered. Not by the annotation, which
+/// the profile `legacy` of `kubectl debug` keeps.
 pub(crate) const STATUS_VARIABLE: (&str, &str) =
-    ("CONNECT_INJECT_STATUS", "metadata.annotations['consul.hashicorp.com/connect-inject-status']");
+    ("CONNECT_INJECT_STATUS", "metadata.labels['consul.hashicorp.com/connect-inject-status']");

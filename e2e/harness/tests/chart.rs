@@ -349,6 +349,7 @@ fn plain() -> Vec<Setting> {
         ("connectInject.sidecarProxy.resources.limits.memory", json!("1Gi")),
         ("connectInject.sidecarProxy.defaultStartupFailureSeconds", json!(60)),
         ("connectInject.sidecarProxy.defaultLivenessFailureSeconds", json!(60)),
+        ("connectInject.sidecarProxy.defaultUseProxyHealthCheck", json!(false)),
         ("connectInject.sidecarProxy.lifecycle.defaultStartupGracePeriodSeconds", json!(0)),
         ("connectInject.sidecarProxy.lifecycle.defaultShutdownGracePeriodSeconds", json!(0)),
         ("connectInject.sidecarProxy.lifecycle.defaultApplicationSleepSeconds", json!(0)),

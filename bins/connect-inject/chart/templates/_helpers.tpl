@@ -228,6 +228,7 @@ default-sidecar-proxy-lifecycle-startup-grace-period-seconds: {{ $proxy.lifecycl
 default-sidecar-proxy-lifecycle-shutdown-grace-period-seconds: {{ $proxy.lifecycle.defaultShutdownGracePeriodSeconds }}
 {{- end }}
 default-application-sleep-seconds: {{ $proxy.lifecycle.defaultApplicationSleepSeconds }}
+default-use-proxy-health-check: {{ $proxy.defaultUseProxyHealthCheck }}
 sidecar-mode: {{ $proxy.mode | toJson }}
 {{- with include "connect-inject.versionToTell" . }}
 kubernetes-version: {{ . | quote }}

@@ -129,6 +129,10 @@ fn init_arguments(plan: &Plan, policy: &Policy) -> Vec<String> {
         arguments.push(literal(&format!("--acl-auth-method={method}")));
         arguments.push(format!("--bearer-token-file={TOKEN_FILE}"));
     }
+    if plan.lifecycle.restarts {
+        // While it waits for the agent, `kubectl describe pod` shows why the first failed.
+        arguments.push("--first-timeout=30s".to_owned());
+    }
     arguments
 }
 
@@ -169,13 +173,12 @@ fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
     // and the drain together fit into a pod's usual grace period.
     let taking_back = of.helper("deregister").into_iter().chain(["--timeout=5s".to_owned()]);
     let hold = (lifecycle.hold > 0).then(|| exec(waiting().collect()));
-    let probe = |period, failures| probe(of.helper("ready"), period, failures);
     let name = of.service.map_or_else(|| SIDECAR.to_owned(), sidecar_of);
     // The next container is started when this one's postStart has returned or,
     // behind a native sidecar, when its startup probe has.
     let (post_start, until_started) = if lifecycle.native { (None, hold) } else { (hold, None) };
     let startup = match envoy.startup_failure {
-        Some(seconds) => Some(probe(1, seconds)),
+        Some(seconds) => Some(startup(of, seconds)),
         None => until_started.map(|handler| Probe {
             exec: handler.exec,
             period_seconds: Some(1),
@@ -193,7 +196,7 @@ fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
         }),
         startup_probe: startup,
         liveness_probe: envoy.liveness_failure.map(|seconds| liveness(of, seconds)),
-        readiness_probe: envoy.readiness.then(|| probe(10, 3)),
+        readiness_probe: envoy.readiness.then(|| readiness(of)),
         // By its name a PodMonitor finds it. Only a pod of one sidecar has metrics.
         ports: plan.metrics.as_ref().map(|metrics| {
             vec![ContainerPort {
@@ -280,13 +283,30 @@ fn exec(command: Vec<String>) -> LifecycleHandler {
     }
 }
 
-/// A probe of Envoy that may fail so often.
-fn probe(command: Vec<String>, period: i32, failures: u32) -> Probe {
+/// The probe that fails for good when Envoy did not become ready within so many seconds.
+fn startup(of: Of<'_>, seconds: u32) -> Probe {
     Probe {
-        exec: exec(command).exec,
-        period_seconds: Some(period),
+        exec: exec(of.helper("ready")).exec,
+        period_seconds: Some(1),
         timeout_seconds: Some(5),
-        failure_threshold: i32::try_from(failures).ok(),
+        failure_threshold: i32::try_from(seconds).ok(),
+        ..Probe::default()
+    }
+}
+
+/// The probe that passes when Consul would send traffic. To run a command in a container
+/// costs the node tens of milliseconds of CPU, far more than the command itself. So there
+/// is one only in ten seconds, and it waits inside: a pod is ready at once all the same.
+/// No HTTP probe: its events don't say why it failed, it takes a port of the pod's, and a
+/// network policy may keep the kubelet from it.
+fn readiness(of: Of<'_>) -> Probe {
+    let looking = of.helper("ready").into_iter();
+    let looking = looking.chain(["--serving", "--timeout=7s"].map(str::to_owned));
+    Probe {
+        exec: exec(looking.collect()).exec,
+        period_seconds: Some(10),
+        timeout_seconds: Some(10),
+        failure_threshold: Some(3),
         ..Probe::default()
     }
 }
@@ -624,7 +644,8 @@ pub(crate) mod tests {
         assert_eq!(words(&lifecycle.pre_stop), [helper, "deregister", service, "--timeout=5s"]);
         assert_eq!(words(&lifecycle.post_start), [helper, "ready", service, "--wait", "5s"]);
         let probe = second.readiness_probe.as_ref().unwrap().exec.as_ref().unwrap();
-        assert_eq!(probe.command.as_ref().unwrap()[..], [helper, "ready", service]);
+        let ready = [helper, "ready", service, "--serving", "--timeout=7s"];
+        assert_eq!(probe.command.as_ref().unwrap()[..], ready);
     }
 
     #[test]
@@ -683,6 +704,18 @@ pub(crate) mod tests {
         let container = sidecar(&plan, Of::default(), &policy());
         assert!(container.restart_policy.is_none());
         assert!(container.lifecycle.unwrap().post_start.is_none(), "not held");
+    }
+
+    /// I44: an agent that is away is seen in `kubectl describe pod` soon, except in Jobs,
+    /// which the first failure would end.
+    #[test]
+    fn the_first_run_of_the_init_container_ends_soon_where_it_is_run_again() {
+        let mut plan = plan("");
+        for (restarts, last) in [(true, "--first-timeout=30s"), (false, "--service=web:8080")] {
+            plan.lifecycle.restarts = restarts;
+            let args = init_container(&plan, &policy()).args.unwrap();
+            assert_eq!(args.last().unwrap(), last);
+        }
     }
 
     #[test]

@@ -275,6 +275,10 @@ pub(crate) mod tests {
                                 "postStart": {"exec": {"command": [helper, "ready", "--wait", "30s"]}},
                                 "preStop": {"exec": {"command": [helper, "deregister", "--timeout=5s"]}},
                             },
+                            "readinessProbe": {
+                                "exec": {"command": [helper, "ready", "--serving", "--timeout=7s"]},
+                                "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 3,
+                            },
                             "volumeMounts": mounts, "securityContext": security,
                             "terminationMessagePolicy": "FallbackToLogsOnError",
                         },
@@ -290,7 +294,7 @@ pub(crate) mod tests {
                         {
                             "name": "consul-connect-inject-init", "image": "connect-init:1",
                             "command": ["/connect-init"],
-                            "args": ["--service=echo-client", "--upstream=echo-server:1234"],
+                            "args": ["--service=echo-client", "--upstream=echo-server:1234", "--first-timeout=30s"],
                             "env": [
                                 field("POD_NAME", "metadata.name"),
                                 field("POD_NAMESPACE", "metadata.namespace"),
@@ -298,7 +302,7 @@ pub(crate) mod tests {
                                 field("POD_IP", "status.podIP"),
                                 field("HOST_IP", "status.hostIP"),
                                 field("NODE_NAME", "spec.nodeName"),
-                                field("CONNECT_INJECT_STATUS", "metadata.annotations['consul.hashicorp.com/connect-inject-status']"),
+                                field("CONNECT_INJECT_STATUS", "metadata.labels['consul.hashicorp.com/connect-inject-status']"),
                                 {"name": "CONSUL_HTTP_ADDR", "value": "http://$(HOST_IP):8500"},
                                 {"name": "CONSUL_GRPC_ADDR", "value": "$(HOST_IP):8502"},
                                 {"name": "CONNECT_ENVOY_VERSION", "value": "envoy:1"},

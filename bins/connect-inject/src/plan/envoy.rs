@@ -39,7 +39,7 @@ pub(super) fn envoy(pod: Pod<'_>, policy: &Policy) -> Result<Envoy, Denial> {
         concurrency: concurrency.unwrap_or(policy.concurrency),
         resources: resources(pod, policy)?,
         readiness: read(pod, annotation::PROXY_HEALTH, Reason::InvalidLifecycle, switch)?
-            .unwrap_or(false),
+            .unwrap_or(policy.proxy_health),
         startup_failure: failure(annotation::STARTUP_FAILURE, policy.startup_failure)?,
         liveness_failure: failure(annotation::LIVENESS_FAILURE, policy.liveness_failure)?,
     })
@@ -109,6 +109,19 @@ mod tests {
         assert_eq!(probes(json!({})), (Some(60), Some(90)));
         let own = json!({annotation::STARTUP_FAILURE: "30", annotation::LIVENESS_FAILURE: "0"});
         assert_eq!(probes(own), (Some(30), None));
+    }
+
+    /// I37, I38: a pod is ready when Consul would send it traffic.
+    #[test]
+    fn a_readiness_probe_is_the_annotations_choice_or_the_flags() {
+        let probed = |annotations: Value, flags: &[&str]| {
+            planned(&annotations, &policy_of(flags)).unwrap().readiness
+        };
+        let off = "--default-use-proxy-health-check=false";
+        assert!(probed(json!({}), &[]));
+        assert!(!probed(json!({}), &[off]));
+        assert!(!probed(json!({annotation::PROXY_HEALTH: "false"}), &[]));
+        assert!(probed(json!({annotation::PROXY_HEALTH: "true"}), &[off]));
     }
 
     #[test]

@@ -23,6 +23,9 @@ pub(crate) struct Lifecycle {
     pub(crate) hold: u32,
     /// How many seconds the sidecar drains at most; none: the helper's default.
     pub(crate) drain: Option<u32>,
+    /// Whether the kubelet starts the init container again, however often it fails. A
+    /// Job's fails the pod, or counts for the Job's backoff limit.
+    pub(crate) restarts: bool,
     /// How many seconds the application goes on when the pod is to end, and the
     /// containers that do, as JSON pointers.
     pub(crate) sleep: Option<(u32, Vec<String>)>,
@@ -73,9 +76,9 @@ pub(super) fn lifecycle(
             )
         });
     }
-    if !native
-        && matches!(pod.spec("restartPolicy").and_then(Value::as_str), Some("Never" | "OnFailure"))
-    {
+    let restarts =
+        !matches!(pod.spec("restartPolicy").and_then(Value::as_str), Some("Never" | "OnFailure"));
+    if !native && !restarts {
         warnings.push(|| {
             format!(
                 "set `{}: native` on a cluster that has native sidecars, or run the application \
@@ -86,7 +89,7 @@ pub(super) fn lifecycle(
             )
         });
     }
-    Ok(Lifecycle { native, first, hold, drain, sleep })
+    Ok(Lifecycle { native, first, hold, drain, restarts, sleep })
 }
 
 // === impl Lifecycle ===

@@ -182,6 +182,10 @@ pub(crate) struct Policy {
         value_parser = seconds
     )]
     pub(crate) application_sleep: u32,
+    /// Give the sidecar a readiness probe in pods that don't say: such a pod is
+    /// ready when Consul would send it traffic
+    #[arg(long = "default-use-proxy-health-check", env = "CONNECT_INJECT_DEFAULT_USE_PROXY_HEALTH_CHECK", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", value_parser = switch)]
+    pub(crate) proxy_health: bool,
     /// How the sidecar runs: native, container, or auto, which is native where
     /// all kubelets are known to be 1.29 or newer
     #[arg(long, env = "CONNECT_INJECT_SIDECAR_MODE", value_name = "MODE", default_value = "auto", value_parser = SidecarMode::from_str)]

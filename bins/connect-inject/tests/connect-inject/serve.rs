@@ -18,8 +18,15 @@ async fn the_documents_pods_are_injected_unchanged() {
     let injector = Injector::start(&[]);
     for version in ["v1", "v1beta1"] {
         for (manifest, args) in [
-            (ECHO_SERVER, json!(["--service=echo-server:8080"])),
-            (ECHO_CLIENT, json!(["--service=echo-client", "--upstream=echo-server:1234"])),
+            (ECHO_SERVER, json!(["--service=echo-server:8080", "--first-timeout=30s"])),
+            (
+                ECHO_CLIENT,
+                json!([
+                    "--service=echo-client",
+                    "--upstream=echo-server:1234",
+                    "--first-timeout=30s"
+                ]),
+            ),
         ] {
             let pod = yaml(manifest);
             let answer = injector.review(&review(version, "705ab4f5", &pod)).await;
