@@ -199,10 +199,9 @@ fn a_validating_admission_policy_accepts_what_is_injected() {
     start(cluster, &namespace, &pod);
 }
 
-/// `kubectl debug --copy-to`: kubectl takes labels and annotations away, so that nothing
-/// sends the copy traffic. Nor does Consul: the copy is not registered, and says how it
-/// is started. I39, still open: the profile `legacy`, which is the default of kubectl up
-/// to 1.34 and to be removed, takes away the labels only, and that copy is registered.
+/// I39: `kubectl debug --copy-to` takes labels away, so that nothing sends the copy
+/// traffic, and annotations, too, except by the profile that was its default for long.
+/// Nor does Consul: the copy is not registered, and says how it is started.
 #[test]
 fn a_copy_of_a_pod_for_debugging_gets_no_traffic() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -210,18 +209,21 @@ fn a_copy_of_a_pod_for_debugging_gets_no_traffic() {
     start(cluster, &namespace, &server("copied", "hello"));
     let copy = |name: &str, flags: &[&str]| {
         let copy_to = format!("--copy-to={name}");
-        let debug = ["debug", "copied", &copy_to, "--profile=general", "--container=copied"];
+        let debug = ["debug", "copied", &copy_to, "--container=copied"];
         let command = ["--image=busybox", "--image-pull-policy=IfNotPresent", "--", "sleep", "99"];
         namespace.kubectl(&[&debug, flags, &command].concat()).unwrap();
     };
-    copy("whole", &[]);
-    copy("application", &["--keep-init-containers=false"]);
+    copy("by-default", &[]);
+    copy("general", &["--profile=general"]);
+    copy("application", &["--profile=general", "--keep-init-containers=false"]);
     namespace.await_condition("pod/application", "Ready").unwrap();
-    harness::until("the advice in kubectl describe", || {
-        let described = namespace.kubectl(&["describe", "pod/whole"]).unwrap_or_default();
-        described.contains("--keep-init-containers=false")
-    })
-    .unwrap();
+    for pod in ["pod/by-default", "pod/general"] {
+        harness::until("the advice in kubectl describe", || {
+            let described = namespace.kubectl(&["describe", pod]).unwrap_or_default();
+            described.contains("--keep-init-containers=false")
+        })
+        .unwrap();
+    }
     cluster.await_instances("copied", 1).unwrap();
 }
 

@@ -1,11 +1,14 @@
-//! Containers that the kubelet ends and starts again because their liveness
-//! probe fails.
+//! What the kubelet makes of probes: containers that it ends and starts again because
+//! their liveness probe fails, and what the sidecar's own readiness probe holds back.
 
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{await_answer, changes, client, restarts, sharing, shell, shell_server};
+use crate::support::{
+    annotate, await_answer, changes, client, in_container_mode, is_ready, restarts, sharing, shell,
+    shell_server, status,
+};
 
 #[test]
 fn an_application_that_fails_its_probe_is_reached_again() {
@@ -66,4 +69,46 @@ fn a_sidecar_that_hangs_is_replaced_and_reached_again() {
     cluster.await_instances("hanging", 1).unwrap();
     await_answer(&namespace, "hanging-client", "hello").unwrap();
     assert_eq!(restarts(&namespace, "hanging", "hanging"), 0);
+}
+
+/// I37, I41: a pod whose application does not listen on its service's port is not ready,
+/// and says why; once it is ready, Consul sends it traffic.
+#[test]
+fn a_pod_is_ready_when_consul_would_send_it_traffic() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("unheard").unwrap();
+    let mut pods = [
+        shell_server("unheard", "hello"),
+        in_container_mode(shell_server("unheard-container", "hello")),
+    ];
+    for pod in &mut pods {
+        annotate(pod, &[("connect-service-port", "9999")]);
+        namespace.apply(&pod.to_string()).unwrap();
+    }
+    for name in ["unheard", "unheard-container"] {
+        let mut described = String::new();
+        harness::until("kubectl describe to name the port", || {
+            described = namespace.kubectl(&["describe", "pod", name]).unwrap_or_default();
+            described.contains("nothing in the pod listens on port 9999")
+                && described.contains("connect-service-port")
+        })
+        .unwrap_or_else(|error| panic!("{error}: {described}"));
+        let warning = || {
+            let log = namespace.kubectl(&["logs", name, "--container=envoy-sidecar"]);
+            log.is_ok_and(|log| log.contains("has listened on the service's port"))
+        };
+        harness::until("a warning in the sidecar's log", warning).unwrap();
+        let of = |container: &str| status(&namespace, name, container);
+        let (sidecar, application) = (of("envoy-sidecar"), of(name));
+        assert_eq!((&sidecar["started"], &sidecar["ready"]), (&json!(true), &json!(false)));
+        assert_eq!(application["ready"], true, "{application:#}");
+        assert!(!is_ready(&namespace.pod(name).unwrap()));
+        let proxies = || cluster.passing(&format!("{name}-sidecar-proxy")).unwrap();
+        assert!(proxies().is_empty(), "{:#?}", proxies());
+
+        shell(&namespace, name, name, "httpd -p 9999 -h /tmp").unwrap();
+        namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
+        assert_eq!(proxies().len(), 1, "a pod that is ready is in service");
+        assert_eq!(restarts(&namespace, name, "envoy-sidecar"), 0);
+    }
 }

@@ -230,6 +230,17 @@ pub(crate) fn status(namespace: &Namespace<'_>, pod: &str, container: &str) -> V
     statuses.into_iter().find(|status| status["name"] == container).unwrap_or_default()
 }
 
+/// Whether a pod counts as ready.
+pub(crate) fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions.into_iter().flatten().any(|each| each["type"] == "Ready" && each["status"] == "True")
+}
+
+/// The values of a release whose pods' agent has no gRPC.
+pub(crate) fn deaf() -> Value {
+    json!({"replicas": 1, "agent": {"grpcAddr": "$(HOST_IP):8599"}})
+}
+
 /// How often a pod's container was started again.
 pub(crate) fn restarts(namespace: &Namespace<'_>, pod: &str, container: &str) -> u64 {
     status(namespace, pod, container)["restartCount"].as_u64().unwrap_or_default()

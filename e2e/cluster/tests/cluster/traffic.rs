@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use crate::helm::Release;
 use crate::support::{
-    Load, await_answer, client, in_container_mode, ours, server, set_of, sharing, shell_server,
+    Load, annotate, await_answer, client, deaf, in_container_mode, is_ready, ours, server, set_of,
+    sharing, shell_server,
 };
 
 #[test]
@@ -76,31 +77,56 @@ fn roll_one(name: &str, pod: &Value) {
     await_answer(&namespace, &client_of, "one").unwrap();
 
     let load = Load::start(&namespace, &client_of);
-    for _ in 0..3 {
+    for _ in 0..rollouts() {
         namespace.kubectl(&["rollout", "restart", &rollout]).unwrap();
         namespace.await_rollout(&rollout).unwrap();
         cluster.await_instances(name, 1).unwrap();
     }
-    // I37, today: the new pod is ready before Consul sends it traffic.
-    load.stop().unwrap();
+    load.end();
+}
+
+/// How often a single replica is rolled out: by default three times, for the sake of the
+/// time that all tests take. Before I37 was mended, one of two lost requests.
+#[expect(clippy::disallowed_methods, reason = "a test has no flags")]
+fn rollouts() -> u32 {
+    std::env::var("E2E_ROLLOUTS").map_or(3, |count| count.parse().unwrap())
 }
 
 /// I38: an agent that nobody told to serve gRPC. The new pod's Envoy gets no
-/// configuration. It is to stay unready, and the old pod is to go on serving; today, the
-/// rollout goes through after the hold on the application.
+/// configuration: it never becomes ready, `kubectl describe` says what to check, and
+/// the old pod goes on serving.
 #[test]
-fn a_rollout_goes_through_where_the_agent_has_no_grpc() {
+fn a_rollout_stops_where_the_agent_has_no_grpc() {
     let Some((cluster, _shared)) = ours() else { return };
     let home = cluster.namespace("a-deaf").unwrap();
     let namespace = cluster.namespace("deaf").unwrap();
     let release = Release::new(cluster, &home).unwrap();
-    let own = json!({"replicas": 1, "agent": {"grpcAddr": "$(HOST_IP):8599"}});
-    release.apply("install", &own).unwrap();
-    namespace.apply(&set_of("Deployment", &server("deaf", "hello"), 1).to_string()).unwrap();
+    release.apply("install", &deaf()).unwrap();
+    let mut pod = server("deaf", "hello");
+    annotate(&mut pod, &[("sidecar-proxy-lifecycle-startup-grace-period-seconds", "5")]);
+    namespace.apply(&set_of("Deployment", &pod, 1).to_string()).unwrap();
     namespace.await_rollout("deployment/deaf").unwrap();
-    cluster.await_instances("deaf", 1).unwrap();
+    let passing = || cluster.passing("deaf-sidecar-proxy").unwrap();
+    assert_eq!(passing().len(), 1, "a pod that is ready is in service");
+    let old = namespace.pods("app=deaf").unwrap()[0]["metadata"]["name"].clone();
 
     release.adopt(&namespace).unwrap();
     namespace.kubectl(&["rollout", "restart", "deployment/deaf"]).unwrap();
-    namespace.await_rollout("deployment/deaf").unwrap();
+    let mut described = String::new();
+    harness::until("kubectl describe to name gRPC", || {
+        let pods = namespace.pods("app=deaf").unwrap_or_default();
+        let new = pods.iter().map(|pod| &pod["metadata"]["name"]).find(|name| **name != old);
+        let new = new.and_then(Value::as_str).unwrap_or_default();
+        described = namespace.kubectl(&["describe", "pod", new]).unwrap_or_default();
+        described.contains("Readiness probe failed") && described.contains("check that gRPC is on")
+    })
+    .unwrap_or_else(|error| panic!("{error}: {described}"));
+    let status = ["rollout", "status", "deployment/deaf", "--timeout=10s"];
+    assert!(namespace.kubectl(&status).is_err(), "the rollout went through: {described}");
+    let pods = namespace.pods("app=deaf").unwrap();
+    assert_eq!(pods.len(), 2);
+    for pod in pods {
+        assert_eq!(is_ready(&pod), pod["metadata"]["name"] == old, "{:#}", pod["status"]);
+    }
+    assert_eq!(passing().len(), 1, "{:#?}", passing());
 }

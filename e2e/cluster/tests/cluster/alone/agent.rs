@@ -17,6 +17,13 @@ fn a_wiped_agent_has_its_registrations_back() {
     namespace.await_rollout("deployment/wiped").unwrap();
     namespace.await_condition("pod/wiped-client", "Ready").unwrap();
     cluster.await_instances("wiped", 2).unwrap();
+    let ready_since = || -> Vec<_> {
+        let pods = namespace.pods("app=wiped").unwrap();
+        let conditions =
+            pods.iter().flat_map(|pod| pod["status"]["conditions"].as_array().unwrap());
+        conditions.filter(|each| each["type"] == "Ready").cloned().collect()
+    };
+    let ready = ready_since();
     await_answer(&namespace, "wiped-client", "hello").unwrap();
 
     let starts = || {
@@ -39,6 +46,7 @@ fn a_wiped_agent_has_its_registrations_back() {
     cluster.await_instances("wiped", 2).unwrap();
     cluster.await_instances("wiped-client", 1).unwrap();
     await_answer(&namespace, "wiped-client", "hello").unwrap();
+    assert_eq!(ready_since(), ready, "an agent that is away makes no ready pod unready");
     for pod in namespace.pods("app=wiped").unwrap() {
         for status in pod["status"]["containerStatuses"].as_array().unwrap() {
             assert_eq!(status["restartCount"], 0, "{status:#}");
