@@ -295,7 +295,7 @@ fn startup(of: Of<'_>, seconds: u32) -> Probe {
 }
 
 /// The probe that passes when Consul would send traffic. To run a command in a container
-/// costs the node tens of milliseconds of CPU, far more than the command itself. So there
+/// costs the node some 20 ms of CPU, far more than the command itself. So there
 /// is one only in ten seconds, and it waits inside: a pod is ready at once all the same.
 /// No HTTP probe: its events don't say why it failed, it takes a port of the pod's, and a
 /// network policy may keep the kubelet from it.
