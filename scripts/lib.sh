@@ -75,6 +75,10 @@ choose_target() {
   esac
   # A panic aborts: nothing is unwound, and nothing has to be found for that.
   export RUSTFLAGS="${RUSTFLAGS:-} -C link-arg=-Wl,--no-eh-frame-hdr"
+  # Nor need there be anything to find: a tenth of each binary.
+  if [[ $root != *" "* ]] && runs_with -C link-arg=-Wl,-T,"$root/scripts/no-unwinding.ld"; then
+    RUSTFLAGS+=" -C link-arg=-Wl,-T,$root/scripts/no-unwinding.ld"
+  fi
   # Relocations take a sixtieth of their room if the linker can pack them, and
   # the C library unpack them: musl can since 1.2.4.
   if runs_with -C link-arg=-Wl,-z,pack-relative-relocs; then
