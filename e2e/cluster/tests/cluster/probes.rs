@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use cluster::client::text;
+use serde_json::{Value, json};
 
+use crate::helm::Release;
 use crate::support::{
-    annotate, await_answer, changes, client, in_container_mode, is_ready, restarts, sharing, shell,
-    shell_server, status,
+    annotate, await_answer, changes, client, deaf, in_container_mode, is_ready, ours, restarts,
+    server, sharing, shell, shell_server, status,
 };
 
 #[test]
@@ -111,4 +113,52 @@ fn a_pod_is_ready_when_consul_would_send_it_traffic() {
         assert_eq!(proxies().len(), 1, "a pod that is ready is in service");
         assert_eq!(restarts(&namespace, name, "envoy-sidecar"), 0);
     }
+}
+
+/// The startup probe of a native sidecar by itself: without gRPC on the agent, Envoy is
+/// never ready. The application is held for as long as it is to be; or the sidecar is
+/// started again, and the application never.
+#[test]
+fn a_startup_probe_holds_the_application_and_then_lets_go_or_gives_up() {
+    let Some((cluster, _shared)) = ours() else { return };
+    let home = cluster.namespace("a-held").unwrap();
+    let namespace = cluster.namespace("held").unwrap();
+    let release = Release::new(cluster, &home).unwrap();
+    release.apply("install", &deaf()).unwrap();
+    release.adopt(&namespace).unwrap();
+    let start = |name: &str, key: &str| {
+        let mut pod = server(name, "hello");
+        annotate(&mut pod, &[(key, "8")]);
+        namespace.apply(&pod.to_string()).unwrap();
+    };
+    start("held", "sidecar-proxy-lifecycle-startup-grace-period-seconds");
+    start("given-up", "sidecar-proxy-startup-failure-seconds");
+
+    harness::until("the application that was held", || {
+        status(&namespace, "held", "held")["state"]["running"].is_object()
+    })
+    .unwrap();
+    let since = |container: &str| -> Value {
+        status(&namespace, "held", container)["state"]["running"]["startedAt"].clone()
+    };
+    let seconds = |time: &Value| {
+        // RFC 3339, in UTC and to the second: `2026-01-01T12:34:56Z`.
+        let parts: Vec<u32> =
+            text(time)[11..19].split(':').map(|part| part.parse().unwrap()).collect();
+        (parts[0] * 60 + parts[1]) * 60 + parts[2]
+    };
+    let (sidecar, application) = (since("envoy-sidecar"), since("held"));
+    let held = (seconds(&application) + 86400 - seconds(&sidecar)) % 86400;
+    assert!(held >= 7, "{sidecar} {application}");
+    let sidecar = status(&namespace, "held", "envoy-sidecar");
+    assert_eq!((&sidecar["started"], &sidecar["ready"]), (&json!(true), &json!(false)));
+    assert_eq!(sidecar["restartCount"], 0);
+    assert!(!is_ready(&namespace.pod("held").unwrap()));
+
+    harness::until("another start of the sidecar that was given up", || {
+        restarts(&namespace, "given-up", "envoy-sidecar") > 0
+    })
+    .unwrap();
+    let application = status(&namespace, "given-up", "given-up");
+    assert!(application["state"]["waiting"].is_object(), "{application:#}");
 }

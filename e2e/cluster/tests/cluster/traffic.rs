@@ -27,8 +27,6 @@ fn roll(name: &str, pod: &Value) {
     let (client_of, rollout) = (format!("{name}-client"), format!("deployment/{name}"));
     let mut deployment = set_of("Deployment", pod, 2);
     deployment["spec"]["strategy"] = json!({"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}});
-    // A pod is ready when its sidecar is: give Consul's checks time to pass.
-    deployment["spec"]["minReadySeconds"] = json!(3);
     namespace.apply(&deployment.to_string()).unwrap();
     namespace.apply(&client(name).to_string()).unwrap();
     namespace.await_rollout(&rollout).unwrap();
