@@ -189,23 +189,6 @@ impl<'n> Pod<'n> {
         })
     }
 
-    /// Waits until every container has ended by itself, as the pod of a Job
-    /// does. Returns how each ended, by name.
-    ///
-    /// # Errors
-    /// One goes on; with its output.
-    pub fn complete(mut self) -> Result<BTreeMap<String, String>> {
-        let mut ends = BTreeMap::new();
-        for running in &mut self.containers {
-            let status = running
-                .process
-                .wait()
-                .map_err(|error| format!("{error}\n{}", running.process.output()))?;
-            ends.insert(running.container.name.clone(), status.to_string());
-        }
-        Ok(ends)
-    }
-
     /// The pod's network: a file that names it.
     pub fn network(&self) -> PathBuf {
         network_of(self.sandbox.id())
@@ -236,14 +219,19 @@ impl<'n> Pod<'n> {
                     Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
                     Err(error) => error.to_string(),
                 };
-                // A Job's may be over already.
+                // One that has ended never will be.
                 is_settled(&seen) || !matches!(running.process.ended(), Ok(None))
             })
             .map_err(|error| format!("{error}: {seen}\n{}", tail(&running.process.output(), 20)))?;
-            if has_rejected(&seen) {
-                let log = tail(&running.process.output(), 20);
-                return Err(format!("{name} rejected updates: {seen}\n{log}").into());
-            }
+            let what = if has_rejected(&seen) {
+                "rejected updates"
+            } else if !is_settled(&seen) {
+                "ended"
+            } else {
+                continue;
+            };
+            let log = tail(&running.process.output(), 20);
+            return Err(format!("{name} {what}: {seen}\n{log}").into());
         }
         Ok(())
     }

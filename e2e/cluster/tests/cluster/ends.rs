@@ -1,8 +1,11 @@
 //! Pods that end because they are to: scaled away, replaced, done.
 
-use serde_json::Value;
+use cluster::client::text;
+use serde_json::{Value, json};
 
-use crate::support::{in_container_mode, job_of, one_shot_client, server, set_of, sharing};
+use crate::support::{
+    ASK, in_container_mode, job_of, one_shot_client, server, set_of, sharing, terminated,
+};
 
 #[test]
 fn scaling_to_zero_leaves_no_service_in_container_mode() {
@@ -43,19 +46,37 @@ fn a_pod_of_a_stateful_set_comes_back_under_its_name() {
 }
 
 /// In container mode, a Job's command starts when its proxy is ready, and the
-/// sidecar ends after it: the Job is complete, and nothing of it is registered.
+/// sidecar ends after it, also after one that failed. The command's user is another
+/// than the sidecar's: it has nothing of the sidecar's files but the helper (pain 11,
+/// 12).
 #[test]
-fn a_job_completes_and_leaves_no_service_in_container_mode() {
+fn jobs_end_as_their_commands_do_and_leave_no_service_in_container_mode() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("job").unwrap();
     namespace.apply(&server("worked", "hello").to_string()).unwrap();
     namespace.await_condition("pod/worked", "Ready").unwrap();
     cluster.await_instances("worked", 1).unwrap();
 
-    let job = job_of("work", &in_container_mode(one_shot_client("worked")));
-    namespace.apply(&job.to_string()).unwrap();
-    namespace.await_condition("job/work", "Complete").unwrap();
-    let said = namespace.kubectl(&["logs", "job/work", "--container=worked-client"]).unwrap();
-    assert!(said.contains("hello"), "{said}");
-    cluster.await_instances("worked-client", 0).unwrap();
+    for (name, line, condition, code) in
+        [("work", ASK.to_owned(), "Complete", 0), ("fail", format!("{ASK}; exit 7"), "Failed", 7)]
+    {
+        let mut pod = in_container_mode(one_shot_client("worked"));
+        let container = &mut pod["spec"]["containers"][0];
+        *container["command"].as_array_mut().unwrap().last_mut().unwrap() = json!(line);
+        container["securityContext"] = json!({"runAsUser": 10001, "runAsGroup": 10001});
+        namespace.apply(&job_of(name, &pod).to_string()).unwrap();
+        namespace.await_condition(&format!("job/{name}"), condition).unwrap();
+        let pods = namespace.pods(&format!("batch.kubernetes.io/job-name={name}")).unwrap();
+        let pod = text(&pods[0]["metadata"]["name"]);
+        let ended = |container| {
+            let code = terminated(&namespace, pod, container).unwrap()["exitCode"].clone();
+            (code, namespace.kubectl(&["logs", pod, "--container", container]).unwrap())
+        };
+        let (command, sidecar) = (ended("worked-client"), ended("envoy-sidecar"));
+        assert_eq!(command.0, code, "{}", command.1);
+        assert!(command.1.contains("hello"), "{}", command.1);
+        assert_eq!(sidecar.0, 0, "{}", sidecar.1);
+        assert!(!sidecar.1.contains("ERROR"), "{}", sidecar.1);
+        cluster.await_instances("worked-client", 0).unwrap();
+    }
 }

@@ -65,6 +65,16 @@ fn a_pod_that_dies_at_once_gets_no_traffic_after_its_ttl_check_expires() {
             cluster.passing(service).is_ok_and(|passing| passing.is_empty())
         })
         .unwrap();
+        // By itself, and not only together with a check of what the pod listens on.
+        harness::until(&format!("the TTL check of {service} to expire"), || {
+            let checks = cluster.consul(&format!("/v1/health/checks/{service}"));
+            let checks = checks.ok().and_then(|checks| checks.as_array().cloned());
+            checks.into_iter().flatten().any(|check| {
+                let id = check["CheckID"].as_str().unwrap_or_default();
+                id.ends_with("-lease") && check["Status"] == "critical"
+            })
+        })
+        .unwrap();
         // A minute of failure, and a round of the agent's, which is half of one.
         harness::until_within(
             Duration::from_secs(180),

@@ -1,13 +1,13 @@
 //! A namespace that admits no pod but those that PodSecurity's level `restricted`
 //! allows.
 
-use cluster::client::text;
+use cluster::client::{Namespace, text};
 use harness::pod_security::violations;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    annotate, await_answer, client, one_shot_client, server, sharing, shell_server,
+    annotate, await_answer, client, one_shot_client, server, sharing, shell, shell_server,
 };
 
 /// A pod whose own containers keep to the rules.
@@ -89,8 +89,30 @@ fn a_restricted_namespace_takes_every_injected_pod() {
     for service in ["plain", "plain-client", "first", "second", "measured", "probed"] {
         cluster.await_instances(service, 1).unwrap();
     }
+    one_scrape_gives_both_metrics(&namespace);
     harness::until("the end of the job's pod", || {
         namespace.pod("job").is_ok_and(|pod| pod["status"]["phase"] == "Succeeded")
     })
     .unwrap();
+}
+
+/// From another pod, as Prometheus does: Envoy's metrics and the application's, which
+/// answers whatever it is asked with its only one.
+fn one_scrape_gives_both_metrics(namespace: &Namespace<'_>) {
+    let measured = namespace.pod("measured").unwrap();
+    let url = format!("http://{}:20200/metrics", text(&measured["status"]["podIP"]));
+    let mut page = String::new();
+    harness::until("both halves of the page", || {
+        page = shell(namespace, "probed", "probed", &format!("wget -q -O - {url}"))
+            .unwrap_or_else(|error| error.to_string());
+        page.contains("\nrequests 1\n")
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{page}"));
+    for line in [
+        "# TYPE envoy_server_live gauge",
+        "connect_merged_envoy_metrics_success 1",
+        "consul_merged_service_metrics_success 1",
+    ] {
+        assert!(page.lines().any(|there| there == line), "no `{line}` in:\n{page}");
+    }
 }
