@@ -75,7 +75,9 @@ fn a_pod_that_dies_at_once_gets_no_traffic_after_its_ttl_check_expires() {
             })
         })
         .unwrap();
-        // A minute of failure, and a round of the agent's, which is half of one.
+    }
+    // A minute of failure, and a round of the agent's, which is half of one.
+    for service in ["dead", "dead-sidecar-proxy"] {
         harness::until_within(
             Duration::from_secs(180),
             &format!("nothing left of {service}"),
