@@ -261,7 +261,7 @@ fn corpus() -> Vec<(&'static str, String, usize, Which)> {
     let crlf = |text: String| text.replace('\n', "\r\n");
     let live: Vec<String> = (0..3000)
         .map(|n| {
-            pod("    env:\n    - {name: A, value: \"0400\"}\n  x: {mode: 0400, at: 1:30}\n")
+            pod("    env:\n    - {name: A, value: \"0400\"}\n  x: {mode: 0400, on: 1_000}\n")
                 .replace("name: web", &format!("name: web-{n}"))
         })
         .collect();
@@ -293,14 +293,13 @@ fn corpus() -> Vec<(&'static str, String, usize, Which)> {
         // Tabs.
         ("tab first", field("\"\\tx\\ny\\n\""), 1, Both),
         ("tab alone", field("\"\\t\""), 1, Both),
-        ("tab in a literal", field("|\n    \tx\n    y"), 1, Both),
         ("tab behind", field("a\t# comment"), 1, Both),
         // Lines and characters that readers take for more than one thing.
         ("several lines", field("one\n    two\n\n    three"), 1, Both),
         ("quoted lines", field("\"one\n    two\\\n    \\ three\""), 1, Both),
         ("characters", field("\"é ☺ 😀 \\u0085 \\u2028 \\u2029 \\ufeff \\x7f \\xa0 \\e \\0\""), 1, Both),
         ("return", field("\"a\\r\\nb\\r\""), 1, Both),
-        ("odd keys", field("{0400: a, 1.5: b, true: c, ~: d, \"\": e, \"a: b\": f, \"# g\": g, '-': h}"), 1, Both),
+        ("odd keys", field("{0400: a, 1.5: b, true: c, \"\": e, \"a: b\": f, \"# g\": g, '-': h}"), 1, Both),
         ("key by key", field("\n    ? a\n    : 0400\n    ? \"b c\"\n    : on"), 1, Both),
         ("flow", field("{a: [1, 0400, {b: on}], \"c\":1,\n    d: [], e: {}}"), 1, Both),
         // Anchors and merges.
