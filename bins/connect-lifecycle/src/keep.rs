@@ -18,7 +18,9 @@ use flags::Report as _;
 use handoff::Record;
 use handoff::record::AgentRecord;
 use lifecycle::keep::Step;
-use lifecycle::{Entry, Half, Keep, Outcome, RegisterError, Registered, SessionError, session};
+use lifecycle::{
+    Drive, Entry, Half, Keep, Outcome, Register, RegisterError, SessionError, session,
+};
 use registration::Service;
 use registration::check::{Check, Status};
 use registration::pod::{Pair, application_id, lease_id, listener_id};
@@ -62,9 +64,10 @@ const REPLACE: Duration = Duration::from_secs(5);
 const LOG_OUT: Duration = Duration::from_secs(10);
 
 /// A registration that is kept.
-#[derive(Debug)]
 pub(crate) struct Keeper<'a> {
     pod: &'a Pod,
+    /// The registration that is under way, with the lock.
+    drive: Option<Drive<'a>>,
     restart: &'a Restart,
     envoy: Envoy,
     application: Option<Application>,
@@ -129,6 +132,7 @@ impl<'a> Keeper<'a> {
         let address = listener.and_then(|check| check.tcp.parse().ok());
         Self {
             pod,
+            drive: None,
             restart,
             envoy: Envoy::at(pod.record.admin),
             application,
@@ -156,18 +160,23 @@ impl<'a> Keeper<'a> {
         };
         "its ACL token may be another".clone_into(&mut self.reason);
         let mut trouble = Trouble::none();
-        while !stop.is_cancelled() {
+        loop {
+            if stop.is_cancelled() {
+                keep = keep.stop();
+            }
             let now = keep.step();
             let done = match now {
-                Step::Register => self.register().await,
+                Step::Register(register) => self.register(register).await,
+                Step::LogOut => Ok(self.is_registered().await),
                 Step::Pause => Ok(trouble.pause(&stop).await),
+                Step::End if stop.is_cancelled() => return,
                 Step::End => {
                     tracing::info!("the registration was taken back: it is kept no longer");
                     return stop.cancelled().await;
                 }
                 _ => tokio::select! {
                     biased;
-                    () = stop.cancelled() => return,
+                    () = stop.cancelled() => continue,
                     done = self.ask(now) => done,
                 },
             };
@@ -179,6 +188,9 @@ impl<'a> Keeper<'a> {
                 trouble.note(wrong)
             });
             keep = keep.next(done);
+            if !matches!(keep.step(), Step::Register(_)) {
+                self.drive = None;
+            }
             match (now, keep.step()) {
                 (_, Step::Watch) => trouble.is_over(),
                 (Step::Watch, Step::See(_)) => trouble.is_forgotten(),
@@ -198,7 +210,9 @@ impl<'a> Keeper<'a> {
             Step::Look if self.pod.handoff.is_buried() => Ok(Outcome::Buried),
             Step::Renew(half) => self.renew(half).await,
             Step::LogIn => self.log_in().await,
-            Step::Look | Step::Register | Step::Pause | Step::End => Ok(Outcome::Done),
+            Step::Look | Step::Register(_) | Step::LogOut | Step::Pause | Step::End => {
+                Ok(Outcome::Done)
+            }
         }
     }
 
@@ -284,21 +298,30 @@ impl<'a> Keeper<'a> {
         Ok(outcome)
     }
 
-    async fn register(&mut self) -> Result<Outcome, Wrong> {
-        let Pod { handoff, record, agent, session } = self.pod;
-        let pair = record.pair.known_to_be(&self.statuses().await);
-        match lifecycle::register(handoff, agent, &pair, Deadline::after(REGISTER)).await? {
-            Registered::Buried => Ok(Outcome::Buried),
-            Registered::Done => {
-                tracing::info!(proxy = record.pair.proxy.id(), "registered again: {}", self.reason);
-                self.is_just_registered = [true; 2];
-                self.listener.is_due = true;
-                if let Some(session) = session {
-                    session.log_out_replaced(Deadline::after(LOG_OUT)).await;
-                }
-                Ok(Outcome::Done)
-            }
+    /// Does the act of a registration's step.
+    async fn register(&mut self, step: Register) -> Result<Outcome, Wrong> {
+        let mut drive = if let Some(drive) = self.drive.take() {
+            drive
+        } else {
+            let Pod { handoff, record, agent, .. } = self.pod;
+            let pair = record.pair.known_to_be(&self.statuses().await);
+            Drive::new(handoff, agent, pair, Deadline::after(REGISTER))
+        };
+        let done = drive.act(step).await;
+        self.drive = Some(drive);
+        Ok(done?)
+    }
+
+    /// It is registered: tokens that were replaced have no use any more.
+    async fn is_registered(&mut self) -> Outcome {
+        let Pod { record, session, .. } = self.pod;
+        tracing::info!(proxy = record.pair.proxy.id(), "registered again: {}", self.reason);
+        self.is_just_registered = [true; 2];
+        self.listener.is_due = true;
+        if let Some(session) = session {
+            session.log_out_replaced(Deadline::after(LOG_OUT)).await;
         }
+        Outcome::Done
     }
 
     /// Gets another token: by login, if that is how there was one, else from its
@@ -590,12 +613,7 @@ impl Trouble {
 
 impl From<RegisterError> for Wrong {
     fn from(error: RegisterError) -> Self {
-        let outcome = if error.is_unknown_token() {
-            Outcome::NoToken
-        } else {
-            Outcome::failed(error.is_transient())
-        };
-        Self { failure: error.failure(), outcome }
+        Self { outcome: error.outcome(), failure: error.failure() }
     }
 }
 

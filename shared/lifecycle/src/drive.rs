@@ -24,11 +24,12 @@ pub enum Registered {
     Buried,
 }
 
-/// One registration or deregistration under way.
-struct Drive<'a> {
+/// One registration or deregistration under way. What holds the lock gives it
+/// back when it is dropped.
+pub struct Drive<'a> {
     handoff: &'a Handoff,
     agent: &'a Agent,
-    pair: &'a Pair,
+    pair: Pair,
     deadline: Deadline,
     /// Kept until the end, once it is taken.
     lock: Option<Lock>,
@@ -54,29 +55,19 @@ pub async fn register(
     pair: &Pair,
     deadline: Deadline,
 ) -> Result<Registered, RegisterError> {
-    let mut drive = Drive::new(handoff, agent, pair, deadline);
+    let mut drive = Drive::new(handoff, agent, pair.clone(), deadline);
     let mut step = Register::begin();
     let mut failure = None;
     loop {
-        let done = match step {
-            Register::Lock => drive.lock(deadline).await.map_err(RegisterError::from),
-            Register::LookFirst | Register::LookAgain(_) => Ok(drive.look()),
-            Register::Put(half) => drive.put(half).await,
-            Register::Undo => Ok(drive.undo().await),
-            Register::TakeBack(step) => Ok(drive.take_back(step).await),
-            Register::End(Ending::Done) => return Ok(Registered::Done),
-            Register::End(Ending::Buried) => {
-                for (id, error) in drive.left() {
-                    tracing::warn!(service = id, "cannot be taken back: {error}");
-                }
-                return Ok(Registered::Buried);
-            }
-            Register::End(Ending::Failed) => {
-                return Err(failure.expect("it ends so only when an act failed"));
-            }
-        };
-        step = step.next(done.unwrap_or_else(|error| {
-            let outcome = Outcome::failed(error.is_transient());
+        if let Register::End(ending) = step {
+            return match ending {
+                Ending::Done => Ok(Registered::Done),
+                Ending::Buried => Ok(Registered::Buried),
+                Ending::Failed => Err(failure.expect("it ends so only when an act failed")),
+            };
+        }
+        step = step.next(drive.act(step).await.unwrap_or_else(|error| {
+            let outcome = error.outcome();
             failure = Some(error);
             outcome
         }));
@@ -91,7 +82,7 @@ pub async fn retract(
     pair: &Pair,
     deadline: Deadline,
 ) -> Result<(), Leftovers> {
-    Drive::new(handoff, agent, pair, deadline).deregister(Deregister::for_now()).await
+    Drive::new(handoff, agent, pair.clone(), deadline).deregister(Deregister::for_now()).await
 }
 
 /// Takes a proxy and its service back for good. Each step is tried even if
@@ -103,19 +94,40 @@ pub async fn deregister(
     pair: &Pair,
     deadline: Deadline,
 ) -> Result<(), Leftovers> {
-    Drive::new(handoff, agent, pair, deadline).deregister(Deregister::for_good()).await
+    Drive::new(handoff, agent, pair.clone(), deadline).deregister(Deregister::for_good()).await
 }
 
 // === impl Drive ===
 
 impl<'a> Drive<'a> {
-    fn new(handoff: &'a Handoff, agent: &'a Agent, pair: &'a Pair, deadline: Deadline) -> Self {
+    /// A registration of that pair that is about to begin.
+    pub fn new(handoff: &'a Handoff, agent: &'a Agent, pair: Pair, deadline: Deadline) -> Self {
         let removal = Removal {
             share: deadline,
             pauses: Box::new(retry::NODE_AGENT.pauses()),
             stays: Vec::new(),
         };
         Self { handoff, agent, pair, deadline, lock: None, removal }
+    }
+
+    /// Does the act of a registration's step.
+    pub async fn act(&mut self, step: Register) -> Result<Outcome, RegisterError> {
+        match step {
+            Register::Lock => Ok(self.lock(self.deadline).await?),
+            Register::LookFirst | Register::LookAgain(_) => Ok(self.look()),
+            Register::Put(half) => self.put(half).await,
+            Register::Undo => Ok(self.undo().await),
+            Register::TakeBack(step) => {
+                let outcome = self.take_back(step).await;
+                if let TakeBack::End { gone: false } = step.next(outcome) {
+                    for (id, error) in self.left() {
+                        tracing::warn!(service = id, "cannot be taken back: {error}");
+                    }
+                }
+                Ok(outcome)
+            }
+            Register::End(_) => Ok(Outcome::Done),
+        }
     }
 
     async fn deregister(mut self, mut machine: Deregister) -> Result<(), Leftovers> {
@@ -155,7 +167,7 @@ impl<'a> Drive<'a> {
 
     async fn put(&self, half: Half) -> Result<Outcome, RegisterError> {
         // Whoever else has checks on it, such as an operator's maintenance, keeps them.
-        let done = self.agent.register_keeping_checks(half.of(self.pair)).await;
+        let done = self.agent.register_keeping_checks(half.of(&self.pair)).await;
         done.map(|()| Outcome::Done).map_err(match half {
             Half::Service => RegisterError::Agent,
             Half::Proxy => RegisterError::Proxy,
@@ -200,19 +212,20 @@ impl<'a> Drive<'a> {
     }
 
     async fn delete(&self, half: Half) -> Result<Outcome, Stays> {
-        self.agent.deregister(half.of(self.pair).id()).await?;
+        self.agent.deregister(half.of(&self.pair).id()).await?;
         Ok(Outcome::Done)
     }
 
     /// What is left on the agent, and why: what was refused comes first.
-    fn left(mut self) -> Vec<(String, Stays)> {
-        self.removal.stays.sort_by_key(|(_, stays)| stays.is_transient());
-        let id = |half: Half| half.of(self.pair).id().to_owned();
-        self.removal.stays.into_iter().map(|(half, stays)| (id(half), stays)).collect()
+    fn left(&mut self) -> Vec<(String, Stays)> {
+        let mut stays = std::mem::take(&mut self.removal.stays);
+        stays.sort_by_key(|(_, stays)| stays.is_transient());
+        let id = |half: Half| half.of(&self.pair).id().to_owned();
+        stays.into_iter().map(|(half, stays)| (id(half), stays)).collect()
     }
 
     async fn is_ours(&self, half: Half) -> Result<Outcome, Stays> {
-        let sent = half.of(self.pair);
+        let sent = half.of(&self.pair);
         let there = match self.agent.service(sent.id(), None).await {
             // The look is a courtesy: what we can't read is taken as ours.
             Err(Error { cause: Cause::Garbage(_), .. }) => return Ok(Outcome::Ours),
@@ -231,7 +244,7 @@ impl<'a> Drive<'a> {
     }
 
     async fn is_gone(&self, half: Half) -> Result<Outcome, Stays> {
-        let sent = half.of(self.pair);
+        let sent = half.of(&self.pair);
         match self.agent.service(sent.id(), None).await? {
             None => {
                 tracing::info!(service = sent.id(), "deregistered");

@@ -6,6 +6,8 @@ use consul::Error;
 use handoff::lock::LockError;
 use runtime::file::WriteError;
 
+use super::Outcome;
+
 /// Why service and proxy are not both registered.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
@@ -65,6 +67,15 @@ impl RegisterError {
         match self {
             Self::Agent(error) | Self::Proxy(error) => error.is_unknown_token(),
             Self::Lock(_) => false,
+        }
+    }
+
+    /// How the act went that it ended.
+    pub fn outcome(&self) -> Outcome {
+        if self.is_unknown_token() {
+            Outcome::NoToken
+        } else {
+            Outcome::failed(self.is_transient())
         }
     }
 

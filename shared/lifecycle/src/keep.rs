@@ -1,7 +1,8 @@
 //! A registration is kept: watched, made again when the agent has lost it or
-//! others have changed it, and its TTL checks renewed.
+//! others have changed it, and its TTL checks renewed, until its pod ends.
 
-use super::{Half, Outcome};
+use super::register::Ending;
+use super::{Half, Outcome, Register};
 
 /// Keeping a registration, and how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +20,12 @@ pub struct Keep {
     /// Whether the TTL checks need no renewal yet: the agent had lost them after
     /// they were renewed, and what it does not have is registered as passing.
     is_fresh: bool,
+    /// Whether the registration that is under way heard that there is no such
+    /// ACL token.
+    lacks_token: bool,
+    /// Whether the pod ends: a registration that is under way is brought to its
+    /// end, so that none comes after what is taken back, and nothing else is done.
+    is_stopped: bool,
 }
 
 /// The steps of keeping a registration.
@@ -28,8 +35,11 @@ pub enum Step {
     Watch,
     /// Look at the entry of this half.
     See(Half),
-    /// Register both halves again.
-    Register,
+    /// Register both halves again: this is the next step of that.
+    Register(Register),
+    /// Log out the ACL tokens that were replaced: what was registered with them
+    /// was registered again.
+    LogOut,
     /// Get another ACL token, if this one is gone or about to end.
     LogIn,
     /// Look for the tombstone. What was taken back and is still there, because
@@ -39,7 +49,8 @@ pub enum Step {
     Renew(Half),
     /// Wait a while.
     Pause,
-    /// The registration was taken back for good.
+    /// Nothing is kept any more: the registration was taken back for good, or the
+    /// pod ends.
     End,
 }
 
@@ -49,7 +60,15 @@ impl Keep {
     /// Keeping a registration of which nothing is known yet.
     pub fn begin() -> Self {
         let step = Step::See(Half::Proxy);
-        Self { step, is_known: false, rested: true, is_due: false, is_fresh: false }
+        Self {
+            step,
+            is_known: false,
+            rested: true,
+            is_due: false,
+            is_fresh: false,
+            lacks_token: false,
+            is_stopped: false,
+        }
     }
 
     /// Keeping a registration that may have been made with another ACL token than
@@ -68,10 +87,28 @@ impl Keep {
         self.is_known
     }
 
+    /// The pod ends.
+    #[must_use]
+    pub fn stop(self) -> Self {
+        let step = match self.step {
+            step @ Step::Register(register) if register != Register::begin() => step,
+            _ => Step::End,
+        };
+        Self { step, is_stopped: true, ..Self::begin() }
+    }
+
     /// What follows when that went so.
     #[must_use]
     pub fn next(self, outcome: Outcome) -> Self {
         match (self.step, outcome) {
+            (Step::Register(step), _) => {
+                let lacks_token = self.lacks_token || outcome == Outcome::NoToken;
+                let keep = Self { lacks_token, ..self };
+                match step.next(outcome) {
+                    Register::End(ending) => keep.registered(ending),
+                    step => keep.at(Step::Register(step)),
+                }
+            }
             (Step::End, _) => self,
             // The wait ended before there was news.
             (Step::Watch, Outcome::Done) => self.at(Step::See(Half::Service)),
@@ -91,10 +128,8 @@ impl Keep {
             (Step::Watch | Step::See(_) | Step::Renew(_), Outcome::Missing) => {
                 Self { is_fresh: self.is_known, ..self }.lost()
             }
-            (Step::Register, Outcome::Done) => {
-                Self { rested: false, is_fresh: self.is_fresh, ..Self::begin() }
-            }
-            (Step::Register | Step::Look, Outcome::Buried) => self.at(Step::End),
+            (Step::LogOut, _) => self.at(Step::See(Half::Proxy)),
+            (Step::Look, Outcome::Buried) => self.at(Step::End),
             (Step::Look, _) if self.is_fresh => Self { is_fresh: false, ..self }.at(Step::Watch),
             (Step::Look, _) => self.at(Step::Renew(Half::Service)),
             (Step::Renew(Half::Service), Outcome::Done) => self.at(Step::Renew(Half::Proxy)),
@@ -102,7 +137,9 @@ impl Keep {
             (Step::Pause, _) => {
                 Self { rested: true, is_fresh: false, ..self }.at(Step::See(Half::Proxy))
             }
-            (Step::LogIn, Outcome::Done) => Self { is_due: true, ..self }.at(Step::Register),
+            (Step::LogIn, Outcome::Done) => {
+                Self { is_due: true, ..self }.at(Step::Register(Register::begin()))
+            }
             (step, Outcome::NoToken) if step != Step::LogIn => self.at(Step::LogIn),
             // Also another pod's entry: it is neither replaced nor renewed.
             (_, _) => self.at(Step::Pause),
@@ -111,8 +148,24 @@ impl Keep {
 
     /// The agent has lost it, or somebody has changed it.
     fn lost(self) -> Self {
-        let step = if self.rested { Step::Register } else { Step::Pause };
+        let step = if self.rested { Step::Register(Register::begin()) } else { Step::Pause };
         self.at(step)
+    }
+
+    /// A registration has come to its end.
+    fn registered(self, ending: Ending) -> Self {
+        let lacks_token = self.lacks_token;
+        let keep = Self { lacks_token: false, ..self };
+        match ending {
+            _ if self.is_stopped => keep.at(Step::End),
+            Ending::Done => {
+                let begun = Self::begin().at(Step::LogOut);
+                Self { rested: false, is_fresh: self.is_fresh, ..begun }
+            }
+            Ending::Buried => keep.at(Step::End),
+            Ending::Failed if lacks_token => keep.at(Step::LogIn),
+            Ending::Failed => keep.at(Step::Pause),
+        }
     }
 
     fn at(self, step: Step) -> Self {
@@ -124,17 +177,32 @@ impl Keep {
 mod tests {
     use super::*;
 
+    const REGISTER: Step = Step::Register(Register::Lock);
+
+    /// A registration is made without trouble.
+    fn registered(mut keep: Keep) -> Keep {
+        assert_eq!(keep.step(), REGISTER);
+        while let Step::Register(_) = keep.step() {
+            keep = keep.next(Outcome::Done);
+        }
+        assert_eq!(keep.step(), Step::LogOut);
+        keep.next(Outcome::Done)
+    }
+
     #[test]
     fn what_was_registered_with_a_token_that_is_gone_is_registered_again() {
         let keep = Keep::begin().next(Outcome::Ours).next(Outcome::NoToken);
         assert_eq!(keep.step(), Step::LogIn);
         // The agent has not heard of the new token yet.
-        let keep = keep.next(Outcome::Done).next(Outcome::NoToken).next(Outcome::Failed);
+        let keep = keep.next(Outcome::Done);
+        let keep = keep.next(Outcome::Done).next(Outcome::Done).next(Outcome::NoToken);
+        let keep = keep.next(Outcome::Done);
+        assert_eq!(keep.step(), Step::LogIn);
+        let keep = keep.next(Outcome::Failed);
         assert_eq!(keep.step(), Step::Pause);
         // It has, and the entry is as it was.
         let keep = keep.next(Outcome::Done).next(Outcome::Ours);
-        assert_eq!(keep.step(), Step::Register);
-        let keep = keep.next(Outcome::Done).next(Outcome::Ours);
+        let keep = registered(keep).next(Outcome::Ours);
         assert_eq!(keep.step(), Step::See(Half::Service));
     }
 
@@ -144,26 +212,21 @@ mod tests {
         let keep = keep.next(Outcome::Done);
         assert_eq!(keep.step(), Step::Renew(Half::Service));
         let keep = keep.next(Outcome::Done).next(Outcome::Done);
-        let registered = |keep: Keep| {
-            assert_eq!(keep.step(), Step::Register);
-            keep.next(Outcome::Done).next(Outcome::Ours).next(Outcome::Ours)
-        };
-        let restored = registered(keep.next(Outcome::Missing)).next(Outcome::Done);
+        let seen = |keep: Keep| registered(keep).next(Outcome::Ours).next(Outcome::Ours);
+        let restored = seen(keep.next(Outcome::Missing)).next(Outcome::Done);
         assert_eq!(restored.step(), Step::Watch);
         // What is there keeps its checks, as they are.
-        let mended = registered(keep.next(Outcome::Changed)).next(Outcome::Done);
+        let mended = seen(keep.next(Outcome::Changed)).next(Outcome::Done);
         assert_eq!(mended.step(), Step::Renew(Half::Service));
     }
 
     /// An agent that forgets at once.
     #[test]
     fn what_is_lost_as_soon_as_it_is_made_is_not_made_over_and_over() {
-        let keep = Keep::begin().next(Outcome::Missing);
-        assert_eq!(keep.step(), Step::Register);
-        let keep = keep.next(Outcome::Done).next(Outcome::Missing);
+        let keep = registered(Keep::begin().next(Outcome::Missing)).next(Outcome::Missing);
         assert_eq!(keep.step(), Step::Pause);
         let keep = keep.next(Outcome::Done).next(Outcome::Missing);
-        assert_eq!(keep.step(), Step::Register);
+        assert_eq!(keep.step(), REGISTER);
     }
 
     /// P14: two pods of one id on a node.
@@ -175,7 +238,20 @@ mod tests {
             let keep = keep.next(Outcome::Done).next(Outcome::Foreign);
             assert_eq!(keep.step(), Step::Pause);
             // It is gone.
-            assert_eq!(keep.next(Outcome::Done).next(Outcome::Missing).step(), Step::Register);
+            assert_eq!(keep.next(Outcome::Done).next(Outcome::Missing).step(), REGISTER);
         }
+    }
+
+    /// P8: a registration in flight at SIGTERM.
+    #[test]
+    fn a_registration_under_way_is_brought_to_its_end_when_the_pod_ends() {
+        let keep = Keep::begin().next(Outcome::Missing).next(Outcome::Done).next(Outcome::Done);
+        let mut keep = keep.stop();
+        assert_eq!(keep.step(), Step::Register(Register::Put(Half::Service)));
+        while let Step::Register(_) = keep.step() {
+            keep = keep.next(Outcome::Done);
+        }
+        assert_eq!(keep.step(), Step::End);
+        assert_eq!(Keep::begin().stop().step(), Step::End);
     }
 }

@@ -4,7 +4,7 @@
 //! Each of these is a machine: every step of it is one act, and how the act
 //! went leads to the next step. The machines know no agent, no folder, no clock
 //! and no errors, so that a test can walk every path through them together
-//! (`tests/model.rs`); who does the acts keeps the errors.
+//! (`tests/model`); who does the acts keeps the errors.
 //!
 //! - [`register`]: service and proxy are registered, [`Register`]
 //! - [`take_back`]: both are taken off the agent, [`TakeBack`]
@@ -12,7 +12,7 @@
 //! - [`keep`]: the registration is kept, [`Keep`]
 //! - [`entry`]: whether an entry on the agent is ours, [`Entry`]
 //! - [`drive`]: the acts, done: [`register()`], [`retract`] and [`deregister()`];
-//!   `connect-lifecycle` drives [`Keep`]
+//!   `connect-lifecycle` drives [`Keep`], and with it a [`Drive`]
 //! - [`session`]: the ACL token of a registration: login and logout, [`Session`]
 //! - [`error`]: why one of them was not done
 
@@ -29,7 +29,7 @@ use registration::Service;
 use registration::pod::Pair;
 
 pub use deregister::Deregister;
-pub use drive::{Registered, deregister, register, retract};
+pub use drive::{Drive, Registered, deregister, register, retract};
 pub use entry::Entry;
 pub use error::{Leftovers, RegisterError, Stays};
 pub use keep::Keep;

@@ -52,7 +52,7 @@ impl Register {
             (Self::LookFirst, _) => Self::Put(Half::Service),
             (Self::Put(Half::Service), Outcome::Done) => Self::Put(Half::Proxy),
             (Self::Put(Half::Proxy), Outcome::Done) => Self::LookAgain(Ending::Done),
-            (Self::Put(Half::Proxy), Outcome::Refused) => Self::Undo,
+            (Self::Put(Half::Proxy), Outcome::Refused | Outcome::NoToken) => Self::Undo,
             (Self::Put(_) | Self::Undo, _) => Self::LookAgain(Ending::Failed),
             (Self::LookAgain(_), Outcome::Buried) => Self::TakeBack(TakeBack::begin()),
             (Self::LookAgain(ending), _) => Self::End(ending),

@@ -61,9 +61,10 @@ impl TakeBack {
             | (Self::Confirm(half, left), Outcome::Missing | Outcome::Foreign) => {
                 left.without(half).after(half)
             }
-            (Self::Delete(half, left) | Self::Confirm(half, left), Outcome::Refused) => {
-                Left { refused: true, ..left.without(half) }.after(half)
-            }
+            (
+                Self::Delete(half, left) | Self::Confirm(half, left),
+                Outcome::Refused | Outcome::NoToken,
+            ) => Left { refused: true, ..left.without(half) }.after(half),
             (Self::Look(half, left) | Self::Delete(half, left) | Self::Confirm(half, left), _) => {
                 left.after(half)
             }

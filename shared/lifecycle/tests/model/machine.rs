@@ -1,0 +1,192 @@
+//! The shipped machines, as what runs them sees them: which act is next, and what
+//! follows. Nothing is decided here.
+
+use lifecycle::deregister::Step as DeregisterStep;
+use lifecycle::keep::Step as KeepStep;
+use lifecycle::register::Ending;
+use lifecycle::{Deregister, Half, Keep, Outcome, Register, TakeBack};
+
+use crate::agent::Request;
+
+/// What a machine wants done.
+pub(crate) enum Act {
+    Unbury,
+    Lock,
+    LookFirst,
+    LookAgain(Ending),
+    Bury,
+    LogIn,
+    LogOut,
+    Ask(Request),
+    Watch,
+    /// To wait a while; for taking back, there may be no time left for it.
+    Pause {
+        ends: bool,
+    },
+    /// To do what does not concern the registration; it may fail.
+    Other(&'static str),
+    Nothing,
+}
+
+/// A machine that is run by a process.
+pub(crate) trait Machine: Copy {
+    fn act(self) -> Act;
+
+    fn after(self, outcome: Outcome) -> Self;
+
+    /// Whether it keeps the lock, if it has it.
+    fn keeps_lock(self) -> bool;
+
+    /// The request that it waits for an answer to.
+    fn request(self) -> Option<Request> {
+        match self.act() {
+            Act::Ask(request) => Some(request),
+            _ => None,
+        }
+    }
+
+    /// As it would be if it forgot what it knows.
+    fn forgetful(self) -> Self {
+        self
+    }
+
+    /// As it would be if it took an agent that does not answer as one that forgot.
+    fn hasty(self) -> Self {
+        self
+    }
+}
+
+/// `connect-init`, which registers until that worked or its time is over, and takes
+/// back if a later step fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Init {
+    Prepare,
+    Register(Register),
+    Provide,
+    Retract(Deregister),
+    Succeeded,
+    Failed,
+}
+
+// === impl Machine ===
+
+impl Machine for Register {
+    fn act(self) -> Act {
+        match self {
+            Self::Lock => Act::Lock,
+            Self::LookFirst => Act::LookFirst,
+            Self::LookAgain(ending) => Act::LookAgain(ending),
+            Self::Put(half) => Act::Ask(Request::Put(half)),
+            Self::Undo => Act::Ask(Request::Delete(Half::Service)),
+            Self::TakeBack(step) => take_back(step),
+            Self::End(_) => Act::Nothing,
+        }
+    }
+
+    fn after(self, outcome: Outcome) -> Self {
+        self.next(outcome)
+    }
+
+    fn keeps_lock(self) -> bool {
+        !matches!(self, Self::End(_))
+    }
+}
+
+impl Machine for Deregister {
+    fn act(self) -> Act {
+        match self.step() {
+            DeregisterStep::Bury => Act::Bury,
+            DeregisterStep::Lock => Act::Lock,
+            DeregisterStep::TakeBack(step) => take_back(step),
+            DeregisterStep::End { .. } => Act::Nothing,
+        }
+    }
+
+    fn after(self, outcome: Outcome) -> Self {
+        self.next(outcome)
+    }
+
+    fn keeps_lock(self) -> bool {
+        !self.is_over()
+    }
+}
+
+impl Machine for Keep {
+    fn act(self) -> Act {
+        match self.step() {
+            KeepStep::Watch => Act::Watch,
+            KeepStep::See(half) => Act::Ask(Request::See(half)),
+            KeepStep::Register(register) => register.act(),
+            KeepStep::Look => Act::LookFirst,
+            KeepStep::Renew(half) => Act::Ask(Request::Renew(half)),
+            KeepStep::Pause => Act::Pause { ends: false },
+            KeepStep::LogIn => Act::LogIn,
+            KeepStep::LogOut => Act::LogOut,
+            KeepStep::End => Act::Nothing,
+        }
+    }
+
+    fn after(self, outcome: Outcome) -> Self {
+        self.next(outcome)
+    }
+
+    fn keeps_lock(self) -> bool {
+        matches!(self.step(), KeepStep::Register(_))
+    }
+
+    fn forgetful(self) -> Self {
+        if self.step() == KeepStep::Pause { Self::begin() } else { self }
+    }
+
+    fn hasty(self) -> Self {
+        if self.step() == KeepStep::Pause { Self::begin().next(Outcome::Missing) } else { self }
+    }
+}
+
+impl Machine for Init {
+    fn act(self) -> Act {
+        match self {
+            Self::Prepare => Act::Unbury,
+            Self::Register(step) => step.act(),
+            Self::Provide => Act::Other("write bootstrap and record"),
+            Self::Retract(machine) => machine.act(),
+            Self::Succeeded | Self::Failed => Act::Nothing,
+        }
+    }
+
+    fn after(self, outcome: Outcome) -> Self {
+        match self {
+            Self::Prepare => Self::Register(Register::begin()),
+            Self::Register(step) => match step.next(outcome) {
+                Register::End(Ending::Done) => Self::Provide,
+                Register::End(Ending::Failed) => Self::Register(Register::begin()),
+                Register::End(Ending::Buried) => Self::Retract(Deregister::for_now()),
+                step => Self::Register(step),
+            },
+            Self::Provide if outcome == Outcome::Done => Self::Succeeded,
+            Self::Provide => Self::Retract(Deregister::for_now()),
+            Self::Retract(machine) => match machine.next(outcome) {
+                machine if machine.is_over() => Self::Failed,
+                machine => Self::Retract(machine),
+            },
+            Self::Succeeded | Self::Failed => self,
+        }
+    }
+
+    fn keeps_lock(self) -> bool {
+        match self {
+            Self::Register(step) => step != Register::begin() && step.keeps_lock(),
+            Self::Retract(machine) => machine.keeps_lock(),
+            _ => false,
+        }
+    }
+}
+
+fn take_back(step: TakeBack) -> Act {
+    match step {
+        TakeBack::Delete(half, _) => Act::Ask(Request::Delete(half)),
+        TakeBack::Look(half, _) | TakeBack::Confirm(half, _) => Act::Ask(Request::See(half)),
+        TakeBack::Pause(_) => Act::Pause { ends: true },
+        TakeBack::End { .. } => Act::Nothing,
+    }
+}
