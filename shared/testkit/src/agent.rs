@@ -75,6 +75,8 @@ pub struct State {
     /// What was asked of it.
     pub requests: Vec<Request>,
     pub(crate) connections: usize,
+    /// Nothing comes through the first so many.
+    silent: usize,
     script: Vec<Scripted>,
     longest_wait: Duration,
 }
@@ -179,6 +181,7 @@ impl ScriptedAgent {
             model: Model::new(),
             requests: Vec::new(),
             connections: 0,
+            silent: 0,
             script: Vec::new(),
             longest_wait: Duration::MAX,
         };
@@ -288,6 +291,12 @@ impl ScriptedAgent {
         let gate = Gate(Arc::new(Semaphore::new(0)));
         self.script(Scripted::new(at.clone(), Effect::Hold(gate.clone()), Times::Always));
         Held { agent: self, at, gate }
+    }
+
+    /// Lets nothing come any more through the connections that there are, in either
+    /// direction; they stay established. New ones are good.
+    pub fn silence(&self) {
+        self.shared.change(|state| state.silent = state.connections);
     }
 
     /// Forgets every registration, as an agent that lost its data.
@@ -556,6 +565,10 @@ impl Shared {
 
     pub(crate) fn news(&self) -> watch::Receiver<()> {
         self.news.subscribe()
+    }
+
+    pub(crate) fn is_silent(&self, connection: usize) -> bool {
+        self.look(|state| connection <= state.silent)
     }
 
     pub(crate) fn longest_wait(&self) -> Duration {

@@ -96,9 +96,26 @@ async fn connection(
     reset: Reset,
     shared: Arc<Shared>,
 ) {
-    let service = service_fn(|request| answer(request, number, &reset, &shared));
+    let service = service_fn(|request| heard(request, number, &reset, &shared));
     // It fails where a fault cuts it, or where the client goes away.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+}
+
+/// The answer, unless the connection is silent by now: then neither the request nor
+/// the answer arrives.
+async fn heard(
+    request: Request<Incoming>,
+    connection: usize,
+    reset: &Reset,
+    shared: &Shared,
+) -> Result<Response<Answered>, io::Error> {
+    if !shared.is_silent(connection) {
+        let answered = answer(request, connection, reset, shared).await;
+        if !shared.is_silent(connection) {
+            return answered;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn answer(

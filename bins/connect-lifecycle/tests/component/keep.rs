@@ -45,6 +45,22 @@ fn one_connection_and_one_request_that_waits() {
     assert!(requests.iter().all(|request| request.connection == 1));
 }
 
+/// P15: behind a hostPort the agent's pod was replaced.
+#[test]
+fn a_connection_that_goes_silent_is_given_up_for_another() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let _sidecar = pod.run();
+    let waiting = agent.until("a request that waits for a change", |state| {
+        state.requests.iter().find(|request| request.query_value("hash").is_some()).cloned()
+    });
+    agent.silence();
+    agent.wipe();
+    let registered = agent.await_request(Route::Register);
+    assert_ne!(registered.connection, waiting.connection);
+    await_alive(&agent);
+}
+
 /// Pain 55: an application on localhost, which the agent can't see.
 #[test]
 fn the_application_is_passing_while_it_listens_on_loopback() {
