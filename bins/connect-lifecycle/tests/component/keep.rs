@@ -295,7 +295,7 @@ fn a_service_whose_proxy_is_refused_is_taken_back() {
     let sidecar = pod.run();
     sidecar.await_log("its sidecar proxy");
     sidecar.await_log("Missing service:write on web-sidecar-proxy");
-    assert!(agent.services().is_empty());
+    agent.await_that("the service to be taken back", |state| state.model.services().is_empty());
 }
 
 #[test]
