@@ -208,8 +208,9 @@ impl State {
         }
     }
 
+    /// Its stdin stays open: an Envoy that is started in its place reads from it, too.
     fn end(&mut self, code: u8) {
-        if let Some(mut process) = self.process.take() {
+        if let Some(process) = &mut self.process {
             // It may have ended.
             let _ = writeln!(process, "{code}");
         }
