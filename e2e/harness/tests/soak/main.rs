@@ -1,5 +1,6 @@
-//! Many pod lives at once against the real agent, with everything going wrong
-//! at random: in the end catalog and pods agree.
+//! Many pod lives at once on the real agent and Envoys, with everything going
+//! wrong at random. After each round catalog, Envoys and pods agree, what is denied
+//! is denied, and nothing is left of pods that have ended.
 //!
 //! `SOAK_SEED` repeats a run's choices, though not its moments;
 //! `SOAK_SECONDS` is how long pods begin and end, one minute by default. Then
@@ -16,6 +17,7 @@ mod pod;
 mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -27,9 +29,9 @@ use harness::process::{Process, run, tail};
 use harness::{Result, until_within};
 use nix::sys::signal::Signal;
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use pod::{Dead, Ground, Identity};
+use pod::{Dead, Ground, Identity, Pod};
 use slot::{Round, Slot};
 
 /// How many pods there are at once.
@@ -46,11 +48,20 @@ const LEASE: Duration = Duration::from_secs(30);
 /// pause between its looks.
 const GONE: Duration = Duration::from_secs(30 + 60 + 30);
 
+/// Where the client reaches the other pods' service.
+const UPSTREAM: u16 = 9000;
+
+/// How often a request is tried that has to be denied.
+const TRIES: u32 = 3;
+
 /// The agent, and what is known of the pods.
 struct Soak<'n> {
     node: &'n Node,
     acls: Option<&'n Acls<'n>>,
     ground: Ground,
+    /// A pod that uses the others.
+    client: Pod,
+    is_denied: bool,
     rng: Rng,
     agent: Option<Process>,
     living: BTreeMap<u32, (Identity, String)>,
@@ -67,6 +78,9 @@ struct Remains {
     dead: Dead,
     is_gone: bool,
 }
+
+/// What a request of the client's met.
+type Answer = Result<String>;
 
 /// What the catalog has of this node.
 struct Catalog {
@@ -89,7 +103,9 @@ fn with_acls_no_token_is_left_but_those_of_pods_that_were_killed() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let (acls, agent) = Acls::start(&node).unwrap();
-    allow_logins(&acls).unwrap();
+    // The shortest that Consul allows: tokens end all the time.
+    acls.have_method_with(&json!({"MaxTokenTTL": "1m"})).unwrap();
+    acls.bind("${value.account}").unwrap();
     soak(&node, Some(&acls), agent);
 }
 
@@ -101,19 +117,39 @@ fn soak(node: &Node, acls: Option<&Acls<'_>>, agent: Process) {
     let length = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(60));
     println!("SOAK_SEED={seed} SOAK_SECONDS={}", length.as_secs());
     run("ip", &["route", "add", "local", "10.98.0.0/16", "dev", "lo"]).unwrap();
+    let application = ["-text=web", "-listen=127.0.0.1:8080"].map(str::to_owned);
+    let _application = node.start(&node.parts().harness("http-echo"), &application).unwrap();
     let folder = node.folder("soak").unwrap();
-    let bearer_token = acls.map(|acls| {
-        let file = folder.join("bearer");
-        pod::write(&file, &acls.bearer_token("web", 24 * 3600).unwrap());
-        file
-    });
-    let (bins, agent_ip) = (node.parts().bins.clone(), node.ip().to_owned());
-    let ground = Ground { bins, folder, agent: agent_ip, bearer_token };
+    let of = |service: &'static str, flags: &[&str]| Ground {
+        bins: node.parts().bins.clone(),
+        envoy: node.parts().envoy.clone(),
+        service,
+        flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
+        folder: folder.clone(),
+        agent: node.ip().to_owned(),
+        bearer_token: acls.map(|acls| {
+            let file = node.folder("bearers").unwrap().join(service);
+            let token = acls.bearer_token(service, 24 * 3600).unwrap();
+            harness::process::write(&file, &token).unwrap();
+            file
+        }),
+    };
+    let ground = of("web", &[]);
+    let mut rng = Rng::with_seed(seed);
+    let client = Identity {
+        name: "client".to_owned(),
+        ip: "10.98.255.1".to_owned(),
+        uid: "client".to_owned(),
+    };
+    let upstream = format!("--upstream=web:{UPSTREAM}");
+    let client = Pod::start(&of("client", &[&upstream]), client, &mut rng);
     let mut soak = Soak {
         node,
         acls,
         ground: ground.clone(),
-        rng: Rng::with_seed(seed),
+        client,
+        is_denied: false,
+        rng,
         agent: Some(agent),
         living: BTreeMap::new(),
         dead: Vec::new(),
@@ -121,6 +157,7 @@ fn soak(node: &Node, acls: Option<&Acls<'_>>, agent: Process) {
         happened: BTreeMap::new(),
         excused: BTreeSet::new(),
     };
+    soak.intend();
     let began = Instant::now();
     // A process ends with the thread that started it: each slot's lives to the end.
     std::thread::scope(|scope| {
@@ -144,12 +181,7 @@ fn soak(node: &Node, acls: Option<&Acls<'_>>, agent: Process) {
     });
     soak.await_agreement(true);
     println!("{} lives in {:?}: {:?}", soak.lives, began.elapsed(), soak.happened);
-    soak.report_tokens();
-}
-
-fn allow_logins(acls: &Acls<'_>) -> Result<()> {
-    acls.have_method()?;
-    acls.bind("${value.account}")
+    soak.end();
 }
 
 // === impl Soak ===
@@ -216,7 +248,21 @@ impl Soak<'_> {
 
     /// Lets something happen to the agent, or to what it has.
     fn trouble(&mut self) {
-        let what = match self.rng.u8(0..10) {
+        let what = match self.rng.u8(0..14) {
+            10 => {
+                let milliseconds = self.rng.u32(1000..9000);
+                let config = json!({"local_connect_timeout_ms": milliseconds});
+                self.configure(&json!({
+                    "Kind": "proxy-defaults", "Name": "global", "Config": config,
+                }));
+                "central configuration is written"
+            }
+            11..=13 => {
+                pod::pause(&mut self.rng, 500);
+                self.is_denied = !self.is_denied;
+                self.intend();
+                if self.is_denied { "a deny is written" } else { "an allow is written" }
+            }
             2 | 3 => {
                 let agent = self.agent.as_ref().unwrap();
                 agent.signal(Signal::SIGSTOP).unwrap();
@@ -243,13 +289,30 @@ impl Soak<'_> {
                     let id = self.rng.choice(halves(&who.name)).unwrap();
                     let path = format!("/v1/agent/service/deregister/{id}");
                     // The pod may have ended.
-                    let _ = self.ask(Method::PUT, &path);
+                    let _ = self.tell(&path, None);
                 }
                 "others delete an entry"
             }
             _ => "no trouble",
         };
         *self.happened.entry(what).or_default() += 1;
+    }
+
+    /// What the client may do with the others.
+    fn intend(&self) {
+        let action = if self.is_denied { "deny" } else { "allow" };
+        self.configure(&json!({
+            "Kind": "service-intentions", "Name": "web",
+            "Sources": [{"Name": "client", "Action": action}],
+        }));
+    }
+
+    /// The agent may hang just now, or be starting.
+    fn configure(&self, entry: &Value) {
+        let written = until_within(PATIENCE, "an entry to be written", || {
+            self.tell("/v1/config", Some(entry)).is_ok()
+        });
+        written.unwrap();
     }
 
     fn start_wiped_agent(&mut self) {
@@ -271,6 +334,10 @@ impl Soak<'_> {
                 Ok(catalog) => self.compare(&catalog, for_good),
                 Err(error) => vec![error.to_string()],
             };
+            if wrong.is_empty() {
+                wrong =
+                    self.look_at_mesh(for_good).err().map(|e| e.to_string()).into_iter().collect();
+            }
             if !wrong.is_empty() {
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -316,6 +383,81 @@ impl Soak<'_> {
         wrong
     }
 
+    /// Whether the Envoys know what the catalog knows, do what was decreed last, and
+    /// nothing runs or lies about that should not.
+    fn look_at_mesh(&self, for_good: bool) -> Result<()> {
+        let living: BTreeSet<&str> = self.living.values().map(|(who, _)| who.ip.as_str()).collect();
+        for ip in living.iter().copied().chain([self.client.who.ip.as_str()]) {
+            let stats = self.admin(ip, "/stats?filter=control_plane.connected_state")?;
+            if !stats.to_string().contains("connected_state: 1") {
+                return Err(format!("the Envoy of {ip} has no stream: {stats}").into());
+            }
+        }
+        // Who was killed is known until its TTL check runs out.
+        let lately = |remains: &&Remains| !for_good && remains.dead.when.elapsed() < LEASE;
+        let lately = self.dead.iter().filter(lately).map(|remains| remains.dead.who.ip.as_str());
+        let may_be: BTreeSet<&str> = living.iter().copied().chain(lately).collect();
+        let known = self.endpoints()?;
+        let known: BTreeSet<&str> = known.iter().map(String::as_str).collect();
+        if !known.is_superset(&living) || !known.is_subset(&may_be) {
+            return Err(format!("the client's Envoy knows {known:?}, {living:?} live").into());
+        }
+        for _ in 0..TRIES {
+            match (self.is_denied, request()) {
+                (true, Ok(body)) => return Err(format!("denied, and answered {body}").into()),
+                (true, Err(_)) => {}
+                (false, Err(error)) if !living.is_empty() => return Err(error),
+                (false, _) => break,
+            }
+        }
+        self.look_for_leaks(living.len())
+    }
+
+    /// Nothing is on the agent, runs, or lies about, of pods that have ended well.
+    fn look_for_leaks(&self, living: usize) -> Result<()> {
+        let services = self.ask(Method::GET, "/v1/agent/services")?;
+        let checks = self.ask(Method::GET, "/v1/agent/checks")?;
+        let owners = checks.as_object().into_iter().flatten();
+        for (id, check) in owners {
+            let owner = check["ServiceID"].as_str().unwrap_or_default();
+            if services.get(owner).is_none() {
+                return Err(format!("the check {id} is of no service").into());
+            }
+        }
+        for Remains { dead, .. } in &self.dead {
+            let litter = dead.litter(&self.ground);
+            if dead.is_clean && !litter.is_empty() {
+                return Err(format!("{:?} left {litter:?}", dead.who).into());
+            }
+        }
+        // Each pod, the client's included, has its Envoy and what keeps it.
+        let folder = self.ground.folder.to_string_lossy().into_owned();
+        let (there, expected) = (processes_with(&folder), 2 * (living + 1));
+        if there.len() != expected {
+            return Err(format!("{expected} processes are expected: {there:#?}").into());
+        }
+        Ok(())
+    }
+
+    /// The addresses to which the client's Envoy would send requests.
+    fn endpoints(&self) -> Result<BTreeSet<String>> {
+        let clusters = self.admin(&self.client.who.ip, "/clusters?format=json")?;
+        let clusters = clusters["cluster_statuses"].as_array().ok_or("no clusters")?;
+        let web = clusters
+            .iter()
+            .find(|cluster| cluster["name"].as_str().is_some_and(|name| name.starts_with("web.")));
+        let hosts = web.and_then(|web| web["host_statuses"].as_array()).into_iter().flatten();
+        Ok(hosts
+            .filter(|host| host["health_status"]["eds_health_status"] == "HEALTHY")
+            .filter_map(|host| host["address"]["socket_address"]["address"].as_str())
+            .map(str::to_owned)
+            .collect())
+    }
+
+    fn admin(&self, ip: &str, path: &str) -> Result<Value> {
+        self.node.request(Method::GET, &format!("http://{ip}:{}{path}", pod::ADMIN), None)
+    }
+
     fn catalog(&self) -> Result<Catalog> {
         let name = self.node.name();
         let node = self.ask(Method::GET, &format!("/v1/catalog/node/{name}"))?;
@@ -335,14 +477,29 @@ impl Soak<'_> {
     }
 
     fn ask(&self, method: Method, path: &str) -> Result<Value> {
+        self.send(method, path, None)
+    }
+
+    fn tell(&self, path: &str, body: Option<&Value>) -> Result<Value> {
+        self.send(Method::PUT, path, body)
+    }
+
+    fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
         match self.acls {
-            Some(acls) => acls.ask(method, path, None),
-            None => self.node.as_holder(None, method, path, None),
+            Some(acls) => acls.ask(method, path, body),
+            None => self.node.as_holder(None, method, path, body),
         }
     }
 
-    /// Each token that is left is one of a pod that was killed.
-    fn report_tokens(&self) {
+    /// Ends the client, too. No token is left but those of pods that were killed,
+    /// and those end by themselves.
+    fn end(mut self) {
+        self.client.terminate();
+        assert!(self.client.await_end(), "{}", self.client.log());
+        let services = self.ask(Method::GET, "/v1/agent/services").unwrap();
+        assert_eq!(services, json!({}), "{}", self.client.log());
+        let folder = self.ground.folder.to_string_lossy().into_owned();
+        assert_eq!(processes_with(&folder), [""; 0]);
         let Some(acls) = self.acls else { return };
         let left = acls.logins().unwrap();
         println!("{} tokens are left, {} pods were killed", left.len(), self.excused.len());
@@ -350,7 +507,28 @@ impl Soak<'_> {
             let excused = self.excused.iter().any(|uid| token.contains(uid.as_str()));
             assert!(excused, "{token}");
         }
+        until_within(PATIENCE, "the last token to end", || {
+            acls.logins().is_ok_and(|left| left.is_empty())
+        })
+        .unwrap();
     }
+}
+
+/// A request of the client's.
+fn request() -> Answer {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, UPSTREAM))?;
+    stream.set_read_timeout(Some(harness::PATIENCE))?;
+    harness::load::get(stream)
+}
+
+/// The command lines that have this in them.
+fn processes_with(text: &str) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|process| {
+        let line = std::fs::read(process.path().join("cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&line).replace('\0', " "))
+    });
+    lines.filter(|line| line.contains(text)).collect()
 }
 
 fn halves(pod: &str) -> [String; 2] {

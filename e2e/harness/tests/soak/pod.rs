@@ -2,7 +2,6 @@
 //! containers run.
 
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -11,10 +10,14 @@ use harness::acl::METHOD;
 use harness::process::Process;
 use nix::sys::signal::Signal;
 
-/// What all pods have in common.
+/// What all pods of a service have in common.
 #[derive(Clone, Debug)]
 pub(crate) struct Ground {
     pub(crate) bins: PathBuf,
+    pub(crate) envoy: PathBuf,
+    /// The name of the service, and further flags of `connect-init`.
+    pub(crate) service: &'static str,
+    pub(crate) flags: Vec<String>,
     /// Where the pods' folders are.
     pub(crate) folder: PathBuf,
     /// The agent's address.
@@ -56,8 +59,8 @@ pub(crate) struct Pod {
     log: String,
 }
 
-/// What stands for Envoy: it does nothing, and ends with its parent.
-const ENVOY: [&str; 5] = ["setpriv", "--pdeathsig", "KILL", "sleep", "infinity"];
+/// The port of each Envoy's admin interface, at its pod's address.
+pub(crate) const ADMIN: u16 = 19000;
 
 // === impl Ground ===
 
@@ -79,7 +82,11 @@ impl Ground {
         let mut all: Vec<String> = Vec::new();
         if program == "connect-init" {
             // The helper is not taken from there: a small file will do.
-            all.extend(["--service=web:8080", "--helper=/bin/true"].map(str::to_owned));
+            all.push("--helper=/bin/true".to_owned());
+            all.push(format!("--service={}:8080", self.service));
+            all.push(format!("--admin-bind={}:{ADMIN}", who.ip));
+            all.push("--envoy-version=1.40.0".to_owned());
+            all.extend(self.flags.iter().cloned());
             // It waits for a token that others delete meanwhile, until then.
             all.push("--timeout=20s".to_owned());
             all.push(format!("--http-addr=http://{}:8500", self.agent));
@@ -153,9 +160,13 @@ impl Pod {
     }
 
     fn run(ground: &Ground, who: &Identity, number: u32) -> Process {
-        // Nobody answers at Envoy's admin port: its connections can't be waited for.
-        let args = ["run", "--drain-timeout=100ms", "--"];
-        let args: Vec<_> = args.into_iter().chain(ENVOY).collect();
+        let bootstrap = ground.folder.join(&who.uid).join("envoy-bootstrap.json");
+        let (envoy, bootstrap) = (ground.envoy.to_string_lossy(), bootstrap.to_string_lossy());
+        // The application never ends: it is not waited for. Envoy ends with its parent.
+        let args = ["run", "--drain-timeout=100ms", "--", "setpriv", "--pdeathsig", "KILL"];
+        let envoy = [&envoy, "--config-path", &bootstrap, "--disable-hot-restart"];
+        let settings = ["--concurrency", "1", "--drain-strategy", "immediate", "-l", "error"];
+        let args: Vec<_> = args.into_iter().chain(envoy).chain(settings).collect();
         ground.start(who, number, "connect-lifecycle", &args)
     }
 
@@ -233,12 +244,21 @@ impl Pod {
     }
 }
 
+// === impl Dead ===
+
+impl Dead {
+    /// What it has left in its folder although it should not have.
+    pub(crate) fn litter(&self, ground: &Ground) -> Vec<String> {
+        let files = fs::read_dir(ground.folder.join(&self.who.uid)).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned());
+        // A process that was killed leaves what it was writing.
+        let is_litter =
+            |name: &String| !self.may_leave_token && (name.starts_with('.') || name == "acl-token");
+        names.filter(is_litter).collect()
+    }
+}
+
 /// Waits for a random moment, up to so many milliseconds.
 pub(crate) fn pause(rng: &mut Rng, longest: u64) {
     std::thread::sleep(Duration::from_micros(rng.u64(0..longest * 1000)));
-}
-
-/// Writes what pods log in with.
-pub(crate) fn write(path: &std::path::Path, text: &str) {
-    fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
 }
