@@ -28,8 +28,9 @@ use super::unread::Unread;
 
 /// The most bytes of a connection that have arrived and are not read yet.
 const MOST_UNREAD: usize = 64 << 10;
-/// The most requests of one HTTP/2 connection at a time.
-const MOST_STREAMS: u32 = 32;
+/// The most requests of one HTTP/2 connection at a time. An API server opens
+/// another connection for more.
+const MOST_STREAMS: u32 = 16;
 /// How long a client may take for the TLS handshake, and again for its first
 /// request.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);

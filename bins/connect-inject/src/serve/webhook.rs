@@ -10,6 +10,7 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::State;
+use super::bodies::Arrived;
 use super::received::TOO_MANY_PARTS;
 use super::review::{self, Review, Reviewed};
 use crate::outcome::{Outcome, Reason, sentence};
@@ -87,6 +88,11 @@ async fn review(state: &State, request: Request<Incoming>) -> Result<(Reviewed, 
     }
     check_type(&request)?;
     let arrived = state.bodies.read(request.into_body()).await?;
+    // Apart, so that a request whose body has not arrived takes little room.
+    Box::pin(judge(state, arrived)).await
+}
+
+async fn judge(state: &State, arrived: Arrived) -> Result<(Reviewed, Bytes), Refusal> {
     let short = (arrived.bytes.len() <= SHORT).then(|| read(&arrived.bytes)).transpose()?;
     let is_long = short.as_ref().is_none_or(Review::is_long);
     let (policy, cluster) = (Arc::clone(&state.policy), state.knowledge.cluster());
