@@ -44,6 +44,8 @@ pub(crate) struct Dead {
     pub(crate) is_clean: bool,
     /// It may have left an ACL token: a process of it was killed, or said so.
     pub(crate) may_leave_token: bool,
+    /// A process of it was killed, and may have been writing.
+    may_leave_half_files: bool,
     pub(crate) log: String,
 }
 
@@ -56,6 +58,7 @@ pub(crate) struct Pod {
     /// How many processes it has had.
     number: u32,
     was_killed: bool,
+    hook_was_killed: bool,
     log: String,
 }
 
@@ -121,7 +124,7 @@ impl Pod {
         number += 1;
         let run = Self::run(ground, &who, number);
         let ground = ground.clone();
-        Self { who, ground, run, hook: None, number, was_killed, log }
+        Self { who, ground, run, hook: None, number, was_killed, hook_was_killed: false, log }
     }
 
     fn init(
@@ -202,6 +205,7 @@ impl Pod {
     pub(crate) fn kill_hook(&mut self) {
         if let Some(hook) = self.hook.take() {
             let _ = hook.signal(Signal::SIGKILL);
+            self.hook_was_killed = true;
             self.log.push_str(&hook.output());
         }
     }
@@ -229,9 +233,10 @@ impl Pod {
     /// There is no container any more.
     pub(crate) fn dead(mut self, is_clean: bool) -> Dead {
         self.note();
-        let Self { who, was_killed, log, .. } = self;
+        let Self { who, was_killed, hook_was_killed, log, .. } = self;
         let may_leave_token = was_killed || log.contains("the ACL token is left behind");
-        Dead { who, when: Instant::now(), is_clean, may_leave_token, log }
+        let may_leave_half_files = was_killed || hook_was_killed;
+        Dead { who, when: Instant::now(), is_clean, may_leave_token, may_leave_half_files, log }
     }
 
     /// What its processes have written.
@@ -251,9 +256,10 @@ impl Dead {
     pub(crate) fn litter(&self, ground: &Ground) -> Vec<String> {
         let files = fs::read_dir(ground.folder.join(&self.who.uid)).unwrap();
         let names = files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned());
-        // A process that was killed leaves what it was writing.
-        let is_litter =
-            |name: &String| !self.may_leave_token && (name.starts_with('.') || name == "acl-token");
+        let is_litter = |name: &String| {
+            (name.starts_with('.') && !self.may_leave_half_files)
+                || (name == "acl-token" && !self.may_leave_token)
+        };
         names.filter(is_litter).collect()
     }
 }
