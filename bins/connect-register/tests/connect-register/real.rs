@@ -192,7 +192,7 @@ fn what_the_injector_registers_can_be_a_file() {
     for (name, format) in [("pod.hcl", Format::Hcl), ("pod.json", Format::Json)] {
         let file = agent.write(name, &definition::print(services, format));
         run(&agent.http, &["deregister", &file]).printed(
-            "Deregistered service: web-0-web\nDeregistered service: web-0-web-sidecar-proxy\n",
+            "Deregistered service: shop_web-0_web\nDeregistered service: shop_web-0_web-sidecar-proxy\n",
         );
         run(&agent.http, &["register", &file])
             .printed("Registered service: web\nRegistered service: web-sidecar-proxy\n");
