@@ -374,13 +374,17 @@ impl<'n> Pod<'n> {
             "status.hostIP" => self.node.ip().to_owned(),
             "spec.nodeName" => self.node.name().to_owned(),
             _ => {
-                let key = path
-                    .strip_prefix("metadata.annotations['")
-                    .and_then(|rest| rest.strip_suffix("']"))
-                    .ok_or_else(|| format!("the downward API has no {path} here"))?;
-                // Empty without the annotation, as the kubelet does it.
-                let annotations = self.manifest.metadata.annotations.as_ref();
-                annotations.and_then(|all| all.get(key)).cloned().unwrap_or_default()
+                let metadata = &self.manifest.metadata;
+                let of = |kind: &str| path.strip_prefix(kind)?.strip_suffix("']");
+                let (all, key) = match (of("metadata.annotations['"), of("metadata.labels['")) {
+                    (Some(key), _) => (&metadata.annotations, key),
+                    (None, Some(key)) => (&metadata.labels, key),
+                    (None, None) => {
+                        return Err(format!("the downward API has no {path} here").into());
+                    }
+                };
+                // Empty without it, as the kubelet does it.
+                all.as_ref().and_then(|all| all.get(key)).cloned().unwrap_or_default()
             }
         })
     }
