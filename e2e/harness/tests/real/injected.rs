@@ -25,6 +25,11 @@ const ANNOTATED: &[&[(&str, &str)]] = &[
     &[("sidecar-proxy-cpu-request", "0"), ("sidecar-proxy-cpu-limit", "1")],
     &[("sidecar-proxy-memory-request", "64Mi"), ("sidecar-proxy-memory-limit", "1Gi")],
     &[
+        ("sidecar-proxy-ephemeral-storage-request", "64Mi"),
+        ("sidecar-proxy-ephemeral-storage-limit", "1Gi"),
+    ],
+    &[("access-log-folder", "/var/log/envoy")],
+    &[
         ("consul-sidecar-user-volume", r#"[{"name": "extra", "emptyDir": {}}]"#),
         ("consul-sidecar-user-volume-mount", r#"[{"name": "extra", "mountPath": "/extra"}]"#),
     ],
