@@ -29,7 +29,8 @@ pub enum Registered {
 pub struct Drive<'a> {
     handoff: &'a Handoff,
     agent: &'a Agent,
-    pair: Pair,
+    /// In a box: what is awaited holds all of this.
+    pair: Box<Pair>,
     deadline: Deadline,
     /// Kept until the end, once it is taken.
     lock: Option<Lock>,
@@ -107,7 +108,7 @@ impl<'a> Drive<'a> {
             pauses: Box::new(retry::NODE_AGENT.pauses()),
             stays: Vec::new(),
         };
-        Self { handoff, agent, pair, deadline, lock: None, removal }
+        Self { handoff, agent, pair: Box::new(pair), deadline, lock: None, removal }
     }
 
     /// Does the act of a registration's step.
