@@ -21,7 +21,7 @@ pub(crate) enum Error {
     /// Envoy or another process has the port.
     #[error("port {0} of 127.0.0.1 is taken")]
     Taken(u16),
-    /// The port can't be had for another reason.
+    /// Another error of `bind`.
     #[error("cannot listen on port {0} of 127.0.0.1: {1}")]
     Listen(u16, io::Error),
     /// There is no way out of the pod.

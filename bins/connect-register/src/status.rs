@@ -97,7 +97,7 @@ const EXAMINATION: Duration = Duration::from_secs(30);
 /// How long the agent may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long the catalog is asked about upstreams; what is left then is unknown.
+/// How long all lookups of upstreams may take together. After that, the rest are reported as unknown.
 const UPSTREAMS: Duration = Duration::from_secs(10);
 
 /// What the agent has.

@@ -138,7 +138,7 @@ esac
                 r#"#!{bash}
 set -eu
 case "$*" in
-  indextargets*) echo 'https://debian.example.com' ;;
+  indextargets*) echo 'https://packages.example.com' ;;
   *update) ;;
   *download*) for name in "${{@: -2}}"; do : > "$name"_1_all.deb; done ;;
   *) exit 1 ;;

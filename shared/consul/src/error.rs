@@ -82,7 +82,7 @@ pub enum SetupError {
     /// The file of the ACL token can't be read.
     #[error("cannot read the token file {}: {source}", path.display())]
     Token {
-        /// The file.
+        /// Path of the token file.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -92,7 +92,7 @@ pub enum SetupError {
     Pem {
         /// The flag that names it.
         flag: &'static str,
-        /// The file.
+        /// Path of the PEM file.
         path: PathBuf,
         /// Why.
         source: pem::Error,
@@ -102,7 +102,7 @@ pub enum SetupError {
     NoCa {
         /// The flag that names it.
         flag: &'static str,
-        /// The place.
+        /// A file, folder or variable.
         place: String,
         /// What could not be read there.
         problem: Option<String>,
@@ -113,9 +113,9 @@ pub enum SetupError {
     /// The client's certificate and key do not belong together.
     #[error("{} and {} do not belong together: {source}", cert.display(), key.display())]
     KeyPair {
-        /// The certificate.
+        /// Path of the certificate.
         cert: PathBuf,
-        /// The key.
+        /// Path of the key.
         key: PathBuf,
         /// Why.
         source: rustls::Error,

@@ -55,7 +55,7 @@ pub async fn examine_peer(agent: &Agent, peer: &str) -> Finding {
                 .next(look())
         }
         PeerState::Other => {
-            found(Verdict::Unknown, Reason::NotTold, "its state is none that this program knows")
+            found(Verdict::Unknown, Reason::NotTold, "this program does not know that state")
                 .hint("read it by Consul's own CLI")
                 .next(look())
         }
