@@ -170,7 +170,7 @@ impl AgentRecord {
     }
 }
 
-/// A secret in a file; none if there is no such file, or nothing in it.
+/// Reads a secret from a file. `None` if the file is missing or empty.
 fn read(file: Option<&Path>) -> Result<Option<SecretString>, SetupError> {
     match file {
         Some(file) if file.exists() => consul::token::read(file),
