@@ -161,7 +161,9 @@ async fn report_death(pod: &Pod, status: ExitStatus) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!("{error}"),
         Err(_) => {
-            tracing::warn!("the agent did not answer in time: the lease runs out in its place");
+            tracing::warn!(
+                "the agent did not answer in time: clients are sent here until the TTL check expires"
+            );
         }
     }
 }

@@ -198,7 +198,7 @@ fn judge_token(has_token: bool, auth_method: Option<&str>, known: &Result<bool, 
             what,
             Verdict::Unknown,
             Reason::NotAsked,
-            format!("to be had by a login with auth method `{method}`, which is not made here"),
+            format!("this command does not log in with auth method `{method}`, so it has no token"),
         )
         .hint("what needs a token can't be asked until then")
         .next(format!("consul acl auth-method read -name {}", word(method))),

@@ -14,9 +14,9 @@ use crate::finding::{Finding, Reason, Verdict, word};
 /// A service as the agent has it.
 #[derive(Clone, Copy, Debug)]
 pub struct Registered<'a> {
-    /// The service.
+    /// The service as the agent has it.
     pub service: &'a AgentService,
-    /// Its checks.
+    /// The agent's checks of that service.
     pub checks: &'a [AgentCheck],
     /// All services of the agent by id, if they are known.
     pub all: Option<&'a BTreeMap<String, AgentService>>,

@@ -20,8 +20,7 @@ pub struct Keep {
     /// Whether the TTL checks need no renewal yet: the agent had lost them after
     /// they were renewed, and what it does not have is registered as passing.
     is_fresh: bool,
-    /// Whether the registration that is under way heard that there is no such
-    /// ACL token.
+    /// Whether the agent answered "ACL not found" during the current registration.
     lacks_token: bool,
     /// Whether the pod ends: a registration that is under way is brought to its
     /// end, so that none comes after what is taken back, and nothing else is done.

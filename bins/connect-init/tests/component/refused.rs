@@ -52,7 +52,7 @@ fn what_cannot_be_taken_back_is_said_besides_the_cause() {
     Pod::of(&agent).run().code(78).says(&[
         "400 Invalid Service Meta",
         "shop_web-0_web is left on the agent",
-        "lease runs out",
+        "TTL check expires",
     ]);
 }
 

@@ -29,6 +29,17 @@ fn pod(agent: &ScriptedAgent) -> Pod {
     pod
 }
 
+/// Instead of logging in, the pod was given a token; its file, within the folder.
+fn has_static_token(pod: &Pod, file: Option<&str>) {
+    let mut record: serde_json::Value =
+        serde_json::from_str(&pod.read("registration.json").unwrap()).unwrap();
+    record["login"] = serde_json::Value::Null;
+    if let Some(file) = file {
+        record["agent"]["token_source"] = pod.path(file).into();
+    }
+    pod.write("registration.json", &record.to_string());
+}
+
 fn bootstrap(token: &str) -> String {
     json!({"initial_metadata": [{"key": "x-consul-token", "value": token}]}).to_string()
 }
@@ -315,11 +326,7 @@ fn a_static_token_that_is_refused_is_read_again_from_where_it_came() {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20));
     let pod = pod(&agent);
-    let mut record: serde_json::Value =
-        serde_json::from_str(&pod.read("registration.json").unwrap()).unwrap();
-    record["login"] = serde_json::Value::Null;
-    record["agent"]["token_source"] = pod.path("original").into();
-    pod.write("registration.json", &record.to_string());
+    has_static_token(&pod, Some("original"));
     pod.write("original", "token-0");
     let sidecar = pod.run();
     await_alive(&agent);
@@ -348,11 +355,7 @@ fn a_static_token_that_is_refused_is_read_again_from_where_it_came() {
 fn a_container_that_starts_takes_the_token_from_where_it_came() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
-    let mut record: serde_json::Value =
-        serde_json::from_str(&pod.read("registration.json").unwrap()).unwrap();
-    record["login"] = serde_json::Value::Null;
-    record["agent"]["token_source"] = pod.path("original").into();
-    pod.write("registration.json", &record.to_string());
+    has_static_token(&pod, Some("original"));
     agent.have_token("token-8");
     pod.write("original", "token-8");
     agent.forget_requests();
@@ -371,10 +374,7 @@ fn a_static_token_is_read_again_from_its_file() {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20));
     let pod = pod(&agent);
-    let mut record: serde_json::Value =
-        serde_json::from_str(&pod.read("registration.json").unwrap()).unwrap();
-    record["login"] = serde_json::Value::Null;
-    pod.write("registration.json", &record.to_string());
+    has_static_token(&pod, None);
     pod.write("envoy-acl-token.json", "{}");
     let _sidecar = pod.run();
     await_alive(&agent);

@@ -219,7 +219,7 @@ impl Pod {
     pub(crate) fn await_end(&mut self) -> bool {
         let status = self.run.wait().unwrap();
         self.kill_hook();
-        status.success() && !self.run.output().contains("lease runs out")
+        status.success() && !self.run.output().contains("TTL check expires")
     }
 
     /// Kills the sidecar, and the hook with it.

@@ -96,7 +96,7 @@ pub(crate) enum Token {
     Due,
     /// It has ended, or others have deleted it.
     Gone,
-    /// Another one was had since the container began.
+    /// The token was replaced since the container started.
     Another,
 }
 
