@@ -122,7 +122,7 @@ impl Report for Leftovers {
         let other = tombstone.map(Report::failure).or(lock.map(Report::failure));
         let exit = agent.or(other.map(|other| other.exit())).unwrap_or(Exit::Deadline);
         Failure::new(exit, words)
-            .hint("what is left becomes critical when its TTL check expires; the agent removes it a minute later")
+            .hint("anything left behind becomes critical when its TTL check expires; the agent removes it a minute later")
     }
 }
 

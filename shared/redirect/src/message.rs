@@ -66,7 +66,7 @@ impl From<&Plan> for Transaction {
         let mut add = |kind, flags, attributes, what| {
             messages.push(Message { kind, flags, attributes, what });
         };
-        // Deleting what is not there is refused; adding what is there is not.
+        // The kernel refuses to delete a missing table, but not to add an existing one.
         add(kind::NEW_TABLE, flag::CREATE, table(), format!("table {TABLE}"));
         add(kind::DELETE_TABLE, 0, table(), format!("the old table {TABLE}"));
         add(kind::NEW_TABLE, flag::CREATE, table(), format!("table {TABLE}"));

@@ -36,7 +36,7 @@ pub enum NoPair {
 /// one of its application's health.
 ///
 /// # Errors
-/// It is no such service, or leaves open what has to be kept.
+/// The service is a proxy, or lacks what `run` needs to keep it.
 pub fn pair(service: Service) -> Result<Pair, NoPair> {
     if service.kind != Kind::Typical {
         return Err(NoPair::IsAProxy);

@@ -88,7 +88,7 @@ fn each_is_tried_even_if_the_other_fails() {
         outcome.says(&[
             &format!("{stays} is left on the agent"),
             "403 Permission denied",
-            "hint: what is left becomes critical when its TTL check expires",
+            "hint: anything left behind becomes critical when its TTL check expires",
         ]);
         assert_eq!(agent.services().into_keys().collect::<Vec<_>>(), [stays]);
         assert!(!agent.services().contains_key(goes));

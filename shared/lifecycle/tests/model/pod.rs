@@ -178,7 +178,7 @@ impl Pod {
         Self { is_taken_back: self.is_taken_back || !self.is_excused, ..self }
     }
 
-    /// A token was had.
+    /// The login returned a token.
     pub(crate) fn logged_in(self) -> Self {
         match self.token {
             Token::Gone => Self { token: Token::Another, ..self },
