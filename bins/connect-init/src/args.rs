@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use flags::{AgentArgs, BootstrapArgs};
 use handoff::Login;
+use registration::proxy::ExposePath;
 use registration::upstream::{self, Context, SpecError};
 use registration::{Upstream, name, port};
 use runtime::LogArgs;
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     /// {"envoy_prometheus_bind_addr": "0.0.0.0:20200"}; may be given again
     #[arg(long = "proxy-config", value_name = "JSON", value_parser = parse_object)]
     pub(crate) proxy_config: Vec<Map<String, Value>>,
+
+    #[command(flatten)]
+    pub(crate) transparent: TransparentArgs,
 
     #[command(flatten)]
     pub(crate) pod: PodArgs,
@@ -99,6 +103,29 @@ pub(crate) enum Output {
     Hcl,
     /// JSON
     Json,
+}
+
+/// How connections are redirected to the sidecar of the (first) service, and what
+/// goes past it.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Transparent proxy")]
+pub(crate) struct TransparentArgs {
+    /// Register the sidecar as a transparent proxy: the pod's connections are
+    /// redirected to it by connect-redirect
+    #[arg(long, env = "CONNECT_TRANSPARENT", value_name = "BOOL", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, default_missing_value = "true", default_value_t = false)]
+    pub(crate) transparent: bool,
+
+    /// The address by which transparent proxies know the service, as
+    /// ADDRESS:PORT, such as that of its Kubernetes Service: 10.96.0.10:80; the
+    /// one that Consul allots counts besides
+    #[arg(long = "virtual", env = "CONNECT_VIRTUAL_ADDRESS", value_name = "ADDRESS:PORT")]
+    pub(crate) virtual_address: Option<SocketAddrV4>,
+
+    /// A path of the application that the sidecar serves without mutual TLS, for
+    /// probes: PATH=LISTENER:PORT, such as /healthz=20300:8080, with :http2 behind
+    /// it for gRPC; may be repeated
+    #[arg(long = "expose", value_name = "PATH=LISTENER:PORT[:http2]", value_parser = parse_expose)]
+    pub(crate) expose: Vec<ExposePath>,
 }
 
 /// Which pod it is. In a pod, the downward API gives all of it.
@@ -207,6 +234,26 @@ fn parse_meta(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn parse_expose(text: &str) -> Result<ExposePath, String> {
+    let read = || {
+        let (path, ports) = text.rsplit_once('=')?;
+        let (ports, protocol) = match ports.strip_suffix(":http2") {
+            Some(ports) => (ports, "http2"),
+            None => (ports, "http"),
+        };
+        let (listener, local) = ports.split_once(':')?;
+        let port = |text| port::resolve(text, &[]).ok();
+        let (listener_port, local_path_port) = (port(listener)?, port(local)?);
+        path.starts_with('/').then(|| ExposePath {
+            path: path.to_owned(),
+            listener_port,
+            local_path_port,
+            protocol: protocol.to_owned(),
+        })
+    };
+    read().ok_or_else(|| "expected a path and two ports, such as /healthz=20300:8080".to_owned())
+}
+
 fn parse_object(text: &str) -> Result<Map<String, Value>, String> {
     serde_json::from_str(text).map_err(|error| format!("expected a JSON object: {error}"))
 }
@@ -235,6 +282,17 @@ mod tests {
         assert_eq!("web".parse(), Ok(ServiceArg { name: "web".to_owned(), port: None }));
         for text in ["", "web:", "web:0", "web:http", ":80", "we b:80"] {
             assert!(text.parse::<ServiceArg>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_exposed_path_has_two_ports() {
+        let path = parse_expose("/a=b?c=20300:8080").unwrap();
+        assert_eq!((path.path.as_str(), path.listener_port), ("/a=b?c", 20300));
+        assert_eq!((path.local_path_port, path.protocol.as_str()), (8080, "http"));
+        assert_eq!(parse_expose("/a=1:2:http2").unwrap().protocol, "http2");
+        for text in ["", "/a", "a=1:2", "/a=1:2:http3", "/a=1", "/a=0:1", "/a=1:http", "=1:2"] {
+            assert!(parse_expose(text).unwrap_err().contains("/healthz=20300:8080"), "{text}");
         }
     }
 

@@ -2,12 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use registration::pod::{Declaration, Identity, PUBLIC_LISTENER_PORT, Pair, pair};
+use registration::pod::{
+    Declaration, Identity, OUTBOUND_LISTENER_PORT, PUBLIC_LISTENER_PORT, Pair, pair,
+};
+use registration::service::TaggedAddress;
 use registration::{Upstream, upstream};
 use runtime::Failure;
 use serde_json::{Map, Value};
 
-use crate::args::{PodArgs, ServiceArg};
+use crate::args::{PodArgs, ServiceArg, TransparentArgs};
 
 /// What was said of the pod.
 pub(crate) struct Said {
@@ -17,6 +20,7 @@ pub(crate) struct Said {
     pub(crate) tags: Vec<String>,
     pub(crate) meta: Vec<(String, String)>,
     pub(crate) proxy_config: Vec<Map<String, Value>>,
+    pub(crate) transparent: TransparentArgs,
     pub(crate) pod: PodArgs,
     pub(crate) consul_namespace: Option<String>,
     pub(crate) consul_partition: Option<String>,
@@ -37,11 +41,12 @@ pub(crate) struct Declared {
 const LISTENERS: [&str; 2] = ["envoy_prometheus_bind_addr", "envoy_stats_bind_addr"];
 
 /// Makes the registrations of the pod's services. Tags, meta and settings are
-/// those of each; upstreams are the first one's, since two Envoys can't listen
-/// on one port. What listens counts its ports up.
+/// those of each; upstreams, the outbound listener and exposed paths are the first
+/// one's, since two Envoys can't listen on one port. What listens counts its ports up.
 ///
 /// # Errors
-/// What can't work in a pod: two listeners on one port.
+/// What can't work in a pod: two listeners on one port, or a transparent proxy in a
+/// pod of IPv6.
 pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
     let Said {
         services,
@@ -49,12 +54,24 @@ pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
         tags,
         meta,
         proxy_config,
+        transparent: TransparentArgs { transparent, virtual_address, mut expose },
         pod,
         consul_namespace,
         consul_partition,
         admin,
     } = said;
-    check_ports(&services, &upstreams, admin)?;
+    if transparent && pod.pod_ip.is_ipv6() {
+        return Err(refuse_ipv6(pod.pod_ip));
+    }
+    let listeners = transparent
+        .then(|| (OUTBOUND_LISTENER_PORT, "the outbound listener of the sidecar".to_owned()))
+        .into_iter()
+        .chain(expose.iter().map(|path| {
+            (path.listener_port, format!("the listener of the exposed path `{}`", path.path))
+        }));
+    check_ports(&services, &upstreams, admin, listeners.collect())?;
+    let mut virtual_address = virtual_address
+        .map(|address| TaggedAddress { address: address.ip().to_string(), port: address.port() });
     let identity = Identity { name: pod.pod_name, namespace: pod.pod_namespace, ip: pod.pod_ip };
     let proxy_config: Map<String, Value> = proxy_config.into_iter().flatten().collect();
     let declare_one = |(index, service)| {
@@ -66,6 +83,9 @@ pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
             meta: meta.iter().cloned().collect(),
             upstreams: std::mem::take(&mut upstreams),
             proxy_config: place_listeners(proxy_config.clone(), index, identity.ip),
+            transparent: transparent && index == 0,
+            virtual_address: virtual_address.take(),
+            expose: std::mem::take(&mut expose),
             consul_namespace: consul_namespace.clone(),
             consul_partition: consul_partition.clone(),
             index,
@@ -75,12 +95,32 @@ pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
     Ok((0..).zip(services).map(declare_one).collect())
 }
 
+/// Consul 1.14 has a transparent proxy listen on 127.0.0.1 for outbound connections,
+/// and allots virtual addresses of IPv4 only.
+fn refuse_ipv6(pod: IpAddr) -> Failure {
+    Failure::usage(format_args!(
+        "--transparent: the pod's address is {pod}, and a transparent proxy redirects IPv4 only"
+    ))
+    .hint(
+        "set annotation consul.hashicorp.com/transparent-proxy to \"false\", and list what the \
+         pod reaches in connect-service-upstreams",
+    )
+}
+
 fn check_ports(
     services: &[ServiceArg],
     upstreams: &[Upstream],
     admin: SocketAddr,
+    listeners: Vec<(u16, String)>,
 ) -> Result<(), Failure> {
-    let mut taken = Vec::new();
+    let mut taken: Vec<(u16, String)> = Vec::new();
+    for (port, what) in listeners {
+        if let Some((_, other)) = taken.iter().find(|(taken, _)| *taken == port) {
+            return Err(Failure::usage(format_args!("port {port} is both {other} and {what}"))
+                .hint("give each --expose another listener"));
+        }
+        taken.push((port, what));
+    }
     for (index, service) in (0..).zip(services) {
         let name = &service.name;
         if services.iter().filter(|other| other.name == *name).count() > 1 {
@@ -157,6 +197,7 @@ mod tests {
             tags: Vec::new(),
             meta: Vec::new(),
             proxy_config: Vec::new(),
+            transparent: TransparentArgs::default(),
             pod: PodArgs {
                 pod_name: "web-0".to_owned(),
                 pod_namespace: "shop".to_owned(),
@@ -211,6 +252,58 @@ mod tests {
             assert_eq!(config["envoy_prometheus_bind_addr"], bound, "{pod}");
             assert_eq!(config["envoy_stats_bind_addr"], "127.0.0.1:20201", "{pod}");
         }
+    }
+
+    fn transparent(service: &str, upstreams: &str) -> Said {
+        let expose = registration::proxy::ExposePath {
+            path: "/healthz".to_owned(),
+            listener_port: 20300,
+            local_path_port: 80,
+            protocol: "http".to_owned(),
+        };
+        let transparent = TransparentArgs {
+            transparent: true,
+            virtual_address: Some("10.96.0.10:80".parse().unwrap()),
+            expose: vec![expose],
+        };
+        Said { transparent, ..said(service, upstreams) }
+    }
+
+    #[test]
+    fn only_the_first_sidecar_is_transparent() {
+        let declared = declare(transparent("web:80,web-admin:81", "")).unwrap();
+        let [first, second] = declared.as_slice() else { panic!("two services") };
+        let proxy = |declared: &Declared| declared.pair.proxy.proxy.clone().unwrap();
+        assert_eq!((proxy(first).mode.as_str(), proxy(second).mode.as_str()), ("transparent", ""));
+        assert_eq!((proxy(first).expose.paths.len(), proxy(second).expose.paths.len()), (1, 0));
+        assert_eq!(first.pair.proxy.tagged_addresses["virtual"].address, "10.96.0.10");
+        assert!(second.pair.proxy.tagged_addresses.is_empty());
+    }
+
+    #[test]
+    fn a_transparent_proxy_in_a_pod_of_ipv6_is_refused() {
+        let mut said = transparent("web:80", "");
+        said.pod.pod_ip = "fd00::7".parse().unwrap();
+        let failure = declare(said).err().unwrap();
+        assert_eq!(failure.exit(), Exit::Usage);
+        assert!(failure.to_string().contains("IPv4 only"), "{failure}");
+    }
+
+    #[test]
+    fn what_a_transparent_proxy_listens_on_is_taken() {
+        for (service, upstreams, words) in [
+            ("web:15001", "", "the outbound listener of the sidecar"),
+            ("web:80", "db:15001", "the outbound listener of the sidecar"),
+            ("web:20300", "", "exposed path `/healthz`"),
+            ("web:80", "db:20300", "exposed path `/healthz`"),
+        ] {
+            let failure = declare(transparent(service, upstreams)).err().unwrap();
+            assert!(failure.to_string().contains(words), "{failure}");
+        }
+        let mut twice = transparent("web:80", "");
+        twice.transparent.expose.push(twice.transparent.expose[0].clone());
+        assert!(declare(twice).err().unwrap().to_string().contains("is both"));
+        declare(said("web:15001", "db:20300")).unwrap();
     }
 
     #[test]

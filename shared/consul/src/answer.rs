@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use registration::Proxy;
-use registration::service::Kind;
+use registration::service::{Kind, TaggedAddress};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
@@ -30,6 +30,8 @@ pub struct AgentService {
     pub address: String,
     /// The port there.
     pub port: u16,
+    /// Other addresses by name; the agent and the servers add some.
+    pub tagged_addresses: BTreeMap<String, TaggedAddress>,
     /// What makes it a proxy, with the central configuration merged in if the
     /// agent does that.
     pub proxy: Option<Proxy>,
@@ -245,6 +247,7 @@ impl<'de> Deserialize<'de> for AgentService {
             meta: entry.take("Meta"),
             address: entry.take("Address"),
             port: entry.take("Port"),
+            tagged_addresses: entry.take("TaggedAddresses"),
             proxy: entry.take("Proxy"),
             namespace: entry.take("Namespace"),
             partition: entry.take("Partition"),

@@ -3,11 +3,14 @@
 //! The agent merges central configuration into a proxy, adds tagged addresses
 //! such as `consul-virtual`, and changes the content hash whenever it does. So
 //! only what we sent is compared: name, address, port, tags, meta, destination,
-//! mode and upstreams.
+//! mode, upstreams, exposed paths and the address `virtual`.
 
 use std::collections::BTreeMap;
 
 use consul::answer::AgentService;
+use registration::pod::VIRTUAL;
+use registration::proxy::ExposePath;
+use registration::service::TaggedAddress;
 use registration::{Proxy, Service, Upstream};
 
 /// What an entry on the agent is to a pod.
@@ -42,6 +45,7 @@ impl Entry {
             ("tags", there.tags.as_deref().unwrap_or_default() == sent.tags),
             ("meta", *there.meta.as_ref().unwrap_or(&no_meta) == sent.meta),
             ("kind", there.kind == sent.kind),
+            ("tagged addresses", addresses_are_same(sent, there)),
         ]
         .into_iter()
         .filter_map(|(field, is_same)| (!is_same).then_some(field))
@@ -54,6 +58,19 @@ impl Entry {
         }
         if differ.is_empty() { Self::Ours } else { Self::Changed(differ) }
     }
+}
+
+/// Whether the entry has each address that we sent, and no `virtual` that we did not: by
+/// that one, traffic of another service would come here.
+fn addresses_are_same(sent: &Service, there: &AgentService) -> bool {
+    let is_there = |(name, sent): (&String, &TaggedAddress)| {
+        there.tagged_addresses.get(name).is_some_and(|there| {
+            there.address == sent.address && (sent.port == 0 || there.port == sent.port)
+        })
+    };
+    sent.tagged_addresses.iter().all(is_there)
+        && sent.tagged_addresses.contains_key(VIRTUAL)
+            == there.tagged_addresses.contains_key(VIRTUAL)
 }
 
 /// The fields of a proxy that differ. What we left to the agent may be anything.
@@ -78,12 +95,28 @@ fn proxy(sent: &Proxy, there: &Proxy) -> Vec<&'static str> {
                 && (sent.local_service_port == 0
                     || sent.local_service_port == there.local_service_port),
         ),
-        ("mode", or_unset(&sent.mode, &there.mode)),
+        (
+            "mode",
+            or_unset(&sent.mode, &there.mode)
+                && (sent.transparent_proxy.outbound_listener_port == 0
+                    || sent.transparent_proxy.outbound_listener_port
+                        == there.transparent_proxy.outbound_listener_port),
+        ),
         ("upstreams", upstreams),
+        ("expose", sent.expose.paths.iter().all(|sent| exposes(there, sent))),
     ]
     .into_iter()
     .filter_map(|(field, is_same)| (!is_same).then_some(field))
     .collect()
+}
+
+/// Central configuration may expose further paths.
+fn exposes(there: &Proxy, sent: &ExposePath) -> bool {
+    there.expose.paths.iter().any(|there| {
+        (&there.path, there.listener_port, there.local_path_port)
+            == (&sent.path, sent.listener_port, sent.local_path_port)
+            && (sent.protocol.is_empty() || sent.protocol == there.protocol)
+    })
 }
 
 /// Central configuration adds upstreams that listen nowhere.
@@ -183,6 +216,67 @@ mod tests {
         for (field, change) in changes {
             assert_eq!(proxy_but(change), Entry::Changed(vec![field]));
         }
+    }
+
+    /// The same of a transparent pod.
+    fn transparent_but(change: impl FnOnce(&mut Value)) -> Entry {
+        let pod = Identity {
+            name: "web-0".to_owned(),
+            namespace: "shop".to_owned(),
+            ip: [10, 0, 0, 7].into(),
+        };
+        let declared = Declaration {
+            name: "web".to_owned(),
+            port: Some(80),
+            transparent: true,
+            virtual_address: Some(TaggedAddress { address: "10.96.0.10".to_owned(), port: 80 }),
+            expose: vec![ExposePath {
+                path: "/healthz".to_owned(),
+                listener_port: 20300,
+                local_path_port: 80,
+                protocol: String::new(),
+            }],
+            ..Declaration::default()
+        };
+        let Pair { proxy, .. } = pair(&pod, declared);
+        let mut there = serde_json::to_value(&proxy).unwrap();
+        there["Service"] = proxy.name.clone().into();
+        change(&mut there);
+        Entry::of(&proxy, &serde_json::from_value(there).unwrap())
+    }
+
+    #[test]
+    fn what_others_changed_of_a_transparent_proxy_is_named() {
+        type Change = fn(&mut Value);
+        let merged = transparent_but(|there| {
+            there["TaggedAddresses"]["consul-virtual"] = json!({"Address": "240.0.0.2"});
+            there["TaggedAddresses"]["lan_ipv4"] = json!({"Address": "10.0.0.7", "Port": 20000});
+            there["Proxy"]["TransparentProxy"]["DialedDirectly"] = true.into();
+            there["Proxy"]["Expose"]["Paths"][0]["Protocol"] = "http".into();
+            there["Proxy"]["Expose"]["Paths"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({"Path": "/metrics", "ListenerPort": 21000, "LocalPathPort": 9102}));
+        });
+        assert_eq!(merged, Entry::Ours);
+        let changes: [(&str, Change); 5] = [
+            ("mode", |there| there["Proxy"]["Mode"] = "direct".into()),
+            ("mode", |there| {
+                there["Proxy"]["TransparentProxy"]["OutboundListenerPort"] = 1.into();
+            }),
+            ("expose", |there| there["Proxy"]["Expose"] = json!({})),
+            ("tagged addresses", |there| there["TaggedAddresses"] = Value::Null),
+            ("tagged addresses", |there| {
+                there["TaggedAddresses"]["virtual"]["Address"] = "10.96.0.11".into();
+            }),
+        ];
+        for (field, change) in changes {
+            assert_eq!(transparent_but(change), Entry::Changed(vec![field]));
+        }
+        let claimed = proxy_but(|there| {
+            there["TaggedAddresses"] = json!({"virtual": {"Address": "10.96.0.10", "Port": 80}});
+        });
+        assert_eq!(claimed, Entry::Changed(vec!["tagged addresses"]));
     }
 
     /// P14: two pods of one name in two namespaces.

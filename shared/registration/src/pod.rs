@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::check::Status;
-use crate::service::Kind;
+use crate::proxy::{Expose, ExposePath, TransparentProxy};
+use crate::service::{Kind, TaggedAddress};
 use crate::{Check, Proxy, Service, Upstream};
 
 /// The public listener of a pod's first sidecar; those of further services
@@ -18,6 +19,13 @@ pub const PUBLIC_LISTENER_PORT: u16 = 20000;
 
 /// Envoy's admin port in a pod; those of further sidecars count up from it.
 pub const ADMIN_PORT: u16 = 19000;
+
+/// The port of 127.0.0.1 to which the connections of a transparent pod are redirected.
+pub const OUTBOUND_LISTENER_PORT: u16 = 15001;
+
+/// The tagged address by which transparent proxies know a service, besides the one
+/// that Consul allots. It counts on the registration of a proxy only.
+pub const VIRTUAL: &str = "virtual";
 
 /// How long the lease stays good without being renewed. A pod that is killed
 /// gets no more traffic after that.
@@ -53,6 +61,12 @@ pub struct Declaration {
     pub upstreams: Vec<Upstream>,
     /// Settings of the proxy's own.
     pub proxy_config: Map<String, Value>,
+    /// Whether the pod's connections are redirected to the proxy.
+    pub transparent: bool,
+    /// The address by which other transparent proxies know the service.
+    pub virtual_address: Option<TaggedAddress>,
+    /// Paths that the proxy serves without mutual TLS, for probes.
+    pub expose: Vec<ExposePath>,
     /// Its namespace (Consul Enterprise).
     pub consul_namespace: Option<String>,
     /// Its admin partition (Consul Enterprise).
@@ -94,6 +108,9 @@ pub fn pair(pod: &Identity, declared: Declaration) -> Pair {
         mut meta,
         upstreams,
         proxy_config,
+        transparent,
+        virtual_address,
+        expose,
         consul_namespace,
         consul_partition,
         index,
@@ -123,6 +140,10 @@ pub fn pair(pod: &Identity, declared: Declaration) -> Pair {
         id: proxy_id.clone(),
         name: format!("{name}-sidecar-proxy"),
         port: listener.port(),
+        tagged_addresses: virtual_address
+            .map(|address| (VIRTUAL.to_owned(), address))
+            .into_iter()
+            .collect(),
         checks: vec![
             public_listener(&proxy_id, &listener.to_string()),
             destination(&proxy_id, &id),
@@ -133,8 +154,14 @@ pub fn pair(pod: &Identity, declared: Declaration) -> Pair {
             destination_service_id: id,
             local_service_address: port.map(|_| "127.0.0.1".to_owned()).unwrap_or_default(),
             local_service_port: port.unwrap_or_default(),
+            mode: if transparent { "transparent".to_owned() } else { String::new() },
+            transparent_proxy: TransparentProxy {
+                outbound_listener_port: if transparent { OUTBOUND_LISTENER_PORT } else { 0 },
+                ..TransparentProxy::default()
+            },
             config: proxy_config,
             upstreams,
+            expose: Expose { paths: expose, ..Expose::default() },
             ..Proxy::default()
         }),
         ..service.clone()
@@ -307,6 +334,36 @@ mod tests {
             ids.len(),
             "{ids:?}"
         );
+    }
+
+    /// Source of where the address counts: the proxy's registration only.
+    #[test]
+    fn a_transparent_proxy_has_the_virtual_address_and_the_service_does_not() {
+        let declared = Declaration {
+            name: "web".to_owned(),
+            port: Some(80),
+            transparent: true,
+            virtual_address: Some(TaggedAddress { address: "10.96.0.10".to_owned(), port: 80 }),
+            expose: vec![ExposePath {
+                path: "/healthz".to_owned(),
+                listener_port: 20300,
+                local_path_port: 80,
+                protocol: String::new(),
+            }],
+            ..Declaration::default()
+        };
+        let Pair { service, proxy } = pair(&pod(), declared);
+        assert_eq!(service.tagged_addresses, BTreeMap::new());
+        let proxy = serde_json::to_value(&proxy).unwrap();
+        assert_eq!(
+            proxy["TaggedAddresses"],
+            json!({"virtual": {"Address": "10.96.0.10", "Port": 80}})
+        );
+        let settings = &proxy["Proxy"];
+        assert_eq!(settings["Mode"], "transparent");
+        assert_eq!(settings["TransparentProxy"], json!({"OutboundListenerPort": 15001}));
+        let path = json!({"Path": "/healthz", "ListenerPort": 20300, "LocalPathPort": 80});
+        assert_eq!(settings["Expose"], json!({"Paths": [path]}));
     }
 
     #[test]
