@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use bench::instructions::{self, Noted};
-use bench::report::{Section, save, table};
+use bench::report::{Section, rewrite, save, table};
 use bench::{CASES, Case, Plan};
 use clap::Parser;
 use harness::parts::Parts;
@@ -37,6 +37,9 @@ struct Args {
     /// Where criterion left its results
     #[arg(long)]
     criterion: Option<PathBuf>,
+    /// A Markdown file whose figures are replaced by those of this run
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
     /// Measure nothing; count instructions and hold them against this file
     #[arg(long, value_name = "FILE")]
     check_instructions: Option<PathBuf>,
@@ -64,6 +67,7 @@ fn run(args: Args) -> harness::Result<ExitCode> {
         measure,
         target,
         criterion,
+        write: document,
         check_instructions,
         note_instructions,
     } = args;
@@ -112,6 +116,9 @@ fn run(args: Args) -> harness::Result<ExitCode> {
         }
     }
     save(&out, &sections, &machine)?;
+    if let Some(document) = document {
+        rewrite(&document, &sections, &machine)?;
+    }
     write!(std::io::stdout(), "{}", table(&sections))?;
     say(&format!("results and plots are in {}", out.display()));
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })

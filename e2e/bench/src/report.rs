@@ -89,6 +89,26 @@ pub fn save(folder: &Path, sections: &[Section], machine: &[(String, String)]) -
     Ok(())
 }
 
+/// Replaces the figures of a Markdown file, which stand between two comments.
+///
+/// # Errors
+/// The file can't be read or written, or lacks the comments.
+pub fn rewrite(file: &Path, sections: &[Section], machine: &[(String, String)]) -> Result<()> {
+    let text = std::fs::read_to_string(file)?;
+    let text = between(&text, &markdown(sections, machine))
+        .ok_or_else(|| format!("{} lacks `{BEGIN}` or `{END}`", file.display()))?;
+    write(file, &text)
+}
+
+const BEGIN: &str = "<!-- figures: written by scripts/bench --write -->\n";
+const END: &str = "<!-- end of figures -->\n";
+
+fn between(text: &str, figures: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{figures}\n{END}{after}"))
+}
+
 fn cells(row: &Row) -> [String; 7] {
     let cell =
         |found: Option<Figure>| found.map(|found| figure(found, row.unit)).unwrap_or_default();
@@ -140,6 +160,15 @@ pub(super) fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn figures_are_replaced_and_the_rest_stays() {
+        let text = format!("# Title\n{BEGIN}old\n{END}the rest\n");
+        let once = between(&text, "new\n").unwrap();
+        assert_eq!(once, format!("# Title\n{BEGIN}\nnew\n\n{END}the rest\n"));
+        assert_eq!(between(&once, "new\n").unwrap(), once);
+        assert_eq!(between("# Title\n", "new\n"), None);
+    }
 
     #[test]
     fn a_row_says_what_is_met() {

@@ -1,0 +1,122 @@
+//! What the documents say of the house itself: their links lead somewhere, and the
+//! table of dependencies in ARCHITECTURE.md is that of the Cargo.toml files. Needs
+//! no real part.
+
+#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// The Markdown files that the project keeps, relative to its root.
+fn documents() -> Vec<PathBuf> {
+    let files = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard", "*.md"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(files.status.success(), "{}", String::from_utf8_lossy(&files.stderr));
+    String::from_utf8(files.stdout).unwrap().lines().map(PathBuf::from).collect()
+}
+
+/// The text outside of fenced code blocks.
+fn prose(text: &str) -> impl Iterator<Item = &str> {
+    let mut is_code = false;
+    text.lines().filter(move |line| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_code ^= is_fence;
+        !is_code && !is_fence
+    })
+}
+
+/// The targets of `[text](target)`.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    prose(text).flat_map(|line| {
+        line.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(target, _)| target))
+    })
+}
+
+/// The anchors of its headings, as the usual forges make them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = prose(text).filter_map(|line| line.strip_prefix('#'));
+    headings
+        .map(|heading| {
+            let heading = heading.trim_start_matches('#').trim().to_lowercase();
+            let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn every_link_of_the_documents_leads_somewhere() {
+    let root = root();
+    let documents = documents();
+    assert!(documents.len() > 10, "{documents:?}");
+    let mut broken = Vec::new();
+    for document in &documents {
+        let text = std::fs::read_to_string(root.join(document)).unwrap();
+        for link in links(&text).filter(|link| !link.contains("://")) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() {
+                root.join(document)
+            } else {
+                root.join(document).parent().unwrap().join(file)
+            };
+            let is_there = target.exists()
+                && (anchor.is_empty()
+                    || anchors(&std::fs::read_to_string(&target).unwrap()).contains(anchor));
+            if !is_there {
+                broken.push(format!("{}: {link}", document.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn the_dependencies_in_the_architecture_are_those_of_the_code() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version=1", "--offline", "--locked"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let name = |value: &Value| value["name"].as_str().unwrap().to_owned();
+    let names: BTreeSet<String> = packages.iter().map(name).collect();
+    let of_the_product = |package: &&Value| {
+        let manifest = package["manifest_path"].as_str().unwrap();
+        !manifest.contains("/e2e/")
+    };
+    let code: BTreeMap<String, BTreeSet<String>> = packages
+        .iter()
+        .filter(of_the_product)
+        .map(|package| {
+            let dependencies = package["dependencies"].as_array().unwrap().iter();
+            let ours = dependencies.filter(|d| d["kind"].is_null()).map(name);
+            (name(package), ours.filter(|name| names.contains(name)).collect())
+        })
+        .collect();
+
+    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let table = text.split("| crate | imports of ours |").nth(1).unwrap();
+    let table = table.split("\n\n").next().unwrap();
+    let words = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    let drawn: BTreeMap<String, BTreeSet<String>> = table
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| {
+            let (name, imports) = line[1..].split_once('|').unwrap();
+            (name.trim().trim_matches('`').to_owned(), words(imports))
+        })
+        .collect();
+    assert_eq!(drawn, code);
+}
