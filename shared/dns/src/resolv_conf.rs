@@ -1,0 +1,88 @@
+//! The nameservers of a `resolv.conf`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+/// What a `resolv.conf` says of nameservers; the search list is the client's
+/// own business.
+///
+/// Source: resolv.conf(5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvConf {
+    /// At most three, as the C library has it; the local machine's if none is named.
+    pub nameservers: Vec<SocketAddr>,
+    /// The values of `nameserver` lines that are not understood.
+    pub unknown: Vec<String>,
+}
+
+/// The port of DNS.
+const PORT: u16 = 53;
+
+/// How many nameservers a C library asks.
+const MOST: usize = 3;
+
+// === impl ResolvConf ===
+
+impl ResolvConf {
+    /// Reads the text of the file.
+    pub fn read(text: &str) -> Self {
+        let mut nameservers = Vec::new();
+        let mut unknown = Vec::new();
+        for line in text.lines() {
+            let mut words = line.split_ascii_whitespace();
+            if words.next() != Some("nameserver") {
+                continue;
+            }
+            let value = words.next().unwrap_or_default();
+            match address(value) {
+                Some(address) => nameservers.push(address),
+                None => unknown.push(value.to_owned()),
+            }
+        }
+        if nameservers.is_empty() && unknown.is_empty() {
+            nameservers.push(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT));
+        }
+        nameservers.truncate(MOST);
+        Self { nameservers, unknown }
+    }
+}
+
+/// An IP address, or as OpenBSD's resolv.conf(5) has it, `[address]:port`.
+fn address(value: &str) -> Option<SocketAddr> {
+    if let Some((ip, port)) = value.strip_prefix('[').and_then(|rest| rest.split_once("]:")) {
+        return Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?));
+    }
+    value.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, PORT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> (Vec<String>, Vec<String>) {
+        let ResolvConf { nameservers, unknown } = ResolvConf::read(text);
+        (nameservers.iter().map(ToString::to_string).collect(), unknown)
+    }
+
+    #[test]
+    fn nameservers_are_read_as_the_c_library_reads_them() {
+        let text = "# a comment\n\
+            search default.svc.cluster.local svc.cluster.local\n\
+            nameserver 10.96.0.10\n\
+            nameserver\tfd00::a\n\
+            ; nameserver 10.0.0.1\n\
+            nameserver [127.0.0.1]:5353 trailing\n\
+            nameserver 10.0.0.4\n\
+            options ndots:5\n";
+        let (nameservers, unknown) = read(text);
+        assert_eq!(nameservers, ["10.96.0.10:53", "[fd00::a]:53", "127.0.0.1:5353"]);
+        assert!(unknown.is_empty());
+    }
+
+    #[test]
+    fn a_file_without_nameservers_means_this_machine() {
+        assert_eq!(read("search x\n").0, ["127.0.0.1:53"]);
+        assert_eq!(read("").0, ["127.0.0.1:53"]);
+        let unknown = read("nameserver fe80::1%eth0\nnameserver\nnameserver [::1]:x\n");
+        assert_eq!(unknown, (vec![], ["fe80::1%eth0", "", "[::1]:x"].map(String::from).to_vec()));
+    }
+}
