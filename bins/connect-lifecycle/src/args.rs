@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use dns::Domain;
 use handoff::Handoff;
 use runtime::LogArgs;
 
@@ -108,9 +109,46 @@ pub(crate) struct RunArgs {
     )]
     pub(crate) service_metrics_path: String,
 
+    #[command(flatten)]
+    pub(crate) dns: DnsArgs,
+
     /// Envoy and its arguments
     #[arg(last = true, required = true, value_name = "ENVOY")]
     pub(crate) command: Vec<OsString>,
+}
+
+/// The pod's DNS, with transparent proxy.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DnsArgs {
+    /// Port of loopback, UDP and TCP, on which to answer the pod's DNS queries: names
+    /// under --consul-domain by the agent, others by the pod's own nameservers; if
+    /// absent, DNS is not served
+    #[arg(long, env = "CONNECT_DNS_PORT", value_name = "PORT")]
+    pub(crate) dns_port: Option<NonZeroU16>,
+
+    /// Domain whose names the agent answers: the agent's `domain`
+    #[arg(
+        long,
+        env = "CONNECT_CONSUL_DOMAIN",
+        default_value = "consul",
+        value_name = "DOMAIN",
+        requires = "dns_port"
+    )]
+    pub(crate) consul_domain: Domain,
+
+    /// Address of the agent's DNS; if absent, port 8600 of the host of its HTTP address
+    #[arg(long, env = "CONNECT_CONSUL_DNS_ADDR", value_name = "IP:PORT", requires = "dns_port")]
+    pub(crate) consul_dns_addr: Option<SocketAddr>,
+
+    /// File that names the pod's nameservers; it is read again when it changes
+    #[arg(
+        long,
+        env = "CONNECT_RESOLV_CONF",
+        default_value = "/etc/resolv.conf",
+        value_name = "FILE",
+        requires = "dns_port"
+    )]
+    pub(crate) resolv_conf: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]

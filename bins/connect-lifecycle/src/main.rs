@@ -14,12 +14,14 @@
 //! - [`stream`]: whether Envoy has its configuration from the agent
 //! - [`wait`]: a command that runs while the proxy does, for Jobs
 //! - [`merge`]: Envoy's and the application's metrics on one page
+//! - [`dns`]: the pod's DNS, split between the agent and the pod's nameservers
 //! - [`child`]: a child process, and the orphans of the container
 
 mod application;
 mod args;
 mod child;
 mod deregister;
+mod dns;
 mod drain;
 mod end;
 mod keep;

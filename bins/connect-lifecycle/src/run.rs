@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::RunArgs;
 use crate::child::{self, Child};
+use crate::dns::Dns;
 use crate::drain::{self, Busy};
 use crate::end::{self, Budget};
 use crate::keep::{self, Keeper};
@@ -46,10 +47,15 @@ pub(crate) async fn run(
         merged_metrics_port,
         service_metrics_port,
         service_metrics_path,
+        dns,
         command,
     } = args;
     let command = with_drain_strategy(command);
     let pod = Pod::open(handoff)?;
+    // First of all: where this container starts again, the application asks already.
+    if let Some(dns) = Dns::listen(dns, &pod.record.agent.http_addr).await? {
+        tokio::spawn(dns.serve());
+    }
     pod.revive(&mut signals).await?;
     if let Some((port, application)) = merged_metrics_port.zip(service_metrics_port) {
         let source = Source { port: application.get(), path: service_metrics_path };

@@ -1,0 +1,113 @@
+//! One query, asked of one server.
+//!
+//! Each has a socket of its own, connected to the server, and an id of its own:
+//! whoever forges an answer has to guess server, port and id.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dns::Query;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+/// How a query came, and how it is passed on: a client asks by TCP because the
+/// answer by UDP was truncated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Udp,
+    Tcp,
+}
+
+/// How long until a datagram is sent again: the query or the answer may be lost.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Asks until there is an answer, for good.
+pub(super) async fn ask(
+    server: SocketAddr,
+    query: Query<'_>,
+    protocol: Protocol,
+) -> io::Result<Vec<u8>> {
+    match protocol {
+        Protocol::Udp => ask_by_udp(server, query).await,
+        Protocol::Tcp => ask_by_tcp(server, query).await,
+    }
+}
+
+async fn ask_by_udp(server: SocketAddr, query: Query<'_>) -> io::Result<Vec<u8>> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // The kernel draws the port at random.
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    let id = random_id();
+    let message = query.with_id(id);
+    let answer = async {
+        loop {
+            socket.readable().await?;
+            if let Some(answer) = receive(&socket, query, id)? {
+                return Ok(answer);
+            }
+        }
+    };
+    tokio::pin!(answer);
+    loop {
+        socket.send(&message).await?;
+        if let Ok(answer) = timeout(AGAIN, &mut answer).await {
+            return answer;
+        }
+    }
+}
+
+/// The answer, if it is there. Not async: the buffer must not be part of every
+/// query that waits.
+fn receive(socket: &UdpSocket, query: Query<'_>, id: u16) -> io::Result<Option<Vec<u8>>> {
+    let mut buffer = vec![0; u16::MAX.into()];
+    match socket.try_recv(&mut buffer) {
+        Ok(length) => Ok(query.answered(id, &buffer[..length])),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn ask_by_tcp(server: SocketAddr, query: Query<'_>) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    let id = random_id();
+    write(&mut stream, &query.with_id(id)).await?;
+    let answer = read(&mut stream, u16::MAX.into()).await?;
+    query
+        .answered(id, &answer)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it answered something else"))
+}
+
+/// Writes a message behind its length, in one piece.
+pub(super) async fn write(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    stream.set_nodelay(true)?;
+    stream.write_all(&[&length.to_be_bytes(), message].concat()).await
+}
+
+/// Reads a message behind its length.
+pub(super) async fn read(stream: &mut TcpStream, longest: usize) -> io::Result<Vec<u8>> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > longest {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too long"));
+    }
+    let mut message = vec![0; length];
+    stream.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+/// An id that cannot be guessed from those before: a keyed hash of a counter.
+fn random_id() -> u16 {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let [low, high, ..] = KEY.hash_one(COUNTER.fetch_add(1, Ordering::Relaxed)).to_be_bytes();
+    u16::from_be_bytes([low, high])
+}

@@ -1,0 +1,138 @@
+//! The pod's DNS: names under Consul's domain are asked of the agent, all others
+//! of the pod's own nameservers. The redirect rules send what the pod asks on port
+//! 53 here, except what Envoy's user asks: that is how the questions go on.
+//!
+//! A dead agent costs only its own names, since the two have limits of their own.
+//! Every query has an end: an answer, or SERVFAIL.
+//!
+//! - [`udp`], [`tcp`]: queries taken and answered
+//! - [`places`]: how many at once
+//! - [`upstreams`]: the servers of one kind, in the order in which they are asked
+//! - [`exchange`]: one query, asked of one server
+
+mod exchange;
+mod places;
+mod tcp;
+mod udp;
+mod upstreams;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use consul::Address;
+use dns::{Domain, Query, Rcode};
+use runtime::{Exit, Failure};
+use tokio::net::{TcpListener, UdpSocket};
+
+use crate::args::DnsArgs;
+use exchange::Protocol;
+use upstreams::{Source, Upstreams};
+
+/// The agent's port for DNS, if its configuration has no other.
+const AGENT_PORT: u16 = 8600;
+
+/// The longest query that is passed on. Those of today's clients, EDNS options
+/// and padding included, are below 1 KiB.
+const LONGEST_QUERY: usize = 4096;
+
+/// A DNS server on loopback.
+#[derive(Debug)]
+pub(crate) struct Dns {
+    udp: UdpSocket,
+    tcp: TcpListener,
+    resolver: Arc<Resolver>,
+}
+
+/// Who knows which names.
+#[derive(Debug)]
+struct Resolver {
+    domain: Domain,
+    agent: Upstreams,
+    nameservers: Upstreams,
+}
+
+// === impl Dns ===
+
+impl Dns {
+    /// Listens, if there is to be DNS.
+    pub(crate) async fn listen(args: DnsArgs, agent: &Address) -> Result<Option<Self>, Failure> {
+        let DnsArgs { dns_port, consul_domain, consul_dns_addr, resolv_conf } = args;
+        let Some(port) = dns_port else { return Ok(None) };
+        let agent = consul_dns_addr.or_else(|| beside(agent)).ok_or_else(|| {
+            Failure::new(
+                Exit::Usage,
+                format_args!("the agent's HTTP address `{agent}` does not tell where its DNS is"),
+            )
+            .hint("give --consul-dns-addr as IP:PORT")
+        })?;
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port.get());
+        let udp = UdpSocket::bind(address).await;
+        let tcp = TcpListener::bind(address).await;
+        let (udp, tcp) = udp.and_then(|udp| Ok((udp, tcp?))).map_err(|error| {
+            Failure::new(Exit::Failure, format_args!("cannot serve DNS at {address}: {error}"))
+                .hint("let --dns-port be a port that nothing in the pod uses")
+        })?;
+        let resolver = Resolver {
+            domain: consul_domain,
+            agent: Upstreams::new(
+                "the agent's DNS",
+                "check that the agent runs and serves DNS at that address (client_addr, ports.dns)",
+                Source::Fixed(agent),
+            ),
+            nameservers: Upstreams::new(
+                "the pod's nameserver",
+                "check the nameservers of the pod's resolv.conf, and that Envoy's user reaches them",
+                Source::File { path: resolv_conf, not: address },
+            ),
+        };
+        tracing::info!(
+            %address,
+            domain = %resolver.domain,
+            %agent,
+            nameservers = ?resolver.nameservers.addresses(),
+            "serving DNS"
+        );
+        Ok(Some(Self { udp, tcp, resolver: Arc::new(resolver) }))
+    }
+
+    /// Answers, for good.
+    pub(crate) async fn serve(self) {
+        let Self { udp, tcp, resolver } = self;
+        tokio::join!(udp::serve(udp, Arc::clone(&resolver)), tcp::serve(tcp, resolver));
+    }
+}
+
+/// Where an agent's DNS is by default: at the same host.
+fn beside(agent: &Address) -> Option<SocketAddr> {
+    let host: IpAddr = agent.host()?.parse().ok()?;
+    Some(SocketAddr::new(host, AGENT_PORT))
+}
+
+// === impl Resolver ===
+
+impl Resolver {
+    fn is_of_agent(&self, query: Query<'_>) -> bool {
+        query.is_under(&self.domain)
+    }
+
+    /// The answer to a query.
+    async fn answer(&self, query: Query<'_>, protocol: Protocol) -> Vec<u8> {
+        let knows = if self.is_of_agent(query) { &self.agent } else { &self.nameservers };
+        let answer = knows.ask(query, protocol).await;
+        answer.unwrap_or_else(|| query.fail(Rcode::ServFail))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_dns_is_beside_its_http() {
+        let beside = |text: &str| beside(&text.parse().unwrap()).map(|found| found.to_string());
+        assert_eq!(beside("http://10.0.0.1:8500").unwrap(), "10.0.0.1:8600");
+        assert_eq!(beside("https://[fd00::1]:8501/x").unwrap(), "[fd00::1]:8600");
+        assert_eq!(beside("agent.example:8500"), None);
+        assert_eq!(beside("unix:///run/consul.sock"), None);
+    }
+}
