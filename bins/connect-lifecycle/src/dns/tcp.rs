@@ -45,7 +45,11 @@ pub(super) async fn serve(listener: TcpListener, resolver: Arc<Resolver>) {
 }
 
 /// Answers until the client has no more queries, or is not worth waiting for.
-async fn answer_all(mut stream: TcpStream, resolver: &Resolver, mut place: Place) -> io::Result<()> {
+async fn answer_all(
+    mut stream: TcpStream,
+    resolver: &Resolver,
+    mut place: Place,
+) -> io::Result<()> {
     loop {
         let answered = tokio::select! {
             biased;

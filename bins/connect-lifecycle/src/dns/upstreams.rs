@@ -221,6 +221,7 @@ impl State {
         if !unknown.is_empty() {
             tracing::warn!("ignored nameservers of {}: {unknown:?}", path.display());
         }
-        *self = Self { file: stamp, addresses: nameservers, is_down: self.is_down, ..Self::default() };
+        *self =
+            Self { file: stamp, addresses: nameservers, is_down: self.is_down, ..Self::default() };
     }
 }

@@ -10,6 +10,7 @@
 //! - [`deregister`]: the preStop hook
 //! - [`end`]: the end of the sidecar: asked for, or Envoy's own
 //! - [`merge`]: Envoy's and the application's metrics on one page
+//! - [`dns`]: the pod's DNS, by scripted nameservers ([`nameserver`])
 //! - [`child`]: signals passed on, orphans reaped
 //! - [`ready`]: whether Envoy is ready
 //! - [`stream`]: whether Envoy has its configuration from the agent
@@ -21,10 +22,12 @@ mod acl;
 mod buried;
 mod child;
 mod deregister;
+mod dns;
 mod end;
 mod envoy;
 mod keep;
 mod merge;
+mod nameserver;
 mod pod;
 mod ready;
 mod stream;

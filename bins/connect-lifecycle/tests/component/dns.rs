@@ -1,0 +1,459 @@
+//! The pod's DNS, split between the agent and the pod's nameservers.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+
+use testkit::process::{Signal, await_that};
+use testkit::{Port, Process, ScriptedAgent};
+
+use crate::nameserver::{Client, Nameserver, answer, code, connect, fail, query, read, send};
+use crate::pod::{Pod, await_alive};
+
+const AGENT: [u8; 4] = [240, 0, 0, 1];
+const CLUSTER: [u8; 4] = [10, 96, 0, 1];
+const OTHER: [u8; 4] = [10, 96, 0, 2];
+
+const SERVFAIL: u8 = 2;
+const NXDOMAIN: u8 = 3;
+
+/// A pod whose sidecar serves DNS.
+struct Served {
+    sidecar: Process,
+    pod: Pod,
+    port: Port,
+    _agent: ScriptedAgent,
+}
+
+impl Served {
+    /// With the agent's DNS there, and these nameservers.
+    fn by(agent_dns: SocketAddr, nameservers: &[SocketAddr]) -> Self {
+        Self::with(agent_dns, nameservers, &[])
+    }
+
+    fn with(agent_dns: SocketAddr, nameservers: &[SocketAddr], flags: &[&str]) -> Self {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent);
+        let port = Port::keep();
+        pod.write("resolv.conf", &resolv_conf(nameservers));
+        let mut all = flags.to_vec();
+        let (number, agent_dns) = (port.address().port().to_string(), agent_dns.to_string());
+        let file = pod.path("resolv.conf");
+        all.extend(["--dns-port", &number, "--consul-dns-addr", &agent_dns]);
+        all.extend(["--resolv-conf", &file]);
+        let sidecar = pod.run_with(&all);
+        sidecar.await_log("serving DNS");
+        await_alive(&agent);
+        Self { sidecar, pod, port, _agent: agent }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.port.address()
+    }
+
+    fn client(&self) -> Client {
+        Client::of(self.address())
+    }
+}
+
+fn resolv_conf(nameservers: &[SocketAddr]) -> String {
+    let lines = nameservers.iter().map(|at| format!("nameserver [{}]:{}\n", at.ip(), at.port()));
+    ["search default.svc.cluster.local\n".to_owned(), "options ndots:5\n".to_owned()]
+        .into_iter()
+        .chain(lines)
+        .collect()
+}
+
+#[test]
+fn names_under_the_domain_are_asked_of_the_agent_and_others_of_the_nameserver() {
+    let (agent, cluster) = (Nameserver::with(AGENT), Nameserver::with(CLUSTER));
+    let served = Served::by(agent.address(), &[cluster.address()]);
+    let client = served.client();
+    let mut stream = connect(served.address());
+    for (name, address) in [
+        ("web.virtual.consul", AGENT),
+        ("web.service.dc1.CONSUL", AGENT),
+        ("consul", AGENT),
+        ("kubernetes.default.svc.cluster.local", CLUSTER),
+        // As a search list with ndots:5 has it.
+        ("web.virtual.consul.default.svc.cluster.local", CLUSTER),
+        ("notconsul", CLUSTER),
+    ] {
+        let query = query(7, name);
+        assert_eq!(client.ask(&query), answer(&query, address), "{name}");
+        send(&mut stream, &query);
+        assert_eq!(read(&mut stream), Some(answer(&query, address)), "{name} by TCP");
+        let expected = if address == AGENT { &agent } else { &cluster };
+        let asked: Vec<_> = expected.asked().into_iter().filter(|it| it.name == name).collect();
+        assert_eq!(asked.iter().map(|it| it.by_tcp).collect::<Vec<_>>(), [false, true], "{name}");
+    }
+}
+
+#[test]
+fn the_domain_is_the_agents_own() {
+    let (agent, cluster) = (Nameserver::with(AGENT), Nameserver::with(CLUSTER));
+    let flags = ["--consul-domain", "mesh.example."];
+    let served = Served::with(agent.address(), &[cluster.address()], &flags);
+    for (name, address) in [("web.virtual.mesh.example", AGENT), ("web.virtual.consul", CLUSTER)] {
+        let query = query(1, name);
+        assert_eq!(served.client().ask(&query), answer(&query, address), "{name}");
+    }
+}
+
+#[test]
+fn an_answer_is_passed_on_as_it_is() {
+    let nxdomain = |message: &[u8]| fail(message, NXDOMAIN);
+    // Truncated by UDP, and larger than any datagram by TCP.
+    let long = |message: &[u8]| [answer(message, CLUSTER), vec![0; 60_000]].concat();
+    let cluster = Nameserver::start(move |asked| match (asked.name.as_str(), asked.by_tcp) {
+        ("long.example", false) => {
+            let mut truncated = fail(&asked.message, 0);
+            truncated[2] |= 0x02;
+            vec![truncated]
+        }
+        ("long.example", true) => vec![long(&asked.message)],
+        ("edns.example", _) => vec![[answer(&asked.message, CLUSTER), vec![0; 4000]].concat()],
+        _ => vec![nxdomain(&asked.message)],
+    });
+    let served = Served::by(cluster.address(), &[cluster.address()]);
+    let client = served.client();
+
+    let missing = query(1, "missing.consul");
+    assert_eq!(client.ask(&missing), nxdomain(&missing));
+
+    let question = query(2, "long.example");
+    assert_eq!(client.ask(&question)[2] & 0x02, 0x02);
+    let mut stream = connect(served.address());
+    send(&mut stream, &question);
+    assert_eq!(read(&mut stream), Some(long(&question)));
+
+    // An EDNS record with a cookie, and a checking-disabled flag.
+    let mut edns = query(3, "edns.example");
+    edns[3] |= 0x10;
+    edns[11] = 1;
+    edns.extend([0, 0, 41, 0x10, 0, 0, 0, 0x80, 0, 0, 12, 0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(client.ask(&edns).len(), answer(&edns, CLUSTER).len() + 4000);
+    let asked = cluster.asked().into_iter().find(|asked| asked.name == "edns.example").unwrap();
+    assert_eq!(asked.message[2..], edns[2..]);
+}
+
+#[test]
+fn a_dead_agent_costs_only_its_own_names() {
+    let port = Port::keep();
+    let cluster = Nameserver::with(CLUSTER);
+    let served = Served::by(port.address(), &[cluster.address()]);
+    let client = served.client();
+    let (consul, other) = (query(1, "web.virtual.consul"), query(2, "example.com"));
+
+    let refused = client.ask(&consul);
+    assert_eq!(refused, fail(&consul, SERVFAIL));
+    assert_eq!(client.ask(&other), answer(&other, CLUSTER));
+    let mut stream = connect(served.address());
+    send(&mut stream, &consul);
+    assert_eq!(read(&mut stream), Some(fail(&consul, SERVFAIL)));
+    send(&mut stream, &other);
+    assert_eq!(read(&mut stream), Some(answer(&other, CLUSTER)));
+    served.sidecar.await_log("the agent's DNS does not answer");
+    served.sidecar.await_log("Connection refused");
+
+    let _agent = Nameserver::start_at(&port, |asked| vec![answer(&asked.message, AGENT)]);
+    assert_eq!(client.ask(&consul), answer(&consul, AGENT));
+    served.sidecar.await_log("the agent's DNS answers again");
+    // Said once, however many were refused.
+    assert_eq!(served.sidecar.log().matches("does not answer").count(), 1);
+}
+
+#[test]
+fn an_agent_that_is_silent_keeps_nobody_waiting_for_good() {
+    let (agent, cluster) = (Nameserver::silent(), Nameserver::with(CLUSTER));
+    let served = Served::by(agent.address(), &[cluster.address()]);
+    let consul = query(1, "web.virtual.consul");
+    let mut stream = connect(served.address());
+    send(&mut stream, &consul);
+    let waits = served.client();
+    // More than there are places to the agent.
+    for id in 0..100 {
+        waits.send(&query(id, "web.virtual.consul"));
+    }
+    let other = query(2, "example.com");
+    assert_eq!(served.client().ask(&other), answer(&other, CLUSTER));
+    for _ in 0..100 {
+        assert_eq!(code(&waits.receive()), SERVFAIL);
+    }
+    assert_eq!(read(&mut stream), Some(fail(&consul, SERVFAIL)));
+    served.sidecar.await_log("the agent's DNS does not answer: no answer within 4s");
+}
+
+#[test]
+fn the_next_nameserver_is_asked_when_one_is_silent_or_gone() {
+    let (silent, second) = (Nameserver::silent(), Nameserver::with(OTHER));
+    let gone = Port::keep();
+    let served = Served::by(gone.address(), &[gone.address(), silent.address(), second.address()]);
+    let client = served.client();
+    let question = query(1, "a.example");
+    assert_eq!(client.ask(&question), answer(&question, OTHER));
+    assert!(silent.knows("a.example"));
+    let mut stream = connect(served.address());
+    send(&mut stream, &question);
+    assert_eq!(read(&mut stream), Some(answer(&question, OTHER)));
+
+    // From then on the silent one is asked last.
+    let mut names = (0..).map(|number| format!("n{number}.example"));
+    loop {
+        let name = names.next().unwrap();
+        let question = query(2, &name);
+        assert_eq!(client.ask(&question), answer(&question, OTHER));
+        if !silent.knows(&name) {
+            break;
+        }
+    }
+}
+
+/// What a C library does with several nameservers in its resolv.conf.
+#[test]
+fn the_next_nameserver_is_asked_when_one_cannot_tell() {
+    for failure in [SERVFAIL, 4, 5] {
+        let first = Nameserver::start(move |asked| vec![fail(&asked.message, failure)]);
+        let second = Nameserver::start(|asked| match asked.name.as_str() {
+            "a.example" => vec![answer(&asked.message, OTHER)],
+            _ => vec![fail(&asked.message, SERVFAIL)],
+        });
+        let served = Served::by(first.address(), &[first.address(), second.address()]);
+        let client = served.client();
+        let known = query(1, "a.example");
+        assert_eq!(client.ask(&known), answer(&known, OTHER));
+        // Where nobody knows better, the first one's word counts.
+        let unknown = query(2, "b.example");
+        assert_eq!(client.ask(&unknown), fail(&unknown, failure));
+        let consul = query(3, "a.consul");
+        assert_eq!(client.ask(&consul), fail(&consul, failure));
+    }
+}
+
+#[test]
+fn a_name_that_does_not_exist_is_asked_of_one_nameserver() {
+    let first = Nameserver::start(|asked| vec![fail(&asked.message, NXDOMAIN)]);
+    let second = Nameserver::with(OTHER);
+    let served = Served::by(first.address(), &[first.address(), second.address()]);
+    let question = query(1, "a.example");
+    assert_eq!(served.client().ask(&question), fail(&question, NXDOMAIN));
+    assert!(second.asked().is_empty());
+}
+
+#[test]
+fn a_lost_datagram_is_sent_again() {
+    let cluster = Nameserver::start(|asked| match asked.before {
+        0 => vec![],
+        _ => vec![answer(&asked.message, CLUSTER)],
+    });
+    let served = Served::by(cluster.address(), &[cluster.address()]);
+    let question = query(1, "a.example");
+    assert_eq!(served.client().ask(&question), answer(&question, CLUSTER));
+}
+
+#[test]
+fn nameservers_are_read_again_when_the_file_changes() {
+    let (first, second) = (Nameserver::with(CLUSTER), Nameserver::with(OTHER));
+    let served = Served::by(first.address(), &[first.address()]);
+    let question = query(1, "a.example");
+    assert_eq!(served.client().ask(&question), answer(&question, CLUSTER));
+    let changed = resolv_conf(&[second.address()]) + "# by the kubelet\n";
+    served.pod.write("resolv.conf", &changed);
+    assert_eq!(served.client().ask(&question), answer(&question, OTHER));
+    // What can't be read changes nothing.
+    served.pod.remove("resolv.conf");
+    assert_eq!(served.client().ask(&question), answer(&question, OTHER));
+}
+
+#[test]
+fn a_forged_answer_is_not_believed() {
+    const FORGED: [u8; 4] = [6, 6, 6, 6];
+    let cluster = Nameserver::start(|asked| {
+        let forged = answer(&asked.message, FORGED);
+        // From elsewhere, with everything right.
+        let elsewhere = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let _ = elsewhere.send_to(&forged, asked.from);
+        let mut other_id = forged.clone();
+        other_id[1] ^= 1;
+        let [high, low] = [asked.message[0], asked.message[1]];
+        let other_name = answer(&query(u16::from_be_bytes([high, low]), "b.example"), FORGED);
+        let mut no_answer = forged;
+        no_answer[2] &= 0x7f;
+        vec![other_id, other_name, no_answer, vec![], answer(&asked.message, CLUSTER)]
+    });
+    let served = Served::by(cluster.address(), &[cluster.address()]);
+    let question = query(1, "a.example");
+    assert_eq!(served.client().ask(&question), answer(&question, CLUSTER));
+}
+
+#[test]
+fn each_query_has_its_own_port_and_id() {
+    let cluster = Nameserver::with(CLUSTER);
+    let served = Served::by(cluster.address(), &[cluster.address()]);
+    let client = served.client();
+    let question = query(7, "a.example");
+    for _ in 0..20 {
+        client.ask(&question);
+    }
+    let asked = cluster.asked();
+    let ids: BTreeSet<_> = asked.iter().map(|asked| &asked.message[..2]).collect();
+    let ports: BTreeSet<_> = asked.iter().map(|asked| asked.from.port()).collect();
+    assert!(ids.len() > 10 && ports.len() > 10, "{ids:?} {ports:?}");
+}
+
+#[test]
+fn a_malformed_query_does_no_harm() {
+    let cluster = Nameserver::with(CLUSTER);
+    let served = Served::by(cluster.address(), &[cluster.address()]);
+    let client = served.client();
+    let good = query(9, "a.example");
+    // No answer to these, so that two servers never talk to each other.
+    for noise in [&b""[..], b"x", &good[..11], &answer(&good, AGENT)] {
+        client.send(noise);
+    }
+    assert_eq!(client.ask(&good), answer(&good, CLUSTER));
+    let mut two = good.clone();
+    two[5] = 2;
+    let mut endless = good.clone();
+    endless[12] = 0xc0;
+    let mut none = good[..12].to_vec();
+    none[5] = 0;
+    let formerr = [0, 9, 0x81, 0x81, 0, 0, 0, 0, 0, 0, 0, 0];
+    for malformed in [&good[..20], &two, &endless, &none] {
+        assert_eq!(client.ask(malformed), formerr);
+    }
+    let huge = [good.clone(), vec![0; 5000]].concat();
+    assert_eq!(code(&client.ask(&huge)), 1);
+    assert_eq!(cluster.asked().len(), 1);
+
+    let mut stream = connect(served.address());
+    send(&mut stream, &two);
+    assert_eq!(read(&mut stream).unwrap(), formerr);
+    send(&mut stream, &good);
+    assert_eq!(read(&mut stream), Some(answer(&good, CLUSTER)));
+    // Who sends what is no query has nothing more to say.
+    for noise in [&b""[..], b"x", &answer(&good, AGENT), &huge] {
+        let mut stream = connect(served.address());
+        send(&mut stream, noise);
+        assert_eq!(read(&mut stream), None);
+    }
+    assert_eq!(client.ask(&good), answer(&good, CLUSTER));
+}
+
+#[test]
+fn in_a_flood_the_oldest_query_makes_room() {
+    const PLACES: u16 = 128;
+    const MORE: u16 = 40;
+    let cluster = Nameserver::start(|asked| match asked.name.as_str() {
+        "slow.example" => vec![],
+        _ => vec![answer(&asked.message, CLUSTER)],
+    });
+    let agent = Nameserver::with(AGENT);
+    let served = Served::by(agent.address(), &[cluster.address()]);
+    let flood = served.client();
+    for id in 0..PLACES + MORE {
+        flood.send(&query(id, "slow.example"));
+    }
+    let mut oldest: Vec<_> = (0..MORE).map(|_| flood.receive()).collect();
+    oldest.sort();
+    let expected: Vec<_> = (0..MORE).map(|id| fail(&query(id, "slow.example"), SERVFAIL)).collect();
+    assert_eq!(oldest, expected);
+
+    let sockets = std::fs::read_dir(format!("/proc/{}/fd", served.sidecar.id())).unwrap().count();
+    assert!(sockets < usize::from(PLACES) + 40, "{sockets}");
+    // Others are answered all the same.
+    for (name, address) in [("fast.example", CLUSTER), ("web.virtual.consul", AGENT)] {
+        let question = query(1, name);
+        assert_eq!(served.client().ask(&question), answer(&question, address));
+    }
+}
+
+#[test]
+fn queries_on_one_connection_are_answered_in_turn() {
+    let cluster = Nameserver::with(CLUSTER);
+    let served = Served::by(cluster.address(), &[cluster.address()]);
+    let mut stream = connect(served.address());
+    let queries: Vec<_> = (0..5).map(|id| query(id, &format!("n{id}.example"))).collect();
+    for query in &queries {
+        // Byte by byte, as segments may come.
+        let length = u16::try_from(query.len()).unwrap().to_be_bytes();
+        for byte in length.iter().chain(query) {
+            stream.write_all(&[*byte]).unwrap();
+        }
+    }
+    for query in &queries {
+        assert_eq!(read(&mut stream), Some(answer(query, CLUSTER)));
+    }
+}
+
+#[test]
+fn the_connection_that_is_idle_longest_makes_room() {
+    const CONNECTIONS: u16 = 64;
+    let cluster = Nameserver::with(CLUSTER);
+    let served = Served::by(cluster.address(), &[cluster.address()]);
+    let ask = |stream: &mut std::net::TcpStream, id| {
+        let question = query(id, "a.example");
+        send(stream, &question);
+        assert_eq!(read(stream), Some(answer(&question, CLUSTER)), "{id}");
+    };
+    let mut streams: Vec<_> = (0..CONNECTIONS).map(|_| connect(served.address())).collect();
+    for (stream, id) in streams.iter_mut().zip(0..) {
+        ask(stream, id);
+    }
+    // The first one is now the one that was used last.
+    ask(&mut streams[0], 100);
+    let mut newcomer = connect(served.address());
+    ask(&mut newcomer, 200);
+    ask(&mut streams[0], 300);
+    assert_eq!(streams[1].read(&mut [0]).unwrap(), 0, "the second one is closed");
+    ask(&mut streams[2], 400);
+}
+
+#[test]
+fn an_idle_connection_is_closed() {
+    let cluster = Nameserver::with(CLUSTER);
+    let served = Served::by(cluster.address(), &[cluster.address()]);
+    let mut idle = connect(served.address());
+    let mut half = connect(served.address());
+    half.write_all(&[0, 40, 1]).unwrap();
+    assert_eq!(idle.read(&mut [0]).unwrap(), 0);
+    assert_eq!(half.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn dns_is_served_while_connections_are_drained_and_keeps_nothing_from_ending() {
+    let cluster = Nameserver::start(|asked| match asked.name.as_str() {
+        "slow.example" => vec![],
+        _ => vec![answer(&asked.message, CLUSTER)],
+    });
+    let mut served = Served::by(cluster.address(), &[cluster.address()]);
+    served.pod.envoy.has_connections(1);
+    served.sidecar.signal(Signal::SIGTERM);
+    served.pod.envoy.await_asked("GET /stats?usedonly");
+    let question = query(1, "a.example");
+    assert_eq!(served.client().ask(&question), answer(&question, CLUSTER));
+    served.client().send(&query(2, "slow.example"));
+    await_that("the query to be passed on", || cluster.knows("slow.example"));
+    let _stream = connect(served.address());
+    served.pod.envoy.has_connections(0);
+    assert_eq!(served.sidecar.end(), Some(0), "{}", served.sidecar.log());
+}
+
+#[test]
+fn a_port_in_use_and_an_agent_without_address_are_said() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let mut sidecar = pod.run_with(&["--dns-port", &port]);
+    assert_eq!(sidecar.end(), Some(1));
+    sidecar.await_log(&format!("cannot serve DNS at 127.0.0.1:{port}: Address already in use"));
+    sidecar.await_log("hint: let --dns-port be a port that nothing in the pod uses");
+
+    let mut record = pod.record(&agent, pod.envoy.admin());
+    record["agent"]["http_addr"] = "http://agent.example:8500".into();
+    pod.write("registration.json", &record.to_string());
+    let mut sidecar = pod.run_with(&["--dns-port", "1"]);
+    assert_eq!(sidecar.end(), Some(64));
+    sidecar.await_log("hint: give --consul-dns-addr as IP:PORT");
+}

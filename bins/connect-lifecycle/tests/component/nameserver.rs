@@ -1,0 +1,246 @@
+//! A nameserver that answers as a test says, and messages to ask it with.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use testkit::{PATIENCE, Port};
+
+/// A nameserver on UDP and TCP.
+pub(crate) struct Nameserver {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// A query that it got.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) name: String,
+    pub(crate) message: Vec<u8>,
+    pub(crate) from: SocketAddr,
+    pub(crate) by_tcp: bool,
+    /// How often that name was asked for before.
+    pub(crate) before: usize,
+}
+
+/// What to answer to a query.
+type Script = Box<dyn Fn(&Asked) -> Vec<Vec<u8>> + Send + Sync>;
+
+struct Shared {
+    script: Script,
+    asked: Mutex<Vec<Asked>>,
+    is_over: AtomicBool,
+}
+
+// === impl Nameserver ===
+
+impl Nameserver {
+    /// One that answers each query with these messages.
+    pub(crate) fn start(script: impl Fn(&Asked) -> Vec<Vec<u8>> + Send + Sync + 'static) -> Self {
+        Self::start_at(&Port::keep(), script)
+    }
+
+    /// One that answers each query with that address.
+    pub(crate) fn with(address: [u8; 4]) -> Self {
+        Self::start(move |asked| vec![answer(&asked.message, address)])
+    }
+
+    /// One that does not answer.
+    pub(crate) fn silent() -> Self {
+        Self::start(|_| vec![])
+    }
+
+    /// One on that port.
+    pub(crate) fn start_at(
+        port: &Port,
+        script: impl Fn(&Asked) -> Vec<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
+        let address = port.address();
+        let (tcp, udp) = (port.listen(), UdpSocket::bind(address).unwrap());
+        let shared = Arc::new(Shared {
+            script: Box::new(script),
+            asked: Mutex::default(),
+            is_over: AtomicBool::default(),
+        });
+        let (by_udp, by_tcp) = (Arc::clone(&shared), Arc::clone(&shared));
+        std::thread::spawn(move || by_udp.serve_udp(&udp));
+        std::thread::spawn(move || by_tcp.serve_tcp(&tcp));
+        Self { address, shared }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it was asked so far.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.shared.asked.lock().unwrap().clone()
+    }
+
+    /// Whether it was asked for that name.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.asked().iter().any(|asked| asked.name == name)
+    }
+}
+
+impl Drop for Nameserver {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::SeqCst);
+        // So that the threads see it.
+        let _ = UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&[], self.address);
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::SeqCst)
+    }
+
+    fn answer(&self, message: &[u8], from: SocketAddr, by_tcp: bool) -> Vec<Vec<u8>> {
+        let name = name_of(message);
+        let mut seen = self.asked.lock().unwrap();
+        let before = seen.iter().filter(|asked| asked.name == name).count();
+        let asked = Asked { name, message: message.to_vec(), from, by_tcp, before };
+        seen.push(asked.clone());
+        drop(seen);
+        (self.script)(&asked)
+    }
+
+    fn serve_udp(&self, socket: &UdpSocket) {
+        let mut buffer = [0; 4096];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            if self.is_over() {
+                return;
+            }
+            for answer in self.answer(&buffer[..length], from, false) {
+                let _ = socket.send_to(&answer, from);
+            }
+        }
+    }
+
+    fn serve_tcp(&self, listener: &TcpListener) {
+        // Those that get no answer stay open.
+        let mut kept = Vec::new();
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { continue };
+            if self.is_over() {
+                return;
+            }
+            let from = stream.peer_addr().unwrap();
+            if let Some(message) = read(&mut stream) {
+                for answer in self.answer(&message, from, true) {
+                    send(&mut stream, &answer);
+                }
+            }
+            kept.push(stream);
+        }
+    }
+}
+
+/// Someone in the pod who asks.
+pub(crate) struct Client {
+    socket: UdpSocket,
+}
+
+// === impl Client ===
+
+impl Client {
+    /// One that asks there.
+    pub(crate) fn of(server: SocketAddr) -> Self {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.connect(server).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { socket }
+    }
+
+    pub(crate) fn send(&self, message: &[u8]) {
+        self.socket.send(message).unwrap();
+    }
+
+    /// The next answer.
+    pub(crate) fn receive(&self) -> Vec<u8> {
+        let mut buffer = vec![0; u16::MAX.into()];
+        let length = self.socket.recv(&mut buffer).expect("an answer");
+        buffer[..length].to_vec()
+    }
+
+    /// The answer to a message.
+    pub(crate) fn ask(&self, message: &[u8]) -> Vec<u8> {
+        self.send(message);
+        self.receive()
+    }
+}
+
+/// A connection to that server.
+pub(crate) fn connect(server: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(server).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Sends a message by TCP.
+pub(crate) fn send(stream: &mut TcpStream, message: &[u8]) {
+    let length = u16::try_from(message.len()).unwrap().to_be_bytes();
+    stream.write_all(&[&length, message].concat()).unwrap();
+}
+
+/// Reads a message by TCP; none at the end.
+pub(crate) fn read(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).ok()?;
+    let mut message = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut message).ok()?;
+    Some(message)
+}
+
+/// A query for a name's address.
+pub(crate) fn query(id: u16, name: &str) -> Vec<u8> {
+    let mut message = id.to_be_bytes().to_vec();
+    message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    for label in name.split('.') {
+        message.push(u8::try_from(label.len()).unwrap());
+        message.extend(label.bytes());
+    }
+    message.extend([0, 0, 1, 0, 1]);
+    message
+}
+
+/// An answer without records, with that code, to a query without EDNS.
+pub(crate) fn fail(query: &[u8], code: u8) -> Vec<u8> {
+    let mut message = query.to_vec();
+    message[2] |= 0x80;
+    message[3] = 0x80 | code;
+    message
+}
+
+/// An answer with that address, to a query without EDNS.
+pub(crate) fn answer(query: &[u8], address: [u8; 4]) -> Vec<u8> {
+    let mut message = fail(query, 0);
+    message[7] = 1;
+    message.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
+    message.extend(address);
+    message
+}
+
+/// The code of an answer.
+pub(crate) fn code(answer: &[u8]) -> u8 {
+    answer[3] & 0x0f
+}
+
+/// The name that a message asks for.
+fn name_of(message: &[u8]) -> String {
+    let mut labels = Vec::new();
+    let mut rest = &message[12..];
+    while let [length, after @ ..] = rest
+        && *length > 0
+    {
+        let (label, after) = after.split_at((*length).into());
+        labels.push(String::from_utf8_lossy(label).into_owned());
+        rest = after;
+    }
+    labels.join(".")
+}
