@@ -1,6 +1,7 @@
 //! Service and proxy registered, both or neither.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use consul::Agent;
 use flags::Report;
@@ -11,6 +12,9 @@ use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
 
 use crate::taken::{self, Taken};
+
+/// How long the logout of a token that another replaced may take.
+const LOG_OUT: Duration = Duration::from_secs(2);
 
 /// Why they are not registered.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +74,9 @@ pub(crate) async fn register(
                 agent = %agent.config().address,
                 "registered"
             );
+            if let Some(session) = session {
+                session.log_out_replaced(Deadline::after(LOG_OUT.min(deadline.left()))).await;
+            }
             Ok(())
         }
         Ok(Registered::Buried) => {

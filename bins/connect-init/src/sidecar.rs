@@ -7,7 +7,8 @@ use std::time::Duration;
 use consul::{Agent, TlsFiles};
 use flags::{BootstrapArgs, Report};
 use handoff::{Handoff, Login, Milestone, Record};
-use lifecycle::Session;
+use lifecycle::{Session, Unused};
+use registration::pod::Pair;
 use runtime::file::write_whole;
 use runtime::{Deadline, Failure};
 use secrecy::ExposeSecret;
@@ -66,6 +67,9 @@ impl Sidecar {
 
     /// Makes its files ready, before anything is registered.
     pub(crate) fn prepare(&self) -> Result<(), Failure> {
+        // An earlier run may have registered it, with the token that is in the file.
+        let has_token = self.session.is_some() && self.handoff.token().exists();
+        self.arrived.set(has_token || self.handoff.record().exists());
         if let Some(token) = self.agent.token() {
             write_whole(&self.handoff.token(), 0o600, token.expose_secret().as_bytes())?;
         }
@@ -105,41 +109,54 @@ impl Sidecar {
         Ok(())
     }
 
-    /// Takes back what an earlier run registered in this folder under other ids, as
-    /// another release does. Entries of the same ids were replaced.
+    /// Takes back what an earlier run registered under other ids. Entries of the same
+    /// ids were replaced. If it fails, their TTL checks run out.
     async fn take_back_earlier(&self, deadline: Deadline) {
-        let Self { declared, handoff, agent, .. } = self;
-        let Ok(earlier) = Record::read(handoff) else { return };
-        if earlier.pair.proxy.id() == declared.pair.proxy.id() {
-            return;
-        }
+        let Some(earlier) = self.earlier() else { return };
         let deadline = Deadline::after(EARLIER.min(deadline.left()));
-        match lifecycle::retract(handoff, agent, &earlier.pair, deadline).await {
-            Ok(()) => {
-                tracing::info!(service = earlier.pair.service.id(), "deregistered the earlier ids");
-            }
-            // Its leases run out.
-            Err(leftovers) => tracing::warn!("{}", leftovers.failure()),
+        if self.retract(&earlier, deadline).await.is_some() {
+            tracing::info!(service = earlier.service.id(), "deregistered the earlier ids");
         }
     }
 
-    /// Takes back what the agent may have of it, and then logs out: that takes
-    /// the token.
+    /// Takes back what the agent may have of it, and then logs out, unless something
+    /// is left for which the agent needs the token.
     pub(crate) async fn take_back(&self, deadline: Deadline) {
-        let Self { declared, handoff, agent, session, arrived, .. } = self;
+        let Self { declared, session, arrived, .. } = self;
         // An agent that hangs on the one must leave time for the other.
         let share = if session.is_some() { deadline.left() / 2 } else { deadline.left() };
+        let share = Deadline::after(share);
+        let mut unused = Some(Unused::never_registered());
+        if let Some(earlier) = self.earlier() {
+            let half = Deadline::after(share.left() / 2);
+            unused = unused.zip(self.retract(&earlier, half).await).map(|(a, b)| a.and(b));
+        }
         // An agent that was never reached has nothing to take back.
-        if arrived.get()
-            && let Err(leftovers) =
-                lifecycle::retract(handoff, agent, &declared.pair, Deadline::after(share)).await
-        {
-            tracing::warn!("{}", leftovers.failure());
+        if arrived.get() {
+            unused = unused.zip(self.retract(&declared.pair, share).await).map(|(a, b)| a.and(b));
         }
         if let Some(session) = session
-            && let Err(error) = session.close(deadline).await
+            && let Err(error) = session.close(unused, deadline).await
         {
             tracing::warn!("{}", error.failure());
         }
+    }
+
+    async fn retract(&self, pair: &Pair, deadline: Deadline) -> Option<Unused> {
+        match lifecycle::retract(&self.handoff, &self.agent, pair, deadline).await {
+            Ok(unused) => Some(unused),
+            Err(mut leftovers) => {
+                let unused = leftovers.unused.take();
+                tracing::warn!("{}", leftovers.failure());
+                unused
+            }
+        }
+    }
+
+    /// What an earlier run registered in this folder under other ids, as another
+    /// release does.
+    fn earlier(&self) -> Option<Pair> {
+        let Record { pair, .. } = Record::read(&self.handoff).ok()?;
+        (pair.proxy.id() != self.declared.pair.proxy.id()).then_some(pair)
     }
 }

@@ -76,8 +76,8 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "CONNECT_DRAIN_TIMEOUT", default_value = "20s", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) drain_timeout: Duration,
 
-    /// How long deregistration is tried for; if absent, for as long as
-    /// --drain-timeout
+    /// How long deregistration is tried for, from the preStop hook or SIGTERM on; if
+    /// absent, 3 s longer than --drain-timeout
     #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) deregister_timeout: Option<Duration>,
 

@@ -20,6 +20,6 @@ pub(crate) async fn run(args: DeregisterArgs, _signals: Signals) -> Result<ExitC
     let deadline = Deadline::after(timeout);
     let deregistered = lifecycle::deregister(&handoff, &agent, &record.pair, deadline);
     let (_drained, deregistered) = tokio::join!(drained, deregistered);
-    deregistered.map_err(Report::failure)?;
+    let _stays_logged_in = deregistered.map_err(Report::failure)?;
     Ok(ExitCode::SUCCESS)
 }

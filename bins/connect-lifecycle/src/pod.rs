@@ -6,7 +6,7 @@ use std::time::Duration;
 use consul::Agent;
 use flags::Report;
 use handoff::{Handoff, Milestone, Record};
-use lifecycle::{Session, session};
+use lifecycle::{Session, Unused, session};
 use runtime::deadline::race;
 use runtime::{Deadline, Failure, Signals};
 
@@ -64,15 +64,17 @@ impl Pod {
             Ok(Err(error)) => error.failure(),
             Err(cut) => cut.failure(deadline),
         };
-        self.log_out(Deadline::after(LOG_OUT)).await;
+        // The token before that was logged out, and the new one registered nothing yet.
+        let unused = Some(Unused::never_registered());
+        self.log_out(unused, Deadline::after(LOG_OUT)).await;
         Err(failure)
     }
 
-    /// Logs out, if it was by login that there is a token. Nothing is asked of
-    /// the agent after that.
-    pub(crate) async fn log_out(&self, deadline: Deadline) {
+    /// Logs out, if it was by login that there is a token, and if the agent needs it
+    /// no longer. Nothing is asked of the agent after that.
+    pub(crate) async fn log_out(&self, unused: Option<Unused>, deadline: Deadline) {
         if let Some(session) = &self.session
-            && let Err(error) = session.close(deadline).await
+            && let Err(error) = session.close(unused, deadline).await
         {
             tracing::warn!("{}", error.failure());
         }

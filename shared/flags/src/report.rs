@@ -114,7 +114,7 @@ impl Report for RegisterError {
 impl Report for Leftovers {
     fn failure(self) -> Failure {
         let words = self.to_string();
-        let Self { services, tombstone, lock } = self;
+        let Self { services, tombstone, lock, unused: _ } = self;
         let agent = services.iter().find_map(|(_, stays)| match stays {
             Stays::Agent(error) => Some(exit(error)),
             Stays::StillThere | Stays::Unanswered => None,
@@ -142,6 +142,9 @@ impl Report for SessionError {
             }
             Self::Write(error) => error.failure(),
             Self::UnderWay(_) => Failure::new(Exit::Deadline, &words),
+            Self::Needed { auth_method, meta } => Failure::new(Exit::Failure, &words).hint(format_args!(
+                "when the services of this pod are out of the catalog, delete the token with the description {meta:?}; a MaxTokenTTL of auth method `{auth_method}` would do so by itself"
+            )),
             Self::Left { auth_method, meta, cause } => cause.failure().hint(format_args!(
                 "find it by its description, {meta:?}, and delete it; a MaxTokenTTL of auth method `{auth_method}` would do so by itself"
             )),
@@ -216,7 +219,7 @@ mod tests {
         let leftovers = Leftovers {
             services: vec![("web-0-web".to_owned(), stays)],
             tombstone: Some(tombstone),
-            lock: None,
+            ..Leftovers::default()
         };
         let failure = leftovers.failure();
         assert_eq!(failure.exit(), Exit::Denied);

@@ -13,7 +13,9 @@ use runtime::{Deadline, retry};
 use super::deregister::Step;
 use super::error::Stays;
 use super::register::Ending;
-use super::{Deregister, Entry, Half, Leftovers, Outcome, Register, RegisterError, TakeBack};
+use super::{
+    Deregister, Entry, Half, Leftovers, Outcome, Register, RegisterError, Rest, TakeBack, Unused,
+};
 
 /// What became of an attempt to register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +84,7 @@ pub async fn retract(
     agent: &Agent,
     pair: &Pair,
     deadline: Deadline,
-) -> Result<(), Leftovers> {
+) -> Result<Unused, Leftovers> {
     Drive::new(handoff, agent, pair.clone(), deadline).deregister(Deregister::for_now()).await
 }
 
@@ -94,7 +96,7 @@ pub async fn deregister(
     agent: &Agent,
     pair: &Pair,
     deadline: Deadline,
-) -> Result<(), Leftovers> {
+) -> Result<Unused, Leftovers> {
     Drive::new(handoff, agent, pair.clone(), deadline).deregister(Deregister::for_good()).await
 }
 
@@ -120,7 +122,7 @@ impl<'a> Drive<'a> {
             Register::Undo => Ok(self.undo().await),
             Register::TakeBack(step) => {
                 let outcome = self.take_back(step).await;
-                if let TakeBack::End { gone: false } = step.next(outcome) {
+                if let TakeBack::End(Rest::TokenUnknown | Rest::Something) = step.next(outcome) {
                     for (id, error) in self.left() {
                         tracing::warn!(service = id, "cannot be taken back: {error}");
                     }
@@ -131,7 +133,7 @@ impl<'a> Drive<'a> {
         }
     }
 
-    async fn deregister(mut self, mut machine: Deregister) -> Result<(), Leftovers> {
+    async fn deregister(mut self, mut machine: Deregister) -> Result<Unused, Leftovers> {
         let (mut tombstone, mut lock) = (None, None);
         loop {
             let outcome = match machine.step() {
@@ -148,9 +150,11 @@ impl<'a> Drive<'a> {
                     })
                 }
                 Step::TakeBack(step) => self.take_back(step).await,
-                Step::End { whole: true } => return Ok(()),
-                Step::End { whole: false } => {
-                    return Err(Leftovers { services: self.left(), tombstone, lock });
+                Step::End { whole, rest } => {
+                    return match rest.unused() {
+                        Some(unused) if whole => Ok(unused),
+                        unused => Err(Leftovers { services: self.left(), tombstone, lock, unused }),
+                    };
                 }
             };
             machine = machine.next(outcome);
@@ -199,7 +203,7 @@ impl<'a> Drive<'a> {
             TakeBack::Delete(half, _) => (half, self.in_time(self.delete(half)).await),
             TakeBack::Confirm(half, _) => (half, self.in_time(self.is_gone(half)).await),
             TakeBack::Pause(_) => return self.pause().await,
-            TakeBack::End { .. } => return Outcome::Done,
+            TakeBack::End(_) => return Outcome::Done,
         };
         self.removal.note(half, done)
     }
@@ -280,7 +284,7 @@ impl Removal {
             Ok(went) => (went, before),
             // A try that was cut short says less than the one before it.
             Err(Stays::Unanswered) => (Outcome::Failed, before.or(Some(Stays::Unanswered))),
-            Err(stays) => (Outcome::failed(stays.is_transient()), Some(stays)),
+            Err(stays) => (stays.outcome(), Some(stays)),
         };
         self.stays.extend(stays.map(|stays| (half, stays)));
         went

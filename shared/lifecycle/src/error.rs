@@ -6,7 +6,7 @@ use consul::Error;
 use handoff::lock::LockError;
 use runtime::file::WriteError;
 
-use super::Outcome;
+use super::{Outcome, Unused};
 
 /// Why service and proxy are not both registered.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,8 @@ pub struct Leftovers {
     pub tombstone: Option<WriteError>,
     /// Why it was done without the lock.
     pub lock: Option<LockError>,
+    /// Shows that the pod may log out all the same.
+    pub unused: Option<Unused>,
 }
 
 /// Why a service is still on the agent.
@@ -111,6 +113,14 @@ impl Stays {
         match self {
             Self::Agent(error) => error.is_transient(),
             Self::StillThere | Self::Unanswered => true,
+        }
+    }
+
+    /// How the act went that did not take it off.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Agent(error) if error.is_unknown_token() => Outcome::NoToken,
+            _ => Outcome::failed(self.is_transient()),
         }
     }
 }

@@ -13,6 +13,7 @@
 //! - [`entry`]: whether an entry on the agent is ours, [`Entry`]
 //! - [`drive`]: the acts, done: [`register()`], [`retract`] and [`deregister()`];
 //!   `connect-lifecycle` drives [`Keep`], and with it a [`Drive`]
+//! - [`logout`]: when a pod may log out, [`Unused`]
 //! - [`session`]: the ACL token of a registration: login and logout, [`Session`]
 //! - [`error`]: why one of them was not done
 
@@ -21,6 +22,7 @@ pub mod drive;
 pub mod entry;
 pub mod error;
 pub mod keep;
+pub mod logout;
 pub mod register;
 pub mod session;
 pub mod take_back;
@@ -33,6 +35,7 @@ pub use drive::{Drive, Registered, deregister, register, retract};
 pub use entry::Entry;
 pub use error::{Leftovers, RegisterError, Stays};
 pub use keep::Keep;
+pub use logout::{Rest, Unused};
 pub use register::Register;
 pub use session::{Session, SessionError};
 pub use take_back::TakeBack;

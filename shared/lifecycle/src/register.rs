@@ -57,7 +57,7 @@ impl Register {
             (Self::LookAgain(_), Outcome::Buried) => Self::TakeBack(TakeBack::begin()),
             (Self::LookAgain(ending), _) => Self::End(ending),
             (Self::TakeBack(step), _) => match step.next(outcome) {
-                TakeBack::End { .. } => Self::End(Ending::Buried),
+                TakeBack::End(_) => Self::End(Ending::Buried),
                 step => Self::TakeBack(step),
             },
             (Self::Lock, _) => Self::End(Ending::Failed),

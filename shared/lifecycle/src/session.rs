@@ -26,6 +26,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 
 use self::bearer::Subject;
+use super::Unused;
 
 /// The token that an agent is spoken to with, by login.
 #[derive(Debug)]
@@ -77,6 +78,16 @@ pub enum SessionError {
     /// No time was left to await a login: its token is left.
     #[error("the login with auth method `{0}` was still under way")]
     UnderWay(String),
+    /// The agent may have entries that were registered with the token.
+    #[error(
+        "the ACL token is left behind: the agent needs it to tell the servers that this pod is gone"
+    )]
+    Needed {
+        /// The auth method.
+        auth_method: String,
+        /// What the token's description says of its owner.
+        meta: BTreeMap<String, String>,
+    },
     /// The token is not logged out.
     #[error("the ACL token is left behind: {cause}")]
     Left {
@@ -154,16 +165,13 @@ impl Session {
     ///
     /// Returns whether there is another token now.
     pub async fn reopen(&self, deadline: Deadline) -> Result<bool, SessionError> {
-        if self.agent.token().is_some() {
-            if self.is_known(deadline).await? {
-                return Ok(false);
-            }
-            // What a lagging server does not know, the leader may.
-            if let Err(error) = self.agent.log_out().await {
-                tracing::debug!("the ACL token that is not known: {error}");
-            }
+        let old = self.agent.token();
+        if old.is_some() && self.is_known(deadline).await? {
+            return Ok(false);
         }
         self.log_in(deadline).await?;
+        // What a lagging server does not know, the leader may.
+        self.note_replaced(old);
         self.await_known(deadline).await?;
         Ok(true)
     }
@@ -183,12 +191,13 @@ impl Session {
     pub async fn replace(&self, deadline: Deadline) -> Result<(), SessionError> {
         let old = self.agent.token();
         self.log_in(deadline).await?;
-        self.replaced.write().unwrap_or_else(PoisonError::into_inner).extend(old);
+        self.note_replaced(old);
         self.await_known(deadline).await?;
         self.settle()
     }
 
-    /// Logs out tokens that were replaced. One that can't be ends by itself.
+    /// Logs out tokens that were replaced, once both halves were registered with the
+    /// one of now. A token that can't be logged out ends by itself.
     pub async fn log_out_replaced(&self, deadline: Deadline) {
         let replaced =
             std::mem::take(&mut *self.replaced.write().unwrap_or_else(PoisonError::into_inner));
@@ -210,8 +219,13 @@ impl Session {
         settle(&self.handoff, &self.agent)
     }
 
-    /// Closes it: logs out, and removes the token. One that is gone is fine.
-    pub async fn close(&self, deadline: Deadline) -> Result<(), SessionError> {
+    /// Closes it: logs out, and removes the token. One that is gone is fine. What the
+    /// agent may need stays, token and file: `unused` shows that it needs nothing.
+    pub async fn close(
+        &self,
+        unused: Option<Unused>,
+        deadline: Deadline,
+    ) -> Result<(), SessionError> {
         // A login under way would have its token after we have looked.
         let waited = tokio::select! {
             biased;
@@ -220,16 +234,24 @@ impl Session {
                 Err(SessionError::UnderWay(self.login.auth_method.clone()))
             }
         };
-        self.log_out_replaced(deadline).await;
         if self.agent.token().is_none() {
             return waited;
         }
+        let is_unused = match unused {
+            Some(Unused { by_hearsay: true }) => !self.is_known(deadline).await.unwrap_or(true),
+            Some(Unused { by_hearsay: false }) => true,
+            None => false,
+        };
+        let Login { auth_method, meta, .. } = self.login.clone();
+        if !is_unused {
+            return Err(SessionError::Needed { auth_method, meta });
+        }
+        self.log_out_replaced(deadline).await;
         let attempt = || self.agent.log_out();
         match retry::until(deadline, retry::NODE_AGENT, Error::is_transient, attempt).await {
             Ok(LoggedOut::Done) => tracing::info!("logged out"),
             Ok(LoggedOut::WasUnknown) => tracing::info!("the ACL token was gone already"),
             Err(stopped) => {
-                let Login { auth_method, meta, .. } = self.login.clone();
                 return Err(SessionError::Left { auth_method, meta, cause: Box::new(stopped) });
             }
         }
@@ -246,6 +268,10 @@ impl Session {
             "the token that auth method `{auth_method}` gave to {who} lacks service:write on `{service}` and `{service}-sidecar-proxy`: {}",
             who.likely_rule(auth_method, service),
         )
+    }
+
+    fn note_replaced(&self, old: Option<SecretString>) {
+        self.replaced.write().unwrap_or_else(PoisonError::into_inner).extend(old);
     }
 
     async fn is_known(&self, deadline: Deadline) -> Result<bool, SessionError> {

@@ -2,7 +2,7 @@
 //! fails, and again while there is time. An entry that has become another pod's
 //! stays.
 
-use super::{Half, Outcome};
+use super::{Half, Outcome, Rest};
 
 /// The steps of taking both back. `left` are those that are not known to be
 /// gone and not refused either.
@@ -18,11 +18,8 @@ pub enum TakeBack {
     /// Wait a while before what is left is tried again; that fails when no time
     /// is left.
     Pause(Left),
-    /// The end.
-    End {
-        /// Whether both are gone.
-        gone: bool,
-    },
+    /// The end, and what the agent may still have.
+    End(Rest),
 }
 
 /// What is left to be taken back.
@@ -31,6 +28,7 @@ pub struct Left {
     proxy: bool,
     service: bool,
     refused: bool,
+    token_unknown: bool,
 }
 
 // === impl TakeBack ===
@@ -38,7 +36,8 @@ pub struct Left {
 impl TakeBack {
     /// The first step.
     pub fn begin() -> Self {
-        Self::Look(Half::Proxy, Left { proxy: true, service: true, refused: false })
+        let left = Left { proxy: true, service: true, refused: false, token_unknown: false };
+        Self::Look(Half::Proxy, left)
     }
 
     /// The step that follows when the act of this one went so.
@@ -61,16 +60,18 @@ impl TakeBack {
             | (Self::Confirm(half, left), Outcome::Missing | Outcome::Foreign) => {
                 left.without(half).after(half)
             }
-            (
-                Self::Delete(half, left) | Self::Confirm(half, left),
-                Outcome::Refused | Outcome::NoToken,
-            ) => Left { refused: true, ..left.without(half) }.after(half),
+            (Self::Delete(half, left) | Self::Confirm(half, left), Outcome::Refused) => {
+                Left { refused: true, ..left.without(half) }.after(half)
+            }
+            (Self::Delete(half, left) | Self::Confirm(half, left), Outcome::NoToken) => {
+                Left { token_unknown: true, ..left.without(half) }.after(half)
+            }
             (Self::Look(half, left) | Self::Delete(half, left) | Self::Confirm(half, left), _) => {
                 left.after(half)
             }
             (Self::Pause(left), Outcome::Done) => left.first(),
-            (Self::Pause(_), _) => Self::End { gone: false },
-            (Self::End { .. }, _) => self,
+            (Self::Pause(_), _) => Self::End(Rest::Something),
+            (Self::End(_), _) => self,
         }
     }
 }
@@ -83,6 +84,15 @@ impl Left {
         match half {
             Half::Proxy => 1 + u32::from(self.service),
             Half::Service => 1,
+        }
+    }
+
+    /// What the agent has of those that are not tried any more.
+    fn rest(self) -> Rest {
+        match self {
+            Self { refused: true, .. } => Rest::Something,
+            Self { token_unknown: true, .. } => Rest::TokenUnknown,
+            _ => Rest::Nothing,
         }
     }
 
@@ -107,7 +117,40 @@ impl Left {
         } else if self.proxy || self.service {
             TakeBack::Pause(self)
         } else {
-            TakeBack::End { gone: !self.refused }
+            TakeBack::End(self.rest())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes both back; each delete goes so.
+    fn rest(proxy: Outcome, service: Outcome) -> Rest {
+        let mut step = TakeBack::begin();
+        loop {
+            step = step.next(match step {
+                TakeBack::Look(..) => Outcome::Ours,
+                TakeBack::Delete(Half::Proxy, _) => proxy,
+                TakeBack::Delete(Half::Service, _) => service,
+                TakeBack::Confirm(..) => Outcome::Missing,
+                TakeBack::Pause(_) => Outcome::Failed,
+                TakeBack::End(rest) => return rest,
+            });
+        }
+    }
+
+    /// A dead pod stayed in the catalog, passing, because it had logged out.
+    #[test]
+    fn the_token_stays_if_the_agent_may_need_it() {
+        let (done, no_token) = (Outcome::Done, Outcome::NoToken);
+        assert_eq!(rest(done, done), Rest::Nothing);
+        assert_eq!(rest(no_token, done), Rest::TokenUnknown);
+        for left in [Outcome::Failed, Outcome::Refused] {
+            assert_eq!(rest(done, left), Rest::Something);
+            assert_eq!(rest(left, no_token), Rest::Something);
+            assert_eq!(rest(no_token, left), Rest::Something);
         }
     }
 }

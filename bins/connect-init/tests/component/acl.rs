@@ -146,15 +146,48 @@ fn no_token_is_left_whichever_step_fails() {
 }
 
 #[test]
-fn an_agent_that_hangs_on_taking_back_still_gets_the_logout() {
+fn an_agent_that_hangs_on_taking_back_keeps_the_tokens_that_it_needs() {
     let agent = agent();
     agent.fault(Route::Register.of("shop_web-0_api"), Fault::Status(400, "no"), Times::Always);
     agent.fault(Route::Deregister, Fault::Hang, Times::Always);
-    let outcome = pod(&agent).and("--service", "api:9090").run().code(78);
-    assert_eq!(agent.tokens(), tokens(&[]), "{}", outcome.stderr());
+    let pod = pod(&agent).and("--service", "api:9090");
+    let outcome = pod.run().code(78).says(&["the ACL token is left behind: the agent needs it"]);
+    assert_eq!(agent.tokens(), tokens(&["token-1", "token-2"]), "{}", outcome.stderr());
+    assert!(agent.asked(Route::Logout).is_empty());
+    assert!(pod.files().contains_key("acl-token") && pod.files().contains_key("acl-token-api"));
     // None was left out because another took all the time.
     for id in ["shop_web-0_api", PROXY, SERVICE] {
         assert!(!agent.asked(Route::Deregister.of(id)).is_empty(), "{id}");
+    }
+}
+
+/// The sandbox was made anew. What was registered before would have stayed in the
+/// catalog without a token.
+#[test]
+fn what_an_earlier_run_registered_is_taken_back_before_the_logout() {
+    let agent = agent();
+    let pod = pod(&agent);
+    pod.run().code(0);
+    agent.fault(Route::TokenSelf, Fault::Status(400, "no"), Times::Always);
+    let outcome = pod.run().code(78);
+    assert_nothing_left(&agent);
+    assert_eq!(agent.tokens(), tokens(&[]), "{}", outcome.stderr());
+}
+
+/// What is registered stays so until it is registered with the new token.
+#[test]
+fn a_token_that_servers_do_not_know_is_logged_out_when_nothing_is_registered_with_it() {
+    let agent = agent();
+    let pod = pod(&agent);
+    pod.run().code(0);
+    agent.forget_requests();
+    agent.fault(Route::TokenSelf, NOT_FOUND, Times::N(1));
+    pod.run().code(0);
+    assert_eq!(agent.tokens(), tokens(&["token-2"]));
+    let logout = agent.await_request(Route::Logout);
+    assert_eq!(logout.token.as_deref(), Some("token-1"));
+    for id in [SERVICE, PROXY] {
+        assert!(agent.await_request(Route::Register.of(id)).at < logout.at, "{id}");
     }
 }
 

@@ -56,28 +56,79 @@ fn tokens(tokens: &[&str]) -> BTreeSet<String> {
     tokens.iter().map(|token| (*token).to_owned()).collect()
 }
 
-/// Pain 4: a logout that is skipped because something before it failed.
 #[test]
-fn logs_out_at_the_end_whatever_became_of_the_deregistration() {
-    for fails in [false, true] {
+fn logs_out_when_envoy_has_ended_and_both_are_seen_to_be_deregistered() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
+    assert_eq!(pod.read("acl-token"), None);
+    assert_nothing_left(&agent);
+    let logout = agent.await_request(Route::Logout).at;
+    // Until Envoy is gone, it needs the token.
+    assert!(logout > pod.envoy.await_asked("POST /quitquitquit").at);
+    for id in [SERVICE, PROXY] {
+        assert!(logout > agent.asked(Route::Service.of(id)).pop().unwrap().at, "{id}");
+    }
+}
+
+/// Without the token, the agent could neither deregister a dead pod nor tell the
+/// servers that its TTL check has run out: it stayed in the catalog, passing.
+#[test]
+fn a_token_that_the_agent_needs_for_what_is_left_is_not_logged_out() {
+    for fault in [
+        Fault::Hang,
+        Fault::Status(500, "No cluster leader"),
+        Fault::Status(403, "Permission denied"),
+        // The agent said so before it knew the token; the servers do.
+        NOT_FOUND,
+    ] {
         let agent = ScriptedAgent::start();
         let pod = pod(&agent);
-        let mut sidecar = pod.run();
+        let mut sidecar = pod.run_with(&["--deregister-timeout", "300ms"]);
         await_alive(&agent);
-        if fails {
-            agent.fault(Route::Deregister, Fault::Status(403, "Permission denied"), Times::Always);
-        }
+        agent.fault(Route::Deregister.of(SERVICE), fault.clone(), Times::Always);
         sidecar.signal(Signal::SIGTERM);
         assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
-        assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
-        assert_eq!(pod.read("acl-token"), None);
-        // Until Envoy is gone, it needs the token.
-        let quit = pod.envoy.await_asked("POST /quitquitquit").at;
-        assert!(agent.await_request(Route::Logout).at > quit);
-        if !fails {
-            assert_nothing_left(&agent);
-        }
+        assert!(agent.asked(Route::Logout).is_empty(), "{fault:?}: {}", sidecar.log());
+        assert_eq!(agent.tokens(), tokens(&["token-0"]), "{fault:?}");
+        // Whoever comes next uses it.
+        assert_eq!(pod.read("acl-token").as_deref(), Some("token-0"));
+        sidecar.await_log("the ACL token is left behind: the agent needs it");
+        assert!(!agent.services().contains_key(PROXY), "{fault:?}");
     }
+}
+
+/// The agent restarts while the pod ends, and comes back when all else is over.
+#[test]
+fn deregistration_is_tried_after_envoys_end_and_the_logout_follows_it() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.stop_listening();
+    sidecar.signal(Signal::SIGTERM);
+    sidecar.await_log("Envoy ended");
+    assert!(sidecar.is_running());
+    agent.listen_again();
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_nothing_left(&agent);
+    assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
+}
+
+#[test]
+fn a_token_that_is_gone_at_the_end_is_forgotten() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.revoke_tokens();
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_eq!(pod.read("acl-token"), None, "{}", sidecar.log());
 }
 
 /// Pain 13: the token is destroyed when the container restarts, not only when
@@ -233,7 +284,6 @@ fn with_an_agent_that_hangs_and_connections_that_stay_each_part_of_the_end_is_tr
         pod.envoy.await_asked("POST /drain_listeners").at,
         pod.envoy.await_asked("GET /stats?usedonly").at,
         pod.envoy.await_asked("POST /quitquitquit").at,
-        agent.await_request(Route::Logout).at,
     ];
     assert!(asked.is_sorted(), "{asked:?}");
     for what in [
@@ -244,6 +294,21 @@ fn with_an_agent_that_hangs_and_connections_that_stay_each_part_of_the_end_is_tr
     ] {
         sidecar.await_log(what);
     }
+    assert_eq!(pod.read("acl-token").as_deref(), Some("token-0"));
+}
+
+/// P7: a logout that hangs has an end, too.
+#[test]
+fn a_logout_that_hangs_does_not_keep_the_sidecar_from_ending() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run_with(&["--drain-timeout", "100ms"]);
+    await_alive(&agent);
+    agent.fault(Route::Logout, Fault::Hang, Times::Always);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    sidecar.await_log("the ACL token is left behind");
+    assert_nothing_left(&agent);
 }
 
 #[test]

@@ -42,7 +42,8 @@ pub(crate) struct Dead {
     pub(crate) when: Instant,
     /// It said that nothing is left of it.
     pub(crate) is_clean: bool,
-    /// It may have left an ACL token: a process of it was killed, or said so.
+    /// It may have left an ACL token: a process of it was killed, or said so, because
+    /// the agent did not confirm that it was deregistered or did not log it out.
     pub(crate) may_leave_token: bool,
     /// A process of it was killed, and may have been writing.
     may_leave_half_files: bool,

@@ -99,6 +99,10 @@ impl Pod {
         let mut step =
             |how, to| tell(Step { who: "agent", what: late.name(), how, is_calm: true, to });
         step("never arrives", Self { late: None, ..self });
+        if self.is_logged_out {
+            // There is no such token.
+            return;
+        }
         let pod = Self { agent: self.agent.does(late).0, late: None, ..self };
         match late {
             Request::Put(_) => step("arrives late", pod.excused()),

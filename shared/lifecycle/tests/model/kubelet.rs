@@ -53,7 +53,7 @@ impl Pod {
                             step("ends init, or its time is over", self.is_deleted, to);
                         }
                     }
-                    Init::Prepare | Init::Retract(_) => {}
+                    Init::Prepare | Init::Retract(_) | Init::Close(_) => {}
                 }
             }
             Container::Sidecar(sidecar) => {

@@ -4,7 +4,7 @@
 use lifecycle::deregister::Step as DeregisterStep;
 use lifecycle::keep::Step as KeepStep;
 use lifecycle::register::Ending;
-use lifecycle::{Deregister, Half, Keep, Outcome, Register, TakeBack};
+use lifecycle::{Deregister, Half, Keep, Outcome, Register, Rest, TakeBack};
 
 use crate::agent::Request;
 
@@ -17,6 +17,8 @@ pub(crate) enum Act {
     Bury,
     LogIn,
     LogOut,
+    /// To log out at the end, if nothing is left.
+    Close(Rest),
     Ask(Request),
     Watch,
     /// To wait a while; for taking back, there may be no time left for it.
@@ -64,6 +66,7 @@ pub(crate) enum Init {
     Register(Register),
     Provide,
     Retract(Deregister),
+    Close(Rest),
     Succeeded,
     Failed,
 }
@@ -150,6 +153,7 @@ impl Machine for Init {
             Self::Register(step) => step.act(),
             Self::Provide => Act::Other("write bootstrap and record"),
             Self::Retract(machine) => machine.act(),
+            Self::Close(rest) => Act::Close(rest),
             Self::Succeeded | Self::Failed => Act::Nothing,
         }
     }
@@ -165,10 +169,14 @@ impl Machine for Init {
             },
             Self::Provide if outcome == Outcome::Done => Self::Succeeded,
             Self::Provide => Self::Retract(Deregister::for_now()),
-            Self::Retract(machine) => match machine.next(outcome) {
-                machine if machine.is_over() => Self::Failed,
-                machine => Self::Retract(machine),
-            },
+            Self::Retract(machine) => {
+                let machine = machine.next(outcome);
+                match machine.step() {
+                    DeregisterStep::End { rest, .. } => Self::Close(rest),
+                    _ => Self::Retract(machine),
+                }
+            }
+            Self::Close(_) => Self::Failed,
             Self::Succeeded | Self::Failed => self,
         }
     }
@@ -187,6 +195,6 @@ fn take_back(step: TakeBack) -> Act {
         TakeBack::Delete(half, _) => Act::Ask(Request::Delete(half)),
         TakeBack::Look(half, _) | TakeBack::Confirm(half, _) => Act::Ask(Request::See(half)),
         TakeBack::Pause(_) => Act::Pause { ends: true },
-        TakeBack::End { .. } => Act::Nothing,
+        TakeBack::End(_) => Act::Nothing,
     }
 }

@@ -1,6 +1,6 @@
 //! The protocol's machines, as they are shipped, in a world where everything
 //! goes wrong at every point: no registration comes back after it was taken
-//! back, and none is lost.
+//! back, none is lost, and no token is logged out that one was made with.
 //!
 //! - [`explore`]: every state that a world can come to
 //! - [`scene`]: what happens to a pod, and the rules that can be left out
@@ -79,6 +79,7 @@ fn no_rule_can_be_left_out() {
         (Scene::Ending, Rule::SecondLook, "stands beside"),
         (Scene::Ending, Rule::TombstoneFirst, "stands beside"),
         (Scene::Ending, Rule::LookAfterFailure, "stands beside"),
+        (Scene::Ending, Rule::LoggedOutWhenUnused, "whose token the pod has logged out"),
         (Scene::LateAnswers, Rule::Lock, "came back"),
         (Scene::Hanging, Rule::Deadline, "does not end well"),
         (Scene::Tokens, Rule::TriedUntilDone, "does not end well"),

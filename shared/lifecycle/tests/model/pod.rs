@@ -10,7 +10,7 @@
 
 use lifecycle::deregister::Step as DeregisterStep;
 use lifecycle::keep::Step as KeepStep;
-use lifecycle::{Deregister, Keep, Outcome};
+use lifecycle::{Deregister, Keep, Outcome, Rest};
 
 use crate::agent::{Agent, Entry, Request};
 use crate::explore::{Step, World};
@@ -40,6 +40,8 @@ pub(crate) struct Pod {
     pub(crate) token: Token,
     /// A token that was replaced, but not logged out yet.
     pub(crate) has_replaced: bool,
+    /// The pod has logged out since its container began.
+    pub(crate) is_logged_out: bool,
     /// Since it was registered last, something happened for which it may be
     /// registered again.
     pub(crate) has_reason: bool,
@@ -121,6 +123,7 @@ impl Pod {
             lock: None,
             token: Token::Good,
             has_replaced: false,
+            is_logged_out: false,
             has_reason: true,
             is_excused: false,
             is_taken_back: false,
@@ -159,6 +162,7 @@ impl Pod {
         Self {
             token: if self.token == Token::Another { Token::Good } else { self.token },
             has_replaced: false,
+            is_logged_out: false,
             has_reason: true,
             tombstone: false,
             is_excused: false,
@@ -199,6 +203,12 @@ impl Pod {
         Self { has_replaced: false, wrong: self.wrong.or(is_used.then_some(wrong)), ..self }
     }
 
+    /// The pod logs out, if what it was told of its deregistration allows that.
+    pub(crate) fn closed(self, rest: Rest) -> Self {
+        let is_unused = rest.unused().is_some() || self.variant.lacks(Rule::LoggedOutWhenUnused);
+        Self { is_logged_out: is_unused, ..self }
+    }
+
     /// These processes are gone, with what they sent, but for one request at
     /// most. The kernel has given back their lock.
     pub(crate) fn without(self, who: &[Who], requests: &[Option<Request>]) -> Vec<Self> {
@@ -237,7 +247,7 @@ impl Pod {
 
     /// A deregistration for good may have ended.
     pub(crate) fn told(self, machine: Deregister) -> Self {
-        let DeregisterStep::End { whole } = machine.step() else { return self };
+        let DeregisterStep::End { whole, .. } = machine.step() else { return self };
         let tombstone = self.tombstone || self.variant.lacks(Rule::TombstoneFirst);
         let is_gone = whole && !self.is_excused && !matches!(self.late, Some(Request::Put(_)));
         Self { tombstone, is_gone: self.is_gone || is_gone, ..self }
@@ -254,6 +264,12 @@ impl World for Pod {
     fn wrong(&self) -> Option<&'static str> {
         if self.is_gone && self.agent != Agent::new() && !self.agent.is_foreign() {
             return Some("what was deregistered came back");
+        }
+        // A registration that was given up may arrive at any time.
+        let is_excused = self.is_excused && self.variant.scene.has_late_requests();
+        let is_there = self.agent != Agent::new() && !self.agent.is_foreign();
+        if self.is_logged_out && is_there && !is_excused {
+            return Some("an entry is on the agent whose token the pod has logged out");
         }
         self.wrong
     }

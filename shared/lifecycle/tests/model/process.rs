@@ -1,5 +1,6 @@
 //! What the pod's processes do, and every way in which an act can go.
 
+use lifecycle::deregister::Step as DeregisterStep;
 use lifecycle::register::Ending;
 use lifecycle::{Deregister, Half, Keep, Outcome};
 
@@ -47,22 +48,21 @@ impl Pod {
             };
             self.proceed(Who::Hook, hook, &put, tell);
         }
-        match sidecar.ending {
+        if let Some(ending) = sidecar.ending {
             // With the sidecar go the registration under way and the hook.
-            Some(ending) if ending.is_over() => {
+            if let DeregisterStep::End { rest, .. } = ending.step() {
                 for pod in self.without(&SIDECAR, &sidecar.requests()) {
-                    let to = pod.with(Container::BeforeSidecar);
-                    tell(Step { who: "sidecar", what: "ends", how: "", is_calm: true, to });
+                    let to = pod.closed(rest).with(Container::BeforeSidecar);
+                    let what = "logs out, or not, and ends";
+                    tell(Step { who: "sidecar", what, how: "", is_calm: true, to });
                 }
+                return;
             }
-            Some(ending) => {
-                let put = |pod: Self, ending: Deregister| {
-                    let to = Sidecar { ending: Some(ending), ..sidecar };
-                    pod.told(ending).with(Container::Sidecar(to))
-                };
-                self.proceed(Who::Ending, ending, &put, tell);
-            }
-            None => {}
+            let put = |pod: Self, ending: Deregister| {
+                let to = Sidecar { ending: Some(ending), ..sidecar };
+                pod.told(ending).with(Container::Sidecar(to))
+            };
+            self.proceed(Who::Ending, ending, &put, tell);
         }
     }
 
@@ -122,6 +122,10 @@ impl Pod {
                     let left = Self { has_replaced: false, ..self };
                     turn.goes(what, "failed", false, left, Outcome::Failed);
                 }
+            }
+            Act::Close(rest) => {
+                turn.goes("log out", "done", true, self.closed(rest), Outcome::Done);
+                turn.goes("log out", "failed", false, self, Outcome::Failed);
             }
             Act::Other(what) => {
                 turn.goes(what, "done", true, self, Outcome::Done);

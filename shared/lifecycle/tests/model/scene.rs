@@ -44,6 +44,8 @@ pub(crate) enum Rule {
     ReplacedAhead,
     /// A token is logged out only when nothing is registered with it any more.
     LoggedOutLast,
+    /// A pod logs out only if nothing is registered with its token any more.
+    LoggedOutWhenUnused,
     /// Whose an entry is, is looked at.
     OwnersCompared,
     /// Nothing is registered again before the agent was seen without it.
