@@ -29,9 +29,10 @@ const SILENT: Duration = Duration::from_secs(1);
 const SMALL: usize = 32 << 10;
 /// How many small bodies there may be at a time: as many as requests, so that none of
 /// them waits for another's.
-pub(super) const MOST_SMALL: usize = 384;
-/// How many KiB of large ones.
-const MOST_LARGE: usize = 8 << 10;
+pub(super) const MOST_SMALL: usize = 256;
+/// How many KiB of large ones. They are judged one after the other: while one is, the
+/// next arrives.
+const MOST_LARGE: usize = 6 << 10;
 
 /// The bodies of all connections.
 #[derive(Debug)]

@@ -26,8 +26,10 @@ use super::certificates::Certificates;
 use super::open::{Limits, Open, Ticket};
 use super::unread::Unread;
 
-/// The most bytes of a connection that have arrived and are not read yet.
-const MOST_UNREAD: usize = 64 << 10;
+/// The most bytes of a connection that have arrived and are not read yet: of HTTP/2,
+/// where one connection carries many requests, and of HTTP/1.
+const MOST_UNREAD: u32 = 64 << 10;
+const MOST_UNREAD_HTTP1: usize = 32 << 10;
 /// The most requests of one HTTP/2 connection at a time. An API server opens
 /// another connection for more.
 const MOST_STREAMS: u32 = 16;
@@ -141,14 +143,17 @@ async fn http<I, H, F>(
     F: Future<Output = Response<Bytes>> + Send + 'static,
 {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(MOST_UNREAD);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_buf_size(MOST_UNREAD_HTTP1);
     // What a client may send before it is read, so that many can't fill memory.
-    let window = u32::try_from(MOST_UNREAD).ok();
     builder
         .http2()
         .timer(TokioTimer::new())
-        .initial_connection_window_size(window)
-        .initial_stream_window_size(window)
+        .initial_connection_window_size(MOST_UNREAD)
+        .initial_stream_window_size(MOST_UNREAD)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(16 << 10);
     let builder = if is_h2 { builder.http2_only() } else { builder.http1_only() };

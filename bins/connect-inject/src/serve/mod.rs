@@ -41,7 +41,7 @@ use unread::Unread;
 const DRAIN: Duration = Duration::from_secs(15);
 
 /// Connections of the webhook. API servers are few, and keep few each.
-const WEBHOOK: Limits = Limits { all: 192, peer: 96, requests: bodies::MOST_SMALL };
+const WEBHOOK: Limits = Limits { all: 128, peer: 96, requests: bodies::MOST_SMALL };
 /// Connections of the admin port, which are the kubelet's and Prometheus's.
 const ADMIN: Limits = Limits { all: 32, peer: 16, requests: 64 };
 

@@ -10,11 +10,11 @@ use serde_json::{Map, Value};
 use crate::names::{FOLDER, VARIABLE};
 
 /// The most bytes that a pod may take up once it is read.
-const MOST: usize = 6 << 20;
+const MOST: usize = 4 << 20;
 /// What a value takes up: an object has room for eleven members at once, an array
-/// for four elements.
+/// for four elements. When an array grows, it is in memory twice for a moment.
 const OBJECT: usize = 640;
-const ELEMENT: usize = 48;
+const ELEMENT: usize = 96;
 const ARRAY: usize = 128;
 
 /// By what an error is recognized.

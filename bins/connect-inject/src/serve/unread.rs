@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// The most bytes of answers that nobody has read.
-const MOST: usize = 8 << 20;
+const MOST: usize = 4 << 20;
 /// What an answer takes up besides its bytes: a request in flight.
 const EACH: usize = 4 << 10;
 

@@ -98,6 +98,8 @@ async fn judge(state: &State, arrived: Arrived) -> Result<(Reviewed, Bytes), Ref
     let (policy, cluster) = (Arc::clone(&state.policy), state.knowledge.cluster());
     let job = move || {
         let review = short.map_or_else(|| read(&arrived.bytes), Ok)?;
+        // The next may arrive meanwhile.
+        drop(arrived);
         Ok(judged(review, &policy, &cluster))
     };
     let (reviewed, answer) = in_turn(is_long, state, job).await?;

@@ -169,6 +169,7 @@ impl Injector {
             .args(tls)
             .args(IMAGES)
             .args(flags)
+            .envs(variables_of_the_image())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -278,6 +279,11 @@ impl Drop for Injector {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn variables_of_the_image() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let image = include_str!("../../../../Dockerfile.init");
+    image.lines().filter_map(|line| line.strip_prefix("ENV ")?.split_once('='))
 }
 
 /// A client that trusts that certificate only. A new one each time, because a

@@ -2,7 +2,8 @@
 //! honest one goes on asking: in a memory cgroup of the chart's limit.
 //!
 //! With `E2E_BIN_DIR`, which `scripts/test` sets, it is the injector as it is
-//! shipped; else that of this build, and a cgroup where the user can make one.
+//! shipped; else that of this build, outside a cgroup and with twice the memory: a
+//! debug build of the allocator writes to all that it gives.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -32,9 +33,11 @@ use crate::harness::{
 
 /// More than the injector takes of a connection at a time.
 const MOST_STREAMS: usize = 64;
-/// What the injector may have in RAM, whatever is sent. 64 MiB are wanted; all attacks
-/// of this test together were seen to take 77 MiB.
-const MOST: usize = 96 << 20;
+/// What the injector may have in RAM, whatever is sent. Seen: 37 to 42 MiB.
+const MOST: usize = 64 << 20;
+/// The slowest honest review but one of a hundred, as shipped. Seen: 8 to 36 ms on two
+/// busy cores.
+const SLOWEST: Duration = Duration::from_millis(50);
 
 /// The injector, in a memory cgroup if one can be made.
 struct Confined {
@@ -57,7 +60,7 @@ impl Confined {
             Some(program) => Injector::start_program(program, Certified::new(), &[]),
             None => Injector::start_showing(Certified::new(), &[]),
         };
-        let group = Cgroup::around(&injector);
+        let group = shipped.as_ref().and_then(|_| Cgroup::around(&injector));
         if group.is_none() {
             let ci = std::env::var_os("CI").unwrap_or_default();
             assert!(ci.is_empty() || shipped.is_none(), "this user can make no memory cgroup");
@@ -66,11 +69,11 @@ impl Confined {
         Self { injector, is_shipped: shipped.is_some(), _group: group }
     }
 
-    /// The most bytes in RAM so far. Of a build without optimization, without what
-    /// is mapped from its file, and two thirds: its code holds more at a time.
+    /// The most bytes in RAM so far; of a debug build, without what is mapped from its
+    /// file.
     fn most_resident(&self) -> usize {
         let (most, of_file) = self.injector.most_resident();
-        if self.is_shipped { most } else { (most - of_file) * 2 / 3 }
+        if self.is_shipped { most } else { most - of_file }
     }
 
     #[expect(clippy::print_stderr, reason = "figures")]
@@ -463,22 +466,24 @@ async fn nobody_knocks_the_injector_over() {
     let mut took = tokio::task::spawn_blocking(|| honest.join().unwrap()).await.unwrap();
     took.sort();
     let most = confined.most_resident();
+    let slowest = took[took.len() * 99 / 100];
     eprintln!(
-        "{} honest reviews: p50 {:?}, p99 {:?}, longest {:?}; the others: {statuses:?}; {} KiB resident at most",
+        "{} honest reviews: p50 {:?}, p99 {slowest:?}, longest {:?}; the others: {statuses:?}; {} KiB resident at most",
         took.len(),
         took[took.len() / 2],
-        took[took.len() * 99 / 100],
         took[took.len() - 1],
         most >> 10
     );
-    assert!(most < MOST, "{most} bytes");
+    assert!(most < if confined.is_shipped { MOST } else { 2 * MOST }, "{most} bytes");
+    assert!(slowest < SLOWEST || !confined.is_shipped, "{slowest:?}");
     injector.is_well().await;
     let mut confined = confined;
     confined.injector.signal(nix::sys::signal::Signal::SIGTERM);
     let lines = confined.injector.log_until("not ready any more");
+    let strange: Vec<_> = lines.iter().filter(|line| !line.is_object()).collect();
+    assert!(strange.is_empty(), "lines of somebody else's: {strange:.2000?}");
     for line in &lines {
         let text = line.to_string();
-        assert!(line.is_object(), "a line of somebody else's: {text:.300}");
         assert!(text.len() < 4096, "a line of {} bytes: {text:.300}", text.len());
     }
 }
