@@ -1,6 +1,7 @@
 //! The flags of the log, and the termination message of a container.
 
 use std::io::Write;
+use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -109,7 +110,9 @@ impl LogArgs {
                 registry.with(lines.json().flatten_event(true).with_current_span(false)).try_init()
             }
         };
-        if opened.is_err() {
+        if opened.is_ok() {
+            std::panic::set_hook(Box::new(log_panic));
+        } else {
             tracing::debug!("the log is open already");
         }
     }
@@ -134,6 +137,16 @@ impl LogArgs {
     pub fn termination_message(&self) -> TerminationMessage {
         TerminationMessage { file: self.termination_log.clone() }
     }
+}
+
+/// Logs a panic like everything else, in the log's form and on one line: whoever
+/// collects the log reads one object a line.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let at = panic.location().map(ToString::to_string);
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or(payload.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(at, "panicked, which is a bug: {}", text.unwrap_or_default());
 }
 
 // === impl TerminationMessage ===
