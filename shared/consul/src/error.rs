@@ -27,7 +27,7 @@ pub struct Request {
     pub agent: String,
     /// The path.
     pub path: String,
-    /// The node, if it is known.
+    /// The node of Kubernetes, if a pod asks.
     pub node: Option<String>,
 }
 
@@ -240,11 +240,17 @@ impl Error {
         let place =
             node.as_ref().map_or_else(|| "there".to_owned(), |node| format!("on node {node}"));
         match &self.cause {
-            Cause::Refused => format!(
+            Cause::Refused if self.request.is_from_pod() => format!(
                 "no Consul agent listens at {agent}: check that the client agent runs {place} and that its HTTP port is open to pods (client_addr, hostPort)"
             ),
-            Cause::NoSocket => format!(
+            Cause::Refused => format!(
+                "no Consul agent listens at {agent}: start it, check its client_addr and ports.http, or name another address with --http-addr (CONSUL_HTTP_ADDR)"
+            ),
+            Cause::NoSocket if self.request.is_from_pod() => format!(
                 "no Consul agent has made {agent}: check that the agent runs {place} and that the socket is mounted"
+            ),
+            Cause::NoSocket => format!(
+                "no Consul agent has made {agent}: start it, with this socket as addresses.http in its configuration"
             ),
             Cause::NoPermission => format!(
                 "this user may not open {agent}: set `unix_sockets` (user, group, mode) in the agent's configuration"
@@ -266,7 +272,7 @@ impl Error {
             Cause::PlainText => {
                 format!("write {}", agent.replacen("http://", "https://", 1))
             }
-            Cause::Denied(words) => hint_for_denied(words),
+            Cause::Denied(words) => hint_for_denied(words, self.request.is_from_pod()),
             Cause::NotFound(_) if self.is_unknown_service() || self.is_unknown_check() => {
                 format!("check that {agent} is the agent with which it was registered")
             }
@@ -291,6 +297,16 @@ impl Error {
             ),
             Cause::Unsendable(_) => "choose another".to_owned(),
         }
+    }
+}
+
+// === impl Request ===
+
+impl Request {
+    /// Whether a pod asks: only a pod is told the name of its node. Outside Kubernetes,
+    /// advice about pods misleads.
+    fn is_from_pod(&self) -> bool {
+        self.node.is_some()
     }
 }
 
@@ -388,18 +404,21 @@ impl Cause {
 }
 
 /// What to do about a 403, by the agent's words.
-fn hint_for_denied(words: &str) -> String {
+fn hint_for_denied(words: &str, is_from_pod: bool) -> String {
     let has = |part: &str| words.contains(part);
-    if has(NO_SUCH_TOKEN) {
+    let network = if is_from_pod { "the pods' network" } else { "this host's address" };
+    let hint = if has(NO_SUCH_TOKEN) {
         "the ACL token does not exist: it expired, was deleted, or belongs to another datacenter; give a valid one (--token-file, CONSUL_HTTP_TOKEN_FILE), or log in with --acl-auth-method"
     } else if has("Access is restricted") {
-        "not a matter of ACLs: the agent takes writes from the networks in http_config.allow_write_http_from only; add the pods' network there"
+        return format!(
+            "not a matter of ACLs: the agent takes writes from the networks in http_config.allow_write_http_from only; add {network} there"
+        );
     } else if has("Endpoint is blocked") {
         "not a matter of ACLs: http_config.block_endpoints in the agent's configuration blocks this path"
     } else {
         "the ACL token lacks a rule: registering a service needs service:write on its name and on its sidecar's"
-    }
-    .to_owned()
+    };
+    hint.to_owned()
 }
 
 /// What to do about a failed handshake, by how rustls words it.
@@ -491,6 +510,19 @@ mod tests {
             "no Consul agent listens at http://10.0.0.1:8500: check that the client agent runs on node n1 and \
              that its HTTP port is open to pods (client_addr, hostPort)"
         );
+    }
+
+    #[test]
+    fn a_hint_speaks_of_pods_to_pods_only() {
+        let restricted = || Cause::of_status(403, "Access is restricted");
+        for cause in [Cause::Refused, Cause::NoSocket, restricted()] {
+            let in_pod = error(cause.clone());
+            let mut on_host = in_pod.clone();
+            on_host.request.node = None;
+            let speaks = |hint: &str| hint.contains("pod") || hint.contains("mounted");
+            let (in_pod, on_host) = (in_pod.hint(), on_host.hint());
+            assert!(speaks(&in_pod) && !speaks(&on_host), "{in_pod}\n{on_host}");
+        }
     }
 
     #[test]

@@ -358,7 +358,7 @@ fn judge_grpc(choice: &Choice, greeted: Result<(), Trouble>, http: &Address) -> 
     let found = match trouble {
         Trouble::Unreachable(problem) => {
             Finding::new(GRPC, wrong, Reason::GrpcUnreachable, format!("{place}: {problem}"))
-                .hint("set `ports { grpc = 8502 }` in the agent's configuration and open the port to pods, or name where xDS is served with --grpc-addr (CONSUL_GRPC_ADDR)")
+                .hint("set `ports { grpc = 8502 }` in the agent's configuration and let it be reached from here, or name where xDS is served with --grpc-addr (CONSUL_GRPC_ADDR)")
         }
         Trouble::Tls(words) => {
             is_wrong(Reason::GrpcTls, format!("{place}: TLS failed: {words}"))

@@ -157,8 +157,9 @@ impl Report for LoginError {
     fn failure(self) -> Failure {
         match self {
             Self::Agent(error) => error.failure(),
-            Self::BearerToken(_) => Failure::usage(self)
-                .hint("check --bearer-token-file, and that the pod's service account token is mounted there"),
+            Self::BearerToken(_) => Failure::usage(self).hint(
+                "check --bearer-token-file; a pod's service account token must be mounted there",
+            ),
             Self::Broken(_) => Failure::new(Exit::Failure, self),
             Self::Write(error) => error.failure(),
         }
