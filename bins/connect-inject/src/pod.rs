@@ -206,6 +206,11 @@ impl<'a> Container<'a> {
         variables.into_iter().flatten().filter_map(|variable| variable.get("name")?.as_str())
     }
 
+    /// Its readiness probe.
+    pub(crate) fn readiness_probe(self) -> Option<&'a Value> {
+        self.fields.get("readinessProbe").filter(|probe| !probe.is_null())
+    }
+
     /// Whether it has a hook that runs when the pod is to end.
     pub(crate) fn has_pre_stop(self) -> Result<bool, WrongShape> {
         match self.fields.get("lifecycle") {

@@ -1,17 +1,19 @@
-//! Whether the application listens. It is looked at from inside the pod: an
-//! application may listen on 127.0.0.1 only, where the agent can't see it.
+//! Whether the application is ready: its own readiness probe says so, or else that
+//! it listens. It is looked at from inside the pod: an application may listen on
+//! 127.0.0.1 only, where the agent can't see it.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use ::probe::{Health, Probe, STARTING};
 use registration::check::Status;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// How often an application is looked at that does not listen yet: its start
-/// is not to be held up.
-const STARTING: Duration = Duration::from_millis(500);
+use crate::probe;
 
 /// How often an application is looked at that listens.
 const LISTENING: Duration = Duration::from_secs(5);
@@ -22,64 +24,138 @@ const LATE: Duration = Duration::from_secs(10);
 /// What is in the pod answers at once or not at all.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The application's port, and what is known of it.
+/// The application, and what is known of it.
 #[derive(Debug)]
 pub(crate) struct Application {
-    port: u16,
-    listens: bool,
-    next_look: Instant,
-    /// When to warn that nothing listens; none after that.
-    late: Option<Instant>,
+    known: watch::Receiver<Known>,
+    /// Looks by itself: who waits for a change may stop waiting in the midst of a look.
+    looks: JoinHandle<()>,
+}
+
+/// What is known of an application.
+#[derive(Clone, Debug)]
+struct Known {
+    is_ready: bool,
+    /// Why.
+    why: String,
 }
 
 // === impl Application ===
 
 impl Application {
-    /// An application that does not listen yet.
-    pub(crate) fn on(port: u16) -> Self {
-        let now = Instant::now();
-        Self { port, listens: false, next_look: now, late: Some(now + LATE) }
+    /// An application that is not known to be ready yet: with a probe, it is asked by
+    /// that, else whether it listens on its port.
+    pub(crate) fn on(port: u16, probe: Option<Probe>, pod: IpAddr) -> Self {
+        let why = match &probe {
+            Some(probe) => format!("the readiness probe ({}) has no answer yet", probe.action),
+            None => said_of_port(port, false),
+        };
+        let (tell, known) = watch::channel(Known { is_ready: false, why });
+        let looks = tokio::spawn(async move {
+            match probe {
+                Some(probe) => follow_probe(&probe, pod, &tell).await,
+                None => follow_port(port, &tell).await,
+            }
+        });
+        Self { known, looks }
     }
 
     /// What its check is to say, and why.
     pub(crate) fn check(&self) -> (Status, String) {
-        let port = self.port;
-        if self.listens {
-            (Status::Passing, format!("the application listens on port {port}"))
-        } else {
-            (Status::Critical, format!("nothing in the pod listens on port {port}"))
-        }
+        let Known { is_ready, why } = self.known.borrow().clone();
+        (if is_ready { Status::Passing } else { Status::Critical }, why)
     }
 
-    /// Waits until that changes. It may be dropped and called again.
+    /// Waits until its status changes. It may be dropped and called again.
     pub(crate) async fn changed(&mut self) {
-        loop {
-            tokio::time::sleep_until(self.next_look).await;
-            let listens = listens(self.port).await;
-            self.next_look = Instant::now() + if listens { LISTENING } else { STARTING };
-            if listens != self.listens {
-                self.listens = listens;
-                let (_, output) = self.check();
-                tracing::info!(port = self.port, "{output}");
-                return;
-            }
-            self.warn_if_late();
+        if self.known.changed().await.is_err() {
+            // Nobody looks any more.
+            std::future::pending::<()>().await;
         }
     }
+}
 
-    /// Warns once: a wrong port is seen nowhere else in the log.
-    fn warn_if_late(&mut self) {
-        if self.listens || self.late.is_none_or(|late| Instant::now() < late) {
-            return;
-        }
-        self.late = None;
-        tracing::warn!(
-            port = self.port,
-            "nothing in the pod has listened on the service's port for {LATE:?}: Consul sends no \
-             traffic; hint: if the application listens on another port, name that by the \
-             annotation consul.hashicorp.com/connect-service-port"
-        );
+impl Drop for Application {
+    fn drop(&mut self) {
+        self.looks.abort();
     }
+}
+
+/// Passes on what was seen. Who waits is woken by another status only; other words go
+/// out with the next renewal.
+fn tell(known: &watch::Sender<Known>, is_ready: bool, why: String) {
+    known.send_if_modified(|known| {
+        let is_changed = known.is_ready != is_ready;
+        *known = Known { is_ready, why };
+        is_changed
+    });
+}
+
+/// Asks the probe again and again.
+async fn follow_probe(probe: &Probe, pod: IpAddr, known: &watch::Sender<Known>) {
+    let action = &probe.action;
+    let mut health = Health::new(probe);
+    tokio::time::sleep(probe.initial_delay).await;
+    loop {
+        let asked = Instant::now();
+        let answer = probe::look(probe, pod).await;
+        let changed = health.count(answer.is_ok());
+        let is_ready = health.is_ready();
+        if changed || !is_ready {
+            let why = match (&answer, is_ready) {
+                (_, true) => format!("the readiness probe ({action}) succeeds"),
+                (Err(why), false) => format!("the readiness probe ({action}) fails: {why}"),
+                (Ok(()), false) => {
+                    format!("the readiness probe ({action}) has not succeeded often enough yet")
+                }
+            };
+            if changed {
+                tracing::info!(port = action.port(), "{why}");
+            }
+            tell(known, is_ready, why);
+        } else if let Err(why) = answer {
+            tracing::debug!("the readiness probe ({action}) fails: {why}");
+        }
+        tokio::time::sleep_until(asked + health.pause()).await;
+    }
+}
+
+/// Looks again and again whether somebody listens.
+async fn follow_port(port: u16, known: &watch::Sender<Known>) {
+    let mut late = Some(Instant::now() + LATE);
+    let mut before = false;
+    loop {
+        let listens = listens(port).await;
+        if listens != before {
+            let why = said_of_port(port, listens);
+            tracing::info!(port, "{why}");
+            tell(known, listens, why);
+            before = listens;
+        }
+        if !listens && late.is_some_and(|late| Instant::now() >= late) {
+            late = None;
+            warn_of_port(port);
+        }
+        tokio::time::sleep(if listens { LISTENING } else { STARTING }).await;
+    }
+}
+
+fn said_of_port(port: u16, listens: bool) -> String {
+    if listens {
+        format!("the application listens on port {port}")
+    } else {
+        format!("nothing in the pod listens on port {port}")
+    }
+}
+
+/// A wrong port is seen nowhere else in the log.
+fn warn_of_port(port: u16) {
+    tracing::warn!(
+        port,
+        "nothing in the pod has listened on the service's port for {LATE:?}: Consul sends no \
+         traffic; hint: if the application listens on another port, name that by the \
+         annotation consul.hashicorp.com/connect-service-port"
+    );
 }
 
 /// Whether something on loopback takes connections on that port, by IPv4 or IPv6.
@@ -118,15 +194,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn notices_that_the_application_listens_and_that_it_stops() {
+    async fn notices_that_the_application_listens() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut application = Application::on(listener.local_addr().unwrap().port());
+        let port = listener.local_addr().unwrap().port();
+        let mut application = Application::on(port, None, Ipv4Addr::LOCALHOST.into());
         assert_eq!(application.check().0, Status::Critical);
         application.changed().await;
         assert_eq!(application.check().0, Status::Passing);
-        drop(listener);
-        application.next_look = Instant::now();
-        application.changed().await;
-        assert_eq!(application.check().0, Status::Critical);
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use dns::Domain;
 use handoff::Handoff;
+use probe::Probe;
 use runtime::LogArgs;
 
 /// Keeps a pod's registration with the node's Consul agent true while the pod
@@ -26,7 +27,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run Envoy, keep it registered, and end it well: the sidecar's main process
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Take the registration back: the sidecar's preStop hook
     Deregister(DeregisterArgs),
     /// Tell whether Envoy is ready: a probe, and the hold on the application's start
@@ -85,6 +86,12 @@ pub(crate) struct RunArgs {
     /// answer otherwise, until the pod is taken out of service
     #[arg(long, env = "CONNECT_CUT_OFF_AFTER", default_value = "1m", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) cut_off_after: Duration,
+
+    /// The application's readiness probe as JSON, as a Pod has it, with the port as a
+    /// number: it decides whether Consul sends traffic. It is asked over loopback; if
+    /// absent, the application is ready while its service's port takes connections
+    #[arg(long, env = "CONNECT_READINESS_PROBE", value_name = "JSON")]
+    pub(crate) readiness_probe: Option<Probe>,
 
     /// Serve Envoy's and the application's metrics on one page, on this port of
     /// loopback: what connect-init was told by --prometheus-backend-port

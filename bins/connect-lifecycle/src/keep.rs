@@ -7,7 +7,7 @@
 //! Requests follow each other over one kept-alive connection.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use consul::agent::{Renewed, Watch};
@@ -21,6 +21,7 @@ use lifecycle::keep::Step;
 use lifecycle::{
     Drive, Entry, Half, Keep, Outcome, Register, RegisterError, SessionError, session,
 };
+use probe::Probe;
 use registration::Service;
 use registration::check::{Check, Status};
 use registration::pod::{Pair, application_id, lease_id, listener_id};
@@ -120,14 +121,23 @@ struct Wrong {
 // === impl Keeper ===
 
 impl<'a> Keeper<'a> {
-    pub(crate) fn new(pod: &'a Pod, restart: &'a Restart, stream: Stream) -> Self {
+    pub(crate) fn new(
+        pod: &'a Pod,
+        restart: &'a Restart,
+        stream: Stream,
+        probe: Option<Probe>,
+    ) -> Self {
         let Pair { service, proxy } = &pod.record.pair;
         let check = |service: &Service, id: &str| {
             service.checks.iter().find(|check| check.check_id == id).cloned()
         };
         // A service of a definition file may have checks of its own instead.
         let application = check(service, &application_id(service.id()));
-        let application = application.map(|_| Application::on(service.port));
+        let application = application.map(|_| {
+            // A definition file's service may be at a name; loopback is asked in any case.
+            let ip = service.address.parse().unwrap_or(Ipv4Addr::LOCALHOST.into());
+            Application::on(service.port, probe, ip)
+        });
         let listener = check(proxy, &listener_id(proxy.id()));
         let address = listener.and_then(|check| check.tcp.parse().ok());
         Self {

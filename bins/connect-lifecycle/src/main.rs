@@ -5,7 +5,8 @@
 //! - [`pod`]: the pod as connect-init left it
 //! - [`run`]: the sidecar's main process, from Envoy's start to its end
 //! - [`keep`]: the registration, kept on the agent
-//! - [`application`]: whether the application listens
+//! - [`application`]: whether the application is ready
+//! - [`probe`]: its readiness probe, run over loopback
 //! - [`deregister`]: the registration, taken back; also the preStop hook
 //! - [`end`]: how a pod ends, within one budget
 //! - [`drain`]: Envoy, ended when nothing is in flight
@@ -27,6 +28,7 @@ mod end;
 mod keep;
 mod merge;
 mod pod;
+mod probe;
 mod ready;
 mod restart;
 mod run;
@@ -51,7 +53,7 @@ fn main() -> ExitCode {
         Command::Ready(_) | Command::Deregister(_) => log.without_termination_message(),
     };
     runtime::start(&log, async |signals| match command {
-        Command::Run(args) => run::run(args, log.termination_message(), signals).await,
+        Command::Run(args) => run::run(*args, log.termination_message(), signals).await,
         Command::Deregister(args) => deregister::run(args, signals).await,
         Command::Ready(args) => ready::run(args, signals).await,
         Command::Wait(args) => wait::run(args, signals).await,

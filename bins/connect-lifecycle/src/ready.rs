@@ -46,8 +46,8 @@ enum NotReady {
     Agent(consul::Error),
     #[error("Consul's check `{check}` of the sidecar is {status}")]
     OutOfService { check: String, status: String },
-    #[error("Consul's check `{check}` is critical: nothing in the pod listens on port {port}")]
-    NoApplication { check: String, port: u16 },
+    #[error("Consul's check `{check}` is critical: {why}")]
+    NoApplication { check: String, why: String },
     #[error("the servers do not tell whether the sidecar is in service: {0}")]
     Servers(consul::Error),
     #[error("the servers do not list the sidecar as healthy yet")]
@@ -169,11 +169,16 @@ impl Sidecar {
             if (is_of_application && !self.serving) || (*id == listener && service.port == 0) {
                 continue;
             }
-            let status = there.get(id).map_or("missing", |there| there.status.as_str());
+            let there = there.get(id);
+            let status = there.map_or("missing", |there| there.status.as_str());
             let check = id.clone();
             match status {
                 "critical" if check == application => {
-                    return Err(NotReady::NoApplication { check, port: service.port });
+                    // Until `run` has looked, the check has no words.
+                    let why = there.map(|there| there.output.clone());
+                    let why = why.filter(|why| !why.is_empty());
+                    let why = why.unwrap_or_else(|| "it was not looked at yet".to_owned());
+                    return Err(NotReady::NoApplication { check, why });
                 }
                 "critical" | "missing" => {
                     return Err(NotReady::OutOfService { check, status: status.to_owned() });
@@ -256,7 +261,7 @@ impl From<NotReady> for Failure {
             NotReady::Agent(_) => "check that the node's agent runs",
             NotReady::OutOfService { .. } => "see the log of the sidecar container",
             NotReady::NoApplication { .. } => {
-                "if the application listens on another port, name that by the annotation consul.hashicorp.com/connect-service-port"
+                "see the application's log; if it listens on another port than its service's, name that by the annotation consul.hashicorp.com/connect-service-port"
             }
             NotReady::Servers(_) | NotReady::NotListed => {
                 "see the log of the node's agent: it tells the servers of the pod's checks"

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use envoy::Envoy;
 use handoff::Handoff;
+use probe::Probe;
 use runtime::{Deadline, Failure, Signals, TerminationMessage};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,7 @@ pub(crate) async fn run(
         drain_timeout,
         deregister_timeout,
         cut_off_after,
+        readiness_probe,
         merged_metrics_port,
         service_metrics_port,
         service_metrics_path,
@@ -68,7 +70,8 @@ pub(crate) async fn run(
     let stop = CancellationToken::new();
     let restart = Restart::default();
     let stream = Stream::new(cut_off_after, message);
-    let mut keeper = Box::pin(Keeper::new(&pod, &restart, stream).keep(stop.clone()));
+    let probe = readiness_probe.map(|probe| since_start(probe, &pod.handoff));
+    let mut keeper = Box::pin(Keeper::new(&pod, &restart, stream, probe).keep(stop.clone()));
     let port = pod.record.pair.service.port;
     let busy = Busy {
         envoy: Envoy::at(pod.record.admin),
@@ -113,6 +116,14 @@ pub(crate) async fn run(
     let budget = Budget::new(&pod.handoff, drain_timeout, deregister_timeout);
     end::end(&pod, busy, child, keeper, budget, &mut signals).await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A probe with what is left of its initial delay, which begins with the pod: a
+/// container that starts again finds an application that runs.
+fn since_start(probe: Probe, handoff: &Handoff) -> Probe {
+    let start = std::fs::metadata(handoff.record()).and_then(|record| record.modified());
+    let age = start.ok().and_then(|start| start.elapsed().ok()).unwrap_or_default();
+    Probe { initial_delay: probe.initial_delay.saturating_sub(age), ..probe }
 }
 
 /// Warns if Envoy has no configuration some seconds after its start: where gRPC is off on

@@ -177,8 +177,8 @@ mod tests {
             json!({
                 "ID": "web", "Name": "web", "Port": 8080, "Tags": ["v1"],
                 "Checks": [
-                    {"CheckID": "web-application", "Name": "Application Listening", "TTL": "30s",
-                     "Notes": "Set by connect-lifecycle, which connects to port 8080 over loopback.",
+                    {"CheckID": "web-application", "Name": "Application Health", "TTL": "30s",
+                     "Notes": "Set by connect-lifecycle, which asks the readiness probe over loopback, or else connects to port 8080.",
                      "Status": "critical"},
                     {"CheckID": "web-lease", "Name": "Pod Lease", "TTL": "30s",
                      "Notes": "Renewed by connect-lifecycle for as long as the pod lives.",

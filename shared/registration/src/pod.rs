@@ -195,8 +195,10 @@ pub(crate) fn lease(service_id: &str) -> Check {
 pub(crate) fn application(service_id: &str, port: u16) -> Check {
     Check {
         check_id: application_id(service_id),
-        name: "Application Listening".to_owned(),
-        notes: format!("Set by connect-lifecycle, which connects to port {port} over loopback."),
+        name: "Application Health".to_owned(),
+        notes: format!(
+            "Set by connect-lifecycle, which asks the readiness probe over loopback, or else connects to port {port}."
+        ),
         ttl: Some(LEASE),
         status: Some(Status::Critical),
         ..Check::default()
@@ -279,8 +281,8 @@ mod tests {
                     {"CheckID": "shop_web-0_web-lease", "Name": "Pod Lease", "TTL": "30s",
                      "Notes": "Renewed by connect-lifecycle for as long as the pod lives.",
                      "DeregisterCriticalServiceAfter": "1m0s"},
-                    {"CheckID": "shop_web-0_web-application", "Name": "Application Listening", "TTL": "30s",
-                     "Notes": "Set by connect-lifecycle, which connects to port 8080 over loopback.",
+                    {"CheckID": "shop_web-0_web-application", "Name": "Application Health", "TTL": "30s",
+                     "Notes": "Set by connect-lifecycle, which asks the readiness probe over loopback, or else connects to port 8080.",
                      "Status": "critical"},
                 ],
             })

@@ -36,8 +36,8 @@ fn the_service_is_registered_and_then_its_proxy() {
         "Port": 8080,
         "Checks": [lease(SERVICE), {
             "CheckID": "shop_web-0_web-application",
-            "Name": "Application Listening",
-            "Notes": "Set by connect-lifecycle, which connects to port 8080 over loopback.",
+            "Name": "Application Health",
+            "Notes": "Set by connect-lifecycle, which asks the readiness probe over loopback, or else connects to port 8080.",
             "TTL": "30s",
             "Status": "critical",
         }],

@@ -17,7 +17,7 @@ use crate::names::{
     DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, SIDECAR, STATUS_VARIABLE, TOKEN_FILE, TOKEN_FOLDER,
     TOKEN_VOLUME, USER, VARIABLE, VOLUME, sidecar_of,
 };
-use crate::plan::{Envoy, Plan};
+use crate::plan::{Envoy, Plan, Readiness};
 use crate::policy::Policy;
 use crate::values::quantity::Resources;
 
@@ -217,6 +217,10 @@ fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
     let mut command = of.helper("run");
     if let Some(drain) = plan.lifecycle.drain {
         command.push(format!("--drain-timeout={drain}s"));
+    }
+    let readiness = plan.readiness.get(usize::from(of.index)).and_then(Option::as_ref);
+    if let Some(probe) = readiness.and_then(Readiness::probe) {
+        command.push(literal(&format!("--readiness-probe={probe}")));
     }
     if let Some(merging) = plan.metrics.as_ref().and_then(|metrics| metrics.merging.as_ref()) {
         command.push(format!("--merged-metrics-port={}", merging.port));

@@ -7,6 +7,7 @@ mod envoy;
 mod lifecycle;
 mod metrics;
 mod pod_level;
+mod readiness;
 mod service;
 mod taken;
 pub(crate) mod upstreams;
@@ -26,6 +27,7 @@ use taken::Taken;
 pub(crate) use envoy::Envoy;
 pub(crate) use lifecycle::Lifecycle;
 pub(crate) use metrics::Metrics;
+pub(crate) use readiness::Readiness;
 pub(crate) use service::Service;
 pub(crate) use volumes::Volumes;
 
@@ -50,6 +52,8 @@ pub(crate) struct Plan {
     pub(crate) metrics: Option<Metrics>,
     /// How the sidecar starts, runs and ends.
     pub(crate) lifecycle: Lifecycle,
+    /// For each service the probe that decides whether Consul sends it traffic.
+    pub(crate) readiness: Vec<Option<Readiness>>,
     /// Volumes and mounts besides our own.
     pub(crate) volumes: Volumes,
     /// What the init container may use.
@@ -107,6 +111,7 @@ pub(crate) fn plan(
     pod_level::refuse(pod, &around, &envoy.resources)?;
     let lifecycle = lifecycle::lifecycle(pod, &around, &service, policy, cluster, warnings)?;
     lifecycle.warn_of_early_containers(&around, &upstreams, warnings);
+    let readiness = readiness::readiness(&around, &service, warnings)?;
     let volumes = volumes::volumes(pod, &around)?;
     if pod.annotation(annotation::DEFAULT_CONTAINER)?.is_none() {
         defaults.push((annotation::DEFAULT_CONTAINER, around.application().name.to_owned()));
@@ -125,6 +130,7 @@ pub(crate) fn plan(
         envoy,
         metrics,
         lifecycle,
+        readiness,
         volumes,
         init_resources,
         defaults,
@@ -139,6 +145,9 @@ impl fmt::Display for Plan {
             match port {
                 Some(port) => write!(f, "{before} `{name}` on port {port}")?,
                 None => write!(f, "{before} `{name}` without a port, as a client only")?,
+            }
+            if let Some(Some(readiness)) = self.readiness.get(index) {
+                write!(f, ", {readiness}")?;
             }
         }
         for (index, upstream) in self.upstreams.iter().enumerate() {

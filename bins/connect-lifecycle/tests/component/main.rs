@@ -12,6 +12,7 @@
 //! - [`merge`]: Envoy's and the application's metrics on one page
 //! - [`dns`]: the pod's DNS, by scripted nameservers ([`nameserver`])
 //! - [`child`]: signals passed on, orphans reaped
+//! - [`readiness`]: the application's readiness probe
 //! - [`ready`]: whether Envoy is ready
 //! - [`stream`]: whether Envoy has its configuration from the agent
 //! - [`wait`]: a command that runs while the proxy does, for Jobs
@@ -29,6 +30,7 @@ mod keep;
 mod merge;
 mod nameserver;
 mod pod;
+mod readiness;
 mod ready;
 mod stream;
 mod wait;

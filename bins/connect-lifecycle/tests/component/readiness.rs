@@ -1,0 +1,358 @@
+//! The application's readiness probe, run from inside the pod, decides whether
+//! Consul sends it traffic.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rcgen::generate_simple_self_signed;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde_json::{Value, json};
+use testkit::{Port, Process, ScriptedAgent};
+
+use crate::pod::{APPLICATION, Pod, await_alive};
+
+/// An application that answers as it is told, and what it was asked.
+struct App {
+    answer: Arc<Mutex<String>>,
+    asked: Arc<Mutex<Vec<String>>>,
+    count: Arc<AtomicUsize>,
+}
+
+impl App {
+    /// One that speaks HTTP, in plain text or over TLS.
+    fn on(listener: TcpListener, tls: Option<Arc<ServerConfig>>, answer: &str) -> Self {
+        let app = Self {
+            answer: Arc::new(Mutex::new(answer.to_owned())),
+            asked: Arc::default(),
+            count: Arc::default(),
+        };
+        let (answer, asked, count) =
+            (Arc::clone(&app.answer), Arc::clone(&app.asked), Arc::clone(&app.count));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let answer = answer.lock().unwrap().clone();
+                let question = match &tls {
+                    None => exchange(stream, &answer),
+                    Some(tls) => {
+                        let connection = ServerConnection::new(Arc::clone(tls)).unwrap();
+                        exchange(StreamOwned::new(connection, stream), &answer)
+                    }
+                };
+                asked.lock().unwrap().push(question);
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        app
+    }
+
+    fn answers(&self, status: &str) {
+        *self.answer.lock().unwrap() = with_status(status);
+    }
+
+    fn first_question(&self) -> String {
+        self.asked.lock().unwrap()[0].clone()
+    }
+
+    fn looks(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+}
+
+/// Reads a question's head, and answers; what was asked.
+fn exchange(mut stream: impl Read + Write, answer: &str) -> String {
+    let mut question = Vec::new();
+    let mut byte = [0];
+    while !question.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
+        question.push(byte[0]);
+    }
+    // Whoever asked may be gone.
+    let _ = stream.write_all(answer.as_bytes());
+    let _ = stream.flush();
+    String::from_utf8_lossy(&question).into_owned()
+}
+
+fn with_status(status: &str) -> String {
+    let body = "as the test says\n";
+    format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+fn run(pod: &Pod, probe: &Value) -> Process {
+    pod.run_with(&["--readiness-probe", &probe.to_string()])
+}
+
+fn await_status(agent: &ScriptedAgent, status: &str) {
+    agent.await_that("the application's status", |state| state.model.is(status, APPLICATION));
+}
+
+fn output(agent: &ScriptedAgent) -> String {
+    agent.check(APPLICATION).unwrap().output
+}
+
+/// Waits until the check says these words.
+fn await_output(agent: &ScriptedAgent, words: &str) {
+    let waiting = Instant::now();
+    while !output(agent).contains(words) {
+        assert!(waiting.elapsed() < testkit::PATIENCE, "`{words}` is not said: {}", output(agent));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// I34: an application that says that it is not ready got traffic.
+#[test]
+fn a_page_decides_after_as_many_answers_as_the_thresholds_say() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_application(&agent, &port);
+    let app = App::on(port.listen(), None, &with_status("503 No"));
+    let number = port.address().port();
+    let headers =
+        json!([{"name": "X-Probe", "value": "a $(B)"}, {"name": "Accept", "value": "text/x"}]);
+    let sidecar = run(
+        &pod,
+        &json!({"httpGet": {"path": "/ready?a=b", "port": number, "httpHeaders": headers},
+            "periodSeconds": 1, "failureThreshold": 2, "successThreshold": 2}),
+    );
+    await_alive(&agent);
+    let waiting = Instant::now();
+    while app.looks() == 0 {
+        assert!(waiting.elapsed() < testkit::PATIENCE);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let question = app.first_question().to_lowercase();
+    assert!(question.starts_with("get /ready?a=b http/1.1\r\n"), "{question}");
+    for header in [
+        "x-probe: a $(b)\r\n",
+        "accept: text/x\r\n",
+        "user-agent: kube-probe/",
+        // The pod's address, as the kubelet has it.
+        &format!("host: 10.0.0.7:{number}\r\n"),
+    ] {
+        assert!(question.contains(header), "{question}");
+    }
+    assert_eq!(agent.check(APPLICATION).unwrap().status, "critical");
+
+    app.answers("200 OK");
+    await_status(&agent, "passing");
+    let looks = app.looks();
+    app.answers("500 No");
+    await_status(&agent, "critical");
+    assert!(app.looks() >= looks + 2, "one failure is not enough");
+    await_output(&agent, "fails: HTTP status 500 as the test says");
+    app.answers("204 None");
+    await_status(&agent, "passing");
+    sidecar.await_log(&format!("readiness probe (HTTP GET /ready?a=b on port {number}) succeeds"));
+}
+
+/// Traffic begins when the application does, whatever its probe's period is.
+#[test]
+fn an_application_that_starts_is_asked_often() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_application(&agent, &port);
+    let probe = json!({"tcpSocket": {"port": port.address().port()}, "periodSeconds": 3600});
+    let _sidecar = run(&pod, &probe);
+    await_alive(&agent);
+    await_output(&agent, "fails: cannot connect to 127.0.0.1:");
+    let _listener = port.listen();
+    let listening = Instant::now();
+    await_status(&agent, "passing");
+    assert!(listening.elapsed() < Duration::from_secs(3), "{:?}", listening.elapsed());
+}
+
+#[test]
+fn a_page_over_tls_is_asked_whatever_its_certificate() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_application(&agent, &port);
+    let made = generate_simple_self_signed(["elsewhere.test".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config =
+        ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+    let app = App::on(port.listen(), Some(config.into()), &with_status("200 OK"));
+    let probe =
+        json!({"httpGet": {"port": port.address().port(), "scheme": "HTTPS"}, "periodSeconds": 1});
+    let _sidecar = run(&pod, &probe);
+    await_status(&agent, "passing");
+    app.answers("404 No");
+    await_status(&agent, "critical");
+    await_output(&agent, "HTTP status 404");
+}
+
+/// As the kubelet does: a redirect within the pod is followed, one that leads out of it
+/// is a success.
+#[test]
+fn redirects_are_followed_within_the_pod() {
+    let agent = ScriptedAgent::start();
+    let (port, other) = (Port::keep(), Port::keep());
+    let pod = Pod::with_application(&agent, &port);
+    let redirect =
+        |to: &str| format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n");
+    let there = format!("http://10.0.0.7:{}/there", other.address().port());
+    let app = App::on(port.listen(), None, &redirect(&there));
+    let second = App::on(other.listen(), None, &with_status("503 No"));
+    let probe = json!({"httpGet": {"port": port.address().port()}, "periodSeconds": 1, "failureThreshold": 1});
+    let _sidecar = run(&pod, &probe);
+    await_output(&agent, "HTTP status 503");
+    assert!(second.first_question().starts_with("GET /there HTTP/1.1\r\n"));
+    second.answers("200 OK");
+    await_status(&agent, "passing");
+    *app.answer.lock().unwrap() = redirect("/");
+    await_status(&agent, "critical");
+    await_output(&agent, "stopped after 10 redirects");
+    *app.answer.lock().unwrap() = redirect("http://elsewhere.test/login");
+    await_status(&agent, "passing");
+}
+
+/// A look goes on while heartbeats do, which are 10 s apart at most.
+#[test]
+fn an_application_that_answers_slowly_or_not_at_all() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(100));
+    let port = Port::keep();
+    let pod = Pod::with_application(&agent, &port);
+    let listener = port.listen();
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for (index, stream) in listener.incoming().map_while(Result::ok).enumerate() {
+            if index < 2 {
+                std::thread::sleep(Duration::from_millis(1500));
+                exchange(stream, &with_status("200 OK"));
+            } else {
+                kept.push(stream);
+            }
+        }
+    });
+    let probe = json!({"httpGet": {"port": port.address().port()}, "periodSeconds": 1,
+        "timeoutSeconds": 3, "failureThreshold": 1});
+    let _sidecar = run(&pod, &probe);
+    await_status(&agent, "passing");
+    await_status(&agent, "critical");
+    await_output(&agent, "fails: no answer within 3s");
+}
+
+#[test]
+fn the_initial_delay_is_waited_for_once_in_a_pods_life() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_application(&agent, &port);
+    let _listener = port.listen();
+    let probe = json!({"tcpSocket": {"port": port.address().port()}, "initialDelaySeconds": 2});
+    let started = Instant::now();
+    let sidecar = run(&pod, &probe);
+    await_alive(&agent);
+    await_output(&agent, "has no answer yet");
+    await_status(&agent, "passing");
+    assert!(started.elapsed() > Duration::from_millis(1500), "{:?}", started.elapsed());
+    drop(sidecar);
+    agent.wipe();
+    pod.register(&agent);
+    let started = Instant::now();
+    let _sidecar = run(&pod, &probe);
+    await_status(&agent, "passing");
+    assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+}
+
+/// An application that speaks gRPC, and says this of the service `a.B`: a message, or a
+/// code.
+fn grpc(port: &Port, answer: &Arc<Mutex<Result<Vec<u8>, &'static str>>>) {
+    let (listener, answer) = (port.listen(), Arc::clone(answer));
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let (head, mut body) = request.into_parts();
+                    assert_eq!(head.uri.path(), "/grpc.health.v1.Health/Check");
+                    let question = body.data().await.unwrap().unwrap();
+                    assert_eq!(question[..], *b"\0\0\0\0\x05\x0a\x03a.B");
+                    let response =
+                        hyper::Response::builder().header("content-type", "application/grpc");
+                    let answer = answer.lock().unwrap().clone();
+                    match answer {
+                        Ok(message) => {
+                            let mut send =
+                                respond.send_response(response.body(()).unwrap(), false).unwrap();
+                            send.send_data(message.into(), false).unwrap();
+                            let trailers = [("grpc-status".parse().unwrap(), "0".parse().unwrap())];
+                            send.send_trailers(trailers.into_iter().collect()).unwrap();
+                        }
+                        Err(code) => {
+                            let response = response.header("grpc-status", code).body(()).unwrap();
+                            respond.send_response(response, true).unwrap();
+                        }
+                    }
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn a_grpc_service_is_asked_by_its_name() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_application(&agent, &port);
+    let answer = Arc::new(Mutex::new(Ok(b"\0\0\0\0\x02\x08\x02".to_vec())));
+    grpc(&port, &answer);
+    let probe = json!({"grpc": {"port": port.address().port(), "service": "a.B"}, "periodSeconds": 1, "failureThreshold": 1});
+    let _sidecar = run(&pod, &probe);
+    await_output(&agent, "the service's status is NOT_SERVING");
+    *answer.lock().unwrap() = Ok(b"\0\0\0\0\x02\x08\x01".to_vec());
+    await_status(&agent, "passing");
+    for (wrong, words) in [
+        (Err("12"), "does not implement grpc.health.v1, or does not know the service"),
+        (Ok(b"hello".to_vec()), "not a health check's"),
+    ] {
+        *answer.lock().unwrap() = wrong;
+        await_output(&agent, words);
+        assert_eq!(agent.check(APPLICATION).unwrap().status, "critical");
+    }
+}
+
+#[test]
+fn what_does_not_speak_grpc_fails() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_application(&agent, &port);
+    let listener = port.listen();
+    let answer = Arc::new(Mutex::new(with_status("400 No")));
+    let answers = Arc::clone(&answer);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            // The question is one piece; what is left unread would be answered by a reset.
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answers.lock().unwrap().as_bytes());
+        }
+    });
+    let _sidecar = run(&pod, &json!({"grpc": {"port": port.address().port()}}));
+    await_output(&agent, "does not speak HTTP/2 in plain text");
+    answer.lock().unwrap().clear();
+    await_output(&agent, "the server closed the connection");
+}
+
+#[test]
+fn a_probe_that_cannot_be_run_is_refused() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    for (probe, words) in [
+        (r#"{"exec": {"command": ["true"]}}"#, "it runs a command"),
+        (r#"{"tcpSocket": {"port": "http"}}"#, "its port `http`"),
+        ("x", "it is invalid"),
+    ] {
+        let mut sidecar = pod.run_with(&["--readiness-probe", probe]);
+        assert_eq!(sidecar.end(), Some(64));
+        sidecar.await_log(words);
+    }
+}
