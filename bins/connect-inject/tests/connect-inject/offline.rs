@@ -236,3 +236,20 @@ fn an_empty_allow_list_allows_nobody() {
     assert!(!injected("allow-k8s-namespace: []\n", &[], Some("")), "an empty variable is absent");
     assert!(!injected("allow-k8s-namespace: ['*']\n", &["--allow-k8s-namespace=x"], Some("*")));
 }
+
+/// What stands in `examples/kubernetes` needs no more than the annotations in it.
+#[test]
+fn every_example_is_injected_without_a_warning() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/kubernetes");
+    let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let files: Vec<_> =
+        files.filter(|file| file.extension().is_some_and(|e| e == "yaml")).collect();
+    assert!(files.len() > 3, "{files:?}");
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let (code, injected, log) = run(command("inject").args(IMAGES), &text);
+        assert_eq!(code, 0, "{}: {log}", file.display());
+        assert!(injected.contains("envoy-sidecar"), "{}: {log}", file.display());
+        assert!(!log.contains("WARN"), "{}: {log}", file.display());
+    }
+}

@@ -18,6 +18,7 @@ mod clusters {
 mod document;
 mod ends;
 mod evictions;
+mod examples;
 mod helm;
 mod kills;
 mod logins;
