@@ -247,7 +247,8 @@ fn every_example_is_injected_without_a_warning() {
     assert!(files.len() > 3, "{files:?}");
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
-        let (code, injected, log) = run(command("inject").args(IMAGES), &text);
+        let (code, injected, log) =
+            run(command("inject").args(IMAGES).arg("--kubernetes-version=1.34"), &text);
         assert_eq!(code, 0, "{}: {log}", file.display());
         assert!(injected.contains("envoy-sidecar"), "{}: {log}", file.display());
         assert!(!log.contains("WARN"), "{}: {log}", file.display());
