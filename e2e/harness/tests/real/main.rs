@@ -11,6 +11,7 @@ mod acl;
 mod agent;
 mod bare;
 mod demo;
+mod dns;
 mod faults;
 mod full;
 mod gateways;
