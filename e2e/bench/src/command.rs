@@ -66,6 +66,11 @@ impl Taken {
         Ok(())
     }
 
+    /// Adds what other runs took.
+    pub fn append(&mut self, mut further: Self) {
+        self.0.append(&mut further.0);
+    }
+
     /// Wall time in milliseconds.
     pub fn wall(&self) -> Option<Figure> {
         self.figure(|usage| usage.wall_us / 1000.0)

@@ -13,6 +13,7 @@
 //! - [`footprint`]: bytes, and a helper at rest
 //! - [`webhook`]: the injector under load
 //! - [`scale`]: many pods on one node
+//! - [`redirect`]: the redirect rules of a transparent pod
 //! - [`parsers`]: what criterion found of the parsers
 //! - [`instructions`]: how many instructions a job takes, against a noted number
 //! - [`report`]: the table, as text, Markdown and JSON
@@ -25,6 +26,7 @@ pub mod footprint;
 pub mod instructions;
 pub mod parsers;
 pub mod process;
+pub mod redirect;
 pub mod report;
 pub mod scale;
 pub mod start;
@@ -77,6 +79,7 @@ pub const CASES: &[Case] = &[
     Case { name: "footprint", title: "Footprint", run: footprint::run },
     Case { name: "webhook", title: "The webhook", run: webhook::run },
     Case { name: "scale", title: "Many pods on one node", run: scale::run },
+    Case { name: "redirect", title: "The redirect rules", run: redirect::run },
     Case { name: "parsers", title: "The parsers", run: parsers::run },
 ];
 

@@ -16,7 +16,7 @@ use harness::process::run as output_of;
 /// least that it can cost
 #[derive(Parser)]
 struct Args {
-    /// What is measured: start, end, footprint, webhook, scale, parsers; by
+    /// What is measured: start, end, footprint, webhook, scale, redirect, parsers; by
     /// default all of them
     cases: Vec<String>,
     /// How often each command is run
