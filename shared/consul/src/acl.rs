@@ -82,7 +82,7 @@ impl OwnToken {
 }
 
 /// Seconds since 1970 of an RFC 3339 time, such as `2026-11-25T14:36:22.2Z`.
-fn seconds(time: &str) -> Option<i64> {
+pub fn seconds(time: &str) -> Option<i64> {
     let (date, rest) = time.split_once(['T', 't'])?;
     let mut date = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());
     let (year, month, day) = (date.next()??, date.next()??, date.next()??);

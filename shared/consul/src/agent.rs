@@ -586,6 +586,13 @@ impl Call<'_> {
         Err(Error { request, cause })
     }
 
+    /// Sends it; status and body of the answer, and whether something is left out that
+    /// the ACL token may not see.
+    pub(crate) async fn filtered(self) -> Result<(u16, Vec<u8>, bool), Error> {
+        let Answered { status, body, is_filtered, .. } = self.answered().await?;
+        Ok((status, body, is_filtered))
+    }
+
     /// Sends it; the answer, whatever its status.
     async fn answered(self) -> Result<Answered, Error> {
         let request = self.request();
@@ -622,11 +629,12 @@ impl Call<'_> {
         Ok(Answered { status, body, shown, index, is_filtered })
     }
 
-    fn request(&self) -> Request {
+    pub(crate) fn request(&self) -> Request {
         Request {
             method: match self.method {
                 Method::PUT => "PUT",
                 Method::POST => "POST",
+                Method::DELETE => "DELETE",
                 _ => "GET",
             },
             agent: self.agent.config.address.to_string(),

@@ -4,6 +4,7 @@
 //! - [`address`]: where the agent listens
 //! - [`agent`]: what is asked of it
 //! - [`answer`]: what it answers
+//! - [`catalog`]: what the servers know of all nodes
 //! - [`envoy_version`]: whether an Envoy is one that it knows
 //! - [`grpc`]: where it serves xDS
 //! - [`tls`]: what its certificate is checked against
@@ -17,6 +18,7 @@ pub mod acl;
 pub mod address;
 pub mod agent;
 pub mod answer;
+pub mod catalog;
 pub mod envoy_version;
 pub mod error;
 pub mod grpc;
