@@ -1,12 +1,13 @@
 //! The injector: a mutating admission webhook that adds a Connect sidecar to
 //! pods that ask for it, and the same code offline.
 //!
-//! The road of a pod: [`args`] → [`serve`] or [`documents`] → [`judge`] → [`inject`] →
+//! The road of a pod: [`args`] → [`audit`], [`serve`] or [`documents`] → [`judge`] → [`inject`] →
 //! [`plan`] → [`outcome`], [`pod`], [`policy`] → [`values`], [`yaml`] → [`json`] →
 //! [`names`], [`annotation`]. No module imports one above it, or beside it.
 
 mod annotation;
 mod args;
+mod audit;
 mod documents;
 mod inject;
 mod json;
@@ -40,6 +41,10 @@ fn main() -> ExitCode {
         }
         Command::Inject(args) => offline(&log, || documents::inject(args.settings_to_write()?)),
         Command::Uninject(args) => offline(&log, || documents::uninject(&args.files)),
+        Command::Audit(args) if args.print_rbac => offline(&log, audit::print_rights),
+        Command::Audit(args) => {
+            runtime::start(&log, async |signals| audit::run(args.settings().await?, signals).await)
+        }
         Command::Explain(args) => offline(&log, || documents::explain(args.settings()?)),
     }
 }
@@ -67,9 +72,10 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     /// The rooms, from the door to the cellar.
-    const ROOMS: [&[&str]; 10] = [
+    const ROOMS: [&[&str]; 11] = [
         &["main"],
         &["args"],
+        &["audit"],
         &["documents", "serve"],
         &["judge"],
         &["inject"],

@@ -38,9 +38,9 @@ pub(super) fn apply(mut command: Command, file: &Path) -> Result<Command, Vec<St
     let mut mistakes = Vec::new();
     let flags = Policy::augment_args(Command::new("policy"));
     for (key, setting) in settings {
-        // A file of the injector's pod, which is not there offline. Nothing is explained
+        // A file of the injector's pod, which is not there elsewhere. Nothing is judged
         // by it, and elsewhere a flag may name another.
-        if key == CA_FLAG && command.get_name() == "explain" {
+        if key == CA_FLAG && matches!(command.get_name(), "explain" | "audit") {
             continue;
         }
         let Some(flag) = flags.get_arguments().find(|flag| flag.get_long() == Some(&key)) else {

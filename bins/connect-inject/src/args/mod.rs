@@ -1,6 +1,7 @@
 //! The command line: flags, environment and the file of `--config`, turned into
 //! settings. Nothing below knows any of it.
 
+mod audit;
 mod config;
 mod kubernetes;
 
@@ -21,6 +22,7 @@ use crate::serve::certificates::Certificates;
 use crate::serve::self_managed::{Names, SelfManaged};
 use crate::serve::tls::Pair;
 use crate::{documents, serve};
+use audit::AuditArgs;
 use kubernetes::{Access, KubernetesArgs};
 
 /// Adds a Connect sidecar to pods that ask for it
@@ -44,6 +46,9 @@ pub(crate) enum Command {
     /// Take injections of documents back
     #[command(after_help = runtime::exit::HELP)]
     Uninject(UninjectArgs),
+    /// Look at a running cluster and its Consul, and name what does not add up
+    #[command(after_help = runtime::exit::HELP)]
+    Audit(Box<AuditArgs>),
     /// Say what would become of documents, and why
     #[command(after_help = runtime::exit::HELP)]
     Explain(InjectArgs),
@@ -158,11 +163,8 @@ fn read(line: Vec<OsString>) -> Result<Args, clap::Error> {
     let mut command = Args::command()
         .mut_subcommands(without_empty_variables)
         // What is explained does not depend on the images.
-        .mut_subcommand("explain", |explain| {
-            ["init_image", "envoy_image"].iter().fold(explain, |explain, image| {
-                explain.mut_arg(image, |image| image.required(false).default_value("none"))
-            })
-        });
+        .mut_subcommand("explain", without_images)
+        .mut_subcommand("audit", without_images);
     if let Some(file) = config_file(&command, &line) {
         let mut mistakes = Vec::new();
         command = command.mut_subcommands(|subcommand| {
@@ -182,6 +184,16 @@ fn read(line: Vec<OsString>) -> Result<Args, clap::Error> {
         }
     }
     Args::from_arg_matches_mut(&mut command.try_get_matches_from(line)?)
+}
+
+/// The images of who names none.
+const NO_IMAGE: &str = "none";
+
+/// Lets a command do without the images.
+fn without_images(command: clap::Command) -> clap::Command {
+    ["init_image", "envoy_image"].iter().fold(command, |command, image| {
+        command.mut_arg(image, |image| image.required(false).default_value(NO_IMAGE))
+    })
 }
 
 /// The file that the command line or the environment names, whatever else is

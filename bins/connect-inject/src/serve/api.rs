@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use kube::Client;
+use serde::de::DeserializeOwned;
 use tracing::instrument::WithSubscriber as _;
 use tracing::subscriber::NoSubscriber;
 
@@ -17,6 +18,17 @@ pub(super) enum Problem {
     /// Somebody else was faster: what they wrote is to be read.
     Overtaken,
     /// Why the answer is missing, in a sentence.
+    Failed(String),
+}
+
+/// Why something could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It may not be read: a sentence.
+    Denied(String),
+    /// It does not exist.
+    Missing,
+    /// Why the answer is missing: a sentence.
     Failed(String),
 }
 
@@ -52,8 +64,35 @@ impl Api {
         }
     }
 
+    /// Reads what a request asks for, at most so long.
+    pub(crate) async fn read<T: DeserializeOwned>(
+        &self,
+        patience: Duration,
+        what: &str,
+        request: kube::Result<hyper::Request<Vec<u8>>>,
+    ) -> Result<T, Refusal> {
+        let sentence =
+            |problem: &str| format!("cannot {what}: Kubernetes API {}: {problem}", self.server);
+        let answer = async { self.client.request::<T>(request?).await };
+        let answer = answer.with_subscriber(NoSubscriber::default());
+        match tokio::time::timeout(patience, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(match &error {
+                kube::Error::Api(status) if matches!(status.code, 401 | 403) => {
+                    Refusal::Denied(sentence(&cause(&error)))
+                }
+                kube::Error::Api(status) if status.code == 404 => Refusal::Missing,
+                _ => Refusal::Failed(sentence(&cause(&error))),
+            }),
+            Err(_) => {
+                let problem = format!("no answer within {} s", patience.as_secs());
+                Err(Refusal::Failed(sentence(&problem)))
+            }
+        }
+    }
+
     /// The version of the API server.
-    pub(super) async fn version(&self, patience: Duration) -> Result<Version, String> {
+    pub(crate) async fn version(&self, patience: Duration) -> Result<Version, String> {
         let what = "ask for the cluster's version";
         match self.within(patience, what, self.client.apiserver_version()).await {
             Ok(info) => format!("{}.{}", info.major, info.minor).parse(),

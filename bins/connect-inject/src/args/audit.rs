@@ -1,0 +1,172 @@
+//! The flags of `audit`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgMatches, Command, FromArgMatches};
+use flags::AgentArgs;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use runtime::Failure;
+
+use super::{Mistakes, NO_IMAGE, PolicyArgs, given, unnamed};
+use crate::audit::{self, Code, Filter, Output, Repair, Settings};
+use crate::serve::api::Api;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AuditArgs {
+    /// Look at pods of this Kubernetes namespace only, and at what has none
+    #[arg(short = 'n', long = "namespace", value_name = "NAMESPACE")]
+    k8s_namespace: Option<String>,
+    /// Name findings of this node only, and of what has none
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
+    /// Name findings of this code only; repeatable, or separated by commas
+    #[arg(long, value_name = "CODE", value_delimiter = ',', value_parser = audit::code)]
+    only: Vec<Code>,
+    /// How findings are written
+    #[arg(short = 'o', long, value_name = "FORMAT", value_enum, default_value = "table")]
+    output: Output,
+    /// How long a new pod may be on its way before its registration is missed
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "2m",
+        value_parser = duration::parse_length
+    )]
+    grace: Duration,
+    /// How long to wait for a second look at what may be on its way; 0s for none. The
+    /// default is longer than a registration lives without its pod
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "35s",
+        value_parser = duration::parse_length
+    )]
+    settle: Duration,
+    /// Write the rights that are needed, and end: a ClusterRole and an ACL policy that
+    /// only read
+    #[arg(long)]
+    pub(crate) print_rbac: bool,
+    /// Take back registrations and ACL tokens whose pod is provably gone, after showing
+    /// them and asking
+    #[arg(long)]
+    repair: bool,
+    /// With --repair: do not ask
+    #[arg(long, requires = "repair")]
+    yes: bool,
+    /// A kubeconfig file; by default as kubectl: KUBECONFIG, ~/.kube/config or, in a pod,
+    /// its service account
+    #[arg(long, value_name = "FILE", help_heading = "Kubernetes API")]
+    kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig file; by default its current one
+    #[arg(long, value_name = "NAME", help_heading = "Kubernetes API")]
+    context: Option<String>,
+    #[command(flatten)]
+    agent: ConsulArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+}
+
+/// The agent's flags: but here `--namespace` is that of Kubernetes.
+#[derive(Debug)]
+struct ConsulArgs(AgentArgs);
+
+// === impl ConsulArgs ===
+
+impl clap::Args for ConsulArgs {
+    fn augment_args(command: Command) -> Command {
+        AgentArgs::augment_args(command)
+            .mut_arg("namespace", |namespace| namespace.long("consul-namespace"))
+            .mut_arg("partition", |partition| partition.long("consul-partition"))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ConsulArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        AgentArgs::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
+// === impl AuditArgs ===
+
+impl AuditArgs {
+    /// What to look at, or all that is wrong with the flags.
+    pub(crate) async fn settings(self) -> Result<Settings, Failure> {
+        let Self {
+            k8s_namespace,
+            node,
+            only,
+            output,
+            grace,
+            settle,
+            print_rbac: _,
+            repair,
+            yes,
+            kubeconfig,
+            context,
+            agent: ConsulArgs(agent),
+            policy,
+        } = self;
+        let mut mistakes = Mistakes::default();
+        let policy = mistakes.policy(policy);
+        let knows_policy = policy.init_image != NO_IMAGE;
+        if !knows_policy {
+            tracing::warn!(
+                "no --config: sidecars are not compared with what the injector would give now"
+            );
+        }
+        let api = mistakes.note("--kubeconfig", access(kubeconfig, context).await);
+        let agent = mistakes.note("the agent's flags", agent.agent(None));
+        let filter = Filter { namespace: given(k8s_namespace), node: given(node), only };
+        match (api, agent, mistakes.failure()) {
+            (Some((api, is_in_cluster)), Some(agent), None) => Ok(Settings {
+                api,
+                is_in_cluster,
+                agent,
+                policy,
+                knows_policy,
+                filter,
+                output,
+                repair: repair.then_some(if yes { Repair::Agreed } else { Repair::Ask }),
+                grace,
+                settle,
+            }),
+            (.., failure) => Err(failure.unwrap_or_else(unnamed)),
+        }
+    }
+}
+
+/// The way to the API, as kubectl finds it, and whether it is that of a pod.
+async fn access(file: Option<PathBuf>, context: Option<String>) -> Result<(Api, bool), String> {
+    let kubeconfig = match &file {
+        Some(file) => Some(
+            Kubeconfig::read_from(file).map_err(|error| format!("{}: {error}", file.display()))?,
+        ),
+        None => Kubeconfig::read().ok(),
+    };
+    let is_in_cluster = kubeconfig.is_none();
+    let config = match kubeconfig {
+        Some(kubeconfig) => {
+            let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
+            Config::from_custom_kubeconfig(kubeconfig, &options)
+                .await
+                .map_err(|error| error.to_string())?
+        }
+        None => Config::incluster().map_err(|error| {
+            format!("no way to the Kubernetes API: no kubeconfig, and in no pod: {error}")
+        })?,
+    };
+    let server = config.cluster_url.to_string();
+    let client = Client::try_from(config)
+        .map_err(|error| format!("no way to the Kubernetes API {server}: {error}"))?;
+    Ok((Api { client, server }, is_in_cluster))
+}

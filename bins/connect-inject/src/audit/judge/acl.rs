@@ -1,0 +1,247 @@
+//! Logins: the auth method of the policy, its tokens and its binding rules.
+
+use std::collections::{BTreeSet, HashSet};
+
+use consul::catalog::LoginToken;
+
+use super::super::finding::{Code, Finding};
+use super::super::snapshot::{PodKey, Snapshot};
+use super::Judging;
+
+/// How old a token is at least before its pod is missed.
+const YOUNG: i64 = 600;
+
+pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
+    let Some(login) = &seen.login else { return Vec::new() };
+    let Some(method) = &login.method else {
+        return vec![
+            Finding::new(Code::AuthMethodMissing, "AuthMethod", &login.name)
+                .saying("the injector lets pods log in by it, and it does not exist"),
+        ];
+    };
+    let mut findings = Vec::new();
+    if matches!(method.max_token_ttl.as_str(), "" | "0" | "0s") {
+        findings.push(Finding::new(Code::TokensWithoutExpiry, "AuthMethod", &method.name).saying(
+            "its tokens never end: that of a pod that is killed stays until somebody deletes it",
+        ));
+    }
+    findings.extend(orphaned(seen, by));
+    findings.extend(unmatched(seen));
+    findings
+}
+
+/// Tokens whose pod is gone, and that no registration names any more.
+fn orphaned(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
+    let (Some(login), Some(pods)) = (&seen.login, &seen.pods) else { return Vec::new() };
+    let registered: HashSet<&PodKey> =
+        seen.registrations.iter().map(|registration| &registration.pod).collect();
+    let mut findings = Vec::new();
+    for token in &login.tokens {
+        let Some(pod) = pod_of(token) else { continue };
+        let is_young = token.created().is_none_or(|created| by.now - created < YOUNG.max(by.grace));
+        let is_read = by.namespace.is_none_or(|namespace| namespace == pod.0);
+        if is_young || !is_read || pods.contains_key(&pod) || registered.contains(&pod) {
+            continue;
+        }
+        let (namespace, name) = pod;
+        findings.push(
+            Finding::new(Code::TokenOrphaned, "Token", &token.accessor_id)
+                .within(&namespace)
+                .saying(format_args!("its pod {namespace}/{name} is gone")),
+        );
+    }
+    findings
+}
+
+/// The pod that a token's meta names.
+pub(in super::super) fn pod_of(token: &LoginToken) -> Option<PodKey> {
+    let meta = token.meta();
+    let (namespace, name) = meta.get("pod")?.split_once('/')?;
+    (!namespace.is_empty() && !name.is_empty()).then(|| (namespace.to_owned(), name.to_owned()))
+}
+
+/// Binding rules that match the service account of no pod with a sidecar.
+fn unmatched(seen: &Snapshot) -> Vec<Finding> {
+    let (Some(login), Some(pods)) = (&seen.login, &seen.pods) else { return Vec::new() };
+    let accounts: BTreeSet<(&str, &str)> = pods
+        .iter()
+        .filter_map(|((namespace, _), pod)| {
+            Some((namespace.as_str(), pod.sidecar.as_ref()?.service_account.as_str()))
+        })
+        .collect();
+    if accounts.is_empty() {
+        return Vec::new();
+    }
+    login
+        .rules
+        .iter()
+        .filter_map(|rule| {
+            let conditions = conditions(&rule.selector)?;
+            let matches = |(namespace, name): &(&str, &str)| {
+                conditions.iter().all(|condition| condition.holds(namespace, name))
+            };
+            (!accounts.iter().any(matches)).then(|| {
+                Finding::new(Code::BindingRuleUnmatched, "BindingRule", &rule.id).saying(
+                    format_args!(
+                        "its selector `{}` matches the service account of no pod with a sidecar",
+                        rule.selector
+                    ),
+                )
+            })
+        })
+        .collect()
+}
+
+/// A comparison of a binding rule's selector.
+#[derive(Debug, PartialEq, Eq)]
+struct Condition<'a> {
+    of_namespace: bool,
+    equals: bool,
+    value: &'a str,
+}
+
+impl Condition<'_> {
+    fn holds(&self, namespace: &str, name: &str) -> bool {
+        (if self.of_namespace { namespace } else { name } == self.value) == self.equals
+    }
+}
+
+/// The comparisons of a selector, all of which are to hold; none if it says more than
+/// this program understands.
+fn conditions(selector: &str) -> Option<Vec<Condition<'_>>> {
+    if selector.trim().is_empty() {
+        return Some(Vec::new());
+    }
+    selector
+        .split(" and ")
+        .map(|part| {
+            let (field, value, equals) = match (part.split_once("=="), part.split_once("!=")) {
+                (Some((field, value)), None) => (field, value, true),
+                (None, Some((field, value))) => (field, value, false),
+                _ => return None,
+            };
+            let of_namespace = match field.trim() {
+                "serviceaccount.namespace" => true,
+                "serviceaccount.name" => false,
+                _ => return None,
+            };
+            let value = value.trim();
+            let bare = value.strip_prefix(['"', '`']).and_then(|v| v.strip_suffix(['"', '`']));
+            let value = bare.unwrap_or(value);
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+            value.chars().all(is_plain).then_some(Condition { of_namespace, equals, value })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use consul::catalog::{AuthMethod, BindingRule};
+
+    use super::super::super::snapshot::{Login, Pod, Registration, Sidecar};
+    use super::*;
+    use crate::policy::Cluster;
+    use crate::policy::tests::policy_of;
+
+    /// 2026-11-25T14:00:00Z.
+    const NOW: i64 = 1_795_615_200;
+
+    fn codes(seen: &Snapshot) -> Vec<Code> {
+        let (policy, cluster) = (policy_of(&[]), Cluster::default());
+        let by = Judging {
+            policy: &policy,
+            cluster: &cluster,
+            knows_policy: true,
+            now: NOW,
+            grace: 120,
+            namespace: None,
+        };
+        judge(seen, by).into_iter().map(|finding| finding.code).collect()
+    }
+
+    fn token(description: &str, created: &str) -> LoginToken {
+        LoginToken {
+            accessor_id: "a".to_owned(),
+            description: description.to_owned(),
+            create_time: created.to_owned(),
+            ..LoginToken::default()
+        }
+    }
+
+    fn seen() -> Snapshot {
+        let sidecar = Sidecar { service_account: "web".to_owned(), ..Sidecar::default() };
+        let pod = Pod { sidecar: Some(sidecar), ..Pod::default() };
+        let method = AuthMethod { max_token_ttl: "1h0m0s".to_owned(), ..AuthMethod::default() };
+        Snapshot {
+            pods: Some(BTreeMap::from([(("shop".to_owned(), "web-0".to_owned()), pod)])),
+            login: Some(Login {
+                name: "k8s".to_owned(),
+                method: Some(method),
+                tokens: vec![token(
+                    r#"token created via login: {"pod":"shop/web-0"}"#,
+                    "2026-11-25T10:00:00Z",
+                )],
+                rules: Vec::new(),
+            }),
+            ..Snapshot::default()
+        }
+    }
+
+    /// Pain 19: ACL tokens pile up.
+    #[test]
+    fn a_token_whose_pod_is_gone_is_found() {
+        let mut seen = seen();
+        assert_eq!(codes(&seen), []);
+        let gone = r#"token created via login: {"pod":"shop/web-1"}"#;
+        let login = seen.login.as_mut().unwrap();
+        for kept in [
+            token(gone, "2026-11-25T13:55:00Z"),
+            token("token created via login: {}", "2026-11-25T10:00:00Z"),
+            token("mine", "2026-11-25T10:00:00Z"),
+            token(gone, "?"),
+        ] {
+            login.tokens.push(kept);
+        }
+        assert_eq!(codes(&seen), [], "young, by hand, or of a time that can't be read");
+        seen.login.as_mut().unwrap().tokens.push(token(gone, "2026-11-25T10:00:00Z"));
+        assert_eq!(codes(&seen), [Code::TokenOrphaned]);
+        // Its registration is still there.
+        let registration = Registration {
+            pod: ("shop".to_owned(), "web-1".to_owned()),
+            ..Registration::default()
+        };
+        seen.registrations.push(registration);
+        assert_eq!(codes(&seen), []);
+    }
+
+    #[test]
+    fn an_auth_method_that_is_missing_or_without_end_is_found() {
+        let mut seen = seen();
+        seen.login.as_mut().unwrap().method.as_mut().unwrap().max_token_ttl = "0s".to_owned();
+        assert_eq!(codes(&seen), [Code::TokensWithoutExpiry]);
+        seen.login.as_mut().unwrap().method = None;
+        assert_eq!(codes(&seen), [Code::AuthMethodMissing]);
+    }
+
+    #[test]
+    fn a_binding_rule_that_matches_nobody_is_found_where_it_is_understood() {
+        for (selector, is_found) in [
+            ("", false),
+            ("serviceaccount.name!=default", false),
+            ("serviceaccount.name == \"web\" and serviceaccount.namespace==shop", false),
+            ("serviceaccount.name==webb", true),
+            ("serviceaccount.namespace==`bank`", true),
+            ("serviceaccount.name in [\"a\"]", false),
+            ("serviceaccount.name==a or serviceaccount.name==b", false),
+            ("serviceaccount.uid==x", false),
+        ] {
+            let mut seen = seen();
+            let rule = BindingRule { selector: selector.to_owned(), ..BindingRule::default() };
+            seen.login.as_mut().unwrap().rules.push(rule);
+            let found = codes(&seen) == [Code::BindingRuleUnmatched];
+            assert_eq!(found, is_found, "{selector}");
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Single pods: whether they have the sidecar that they ask for, and the one that the
+//! injector would give them now.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+
+use super::super::finding::{Code, Finding};
+use super::super::sidecar::{self, Change};
+use super::super::snapshot::{Owner, Pod, PodKey, Snapshot};
+use super::Judging;
+use crate::annotation::{INJECT, STATUS};
+use crate::outcome::{Outcome, Reason};
+use crate::values::boolean;
+
+/// What is kept of a pod, and what does not add up with it. `seen` has the webhooks and
+/// namespaces already.
+pub(in super::super) fn judge(
+    pod: &Value,
+    seen: &Snapshot,
+    by: Judging<'_>,
+) -> (PodKey, Pod, Option<Finding>) {
+    let metadata = &pod["metadata"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let key = (text(&metadata["namespace"]), text(&metadata["name"]));
+    let status = &pod["status"];
+    let kept = Pod {
+        node: text(&pod["spec"]["nodeName"]),
+        ips: addresses(status),
+        created: seconds(&metadata["creationTimestamp"]).unwrap_or_default(),
+        ready: ready_since(status),
+        ends: !metadata["deletionTimestamp"].is_null(),
+        ended: matches!(status["phase"].as_str(), Some("Succeeded" | "Failed")),
+        sidecar: sidecar::sidecar(pod),
+    };
+    let finding = (!kept.ends && !kept.ended)
+        .then(|| finding(pod, &key, &kept, seen, by))
+        .flatten()
+        .map(|finding| finding.within(&key.0).on(&kept.node));
+    (key, kept, finding)
+}
+
+fn finding(
+    pod: &Value,
+    key: &PodKey,
+    kept: &Pod,
+    seen: &Snapshot,
+    by: Judging<'_>,
+) -> Option<Finding> {
+    let found = |code| Finding::new(code, "Pod", &key.1);
+    if kept.sidecar.is_some() {
+        return match sidecar::change(pod, &key.0, by.policy, by.cluster)? {
+            // Without a policy there are no images to compare with.
+            Change::Images(_) | Change::Policy(_) if !by.knows_policy => None,
+            Change::Images(images) => Some(
+                found(Code::SidecarOutdated).saying(format_args!("the sidecar is of {images}")),
+            ),
+            Change::Annotations(change) => Some(found(Code::AnnotationsChanged).saying(
+                format_args!("the annotations changed since the pod was injected: {change}"),
+            )),
+            Change::Policy(change) => Some(found(Code::SidecarOtherPolicy).saying(format_args!(
+                "the injector would make the sidecar otherwise now: {change}"
+            ))),
+        };
+    }
+    if sidecar::has_another(pod) {
+        return None;
+    }
+    let verdict = crate::judge::judge(&without_status(pod), &key.0, by.policy, by.cluster);
+    let asks = pod["metadata"]["annotations"][INJECT].as_str().and_then(boolean) == Some(true);
+    match verdict.reason {
+        Reason::SystemNamespace | Reason::NamespaceDenied | Reason::NamespaceNotAllowed if asks => {
+            Some(found(Code::PodExcluded).saying(format_args!(
+                "annotation `{INJECT}` asks for a sidecar, but {}",
+                lower(&verdict.message)
+            )))
+        }
+        Reason::Requested | Reason::ByDefault => {
+            if is_left_out(pod, &key.0, seen) {
+                // By default means those that the webhooks match.
+                return (verdict.reason == Reason::Requested).then(|| {
+                    found(Code::WebhookExcludes).saying(
+                        "it asks for a sidecar, but no webhook of the injector selects its \
+                         namespace and labels",
+                    )
+                });
+            }
+            let how = if pod["metadata"]["annotations"][STATUS].is_string() {
+                format!(
+                    "its annotation `{STATUS}` says that it was injected, but it has no sidecar"
+                )
+            } else {
+                "it asks for a sidecar and has none: it was created while no injector answered, or \
+                 before its namespace or its labels were selected"
+                    .to_owned()
+            };
+            Some(found(Code::PodWithoutSidecar).saying(how))
+        }
+        reason if reason.outcome() == Outcome::Denied => {
+            Some(found(Code::PodDenied).saying(format_args!(
+                "it asks for a sidecar, has none, and would be denied now ({}): {}",
+                reason.code(),
+                verdict.message
+            )))
+        }
+        _ => None,
+    }
+}
+
+/// Whether there are webhooks of ours, none of which selects the pod. Their
+/// matchConditions are the chart's own, and not looked at.
+fn is_left_out(pod: &Value, namespace: &str, seen: &Snapshot) -> bool {
+    let (Some(webhooks), Some(namespaces)) = (&seen.webhooks, &seen.namespaces) else {
+        return false;
+    };
+    let Some(of_namespace) = namespaces.get(namespace) else { return false };
+    let labels: BTreeMap<String, String> =
+        serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
+    let mut ours = webhooks.iter().filter(|webhook| webhook.owner == Owner::Us).peekable();
+    ours.peek().is_some()
+        && !ours.any(|webhook| {
+            webhook.namespaces.matches(of_namespace) && webhook.objects.matches(&labels)
+        })
+}
+
+fn without_status(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    if let Some(Value::Object(annotations)) = pod.pointer_mut("/metadata/annotations") {
+        annotations.remove(STATUS);
+    }
+    pod
+}
+
+fn addresses(status: &Value) -> Vec<String> {
+    let all = status["podIPs"].as_array().into_iter().flatten().filter_map(|ip| ip["ip"].as_str());
+    let mut ips: Vec<String> = all.map(str::to_owned).collect();
+    if let Some(ip) = status["podIP"].as_str().filter(|ip| !ips.iter().any(|known| known == ip)) {
+        ips.insert(0, ip.to_owned());
+    }
+    ips
+}
+
+fn ready_since(status: &Value) -> Option<i64> {
+    let conditions = status["conditions"].as_array()?;
+    let ready = conditions.iter().find(|condition| condition["type"] == "Ready")?;
+    (ready["status"] == "True").then(|| seconds(&ready["lastTransitionTime"]).unwrap_or_default())
+}
+
+fn seconds(time: &Value) -> Option<i64> {
+    time.as_str()?.parse::<Timestamp>().ok().map(Timestamp::as_second)
+}
+
+/// A sentence in the middle of another.
+fn lower(sentence: &str) -> String {
+    let mut characters = sentence.chars();
+    let first = characters.next().map(|first| first.to_ascii_lowercase());
+    first.into_iter().chain(characters).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::super::snapshot::Webhook;
+    use super::*;
+    use crate::audit::selector::Selector;
+    use crate::policy::tests::policy_of;
+    use crate::policy::{Cluster, Policy};
+
+    fn judged(pod: &Value, policy: &Policy, seen: &Snapshot) -> Option<Finding> {
+        let cluster = Cluster::default();
+        let by = Judging {
+            policy,
+            cluster: &cluster,
+            now: 0,
+            grace: 120,
+            namespace: None,
+            knows_policy: true,
+        };
+        judge(pod, seen, by).2
+    }
+
+    fn pod(namespace: &str, annotations: &Value) -> Value {
+        json!({
+            "metadata": {"name": "web", "namespace": namespace, "annotations": annotations,
+                "labels": {"app": "web"}},
+            "spec": {"nodeName": "n1", "containers": [{"name": "web"}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.7", "podIPs": [{"ip": "10.0.0.7"}]},
+        })
+    }
+
+    fn code(finding: Option<Finding>) -> Option<Code> {
+        finding.map(|finding| finding.code)
+    }
+
+    /// Pain 26: pods start without a sidecar, silently.
+    #[test]
+    fn a_pod_that_asks_and_has_none_is_found_by_its_cause() {
+        let policy = policy_of(&["--deny-k8s-namespace=off"]);
+        let none = Snapshot::default();
+        let asks = json!({INJECT: "true"});
+        let judged = |pod: &Value| judged(pod, &policy, &none);
+        assert_eq!(code(judged(&pod("shop", &asks))), Some(Code::PodWithoutSidecar));
+        assert_eq!(code(judged(&pod("off", &asks))), Some(Code::PodExcluded));
+        assert_eq!(code(judged(&pod("kube-system", &asks))), Some(Code::PodExcluded));
+        assert_eq!(code(judged(&pod("off", &json!({})))), None);
+        assert_eq!(code(judged(&pod("shop", &json!({INJECT: "yes"})))), Some(Code::PodDenied));
+        let forged = pod("shop", &json!({INJECT: "true", STATUS: "injected"}));
+        let found = judged(&forged).unwrap();
+        assert_eq!(found.code, Code::PodWithoutSidecar);
+        assert!(found.detail.contains("says that it was injected"), "{}", found.detail);
+        for quiet in [json!({}), json!({INJECT: "false"})] {
+            assert_eq!(judged(&pod("shop", &quiet)), None, "{quiet}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_ends_or_has_ended_is_no_finding() {
+        let policy = policy_of(&[]);
+        let mut ends = pod("shop", &json!({INJECT: "true"}));
+        ends["metadata"]["deletionTimestamp"] = "2026-11-25T12:00:00Z".into();
+        assert_eq!(judged(&ends, &policy, &Snapshot::default()), None);
+        let mut ended = pod("shop", &json!({INJECT: "true"}));
+        ended["status"]["phase"] = "Succeeded".into();
+        assert_eq!(judged(&ended, &policy, &Snapshot::default()), None);
+    }
+
+    #[test]
+    fn a_pod_that_no_webhook_selects_is_told_apart() {
+        let webhook = Webhook {
+            namespaces: Selector::of(&json!({"matchLabels": {"mesh": "on"}})),
+            ..Webhook::default()
+        };
+        let labels = |on: &str| BTreeMap::from([("mesh".to_owned(), on.to_owned())]);
+        let seen = Snapshot {
+            webhooks: Some(vec![webhook]),
+            namespaces: Some(BTreeMap::from([
+                ("shop".to_owned(), labels("on")),
+                ("dark".to_owned(), labels("off")),
+            ])),
+            ..Snapshot::default()
+        };
+        let asks = json!({INJECT: "true"});
+        let policy = policy_of(&[]);
+        assert_eq!(
+            code(judged(&pod("shop", &asks), &policy, &seen)),
+            Some(Code::PodWithoutSidecar)
+        );
+        assert_eq!(code(judged(&pod("dark", &asks), &policy, &seen)), Some(Code::WebhookExcludes));
+        let by_default = policy_of(&["--default-inject"]);
+        assert_eq!(code(judged(&pod("dark", &json!({})), &by_default, &seen)), None);
+        let found = judged(&pod("shop", &json!({})), &by_default, &seen);
+        assert_eq!(code(found), Some(Code::PodWithoutSidecar));
+    }
+
+    #[test]
+    fn what_is_kept_of_a_pod() {
+        let mut pod = pod("shop", &json!({}));
+        pod["metadata"]["creationTimestamp"] = "1970-01-01T00:01:40Z".into();
+        pod["status"]["conditions"] = json!([{"type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:02:00Z"}]);
+        let cluster = Cluster::default();
+        let policy = policy_of(&[]);
+        let by = Judging {
+            policy: &policy,
+            cluster: &cluster,
+            now: 0,
+            grace: 0,
+            namespace: None,
+            knows_policy: true,
+        };
+        let (key, kept, _) = judge(&pod, &Snapshot::default(), by);
+        assert_eq!(key, ("shop".to_owned(), "web".to_owned()));
+        assert_eq!((kept.created, kept.ready, kept.node.as_str()), (100, Some(120), "n1"));
+        assert_eq!(kept.ips, ["10.0.0.7"]);
+    }
+}

@@ -1,0 +1,193 @@
+//! Who is asked about new pods.
+
+use std::collections::BTreeSet;
+
+use super::super::finding::{Code, Finding};
+use super::super::snapshot::{Owner, Served, Snapshot, Webhook};
+use super::{Judging, some};
+
+const KIND: &str = "MutatingWebhookConfiguration";
+
+/// How long a certificate is valid yet at least, in seconds. The injector's own is made
+/// anew ten days before its end.
+const SOON: i64 = 3 * 24 * 3600;
+
+pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
+    let Some(webhooks) = &seen.webhooks else { return Vec::new() };
+    let ours: Vec<&Webhook> =
+        webhooks.iter().filter(|webhook| webhook.owner == Owner::Us).collect();
+    if ours.is_empty() {
+        return vec![
+            Finding::new(Code::WebhookMissing, KIND, "connect-inject")
+                .saying("no webhook configuration has the injector: new pods get no sidecar"),
+        ];
+    }
+    let mut findings: Vec<Finding> =
+        ours.iter().filter_map(|webhook| trust(webhook, by.now)).collect();
+    if !ours.iter().any(|webhook| webhook.fails_closed) {
+        findings.push(
+            Finding::new(Code::WebhookIgnoresFailures, KIND, &ours[0].configuration).saying(
+                "failurePolicy is Ignore: pods that ask are created without a sidecar while no \
+             injector answers",
+            ),
+        );
+    }
+    findings.extend(overlaps(seen, webhooks));
+    findings
+}
+
+/// Whether the API server can trust the injector.
+fn trust(webhook: &Webhook, now: i64) -> Option<Finding> {
+    let found = |code| Finding::new(code, KIND, &webhook.configuration);
+    let name = &webhook.name;
+    if webhook.service.is_some() && webhook.ca_bundle.is_empty() {
+        return Some(
+            found(Code::WebhookUntrusted).saying(format_args!("caBundle of {name} is empty")),
+        );
+    }
+    match webhook.served.as_ref()? {
+        Served::Untrusted(problem) => Some(found(Code::WebhookUntrusted).saying(format_args!(
+            "caBundle of {name} does not verify the certificate that the injector shows: {problem}"
+        ))),
+        Served::Unreachable(problem) => Some(
+            found(Code::WebhookUnreachable)
+                .saying(format_args!("the injector does not answer for {name}: {problem}")),
+        ),
+        Served::Trusted(end) if *end - now < SOON => {
+            Some(found(Code::WebhookCertificateEnds).saying(format_args!(
+                "the certificate that the injector shows for {name} ends at {}",
+                certificate::rfc3339(*end)
+            )))
+        }
+        Served::Trusted(_) => None,
+    }
+}
+
+/// Namespaces about whose pods two injectors are asked. Conditions on pods are not looked
+/// at: those of the chart leave none out that asks.
+fn overlaps(seen: &Snapshot, webhooks: &[Webhook]) -> Vec<Finding> {
+    let Some(namespaces) = &seen.namespaces else { return Vec::new() };
+    let mut findings = Vec::new();
+    let mut named = BTreeSet::new();
+    for (index, first) in webhooks.iter().enumerate() {
+        for second in &webhooks[index + 1..] {
+            let is_of_one = first.configuration == second.configuration;
+            let is_theirs = first.owner == Owner::Consul && second.owner == Owner::Consul;
+            let pair = (first.configuration.as_str(), second.configuration.as_str());
+            if is_of_one || is_theirs || !named.insert(pair) {
+                continue;
+            }
+            let both: Vec<String> = namespaces
+                .iter()
+                .filter(|(_, labels)| {
+                    first.namespaces.matches(labels) && second.namespaces.matches(labels)
+                })
+                .map(|(name, _)| name.clone())
+                .collect();
+            if !both.is_empty() {
+                findings.push(Finding::new(Code::WebhookOverlaps, KIND, pair.0).saying(
+                    format_args!(
+                        "it and {} are both asked about pods of the namespaces {}",
+                        pair.1,
+                        some(&both)
+                    ),
+                ));
+            }
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::super::super::selector::Selector;
+    use super::*;
+    use crate::policy::Cluster;
+    use crate::policy::tests::policy_of;
+
+    const NOW: i64 = 1_000_000;
+
+    fn codes(seen: &Snapshot) -> Vec<Code> {
+        let (policy, cluster) = (policy_of(&[]), Cluster::default());
+        let by = Judging {
+            policy: &policy,
+            cluster: &cluster,
+            knows_policy: true,
+            now: NOW,
+            grace: 0,
+            namespace: None,
+        };
+        judge(seen, by).into_iter().map(|finding| finding.code).collect()
+    }
+
+    fn webhook() -> Webhook {
+        Webhook {
+            configuration: "mesh-connect-inject".to_owned(),
+            name: "mesh-connect-inject.consul.hashicorp.com".to_owned(),
+            fails_closed: true,
+            ca_bundle: "PEM".to_owned(),
+            service: Some(("consul".to_owned(), "mesh-connect-inject".to_owned(), 443)),
+            served: Some(Served::Trusted(NOW + 20 * 24 * 3600)),
+            ..Webhook::default()
+        }
+    }
+
+    fn with(webhooks: Vec<Webhook>) -> Snapshot {
+        let labels = |name: &str| BTreeMap::from([("name".to_owned(), name.to_owned())]);
+        let namespaces = ["shop", "bank"].map(|name| (name.to_owned(), labels(name)));
+        Snapshot {
+            webhooks: Some(webhooks),
+            namespaces: Some(namespaces.into()),
+            ..Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn what_the_chart_makes_is_no_finding() {
+        let advice = Webhook { fails_closed: false, ..webhook() };
+        assert_eq!(codes(&with(vec![webhook(), advice])), []);
+        assert_eq!(codes(&Snapshot::default()), [], "it may not be read");
+    }
+
+    /// Pain 28: the serving certificate expired, caBundle was overwritten.
+    #[test]
+    fn what_the_api_server_does_not_trust_is_found() {
+        for (changed, code) in [
+            (Webhook { ca_bundle: String::new(), ..webhook() }, Code::WebhookUntrusted),
+            (
+                Webhook { served: Some(Served::Untrusted("x".to_owned())), ..webhook() },
+                Code::WebhookUntrusted,
+            ),
+            (
+                Webhook { served: Some(Served::Unreachable("x".to_owned())), ..webhook() },
+                Code::WebhookUnreachable,
+            ),
+            (
+                Webhook { served: Some(Served::Trusted(NOW + 60)), ..webhook() },
+                Code::WebhookCertificateEnds,
+            ),
+            (Webhook { fails_closed: false, ..webhook() }, Code::WebhookIgnoresFailures),
+        ] {
+            assert_eq!(codes(&with(vec![changed])), [code]);
+        }
+        assert_eq!(codes(&with(Vec::new())), [Code::WebhookMissing]);
+    }
+
+    #[test]
+    fn a_second_injector_for_the_same_namespace_is_found_once() {
+        let consuls = |selector| Webhook {
+            configuration: "consul-connect-injector".to_owned(),
+            owner: Owner::Consul,
+            namespaces: Selector::of(&selector),
+            ..webhook()
+        };
+        let seen = with(vec![webhook(), webhook(), consuls(json!({}))]);
+        assert_eq!(codes(&seen), [Code::WebhookOverlaps]);
+        let apart = consuls(json!({"matchLabels": {"name": "other"}}));
+        assert_eq!(codes(&with(vec![webhook(), apart])), []);
+    }
+}

@@ -1,0 +1,349 @@
+//! The sidecar that a pod has, against the one that the injector would give it now.
+
+use serde_json::{Map, Value};
+
+use super::snapshot::Sidecar;
+use crate::annotation::{STATUS, UNDO};
+use crate::inject;
+use crate::judge::judge;
+use crate::names::{HELPER, INIT_CONTAINER, SIDECAR, VOLUME};
+use crate::outcome::Outcome;
+use crate::policy::{Cluster, Policy};
+
+/// What a restart would change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The images.
+    Images(String),
+    /// What is registered: the annotations are not those of the injection.
+    Annotations(String),
+    /// Another setting of the injector's.
+    Policy(String),
+}
+
+/// The parts of a container that the injector decides. Not its resources, which the
+/// API server writes in other words and a LimitRange fills in, nor its mounts.
+const COMPARED: [&str; 8] = [
+    "args",
+    "command",
+    "env",
+    "lifecycle",
+    "startupProbe",
+    "readinessProbe",
+    "livenessProbe",
+    "restartPolicy",
+];
+
+/// The flags of `connect-init` that annotations alone decide.
+const ANNOTATED: [&str; 5] = ["--service=", "--upstream=", "--tag=", "--meta=", "--proxy-config="];
+
+/// The CA of the agents, which only the injector's pod knows.
+const CA: &str = "CONSUL_CACERT_PEM";
+
+/// The sidecar of a pod; none if it has none of ours.
+pub(super) fn sidecar(pod: &Value) -> Option<Sidecar> {
+    let init = container(pod, INIT_CONTAINER)?;
+    let services: Vec<String> = strings(&init["args"])
+        .filter_map(|arg| arg.strip_prefix("--service="))
+        .map(|service| service.split(':').next().unwrap_or_default().to_owned())
+        .collect();
+    let envoy = container(pod, SIDECAR).filter(|envoy| runs(envoy, HELPER))?;
+    if services.is_empty() {
+        return None;
+    }
+    Some(Sidecar {
+        services,
+        native: envoy["restartPolicy"] == "Always",
+        envoy: envoy["image"].as_str().unwrap_or_default().to_owned(),
+        service_account: pod["spec"]["serviceAccountName"].as_str().unwrap_or_default().to_owned(),
+    })
+}
+
+/// Whether another injector gave the pod a sidecar.
+pub(super) fn has_another(pod: &Value) -> bool {
+    [SIDECAR, "consul-dataplane"].iter().any(|name| container(pod, name).is_some())
+}
+
+/// What a restart would change of a pod with a sidecar of ours.
+pub(super) fn change(
+    pod: &Value,
+    namespace: &str,
+    policy: &Policy,
+    cluster: &Cluster,
+) -> Option<Change> {
+    // Whether the sleep before an application's end is ours, the pod does not say.
+    let mut first = None;
+    for keeps_sleep in [false, true] {
+        let change = change_of(pod, &as_it_came(pod, keeps_sleep), namespace, policy, cluster)?;
+        first = first.or(Some(change));
+    }
+    first
+}
+
+fn change_of(
+    pod: &Value,
+    before: &Value,
+    namespace: &str,
+    policy: &Policy,
+    cluster: &Cluster,
+) -> Option<Change> {
+    let verdict = judge(before, namespace, policy, cluster);
+    let Some(edits) = verdict.edits else {
+        let is_skipped = verdict.reason.outcome() == Outcome::Skipped;
+        return is_skipped.then(|| {
+            Change::Policy(format!("the injector would give it none now: {}", verdict.message))
+        });
+    };
+    let now = inject::edited(before.clone(), edits).ok()?;
+    let ours: Vec<(&Value, Option<&Value>)> = containers(&now)
+        .filter(|container| is_ours(container))
+        .map(|wanted| (wanted, self::container(pod, name(wanted))))
+        .collect();
+    let images = ours.iter().find_map(|(wanted, found)| {
+        let (wanted, found) = (wanted["image"].as_str()?, (*found)?["image"].as_str()?);
+        (wanted != found).then(|| format!("{found}, where the injector gives {wanted}"))
+    });
+    let declared = ours.iter().find_map(|(wanted, found)| {
+        let (wanted, found) = (declared(wanted), declared((*found)?));
+        (wanted != found).then(|| {
+            let only = |these: &[&str], those: &[&str]| {
+                let only: Vec<_> =
+                    these.iter().filter(|arg| !those.contains(arg)).copied().collect();
+                if only.is_empty() { "nothing".to_owned() } else { only.join(" ") }
+            };
+            format!("{} became {}", only(&found, &wanted), only(&wanted, &found))
+        })
+    });
+    if let Some(declared) = declared {
+        return Some(Change::Annotations(declared));
+    }
+    if let Some(images) = images {
+        return Some(Change::Images(images));
+    }
+    let mut differences = Vec::new();
+    for (wanted, found) in ours {
+        let name = name(wanted);
+        let Some(found) = found else {
+            differences.push(format!("container {name}"));
+            continue;
+        };
+        for field in COMPARED {
+            compare(&wanted[field], &found[field], &format!("{name}.{field}"), &mut differences);
+        }
+        if !wanted["restartPolicy"].is_string() && found["restartPolicy"].is_string() {
+            differences.push(format!("{name}.restartPolicy"));
+        }
+    }
+    (!differences.is_empty()).then(|| Change::Policy(differences.join(", ")))
+}
+
+/// The pod as it came to the injector, as far as can be told.
+fn as_it_came(pod: &Value, keeps_sleep: bool) -> Value {
+    let mut pod = pod.clone();
+    for (field, key) in [("annotations", STATUS), ("annotations", UNDO), ("labels", STATUS)] {
+        if let Some(Value::Object(entries)) = pod.pointer_mut(&format!("/metadata/{field}")) {
+            entries.remove(key);
+        }
+    }
+    for list in ["/spec/containers", "/spec/initContainers"] {
+        let Some(Value::Array(containers)) = pod.pointer_mut(list) else { continue };
+        containers.retain(|container| !is_ours(container));
+        for container in containers {
+            if let Some(Value::Array(mounts)) = container.get_mut("volumeMounts") {
+                mounts.retain(|mount| mount["name"] != VOLUME);
+            }
+            let is_sleep = container["lifecycle"]["preStop"].get("sleep").is_some();
+            if let Some(Value::Object(hooks)) = container.get_mut("lifecycle")
+                && is_sleep
+                && !keeps_sleep
+            {
+                hooks.remove("preStop");
+            }
+        }
+    }
+    if let Some(Value::Array(volumes)) = pod.pointer_mut("/spec/volumes") {
+        volumes.retain(|volume| !name(volume).starts_with("consul-connect-inject-"));
+    }
+    pod
+}
+
+fn is_ours(container: &Value) -> bool {
+    let name = name(container);
+    let is_further = name.strip_prefix(SIDECAR).is_some_and(|rest| rest.starts_with('-'));
+    name == INIT_CONTAINER || name == SIDECAR || is_further || runs(container, "/connect-")
+}
+
+fn runs(container: &Value, program: &str) -> bool {
+    strings(&container["command"]).next().is_some_and(|command| command.starts_with(program))
+}
+
+fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
+    ["initContainers", "containers"]
+        .into_iter()
+        .flat_map(|list| pod["spec"][list].as_array().into_iter().flatten())
+}
+
+fn container<'p>(pod: &'p Value, wanted: &str) -> Option<&'p Value> {
+    containers(pod).find(|container| name(container) == wanted)
+}
+
+fn name(element: &Value) -> &str {
+    element["name"].as_str().unwrap_or_default()
+}
+
+fn strings(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// What annotations alone decide of a container.
+fn declared(container: &Value) -> Vec<&str> {
+    strings(&container["args"])
+        .filter(|arg| ANNOTATED.iter().any(|flag| arg.starts_with(flag)))
+        .collect()
+}
+
+/// Notes what of the wanted is not found. The API server and other webhooks may have
+/// added to it.
+fn compare(wanted: &Value, found: &Value, place: &str, differences: &mut Vec<String>) {
+    match (wanted, found) {
+        (Value::Null, _) => {}
+        (Value::Object(wanted), Value::Object(found)) => {
+            let none = Value::Null;
+            for (key, wanted) in wanted {
+                let found = found.get(key).unwrap_or(&none);
+                compare(wanted, found, &format!("{place}.{key}"), differences);
+            }
+        }
+        (Value::Array(wanted), Value::Array(found)) if wanted.iter().all(is_named) => {
+            for wanted in wanted.iter().filter(|wanted| name(wanted) != CA) {
+                let found = found.iter().find(|found| name(found) == name(wanted));
+                let place = format!("{place}.{}", name(wanted));
+                compare(wanted, found.unwrap_or(&Value::Null), &place, differences);
+            }
+        }
+        (wanted, found) if wanted == found => {}
+        (Value::Object(wanted), Value::Null) if wanted.values().all(Value::is_null) => {}
+        _ => differences.push(place.to_owned()),
+    }
+}
+
+fn is_named(element: &Value) -> bool {
+    element.as_object().and_then(|fields: &Map<_, _>| fields.get("name")).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::annotation;
+    use crate::policy::tests::{cluster, policy, policy_of};
+
+    /// A pod as it runs: injected, and with what API server and kubelet add.
+    pub(crate) fn running(annotations: &Value, policy: &Policy, cluster: &Cluster) -> Value {
+        let pod = json!({
+            "metadata": {"name": "web-0", "namespace": "shop", "annotations": annotations},
+            "spec": {"nodeName": "n1", "serviceAccountName": "web", "containers": [
+                {"name": "web", "image": "web:1", "ports": [{"containerPort": 8080, "name": "http"}]},
+                {"name": "log", "image": "log:1"},
+            ]},
+        });
+        let edits = judge(&pod, "shop", policy, cluster).edits.unwrap();
+        let mut pod = inject::edited(pod, edits).unwrap();
+        pod["metadata"]["annotations"].as_object_mut().unwrap().remove(UNDO);
+        for list in ["containers", "initContainers"] {
+            for container in pod["spec"][list].as_array_mut().unwrap() {
+                container["terminationMessagePath"] = "/dev/termination-log".into();
+                for probe in ["startupProbe", "readinessProbe"] {
+                    if container.get(probe).is_some() {
+                        container[probe]["successThreshold"] = 1.into();
+                    }
+                }
+                let mount = json!({"name": "kube-api-access-x", "mountPath": "/var/run/x"});
+                match container.get_mut("volumeMounts") {
+                    Some(Value::Array(mounts)) => mounts.push(mount),
+                    _ => container["volumeMounts"] = json!([mount]),
+                }
+                for variable in
+                    container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten()
+                {
+                    if variable.pointer("/valueFrom/fieldRef").is_some() {
+                        variable["valueFrom"]["fieldRef"]["apiVersion"] = "v1".into();
+                    }
+                }
+            }
+        }
+        pod
+    }
+
+    fn asking() -> Value {
+        json!({annotation::INJECT: "true"})
+    }
+
+    #[test]
+    fn a_pod_that_the_injector_would_make_the_same_again_has_no_change() {
+        let modern = cluster("1.34");
+        for flags in [
+            &[][..],
+            &["--sidecar-mode=container"],
+            &["--acl-auth-method=k8s", "--default-enable-metrics"],
+            &["--default-inject", "--default-application-sleep-seconds=0"],
+            &["--default-sidecar-proxy-liveness-failure-seconds=20", "--pod-log-level=debug"],
+            &["--consul-tls-server-name=client.dc1.consul"],
+        ] {
+            let policy = policy_of(flags);
+            for more in [
+                json!({}),
+                json!({annotation::UPSTREAMS: "db:1234,auth:1235"}),
+                json!({annotation::SERVICE: "web", annotation::TAGS: "a,$POD_NAME"}),
+                json!({annotation::ENVOY_ARGS: "-l debug", annotation::SLEEP: "3"}),
+                json!({annotation::METRICS: "true", annotation::SIDECAR_MODE: "native"}),
+            ] {
+                let mut annotations = asking();
+                annotations.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+                let pod = running(&annotations, &policy, &modern);
+                assert_eq!(change(&pod, "shop", &policy, &modern), None, "{flags:?} {more}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sidecar_is_read_from_the_pod() {
+        let pod = running(&asking(), &policy(), &cluster("1.34"));
+        let found = sidecar(&pod).unwrap();
+        assert_eq!((found.services, found.native), (vec!["web".to_owned()], true));
+        assert_eq!((found.envoy.as_str(), found.service_account.as_str()), ("envoy:1", "web"));
+        let mut other = pod.clone();
+        other["spec"]["initContainers"][1]["command"] = json!(["consul", "connect"]);
+        assert_eq!(sidecar(&other), None);
+        assert!(has_another(&other));
+    }
+
+    #[test]
+    fn each_change_is_told_by_its_kind() {
+        let modern = cluster("1.34");
+        let old = policy();
+        let pod = running(&asking(), &old, &modern);
+        let mut new = policy();
+        new.envoy_image = "envoy:2".to_owned();
+        let found = change(&pod, "shop", &new, &modern);
+        let Some(Change::Images(sentence)) = found else { panic!("{found:?}") };
+        assert_eq!(sentence, "envoy:1, where the injector gives envoy:2");
+
+        let found = change(&pod, "shop", &policy_of(&["--sidecar-mode=container"]), &modern);
+        let Some(Change::Policy(sentence)) = found else { panic!("{found:?}") };
+        assert!(sentence.contains("envoy-sidecar."), "{sentence}");
+        let found = change(&pod, "shop", &policy_of(&["--pod-log-level=debug"]), &modern);
+        assert!(matches!(found, Some(Change::Policy(_))), "{found:?}");
+        let found = change(&pod, "shop", &policy_of(&["--deny-k8s-namespace=shop"]), &modern);
+        assert!(matches!(found, Some(Change::Policy(_))), "{found:?}");
+
+        let mut edited = pod.clone();
+        edited["metadata"]["annotations"][annotation::UPSTREAMS] = "db:1234".into();
+        let found = change(&edited, "shop", &old, &modern);
+        assert_eq!(
+            found,
+            Some(Change::Annotations("nothing became --upstream=db:1234".to_owned()))
+        );
+    }
+}
