@@ -1,9 +1,9 @@
 //! A figure with its spread, and a row of figures with its budget.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The median of several runs, with the least and the most.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
     /// Half of the runs were below it.
     pub median: f64,

@@ -6,6 +6,7 @@
 //! compared; nothing is asserted.
 //!
 //! - [`figure`]: a figure with its spread, a row of figures with its budget
+//! - [`compare`]: a run against one that was stored
 //! - [`command`]: commands that are measured as whole processes
 //! - [`process`]: what a process that runs has taken so far
 //! - [`start`]: the pod's start
@@ -20,6 +21,7 @@
 //! - [`svg`]: the plots
 
 pub mod command;
+pub mod compare;
 pub mod end;
 pub mod figure;
 pub mod footprint;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use bench::compare::Stored;
 use bench::instructions::{self, Noted};
 use bench::report::{Section, rewrite, save, table};
 use bench::{CASES, Case, Plan};
@@ -37,6 +38,9 @@ struct Args {
     /// Where criterion left its results
     #[arg(long)]
     criterion: Option<PathBuf>,
+    /// Say what is better or worse than in the results.json of another run
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
     /// A Markdown file whose figures are replaced by those of this run
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -67,6 +71,7 @@ fn run(args: Args) -> harness::Result<ExitCode> {
         measure,
         target,
         criterion,
+        compare,
         write: document,
         check_instructions,
         note_instructions,
@@ -98,6 +103,7 @@ fn run(args: Args) -> harness::Result<ExitCode> {
     if chosen.is_empty() {
         chosen.extend(CASES);
     }
+    let stored = compare.as_deref().map(Stored::read).transpose()?;
     let machine = machine(&plan.parts);
     let mut sections = Vec::new();
     let mut good = true;
@@ -120,6 +126,9 @@ fn run(args: Args) -> harness::Result<ExitCode> {
         rewrite(&document, &sections, &machine)?;
     }
     write!(std::io::stdout(), "{}", table(&sections))?;
+    if let Some(stored) = stored {
+        write!(std::io::stdout(), "\n{}\n", stored.against(&sections).join("\n"))?;
+    }
     say(&format!("results and plots are in {}", out.display()));
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
