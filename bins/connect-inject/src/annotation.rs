@@ -98,6 +98,22 @@ annotations! {
     SIDECAR_MODE = "sidecar-mode",
     /// Whether a native sidecar stands before the user's init containers.
     POSITION = "sidecar-position",
+    /// Whether the pod's connections are redirected to its sidecar.
+    TRANSPARENT_PROXY = "transparent-proxy",
+    /// Ports of the pod that are reached directly.
+    EXCLUDE_INBOUND_PORTS = "transparent-proxy-exclude-inbound-ports",
+    /// Ports that the pod reaches directly.
+    EXCLUDE_OUTBOUND_PORTS = "transparent-proxy-exclude-outbound-ports",
+    /// Addresses that the pod reaches directly.
+    EXCLUDE_OUTBOUND_CIDRS = "transparent-proxy-exclude-outbound-cidrs",
+    /// Users whose connections are not redirected.
+    EXCLUDE_UIDS = "transparent-proxy-exclude-uids",
+    /// Whether probes are rewritten, so that they reach the application.
+    OVERWRITE_PROBES = "transparent-proxy-overwrite-probes",
+    /// The address by which transparent clients know the service.
+    VIRTUAL_ADDRESS = "transparent-proxy-virtual-address",
+    /// Whether queries for names of Consul's are answered.
+    CONSUL_DNS = "consul-dns",
     /// The same as the mode, by its old name.
     AS_SIDECAR = "enable-consul-dataplane-as-sidecar",
 }

@@ -5,6 +5,8 @@
 pub(crate) const VOLUME: &str = "consul-connect-inject-data";
 /// The container that registers the pod before it starts.
 pub(crate) const INIT_CONTAINER: &str = "consul-connect-inject-init";
+/// The container that redirects the pod's connections to its sidecar.
+pub(crate) const REDIRECT: &str = "consul-connect-inject-redirect";
 /// The container with Envoy, of the pod's first service.
 pub(crate) const SIDECAR: &str = "envoy-sidecar";
 
@@ -28,7 +30,9 @@ pub(crate) const LOG_VOLUME: &str = "consul-connect-inject-access-logs";
 pub(crate) const HELPER: &str = "/consul/connect-inject/connect-lifecycle";
 /// What the names of the upstreams' variables have in them, behind the upstream's.
 pub(crate) const VARIABLE: &str = "_CONNECT_SERVICE_";
-/// The user and group of the injected containers.
+/// The port of loopback on which the sidecar answers queries for names, where it does.
+pub(crate) const DNS_PORT: u16 = 8653;
+/// The user and group of the injected containers, but for the one that redirects.
 pub(crate) const USER: i64 = 5995;
 
 /// The variables of the init container that say which pod it is, with the field

@@ -59,7 +59,7 @@ pub fn find(name: &str, node: &Node) -> Result<Image> {
 fn init(parts: &Parts) -> Image {
     let file = |name: &str| read_only(parts.bins.join(name), Path::new("/").join(name));
     Image {
-        mounts: vec![file("connect-init"), file("connect-lifecycle")],
+        mounts: ["connect-init", "connect-lifecycle", "connect-redirect"].map(file).into(),
         entrypoint: vec!["/connect-init".to_owned()],
         user: 5995,
         ..Image::default()

@@ -40,7 +40,13 @@ impl Parts {
                 .transpose()?,
             harness: harness()?,
         };
-        for name in ["connect-inject", "connect-init", "connect-lifecycle", "connect-register"] {
+        for name in [
+            "connect-inject",
+            "connect-init",
+            "connect-lifecycle",
+            "connect-redirect",
+            "connect-register",
+        ] {
             if !parts.bins.join(name).is_file() {
                 return Err(format!("E2E_BIN_DIR has no {name}: scripts/build makes it"));
             }

@@ -119,7 +119,8 @@ fn the_defaults_are_what_the_design_promises() {
     is_valid(&tools, std::slice::from_ref(&objects));
 
     let webhooks = objects.one("MutatingWebhookConfiguration");
-    assert_eq!(webhooks["webhooks"].as_array().unwrap().len(), 1);
+    // One for what the label of a namespace says: yes, no or nothing.
+    assert_eq!(webhooks["webhooks"].as_array().unwrap().len(), 3);
     let webhook = &webhooks["webhooks"][0];
     for (field, expected) in [
         // Every pod is asked about: an outage must not stop the cluster.
@@ -677,6 +678,7 @@ global:
   adminPartitions: {enabled: false}
 server: {replicas: 3, storage: 5Gi}
 client: {enabled: true, grpc: true, exposeGossipPorts: true}
+dns: {enableRedirection: "-"}
 ui: {enabled: "-"}
 meshGateway: {enabled: true}
 connectInject:
@@ -684,7 +686,7 @@ connectInject:
   enabled: "-"
   default: null
   replicas: 3
-  transparentProxy: {defaultEnabled: false, defaultOverwriteProbes: true}
+  transparentProxy: {defaultEnabled: true, defaultOverwriteProbes: true}
   dataplaneAsSidecarInitContainer: {defaultEnabled: true}
   consulNamespaces: {mirroringK8S: true}
   extraLabels: *labels
@@ -717,6 +719,10 @@ connectInject:
     assert_eq!(pod["spec"]["nodeSelector"]["kubernetes.io/arch"], "amd64");
     let container = container(&objects);
     assert_eq!(container["resources"], json!({"requests": {"memory": "50Mi"}}));
+    let policy = config(&objects);
+    for line in ["default-transparent-proxy: true", "default-consul-dns: true"] {
+        assert!(policy.contains(line), "{policy}");
+    }
     let account = objects.one("ServiceAccount");
     assert_eq!(account["imagePullSecrets"], json!([{"name": "a"}, {"name": "b"}]));
     assert_eq!(account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"], "arn");
@@ -1097,8 +1103,40 @@ fn a_cluster_that_is_only_described_is_known() {
     assert!(config(&template(&[known, files])).contains("kubernetes-version: \"v1.29.3\""));
 }
 
+/// Those for namespaces that don't say whether their pods have a transparent proxy.
 fn webhooks(objects: &Objects) -> &[Value] {
-    objects.one("MutatingWebhookConfiguration")["webhooks"].as_array().unwrap()
+    let all = objects.one("MutatingWebhookConfiguration")["webhooks"].as_array().unwrap();
+    &all[..all.len() / 3]
+}
+
+/// Reviews carry no labels of namespaces: the API server posts to a path for each.
+#[test]
+fn a_namespaces_label_says_whether_its_pods_are_transparent() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let objects = rendered(&tools, &[("connectInject.kubernetesVersion", json!("1.30"))]);
+    let all = objects.one("MutatingWebhookConfiguration")["webhooks"].as_array().unwrap();
+    let asked = |label: Value| {
+        let mut asked: Vec<(&str, &str)> = all
+            .iter()
+            .filter(|webhook| is_selected(webhook, "shop", &label))
+            .map(|webhook| {
+                let path = &webhook["clientConfig"]["service"]["path"];
+                let of = webhook["matchConditions"][0]["name"].as_str().unwrap();
+                (of, path.as_str().unwrap())
+            })
+            .collect();
+        asked.sort_unstable();
+        asked
+    };
+    let key = "consul.hashicorp.com/transparent-proxy";
+    for (label, path) in [
+        (json!({}), "/mutate"),
+        (json!({key: "true"}), "/mutate/transparent"),
+        (json!({key: "false"}), "/mutate/direct"),
+        (json!({key: "maybe"}), "/mutate"),
+    ] {
+        assert_eq!(asked(label), [("asks", path), ("does-not-say", path)]);
+    }
 }
 
 /// The names, what becomes of pods while no injector answers, and the conditions of

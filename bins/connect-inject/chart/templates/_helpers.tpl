@@ -125,16 +125,18 @@ The namespaces whose pods the API server asks about, as a label selector: the
 operator's, without the system's, and within the lists of the policy.
 */}}
 {{- define "connect-inject.namespaceSelector" -}}
-{{- $c := .Values.connectInject -}}
+{{- $label := index . 1 -}}
+{{- $root := index . 0 -}}
+{{- $c := $root.Values.connectInject -}}
 {{- $selector := dict -}}
 {{- with $c.namespaceSelector -}}
-{{- $selector = include "connect-inject.yaml" (list $ .) | fromYaml -}}
+{{- $selector = include "connect-inject.yaml" (list $root .) | fromYaml -}}
 {{- if hasKey $selector "Error" -}}
 {{- fail (printf "connectInject.namespaceSelector is no label selector: %s" $selector.Error) -}}
 {{- end -}}
 {{- end -}}
 {{- $name := "kubernetes.io/metadata.name" -}}
-{{- $without := concat (include "connect-inject.systemNamespaces" . | fromJsonArray) $c.k8sDenyNamespaces | uniq -}}
+{{- $without := concat (include "connect-inject.systemNamespaces" $root | fromJsonArray) $c.k8sDenyNamespaces | uniq -}}
 {{- $expressions := concat ($selector.matchExpressions | default list) (list
       (dict "key" $name "operator" "NotIn" "values" $without)
       (dict "key" "openshift.io/cluster-monitoring" "operator" "DoesNotExist")) -}}
@@ -144,7 +146,7 @@ operator's, without the system's, and within the lists of the policy.
 {{- else if not (has "*" $c.k8sAllowNamespaces) -}}
 {{- $expressions = append $expressions (dict "key" $name "operator" "In" "values" $c.k8sAllowNamespaces) -}}
 {{- end -}}
-{{- toYaml (set $selector "matchExpressions" $expressions) -}}
+{{- toYaml (set $selector "matchExpressions" (append $expressions $label)) -}}
 {{- end -}}
 
 {{/*
@@ -228,6 +230,9 @@ default-sidecar-proxy-lifecycle-startup-grace-period-seconds: {{ $proxy.lifecycl
 default-sidecar-proxy-lifecycle-shutdown-grace-period-seconds: {{ $proxy.lifecycle.defaultShutdownGracePeriodSeconds }}
 {{- end }}
 default-application-sleep-seconds: {{ $proxy.lifecycle.defaultApplicationSleepSeconds }}
+default-transparent-proxy: {{ $c.transparentProxy.defaultEnabled }}
+default-transparent-proxy-overwrite-probes: {{ $c.transparentProxy.defaultOverwriteProbes }}
+default-consul-dns: {{ $c.transparentProxy.defaultConsulDNS }}
 default-use-proxy-health-check: {{ $proxy.defaultUseProxyHealthCheck }}
 sidecar-mode: {{ $proxy.mode | toJson }}
 {{- with include "connect-inject.versionToTell" . }}

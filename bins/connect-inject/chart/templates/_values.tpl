@@ -65,6 +65,10 @@ default; texts that stand for YAML are read.
 {{- $_ := set $c "overrideAuthMethodName" (printf "%s-k8s-auth-method" $base) -}}
 {{- end -}}
 {{- end -}}
+{{- $redirection := include "connect-inject.consulValue" (list . "dns.enableRedirection") -}}
+{{- if or (eq $redirection "true") (and (eq $redirection "-") $c.transparentProxy.defaultEnabled) -}}
+{{- $_ := set $c.transparentProxy "defaultConsulDNS" true -}}
+{{- end -}}
 {{- if eq (include "connect-inject.consulValue" (list . "connectInject.dataplaneAsSidecarInitContainer.defaultEnabled")) "true" -}}
 {{- if eq $c.sidecarProxy.mode "auto" -}}
 {{- $_ := set $c.sidecarProxy "mode" "native" -}}

@@ -14,10 +14,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::Value;
 
 use crate::names::{
-    DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, SIDECAR, STATUS_VARIABLE, TOKEN_FILE, TOKEN_FOLDER,
-    TOKEN_VOLUME, USER, VARIABLE, VOLUME, sidecar_of,
+    DNS_PORT, DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, REDIRECT, SIDECAR, STATUS_VARIABLE,
+    TOKEN_FILE, TOKEN_FOLDER, TOKEN_VOLUME, USER, VARIABLE, VOLUME, sidecar_of,
 };
-use crate::plan::{Envoy, Plan, Readiness};
+use crate::plan::{Envoy, Exposed, Plan, Readiness, Transparent};
 use crate::policy::Policy;
 use crate::values::quantity::Resources;
 
@@ -61,17 +61,8 @@ pub(crate) fn token_volume() -> Volume {
 
 /// The container that registers the pod and writes the Envoy bootstrap.
 pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
-    let identity = DOWNWARD.iter().chain([&STATUS_VARIABLE]).map(|(name, field)| EnvVar {
-        name: (*name).to_owned(),
-        value_from: Some(EnvVarSource {
-            field_ref: Some(ObjectFieldSelector {
-                field_path: (*field).to_owned(),
-                ..ObjectFieldSelector::default()
-            }),
-            ..EnvVarSource::default()
-        }),
-        ..EnvVar::default()
-    });
+    let identity = DOWNWARD.iter().chain([&STATUS_VARIABLE]);
+    let identity = identity.map(|(name, field)| from_field(name, field));
     // Behind those that they refer to: the kubelet expands in order.
     let agent = [
         variable("CONSUL_HTTP_ADDR".to_owned(), policy.http_addr().to_owned()),
@@ -125,6 +116,14 @@ fn init_arguments(plan: &Plan, policy: &Policy) -> Vec<String> {
         let flags = path.iter().chain(&merged).chain(&metrics.tls);
         arguments.extend(flags.map(|(flag, value)| literal(&format!("{flag}={value}"))));
     }
+    if let Some(transparent) = &plan.transparent {
+        arguments.push("--transparent".to_owned());
+        arguments.extend(transparent.virtual_address.iter().map(|it| format!("--virtual={it}")));
+        for Exposed { path, listener, port, http2 } in &transparent.exposed {
+            let protocol = if *http2 { ":http2" } else { "" };
+            arguments.push(literal(&format!("--expose={path}={listener}:{port}{protocol}")));
+        }
+    }
     if let Some(method) = &*policy.acl_auth_method {
         arguments.push(literal(&format!("--acl-auth-method={method}")));
         arguments.push(format!("--bearer-token-file={TOKEN_FILE}"));
@@ -134,6 +133,47 @@ fn init_arguments(plan: &Plan, policy: &Policy) -> Vec<String> {
         arguments.push("--first-timeout=30s".to_owned());
     }
     arguments
+}
+
+/// The container that redirects the pod's connections: the only one with a capability,
+/// and the only one of user 0, since Kubernetes gives capabilities to no other.
+pub(crate) fn redirect(transparent: &Transparent, plan: &Plan, policy: &Policy) -> Container {
+    let host = DOWNWARD.iter().filter(|(name, _)| *name == "HOST_IP");
+    let host = host.map(|(name, field)| from_field(name, field));
+    let base = injected(REDIRECT, &policy.init_image, policy);
+    Container {
+        command: Some(vec!["/connect-redirect".to_owned(), "apply".to_owned()]),
+        args: Some(transparent.arguments()),
+        env: Some(host.chain(log(policy)).collect()),
+        resources: resources(&plan.init_resources),
+        volume_mounts: None,
+        security_context: base.security_context.map(|context| SecurityContext {
+            run_as_user: Some(0),
+            run_as_group: Some(0),
+            run_as_non_root: Some(false),
+            capabilities: Some(Capabilities {
+                add: Some(vec!["NET_ADMIN".to_owned()]),
+                drop: Some(vec!["ALL".to_owned()]),
+            }),
+            ..context
+        }),
+        ..base
+    }
+}
+
+/// A variable with a field of the pod.
+fn from_field(name: &str, field: &str) -> EnvVar {
+    EnvVar {
+        name: name.to_owned(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                field_path: field.to_owned(),
+                ..ObjectFieldSelector::default()
+            }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    }
 }
 
 /// The containers with Envoy, each run by the lifecycle helper: one for each of
@@ -226,6 +266,10 @@ fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
         command.push(format!("--merged-metrics-port={}", merging.port));
         command.push(format!("--service-metrics-port={}", merging.service_port));
         command.push(literal(&format!("--service-metrics-path={}", merging.service_path)));
+    }
+    // One for all of the pod's services.
+    if of.index == 0 && plan.transparent.as_ref().is_some_and(|transparent| transparent.dns) {
+        command.push(format!("--dns-port={DNS_PORT}"));
     }
     command.extend(["--", "envoy", "--config-path"].map(str::to_owned));
     command.push(match of.service {

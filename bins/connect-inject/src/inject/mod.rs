@@ -61,9 +61,13 @@ pub(crate) fn inject(pod: &Value, plan: &Plan, policy: &Policy) -> Result<Vec<Ed
             mounts.extend(plan.volumes.mounts.iter().cloned());
         }
     }
-    let init = to_json(&containers::init_container(plan, policy));
+    let init = [to_json(&containers::init_container(plan, policy))];
+    // Behind it: from then on, only Envoy's user reaches anybody until Envoy listens.
+    let redirect = plan.transparent.as_ref();
+    let redirect = redirect.map(|it| to_json(&containers::redirect(it, plan, policy)));
+    let init = init.into_iter().chain(redirect);
     if plan.lifecycle.native {
-        let ours = std::iter::once(init).chain(sidecars);
+        let ours = init.chain(sidecars);
         if plan.lifecycle.first {
             editor.prepend("/spec/initContainers", ours.collect())?;
         } else {
@@ -72,7 +76,9 @@ pub(crate) fn inject(pod: &Value, plan: &Plan, policy: &Policy) -> Result<Vec<Ed
             }
         }
     } else {
-        editor.append("/spec/initContainers", init)?;
+        for container in init {
+            editor.append("/spec/initContainers", container)?;
+        }
         // In front, because the kubelet starts containers in order and waits for
         // each one's postStart.
         editor.prepend("/spec/containers", sidecars)?;
@@ -140,6 +146,10 @@ fn applications(editor: &mut Editor<'_>, plan: &Plan) -> Result<(), Denial> {
     for container in &plan.volumes.sharing {
         let mount = to_json(&containers::shared_mount());
         editor.append(&format!("{container}/volumeMounts"), mount)?;
+    }
+    for probe in plan.transparent.iter().flat_map(|transparent| &transparent.rewritten) {
+        editor.set(&probe.pointer, Map::from_iter([("port".to_owned(), probe.port.into())]))?;
+        bounded(editor)?;
     }
     if let Some((seconds, sleepers)) = &plan.lifecycle.sleep {
         for container in sleepers {
@@ -355,6 +365,59 @@ pub(crate) mod tests {
         );
     }
 
+    /// In native mode, and beside the application.
+    #[test]
+    fn a_transparent_pod_is_redirected_behind_its_registration() {
+        let mut pod = client();
+        pod["metadata"]["annotations"][annotation::TRANSPARENT_PROXY] = "true".into();
+        pod["metadata"]["annotations"][annotation::CONSUL_DNS] = "true".into();
+        pod["metadata"]["annotations"][annotation::VIRTUAL_ADDRESS] = "10.96.0.10:80".into();
+        pod["spec"]["containers"][0]["readinessProbe"] =
+            json!({"httpGet": {"path": "/h", "port": 8080}, "periodSeconds": 3});
+        let names = |pod: &Value| {
+            let all = pod["spec"]["initContainers"].as_array().unwrap().iter();
+            all.map(|container| container["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let (init, redirect) = ("consul-connect-inject-init", "consul-connect-inject-redirect");
+        let beside = injected(&pod);
+        assert_eq!(names(&beside), ["mine", init, redirect]);
+        let sidecar = beside["spec"]["containers"][0]["command"].as_array().unwrap();
+        assert!(sidecar.contains(&json!("--dns-port=8653")), "{sidecar:?}");
+        let native = injected_by(&pod, &policy(), &crate::policy::tests::cluster("1.34"));
+        assert_eq!(names(&native), [init, redirect, "envoy-sidecar", "mine"]);
+        let args = native["spec"]["initContainers"][0]["args"].as_array().unwrap();
+        for flag in ["--transparent", "--virtual=10.96.0.10:80", "--expose=/h=20300:8080"] {
+            assert!(args.contains(&flag.into()), "{args:?}");
+        }
+        assert_eq!(
+            native["spec"]["containers"][0]["readinessProbe"],
+            json!({"httpGet": {"path": "/h", "port": 20300}, "periodSeconds": 3})
+        );
+        let field = json!({"fieldRef": {"fieldPath": "status.hostIP"}});
+        assert_eq!(
+            native["spec"]["initContainers"][1],
+            json!({
+                "name": redirect, "image": "connect-init:1",
+                "command": ["/connect-redirect", "apply"],
+                "args": [
+                    "--exclude-outbound-cidr=$(HOST_IP)", "--exclude-inbound-port=20300",
+                    "--consul-dns=127.0.0.1:8653",
+                ],
+                "env": [{"name": "HOST_IP", "valueFrom": field}],
+                "securityContext": {
+                    "runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": false,
+                    "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false,
+                    "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]},
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+            })
+        );
+        // The probe comes back.
+        let edits = judge(&pod, "default", &policy(), &Cluster::default()).edits.unwrap();
+        assert_eq!(uninject(&edited(pod.clone(), edits).unwrap()), Undone::Pod(pod));
+    }
+
     /// Pain 48: PodSecurity's level `restricted`.
     #[test]
     fn injected_containers_are_restricted() {
@@ -390,13 +453,14 @@ pub(crate) mod tests {
             "/metadata/annotations/prometheus.io~1scrape",
             "/metadata/labels/consul.hashicorp.com~1connect-inject-status",
         ];
-        const ELEMENTS: [&str; 8] = [
+        const ELEMENTS: [&str; 9] = [
             "/spec/containers/0",
             "/spec/containers/1",
             "/spec/imagePullSecrets/-",
             "/spec/initContainers/0",
             "/spec/initContainers/1",
             "/spec/initContainers/2",
+            "/spec/initContainers/3",
             "/spec/initContainers/-",
             "/spec/volumes/-",
         ];
@@ -411,6 +475,15 @@ pub(crate) mod tests {
                     | ["", "spec", "containers", _, "volumeMounts" | "lifecycle"]
                     | ["", "spec", "containers", _, "volumeMounts", "-"]
                     | ["", "spec", "containers", _, "lifecycle", "preStop"]
+                    | [
+                        "",
+                        "spec",
+                        "containers" | "initContainers",
+                        _,
+                        "readinessProbe" | "livenessProbe" | "startupProbe",
+                        "httpGet" | "grpc",
+                        "port"
+                    ]
             )
     }
 
@@ -464,6 +537,22 @@ pub(crate) mod tests {
         prop::collection::vec(element, 0..3).prop_map(Value::from)
     }
 
+    fn probe() -> impl Strategy<Value = Value> {
+        let port = || prop_oneof![(0..70000).prop_map(Value::from), text("http|grpc|nobody")];
+        let get = object(vec![
+            ("path", odd(text("/(a|b)?(\\?q)?|\\PC*")).boxed()),
+            ("port", odd(port()).boxed()),
+            ("scheme", odd(text("HTTPS?")).boxed()),
+            ("host", prop_oneof![9 => Just(None), 1 => odd(text("a"))].boxed()),
+        ]);
+        let grpc = object(vec![("port", odd(port()).boxed())]);
+        prop_oneof![
+            get.prop_map(|get| json!({"httpGet": get})),
+            grpc.prop_map(|grpc| json!({"grpc": grpc, "periodSeconds": 3})),
+            Just(json!({"tcpSocket": {"port": "http"}})),
+        ]
+    }
+
     fn container() -> impl Strategy<Value = Value> {
         let port = object(vec![
             ("containerPort", odd((0..70000).prop_map(Value::from)).boxed()),
@@ -476,6 +565,8 @@ pub(crate) mod tests {
             ("ports", odd(list(port)).boxed()),
             ("env", odd(list(variable)).boxed()),
             ("lifecycle", odd(json_value()).boxed()),
+            ("readinessProbe", odd(probe()).boxed()),
+            ("livenessProbe", odd(probe()).boxed()),
             (
                 "volumeMounts",
                 odd(list(object(vec![(
@@ -535,6 +626,14 @@ pub(crate) mod tests {
             (
                 annotation::SIDECAR_MODE,
                 prop_oneof![5 => Just(None), 1 => odd(text("auto|native|container"))].boxed(),
+            ),
+            (
+                annotation::TRANSPARENT_PROXY,
+                prop_oneof![2 => Just(None), 1 => odd(text("true|false"))].boxed(),
+            ),
+            (
+                annotation::EXCLUDE_INBOUND_PORTS,
+                prop_oneof![9 => Just(None), 1 => odd(text("http|1,2|\\PC*"))].boxed(),
             ),
             (annotation::SLEEP, prop_oneof![5 => Just(None), 1 => odd(text("0|7"))].boxed()),
             (annotation::TAGS, odd(text("\\PC{0,9}")).boxed()),

@@ -261,6 +261,14 @@ mod tests {
         ("sidecar-mode", "container", Some("none")),
         ("sidecar-position", "last", Some("middle")),
         ("enable-consul-dataplane-as-sidecar", "t", Some("on")),
+        ("transparent-proxy", "true", Some("yes")),
+        ("transparent-proxy-exclude-inbound-ports", "9102, 9103", Some("0")),
+        ("transparent-proxy-exclude-outbound-ports", "5432", Some("80,")),
+        ("transparent-proxy-exclude-outbound-cidrs", "10.0.0.0/8,fd00::1", Some("10.0.0.0/33")),
+        ("transparent-proxy-exclude-uids", "1000", Some("root")),
+        ("transparent-proxy-overwrite-probes", "false", Some("no")),
+        ("transparent-proxy-virtual-address", "10.96.0.10:80", Some("10.96.0.10")),
+        ("consul-dns", "true", Some("on")),
         ("enable-metrics", "false", Some("on")),
         ("prometheus-scrape-port", "20201", Some("80")),
         ("prometheus-scrape-path", "/m", Some("m")),
@@ -300,6 +308,9 @@ mod tests {
                     annotations[METRICS_MERGING] = "true".into();
                     annotations[SERVICE_PORT] = "8080".into();
                 }
+                if name.starts_with("transparent-") || *name == "consul-dns" {
+                    annotations[TRANSPARENT_PROXY] = "true".into();
+                }
                 if name.starts_with("prometheus-") {
                     annotations[METRICS] = "true".into();
                     if value != "/only" {
@@ -320,8 +331,10 @@ mod tests {
             };
             let verdict = judged(good);
             assert!(verdict.edits.is_some(), "{name}: {}", verdict.message);
-            let old_name = matches!(*name, "connect-service-tags");
-            assert_eq!(verdict.warnings.len(), usize::from(old_name), "{:?}", verdict.warnings);
+            // The old name is told of, and that PodSecurity may refuse a transparent pod.
+            let is_told = matches!(*name, "connect-service-tags" | "consul-dns")
+                || name.starts_with("transparent-");
+            assert_eq!(verdict.warnings.len(), usize::from(is_told), "{:?}", verdict.warnings);
             let said = row[4].split([':', ' ']).next().unwrap().trim_matches('`');
             match bad {
                 None => assert_eq!(said, "none", "{name}"),

@@ -66,11 +66,11 @@ mod tests {
     fn what_others_have_is_answered_with_what_to_do_instead() {
         let warnings = |value: Value| without_effect(value.as_object().unwrap()).into_vec();
         let found = warnings(json!({
-            "consul.hashicorp.com/transparent-proxy": "true",
-            "consul.hashicorp.com/consul-dns": "false",
+            "consul.hashicorp.com/service-ignore": "true",
+            "consul.hashicorp.com/mesh-inject": "false",
         }));
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].contains("transparent-proxy` has no effect"), "{found:?}");
-        assert!(found[0].contains("connect-service-upstreams"), "{found:?}");
+        assert!(found[0].contains("service-ignore` has no effect"), "{found:?}");
+        assert!(found[0].contains("set `connect-inject` to"), "{found:?}");
     }
 }

@@ -116,6 +116,8 @@ reasons! {
         InvalidVolumes = "invalid-volumes",
         /// Settings of Envoy's metrics that can't be.
         InvalidMetrics = "invalid-metrics",
+        /// Settings of the transparent proxy that can't be.
+        InvalidTransparentProxy = "invalid-transparent-proxy",
         /// Settings of the sidecar's start, run and end that can't be.
         InvalidLifecycle = "invalid-lifecycle",
     Refused:

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::volumes::OURS;
 use super::{Service, Surroundings, Taken};
-use crate::names::{INIT_CONTAINER, SIDECAR, USER, sidecar_of};
+use crate::names::{INIT_CONTAINER, REDIRECT, SIDECAR, USER, sidecar_of};
 use crate::outcome::{Denial, Reason};
 use crate::pod::Pod;
 use crate::policy::Policy;
@@ -39,7 +39,7 @@ pub(super) fn refuse_further(around: &Surroundings<'_>, service: &Service) -> Re
 /// which the user wrote one.
 fn names(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<(), Denial> {
     for container in around.containers.iter().chain(&around.init_containers) {
-        if [SIDECAR, INIT_CONTAINER].contains(&container.name) {
+        if [SIDECAR, INIT_CONTAINER, REDIRECT].contains(&container.name) {
             return Err(reserved("container", container.name));
         }
     }

@@ -7,9 +7,11 @@ mod envoy;
 mod lifecycle;
 mod metrics;
 mod pod_level;
+mod probes;
 mod readiness;
 mod service;
 mod taken;
+mod transparent;
 pub(crate) mod upstreams;
 mod volumes;
 
@@ -29,6 +31,7 @@ pub(crate) use lifecycle::Lifecycle;
 pub(crate) use metrics::Metrics;
 pub(crate) use readiness::Readiness;
 pub(crate) use service::Service;
+pub(crate) use transparent::{Exposed, Transparent};
 pub(crate) use volumes::Volumes;
 
 /// The most bytes of annotations that Kubernetes accepts
@@ -50,6 +53,8 @@ pub(crate) struct Plan {
     pub(crate) envoy: Envoy,
     /// Envoy's metrics, if Prometheus can read them.
     pub(crate) metrics: Option<Metrics>,
+    /// How the pod's connections are redirected to the sidecar, if they are.
+    pub(crate) transparent: Option<Transparent>,
     /// How the sidecar starts, runs and ends.
     pub(crate) lifecycle: Lifecycle,
     /// For each service the probe that decides whether Consul sends it traffic.
@@ -95,6 +100,7 @@ pub(crate) fn plan(
     let around = Surroundings::of(pod)?;
     let mut defaults = Vec::new();
     let mut taken = Taken::of_sidecars(around.sidecars);
+    let is_transparent = transparent::is_wanted(pod, policy, &mut taken, warnings)?;
     clash::refuse(pod, &around, &mut taken, policy)?;
     let mut service = service::service(pod, &around, &mut taken, &mut defaults, warnings)?;
     clash::refuse_further(&around, &service)?;
@@ -105,7 +111,16 @@ pub(crate) fn plan(
     if let Some(metrics) = &metrics {
         metrics.announce(pod, &mut service, &mut defaults, warnings)?;
     }
+    let transparent = is_transparent
+        .then(|| {
+            let metrics = metrics.as_ref();
+            transparent::transparent(pod, &around, &service, metrics, &mut taken, policy, warnings)
+        })
+        .transpose()?;
     let upstreams = upstreams::upstreams(pod, &around, &taken, warnings)?;
+    if is_transparent {
+        transparent::warn_of_upstreams(&upstreams, warnings);
+    }
     upstreams::gateways(&upstreams, cluster, warnings);
     let envoy = envoy::envoy(pod, policy)?;
     pod_level::refuse(pod, &around, &envoy.resources)?;
@@ -129,6 +144,7 @@ pub(crate) fn plan(
         agents_ca: policy.agents_ca(cluster),
         envoy,
         metrics,
+        transparent,
         lifecycle,
         readiness,
         volumes,
@@ -153,6 +169,9 @@ impl fmt::Display for Plan {
         for (index, upstream) in self.upstreams.iter().enumerate() {
             let before = if index == 0 { "; it reaches " } else { ", " };
             write!(f, "{before}`{upstream}` on port {}", upstream.local_bind_port)?;
+        }
+        if self.transparent.is_some() {
+            f.write_str("; its connections are redirected to the sidecar")?;
         }
         Ok(())
     }

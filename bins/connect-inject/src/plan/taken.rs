@@ -19,6 +19,9 @@ pub(super) enum Owner<'p> {
     Service,
     Metrics,
     MergedMetrics,
+    Outbound,
+    Dns,
+    Exposed,
 }
 
 // === impl Taken ===
@@ -78,6 +81,9 @@ impl fmt::Display for Owner<'_> {
             Self::Service => f.write_str("the port of the pod's own service"),
             Self::Metrics => f.write_str("the port of Envoy's metrics"),
             Self::MergedMetrics => f.write_str("the port of merged metrics"),
+            Self::Outbound => f.write_str("Envoy's outbound listener"),
+            Self::Dns => f.write_str("the sidecar's DNS port"),
+            Self::Exposed => f.write_str("a listener for probes"),
         }
     }
 }

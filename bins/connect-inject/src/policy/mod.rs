@@ -227,6 +227,17 @@ pub(crate) struct Policy {
     /// address; with the same variables
     #[arg(long, env = "CONNECT_INJECT_CONSUL_TLS_SERVER_NAME", value_name = "TEMPLATE", default_value = "", hide_default_value = true, value_parser = optional(template))]
     pub(crate) consul_tls_server_name: Optional<String>,
+    /// Redirect the connections of pods that don't say to their sidecars
+    #[arg(long = "default-transparent-proxy", env = "CONNECT_INJECT_DEFAULT_TRANSPARENT_PROXY", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
+    pub(crate) transparent_proxy: bool,
+    /// Rewrite the probes of transparent pods that don't say, so that they reach
+    /// the application past Envoy's public listener
+    #[arg(long = "default-transparent-proxy-overwrite-probes", env = "CONNECT_INJECT_DEFAULT_TRANSPARENT_PROXY_OVERWRITE_PROBES", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", value_parser = switch)]
+    pub(crate) overwrite_probes: bool,
+    /// Let the sidecars of transparent pods that don't say answer queries for
+    /// Consul's names
+    #[arg(long = "default-consul-dns", env = "CONNECT_INJECT_DEFAULT_CONSUL_DNS", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
+    pub(crate) consul_dns: bool,
     /// Auth method that pods log in with; turns ACLs on
     #[arg(long, env = "CONNECT_INJECT_ACL_AUTH_METHOD", value_name = "NAME", default_value = "", hide_default_value = true, value_parser = optional(word))]
     pub(crate) acl_auth_method: Optional<String>,
@@ -274,10 +285,19 @@ impl Policy {
             family("--default-sidecar-proxy", self.sidecar_resources()),
             family("--init-container", self.init_resources()),
             mode.err().map(|problem| format!("--sidecar-mode: {problem}")),
+            (self.openshift && self.transparent_proxy).then(|| {
+                "--default-transparent-proxy: with --enable-openshift no pod can have it".to_owned()
+            }),
         ]
         .into_iter()
         .flatten()
         .collect()
+    }
+
+    /// The same for pods of a namespace that says by its label whether they are
+    /// transparent.
+    pub(crate) fn of_transparency(&self, transparent_proxy: bool) -> Self {
+        Self { transparent_proxy, ..self.clone() }
     }
 
     /// Whether the allow list names the namespace.

@@ -66,7 +66,7 @@ pub(crate) struct Settings {
 /// What the webhook and its admin port share.
 #[derive(Debug)]
 struct State {
-    policy: Arc<Policy>,
+    policies: webhook::Policies,
     knowledge: Knowledge,
     tls: Arc<Certificates>,
     metrics: Metrics,
@@ -85,7 +85,7 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
     let tls = Arc::new(tls);
     let knowledge = Knowledge::new(policy.auto_encrypt);
     let state = Arc::new(State {
-        policy: Arc::new(policy),
+        policies: webhook::Policies::new(policy),
         knowledge,
         tls: Arc::clone(&tls),
         metrics: Metrics::new(),

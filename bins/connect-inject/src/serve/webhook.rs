@@ -1,4 +1,5 @@
-//! `POST /mutate`.
+//! `POST /mutate`, and the same for namespaces that say by their label whether pods
+//! are transparent: reviews do not carry labels of namespaces.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -80,22 +81,26 @@ async fn answer_logged(state: Arc<State>, request: Request<Incoming>) -> Respons
 }
 
 async fn review(state: &State, request: Request<Incoming>) -> Result<(Reviewed, Bytes), Refusal> {
-    if request.uri().path() != "/mutate" {
+    let Some(policy) = state.policies.of(request.uri().path()) else {
         return Err(Refusal::new(Reason::NotFound, "not found: reviews are posted to /mutate"));
-    }
+    };
     if request.method() != Method::POST {
         return Err(Refusal::new(Reason::MethodNotAllowed, "reviews are posted"));
     }
     check_type(&request)?;
     let arrived = state.bodies.read(request.into_body()).await?;
     // Apart, so that a request whose body has not arrived takes little room.
-    Box::pin(judge(state, arrived)).await
+    Box::pin(judge(state, policy, arrived)).await
 }
 
-async fn judge(state: &State, arrived: Arrived) -> Result<(Reviewed, Bytes), Refusal> {
+async fn judge(
+    state: &State,
+    policy: Arc<Policy>,
+    arrived: Arrived,
+) -> Result<(Reviewed, Bytes), Refusal> {
     let short = (arrived.bytes.len() <= SHORT).then(|| read(&arrived.bytes)).transpose()?;
     let is_long = short.as_ref().is_none_or(Review::is_long);
-    let (policy, cluster) = (Arc::clone(&state.policy), state.knowledge.cluster());
+    let cluster = state.knowledge.cluster();
     let job = move || {
         let review = short.map_or_else(|| read(&arrived.bytes), Ok)?;
         // The next may arrive meanwhile.
@@ -170,6 +175,32 @@ fn check_type(request: &Request<Incoming>) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// The policy by the path that the API server posts to.
+#[derive(Debug)]
+pub(super) struct Policies {
+    whole: Arc<Policy>,
+    transparent: Arc<Policy>,
+    direct: Arc<Policy>,
+}
+
+// === impl Policies ===
+
+impl Policies {
+    pub(super) fn new(policy: Policy) -> Self {
+        let [transparent, direct] = [true, false].map(|it| Arc::new(policy.of_transparency(it)));
+        Self { whole: Arc::new(policy), transparent, direct }
+    }
+
+    fn of(&self, path: &str) -> Option<Arc<Policy>> {
+        match path {
+            "/mutate" => Some(Arc::clone(&self.whole)),
+            "/mutate/transparent" => Some(Arc::clone(&self.transparent)),
+            "/mutate/direct" => Some(Arc::clone(&self.direct)),
+            _ => None,
+        }
+    }
 }
 
 // === impl Refusal ===

@@ -92,6 +92,36 @@ async fn a_bad_pod_is_denied_by_a_valid_review() {
     assert_eq!(answer["response"]["status"]["reason"], "invalid-pod");
 }
 
+/// Reviews carry no labels of namespaces: the API server posts to a path for each.
+#[tokio::test]
+async fn the_path_says_whether_the_namespaces_pods_are_transparent() {
+    for (flag, whole) in [("false", false), ("true", true)] {
+        let injector = Injector::start(&[&format!("--default-transparent-proxy={flag}")]);
+        let client = client(&injector.pair);
+        for (path, annotation, expected) in [
+            ("/mutate", None, whole),
+            ("/mutate/transparent", None, true),
+            ("/mutate/direct", None, false),
+            ("/mutate/transparent", Some("false"), false),
+            ("/mutate/direct", Some("true"), true),
+        ] {
+            let mut pod = yaml(ECHO_SERVER);
+            if let Some(value) = annotation {
+                pod["metadata"]["annotations"]["consul.hashicorp.com/transparent-proxy"] =
+                    value.into();
+            }
+            let review = review("v1", "u", &pod);
+            let answer = client.post(injector.url(path)).json(&review).send().await.unwrap();
+            let answer: Value = answer.json().await.unwrap();
+            assert_eq!(answer["response"]["auditAnnotations"]["outcome"], "injected");
+            let found = patched(&pod, &answer).to_string().contains("NET_ADMIN");
+            assert_eq!(found, expected, "{path} {annotation:?} with {flag}");
+            let warned = answer["response"]["warnings"].to_string().contains("PodSecurity");
+            assert_eq!(warned, expected);
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_no_review_gets_a_proper_answer() {
     let injector = Injector::start(&[]);

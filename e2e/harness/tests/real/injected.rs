@@ -73,6 +73,18 @@ const ANNOTATED: &[&[(&str, &str)]] = &[
     ],
 ];
 
+/// The annotations of a transparent pod, whose redirect PodSecurity refuses.
+const TRANSPARENT: &[(&str, &str)] = &[
+    ("transparent-proxy", "true"),
+    ("transparent-proxy-exclude-inbound-ports", "9100"),
+    ("transparent-proxy-exclude-outbound-ports", "5432"),
+    ("transparent-proxy-exclude-outbound-cidrs", "10.0.0.0/8,fd00::/8"),
+    ("transparent-proxy-exclude-uids", "1000"),
+    ("transparent-proxy-overwrite-probes", "true"),
+    ("transparent-proxy-virtual-address", "10.96.0.10:80"),
+    ("consul-dns", "true"),
+];
+
 /// The injector's modes. A native sidecar and an application's sleep are there
 /// only where the cluster's version is known or the mode is given.
 const MODES: [&[&str]; 4] = [
@@ -211,6 +223,7 @@ fn every_annotation_of_the_reference_is_here() {
     let here: BTreeSet<&str> = ANNOTATED
         .iter()
         .flat_map(|annotations| annotations.iter())
+        .chain(TRANSPARENT)
         .map(|(key, _)| if key.starts_with("service-meta-") { "service-meta-KEY" } else { key })
         .collect();
     assert_eq!(here, listed);
@@ -248,6 +261,16 @@ fn injected_pods_are_valid_for_kubernetes() {
             let oldest = oldest(&document);
             all.push((document, oldest));
         }
+    }
+    for flags in MODES.iter().filter(|flags| !flags.contains(&"--enable-openshift")) {
+        let document = injected(&tools, flags, &[pod(TRANSPARENT)]).remove(0);
+        for added in ["consul-connect-inject-init", "envoy-sidecar"] {
+            assert_eq!(violations(spec(&document), Some(added)), Vec::<String>::new(), "{flags:?}");
+        }
+        let found = violations(spec(&document), Some("consul-connect-inject-redirect"));
+        assert!(found.iter().any(|it| it.contains("capabilities")), "{found:?}");
+        let oldest = oldest(&document);
+        all.push((document, oldest));
     }
     // Each of the modes is among them.
     let versions: BTreeSet<_> = all.iter().map(|(_, oldest)| *oldest).collect();

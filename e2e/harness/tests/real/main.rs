@@ -29,3 +29,4 @@ mod stop;
 mod tls;
 mod token_ends;
 mod tokens;
+mod transparent;
