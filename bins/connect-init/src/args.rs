@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,6 +13,8 @@ use registration::upstream::{self, Context, SpecError};
 use registration::{Upstream, name, port};
 use runtime::LogArgs;
 use serde_json::{Map, Value};
+
+use crate::virtual_address::VirtualArg;
 
 /// Registers a pod's service and its sidecar proxy with the node's Consul
 /// agent, writes the Envoy bootstrap, and puts the lifecycle helper into the pod
@@ -116,10 +118,14 @@ pub(crate) struct TransparentArgs {
     pub(crate) transparent: bool,
 
     /// The address by which transparent proxies know the service, as
-    /// ADDRESS:PORT, such as that of its Kubernetes Service: 10.96.0.10:80; the
-    /// one that Consul allots counts besides
-    #[arg(long = "virtual", env = "CONNECT_VIRTUAL_ADDRESS", value_name = "ADDRESS:PORT")]
-    pub(crate) virtual_address: Option<SocketAddrV4>,
+    /// ADDRESS:PORT, such as 10.96.0.10:80, or as service:NAME for the cluster IP
+    /// of a Service of the pod's namespace; the one that Consul allots counts besides
+    #[arg(
+        long = "virtual",
+        env = "CONNECT_VIRTUAL_ADDRESS",
+        value_name = "ADDRESS:PORT|service:NAME"
+    )]
+    pub(crate) virtual_address: Option<VirtualArg>,
 
     /// A path of the application that the sidecar serves without mutual TLS, for
     /// probes: PATH=LISTENER:PORT, such as /healthz=20300:8080, with :http2 behind

@@ -1,16 +1,17 @@
 //! What the flags declare of the pod's services. Pure.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use registration::pod::{
     Declaration, Identity, OUTBOUND_LISTENER_PORT, PUBLIC_LISTENER_PORT, Pair, pair,
 };
+use registration::proxy::ExposePath;
 use registration::service::TaggedAddress;
 use registration::{Upstream, upstream};
 use runtime::Failure;
 use serde_json::{Map, Value};
 
-use crate::args::{PodArgs, ServiceArg, TransparentArgs};
+use crate::args::{PodArgs, ServiceArg};
 
 /// What was said of the pod.
 pub(crate) struct Said {
@@ -20,12 +21,20 @@ pub(crate) struct Said {
     pub(crate) tags: Vec<String>,
     pub(crate) meta: Vec<(String, String)>,
     pub(crate) proxy_config: Vec<Map<String, Value>>,
-    pub(crate) transparent: TransparentArgs,
+    pub(crate) transparent: Transparent,
     pub(crate) pod: PodArgs,
     pub(crate) consul_namespace: Option<String>,
     pub(crate) consul_partition: Option<String>,
     /// Where the first Envoy's admin interface listens.
     pub(crate) admin: SocketAddr,
+}
+
+/// What was said of the transparent proxy, with the address as it was found.
+#[derive(Debug, Default)]
+pub(crate) struct Transparent {
+    pub(crate) transparent: bool,
+    pub(crate) virtual_address: Option<SocketAddrV4>,
+    pub(crate) expose: Vec<ExposePath>,
 }
 
 /// A service of the pod, and where its sidecar listens.
@@ -54,7 +63,7 @@ pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
         tags,
         meta,
         proxy_config,
-        transparent: TransparentArgs { transparent, virtual_address, mut expose },
+        transparent: Transparent { transparent, virtual_address, mut expose },
         pod,
         consul_namespace,
         consul_partition,
@@ -197,7 +206,7 @@ mod tests {
             tags: Vec::new(),
             meta: Vec::new(),
             proxy_config: Vec::new(),
-            transparent: TransparentArgs::default(),
+            transparent: Transparent::default(),
             pod: PodArgs {
                 pod_name: "web-0".to_owned(),
                 pod_namespace: "shop".to_owned(),
@@ -255,13 +264,13 @@ mod tests {
     }
 
     fn transparent(service: &str, upstreams: &str) -> Said {
-        let expose = registration::proxy::ExposePath {
+        let expose = ExposePath {
             path: "/healthz".to_owned(),
             listener_port: 20300,
             local_path_port: 80,
             protocol: "http".to_owned(),
         };
-        let transparent = TransparentArgs {
+        let transparent = Transparent {
             transparent: true,
             virtual_address: Some("10.96.0.10:80".parse().unwrap()),
             expose: vec![expose],

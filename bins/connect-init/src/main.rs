@@ -25,6 +25,7 @@ mod register;
 mod run;
 mod sidecar;
 mod taken;
+mod virtual_address;
 
 use std::process::ExitCode;
 

@@ -13,11 +13,12 @@ use registration::pod::Pair;
 use runtime::deadline::race;
 use runtime::{Deadline, Exit, Failure, Signals};
 
-use crate::args::{Args, Output};
-use crate::declare::{Said, declare};
+use crate::args::{Args, Output, TransparentArgs};
+use crate::declare::{Said, Transparent, declare};
 use crate::dry_run;
 use crate::helper::Helper;
 use crate::sidecar::Sidecar;
+use crate::virtual_address;
 
 /// How long taking back may take, after the work was cut short. It is part of the
 /// timeout, of which it takes a quarter at most.
@@ -56,13 +57,18 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     let admin = bootstrap.admin().await?;
     let config = agent.config(pod.node_name.clone())?;
     let login = login.login(&pod);
+    let TransparentArgs { transparent, virtual_address, expose } = transparent;
+    let virtual_address = match virtual_address {
+        Some(given) => virtual_address::resolve(given, &pod.pod_namespace, pod.pod_ip).await,
+        None => None,
+    };
     let declared = declare(Said {
         services,
         upstreams: upstreams.into_iter().flat_map(|list| list.0).collect(),
         tags,
         meta,
         proxy_config,
-        transparent,
+        transparent: Transparent { transparent, virtual_address, expose },
         pod,
         consul_namespace: config.namespace.clone(),
         consul_partition: config.partition.clone(),

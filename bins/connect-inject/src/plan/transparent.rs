@@ -1,5 +1,6 @@
 //! How the pod's connections are redirected to its sidecar, and what goes past it.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddrV4};
 
 use redirect::Cidr;
@@ -22,7 +23,7 @@ use super::probes::Rewritten;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Transparent {
     /// The address by which transparent clients know the service, besides Consul's.
-    pub(crate) virtual_address: Option<SocketAddrV4>,
+    pub(crate) virtual_address: Option<VirtualAddress>,
     /// Ports of the pod that are reached directly.
     pub(crate) inbound_ports: Vec<u16>,
     /// Ports that the pod reaches directly.
@@ -39,6 +40,15 @@ pub(crate) struct Transparent {
     pub(crate) exposed: Vec<Exposed>,
     /// The probes that use them.
     pub(crate) rewritten: Vec<Rewritten>,
+}
+
+/// An address by which transparent clients know a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum VirtualAddress {
+    /// As it is written.
+    Address(SocketAddrV4),
+    /// That of a Service of the pod's namespace.
+    Service(String),
 }
 
 pub(super) const REASON: Reason = Reason::InvalidTransparentProxy;
@@ -191,12 +201,19 @@ fn list<T>(
 }
 
 /// The address of the annotation; none: Consul's own only.
-fn virtual_address(pod: Pod<'_>) -> Result<Option<SocketAddrV4>, Denial> {
+fn virtual_address(pod: Pod<'_>) -> Result<Option<VirtualAddress>, Denial> {
     let parse = |value: &str| {
         if value == "none" {
             return Ok(None);
         }
-        let form = || "expected an IPv4 address and a port, such as `10.96.0.10:80`, or `none`";
+        let form = || "expected an IPv4 address and a port, such as `10.96.0.10:80`, `service:NAME` or `none`";
+        if let Some(name) = value.strip_prefix("service:") {
+            // As Kubernetes names Services.
+            let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            let is_name = (1..=63).contains(&name.len()) && name.chars().all(legal);
+            let service = is_name.then(|| VirtualAddress::Service(name.to_owned()));
+            return service.map(Some).ok_or_else(|| form().to_owned());
+        }
         let address: SocketAddrV4 = value.parse().map_err(|_| form().to_owned())?;
         let ip = address.ip();
         if address.port() == 0 {
@@ -205,7 +222,7 @@ fn virtual_address(pod: Pod<'_>) -> Result<Option<SocketAddrV4>, Denial> {
         if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
             return Err(format!("nobody is reached at {ip}: expected the address of a Service"));
         }
-        Ok(Some(address))
+        Ok(Some(VirtualAddress::Address(address)))
     };
     Ok(read(pod, annotation::VIRTUAL_ADDRESS, REASON, parse)?.flatten())
 }
@@ -251,6 +268,16 @@ impl Transparent {
         let dns = self.dns.then(|| format!("{localhost}:{}", crate::names::DNS_PORT));
         add("consul-dns", dns.into_iter().collect());
         arguments
+    }
+}
+
+impl fmt::Display for VirtualAddress {
+    /// As `connect-init --virtual` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Service(name) => write!(f, "service:{name}"),
+        }
     }
 }
 
@@ -314,7 +341,7 @@ mod tests {
                 "--consul-dns=127.0.0.1:8653",
             ]
         );
-        assert_eq!(transparent.virtual_address, "10.96.0.10:80".parse().ok());
+        assert_eq!(transparent.virtual_address.unwrap().to_string(), "10.96.0.10:80");
         let [warning] = &warnings[..] else { panic!("{warnings:?}") };
         assert!(warning.contains("`baseline` and `restricted` refuse"), "{warning}");
         assert!(warning.len() <= 256, "kubectl cuts it: {}", warning.len());
@@ -347,6 +374,7 @@ mod tests {
             (annotation::OVERWRITE_PROBES, "", "`true` or `false`"),
             (annotation::CONSUL_DNS, "on", "`true` or `false`"),
             (annotation::VIRTUAL_ADDRESS, "10.96.0.10", "such as `10.96.0.10:80`"),
+            (annotation::VIRTUAL_ADDRESS, "service:a.b", "`service:NAME`"),
             (annotation::VIRTUAL_ADDRESS, "[fd00::1]:80", "such as `10.96.0.10:80`"),
             (annotation::VIRTUAL_ADDRESS, "127.0.0.1:80", "nobody is reached"),
         ] {

@@ -31,3 +31,4 @@ mod several;
 mod sidecars;
 mod support;
 mod traffic;
+mod transparent;
