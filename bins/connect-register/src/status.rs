@@ -45,6 +45,7 @@ pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Fa
         let mut findings = doctor::examine(patient).await;
         if let Ok(looked) = &looked {
             findings.extend(examine(&agent, looked).await);
+            findings.extend(doctor::examine_transparent(&agent, &looked.services).await);
         }
         let services = looked.as_ref().ok().map(|looked| &looked.services);
         for admin in admin_bind {

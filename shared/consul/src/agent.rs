@@ -241,6 +241,25 @@ impl Agent {
         self.call(Method::GET, &format!("/v1/catalog/service/{}", segment(name))).answer().await
     }
 
+    /// The names of all services in the catalog.
+    pub async fn catalog_names(&self) -> Result<Vec<String>, Error> {
+        let call = self.call(Method::GET, "/v1/catalog/services");
+        let tags: BTreeMap<String, Vec<String>> = call.answer().await?;
+        Ok(tags.into_keys().collect())
+    }
+
+    /// The instances of a service that have this address under this name.
+    pub async fn catalog_claims(
+        &self,
+        service: &str,
+        name: &str,
+        address: &str,
+    ) -> Result<Vec<CatalogService>, Error> {
+        let filter = format!("ServiceTaggedAddresses.{name}.Address == {address:?}");
+        let path = format!("/v1/catalog/service/{}", segment(service));
+        self.call(Method::GET, &path).query("filter", &filter).answer().await
+    }
+
     /// The nodes on which a service of this id has checks.
     pub async fn nodes_of(&self, id: &str) -> Result<Vec<String>, Error> {
         let filter = format!("ServiceID == {id:?}");

@@ -129,6 +129,13 @@ reasons! {
     /// An upstream has no healthy instance.
     NoInstances => "no-instances",
 
+    /// Two services claim one virtual address.
+    SharedAddress => "shared-address",
+    /// An upstream takes the virtual address of its service away.
+    UpstreamHidesAddress => "upstream-hides-address",
+    /// Connections may pass Envoy in plain text.
+    PlainText => "plain-text",
+
     /// The servers do not know the datacenter.
     NoDatacenter => "no-datacenter",
     /// The servers have no such peer.

@@ -26,12 +26,14 @@ pub use proxy::examine_envoy;
 pub use service::{
     Registered, examine_service, judge_node_checks, judge_service, judge_upstream, unknown_checks,
 };
+pub use transparent::examine_transparent;
 
 mod federation;
 mod finding;
 mod handshake;
 mod proxy;
 mod service;
+mod transparent;
 
 /// Who is examined, and for what.
 #[derive(Clone, Copy, Debug)]
