@@ -586,6 +586,8 @@ pub(crate) mod tests {
         std::io::Write::write_all(&mut file.as_file(), ca.as_bytes()).unwrap();
         policy_of(&[
             "--default-enable-metrics",
+            "--default-transparent-proxy",
+            "--default-consul-dns",
             "--image-pull-secret=pull,data",
             "--kubernetes-version=1.34",
             "--acl-auth-method=k8s",

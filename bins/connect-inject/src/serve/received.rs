@@ -35,6 +35,9 @@ enum Keep {
     Variables,
     /// Of mounts, those in our place.
     Mounts,
+    /// Of a probe, what it calls.
+    Probe,
+    Handler,
     Name,
 }
 
@@ -77,7 +80,12 @@ impl Keep {
                 Self::Container,
                 "name" | "restartPolicy" | "ports" | "lifecycle" | "securityContext" | "resources",
             )
-            | (Self::Name, "name" | "mountPath") => Some(Self::All),
+            | (Self::Name, "name" | "mountPath")
+            | (Self::Handler, "path" | "port" | "host" | "scheme") => Some(Self::All),
+            (Self::Container, "readinessProbe" | "livenessProbe" | "startupProbe") => {
+                Some(Self::Probe)
+            }
+            (Self::Probe, "httpGet" | "grpc" | "tcpSocket") => Some(Self::Handler),
             (Self::Pod, "metadata") => Some(Self::Metadata),
             (Self::Pod, "spec") => Some(Self::Spec),
             (Self::Spec, "containers" | "initContainers") => Some(Self::Containers),
@@ -217,11 +225,13 @@ mod tests {
     fn what_nobody_looks_at_is_not_kept() {
         let text = json!({"metadata": {"uid": "x", "name": "a"}, "status": {"big": [1, 2]},
             "spec": {"x": [[]], "containers": [{"name": "a", "image": "b",
+                "livenessProbe": {"periodSeconds": 1, "httpGet": {"port": 1, "httpHeaders": []}},
                 "env": [{"name": "DB_CONNECT_SERVICE_PORT", "value": "b"}, {"name": "A"}, 5],
                 "volumeMounts": [{"name": "a", "mountPath": "/consul/connect-inject/"},
                     {"name": "b", "mountPath": "/b"}]}]}});
         let kept = json!({"metadata": {"name": "a"},
             "spec": {"containers": [{"name": "a", "env": [{"name": "DB_CONNECT_SERVICE_PORT"}],
+                "livenessProbe": {"httpGet": {"port": 1}},
                 "volumeMounts": [{"name": "a", "mountPath": "/consul/connect-inject/"}]}]}});
         assert_eq!(received(&text.to_string()).unwrap(), Some(kept));
         assert_eq!(received("null").unwrap(), None);

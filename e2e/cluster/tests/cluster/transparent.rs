@@ -65,7 +65,8 @@ fn await_hello(namespace: &Namespace<'_>, pod: &str, url: &str) {
 
 /// The virtual address that Consul allots.
 fn consuls(cluster: &Cluster, service: &str) -> String {
-    let found = cluster.consul(&format!("/v1/catalog/service/{service}")).unwrap();
+    let path = format!("/v1/catalog/service/{service}-sidecar-proxy");
+    let found = cluster.consul(&path).unwrap();
     text(&found[0]["ServiceTaggedAddresses"]["consul-virtual"]["Address"]).to_owned()
 }
 

@@ -81,7 +81,7 @@ fn await_curl(pod: &Pod<'_>, url: &str, expected: &str) {
 fn virtual_address(mesh: &Mesh, service: &str) -> String {
     let mut address = String::new();
     until("a virtual address", || {
-        let found = mesh.node.get(&format!("/v1/catalog/service/{service}")).unwrap();
+        let found = mesh.node.get(&format!("/v1/catalog/service/{service}-sidecar-proxy")).unwrap();
         let addresses = &found[0]["ServiceTaggedAddresses"]["consul-virtual"];
         address = addresses["Address"].as_str().unwrap_or_default().to_owned();
         !address.is_empty()
@@ -282,7 +282,7 @@ fn ipv6_is_closed_unless_it_is_excluded() {
     await_curl(&open, url, "outside");
     // In: the public listener is IPv4's.
     let inbound = [&closed.ip, "fd00:99::11"].map(|host| {
-        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         curl_in(&open, "web", &format!("http://{host}:9999/"))
     });
     assert!(inbound.iter().all(Result::is_err), "{inbound:?}");
