@@ -95,20 +95,18 @@ pub(super) fn probes(
                 }
                 Call::Tls => None,
             };
-            match exposed {
-                Some(listener) => probes.rewritten.push(Rewritten { pointer, port: listener }),
-                None => {
-                    probes.excluded.push(port);
-                    warnings.push(|| {
-                        format!(
-                            "make the {} one of HTTP with a path of its own: it can't go through \
-                             Envoy, so port {port} is as in `{EXCLUDE_INBOUND_PORTS}`: open, past \
-                             all intentions",
-                            named()
-                        )
-                    });
-                }
+            if let Some(port) = exposed {
+                probes.rewritten.push(Rewritten { pointer, port });
+                continue;
             }
+            probes.excluded.push(port);
+            warnings.push(|| {
+                format!(
+                    "make the {} one of HTTP with a path of its own: it can't go through Envoy, so \
+                     port {port} is as in `{EXCLUDE_INBOUND_PORTS}`: open, past all intentions",
+                    named()
+                )
+            });
         }
         warn_of_hooks(*container, warnings);
     }

@@ -35,7 +35,7 @@ enum Keep {
     Variables,
     /// Of mounts, those in our place.
     Mounts,
-    /// Of a probe, what it calls.
+    /// Of a probe that the kubelet alone runs, what it calls.
     Probe,
     Handler,
     Name,
@@ -78,13 +78,18 @@ impl Keep {
             )
             | (
                 Self::Container,
-                "name" | "restartPolicy" | "ports" | "lifecycle" | "securityContext" | "resources",
+                "name"
+                | "restartPolicy"
+                | "ports"
+                | "lifecycle"
+                | "securityContext"
+                | "resources"
+                // The sidecar runs it.
+                | "readinessProbe",
             )
             | (Self::Name, "name" | "mountPath")
             | (Self::Handler, "path" | "port" | "host" | "scheme") => Some(Self::All),
-            (Self::Container, "readinessProbe" | "livenessProbe" | "startupProbe") => {
-                Some(Self::Probe)
-            }
+            (Self::Container, "livenessProbe" | "startupProbe") => Some(Self::Probe),
             (Self::Probe, "httpGet" | "grpc" | "tcpSocket") => Some(Self::Handler),
             (Self::Pod, "metadata") => Some(Self::Metadata),
             (Self::Pod, "spec") => Some(Self::Spec),
