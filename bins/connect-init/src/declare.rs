@@ -32,7 +32,7 @@ pub(crate) struct Said {
 /// What was said of the transparent proxy, with the address as it was found.
 #[derive(Debug, Default)]
 pub(crate) struct Transparent {
-    pub(crate) transparent: bool,
+    pub(crate) is_on: bool,
     pub(crate) virtual_address: Option<SocketAddrV4>,
     pub(crate) expose: Vec<ExposePath>,
 }
@@ -63,7 +63,7 @@ pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
         tags,
         meta,
         proxy_config,
-        transparent: Transparent { transparent, virtual_address, mut expose },
+        transparent: Transparent { is_on: transparent, virtual_address, mut expose },
         pod,
         consul_namespace,
         consul_partition,
@@ -271,7 +271,7 @@ mod tests {
             protocol: "http".to_owned(),
         };
         let transparent = Transparent {
-            transparent: true,
+            is_on: true,
             virtual_address: Some("10.96.0.10:80".parse().unwrap()),
             expose: vec![expose],
         };

@@ -68,7 +68,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         tags,
         meta,
         proxy_config,
-        transparent: Transparent { transparent, virtual_address, expose },
+        transparent: Transparent { is_on: transparent, virtual_address, expose },
         pod,
         consul_namespace: config.namespace.clone(),
         consul_partition: config.partition.clone(),

@@ -60,7 +60,9 @@ pub(crate) async fn resolve(
             Err(_) => Err(format!("no answer within {PATIENCE:?}")),
         }
     };
-    let found = address_of(&name, pod, |name| std::env::var(name).ok(), lookup).await;
+    // The kubelet's, whose names are those of Services: no flags.
+    let variable = |name: &str| std::env::var_os(name)?.into_string().ok();
+    let found = address_of(&name, pod, variable, lookup).await;
     match found {
         Ok(address) => {
             tracing::info!(service = name, %address, "found the virtual address");
