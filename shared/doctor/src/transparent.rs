@@ -187,7 +187,7 @@ mod tests {
         ];
         let judged = |all: &[AgentService]| {
             let claims = claims(all.iter());
-            claims.iter().filter_map(|(address, names)| judge_claim(address, names)).next()
+            claims.iter().find_map(|(address, names)| judge_claim(address, names))
         };
         assert_eq!(judged(&all), None);
         let mut all = all.to_vec();
