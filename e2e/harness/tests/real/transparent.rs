@@ -83,7 +83,7 @@ fn virtual_address(mesh: &Mesh, service: &str) -> String {
     until("a virtual address", || {
         let found = mesh.node.get(&format!("/v1/catalog/service/{service}-sidecar-proxy")).unwrap();
         let addresses = &found[0]["ServiceTaggedAddresses"]["consul-virtual"];
-        address = addresses["Address"].as_str().unwrap_or_default().to_owned();
+        addresses["Address"].as_str().unwrap_or_default().clone_into(&mut address);
         !address.is_empty()
     })
     .unwrap();
