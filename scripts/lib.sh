@@ -45,6 +45,15 @@ need_root() {
   [ "$(id -u)" -eq 0 ] || fail "pods are made of network namespaces, which takes root" "run it as root"
 }
 
+# The machine's architecture, as images name it.
+own_arch() {
+  case $(uname -m) in
+    x86_64) echo amd64 ;;
+    aarch64) echo arm64 ;;
+    *) uname -m ;;
+  esac
+}
+
 # Decides how binaries are built as they are shipped, static and small: $target,
 # for cargo, and RUSTFLAGS, which hold for these builds only: the tests and their
 # cache are not touched. By the musl target if the toolchain has it or rustup can
