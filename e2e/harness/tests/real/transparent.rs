@@ -340,3 +340,54 @@ fn a_pod_of_two_services_is_redirected_by_port() {
         mesh.node.request(reqwest::Method::GET, &direct, None).unwrap_err();
     }
 }
+
+/// As an application without a resolver of its own asks: the C library, at whatever
+/// nameserver the pod has.
+#[test]
+fn a_service_is_called_by_its_name() {
+    let Some(parts) = harness::parts::Parts::find_or_skip() else { return };
+    let mesh = Mesh::start(parts, &json!({"ports": {"dns": 8600}}));
+    let _server = started(&mesh.node, &mesh.injector, &transparent_server());
+    let dns = json!({"consul-dns": "true"});
+    let web = started(&mesh.node, &mesh.injector, &transparent_client("web", &dns));
+    await_curl(&web, "http://api.virtual.consul/", "api-1");
+    assert_eq!(curl_in(&web, "other", "http://api.virtual.consul/").unwrap(), "api-1");
+    // Not without it.
+    let without = transparent_client("web-2", &json!({}));
+    let without = started(&mesh.node, &mesh.injector, &without);
+    assert_eq!(curl(&without, "http://api.virtual.consul/"), Err(6), "no such name");
+}
+
+#[test]
+fn the_doctor_tells_of_a_shared_address_and_of_plain_text() {
+    let Some(mesh) = Mesh::find_or_skip() else { return };
+    let _server = started(&mesh.node, &mesh.injector, &transparent_server());
+    let upstream = json!({"connect-service-upstreams": "api:1234"});
+    let _web = started(&mesh.node, &mesh.injector, &transparent_client("web", &upstream));
+    let told = || {
+        let program = mesh.node.parts().bins.join("connect-register");
+        let address = format!("--http-addr=http://{}:8500", mesh.node.ip());
+        let args = ["status", "--output=json", &address];
+        let told = harness::process::run(&program.to_string_lossy(), &args).unwrap();
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let findings = told["diagnosis"].as_array().unwrap().clone();
+        let found = findings.iter().filter(|found| found["what"] == "transparent proxy");
+        let mut reasons: Vec<String> =
+            found.map(|found| found["reason"].as_str().unwrap_or_default().to_owned()).collect();
+        reasons.sort_unstable();
+        reasons
+    };
+    assert_eq!(told(), ["plain-text", "upstream-hides-address"]);
+    // Another node's service claims the same.
+    let claim = json!({
+        "Node": "elsewhere", "Address": "10.99.0.99",
+        "Service": {
+            "Kind": "connect-proxy", "Service": "other-sidecar-proxy", "Port": 20000,
+            "Proxy": {"DestinationServiceName": "other"},
+            "TaggedAddresses": {"virtual": {"Address": CLUSTER_IP, "Port": 80}},
+        },
+    });
+    mesh.node.put("/v1/catalog/register", Some(&claim)).unwrap();
+    mesh.configure(&json!({"Kind": "mesh", "TransparentProxy": {"MeshDestinationsOnly": true}}));
+    until("the shared address", || told() == ["shared-address", "upstream-hides-address"]).unwrap();
+}
