@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
-use harness::document::{ECHO_SERVER, injected, started};
-use harness::node::Node;
+use harness::document::{ECHO_SERVER, await_passing, injected, started};
+use harness::node::{Injector, Node};
 use harness::parts::Parts;
 use harness::process::Process;
+use harness::until;
 use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
@@ -252,38 +253,92 @@ fn pods_trust_an_agent_whose_certificate_connects_ca_signed() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let files = Files::new(&node);
+    start_server_with_auto_encrypt(&node, &files);
+    let _agent = start_agent_with_auto_encrypt(&node, &files);
+    // The servers' CA does not vouch for the agent.
+    let flags = [HTTPS.to_owned(), GRPC_TLS.to_owned(), files.ca_flag()];
+    check(&node, &flags, Ends::Code(69, "hint"));
+
+    let injector = injector_of_auto_encrypt(&node, &files);
+    let pod = injected(&node, &injector, ECHO_SERVER).unwrap();
+    let _pod = started(&node, &pod).unwrap();
+}
+
+/// I31: a pod has the roots of the day it was made. Connect's CA has each new root
+/// signed by the one before, too, and an agent's certificate comes with the signatures.
+#[test]
+fn a_pod_goes_on_trusting_its_agent_after_connects_ca_was_rotated() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let files = Files::new(&node);
+    start_server_with_auto_encrypt(&node, &files);
+    let agent = start_agent_with_auto_encrypt(&node, &files);
+    let injector = injector_of_auto_encrypt(&node, &files);
+    let pod = injected(&node, &injector, ECHO_SERVER).unwrap();
+    let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
+    let mut pod = started(&node, &pod).unwrap();
+
+    // Twice: it is not the root that the pod has which signs the last one.
+    let mut agent = Some(agent);
+    for _ in 0..2 {
+        let active = || node.get("/v1/connect/ca/roots").unwrap()["ActiveRootID"].clone();
+        let before = active();
+        let key = KeyPair::generate().unwrap().serialize_pem();
+        let rotated = json!({"Provider": "consul", "Config": {"PrivateKey": key}});
+        node.put("/v1/connect/ca/configuration", Some(&rotated)).unwrap();
+        until("another root", || active() != before).unwrap();
+        // An agent that starts asks for a certificate at once.
+        drop(agent.take());
+        node.wipe_agent().unwrap();
+        agent = Some(start_agent_with_auto_encrypt(&node, &files));
+        let roots = node.get("/v1/connect/ca/roots").unwrap();
+        let is_active = |root: &&Value| root["Active"] == true;
+        let root = roots["Roots"].as_array().unwrap().iter().find(is_active).unwrap();
+        let path = node.folder("tls").unwrap().join("active.pem");
+        let pem = root["RootCert"].as_str().unwrap();
+        File::create(&path).unwrap().write_all(pem.as_bytes()).unwrap();
+        let flag = format!("--ca-file={}", path.display());
+        check(&node, &[HTTPS.to_owned(), GRPC_TLS.to_owned(), flag], Ends::Connected);
+
+        await_passing(&node, &name)
+            .unwrap_or_else(|error| panic!("{error}\n{}", pod.log("envoy-sidecar")));
+        pod.await_xds().unwrap();
+    }
+}
+
+/// Starts a server that gives agents their certificates.
+fn start_server_with_auto_encrypt(node: &Node, files: &Files) {
     let mut server = files.agent();
     server["defaults"]["verify_incoming"] = false.into();
     node.start_server_with(&json!({
         "ports": {"https": 8501}, "tls": server, "auto_encrypt": {"allow_tls": true},
     }))
     .unwrap();
-    let _agent = node
-        .start_agent_with(&json!({
-            "ports": {"https": 8501, "grpc_tls": 8503},
-            "auto_encrypt": {"tls": true, "ip_san": [node.ip()]},
-            "tls": {
-                "defaults": {"ca_file": files.ca, "verify_outgoing": true},
-                "grpc": {"use_auto_cert": true},
-            },
-        }))
-        .unwrap();
-    // The servers' CA does not vouch for the agent.
-    let flags = [HTTPS.to_owned(), GRPC_TLS.to_owned(), files.ca_flag()];
-    check(&node, &flags, Ends::Code(69, "hint"));
+}
 
+/// Starts an agent that gets its certificate from the server.
+fn start_agent_with_auto_encrypt(node: &Node, files: &Files) -> Process {
+    node.start_agent_with(&json!({
+        "ports": {"https": 8501, "grpc_tls": 8503},
+        "auto_encrypt": {"tls": true, "ip_san": [node.ip()]},
+        "tls": {
+            "defaults": {"ca_file": files.ca, "verify_outgoing": true},
+            "grpc": {"use_auto_cert": true},
+        },
+    }))
+    .unwrap()
+}
+
+fn injector_of_auto_encrypt(node: &Node, files: &Files) -> Injector {
     let ca = files.ca.display();
     let server = format!("--http-addr=https://{}:8501", node.server_ip());
-    let injector = node
-        .start_injector_with(&[
-            "--enable-auto-encrypt",
-            &server,
-            &format!("--ca-file={ca}"),
-            "--tls-server-name=server.dc1.consul",
-            &format!("--consul-ca-cert={ca}"),
-            "--consul-grpc-addr-template=https://$(HOST_IP):8503",
-        ])
-        .unwrap();
-    let pod = injected(&node, &injector, ECHO_SERVER).unwrap();
-    let _pod = started(&node, &pod).unwrap();
+    node.start_injector_with(&[
+        "--enable-auto-encrypt",
+        &server,
+        &format!("--ca-file={ca}"),
+        "--tls-server-name=server.dc1.consul",
+        &format!("--consul-ca-cert={ca}"),
+        "--consul-grpc-addr-template=https://$(HOST_IP):8503",
+    ])
+    .unwrap()
 }
