@@ -50,7 +50,8 @@ fn main() -> ExitCode {
     let log = match &command {
         Command::Run(_) | Command::Wait(_) => log,
         // Probe and hook run beside the container's main process.
-        Command::Ready(_) | Command::Deregister(_) => log.without_termination_message(),
+        Command::Ready(_) => log.of_a_probe(),
+        Command::Deregister(_) => log.without_termination_message(),
     };
     runtime::start(&log, async |signals| match command {
         Command::Run(args) => run::run(*args, log.termination_message(), signals).await,

@@ -235,10 +235,11 @@ pub(crate) async fn until_ready(envoy: Envoy) {
     }
 }
 
-/// What Envoy rejected, by its counters.
+/// The names of the counters by which Envoy rejected something. How often it did is not
+/// told: the kubelet counts events that are the same.
 fn rejected(stats: &str) -> Vec<&str> {
-    let counters = stats.lines().filter(|line| !line.trim_end().ends_with(": 0"));
-    counters.map(str::trim).filter(|line| !line.is_empty()).collect()
+    let counters = stats.lines().filter_map(|line| line.trim().split_once(": "));
+    counters.filter(|(_, count)| *count != "0").map(|(name, _)| name).collect()
 }
 
 /// Whether one of Envoy's listeners, each `name::address:port`, has that port.

@@ -49,8 +49,20 @@ pub struct LogArgs {
     )]
     termination_log: PathBuf,
 
-    #[arg(skip = true)]
-    reports: bool,
+    #[arg(skip)]
+    reports: Reports,
+}
+
+/// Where a binary says why it failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Reports {
+    /// In the log, and as the container's termination message.
+    #[default]
+    LogAndMessage,
+    /// In the log.
+    Log,
+    /// On stderr, without time, severity and exit code.
+    Bare,
 }
 
 /// What `kubectl describe pod` shows of a container that ended: why it failed, or
@@ -121,14 +133,26 @@ impl LogArgs {
     /// that a failed probe or hook does not overwrite why it ended.
     #[must_use]
     pub fn without_termination_message(self) -> Self {
-        Self { reports: false, ..self }
+        Self { reports: Reports::Log, ..self }
+    }
+
+    /// For a probe. The kubelet makes an event of what a failed probe writes, and counts
+    /// those that are the same: the time would make each an event of its own.
+    #[must_use]
+    pub fn of_a_probe(self) -> Self {
+        Self { reports: Reports::Bare, ..self }
     }
 
     /// Reports why the binary failed: in the log, and as the container's
     /// termination message if there is one.
     pub fn report(&self, failure: &Failure) {
+        if self.reports == Reports::Bare {
+            // Nobody is left to tell that stderr is closed.
+            let _ = writeln!(std::io::stderr(), "{failure}");
+            return;
+        }
         tracing::error!(exit = failure.exit() as u8, "{failure}");
-        if self.reports {
+        if self.reports == Reports::LogAndMessage {
             self.termination_message().set(Some(&failure.to_string()));
         }
     }
@@ -198,8 +222,8 @@ mod tests {
             log.report(&Failure::usage(text));
             assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{text}\n"));
         }
-        let probe = log.clone().without_termination_message();
-        probe.report(&Failure::usage("the probe failed"));
+        log.clone().without_termination_message().report(&Failure::usage("the hook failed"));
+        log.clone().of_a_probe().report(&Failure::usage("the probe failed"));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "short\n");
         log.termination_message().set(None);
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "");

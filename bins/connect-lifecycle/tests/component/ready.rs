@@ -23,7 +23,7 @@ fn a_probe_tells_why_no_traffic_would_come_and_later_only_that_envoy_serves() {
     pod.ready(&[]).code(1).says(&["503", "PRE_INITIALIZING", "hint:", "gRPC port"]);
     pod.envoy.is_ready(true);
     pod.envoy.has_rejected(1);
-    pod.ready(&[]).code(1).says(&["rejected", "lds.update_rejected: 1"]);
+    pod.ready(&[]).code(1).says(&["rejected", "lds.update_rejected; hint"]);
     pod.envoy.has_rejected(0);
     pod.envoy.listens_on(2);
     pod.ready(&[]).code(1).says(&["no listener on port"]);
@@ -50,6 +50,28 @@ fn an_envoy_that_is_not_there_is_not_ready() {
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
     pod.write("registration.json", &pod.record(&agent, nowhere).to_string());
     pod.ready(&[]).code(1).says(&["127.0.0.1:1", "Connection refused", "hint:"]);
+}
+
+/// I46: the kubelet counts events whose message is the same.
+#[test]
+fn a_probe_that_fails_for_the_same_cause_writes_the_same() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.envoy.is_ready(false);
+    let probe = |flags: &[&str]| pod.ready(flags).code(1).stderr();
+    let first = probe(&[]);
+    assert!(first.starts_with("Envoy is not ready: ") && first.lines().count() == 1, "{first}");
+    assert_eq!(probe(&["--timeout=50ms"]), first);
+    pod.envoy.is_ready(true);
+    let rejected = |times| {
+        pod.envoy.has_rejected(times);
+        probe(&[])
+    };
+    assert_eq!(rejected(1), rejected(2));
+    // An agent that answers late does so in no words that tell how late.
+    pod.envoy.has_rejected(0);
+    agent.fault(Route::Any, Fault::Hang, Times::Always);
+    assert_eq!(probe(&[]), probe(&["--timeout=50ms"]));
 }
 
 /// Pain 14: the application starts before Envoy is ready.
