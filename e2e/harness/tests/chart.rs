@@ -381,6 +381,13 @@ fn samples() -> Vec<(Setting, Vec<Setting>)> {
             _ => ("connectInject.monitoring.dashboard.enabled", json!(true)),
         }]
     };
+    let audit = || vec![("connectInject.audit.enabled", json!(true))];
+    let audit_token = ("connectInject.audit.aclToken.secretName", json!("token"));
+    let of_audit_token = [
+        audit(),
+        vec![audit_token.clone(), ("connectInject.audit.aclToken.secretKey", json!("token"))],
+    ]
+    .concat();
     let token = ("connectInject.aclInjectToken.secretName", json!("token"));
     let of_token = vec![token.clone(), ("connectInject.aclInjectToken.secretKey", json!("token"))];
     let mut samples: Vec<_> = plain().into_iter().map(|setting| (setting, Vec::new())).collect();
@@ -413,6 +420,11 @@ fn samples() -> Vec<(Setting, Vec<Setting>)> {
         (("connectInject.certs.caBundle", json!("QQ==")), files()),
         (("connectInject.certs.certName", json!("serving.pem")), files()),
         (("connectInject.certs.keyName", json!("serving.key")), files()),
+        (("connectInject.audit.enabled", json!(true)), Vec::new()),
+        (("connectInject.audit.schedule", json!("*/5 * * * *")), audit()),
+        (("connectInject.audit.only", json!(["token-orphaned"])), audit()),
+        ((audit_token.0, json!("other")), of_audit_token.clone()),
+        (("connectInject.audit.aclToken.secretKey", json!("other")), of_audit_token),
         ((token.0, json!("other")), of_token.clone()),
         (("connectInject.aclInjectToken.secretKey", json!("other")), of_token),
     ]);
@@ -626,6 +638,7 @@ fn what_is_wrong_is_refused_with_the_reason() {
         ("connectInject.certs.caBundle", json!(BUNDLE), "secretName"),
         ("connectInject.certs.caBundle", json!("-----BEGIN"), "caBundle"),
         ("connectInject.aclInjectToken.secretName", json!("token"), "secretKey"),
+        ("connectInject.audit.schedule", json!(""), "schedule"),
         ("global.imagePullSecrets", json!(["two words"]), "pattern"),
         ("global.extraLabels", json!("team: [a"), "no YAML map"),
         ("global.logLevel", json!("verbose"), "logLevel"),
@@ -1345,6 +1358,27 @@ fn the_notes_name_a_namespace_whose_pods_are_injected() {
     assert!(!allowed.contains("create namespace"), "{allowed}");
     let nobody = notes("consul", allow(&[]));
     assert!(nobody.contains("no pod is injected") && !nobody.contains("<<EOF"), "{nobody}");
+}
+
+/// Issue "Audit": what looks at the cluster only reads, and is not taken for an injector.
+#[test]
+fn the_audit_only_reads_and_gets_no_reviews() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let objects = rendered(&tools, &[("connectInject.audit.enabled", json!(true))]);
+    let job = objects.one("CronJob");
+    let pod = &job["spec"]["jobTemplate"]["spec"]["template"];
+    assert_eq!(pod["spec"]["restartPolicy"], "Never");
+    assert_eq!(pod["spec"]["serviceAccountName"], job["metadata"]["name"]);
+    let selector = &objects.one("Service")["spec"]["selector"];
+    let labels = &pod["metadata"]["labels"];
+    assert!(selector.as_object().unwrap().iter().any(|(key, value)| labels[key] != *value));
+    assert_eq!(pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject"], "false");
+    let name = &job["metadata"]["name"];
+    let roles = objects.documents.iter().filter(|object| object["kind"] == "ClusterRole");
+    let role = roles.into_iter().find(|role| role["metadata"]["name"] == *name).unwrap();
+    for rule in role["rules"].as_array().unwrap() {
+        assert_eq!(rule["verbs"], json!(["get", "list"]), "{rule}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod admission;
 /// early, as tests are started by their names: each waits for those that run.
 mod alone {
     mod agent;
+    mod audit;
     mod injector;
 }
 /// Tests of clusters that they start themselves.
