@@ -40,7 +40,10 @@ pub(super) fn apply(mut command: Command, file: &Path) -> Result<Command, Vec<St
     for (key, setting) in settings {
         // A file of the injector's pod, which is not there elsewhere. Nothing is judged
         // by it, and elsewhere a flag may name another.
-        if key == CA_FLAG && matches!(command.get_name(), "explain" | "audit") {
+        if key == CA_FLAG
+            && (command.get_name() == "explain"
+                || command.get_name() == "audit" && !setting.is_readable())
+        {
             continue;
         }
         let Some(flag) = flags.get_arguments().find(|flag| flag.get_long() == Some(&key)) else {
@@ -64,6 +67,13 @@ pub(super) fn apply(mut command: Command, file: &Path) -> Result<Command, Vec<St
         }
     }
     if mistakes.is_empty() { Ok(command) } else { Err(mistakes) }
+}
+
+impl Setting {
+    /// Whether it names a file that is there: in the injector's namespace it may be mounted.
+    fn is_readable(&self) -> bool {
+        matches!(self, Self::Text(file) if std::fs::File::open(file).is_ok())
+    }
 }
 
 fn read(file: &Path) -> Result<BTreeMap<String, Setting>, String> {

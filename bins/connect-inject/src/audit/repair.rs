@@ -12,7 +12,7 @@ use consul::{Address, Agent, Config};
 use runtime::Failure;
 
 use super::finding::{Code, Finding};
-use super::judge::{Judging, pod_of};
+use super::judge::{Judging, is_ownerless, pod_of};
 use super::snapshot::{AgentNode, PodKey, Registration, Snapshot};
 use super::{Settings, gather};
 use crate::serve::api::Refusal;
@@ -110,7 +110,7 @@ fn plan(seen: &Snapshot, findings: &[Finding]) -> (Vec<Item>, Vec<(Item, String)
     sure.sort_by_key(|item| !matches!(item, Item::Registration(r) if r.is_proxy));
     for (token, pod) in tokens {
         let item = Item::Token(token.clone(), pod.clone());
-        match why_not_token(seen, &pod) {
+        match why_not_token(seen, token, &pod) {
             None => sure.push(item),
             Some(why) => left.push((item, why)),
         }
@@ -142,17 +142,19 @@ fn why_not(seen: &Snapshot, registration: &Registration) -> Option<String> {
 
 /// Why a token of a pod may be somebody's. Which node the pod was on, a token does not
 /// say.
-fn why_not_token(seen: &Snapshot, pod: &PodKey) -> Option<String> {
+fn why_not_token(seen: &Snapshot, token: &LoginToken, pod: &PodKey) -> Option<String> {
     let (Some(pods), Some(nodes)) = (&seen.pods, &seen.nodes) else {
         return Some("pods and nodes may not be read".to_owned());
     };
-    if pods.contains_key(pod) {
+    if !is_ownerless(token, pod, pods) {
         return Some("its pod is there".to_owned());
     }
     if let Some((name, _)) = nodes.iter().find(|(_, node)| !node.ready) {
         return Some(format!("the kubelet of {name} is away: the pod may run there yet"));
     }
-    let is_registered = seen.registrations.iter().any(|registration| registration.pod == *pod);
+    // One of its name is another's.
+    let is_registered = !pods.contains_key(pod)
+        && seen.registrations.iter().any(|registration| registration.pod == *pod);
     is_registered.then(|| "its pod is still registered".to_owned())
 }
 
@@ -293,7 +295,7 @@ impl Again<'_> {
             nodes: Some(nodes),
             ..Snapshot::default()
         };
-        if let Some(why) = why_not_token(&seen, key) {
+        if let Some(why) = why_not_token(&seen, planned, key) {
             return Err(why);
         }
         let now = agent.login_token(&planned.accessor_id).await;
@@ -414,7 +416,8 @@ mod tests {
             let mut seen = seen();
             seen.registrations.clear();
             change(&mut seen);
-            why_not_token(&seen, &pod()).unwrap_or_default()
+            let token = seen.login.as_ref().unwrap().tokens[0].clone();
+            why_not_token(&seen, &token, &pod()).unwrap_or_default()
         };
         assert_eq!(guarded(&|_| {}), "");
         assert_eq!(

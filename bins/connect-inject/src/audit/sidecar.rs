@@ -40,6 +40,9 @@ const ANNOTATED: [&str; 5] = ["--service=", "--upstream=", "--tag=", "--meta=", 
 /// The CA of the agents, which only the injector's pod knows.
 const CA: &str = "CONSUL_CACERT_PEM";
 
+/// What depends on whether there is such a CA.
+const ADDRESSES: [&str; 2] = ["CONSUL_HTTP_ADDR", "CONSUL_GRPC_ADDR"];
+
 /// The sidecar of a pod; none if it has none of ours.
 pub(super) fn sidecar(pod: &Value) -> Option<Sidecar> {
     let init = container(pod, INIT_CONTAINER)?;
@@ -127,7 +130,15 @@ fn change_of(
             differences.push(format!("container {name}"));
             continue;
         };
+        let knows_ca = has_variable(wanted, CA) || !has_variable(found, CA);
         for field in COMPARED {
+            let mut wanted = wanted.clone();
+            if let Some(Value::Array(variables)) = wanted.get_mut("env") {
+                variables.retain(|variable| {
+                    let name = self::name(variable);
+                    name != CA && (knows_ca || !ADDRESSES.contains(&name))
+                });
+            }
             compare(&wanted[field], &found[field], &format!("{name}.{field}"), &mut differences);
         }
         if !wanted["restartPolicy"].is_string() && found["restartPolicy"].is_string() {
@@ -215,7 +226,7 @@ fn compare(wanted: &Value, found: &Value, place: &str, differences: &mut Vec<Str
             }
         }
         (Value::Array(wanted), Value::Array(found)) if wanted.iter().all(is_named) => {
-            for wanted in wanted.iter().filter(|wanted| name(wanted) != CA) {
+            for wanted in wanted {
                 let found = found.iter().find(|found| name(found) == name(wanted));
                 let place = format!("{place}.{}", name(wanted));
                 compare(wanted, found.unwrap_or(&Value::Null), &place, differences);
@@ -225,6 +236,11 @@ fn compare(wanted: &Value, found: &Value, place: &str, differences: &mut Vec<Str
         (Value::Object(wanted), Value::Null) if wanted.values().all(Value::is_null) => {}
         _ => differences.push(place.to_owned()),
     }
+}
+
+fn has_variable(container: &Value, wanted: &str) -> bool {
+    let variables = container["env"].as_array().into_iter().flatten();
+    variables.into_iter().any(|variable| name(variable) == wanted)
 }
 
 fn is_named(element: &Value) -> bool {
@@ -305,6 +321,19 @@ mod tests {
                 assert_eq!(change(&pod, "shop", &policy, &modern), None, "{flags:?} {more}");
             }
         }
+    }
+
+    /// On a machine without the injector's files.
+    #[test]
+    fn agents_with_a_ca_that_is_not_known_here_are_no_change() {
+        let modern = cluster("1.34");
+        let known = crate::policy::Cluster { roots: Some("ROOT".to_owned()), ..modern.clone() };
+        let pod = running(&asking(), &policy_of(&["--enable-auto-encrypt"]), &known);
+        assert_eq!(change(&pod, "shop", &policy_of(&[]), &modern), None);
+        let other = policy_of(&["--consul-http-addr-template=http://10.0.0.1:8500"]);
+        let plain = running(&asking(), &policy_of(&[]), &modern);
+        let found = change(&plain, "shop", &other, &modern);
+        assert!(matches!(found, Some(Change::Policy(_))), "{found:?}");
     }
 
     #[test]

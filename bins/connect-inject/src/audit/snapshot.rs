@@ -45,6 +45,7 @@ pub(super) type PodKey = (String, String);
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pod {
+    pub(super) uid: String,
     pub(super) node: String,
     /// Its addresses, the first one first.
     pub(super) ips: Vec<String>,

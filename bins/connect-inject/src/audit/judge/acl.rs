@@ -1,11 +1,11 @@
 //! Logins: the auth method of the policy, its tokens and its binding rules.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use consul::catalog::LoginToken;
 
 use super::super::finding::{Code, Finding};
-use super::super::snapshot::{PodKey, Snapshot};
+use super::super::snapshot::{Pod, PodKey, Snapshot};
 use super::Judging;
 
 /// How old a token is at least before its pod is missed.
@@ -40,17 +40,32 @@ fn orphaned(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
         let Some(pod) = pod_of(token) else { continue };
         let is_young = token.created().is_none_or(|created| by.now - created < YOUNG.max(by.grace));
         let is_read = by.namespace.is_none_or(|namespace| namespace == pod.0);
-        if is_young || !is_read || pods.contains_key(&pod) || registered.contains(&pod) {
+        if is_young || !is_read || !is_ownerless(token, &pod, pods) {
             continue;
         }
+        if !pods.contains_key(&pod) && registered.contains(&pod) {
+            continue;
+        }
+        let uid = if pods.contains_key(&pod) { ": another has its name" } else { "" };
         let (namespace, name) = pod;
         findings.push(
             Finding::new(Code::TokenOrphaned, "Token", &token.accessor_id)
                 .within(&namespace)
-                .saying(format_args!("its pod {namespace}/{name} is gone")),
+                .saying(format_args!("its pod {namespace}/{name} is gone{uid}")),
         );
     }
     findings
+}
+
+/// Whether no pod has got that token: none is of its pod's name, or one with another UID,
+/// as a StatefulSet makes it.
+pub(in super::super) fn is_ownerless(
+    token: &LoginToken,
+    pod: &PodKey,
+    pods: &BTreeMap<PodKey, Pod>,
+) -> bool {
+    let Some(found) = pods.get(pod) else { return true };
+    token.meta().get("pod-uid").is_some_and(|uid| !found.uid.is_empty() && *uid != found.uid)
 }
 
 /// The pod that a token's meta names.
@@ -136,11 +151,9 @@ fn conditions(selector: &str) -> Option<Vec<Condition<'_>>> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use consul::catalog::{AuthMethod, BindingRule};
 
-    use super::super::super::snapshot::{Login, Pod, Registration, Sidecar};
+    use super::super::super::snapshot::{Login, Registration, Sidecar};
     use super::*;
     use crate::policy::Cluster;
     use crate::policy::tests::policy_of;
@@ -214,6 +227,22 @@ mod tests {
         };
         seen.registrations.push(registration);
         assert_eq!(codes(&seen), []);
+    }
+
+    /// A StatefulSet gives the next pod the name of the last.
+    #[test]
+    fn a_token_of_an_earlier_pod_of_the_same_name_is_found() {
+        let mut seen = seen();
+        let of = |uid: &str| {
+            let meta =
+                format!(r#"token created via login: {{"pod":"shop/web-0","pod-uid":"{uid}"}}"#);
+            token(&meta, "2026-11-25T10:00:00Z")
+        };
+        seen.pods.as_mut().unwrap().values_mut().for_each(|pod| pod.uid = "new".to_owned());
+        seen.login.as_mut().unwrap().tokens = vec![of("new")];
+        assert_eq!(codes(&seen), []);
+        seen.login.as_mut().unwrap().tokens.push(of("old"));
+        assert_eq!(codes(&seen), [Code::TokenOrphaned]);
     }
 
     #[test]

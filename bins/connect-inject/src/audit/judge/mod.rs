@@ -7,7 +7,7 @@ mod registrations;
 mod versions;
 mod webhooks;
 
-pub(super) use acl::pod_of;
+pub(super) use acl::{is_ownerless, pod_of};
 pub(super) use mesh::is_allowed;
 
 use super::finding::Finding;

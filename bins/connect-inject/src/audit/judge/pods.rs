@@ -26,6 +26,7 @@ pub(in super::super) fn judge(
     let key = (text(&metadata["namespace"]), text(&metadata["name"]));
     let status = &pod["status"];
     let kept = Pod {
+        uid: text(&metadata["uid"]),
         node: text(&pod["spec"]["nodeName"]),
         ips: addresses(status),
         created: seconds(&metadata["creationTimestamp"]).unwrap_or_default(),
