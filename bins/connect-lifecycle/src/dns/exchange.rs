@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dns::Query;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
@@ -50,7 +50,7 @@ async fn ask_by_udp(server: SocketAddr, query: Query<'_>) -> io::Result<Vec<u8>>
     let message = query.with_id(id);
     let answer = async {
         loop {
-            socket.readable().await?;
+            await_news(&socket).await?;
             if let Some(answer) = receive(&socket, query, id)? {
                 return Ok(answer);
             }
@@ -63,6 +63,21 @@ async fn ask_by_udp(server: SocketAddr, query: Query<'_>) -> io::Result<Vec<u8>>
             return answer;
         }
     }
+}
+
+/// Waits for a datagram, or for the refusal of ours: that comes by ICMP, as an error
+/// of the socket, which does not count as readable.
+async fn await_news(socket: &UdpSocket) -> io::Result<()> {
+    let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
+    if ready.is_error() {
+        if let Some(error) = socket.take_error()? {
+            return Err(error);
+        }
+        // It was told already: the next one is news.
+        let told = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let _ = socket.try_io(Interest::ERROR, told);
+    }
+    Ok(())
 }
 
 /// The answer, if it is there. Not async: the buffer must not be part of every

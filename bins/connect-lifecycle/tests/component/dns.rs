@@ -164,6 +164,20 @@ fn a_dead_agent_costs_only_its_own_names() {
 }
 
 #[test]
+fn a_refusal_is_not_waited_for() {
+    let (gone, silent, second) = (Port::keep(), Nameserver::silent(), Nameserver::with(OTHER));
+    let served = Served::by(gone.address(), &[silent.address(), second.address()]);
+    let client = served.client();
+    // The silent nameserver is waited for; the refusal of the agent comes by itself.
+    let (slow, refused) = (query(1, "a.example"), query(2, "a.consul"));
+    client.send(&slow);
+    client.send(&refused);
+    assert_eq!(client.receive(), fail(&refused, SERVFAIL));
+    assert_eq!(client.receive(), answer(&slow, OTHER));
+    served.sidecar.await_log("Connection refused");
+}
+
+#[test]
 fn an_agent_that_is_silent_keeps_nobody_waiting_for_good() {
     let (agent, cluster) = (Nameserver::silent(), Nameserver::with(CLUSTER));
     let served = Served::by(agent.address(), &[cluster.address()]);
