@@ -29,7 +29,7 @@ fn service(namespace: &Namespace<'_>, name: &str) -> String {
 /// A server with probes, which is known by the address of its Service.
 fn probed(name: &str, address: &str) -> Value {
     let mut pod = shell_server(name, "hello");
-    annotate(&mut pod, &[("transparent-proxy-virtual-address", &format!("{address}:80"))]);
+    annotate(&mut pod, &[("transparent-proxy-virtual-address", address)]);
     let container = &mut pod["spec"]["containers"][0];
     let get = json!({"httpGet": {"path": "/index.html", "port": 8080}, "periodSeconds": 1});
     container["readinessProbe"] = get.clone();
@@ -80,7 +80,7 @@ fn transparent_pods_reach_each_other_by_address_in_both_modes() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = labelled(cluster, "transparent");
     let address = service(&namespace, "seen");
-    namespace.apply(&probed("seen", &address).to_string()).unwrap();
+    namespace.apply(&probed("seen", &format!("{address}:80")).to_string()).unwrap();
     let native = caller("native");
     let mut beside = in_container_mode(caller("beside"));
     // Before ours it has the pod's network as it is.
@@ -149,7 +149,12 @@ fn a_transparent_job_completes_and_its_init_container_has_the_mesh() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = labelled(cluster, "transparent-job");
     let address = service(&namespace, "answers");
-    namespace.apply(&probed("answers", &address).to_string()).unwrap();
+    // By the kubelet's variables.
+    namespace.apply(&probed("answers", "service:answers").to_string()).unwrap();
+    // By DNS, where there is one: here there is none, and the pod starts without.
+    let mut without = probed("unlinked", "service:unlinked");
+    without["spec"]["enableServiceLinks"] = json!(false);
+    namespace.apply(&without.to_string()).unwrap();
     namespace.await_condition("pod/answers", "Ready").unwrap();
     cluster.await_instances("answers", 1).unwrap();
     let ask = format!(
@@ -164,6 +169,10 @@ fn a_transparent_job_completes_and_its_init_container_has_the_mesh() {
     pod["spec"]["initContainers"] = json!([behind]);
     namespace.apply(&job_of("once", &pod).to_string()).unwrap();
     namespace.await_condition("job/once", "Complete").unwrap();
+    namespace.await_condition("pod/unlinked", "Ready").unwrap();
+    let init = ["logs", "unlinked", "--container=consul-connect-inject-init"];
+    let said = namespace.kubectl(&init).unwrap();
+    assert!(said.contains("Service `unlinked` gives no virtual address"), "{said}");
 }
 
 #[test]
