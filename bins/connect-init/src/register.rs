@@ -6,9 +6,10 @@ use std::time::Duration;
 use consul::Agent;
 use flags::Report;
 use handoff::Handoff;
-use lifecycle::{RegisterError, Registered, Session, SessionError};
+use lifecycle::start::Step;
+use lifecycle::{Drive, Outcome, RegisterError, Session, SessionError, Start};
 use registration::pod::Pair;
-use runtime::retry::{self, NODE_AGENT};
+use runtime::retry::{self, NODE_AGENT, Stopped};
 use runtime::{Deadline, Exit, Failure};
 
 use crate::taken::{self, Taken};
@@ -25,6 +26,8 @@ enum Error {
     Login(SessionError),
     #[error("{0}")]
     Register(#[from] RegisterError),
+    #[error("the pod is ending: it is not registered any more")]
+    Buried,
 }
 
 /// Registers service and proxy, unless their ids are another pod's. An agent that
@@ -33,41 +36,26 @@ enum Error {
 /// time if servers know it, since it remembers for 30 s what it did not find;
 /// else another is had.
 ///
-/// `arrived` tells, however this ends or is cut short, whether the agent may
-/// have something of it.
+/// `start` tells, however this ends or is cut short, how far it is.
 pub(crate) async fn register(
     handoff: &Handoff,
     agent: &Agent,
     pair: &Pair,
     session: Option<&Session>,
     deadline: Deadline,
-    arrived: &Cell<bool>,
+    start: &Cell<Start>,
 ) -> Result<(), Failure> {
     let looked = Cell::new(false);
     let attempt = || async {
         if !looked.get() {
-            looked.set(taken::look(agent, &pair.service).await?);
+            let free = taken::look(agent, &pair.service).await;
+            looked.set(free.inspect_err(|_| start.set(start.get().next(Outcome::Refused)))?);
         }
-        let before = arrived.replace(true);
-        let result = lifecycle::register(handoff, agent, pair, deadline).await;
-        if result.as_ref().is_err_and(|error| !error.may_have_arrived()) {
-            arrived.set(before);
-        }
-        if let Some(session) = session
-            && result.as_ref().is_err_and(RegisterError::is_unknown_token)
-        {
-            session.reopen(deadline).await.map_err(Error::Login)?;
-        }
-        Ok(result?)
+        attempt(handoff, agent, pair, session, deadline, start).await
     };
-    let passes = |error: &Error| match error {
-        Error::Taken(_) | Error::Login(_) => false,
-        Error::Register(error) => {
-            error.is_transient() || (session.is_some() && error.is_unknown_token())
-        }
-    };
+    let passes = |_: &Error| start.get().step() == Step::Pause;
     match retry::until(deadline, NODE_AGENT, passes, attempt).await {
-        Ok(Registered::Done) => {
+        Ok(()) => {
             tracing::info!(
                 service = pair.service.id(),
                 proxy = pair.proxy.id(),
@@ -79,9 +67,7 @@ pub(crate) async fn register(
             }
             Ok(())
         }
-        Ok(Registered::Buried) => {
-            Err(Failure::new(Exit::Failure, "the pod is ending: it is not registered any more"))
-        }
+        Err(Stopped::Final(Error::Buried)) => Err(Error::Buried.failure()),
         Err(stopped) => {
             let failure = stopped.failure();
             let failure = match session {
@@ -96,12 +82,55 @@ pub(crate) async fn register(
     }
 }
 
+/// One try: the steps of the start up to those that are not of the registration, or
+/// up to a pause.
+async fn attempt(
+    handoff: &Handoff,
+    agent: &Agent,
+    pair: &Pair,
+    session: Option<&Session>,
+    deadline: Deadline,
+    start: &Cell<Start>,
+) -> Result<(), Error> {
+    if start.get().step() == Step::Pause {
+        start.set(start.get().next(Outcome::Done));
+    }
+    let mut drive = Drive::new(handoff, agent, pair.clone(), deadline);
+    let mut failure = None;
+    while let Step::Register(step) = start.get().step() {
+        let now = start.get();
+        start.set(match drive.act(step).await {
+            Ok(outcome) => now.next(outcome),
+            Err(error) => {
+                let outcome = error.outcome();
+                let arrived = error.may_have_arrived();
+                failure = Some(error);
+                if arrived { now.next(outcome) } else { now.next_unsent(outcome) }
+            }
+        });
+    }
+    // With it goes the lock.
+    drop(drive);
+    match (start.get().step(), session) {
+        (Step::Provide, _) => return Ok(()),
+        (Step::LogInAgain, Some(session)) => {
+            let again = session.reopen(deadline).await;
+            let outcome = if again.is_ok() { Outcome::Done } else { Outcome::Refused };
+            start.set(start.get().next(outcome));
+            again.map_err(Error::Login)?;
+        }
+        _ => {}
+    }
+    Err(failure.map_or(Error::Buried, Error::Register))
+}
+
 impl Report for Error {
     fn failure(self) -> Failure {
         match self {
             Self::Taken(taken) => taken.into(),
             Self::Login(error) => error.failure(),
             Self::Register(error) => error.failure(),
+            Self::Buried => Failure::new(Exit::Failure, self),
         }
     }
 }

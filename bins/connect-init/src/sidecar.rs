@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use consul::{Agent, TlsFiles};
-use flags::{BootstrapArgs, Report};
+use flags::{BootstrapArgs, Report, XdsServer};
 use handoff::{Handoff, Login, Milestone, Record};
-use lifecycle::{Session, Unused};
+use lifecycle::start::Step;
+use lifecycle::{Drive, Leftovers, Outcome, Session, Start, Unused};
 use registration::pod::Pair;
 use runtime::file::write_whole;
 use runtime::{Deadline, Failure};
@@ -27,8 +28,8 @@ pub(crate) struct Sidecar {
     pub(crate) bootstrap: BootstrapArgs,
     /// Whether its Envoy can read the ACL token from a file again and again.
     watches_token: bool,
-    /// Whether the agent may have something of it.
-    arrived: Cell<bool>,
+    /// How far it is.
+    start: Cell<Start>,
 }
 
 /// How long deregistering what an earlier run registered may take.
@@ -61,21 +62,20 @@ impl Sidecar {
             envoy_version: bootstrap.envoy_version.clone().filter(|_| declared.index == 0),
             ..bootstrap.clone()
         };
-        let arrived = Cell::new(false);
-        Self { declared, handoff, agent, session, bootstrap, watches_token, arrived }
+        // An earlier run may have registered it, with the token that is in the file.
+        let has_token = session.is_some() && handoff.token().exists();
+        let is_sent = has_token || handoff.record().exists();
+        let start = Cell::new(Start::begin(session.is_some(), is_sent));
+        Self { declared, handoff, agent, session, bootstrap, watches_token, start }
     }
 
     /// Makes its files ready, before anything is registered.
     pub(crate) fn prepare(&self) -> Result<(), Failure> {
-        // An earlier run may have registered it, with the token that is in the file.
-        let has_token = self.session.is_some() && self.handoff.token().exists();
-        self.arrived.set(has_token || self.handoff.record().exists());
         if let Some(token) = self.agent.token() {
             write_whole(&self.handoff.token(), 0o600, token.expose_secret().as_bytes())?;
         }
-        self.handoff.unbury()?;
         self.handoff.forget(Milestone::Listed)?;
-        Ok(())
+        self.went(self.handoff.unbury().map_err(Failure::from))
     }
 
     /// Logs in, registers, and writes what the sidecar starts from. `tls` is
@@ -86,27 +86,54 @@ impl Sidecar {
         helper: &Installing,
         deadline: Deadline,
     ) -> Result<(), Failure> {
-        let Self { declared, handoff, agent, session, bootstrap, watches_token, arrived } = self;
-        let Declared { pair, admin, .. } = declared;
+        let Self { declared, handoff, agent, session, start, .. } = self;
+        let xds = self.went(self.open(tls, deadline).await)?;
+        let pair = &declared.pair;
+        register::register(handoff, agent, pair, session.as_ref(), deadline, start).await?;
+        self.went(self.write(&xds, tls, helper, deadline).await)
+    }
+
+    /// Logs in, and looks how the agent can feed Envoy: if it can't, nothing is
+    /// registered.
+    async fn open(&self, tls: &TlsFiles, deadline: Deadline) -> Result<XdsServer, Failure> {
+        let Self { declared, agent, session, bootstrap, .. } = self;
         if let Some(session) = session {
             session.open(deadline).await.map_err(Report::failure)?;
         }
-        let session = session.as_ref();
-        // First: with an agent that can't feed Envoy, nothing is registered.
-        let xds = bootstrap.find_xds(agent, tls, deadline).await.map_err(|failure| {
-            failure.while_doing(format_args!("cannot register service `{}`", pair.service.id()))
-        })?;
-        register::register(handoff, agent, pair, session, deadline, arrived).await?;
+        let id = declared.pair.service.id();
+        bootstrap
+            .find_xds(agent, tls, deadline)
+            .await
+            .map_err(|failure| failure.while_doing(format_args!("cannot register service `{id}`")))
+    }
+
+    /// Writes what the sidecar starts from.
+    async fn write(
+        &self,
+        xds: &XdsServer,
+        tls: &TlsFiles,
+        helper: &Installing,
+        deadline: Deadline,
+    ) -> Result<(), Failure> {
+        let Self { declared, handoff, agent, session, bootstrap, watches_token, .. } = self;
+        let Declared { pair, admin, .. } = declared;
         // On the heap: it hardly ever runs.
         Box::pin(self.take_back_earlier(deadline)).await;
         let watches = *watches_token;
-        provision::bootstrap(handoff, agent, bootstrap, pair, &xds, watches, deadline).await?;
+        provision::bootstrap(handoff, agent, bootstrap, pair, xds, watches, deadline).await?;
         // Whoever reads the record finds everything else.
         helper.done().await?;
-        let login = session.map(|session| session.login().clone());
+        let login = session.as_ref().map(|session| session.login().clone());
         let agent = provision::agent_record(handoff, agent, tls);
         Record::new(pair.clone(), agent, *admin, login).write(handoff)?;
         Ok(())
+    }
+
+    /// Goes on to the next step, or to taking back.
+    fn went<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+        let outcome = if result.is_ok() { Outcome::Done } else { Outcome::Refused };
+        self.start.set(self.start.get().next(outcome));
+        result
     }
 
     /// Takes back what an earlier run registered under other ids. Entries of the same
@@ -122,7 +149,7 @@ impl Sidecar {
     /// Takes back what the agent may have of it, and then logs out, unless something
     /// is left for which the agent needs the token.
     pub(crate) async fn take_back(&self, deadline: Deadline) {
-        let Self { declared, session, arrived, .. } = self;
+        let Self { declared, handoff, agent, session, start, .. } = self;
         // An agent that hangs on the one must leave time for the other.
         let share = if session.is_some() { deadline.left() / 2 } else { deadline.left() };
         let share = Deadline::after(share);
@@ -131,9 +158,14 @@ impl Sidecar {
             let half = Deadline::after(share.left() / 2);
             unused = unused.zip(self.retract(&earlier, half).await).map(|(a, b)| a.and(b));
         }
-        // An agent that was never reached has nothing to take back.
-        if arrived.get() {
-            unused = unused.zip(self.retract(&declared.pair, share).await).map(|(a, b)| a.and(b));
+        let mut drive = Drive::new(handoff, agent, declared.pair.clone(), share);
+        let mut now = start.get().cut();
+        while let Step::TakeBack(machine) = now.step() {
+            now = now.next(drive.act_back(machine.step()).await);
+        }
+        if let Step::LogOut(rest) = now.step() {
+            let own = said(drive.taken_back(rest));
+            unused = unused.zip(own).map(|(a, b)| a.and(b));
         }
         if let Some(session) = session
             && let Err(error) = session.close(unused, deadline).await
@@ -143,14 +175,7 @@ impl Sidecar {
     }
 
     async fn retract(&self, pair: &Pair, deadline: Deadline) -> Option<Unused> {
-        match lifecycle::retract(&self.handoff, &self.agent, pair, deadline).await {
-            Ok(unused) => Some(unused),
-            Err(mut leftovers) => {
-                let unused = leftovers.unused.take();
-                tracing::warn!("{}", leftovers.failure());
-                unused
-            }
-        }
+        said(lifecycle::retract(&self.handoff, &self.agent, pair, deadline).await)
     }
 
     /// What an earlier run registered in this folder under other ids, as another
@@ -158,5 +183,17 @@ impl Sidecar {
     fn earlier(&self) -> Option<Pair> {
         let Record { pair, .. } = Record::read(&self.handoff).ok()?;
         (pair.proxy.id() != self.declared.pair.proxy.id()).then_some(pair)
+    }
+}
+
+/// Says what is left. Returns what allows the logout.
+fn said(taken_back: Result<Unused, Leftovers>) -> Option<Unused> {
+    match taken_back {
+        Ok(unused) => Some(unused),
+        Err(mut leftovers) => {
+            let unused = leftovers.unused.take();
+            tracing::warn!("{}", leftovers.failure());
+            unused
+        }
     }
 }

@@ -8,6 +8,7 @@ use consul::{Agent, Error};
 use handoff::Handoff;
 use handoff::lock::{Lock, LockError};
 use registration::pod::Pair;
+use runtime::file::WriteError;
 use runtime::{Deadline, retry};
 
 use super::deregister::Step;
@@ -37,6 +38,10 @@ pub struct Drive<'a> {
     /// Kept until the end, once it is taken.
     lock: Option<Lock>,
     removal: Removal,
+    /// Why there is no tombstone.
+    no_tombstone: Option<WriteError>,
+    /// Why it is done without the lock.
+    no_lock: Option<LockError>,
 }
 
 /// What taking back has to remember.
@@ -103,14 +108,23 @@ pub async fn deregister(
 // === impl Drive ===
 
 impl<'a> Drive<'a> {
-    /// A registration of that pair that is about to begin.
+    /// A registration or deregistration of that pair that is about to begin.
     pub fn new(handoff: &'a Handoff, agent: &'a Agent, pair: Pair, deadline: Deadline) -> Self {
         let removal = Removal {
             share: deadline,
             pauses: Box::new(retry::NODE_AGENT.pauses()),
             stays: Vec::new(),
         };
-        Self { handoff, agent, pair: Box::new(pair), deadline, lock: None, removal }
+        Self {
+            handoff,
+            agent,
+            pair: Box::new(pair),
+            deadline,
+            lock: None,
+            removal,
+            no_tombstone: None,
+            no_lock: None,
+        }
     }
 
     /// Does the act of a registration's step.
@@ -133,31 +147,44 @@ impl<'a> Drive<'a> {
         }
     }
 
+    /// Does the act of a deregistration's step.
+    pub async fn act_back(&mut self, step: Step) -> Outcome {
+        match step {
+            Step::Bury => {
+                self.no_tombstone = self.handoff.bury().err();
+                if self.no_tombstone.is_none() { Outcome::Done } else { Outcome::Failed }
+            }
+            Step::Lock => {
+                // A registration under way is waited for, but not until no time is left.
+                let half = Deadline::after(self.deadline.left() / 2);
+                self.lock(half).await.unwrap_or_else(|error| {
+                    self.no_lock = Some(error);
+                    Outcome::Failed
+                })
+            }
+            Step::TakeBack(step) => self.take_back(step).await,
+            Step::End { .. } => Outcome::Done,
+        }
+    }
+
+    /// What a deregistration has come to, of which the agent may still have that.
+    pub fn taken_back(mut self, rest: Rest) -> Result<Unused, Leftovers> {
+        let services = self.left();
+        let Self { no_tombstone: tombstone, no_lock: lock, .. } = self;
+        match rest.unused() {
+            Some(unused) if rest == Rest::Nothing && tombstone.is_none() && lock.is_none() => {
+                Ok(unused)
+            }
+            unused => Err(Leftovers { services, tombstone, lock, unused }),
+        }
+    }
+
     async fn deregister(mut self, mut machine: Deregister) -> Result<Unused, Leftovers> {
-        let (mut tombstone, mut lock) = (None, None);
         loop {
-            let outcome = match machine.step() {
-                Step::Bury => {
-                    tombstone = self.handoff.bury().err();
-                    if tombstone.is_none() { Outcome::Done } else { Outcome::Failed }
-                }
-                Step::Lock => {
-                    // A registration under way is waited for, but not until no time is left.
-                    let half = Deadline::after(self.deadline.left() / 2);
-                    self.lock(half).await.unwrap_or_else(|error| {
-                        lock = Some(error);
-                        Outcome::Failed
-                    })
-                }
-                Step::TakeBack(step) => self.take_back(step).await,
-                Step::End { whole, rest } => {
-                    return match rest.unused() {
-                        Some(unused) if whole => Ok(unused),
-                        unused => Err(Leftovers { services: self.left(), tombstone, lock, unused }),
-                    };
-                }
-            };
-            machine = machine.next(outcome);
+            if let Step::End { rest, .. } = machine.step() {
+                return self.taken_back(rest);
+            }
+            machine = machine.next(self.act_back(machine.step()).await);
         }
     }
 

@@ -10,9 +10,10 @@
 //! - [`take_back`]: both are taken off the agent, [`TakeBack`]
 //! - [`deregister`]: the registration is taken back, [`Deregister`]
 //! - [`keep`]: the registration is kept, [`Keep`]
+//! - [`start`]: a service is started, or taken back, [`Start`]
 //! - [`entry`]: whether an entry on the agent is ours, [`Entry`]
 //! - [`drive`]: the acts, done: [`register()`], [`retract`] and [`deregister()`];
-//!   `connect-lifecycle` drives [`Keep`], and with it a [`Drive`]
+//!   `connect-init` drives [`Start`] and `connect-lifecycle` [`Keep`], and with it a [`Drive`]
 //! - [`logout`]: when a pod may log out, [`Unused`]
 //! - [`session`]: the ACL token of a registration: login and logout, [`Session`]
 //! - [`error`]: why one of them was not done
@@ -25,6 +26,7 @@ pub mod keep;
 pub mod logout;
 pub mod register;
 pub mod session;
+pub mod start;
 pub mod take_back;
 
 use registration::Service;
@@ -38,6 +40,7 @@ pub use keep::Keep;
 pub use logout::{Rest, Unused};
 pub use register::Register;
 pub use session::{Session, SessionError};
+pub use start::Start;
 pub use take_back::TakeBack;
 
 /// One of the two entries that a registration has on the agent.

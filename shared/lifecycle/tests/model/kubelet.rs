@@ -1,11 +1,12 @@
 //! What the kubelet does, or a user to the pod.
 
-use lifecycle::Deregister;
+use lifecycle::start::Step as StartStep;
+use lifecycle::{Deregister, Start};
 
 use crate::explore::Step;
-use crate::machine::{Init, Machine};
+use crate::machine::Machine;
 use crate::pod::{Container, Pod, SIDECAR, Sidecar, Tell, Who};
-use crate::scene::Scene;
+use crate::scene::{Rule, Scene};
 
 // === impl Pod ===
 
@@ -23,7 +24,9 @@ impl Pod {
         }
         match self.container {
             Container::BeforeInit if !self.is_deleted => {
-                step("starts init", true, self.with(Container::Init(Init::Prepare)));
+                let is_sent = self.has_file && !self.variant.lacks(Rule::EarlierRunsTakenBack);
+                let start = Start::begin(true, is_sent);
+                step("starts init", true, self.with(Container::Init(start)));
             }
             Container::BeforeSidecar if !self.is_deleted => {
                 step("starts the sidecar", true, self.with(Container::Sidecar(Sidecar::new())));
@@ -39,21 +42,22 @@ impl Pod {
                         step("kills init", self.is_deleted, pod.with(Container::BeforeInit));
                     }
                 }
-                match init {
-                    Init::Succeeded => {
+                match init.step() {
+                    StartStep::End { is_provided: true } => {
                         step("sees init succeed", true, self.with(Container::BeforeSidecar));
+                        let cut = self.with(Container::Init(init.cut()));
+                        step("sees another service of the pod fail", false, cut);
                     }
-                    Init::Failed => {
+                    StartStep::End { is_provided: false } => {
                         step("sees init fail", true, self.with(Container::BeforeInit));
                     }
-                    Init::Register(_) | Init::Provide => {
-                        let retract = Init::Retract(Deregister::for_now());
+                    StartStep::Unbury | StartStep::TakeBack(_) | StartStep::LogOut(_) => {}
+                    _ => {
                         for pod in self.without(&[Who::Init], &[init.request()]) {
-                            let to = pod.with(Container::Init(retract));
+                            let to = pod.with(Container::Init(init.cut()));
                             step("ends init, or its time is over", self.is_deleted, to);
                         }
                     }
-                    Init::Prepare | Init::Retract(_) | Init::Close(_) => {}
                 }
             }
             Container::Sidecar(sidecar) => {

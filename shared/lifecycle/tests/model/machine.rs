@@ -4,7 +4,8 @@
 use lifecycle::deregister::Step as DeregisterStep;
 use lifecycle::keep::Step as KeepStep;
 use lifecycle::register::Ending;
-use lifecycle::{Deregister, Half, Keep, Outcome, Register, Rest, TakeBack};
+use lifecycle::start::Step as StartStep;
+use lifecycle::{Deregister, Half, Keep, Outcome, Register, Rest, Start, TakeBack};
 
 use crate::agent::Request;
 
@@ -15,6 +16,8 @@ pub(crate) enum Act {
     LookFirst,
     LookAgain(Ending),
     Bury,
+    /// To log in, or to go on with the token of an earlier run.
+    Open,
     LogIn,
     LogOut,
     /// To log out at the end, if nothing is left.
@@ -47,6 +50,11 @@ pub(crate) trait Machine: Copy {
         }
     }
 
+    /// As it would be if what it gave up could not have arrived.
+    fn after_given_up(self) -> Self {
+        self.after(Outcome::Failed)
+    }
+
     /// As it would be if it forgot what it knows.
     fn forgetful(self) -> Self {
         self
@@ -56,19 +64,6 @@ pub(crate) trait Machine: Copy {
     fn hasty(self) -> Self {
         self
     }
-}
-
-/// `connect-init`, which registers until that worked or its time is over, and takes
-/// back if a later step fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Init {
-    Prepare,
-    Register(Register),
-    Provide,
-    Retract(Deregister),
-    Close(Rest),
-    Succeeded,
-    Failed,
 }
 
 // === impl Machine ===
@@ -146,45 +141,36 @@ impl Machine for Keep {
     }
 }
 
-impl Machine for Init {
+impl Machine for Start {
     fn act(self) -> Act {
-        match self {
-            Self::Prepare => Act::Unbury,
-            Self::Register(step) => step.act(),
-            Self::Provide => Act::Other("write bootstrap and record"),
-            Self::Retract(machine) => machine.act(),
-            Self::Close(rest) => Act::Close(rest),
-            Self::Succeeded | Self::Failed => Act::Nothing,
+        match self.step() {
+            StartStep::Unbury => Act::Unbury,
+            StartStep::LogIn => Act::Open,
+            StartStep::Register(step) => step.act(),
+            StartStep::LogInAgain => Act::LogIn,
+            StartStep::Pause => Act::Pause { ends: false },
+            StartStep::Provide => Act::Other("write bootstrap and record"),
+            StartStep::TakeBack(machine) => machine.act(),
+            StartStep::LogOut(rest) => Act::Close(rest),
+            StartStep::End { .. } => Act::Nothing,
         }
     }
 
     fn after(self, outcome: Outcome) -> Self {
-        match self {
-            Self::Prepare => Self::Register(Register::begin()),
-            Self::Register(step) => match step.next(outcome) {
-                Register::End(Ending::Done) => Self::Provide,
-                Register::End(Ending::Failed) => Self::Register(Register::begin()),
-                Register::End(Ending::Buried) => Self::Retract(Deregister::for_now()),
-                step => Self::Register(step),
-            },
-            Self::Provide if outcome == Outcome::Done => Self::Succeeded,
-            Self::Provide => Self::Retract(Deregister::for_now()),
-            Self::Retract(machine) => {
-                let machine = machine.next(outcome);
-                match machine.step() {
-                    DeregisterStep::End { rest, .. } => Self::Close(rest),
-                    _ => Self::Retract(machine),
-                }
-            }
-            Self::Close(_) => Self::Failed,
-            Self::Succeeded | Self::Failed => self,
-        }
+        self.next(outcome)
+    }
+
+    fn after_given_up(self) -> Self {
+        self.next_unsent(Outcome::Failed)
     }
 
     fn keeps_lock(self) -> bool {
-        match self {
-            Self::Register(step) => step != Register::begin() && step.keeps_lock(),
-            Self::Retract(machine) => machine.keeps_lock(),
+        match self.step() {
+            StartStep::Register(step) => step != Register::begin() && step.keeps_lock(),
+            // A registration that failed has given it back.
+            StartStep::TakeBack(machine) => {
+                machine.step() != DeregisterStep::Lock && machine.keeps_lock()
+            }
             _ => false,
         }
     }

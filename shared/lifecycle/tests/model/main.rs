@@ -81,6 +81,8 @@ fn no_rule_can_be_left_out() {
         (Scene::Ending, Rule::LookAfterFailure, "stands beside"),
         (Scene::Ending, Rule::LoggedOutWhenUnused, "whose token the pod has logged out"),
         (Scene::LateAnswers, Rule::Lock, "came back"),
+        (Scene::LateAnswers, Rule::GivenUpMayHaveArrived, "whose token the pod has logged out"),
+        (Scene::LateAnswers, Rule::EarlierRunsTakenBack, "whose token the pod has logged out"),
         (Scene::Hanging, Rule::Deadline, "does not end well"),
         (Scene::Tokens, Rule::TriedUntilDone, "does not end well"),
         (Scene::Tokens, Rule::NothingTrustedAtStart, "does not end well"),

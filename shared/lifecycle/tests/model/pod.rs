@@ -10,11 +10,11 @@
 
 use lifecycle::deregister::Step as DeregisterStep;
 use lifecycle::keep::Step as KeepStep;
-use lifecycle::{Deregister, Keep, Outcome, Rest};
+use lifecycle::{Deregister, Keep, Outcome, Rest, Start};
 
 use crate::agent::{Agent, Entry, Request};
 use crate::explore::{Step, World};
-use crate::machine::{Init, Machine};
+use crate::machine::Machine;
 use crate::scene::{Rule, Scene, Variant};
 
 /// A pod and all around it.
@@ -40,6 +40,8 @@ pub(crate) struct Pod {
     pub(crate) token: Token,
     /// A token that was replaced, but not logged out yet.
     pub(crate) has_replaced: bool,
+    /// There is a token in its file.
+    pub(crate) has_file: bool,
     /// The pod has logged out since its container began.
     pub(crate) is_logged_out: bool,
     /// Since it was registered last, something happened for which it may be
@@ -61,7 +63,7 @@ pub(crate) struct Pod {
 pub(crate) enum Container {
     /// None; while the pod lives, the init container is next.
     BeforeInit,
-    Init(Init),
+    Init(Start),
     /// None; while the pod lives, the sidecar is next.
     BeforeSidecar,
     Sidecar(Sidecar),
@@ -123,6 +125,7 @@ impl Pod {
             lock: None,
             token: Token::Good,
             has_replaced: false,
+            has_file: false,
             is_logged_out: false,
             has_reason: true,
             is_excused: false,
@@ -206,7 +209,8 @@ impl Pod {
     /// The pod logs out, if what it was told of its deregistration allows that.
     pub(crate) fn closed(self, rest: Rest) -> Self {
         let is_unused = rest.unused().is_some() || self.variant.lacks(Rule::LoggedOutWhenUnused);
-        Self { is_logged_out: is_unused, ..self }
+        let logs_out = is_unused && self.has_file;
+        Self { is_logged_out: logs_out, has_file: self.has_file && !logs_out, ..self }
     }
 
     /// These processes are gone, with what they sent, but for one request at

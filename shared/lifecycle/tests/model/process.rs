@@ -4,7 +4,7 @@ use lifecycle::deregister::Step as DeregisterStep;
 use lifecycle::register::Ending;
 use lifecycle::{Deregister, Half, Keep, Outcome};
 
-use crate::agent::Request;
+use crate::agent::{Agent, Request};
 use crate::explore::Step;
 use crate::machine::{Act, Machine};
 use crate::pod::{Container, Pod, SIDECAR, Sidecar, Tell, Token, Who};
@@ -29,7 +29,8 @@ impl Pod {
             }
             Container::Sidecar(sidecar) if !sidecar.has_begun => {
                 let begun = Sidecar { has_begun: true, keeper: keeper(self.variant), ..sidecar };
-                let to = self.unburied().with(Container::Sidecar(begun));
+                let to = Self { has_file: true, ..self.unburied() };
+                let to = to.with(Container::Sidecar(begun));
                 let what = "takes the tombstone away";
                 tell(Step { who: "sidecar", what, how: "", is_calm: true, to });
             }
@@ -79,9 +80,11 @@ impl Pod {
             && whose == who
         {
             let pod = Self { answer: None, ..self };
-            turn.goes("hear the answer", "late", true, pod, outcome);
-            turn.goes("hear the answer", "given up", false, pod, Outcome::Failed);
-            return;
+            if matches!(machine.act(), Act::Ask(_) | Act::Watch) {
+                turn.goes("hear the answer", "late", true, pod, outcome);
+                turn.gives_up("hear the answer", "given up", pod);
+                return;
+            }
         }
         let rule_is_left_out = |rule| self.variant.lacks(rule);
         let look = if self.tombstone { Outcome::Buried } else { Outcome::Done };
@@ -89,8 +92,15 @@ impl Pod {
         match machine.act() {
             Act::Nothing | Act::Pause { .. } => {}
             Act::Unbury => {
-                let begun = Self { token: Token::Good, ..self.unburied() };
+                // What has arrived late with an earlier token is still there.
+                let is_excused = self.is_excused && self.agent != Agent::new();
+                let begun = Self { token: Token::Good, is_excused, ..self.unburied() };
                 turn.goes("take the tombstone away", "done", true, begun, Outcome::Done);
+            }
+            Act::Open => {
+                let opened = Self { has_file: true, ..self };
+                turn.goes("log in", "done", true, opened, Outcome::Done);
+                turn.goes("log in", "failed", false, self, Outcome::Failed);
             }
             Act::Lock => self.takes_lock(turn),
             Act::LookFirst => turn.goes("look for the tombstone", found, true, self, look),
@@ -260,6 +270,15 @@ impl<M: Machine> Turn<'_, M> {
         if must_end || ends && pod.variant.scene != Scene::Hanging {
             let how = "not done, and no time is left";
             self.goes_on(what, how, is_calm, pod, machine.after(Outcome::Failed));
+        }
+    }
+
+    /// The answer did not come in time.
+    fn gives_up(&mut self, what: &'static str, how: &'static str, pod: Pod) {
+        if pod.variant.lacks(Rule::GivenUpMayHaveArrived) {
+            self.goes_on(what, how, false, pod, self.machine.after_given_up());
+        } else {
+            self.goes(what, how, false, pod, Outcome::Failed);
         }
     }
 

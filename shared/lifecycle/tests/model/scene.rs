@@ -46,6 +46,10 @@ pub(crate) enum Rule {
     LoggedOutLast,
     /// A pod logs out only if nothing is registered with its token any more.
     LoggedOutWhenUnused,
+    /// What an earlier run of the init container may have registered is taken back, too.
+    EarlierRunsTakenBack,
+    /// A request that was given up may have had its effect.
+    GivenUpMayHaveArrived,
     /// Whose an entry is, is looked at.
     OwnersCompared,
     /// Nothing is registered again before the agent was seen without it.
