@@ -79,11 +79,11 @@ fn a_terminating_gateway_lets_requests_out_of_the_mesh() {
 // === a second Consul, with a service of its own ===
 
 const SERVER: &str = "10.99.0.3";
-const AGENT: &str = "10.99.0.4";
+pub(crate) const AGENT: &str = "10.99.0.4";
 
 /// A data center on the same machine: server, client agent, mesh gateway, and
 /// the service `api` with its sidecar.
-struct Elsewhere {
+pub(crate) struct Elsewhere {
     _sidecar: Process,
     _application: Process,
     _gateway: Process,
@@ -92,7 +92,7 @@ struct Elsewhere {
 }
 
 impl Elsewhere {
-    fn start(node: &Node, datacenter: &str, server: &Value) -> Self {
+    pub(crate) fn start(node: &Node, datacenter: &str, server: &Value) -> Self {
         for address in [SERVER, AGENT] {
             run("ip", &["addr", "add", &format!("{address}/24"), "dev", "pods"]).unwrap();
         }
@@ -135,8 +135,25 @@ impl Elsewhere {
 }
 
 /// Asks an agent other than the node's.
-fn ask(node: &Node, method: Method, path: &str, body: Option<&Value>) -> harness::Result<Value> {
+pub(crate) fn ask(
+    node: &Node,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> harness::Result<Value> {
     node.request(method, &format!("http://{AGENT}:8500{path}"), body)
+}
+
+/// Makes dc3 a peer of the node's datacenter, which is `here` to it.
+pub(crate) fn peer(node: &Node) {
+    let token =
+        ask(node, Method::POST, "/v1/peering/token", Some(&json!({"PeerName": "here"}))).unwrap();
+    let establish = json!({"PeerName": "dc3", "PeeringToken": token["PeeringToken"]});
+    // Its servers may not have their certificates yet.
+    until("the peering", || {
+        node.as_holder(None, Method::POST, "/v1/peering/establish", Some(&establish)).is_ok()
+    })
+    .unwrap();
 }
 
 fn reaches_elsewhere(mesh: &Mesh, upstream: &str) {
@@ -176,14 +193,7 @@ fn a_service_of_a_peer_is_reached_through_its_mesh_gateway() {
         {"Name": "api", "Consumers": [{"Peer": "here"}]},
     ]});
     ask(node, Method::PUT, "/v1/config", Some(&exported)).unwrap();
-    let token =
-        ask(node, Method::POST, "/v1/peering/token", Some(&json!({"PeerName": "here"}))).unwrap();
-    let establish = json!({"PeerName": "dc3", "PeeringToken": token["PeeringToken"]});
-    // Its servers may not have their certificates yet.
-    until("the peering", || {
-        node.as_holder(None, Method::POST, "/v1/peering/establish", Some(&establish)).is_ok()
-    })
-    .unwrap();
+    peer(node);
     until("the peer's service", || {
         node.get("/v1/health/connect/api?peer=dc3&passing")
             .is_ok_and(|found| found.as_array().is_some_and(|all| all.len() == 1))

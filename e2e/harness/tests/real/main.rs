@@ -25,6 +25,7 @@ mod mesh;
 mod operations;
 mod protocols;
 mod rejected;
+mod status;
 mod stop;
 mod tls;
 mod token_ends;
