@@ -161,6 +161,25 @@ fn without_the_right_nothing_is_loaded_and_the_error_says_so() {
     assert_eq!(listing(&pod), "");
 }
 
+/// User 0 that has one capability, can't raise its privileges and can't write.
+#[test]
+fn apply_needs_net_admin_and_no_other_right() {
+    let Some((pod, _outside)) = pod_and_outside() else { return };
+    let program = assert_cmd::cargo::cargo_bin!("connect-redirect").display().to_string();
+    let apply_with = |capabilities: &str| {
+        let script = format!(
+            "mount --make-rprivate / && mount -o bind,remount,ro / && ! touch /tried 2>/dev/null && \
+             exec setpriv --no-new-privs --inh-caps=-all --bounding-set={capabilities} {program} apply"
+        );
+        pod.run(move || Command::new("unshare").args(["--mount", "sh", "-c", &script]).output())
+    };
+    let output = apply_with("-all,+net_admin").unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(listing(&pod).contains("table inet connect_redirect"));
+    let output = apply_with("-all").unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
 #[test]
 fn envoy_that_listens_already_does_not_hinder() {
     let Some((pod, _outside)) = pod_and_outside() else { return };
