@@ -271,15 +271,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_flags_fit_together() {
-        Args::command().debug_assert();
-    }
-
-    #[test]
-    fn the_readme_is_the_reference() {
-        let differences =
-            runtime::reference::differences(Args::command(), include_str!("../README.md"));
-        assert_eq!(differences, Vec::<String>::new());
+    fn the_command_line_agrees_with_its_pages() {
+        testkit::agrees_with_its_pages(&Args::command(), include_str!("../README.md"));
     }
 
     #[test]
@@ -308,10 +301,5 @@ mod tests {
         for text in ["", "a=1", "[]", "1", "{"] {
             assert!(parse_object(text).unwrap_err().contains("a JSON object"), "{text}");
         }
-    }
-
-    #[test]
-    fn manual_and_completions_say_what_help_says() {
-        assert_eq!(pages::lacking(Args::command()), Vec::<String>::new());
     }
 }

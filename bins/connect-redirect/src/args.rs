@@ -160,15 +160,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_flags_fit_together() {
-        Args::command().debug_assert();
-    }
-
-    #[test]
-    fn the_readme_is_the_reference() {
-        let differences =
-            runtime::reference::differences(Args::command(), include_str!("../README.md"));
-        assert_eq!(differences, Vec::<String>::new());
+    fn the_command_line_agrees_with_its_pages() {
+        testkit::agrees_with_its_pages(&Args::command(), include_str!("../README.md"));
     }
 
     #[test]

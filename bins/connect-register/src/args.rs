@@ -401,19 +401,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
-    }
-
-    #[test]
-    fn the_readme_is_the_reference() {
-        let differences =
-            runtime::reference::differences(Args::command(), include_str!("../README.md"));
-        assert_eq!(differences, Vec::<String>::new());
-    }
-
-    #[test]
-    fn manual_and_completions_say_what_help_says() {
-        assert_eq!(pages::lacking(Args::command()), Vec::<String>::new());
+    fn the_command_line_agrees_with_its_pages() {
+        testkit::agrees_with_its_pages(&Args::command(), include_str!("../README.md"));
     }
 }

@@ -3,6 +3,7 @@
 //! only.
 //!
 //! - [`agent`]: the [`ScriptedAgent`], and what a test sees of it
+//! - [`command_line`]: a command line held against its README, pages and completions
 //! - [`fault`]: what goes wrong, where and how often
 //! - [`model`]: what an agent without faults does, in memory
 //! - [`port`]: a [`Port`] that nobody else gets while nobody listens on it
@@ -17,6 +18,7 @@
 use std::time::Duration;
 
 pub mod agent;
+pub mod command_line;
 pub mod fault;
 pub mod model;
 pub mod outcome;
@@ -27,6 +29,7 @@ pub mod skip;
 mod stream;
 
 pub use agent::{Request, ScriptedAgent};
+pub use command_line::agrees_with_its_pages;
 pub use fault::{Fault, Route, Times};
 pub use outcome::Outcome;
 pub use port::Port;

@@ -1,0 +1,127 @@
+//! What says the same as a command line: its README, its manual pages, and its
+//! completions, which shells have to load.
+
+use std::path::Path;
+use std::process::{Command as Process, Stdio};
+
+use clap::Command;
+
+use crate::or_skip;
+
+/// A shell, where its completions are, and commands that load those of `$1` from the
+/// folder `$2` and print what is offered after `$1 `.
+struct Shell {
+    program: &'static str,
+    package: &'static str,
+    args: &'static [&'static str],
+    script: &'static str,
+}
+
+const SHELLS: [Shell; 3] = [
+    Shell {
+        program: "bash",
+        package: "bash",
+        args: &["--norc", "-c"],
+        script: r#"
+            source "$2/share/bash-completion/completions/$1" || exit 1
+            completion=$(complete -p "$1") && completion=${completion#*-F } || exit 1
+            for word in '' --; do
+              COMP_WORDS=("$1" "$word") COMP_CWORD=1
+              "${completion%% *}" "$1" "$word" "$1"
+              printf '%s\n' "${COMPREPLY[@]}"
+            done"#,
+    },
+    // Outside of a terminal, zsh offers nothing: the function is loaded, and what it
+    // offers is what it hands to `_arguments` and `_describe`.
+    Shell {
+        program: "zsh",
+        package: "zsh",
+        args: &["-f", "-c"],
+        script: r#"
+            fpath=("$2/share/zsh/site-functions" $fpath)
+            autoload -Uz compinit && compinit -u -D && [[ $_comps[$1] = "_$1" ]] || exit 1
+            autoload -Uz +X "_$1" || exit 1
+            _arguments() { print -l -- "$@" }
+            _describe() { print -l -- "${(P@)${@[-1]}}" }
+            "_$1"
+            (( ! $+functions[_$1_commands] )) || "_$1_commands""#,
+    },
+    Shell {
+        program: "fish",
+        package: "fish",
+        args: &["--no-config", "-c"],
+        script: r#"
+            source $argv[2]/share/fish/vendor_completions.d/$argv[1].fish; or exit 1
+            complete --do-complete "$argv[1] "; complete --do-complete "$argv[1] --""#,
+    },
+];
+
+/// Holds a command line against its README, manual pages and completions.
+///
+/// # Panics
+/// With all that they do not agree on.
+#[track_caller]
+pub fn agrees_with_its_pages(program: &Command, readme: &str) {
+    program.clone().debug_assert();
+    let mut faults = runtime::reference::differences(program.clone(), readme);
+    faults.extend(pages::lacking(program.clone()));
+    let prefix = tempfile::tempdir().expect("a folder for the pages");
+    pages::write_all(program, prefix.path()).expect("the folder takes files");
+    for shell in &SHELLS {
+        faults.extend(shell.not_offered(program, prefix.path()));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+// === impl Shell ===
+
+impl Shell {
+    /// What the shell should offer at first and does not.
+    fn not_offered(&self, program: &Command, prefix: &Path) -> Vec<String> {
+        let Self { program: shell, package, args, script } = self;
+        let name = program.get_name();
+        let mut command = Process::new(shell);
+        command.args(*args).arg(script);
+        // fish takes them as they are, the others the first as their own name.
+        command.args((*shell != "fish").then_some(shell)).arg(name).arg(prefix);
+        let output = command.env("HOME", prefix).stdin(Stdio::null()).output();
+        let missing = |_| format!("{shell} is not installed: install {package}");
+        let Some(output) = or_skip(output.map_err(missing)) else { return Vec::new() };
+        let offered = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return vec![format!("{shell} does not load the completions of {name}: {said}")];
+        }
+        let flags = program.get_arguments().filter(|arg| !arg.is_hide_set());
+        let flags = flags.filter_map(|arg| Some(format!("--{}", arg.get_long()?)));
+        let subcommands = program.get_subcommands().filter(|each| !each.is_hide_set());
+        let words = flags.chain(subcommands.map(|each| each.get_name().to_owned()));
+        words
+            .filter(|word| !offered.contains(word.as_str()))
+            .map(|word| format!("{shell} does not offer {word} after {name}: {offered}"))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_completion_that_is_broken_or_lacks_a_word_is_told() {
+        let prefix = tempfile::tempdir().unwrap();
+        let program = || Command::new("prog").subcommand(Command::new("go").about("Go"));
+        pages::write_all(&program(), prefix.path()).unwrap();
+        let more = program().subcommand(Command::new("stay").about("Stay"));
+        for shell in &SHELLS {
+            let faults = shell.not_offered(&program(), prefix.path());
+            assert!(faults.is_empty(), "{faults:?}");
+            let lacking = shell.not_offered(&more, prefix.path());
+            let other = shell.not_offered(&Command::new("other"), prefix.path());
+            if Process::new(shell.program).arg("--version").output().is_ok() {
+                assert!(lacking[0].contains("does not offer stay"), "{lacking:?}");
+                assert!(other[0].contains("does not load"), "{other:?}");
+            }
+        }
+    }
+}
