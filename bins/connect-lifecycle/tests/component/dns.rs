@@ -206,7 +206,7 @@ fn the_next_nameserver_is_asked_when_one_is_silent_or_gone() {
     let client = served.client();
     let question = query(1, "a.example");
     assert_eq!(client.ask(&question), answer(&question, OTHER));
-    assert!(silent.knows("a.example"));
+    await_that("the silent one to be asked", || silent.knows("a.example"));
     let mut stream = connect(served.address());
     send(&mut stream, &question);
     assert_eq!(read(&mut stream), Some(answer(&question, OTHER)));
