@@ -2,9 +2,16 @@
 
 use std::path::Path;
 
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use kube::client::retry::RetryPolicy;
+use kube::client::{ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use rustls::pki_types::ServerName;
+use tower::retry::RetryLayer;
+use tower::util::option_layer;
+use tower::{BoxError, ServiceExt as _};
 
 use crate::serve::api::Api;
 
@@ -64,10 +71,32 @@ impl KubernetesArgs {
         let namespace = super::given(self.pod_namespace.clone())
             .unwrap_or_else(|| config.default_namespace.clone());
         let server = config.cluster_url.to_string();
-        let client = Client::try_from(config)
+        let client = client(config)
             .map_err(|error| format!("no way to the Kubernetes API {server}: {error}"))?;
         Ok(Access { api: Api { client, server }, namespace })
     }
+}
+
+/// A client as the library makes it, but for its connections: by default a small
+/// write waits until the server has confirmed the one before, so that the first
+/// request waits 40 ms for the end of the TLS handshake to be acknowledged.
+fn client(config: Config) -> kube::Result<Client> {
+    if config.proxy_url.is_some() {
+        return Client::try_from(config); // which says what it can't do
+    }
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(config.connect_timeout);
+    let connector = config.rustls_https_connector_with_connector(connector)?;
+    let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let http = http.map_err(BoxError::from);
+    let builder = ClientBuilder::new(http, config.default_namespace.as_str())
+        .with_layer(&config.extra_headers_layer()?)
+        .with_layer(&option_layer(config.auth_layer()?))
+        .with_layer(&RetryLayer::new(RetryPolicy::server_retry()))
+        .with_layer(&config.base_uri_layer());
+    Ok(builder.build())
 }
 
 /// Reads the hosts of a certificate.
