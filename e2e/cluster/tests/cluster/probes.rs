@@ -1,15 +1,15 @@
 //! What the kubelet makes of probes: containers that it ends and starts again because
 //! their liveness probe fails, and what the sidecar's own readiness probe holds back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster::client::text;
 use serde_json::{Value, json};
 
 use crate::helm::Release;
 use crate::support::{
-    annotate, await_answer, changes, client, deaf, in_container_mode, is_ready, ours, restarts,
-    server, sharing, shell, shell_server, status,
+    ASK, annotate, await_answer, changes, client, deaf, in_container_mode, is_ready, ours,
+    restarts, server, sharing, shell, shell_server, status,
 };
 
 #[test]
@@ -112,6 +112,56 @@ fn a_pod_is_ready_when_consul_would_send_it_traffic() {
         namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
         assert_eq!(proxies().len(), 1, "a pod that is ready is in service");
         assert_eq!(restarts(&namespace, name, "envoy-sidecar"), 0);
+    }
+}
+
+/// I34: a pod that is unready by its own probe got traffic.
+#[test]
+fn a_pod_whose_application_turns_unready_gets_no_traffic_until_it_is_back() {
+    const PERIOD: Duration = Duration::from_secs(5);
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = cluster.namespace("moody").unwrap();
+    for mut pod in
+        [shell_server("moody", "hello"), in_container_mode(shell_server("moody-c", "hello"))]
+    {
+        let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
+        pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": 8080, "name": "web"}]);
+        pod["spec"]["containers"][0]["readinessProbe"] = json!({
+            "httpGet": {"path": "/ready", "port": "web"},
+            "periodSeconds": PERIOD.as_secs(),
+            "failureThreshold": 1,
+        });
+        let client = client(&name);
+        let client_name = client["metadata"]["name"].as_str().unwrap().to_owned();
+        namespace.apply(&pod.to_string()).unwrap();
+        namespace.apply(&client.to_string()).unwrap();
+        // The agent has the words at once, the servers only when the status changes, too.
+        let id = format!("_{name}_{name}-application");
+        let is_told = || {
+            let checks = cluster.consul("/v1/agent/checks").unwrap_or_default();
+            let mut checks = checks.as_object().into_iter().flatten();
+            checks.any(|(check, said)| {
+                check.ends_with(&id) && text(&said["Output"]).contains("fails: HTTP status 404")
+            })
+        };
+        harness::until("Consul to know the application's answer", is_told).unwrap();
+        assert!(cluster.passing(&format!("{name}-sidecar-proxy")).unwrap().is_empty());
+
+        shell(&namespace, &name, &name, "touch /tmp/ready").unwrap();
+        await_answer(&namespace, &client_name, "hello").unwrap();
+        for _ in 0..2 {
+            shell(&namespace, &name, &name, "rm /tmp/ready").unwrap();
+            let unready = Instant::now();
+            // Its proxy has no instance to connect to, and closes the connection.
+            harness::until("the client to be sent nowhere", || {
+                shell(&namespace, &client_name, &client_name, ASK).is_err()
+            })
+            .unwrap();
+            assert!(unready.elapsed() < 2 * PERIOD, "{:?}", unready.elapsed());
+            shell(&namespace, &name, &name, "touch /tmp/ready").unwrap();
+            await_answer(&namespace, &client_name, "hello").unwrap();
+        }
+        assert_eq!(restarts(&namespace, &name, "envoy-sidecar"), 0);
     }
 }
 
