@@ -112,7 +112,8 @@ fn in_a_new_network(act: impl FnOnce() -> Result<()> + Send) -> Result<()> {
         unshare(CloneFlags::CLONE_NEWNET)?;
         for command in [
             "link set lo up",
-            "link add eth0 type dummy",
+            "link add eth0 type veth peer name node",
+            "link set node up",
             "addr add 10.99.0.9/24 dev eth0",
             "link set eth0 up",
             "route add default via 10.99.0.1",
