@@ -6,7 +6,7 @@ use super::snapshot::Sidecar;
 use crate::annotation::{STATUS, UNDO};
 use crate::inject;
 use crate::judge::judge;
-use crate::names::{HELPER, INIT_CONTAINER, SIDECAR, VOLUME};
+use crate::names::{HELPER, INIT_CONTAINER, REDIRECT, SIDECAR, VOLUME};
 use crate::outcome::Outcome;
 use crate::policy::{Cluster, Policy};
 
@@ -122,6 +122,10 @@ fn change_of(
     }
     if let Some(images) = images {
         return Some(Change::Images(images));
+    }
+    // The probes of a transparent pod were rewritten, and what they were is not known.
+    if container(pod, REDIRECT).is_some() {
+        return None;
     }
     let mut differences = Vec::new();
     for (wanted, found) in ours {
@@ -260,7 +264,8 @@ mod tests {
         let pod = json!({
             "metadata": {"name": "web-0", "namespace": "shop", "annotations": annotations},
             "spec": {"nodeName": "n1", "serviceAccountName": "web", "containers": [
-                {"name": "web", "image": "web:1", "ports": [{"containerPort": 8080, "name": "http"}]},
+                {"name": "web", "image": "web:1", "ports": [{"containerPort": 8080, "name": "http"}],
+                    "readinessProbe": {"httpGet": {"path": "/", "port": 8080}}},
                 {"name": "log", "image": "log:1"},
             ]},
         });
@@ -306,6 +311,7 @@ mod tests {
             &["--default-inject", "--default-application-sleep-seconds=0"],
             &["--default-sidecar-proxy-liveness-failure-seconds=20", "--pod-log-level=debug"],
             &["--consul-tls-server-name=client.dc1.consul"],
+            &["--default-transparent-proxy", "--default-consul-dns"],
         ] {
             let policy = policy_of(flags);
             for more in [
@@ -358,6 +364,9 @@ mod tests {
         let found = change(&pod, "shop", &new, &modern);
         let Some(Change::Images(sentence)) = found else { panic!("{found:?}") };
         assert_eq!(sentence, "envoy:1, where the injector gives envoy:2");
+        let beside = policy_of(&["--default-transparent-proxy"]);
+        let found = change(&pod, "shop", &beside, &modern);
+        assert!(matches!(found, Some(Change::Policy(_))), "{found:?}");
 
         let found = change(&pod, "shop", &policy_of(&["--sidecar-mode=container"]), &modern);
         let Some(Change::Policy(sentence)) = found else { panic!("{found:?}") };
