@@ -167,8 +167,9 @@ fn no_pod_registers_again_while_nothing_is_lost() {
     assert_eq!(synced(), before + sidecars, "one for each proxy: {}", tail());
 }
 
-/// How long an agent that has something to write takes at most.
-const REST: Duration = Duration::from_secs(5);
+/// How long an agent that has something to write takes at most: longer than the 10 s
+/// between two looks at a listener, the first of which is written.
+const REST: Duration = Duration::from_secs(15);
 
 /// How many writes the servers have seen.
 fn raft_index(node: &Node) -> u64 {
