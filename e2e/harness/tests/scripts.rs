@@ -156,8 +156,12 @@ esac
     }
 
     fn command(&self, script: &str, variables: &[(&str, &str)]) -> Command {
-        let mut command = Command::new(self.path("bin/bash"));
+        // What is started in the background of a shell ignores SIGINT, and so would all of
+        // its children.
+        let mut command = Command::new("/usr/bin/env");
         command
+            .arg("--default-signal=INT,TERM")
+            .arg(self.path("bin/bash"))
             .args(["-euo", "pipefail", "-c", script])
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
             .env_clear()
