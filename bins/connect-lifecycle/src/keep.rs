@@ -24,7 +24,7 @@ use lifecycle::{
 use probe::Probe;
 use registration::Service;
 use registration::check::{Check, Status};
-use registration::pod::{Pair, application_id, lease_id, listener_id};
+use registration::pod::{Pair, application_id, destination_id, lease_id, listener_id};
 use runtime::file::write_whole;
 use runtime::retry::{Backoff, jitter};
 use runtime::{Deadline, Exit, Failure};
@@ -512,6 +512,12 @@ impl<'a> Keeper<'a> {
             reports.map(|report| (report.check, report.status)).collect();
         if self.listener.look().await {
             statuses.insert(listener_id(self.pod.record.pair.proxy.id()), Status::Passing);
+        }
+        // One that begins as critical was seen to stay so for a minute, though the service's
+        // checks passed, on an agent with which many register at once.
+        let service = self.reports(Half::Service);
+        if service.iter().all(|report| report.status == Status::Passing) {
+            statuses.insert(destination_id(self.pod.record.pair.proxy.id()), Status::Passing);
         }
         statuses
     }

@@ -218,7 +218,7 @@ pub(crate) fn public_listener(proxy_id: &str, listener: &str) -> Check {
 
 pub(crate) fn destination(proxy_id: &str, service_id: &str) -> Check {
     Check {
-        check_id: format!("{proxy_id}-destination"),
+        check_id: destination_id(proxy_id),
         name: "Destination Alias".to_owned(),
         alias_service: service_id.to_owned(),
         ..Check::default()
@@ -228,6 +228,11 @@ pub(crate) fn destination(proxy_id: &str, service_id: &str) -> Check {
 /// The id of the lease of a service or proxy.
 pub fn lease_id(service_id: &str) -> String {
     format!("{service_id}-lease")
+}
+
+/// The id of a proxy's alias of its service.
+pub fn destination_id(proxy_id: &str) -> String {
+    format!("{proxy_id}-destination")
 }
 
 /// The id of the check of a proxy's public listener.

@@ -7,7 +7,8 @@ use serde_json::Value;
 use testkit::{Fault, Port, Route, ScriptedAgent, Times};
 
 use crate::pod::{
-    APPLICATION, LISTENER, PROXY, PROXY_LEASE, Pod, SERVICE, SERVICE_LEASE, await_alive,
+    APPLICATION, DESTINATION, LISTENER, PROXY, PROXY_LEASE, Pod, SERVICE, SERVICE_LEASE,
+    await_alive,
 };
 
 /// Pain 1: dead pods stay registered and healthy.
@@ -137,6 +138,23 @@ fn what_is_restored_is_as_healthy_as_it_is() {
     agent.wipe();
     agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
     drop((listener, sidecar));
+}
+
+/// An alias that begins as critical may stay so for a minute.
+#[test]
+fn the_alias_of_a_restored_proxy_is_as_healthy_as_its_service() {
+    let agent = ScriptedAgent::start();
+    let port = Port::keep();
+    let pod = Pod::with_alias(&agent, &port);
+    let listener = port.listen();
+    let _sidecar = pod.run();
+    agent.await_that("the application to be passing", |state| {
+        state.model.is("passing", APPLICATION)
+    });
+    assert_eq!(agent.check(DESTINATION).unwrap().status, "critical");
+    agent.wipe();
+    agent.await_that("the alias to be passing", |state| state.model.is("passing", DESTINATION));
+    drop(listener);
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub(crate) const APPLICATION: &str = "web-0-web-application";
 
 /// The check of the proxy's public listener.
 pub(crate) const LISTENER: &str = "web-0-web-sidecar-proxy-listener";
+/// The proxy's alias of its service, where there is one.
+pub(crate) const DESTINATION: &str = "web-0-web-sidecar-proxy-destination";
 
 /// Where nothing listens.
 const NOWHERE: u16 = 1;
@@ -67,6 +69,17 @@ impl Pod {
         let mut pod = Self::with_public_listener(agent, listener);
         pod.service["Port"] = json!(0);
         pod.service["Checks"].as_array_mut().unwrap().truncate(1);
+        pod.write("registration.json", &pod.record(agent, pod.envoy.admin()).to_string());
+        agent.wipe();
+        pod.register(agent);
+        pod
+    }
+
+    /// As [`Self::with_application`], and its proxy has an alias of its service.
+    pub(crate) fn with_alias(agent: &ScriptedAgent, port: &Port) -> Self {
+        let mut pod = Self::with_application(agent, port);
+        let alias = json!({"CheckID": DESTINATION, "AliasService": SERVICE});
+        pod.proxy["Checks"].as_array_mut().unwrap().push(alias);
         pod.write("registration.json", &pod.record(agent, pod.envoy.admin()).to_string());
         agent.wipe();
         pod.register(agent);

