@@ -186,7 +186,8 @@ impl Sidecar {
     }
 }
 
-/// Says what is left. Returns what allows the logout.
+/// Logs what could not be deregistered. Returns the permission to log out, unless the
+/// agent still needs the token.
 fn said(taken_back: Result<Unused, Leftovers>) -> Option<Unused> {
     match taken_back {
         Ok(unused) => Some(unused),

@@ -4,6 +4,7 @@
 //! - [`exit`]: the exit codes, and [`Failure`], which carries one
 //! - [`log`]: the flags of the log
 //! - [`signal`]: SIGTERM and SIGINT, as something to await
+//! - [`stdout`]: data, for programs and people
 //! - [`deadline`]: how long the whole may take
 //! - [`retry`]: trying again, with jitter, until the deadline
 //! - [`reference`]: a README, held against the command line
@@ -17,6 +18,7 @@ pub mod log;
 pub mod reference;
 pub mod retry;
 pub mod signal;
+pub mod stdout;
 
 pub use command::{parse, parse_command, start};
 pub use deadline::Deadline;

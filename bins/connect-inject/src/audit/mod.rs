@@ -12,12 +12,11 @@ mod selector;
 mod sidecar;
 mod snapshot;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use consul::Agent;
-use runtime::{Exit, Failure, Signals};
+use runtime::{Exit, Failure, Signals, stdout};
 
 use crate::policy::{Cluster, Policy};
 use crate::serve::api::Api;
@@ -62,7 +61,7 @@ struct Found {
 pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<ExitCode, Failure> {
     let work = async {
         let Found { findings, counts, snapshot, cluster } = find(&settings).await?;
-        write(&report::write(&findings, counts, settings.output))?;
+        stdout::write(&report::write(&findings, counts, settings.output))?;
         summarize(&findings, counts);
         let mut left = findings.len();
         if let Some(repair) = settings.repair {
@@ -79,7 +78,7 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
 
 /// Writes the rights that are needed.
 pub(crate) fn print_rights() -> Result<ExitCode, Failure> {
-    write(rights::RIGHTS)?;
+    stdout::write(rights::RIGHTS)?;
     Ok(Exit::Done.into())
 }
 
@@ -135,16 +134,5 @@ fn summarize(findings: &[Finding], counts: Counts) {
     );
     for (code, count) in report::by_code(findings) {
         tracing::warn!(code, count, "found");
-    }
-}
-
-fn write(text: &str) -> Result<(), Failure> {
-    let mut stdout = std::io::stdout();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        // The reader has seen enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => done.map_err(|error| {
-            Failure::new(Exit::CannotWrite, format_args!("cannot write standard output: {error}"))
-        }),
     }
 }

@@ -13,7 +13,7 @@ use crate::policy::{Cluster, Policy};
 /// What a restart would change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// The images.
+    /// An image differs from what the injector would use now.
     Images(String),
     /// What is registered: the annotations are not those of the injection.
     Annotations(String),

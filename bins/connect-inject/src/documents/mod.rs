@@ -4,11 +4,11 @@
 mod kinds;
 mod text;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use runtime::{Exit, Failure};
+use runtime::{Failure, stdout};
 
 use crate::inject::undo::{self, Undone};
 use crate::judge::Verdict;
@@ -98,7 +98,7 @@ pub(crate) fn explain(settings: Settings) -> Result<ExitCode, Failure> {
             lines.push(format!("{object}\t{outcome}\t{reason}\t{message}{mistake}\n"));
         }
     }
-    write(&lines.concat())?;
+    stdout::write(&lines.concat())?;
     if denied > 0 {
         return Err(Failure::usage(format_args!("denied: {denied}")));
     }
@@ -121,7 +121,7 @@ fn rewrite(
             document.replace(changed);
         }
     }
-    write(&text::write(documents.iter().map(|(_, document)| document)))
+    stdout::write(&text::write(documents.iter().map(|(_, document)| document)))
 }
 
 /// What a document says; none, which is reported, if nobody can read it.
@@ -186,15 +186,4 @@ fn read(file: &Path) -> std::io::Result<String> {
         return Ok(text);
     }
     std::fs::read_to_string(file)
-}
-
-fn write(text: &str) -> Result<(), Failure> {
-    let mut stdout = std::io::stdout();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        // The reader has seen enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => done.map_err(|error| {
-            Failure::new(Exit::CannotWrite, format_args!("cannot write standard output: {error}"))
-        }),
-    }
 }

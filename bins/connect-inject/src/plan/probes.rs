@@ -28,7 +28,7 @@ pub(crate) struct Exposed {
 pub(crate) struct Rewritten {
     /// The object with the port, as a JSON pointer.
     pub(crate) pointer: String,
-    /// The port.
+    /// Port of Envoy's listener, instead of the application's.
     pub(crate) port: u16,
 }
 

@@ -50,7 +50,7 @@ pub(super) async fn services(
     if !is_whole {
         filtered(seen, "nodes and services");
     }
-    // What is missing can't be told from what may not be seen; what is there can.
+    // If ACLs hid entries, a missing registration proves nothing; one that was read does.
     seen.snapshot.all_registrations = is_whole;
     seen.snapshot.agents = Some(agents);
     Ok(())
