@@ -1,7 +1,6 @@
 //! From the flags to a pod that is registered and ready to start, and back out
 //! if a step fails.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use flags::Report;
 use handoff::{Handoff, Milestone};
 use registration::pod::Pair;
 use runtime::deadline::race;
-use runtime::{Deadline, Exit, Failure, Signals};
+use runtime::{Deadline, Failure, Signals, stdout};
 
 use crate::args::{Args, Output, TransparentArgs};
 use crate::declare::{Said, Transparent, declare};
@@ -128,9 +127,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
 }
 
 fn print(text: &str) -> Result<ExitCode, Failure> {
-    write!(std::io::stdout(), "{text}").map_err(|error| {
-        Failure::new(Exit::CannotWrite, format_args!("cannot write to stdout: {error}"))
-    })?;
+    stdout::write(text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,12 +8,11 @@ mod args;
 mod loopback;
 mod netlink;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use args::{Args, Command};
 use redirect::{Plan, Transaction};
-use runtime::{Exit, Failure, Signals};
+use runtime::{Exit, Failure, Signals, stdout};
 
 fn main() -> ExitCode {
     let Args { log, command } = match runtime::parse() {
@@ -23,7 +22,10 @@ fn main() -> ExitCode {
     runtime::start(&log, async |signals| match command {
         Command::Apply(args) => apply(&args.plan()?, signals).await,
         Command::Verify(args) => verify(&args.plan()?, signals).await,
-        Command::Print(args) => print(&args.plan()?),
+        Command::Print(args) => {
+            stdout::write(args.plan()?.to_string())?;
+            Ok(Exit::Done.into())
+        }
     })
 }
 
@@ -58,13 +60,5 @@ async fn verify(plan: &Plan, signals: Signals) -> Result<ExitCode, Failure> {
     }
     loopback::verify(plan, signals).await.map_err(loopback::Error::failure)?;
     tracing::info!("connections of this pod go through Envoy");
-    Ok(Exit::Done.into())
-}
-
-/// Writes the rules to stdout.
-fn print(plan: &Plan) -> Result<ExitCode, Failure> {
-    write!(std::io::stdout(), "{plan}").map_err(|error| {
-        Failure::new(Exit::CannotWrite, format_args!("cannot write to stdout: {error}"))
-    })?;
     Ok(Exit::Done.into())
 }

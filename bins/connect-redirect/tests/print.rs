@@ -38,3 +38,10 @@ fn what_can_not_be_is_refused() {
         assert!(stderr.contains(named), "{args:?}: {stderr}");
     }
 }
+
+#[test]
+fn a_reader_that_has_gone_is_no_failure() {
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("connect-redirect"));
+    command.arg("print");
+    testkit::Outcome::unread(command).code(0);
+}

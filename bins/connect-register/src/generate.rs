@@ -2,14 +2,13 @@
 
 use clap::CommandFactory;
 use pages::{Page, completions as completions_of, manual};
-use runtime::{Exit, Failure};
+use runtime::{Exit, Failure, stdout};
 
 use crate::args::{Args, CompletionsArgs, ManArgs};
-use crate::output;
 
 /// Prints a shell's completions.
 pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
-    output::print_bytes(&completions_of(Args::command(), args.shell))
+    stdout::write(&completions_of(Args::command(), args.shell))
 }
 
 /// Prints the manual page of a subcommand, or of the program.
@@ -30,5 +29,5 @@ pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
         return Err(Failure::usage(format_args!("there is no subcommand `{name}`"))
             .hint(format_args!("there are: {}", names.join(", "))));
     };
-    output::print_bytes(text)
+    stdout::write(text)
 }

@@ -120,3 +120,15 @@ fn the_dependencies_in_the_architecture_are_those_of_the_code() {
         .collect();
     assert_eq!(drawn, code);
 }
+
+/// A program that writes to standard output itself fails when its reader is gone.
+#[test]
+fn the_product_writes_to_stdout_in_one_place() {
+    let found = Command::new("git")
+        .args(["grep", "--files-with-matches", "io::stdout", "--"])
+        .args(["bins/*/src/*.rs", "shared/*/src/*.rs"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "shared/runtime/src/stdout.rs\n");
+}

@@ -4,13 +4,14 @@ use std::io::{ErrorKind, Write};
 
 use crate::{Exit, Failure};
 
-/// Writes a text. A reader that has closed its end, such as `head`, has seen enough.
+/// Writes text or bytes. If the reader has closed its end, as `head` does, that is no
+/// failure.
 ///
 /// # Errors
-/// It can't be written.
-pub fn write(text: &str) -> Result<(), Failure> {
+/// Any other error of the write, such as a full disk.
+pub fn write(data: impl AsRef<[u8]>) -> Result<(), Failure> {
     let mut stdout = std::io::stdout();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(data.as_ref()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         done => done.map_err(|error| {
             Failure::new(Exit::CannotWrite, format_args!("cannot write standard output: {error}"))

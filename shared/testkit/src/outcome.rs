@@ -1,8 +1,8 @@
 //! How a run of a program ended.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use assert_cmd::assert::Assert;
+use assert_cmd::assert::{Assert, OutputAssertExt as _};
 
 use crate::PATIENCE;
 
@@ -15,6 +15,14 @@ impl Outcome {
     /// Runs a program to its end.
     pub fn of(command: Command) -> Self {
         Self(assert_cmd::Command::from_std(command).timeout(PATIENCE).assert())
+    }
+
+    /// Runs a program whose standard output has lost its reader, as `| head` leaves it.
+    pub fn unread(mut command: Command) -> Self {
+        let (reader, writer) = std::io::pipe().expect("there is room for a pipe");
+        drop(reader);
+        let output = command.stdin(Stdio::null()).stdout(writer).output();
+        Self(output.expect("the program starts").assert())
     }
 
     /// It has to have ended with that exit code.

@@ -390,3 +390,9 @@ fn an_agent_whose_http_listeners_envoy_rejects_is_warned_of() {
         assert_eq!(log.contains("for TCP services only"), is_warned, "{version}: {log}");
     }
 }
+
+#[test]
+fn a_reader_that_has_gone_is_no_failure() {
+    let agent = ScriptedAgent::start();
+    Pod::of(&agent).switch("--dry-run").run_unread().code(0);
+}

@@ -182,6 +182,11 @@ impl Pod {
         Outcome::of(self.command())
     }
 
+    /// Runs it to its end while nobody reads what it prints.
+    pub(crate) fn run_unread(&self) -> Outcome {
+        Outcome::unread(self.command())
+    }
+
     /// What the pod's termination log says.
     pub(crate) fn termination_log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("etc/termination-log")).unwrap()

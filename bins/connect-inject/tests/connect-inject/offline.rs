@@ -254,3 +254,11 @@ fn every_example_is_injected_without_a_warning() {
         assert!(!log.contains("WARN"), "{}: {log}", file.display());
     }
 }
+
+#[test]
+fn a_reader_that_has_gone_is_no_failure() {
+    let program = assert_cmd::cargo::cargo_bin!("connect-inject");
+    let mut command = std::process::Command::new(program);
+    command.args(["audit", "--print-rbac"]);
+    testkit::Outcome::unread(command).code(0);
+}

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::program::{Files, ran, run, run_with_stdin, start};
+use crate::program::{Files, command, ran, run, run_with_stdin, start};
 use crate::scripted_agent::{Answer, NOBODY, ScriptedAgent, done, ok, unknown, willing};
 
 const REGISTER: &str = "PUT /v1/agent/service/register";
@@ -506,4 +506,13 @@ fn an_id_that_is_a_url_is_registered_although_the_agent_redirects() {
     });
     run(&agent.address(), &["register", "--name", "x", "--id", "http://127.0.0.1:21000/api"])
         .printed("Registered service: x\n");
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_failure() {
+    let agent = ScriptedAgent::start(|request, _| willing(request));
+    let mut command = command(&["register", "--name", "web"]);
+    command.env("CONSUL_HTTP_ADDR", agent.address());
+    testkit::Outcome::unread(command).code(0);
+    assert_eq!(registered(&agent).len(), 1);
 }
