@@ -9,7 +9,6 @@ use std::time::Duration;
 /// What `--virtual` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum VirtualArg {
-    /// An address.
     Address(SocketAddrV4),
     /// A Service of the pod's namespace.
     Service(String),

@@ -15,10 +15,8 @@ use crate::{Admin, Error};
 pub struct AccessLogs {
     /// Whether there are access logs; the rest is void if not.
     pub enabled: bool,
-    /// Where they go.
     #[serde(rename = "Type")]
     pub sink: AccessLogSink,
-    /// The file, if they go to one.
     pub path: String,
     /// A JSON object of Envoy's command operators; takes precedence over the text.
     #[serde(rename = "JSONFormat")]
@@ -28,17 +26,13 @@ pub struct AccessLogs {
     pub text_format: String,
 }
 
-/// Where access logs go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLogSink {
-    /// Envoy's standard output.
     #[default]
     #[serde(alias = "")]
     Stdout,
-    /// Envoy's standard error.
     Stderr,
-    /// A file.
     File,
 }
 

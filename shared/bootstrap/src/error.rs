@@ -12,9 +12,7 @@ pub enum Error {
         "proxy config {key} is {found}, expected a text; hint: put it between quotes, JSON too"
     )]
     NotText {
-        /// Key of `Proxy.Config`.
         key: &'static str,
-        /// What stands there.
         found: &'static str,
     },
 
@@ -25,9 +23,7 @@ pub enum Error {
          resolve host names here, write 127.0.0.1 for localhost"
     )]
     BindAddress {
-        /// Key of `Proxy.Config`.
         key: &'static str,
-        /// Its value.
         value: String,
     },
 
@@ -38,11 +34,9 @@ pub enum Error {
          or udp://$HOST_IP:PORT; hint: {hint}"
     )]
     SinkUrl {
-        /// Key of `Proxy.Config`.
         key: &'static str,
         /// Its value, variables replaced.
         value: String,
-        /// What to change.
         hint: &'static str,
     },
 
@@ -52,9 +46,7 @@ pub enum Error {
          hint: set {name} where the bootstrap is written, or write the address itself"
     )]
     UnsetVariable {
-        /// Key of `Proxy.Config`.
         key: &'static str,
-        /// Name of the variable.
         name: String,
     },
 
@@ -64,7 +56,6 @@ pub enum Error {
          or NAME for the value 1; hint: remove it or name it"
     )]
     StatsTag {
-        /// The tag.
         tag: String,
     },
 
@@ -75,14 +66,12 @@ pub enum Error {
          as 60s"
     )]
     FlushInterval {
-        /// Its value.
         value: String,
     },
 
     /// A setting that holds JSON does not.
     #[error("{setting} is not {expected}: {problem}; hint: {hint}")]
     Json {
-        /// The setting.
         setting: &'static str,
         /// What is accepted.
         expected: &'static str,
@@ -121,7 +110,6 @@ pub enum Error {
          or none of them"
     )]
     PrometheusTls {
-        /// The missing flags.
         missing: String,
     },
 
@@ -131,7 +119,6 @@ pub enum Error {
          hint: the default is /metrics"
     )]
     ScrapePath {
-        /// Its value.
         value: String,
     },
 

@@ -26,7 +26,6 @@ use thiserror::Error;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GrpcAddress {
-    /// A host and a port.
     Tcp {
         /// Whether its scheme is `https://` or `http://`; none without a scheme.
         tls: Option<bool>,

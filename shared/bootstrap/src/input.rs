@@ -11,13 +11,9 @@ use crate::{AccessLogs, Error};
 /// other fields are public and as `consul connect envoy` has them without flags.
 #[derive(Debug, Clone)]
 pub struct Input {
-    /// The proxy, as it is registered.
     pub proxy: Proxy,
-    /// The agent's xDS server.
     pub xds: Xds,
-    /// Envoy's administration server.
     pub admin: Admin,
-    /// The page that Prometheus scrapes.
     pub prometheus: Prometheus,
     /// Where to serve `/ready`, for probes that come from outside the pod.
     /// `consul connect envoy -envoy-ready-bind-address` and `-envoy-ready-bind-port`.
@@ -57,7 +53,6 @@ pub struct Proxy {
 /// How Envoy reaches the agent's xDS server.
 #[derive(Debug, Clone)]
 pub struct Xds {
-    /// Where the server listens.
     pub address: XdsAddress,
     /// Certificates, in PEM, that the server's is verified with. `Some` means
     /// TLS, `None` plain text.
@@ -92,7 +87,6 @@ pub enum XdsAddress {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Token(String);
 
-/// Envoy's administration server.
 #[derive(Debug, Clone)]
 pub struct Admin {
     /// Where it listens; 127.0.0.1:19000 by default. It has no authentication:
@@ -198,7 +192,6 @@ fn or_default(name: Option<&str>) -> &str {
 // === impl Token ===
 
 impl Token {
-    /// Wraps a token.
     pub fn new(token: impl Into<String>) -> Self {
         Self(token.into())
     }

@@ -10,7 +10,6 @@ use serde_json::Value;
 
 use crate::Error;
 
-/// The value of a field.
 #[derive(Debug, Clone)]
 pub(crate) enum Field {
     /// Goes between quotes of the template's, so it is escaped for JSON.
@@ -30,7 +29,6 @@ const DEPTH: usize = 64;
 /// name, too.
 const EMBEDDED: &str = "GRPC";
 
-/// Renders the template.
 pub(crate) fn render(template: &str, fields: &[(&'static str, Field)]) -> Result<String, Error> {
     let refuse = |refusal: Refusal| Error::Template {
         action: refusal.action,
@@ -62,7 +60,6 @@ enum Piece<'t> {
     Action(&'t str),
 }
 
-/// A part of the template.
 enum Node<'t> {
     Text(&'t str),
     Print(&'t str, Expression),
@@ -239,7 +236,6 @@ fn tokens(action: &str) -> Result<Vec<Token>, String> {
 
 // === impl Parser ===
 
-/// Reads pieces into nodes.
 struct Parser<'p, 't> {
     pieces: &'p [Piece<'t>],
     fields: &'p [(&'static str, Field)],
@@ -535,7 +531,6 @@ impl Function {
 
 // === impl Run ===
 
-/// Prints nodes.
 struct Run<'r> {
     fields: &'r [(&'static str, Field)],
     variables: Vec<(String, Datum)>,

@@ -13,10 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::agent::Agent;
 use crate::error::{Cause, Error, NO_SUCH_TOKEN};
 
-/// The parameters of a login.
 #[derive(Clone, Debug)]
 pub struct Login<'a> {
-    /// The auth method.
     pub auth_method: &'a str,
     /// The service account's token, or another that the auth method accepts.
     pub bearer_token: &'a SecretString,
@@ -24,12 +22,9 @@ pub struct Login<'a> {
     pub meta: &'a BTreeMap<String, String>,
 }
 
-/// What a logout found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoggedOut {
-    /// The token was deleted.
     Done,
-    /// The token did not exist.
     WasUnknown,
 }
 

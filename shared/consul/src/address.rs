@@ -14,7 +14,6 @@ pub enum Address {
     /// `http://` or `https://`, host, port and perhaps a path that stands
     /// before every request's own.
     Url(Url),
-    /// A unix socket.
     Unix(PathBuf),
 }
 
@@ -28,7 +27,6 @@ pub struct InvalidAddress {
     problem: String,
 }
 
-/// Consul's HTTP port.
 const HTTP_PORT: u16 = 8500;
 /// Consul's HTTPS port, by convention.
 const HTTPS_PORT: u16 = 8501;
@@ -102,7 +100,6 @@ impl Address {
         }
     }
 
-    /// Whether requests go over TLS.
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Url(url) if url.scheme() == "https")
     }

@@ -33,7 +33,6 @@ use crate::tls::TlsFiles;
 /// Which agent, and how it is spoken to.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where it listens.
     pub address: Address,
     /// The ACL token to begin with, if any.
     pub token: Option<SecretString>,
@@ -41,7 +40,6 @@ pub struct Config {
     pub token_file: Option<PathBuf>,
     /// `user:password` for HTTP basic authentication.
     pub http_auth: Option<SecretString>,
-    /// TLS with it.
     pub tls: TlsFiles,
     /// The namespace; never sent if none.
     pub namespace: Option<String>,
@@ -71,7 +69,6 @@ pub struct Leader {
     pub certificate: Option<Validity>,
 }
 
-/// What a deregistration found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deregistered {
     /// It was there, or the agent does not tell.
@@ -80,12 +77,9 @@ pub enum Deregistered {
     WasUnknown,
 }
 
-/// What the renewal of a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewed {
-    /// It was there and is renewed.
     Done,
-    /// The agent has no such check.
     Unknown,
 }
 
@@ -530,7 +524,6 @@ pub fn segment(text: &str) -> String {
     })
 }
 
-/// A request in the making.
 pub(crate) struct Call<'a> {
     agent: &'a Agent,
     method: Method,
@@ -541,7 +534,6 @@ pub(crate) struct Call<'a> {
     timeout: Duration,
 }
 
-/// An answer of the agent.
 struct Answered {
     status: u16,
     body: Vec<u8>,
@@ -582,7 +574,6 @@ impl Call<'_> {
         self.send().await.map(drop)
     }
 
-    /// Sends it and reads the answer.
     pub(crate) async fn answer<T: DeserializeOwned>(self) -> Result<T, Error> {
         let request = self.request();
         let body = self.send().await?;

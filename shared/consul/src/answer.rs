@@ -18,17 +18,13 @@ use serde_json::{Map, Value};
 pub struct AgentService {
     /// Ordinary if this program does not know the kind.
     pub kind: Kind,
-    /// Its id on the agent.
     pub id: String,
-    /// Its name.
     pub service: String,
     /// Labels; null if there are none.
     pub tags: Option<Vec<String>>,
     /// Free text by key; null if there is none.
     pub meta: Option<BTreeMap<String, String>>,
-    /// Where it is reached.
     pub address: String,
-    /// The port there.
     pub port: u16,
     /// Other addresses by name; the agent and the servers add some.
     pub tagged_addresses: BTreeMap<String, TaggedAddress>,
@@ -53,9 +49,7 @@ pub struct AgentService {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct AgentCheck {
-    /// Its node.
     pub node: String,
-    /// Its id on the agent.
     #[serde(rename = "CheckID")]
     pub check_id: String,
     /// For people.
@@ -124,7 +118,6 @@ pub struct Root {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct CatalogService {
-    /// Its node.
     pub node: String,
     /// The node's address.
     pub address: String,
@@ -167,9 +160,7 @@ pub struct AgentSelf {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct SelfConfig {
-    /// Its datacenter.
     pub datacenter: String,
-    /// Its node's name.
     pub node_name: String,
     /// Its release.
     pub version: String,
@@ -207,7 +198,6 @@ pub struct SelfXds {
 pub struct SelfXdsPorts {
     /// Without TLS.
     pub plaintext: i64,
-    /// With TLS.
     #[serde(rename = "TLS")]
     pub tls: i64,
 }

@@ -18,20 +18,16 @@ use crate::error::{Cause, Error};
 /// A list, and whether the ACL token may see all of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Listed<T> {
-    /// What is listed.
     pub items: T,
     /// Whether something is left out that the ACL token may not see. Agents say it from
     /// Consul 1.11 on.
     pub is_filtered: bool,
 }
 
-/// A node of the catalog.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Node {
-    /// Its name.
     pub node: String,
-    /// Its address.
     pub address: String,
 }
 
@@ -47,7 +43,6 @@ pub struct Member {
     pub tags: BTreeMap<String, String>,
 }
 
-/// Who may connect to whom.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Intention {
@@ -72,7 +67,6 @@ pub struct LoginToken {
     pub accessor_id: String,
     /// Free text; a login writes its meta into it.
     pub description: String,
-    /// The auth method.
     pub auth_method: String,
     /// When it was made (RFC 3339).
     pub create_time: String,
@@ -80,11 +74,9 @@ pub struct LoginToken {
     pub expiration_time: Option<String>,
 }
 
-/// How tokens are had by login.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct AuthMethod {
-    /// Its name.
     pub name: String,
     /// Its type, such as `kubernetes`.
     #[serde(rename = "Type")]
@@ -98,7 +90,6 @@ pub struct AuthMethod {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct BindingRule {
-    /// Its id.
     #[serde(rename = "ID")]
     pub id: String,
     /// Whom it matches; empty: everybody.
@@ -181,7 +172,6 @@ impl Agent {
         call.answer().await.map(|Checked { allowed }| allowed)
     }
 
-    /// The names of the config entries of a kind.
     pub async fn config_entry_names(&self, kind: &str) -> Result<Listed<Vec<String>>, Error> {
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "PascalCase", default)]

@@ -50,7 +50,6 @@ const HTTP_LISTENERS: (u32, u32) = (1, 12);
 // === impl Limits ===
 
 impl Limits {
-    /// In words.
     pub fn words(self) -> &'static str {
         match self {
             Self::NoXds => "serves xDS v2 only, which Envoy 1.18 and newer do not speak",
@@ -60,7 +59,6 @@ impl Limits {
         }
     }
 
-    /// What to do.
     pub fn hint(self) -> &'static str {
         match self {
             Self::NoXds => {

@@ -12,26 +12,21 @@ use rustls::pki_types::pem;
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{request}: {cause}")]
 pub struct Error {
-    /// The request and its agent.
     pub request: Request,
-    /// Why it failed.
     pub cause: Cause,
 }
 
 /// A request, as an error names it: never with a token.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The HTTP method.
     pub method: &'static str,
     /// The agent's address: scheme, host and port.
     pub agent: String,
-    /// The path.
     pub path: String,
     /// The node of Kubernetes, if a pod asks.
     pub node: Option<String>,
 }
 
-/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// Nothing listens there.
@@ -69,38 +64,28 @@ pub enum Cause {
 /// Why there is no client of an agent: its files, or what is said of them.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// A file or a folder can't be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// The flag that names it.
         flag: &'static str,
-        /// The file or the folder.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
     /// The file of the ACL token can't be read.
     #[error("cannot read the token file {}: {source}", path.display())]
     Token {
-        /// Path of the token file.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
     /// A file of the client's own certificate or key is no PEM.
     #[error("cannot read {} as PEM: {source}", path.display())]
     Pem {
-        /// The flag that names it.
         flag: &'static str,
-        /// Path of the PEM file.
         path: PathBuf,
-        /// Why.
         source: pem::Error,
     },
     /// A place that is to hold CA certificates holds none.
     #[error("{place} holds no CA certificate{}", in_brackets(problem.as_deref()))]
     NoCa {
-        /// The flag that names it.
         flag: &'static str,
         /// A file, folder or variable.
         place: String,
@@ -113,20 +98,15 @@ pub enum SetupError {
     /// The client's certificate and key do not belong together.
     #[error("{} and {} do not belong together: {source}", cert.display(), key.display())]
     KeyPair {
-        /// Path of the certificate.
         cert: PathBuf,
-        /// Path of the key.
         key: PathBuf,
-        /// Why.
         source: rustls::Error,
     },
     /// What the agent's certificate is to be named can't be a name.
     #[error("`{0}` is neither a host name nor an IP address")]
     ServerName(String),
-    /// TLS can't be set up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
-    /// HTTP can't be set up.
     #[error("cannot set up HTTP: {0}")]
     Http(#[from] reqwest::Error),
 }
@@ -134,7 +114,6 @@ pub enum SetupError {
 /// How many characters of the agent's own words are repeated.
 const LONGEST_QUOTE: usize = 500;
 
-/// The path of a registration.
 const REGISTER: &str = "/v1/agent/service/register";
 
 /// How Go's HTTP server answers plain text on a TLS port.
@@ -192,7 +171,6 @@ impl Error {
         beginnings.iter().any(|beginning| words.starts_with(beginning))
     }
 
-    /// Whether no agent answered.
     pub fn is_no_answer(&self) -> bool {
         match &self.cause {
             Cause::Refused

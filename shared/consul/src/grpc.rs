@@ -15,15 +15,12 @@ pub const DEFAULT_PORT: u16 = 8502;
 /// The gRPC ports of an agent, by what it says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
-    /// It does not say.
     Unknown,
     /// It serves no gRPC.
     Off,
     /// At least one of the two ports is open.
     On {
-        /// The port in plain text.
         plain: Option<u16>,
-        /// The port over TLS.
         tls: Option<u16>,
     },
 }
@@ -37,7 +34,6 @@ pub struct Cas {
     pub http: bool,
 }
 
-/// Where Envoy is to find xDS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The address, always with its scheme.
@@ -50,21 +46,17 @@ pub struct Choice {
     pub warning: Option<String>,
 }
 
-/// Who says where xDS is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A flag.
     Given,
-    /// The agent reports its gRPC ports.
     Told,
     /// Nobody: Consul's default is assumed.
     Assumed,
 }
 
-/// Why Envoy can't be fed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GrpcError {
-    /// The agent serves no gRPC.
     #[error("gRPC is off on the agent: Envoy has nowhere to get its configuration from")]
     Off,
     /// Only TLS is served, and there is nothing to check its certificate against.
@@ -72,9 +64,7 @@ pub enum GrpcError {
         "the agent serves xDS over TLS at {address}, but no CA certificate is given to check it against"
     )]
     NoCa {
-        /// Where xDS is served.
         address: GrpcAddress,
-        /// The agent's HTTP address.
         http: Address,
     },
 }
@@ -170,7 +160,6 @@ fn scheme(given: Option<bool>, port: u16, served: Served) -> (bool, Option<Strin
 // === impl GrpcError ===
 
 impl GrpcError {
-    /// What to do next.
     pub fn hint(&self) -> String {
         match self {
             Self::Off => "set `ports { grpc = 8502 }` in the agent's configuration".to_owned(),
@@ -208,7 +197,6 @@ mod tests {
         Served::On { plain: plain.into(), tls: tls.into() }
     }
 
-    /// The address, or what is wrong.
     fn chosen(given: &str, http: &str, served: Served, cas: Cas) -> String {
         let given = (!given.is_empty()).then(|| given.parse().unwrap());
         match choose(given.as_ref(), &http.parse().unwrap(), served, cas) {

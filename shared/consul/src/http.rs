@@ -24,7 +24,6 @@ const PROBES: u32 = 2;
 /// How long what was sent may go unacknowledged by the other end's kernel.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(6);
 
-/// Builds the client for an agent.
 pub(crate) fn client(address: &Address, tls: &TlsFiles) -> Result<Client, SetupError> {
     // The configuration is handed over ready-made, for three reasons: the system's
     // certificates are not parsed (an image from scratch has none, which would be

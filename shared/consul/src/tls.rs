@@ -35,7 +35,6 @@ pub struct TlsFiles {
     /// A PEM file with the certificate shown to the agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cert: Option<PathBuf>,
-    /// A PEM file with its key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_key: Option<PathBuf>,
     /// The name that the agent's certificate must have.
@@ -84,7 +83,6 @@ impl TlsFiles {
         Ok(self.cas()?.certificates.iter().map(|certificate| to_pem(certificate)).collect())
     }
 
-    /// Whether CA certificates are given.
     pub fn has_ca(&self) -> bool {
         self.ca_file.is_some() || self.ca_path.is_some() || self.inline_ca_pem.is_some()
     }
@@ -261,7 +259,6 @@ fn not_pem(flag: &'static str, path: &Path, source: pem::Error) -> SetupError {
     SetupError::Pem { flag, path: path.to_owned(), source }
 }
 
-/// Checks an agent's certificate.
 #[derive(Debug)]
 struct AgentVerifier {
     trust: Trust,

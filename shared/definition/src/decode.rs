@@ -66,7 +66,6 @@ pub(crate) struct Decoded {
     pub(crate) newer: Vec<(Since, Found)>,
 }
 
-/// The services of a file.
 pub(crate) fn definitions(root: &Node) -> Result<Vec<Decoded>, Vec<Found>> {
     let mut reader = Reader::default();
     let at = At { node: root, path: String::new() };

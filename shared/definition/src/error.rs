@@ -8,7 +8,6 @@ use crate::tree::is_secret;
 /// what is accepted. Never with a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Problem {
-    /// The file's name.
     pub file: String,
     /// The line, from 1.
     pub line: usize,

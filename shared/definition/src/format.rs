@@ -4,10 +4,8 @@ use std::path::Path;
 
 use crate::UnknownFormat;
 
-/// The format of a definition file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// JSON.
     Json,
     /// HCL 1; a text that begins with `{` is JSON all the same.
     Hcl,

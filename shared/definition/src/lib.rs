@@ -42,14 +42,12 @@ pub use error::{Problem, UnknownFormat};
 pub use format::Format;
 pub use since::Since;
 
-/// A service as a file defines it.
 #[derive(Clone, Debug, Default)]
 pub struct Definition {
     /// What is sent to the agent.
     pub service: Service,
     /// The ACL token for this service's requests; `None`: that of all requests.
     pub token: Option<SecretString>,
-    /// Where the definition begins.
     pub place: Place,
     /// What the file says without effect.
     pub warnings: Vec<Problem>,
@@ -70,7 +68,6 @@ pub struct Newer {
 /// Where in a file a definition begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    /// The file's name.
     pub file: String,
     /// The line, from 1.
     pub line: usize,

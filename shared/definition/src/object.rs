@@ -15,7 +15,6 @@ use crate::since::Since;
 use crate::spelling::nearest;
 use crate::tree::{Key, Node, Value, to_map};
 
-/// What was noted so far.
 #[derive(Default)]
 pub(crate) struct Reader {
     /// The first problems: nobody reads more.
@@ -159,7 +158,6 @@ impl Reader {
         None
     }
 
-    /// A list.
     pub(crate) fn list<'t, T>(
         &mut self,
         at: &At<'t>,
@@ -209,7 +207,6 @@ impl Reader {
         self.whole(at, 0, u16::MAX)
     }
 
-    /// A count.
     pub(crate) fn count(&mut self, at: &At<'_>) -> u32 {
         self.whole(at, 0, u32::MAX)
     }
@@ -247,7 +244,6 @@ impl Reader {
         }
     }
 
-    /// One of a few words.
     pub(crate) fn one_of<T: Copy + Default>(&mut self, at: &At<'_>, words: &[(&str, T)]) -> T {
         let Value::Text(text) = &only(at.node).value else {
             return self.wrong(at, "a text between quotes");

@@ -14,7 +14,6 @@ pub(crate) struct Node {
     pub(crate) value: Value,
 }
 
-/// A key, and where it begins.
 pub(crate) struct Key {
     pub(crate) text: String,
     /// In bytes of the text.

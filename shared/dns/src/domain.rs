@@ -11,7 +11,6 @@ pub struct Domain {
     text: String,
 }
 
-/// A text that is not a domain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("domain `{text}`: {problem}; expected labels separated by dots, such as `consul`")]
 pub struct InvalidDomain {

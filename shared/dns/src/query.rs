@@ -12,7 +12,6 @@ pub struct Query<'m> {
     name_end: usize,
 }
 
-/// Why a message is not a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// Shorter than a header, or a response: answering it could make two servers
@@ -81,7 +80,6 @@ impl<'m> Query<'m> {
         Ok(Self { message, name_end })
     }
 
-    /// The whole message.
     pub fn message(self) -> &'m [u8] {
         self.message
     }
@@ -91,7 +89,6 @@ impl<'m> Query<'m> {
         domain.has(self.name())
     }
 
-    /// The message under another id.
     pub fn with_id(self, id: u16) -> Vec<u8> {
         let mut message = self.message.to_vec();
         set_id(&mut message, id);

@@ -14,7 +14,6 @@ pub struct ResolvConf {
     pub unknown: Vec<String>,
 }
 
-/// The port of DNS.
 const PORT: u16 = 53;
 
 /// How many nameservers a C library asks.
@@ -23,7 +22,6 @@ const MOST: usize = 3;
 // === impl ResolvConf ===
 
 impl ResolvConf {
-    /// Reads the text of the file.
     pub fn read(text: &str) -> Self {
         let mut nameservers = Vec::new();
         let mut unknown = Vec::new();

@@ -3,7 +3,6 @@
 use consul::error::{Cause, Error};
 use serde::Serialize;
 
-/// What to think of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -26,7 +25,6 @@ pub struct Finding {
     /// Which one, if there are several: a service's id, a peer's name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub id: String,
-    /// What to think of it.
     pub verdict: Verdict,
     /// Why, as a word for programs; none if all is well.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,7 +32,6 @@ pub struct Finding {
     /// The id of the check that decided.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub check: String,
-    /// What was seen.
     pub detail: String,
     /// The likely cause and what to do, unless all is well.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,10 +51,8 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// All of them.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The word for it.
             pub fn word(self) -> &'static str {
                 match self { $(Self::$name => $word,)* }
             }
@@ -245,7 +240,6 @@ fn ask_for_token(error: &Error) -> String {
 // === impl Verdict ===
 
 impl Verdict {
-    /// The word for it.
     pub fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",

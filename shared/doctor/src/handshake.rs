@@ -15,7 +15,6 @@ use tokio_rustls::TlsConnector;
 /// Why gRPC is not spoken there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
-    /// There is no connection.
     Unreachable(String),
     /// The TLS handshake failed, in rustls' words.
     Tls(String),

@@ -35,14 +35,11 @@ mod proxy;
 mod service;
 mod transparent;
 
-/// Who is examined, and for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Patient<'a> {
-    /// The agent to diagnose.
     pub agent: &'a Agent,
     /// Where Envoy is told to find xDS; none: where the agent says.
     pub grpc: Option<&'a GrpcAddress>,
-    /// The TLS files for gRPC.
     pub grpc_tls: &'a TlsFiles,
     /// Which CA certificates are given for it.
     pub cas: Cas,

@@ -11,10 +11,8 @@ use registration::service::Kind;
 use crate::PATIENCE;
 use crate::finding::{Finding, Reason, Verdict, word};
 
-/// A service as the agent has it.
 #[derive(Clone, Copy, Debug)]
 pub struct Registered<'a> {
-    /// The service as the agent has it.
     pub service: &'a AgentService,
     /// The agent's checks of that service.
     pub checks: &'a [AgentCheck],
@@ -76,7 +74,6 @@ pub async fn examine_service(agent: &Agent, id: &str) -> Finding {
 
 const SERVICE: &str = "service";
 
-/// The state of a registered service.
 pub fn judge_service(registered: Registered<'_>) -> Finding {
     let Registered { service, checks, all, node } = registered;
     let id = service.id.as_str();

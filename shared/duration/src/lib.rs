@@ -18,7 +18,6 @@ pub struct GoDuration {
     nanoseconds: i64,
 }
 
-/// Why a text is not a duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// The text is not of Go's form.
@@ -26,19 +25,16 @@ pub enum ParseError {
         "invalid duration `{text}`: expected a number with a unit (ns, us, ms, s, m or h), such as `90s`, `1m30s` or `1.5h`"
     )]
     Form {
-        /// What was read.
         text: String,
     },
     /// The duration does not fit into 64 bits of nanoseconds (about 292 years).
     #[error("duration `{text}` is too long: at most 2562047h")]
     TooLong {
-        /// What was read.
         text: String,
     },
     /// A negative duration where a length of time is needed.
     #[error("duration `{text}` is negative: expected zero or more")]
     Negative {
-        /// What was read.
         text: String,
     },
 }

@@ -15,13 +15,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
-/// An Envoy, by its admin listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Envoy {
     admin: SocketAddr,
 }
 
-/// What Envoy says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct About {
@@ -62,26 +60,19 @@ pub struct AltName {
 /// A request to Envoy that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no connection.
     #[error("Envoy's admin listener at {0}: {1}")]
     Connect(SocketAddr, std::io::Error),
-    /// The exchange broke off.
     #[error("Envoy's admin listener at {0}: {1}")]
     Http(SocketAddr, hyper::Error),
-    /// The answer can't be read.
     #[error("Envoy's admin listener at {0}: unreadable answer: {1}")]
     Body(SocketAddr, Box<dyn std::error::Error + Send + Sync>),
-    /// There is no answer.
     #[error("Envoy's admin listener at {0}: no answer within 5 s")]
     Timeout(SocketAddr),
     /// The answer is a refusal.
     #[error("Envoy answers {path} with status {status}: {body}")]
     Status {
-        /// What was asked.
         path: &'static str,
-        /// The HTTP status.
         status: u16,
-        /// Envoy's words.
         body: String,
     },
 }
@@ -123,7 +114,6 @@ impl Envoy {
         self.ask(Method::GET, "/stats?filter=manager.[lc]ds.update_rejected$").await
     }
 
-    /// What it says of itself.
     pub async fn about(self) -> Result<About, Error> {
         self.document("/server_info").await
     }
@@ -164,7 +154,6 @@ impl Envoy {
         Ok(count_connections(&stats, pages))
     }
 
-    /// Ends Envoy.
     pub async fn quit(self) -> Result<(), Error> {
         self.ask(Method::POST, "/quitquitquit").await.map(drop)
     }

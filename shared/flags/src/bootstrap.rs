@@ -122,7 +122,6 @@ struct Seen {
 
 /// A document that was made without a registered proxy.
 pub struct Rehearsal {
-    /// The document.
     pub document: Value,
     /// What was taken for granted, because the agent did not tell.
     pub assumed: Vec<String>,

@@ -76,7 +76,6 @@ impl Handoff {
         self.own("envoy-bootstrap", ".json")
     }
 
-    /// The ACL token.
     pub fn token(&self) -> PathBuf {
         self.own("acl-token", "")
     }
@@ -163,7 +162,6 @@ impl Handoff {
         self.dir.join(format!("{stem}{}{extension}", self.suffix))
     }
 
-    /// The CA certificates of the agent.
     pub fn ca(&self) -> PathBuf {
         self.dir.join("consul-ca.pem")
     }
@@ -173,7 +171,6 @@ impl Handoff {
         self.dir.join("client-cert.pem")
     }
 
-    /// Its key.
     pub fn client_key(&self) -> PathBuf {
         self.dir.join("client-key.pem")
     }
@@ -188,7 +185,6 @@ impl Handoff {
         self.dir.join("connect-lifecycle")
     }
 
-    /// Writes what Envoy starts from.
     pub fn write_bootstrap(&self, document: &Value) -> Result<(), WriteError> {
         // It may hold the ACL token.
         write_whole(&self.bootstrap(), 0o600, format!("{document:#}\n").as_bytes())

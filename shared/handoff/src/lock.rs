@@ -18,10 +18,8 @@ pub struct Lock {
     _file: Flock<File>,
 }
 
-/// Why there is no lock.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// The lock's file can't be made.
     #[error(transparent)]
     File(#[from] WriteError),
     /// Another process holds it.

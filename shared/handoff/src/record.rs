@@ -24,9 +24,7 @@ pub struct Record {
     /// Service and proxy, as they were sent.
     #[serde(flatten)]
     pub pair: Pair,
-    /// The agent that has them.
     pub agent: AgentRecord,
-    /// Envoy's admin listener.
     pub admin: SocketAddr,
     /// How the ACL token was had, if it was by login.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -38,16 +36,12 @@ pub struct Record {
 pub struct AgentRecord {
     /// Where it listens for HTTP.
     pub http_addr: Address,
-    /// TLS with it.
     #[serde(default)]
     pub tls: TlsFiles,
-    /// The namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// The admin partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<String>,
-    /// The name of its node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// The file with the token, if there is one.
@@ -65,7 +59,6 @@ pub struct AgentRecord {
 /// How to log in. Stored in the record so that `connect-lifecycle` can log in again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {
-    /// The auth method.
     pub auth_method: String,
     /// The file with what proves to it who logs in: in a pod, the token of its
     /// service account. The kubelet renews it.
@@ -74,31 +67,22 @@ pub struct Login {
     pub meta: BTreeMap<String, String>,
 }
 
-/// A record that can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The file can't be read.
     #[error("cannot read {}: {source}", .path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Why.
         source: std::io::Error,
     },
-    /// The file holds something else.
     #[error("{} is not a registration of this program: {source}", .path.display())]
     Form {
-        /// The file.
         path: PathBuf,
-        /// Why.
         source: serde_json::Error,
     },
     /// The file was written by a release that this one can't follow.
     #[error("{} has version {version}, this program reads up to {VERSION}", .path.display())]
     Version {
-        /// The file.
         path: PathBuf,
-        /// The version.
         version: u32,
     },
 }
@@ -106,12 +90,10 @@ pub enum ReadError {
 // === impl Record ===
 
 impl Record {
-    /// A record of this release.
     pub fn new(pair: Pair, agent: AgentRecord, admin: SocketAddr, login: Option<Login>) -> Self {
         Self { version: VERSION, pair, agent, admin, login }
     }
 
-    /// Writes it down.
     pub fn write(&self, handoff: &Handoff) -> Result<(), WriteError> {
         // Strings, numbers, lists and maps with string keys.
         let mut text = serde_json::to_vec_pretty(self).expect("a record is JSON");
@@ -119,7 +101,6 @@ impl Record {
         write_whole(&handoff.record(), 0o640, text.as_slice())
     }
 
-    /// Reads it.
     pub fn read(handoff: &Handoff) -> Result<Self, ReadError> {
         #[derive(Deserialize)]
         struct Version {

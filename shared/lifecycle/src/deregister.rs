@@ -14,7 +14,6 @@ pub struct Deregister {
 /// The steps of a deregistration. Each is taken even if the one before failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// Write the tombstone.
     Bury,
     /// Take the lock, but leave time for the rest.
     Lock,

@@ -20,7 +20,6 @@ const SHELLS: [(Shell, &str, &str, &str); 3] = [
     (Shell::Fish, "share/fish/vendor_completions.d", "", ".fish"),
 ];
 
-/// A manual page.
 #[derive(Clone, Debug)]
 pub struct Page {
     /// The program, or program and subcommand joined by a dash.
@@ -60,7 +59,6 @@ fn subcommands(command: &Command) -> impl Iterator<Item = &Command> {
     command.get_subcommands().filter(|each| each.get_name() != "help" && !each.is_hide_set())
 }
 
-/// The completions of a program for a shell.
 pub fn completions(mut program: Command, shell: Shell) -> Vec<u8> {
     let name = program.get_name().to_owned();
     let mut script = Vec::new();

@@ -18,7 +18,6 @@ pub use health::{Health, STARTING};
 /// A probe that can be run over loopback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// What is asked.
     pub action: Action,
     /// How long the application is left alone at first.
     pub initial_delay: Duration,
@@ -32,19 +31,14 @@ pub struct Probe {
     pub failure_threshold: u32,
 }
 
-/// What a probe asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// A page.
     Http(Page),
-    /// A connection.
     Tcp {
-        /// To this port.
         port: u16,
     },
     /// The health service of gRPC, in plain text.
     Grpc {
-        /// At this port.
         port: u16,
         /// Of which service; empty: of the whole server.
         service: String,
@@ -54,7 +48,6 @@ pub enum Action {
 /// A page that answers with a status from 200 to 399 if all is well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// The port of loopback.
     pub port: u16,
     /// Whether over TLS, by any certificate.
     pub tls: bool,

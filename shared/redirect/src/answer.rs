@@ -20,9 +20,7 @@ pub enum Answer<'a> {
     Done,
     /// One thing of a list.
     Item {
-        /// What it is.
         kind: u16,
-        /// What it has.
         attributes: &'a [u8],
     },
 }

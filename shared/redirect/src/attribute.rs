@@ -4,7 +4,6 @@
 //! See [`netlink.h`](https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/netlink.h),
 //! `struct nlattr`.
 
-/// One attribute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attribute {
     kind: u16,
@@ -32,7 +31,6 @@ impl Attribute {
         Self { kind, value: Value::Bytes(value.to_owned()) }
     }
 
-    /// A text, with its end.
     pub(crate) fn text(kind: u16, value: &str) -> Self {
         Self { kind, value: Value::Bytes([value.as_bytes(), b"\0"].concat()) }
     }

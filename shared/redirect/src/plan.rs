@@ -33,7 +33,6 @@ pub struct Plan {
 /// Why a plan would not do what it says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mistake {
-    /// Both listeners have one port.
     #[error("inbound and outbound connections can't both go to port {0}")]
     OnePort(u16),
     /// Two services have one listener, or one has the first service's.

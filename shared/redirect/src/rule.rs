@@ -24,27 +24,22 @@ pub struct Rule {
     pub verdict: Verdict,
 }
 
-/// What a packet has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// Sent by that user.
     User(u32),
-    /// Of that family.
     Family(Family),
-    /// Not TCP.
     NotTcp,
     /// Leaves by the loopback interface: the pod talks to itself.
     OutOfLoopback,
     /// To an address among these.
     To(Cidr),
-    /// To that port.
     Port(Protocol, u16),
     /// The first packet of a TCP connection. Without this, connections that are
     /// open when the rules are loaded would be taken apart in the middle.
     FirstPacket,
 }
 
-/// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is left alone.
@@ -59,9 +54,7 @@ pub enum Verdict {
 /// The family of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// IPv4
     V4,
-    /// IPv6
     V6,
 }
 

@@ -17,7 +17,6 @@ pub enum Bind {
 /// Something that listens on a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// The address.
     pub bind: Bind,
     /// From 1 on.
     pub port: u16,

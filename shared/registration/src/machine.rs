@@ -16,7 +16,6 @@ pub enum NoPair {
         "it is a proxy or gateway itself: expected an ordinary service with connect.sidecar_service"
     )]
     IsAProxy,
-    /// It has no sidecar.
     #[error("it has no sidecar: expected connect.sidecar_service with a port")]
     NoSidecar,
     /// The sidecar's port is left to the agent.

@@ -10,10 +10,8 @@ pub enum InvalidName {
     /// There is none.
     #[error("the service name is empty: expected letters, digits, `-`, `_` or `.`")]
     Empty,
-    /// It is too long.
     #[error("service name `{name}` has {length} characters: at most {MAX_LENGTH}")]
     TooLong {
-        /// The name.
         name: String,
         /// Its length in characters.
         length: usize,
@@ -23,9 +21,7 @@ pub enum InvalidName {
         "service name `{name}` has {found:?} at column {column}: expected letters, digits, `-`, `_` or `.`, with a letter or digit first and last"
     )]
     Character {
-        /// The name.
         name: String,
-        /// The character.
         found: char,
         /// Where, in characters, from 1.
         column: usize,

@@ -38,7 +38,6 @@ const REMOVE_AFTER: GoDuration = GoDuration::from_secs(60);
 /// Which pod it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The pod's name.
     pub name: String,
     /// Its Kubernetes namespace.
     pub namespace: String,
@@ -49,7 +48,6 @@ pub struct Identity {
 /// What was declared of one service of the pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Declaration {
-    /// Its name.
     pub name: String,
     /// The port on which the application listens; none: a client only.
     pub port: Option<u16>,
@@ -78,9 +76,7 @@ pub struct Declaration {
 /// A service and its sidecar: registered together, gone together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
-    /// The service itself.
     pub service: Service,
-    /// Its sidecar proxy.
     pub proxy: Service,
 }
 

@@ -6,21 +6,17 @@ pub type Named<'a> = (&'a str, u16);
 /// Why a text is no port.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPort {
-    /// It is empty.
     #[error("the port is empty: expected a number from 1 to 65535 or the name of a container port")]
     Empty,
     /// It is a number, but no port.
     #[error("port `{text}` is out of range: expected 1 to 65535")]
     Range {
-        /// What was read.
         text: String,
     },
     /// It is a name that no container has.
     #[error("port `{text}` is neither a number from 1 to 65535 nor the name of a container port ({})", list(.known))]
     Unknown {
-        /// What was read.
         text: String,
-        /// The names that there are.
         known: Vec<String>,
     },
 }

@@ -133,7 +133,6 @@ pub struct Expose {
     /// Whether the HTTP and gRPC checks of the service are exposed.
     #[serde(skip_serializing_if = "is_default")]
     pub checks: bool,
-    /// The paths.
     #[serde(skip_serializing_if = "is_default", deserialize_with = "null_is_default")]
     pub paths: Vec<ExposePath>,
 }
@@ -142,7 +141,6 @@ pub struct Expose {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ExposePath {
-    /// The path, from `/` on.
     pub path: String,
     /// Where the proxy listens for it.
     pub listener_port: u16,

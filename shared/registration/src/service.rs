@@ -67,7 +67,6 @@ pub struct Service {
     pub partition: String,
 }
 
-/// What a service is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -91,7 +90,6 @@ pub enum Kind {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TaggedAddress {
-    /// An IP address or a host name.
     pub address: String,
     /// The port; 0: the service's own.
     #[serde(skip_serializing_if = "is_default")]
@@ -115,7 +113,6 @@ pub struct NamedPort {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Weights {
-    /// While its checks pass; at least 1.
     pub passing: u16,
     /// While one of its checks warns.
     pub warning: u16,

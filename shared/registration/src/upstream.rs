@@ -79,11 +79,9 @@ pub struct Upstream {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DestinationType {
-    /// A service.
     #[default]
     #[serde(alias = "")]
     Service,
-    /// A prepared query.
     PreparedQuery,
 }
 
@@ -118,13 +116,10 @@ pub enum Conflict {
         std::net::SocketAddr::new(*.address, *.port)
     )]
     SamePort {
-        /// The first one's destination.
         first: String,
-        /// The second one's destination.
         second: String,
         /// The local address, or the one of the two that stands for all.
         address: IpAddr,
-        /// The local port.
         port: u16,
     },
     /// Two upstreams on one unix socket.
@@ -132,27 +127,20 @@ pub enum Conflict {
         "upstreams `{first}` and `{second}` both listen on {path}: give each a socket of its own"
     )]
     SameSocket {
-        /// The first one's destination.
         first: String,
-        /// The second one's destination.
         second: String,
-        /// The socket's path.
         path: String,
     },
     /// One destination twice, which the agent refuses.
     #[error("upstream `{destination}` is given twice: one is enough for any number of connections")]
     SameDestination {
-        /// The destination.
         destination: String,
     },
-    /// The local port is in use already.
     #[error(
         "upstream `{destination}` would listen on port {port}, which is {owner}: choose another local port"
     )]
     Taken {
-        /// The destination.
         destination: String,
-        /// The local port.
         port: u16,
         /// What uses it.
         owner: String,
@@ -271,7 +259,6 @@ impl Upstream {
         self.local_bind_address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 
-    /// Its listener.
     pub fn listener(&self) -> Listener {
         Listener {
             bind: Bind::Ip(self.bind_address()),

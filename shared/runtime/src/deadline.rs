@@ -17,12 +17,9 @@ pub struct Deadline {
     budget: Duration,
 }
 
-/// Why work was cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// The deadline passed.
     Deadline,
-    /// The process was asked to end.
     Signal(Signal),
 }
 
@@ -44,7 +41,6 @@ pub async fn race<T>(
 // === impl Cut ===
 
 impl Cut {
-    /// What was cut short, as a failure.
     pub fn failure(self, deadline: Deadline) -> Failure {
         match self {
             Self::Deadline => {
@@ -74,12 +70,10 @@ impl Deadline {
         Self { at: self.at.checked_sub(time).unwrap_or(self.at), ..self }
     }
 
-    /// Waits until it has passed.
     pub async fn passed(self) {
         tokio::time::sleep_until(self.at).await;
     }
 
-    /// What is left of it.
     pub fn left(self) -> Duration {
         self.at.saturating_duration_since(Instant::now())
     }

@@ -9,13 +9,10 @@ use tempfile::NamedTempFile;
 
 use crate::exit::{Exit, Failure};
 
-/// A file that could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}: {source}", .path.display())]
 pub struct WriteError {
-    /// The file.
     pub path: PathBuf,
-    /// Why.
     pub source: std::io::Error,
 }
 

@@ -53,13 +53,11 @@ pub struct LogArgs {
     reports: Reports,
 }
 
-/// Where a binary says why it failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Reports {
     /// In the log, and as the container's termination message.
     #[default]
     LogAndMessage,
-    /// In the log.
     Log,
     /// On stderr, without time, severity and exit code.
     Bare,

@@ -29,7 +29,6 @@ pub fn jitter(longest: Duration) -> Duration {
     longest.mul_f64(fastrand::f64())
 }
 
-/// Why there is no result.
 #[derive(Debug)]
 pub enum Stopped<E> {
     /// A failure that trying again can't mend.

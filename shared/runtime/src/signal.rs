@@ -39,7 +39,6 @@ impl Signals {
         })
     }
 
-    /// Waits for the next request to end.
     pub async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.terminate.recv() => Signal::Terminate,

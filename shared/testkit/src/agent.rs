@@ -37,24 +37,18 @@ pub struct ScriptedAgent {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A request that came in.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// When it had come in whole.
     pub at: Instant,
     /// The connection it came by, counted from 1.
     pub connection: usize,
-    /// The HTTP method.
     pub method: String,
-    /// The path, as it was sent.
     pub path: String,
     /// What follows the path.
     pub query: String,
-    /// The ACL token.
     pub token: Option<String>,
-    /// The header `Authorization`.
     pub authorization: Option<String>,
-    /// The body.
     pub body: Vec<u8>,
 }
 
@@ -67,10 +61,8 @@ pub struct Held<'a> {
     gate: Gate,
 }
 
-/// What the agent has and has seen.
 #[derive(Debug)]
 pub struct State {
-    /// What it has.
     pub model: Model,
     /// What was asked of it.
     pub requests: Vec<Request>,
@@ -151,7 +143,6 @@ impl ScriptedAgent {
         Self::start_at(Port::keep(), Some(Tls::for_name(name, Twist::Mutual)))
     }
 
-    /// An agent on the loopback of IPv6.
     pub fn start_v6() -> Self {
         Self::start_at(Port::keep_v6(), None)
     }
@@ -167,7 +158,6 @@ impl ScriptedAgent {
         agent
     }
 
-    /// An agent on a unix socket.
     pub fn start_unix() -> Self {
         let folder = tempfile::tempdir().expect("a folder for the socket");
         let path = folder.path().join("consul.sock");
@@ -382,7 +372,6 @@ impl ScriptedAgent {
         self.shared.look(|state| state.model.services().clone())
     }
 
-    /// A check by its id.
     pub fn check(&self, id: &str) -> Option<Check> {
         self.shared.look(|state| state.model.check(id).cloned())
     }

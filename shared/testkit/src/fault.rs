@@ -10,13 +10,10 @@ use crate::Request;
 /// What is asked of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// Anything.
     Any,
     /// A service is registered.
     Register,
-    /// A service is deregistered.
     Deregister,
-    /// A service is read by its id.
     Service,
     /// A TTL check is set.
     Update,
@@ -62,7 +59,6 @@ pub enum Fault {
     Hang,
     /// It has its effect, and the answer comes after a while.
     Slow(Duration),
-    /// The connection is reset.
     Reset,
     /// It has its effect, but the connection is reset before the answer.
     LostAnswer,

@@ -6,13 +6,11 @@ use assert_cmd::assert::{Assert, OutputAssertExt as _};
 
 use crate::PATIENCE;
 
-/// A run that has ended.
 #[derive(Debug)]
 pub struct Outcome(Assert);
 
 #[expect(clippy::return_self_not_must_use, reason = "an assertion is made when it is written")]
 impl Outcome {
-    /// Runs a program to its end.
     pub fn of(command: Command) -> Self {
         Self(assert_cmd::Command::from_std(command).timeout(PATIENCE).assert())
     }
@@ -41,12 +39,10 @@ impl Outcome {
         self
     }
 
-    /// What it wrote to stderr.
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.0.get_output().stderr).into_owned()
     }
 
-    /// What it wrote to stdout.
     pub fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.0.get_output().stdout).into_owned()
     }

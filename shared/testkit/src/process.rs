@@ -30,7 +30,6 @@ struct Log {
 // === impl Process ===
 
 impl Process {
-    /// Starts it.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
@@ -45,7 +44,6 @@ impl Process {
         Self { stdin: child.stdin.take(), child, log }
     }
 
-    /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -55,13 +53,11 @@ impl Process {
         self.stdin.take().expect("it was not taken yet")
     }
 
-    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.id()).expect("a process id");
         kill(Pid::from_raw(id), signal).expect("the process is there");
     }
 
-    /// What it wrote to stderr so far.
     pub fn log(&self) -> String {
         self.log.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -89,7 +85,6 @@ impl Process {
         }
     }
 
-    /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("it is our child").is_none()
     }

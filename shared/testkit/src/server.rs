@@ -29,14 +29,12 @@ use crate::stream::{Reset, Socket, Stream};
 /// How long a request waits for a change if it does not say it, as Consul has it.
 const WAIT: Duration = Duration::from_secs(600);
 
-/// Where connections come in.
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// The body of an answer.
 #[derive(Debug)]
 pub(crate) struct Answered {
     pieces: VecDeque<Bytes>,

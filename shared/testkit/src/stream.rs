@@ -19,7 +19,6 @@ pub(crate) enum Socket {
     Unix(UnixStream),
 }
 
-/// A connection.
 #[derive(Debug)]
 pub(crate) struct Stream {
     socket: Socket,

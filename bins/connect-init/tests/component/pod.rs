@@ -91,7 +91,6 @@ impl Pod {
         self
     }
 
-    /// A variable of the environment.
     pub(crate) fn with_env(mut self, variable: &'static str, value: impl Into<String>) -> Self {
         self.variables.push((variable, value.into()));
         self

@@ -13,7 +13,6 @@ use crate::real_agent::{PATIENCE, RealAgent, free_ports, variable};
 
 const PAGE: &str = include_str!("../../docs/virtual-machine.md");
 
-/// The blocks of a language.
 fn blocks(language: &str) -> Vec<&'static str> {
     let begin = format!("```{language}\n");
     PAGE.split(begin.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()

@@ -21,7 +21,6 @@ pub(crate) struct Request {
 
 /// What the agent does with a request.
 pub(crate) enum Answer {
-    /// Answers.
     Status(u16, String),
     /// Closes the connection instead.
     Close,
@@ -52,7 +51,6 @@ struct State {
     is_over: bool,
 }
 
-/// An answer with a body.
 pub(crate) fn ok(body: &Value) -> Answer {
     Answer::Status(200, body.to_string())
 }

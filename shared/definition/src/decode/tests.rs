@@ -9,7 +9,6 @@ fn read(file: &Json) -> Vec<Definition> {
     parse("f.json", Format::Json, &file.to_string()).unwrap()
 }
 
-/// What is sent for a service.
 fn sent(service: &Json) -> Json {
     let mut definitions = read(&json!({"service": service}));
     assert_eq!(definitions.len(), 1);

@@ -12,7 +12,6 @@ pub(crate) struct Spanned {
 
 /// Not `Debug`: it may hold a token of another kind.
 pub(crate) enum Token {
-    /// A word without quotes.
     Name(String),
     /// What stands between quotes or in a heredoc.
     Text {

@@ -132,7 +132,6 @@ impl Parser<'_> {
         Ok(Node { offset, value: Value::Object(entries) })
     }
 
-    /// What stands behind `=`.
     fn value(&mut self, is_secret: bool) -> Result<Node, Found> {
         match self.next.token {
             Token::OpenBrace => self.block(),

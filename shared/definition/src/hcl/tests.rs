@@ -8,12 +8,10 @@ fn read(text: &str) -> Json {
     parse(text).unwrap_or_else(|found| panic!("{text}: {}", found.message)).to_json()
 }
 
-/// The one value of `a = ...`.
 fn value(text: &str) -> Json {
     read(&format!("a = {text}"))["a"].take()
 }
 
-/// Where and why a text is refused.
 fn error(text: &str) -> (usize, String) {
     match parse(text) {
         Ok(node) => panic!("{text} is {}", node.to_json()),

@@ -25,19 +25,14 @@ pub(crate) trait World: Copy + Eq + Hash + Debug {
 /// A step from one state to another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step<W> {
-    /// Who takes it.
     pub(crate) who: &'static str,
-    /// What is done.
     pub(crate) what: &'static str,
-    /// How it goes.
     pub(crate) how: &'static str,
     /// Whether it happens in peace, too; otherwise it is a fault.
     pub(crate) is_calm: bool,
-    /// Where it leads to.
     pub(crate) to: W,
 }
 
-/// All states.
 #[derive(Debug)]
 pub(crate) struct Space<W> {
     states: Vec<W>,
