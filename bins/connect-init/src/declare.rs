@@ -323,7 +323,8 @@ mod tests {
         assert_eq!(Value::Object(pair.proxy.proxy.unwrap().config).to_string(), r#"{"a":1,"b":3}"#);
     }
 
-    /// Pain 40: an upstream on a port that something else in the pod uses.
+    /// An upstream on a port that something else in the pod uses. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/224>.
     #[test]
     fn two_listeners_on_one_port_are_refused() {
         for (service, upstreams, words) in [

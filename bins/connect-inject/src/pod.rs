@@ -323,7 +323,8 @@ mod tests {
         );
     }
 
-    /// Pain 41: `true` and `"true"`.
+    /// `true` and `"true"`. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/1584>.
     #[test]
     fn an_annotation_is_a_string() {
         let pod = json!({"metadata": {"annotations": {"a/b": true, "c": null, "d": "e"}}});

@@ -138,8 +138,8 @@ mod tests {
         shares(gone, drain, deregister.map(Duration::from_secs)).map(|share| share.as_secs())
     }
 
-    /// P6, P7: deregistration is tried for as long as there is time, and the logout
-    /// keeps its share of it.
+    /// Deregistration is tried for as long as there is time, and the logout keeps its
+    /// share of it.
     #[test]
     fn deregistration_has_all_of_the_budget_but_the_logouts_share() {
         assert_eq!(seconds(0, None), [20, 23, 25]);

@@ -189,7 +189,7 @@ async fn report_death(pod: &Pod, status: ExitStatus) {
 mod tests {
     use super::*;
 
-    /// P9, P42: clients are told at once.
+    /// Clients are told at once.
     #[test]
     fn envoy_drains_at_once_unless_its_command_says_otherwise() {
         let with = |command: &str| {

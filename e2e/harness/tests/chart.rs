@@ -652,7 +652,7 @@ fn what_is_wrong_is_refused_with_the_reason() {
     }
 }
 
-/// I29: a value that is null, as a parent chart or a copied file may have it, is the
+/// A value that is null, as a parent chart or a copied file may have it, is the
 /// default, whichever it is.
 #[test]
 fn null_is_the_default() {
@@ -821,7 +821,7 @@ fn what_watches_the_injector_finds_it() {
     is_valid(&tools, &[objects]);
 }
 
-/// I28: where the API server reaches nodes only.
+/// Where the API server reaches nodes only.
 #[test]
 fn it_runs_in_the_network_of_the_nodes() {
     let Some(tools) = Tools::find_or_skip() else { return };
@@ -839,7 +839,7 @@ fn it_runs_in_the_network_of_the_nodes() {
     assert!(error.contains("turn one of them off"), "{error}");
 }
 
-/// I31: the injector asks a server, whose CA is known, for the roots of Connect's CA.
+/// The injector asks a server, whose CA is known, for the roots of Connect's CA.
 #[test]
 fn with_auto_encrypt_trust_stands_on_the_cas_of_the_servers() {
     let Some(tools) = Tools::find_or_skip() else { return };
@@ -871,7 +871,7 @@ fn with_auto_encrypt_trust_stands_on_the_cas_of_the_servers() {
     assert!(error.contains("the Secret with the CA of Consul's servers"), "{error}");
 }
 
-/// I28: the default named images that nobody can pull.
+/// The default named images that nobody can pull.
 #[test]
 fn images_that_nobody_has_pushed_are_asked_for() {
     let Some(tools) = Tools::find_or_skip() else { return };
@@ -892,8 +892,8 @@ fn of_consul(list: &str) -> Vec<Value> {
     all[list].as_array().unwrap().clone()
 }
 
-/// I30: they were ignored in silence. Each is refused with what to do instead, and all
-/// of a file at once.
+/// They were ignored in silence. Each is refused with what to do instead, and all of a
+/// file at once.
 #[test]
 fn values_that_cannot_be_followed_are_refused_with_what_to_set() {
     let Some(tools) = Tools::find_or_skip() else { return };
@@ -1172,8 +1172,8 @@ fn asked(objects: &Objects) -> Vec<(&str, &str, Vec<&str>)> {
         .collect()
 }
 
-/// I27: without conditions, it failed closed for every pod of every namespace. Only
-/// pods that ask are refused while no injector answers, unless the operator says so.
+/// Without conditions, it failed closed for every pod of every namespace. Only pods
+/// that ask are refused while no injector answers, unless the operator says so.
 #[test]
 fn it_fails_closed_for_pods_that_ask_only() {
     let Some(tools) = Tools::find_or_skip() else { return };
@@ -1283,8 +1283,8 @@ fn the_api_server_asks_about_the_namespaces_of_the_policy_only() {
     is_valid(&tools, &releases);
 }
 
-/// I33: labels of both levels and of the chart itself made a key appear twice, which
-/// Flux and kustomize refuse. The reader of each rendering is strict.
+/// Labels of both levels and of the chart itself made a key appear twice, which Flux
+/// and kustomize refuse. The reader of each rendering is strict.
 #[test]
 fn labels_and_annotations_of_the_user_replace_those_of_the_chart() {
     let Some(tools) = Tools::find_or_skip() else { return };
@@ -1338,8 +1338,8 @@ fn the_notes_verify_the_installation_as_the_document_does() {
     }
 }
 
-/// I33: where the release is in `default`, or the allow list leaves it out, the pod of
-/// the notes would not be injected.
+/// Where the release is in `default`, or the allow list leaves it out, the pod of the
+/// notes would not be injected.
 #[test]
 fn the_notes_name_a_namespace_whose_pods_are_injected() {
     let Some(tools) = Tools::find_or_skip() else { return };

@@ -777,7 +777,7 @@ mod tests {
         }
     }
 
-    /// I35: these constructs of Consul's own default template were refused.
+    /// These constructs of Consul's own default template were refused.
     #[test]
     fn conditions_ranges_and_variables_are_gos() {
         for (template, expected) in [

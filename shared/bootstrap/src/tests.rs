@@ -332,7 +332,7 @@ fn a_template_replaces_the_document() {
     assert!(error(&both).contains("envoy_stats_bind_addr"));
 }
 
-/// I35: a template with the constructs of Consul's own default was refused. This one has
+/// A template with the constructs of Consul's own default was refused. This one has
 /// them all, and comes to what is rendered without a template.
 #[test]
 fn a_template_with_the_constructs_of_consuls_own_is_rendered() {

@@ -190,7 +190,8 @@ mod tests {
         }
     }
 
-    /// Pain 52: the kubelet puts an IPv6 host address into the template as it is.
+    /// The kubelet puts an IPv6 host address into the template as it is. Reported in
+    /// <https://github.com/hashicorp/consul/issues/10291>.
     #[test]
     fn an_ipv6_address_may_lack_its_brackets() {
         let address: Address = "http://fd00::1:8500".parse().unwrap();

@@ -702,7 +702,7 @@ mod tests {
         }
     }
 
-    /// Pain 60: slashes in ids.
+    /// Slashes in ids. Reported in <https://github.com/hashicorp/consul/issues/9415>.
     #[test]
     fn an_id_is_one_path_segment() {
         assert_eq!(segment("web-1.a_b~"), "web-1.a_b~");

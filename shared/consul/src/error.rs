@@ -475,7 +475,8 @@ mod tests {
         Error { request, cause }
     }
 
-    /// Pain 36: a bare "connection refused".
+    /// A bare "connection refused". Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/918>.
     #[test]
     fn says_what_where_why_and_what_next() {
         let error = error(Cause::Refused);

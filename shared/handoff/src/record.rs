@@ -221,7 +221,8 @@ mod tests {
         assert_eq!(written(|_| {}).unwrap(), record());
     }
 
-    /// Pain 44: an old preStop hook and a new agent.
+    /// An old preStop hook and a new agent. Reported in
+    /// <https://github.com/istio/istio/issues/16432>.
     #[test]
     fn a_newer_release_may_add_fields() {
         let read = written(|value| {

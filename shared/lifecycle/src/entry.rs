@@ -181,7 +181,7 @@ mod tests {
         Entry::of(&proxy, &serde_json::from_value(there).unwrap())
     }
 
-    /// P13, P41: what made every sidecar of a cluster register itself again.
+    /// What made every sidecar of a cluster register itself again.
     #[test]
     fn what_the_agent_merges_into_an_entry_leaves_it_ours() {
         assert_eq!(proxy_but(|_| {}), Entry::Ours);
@@ -279,7 +279,8 @@ mod tests {
         assert_eq!(claimed, Entry::Changed(vec!["tagged addresses"]));
     }
 
-    /// P14: two pods of one name in two namespaces.
+    /// Two pods of one name in two namespaces. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/690>.
     #[test]
     fn an_entry_with_another_pods_meta_or_address_is_foreign() {
         let other = proxy_but(|there| there["Meta"]["k8s-namespace"] = "other".into());

@@ -228,7 +228,8 @@ mod tests {
         assert_eq!(keep.step(), REGISTER);
     }
 
-    /// P14: two pods of one id on a node.
+    /// Two pods of one id on a node. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/690>.
     #[test]
     fn another_pods_entry_is_neither_replaced_nor_renewed() {
         for seen in [Keep::begin(), Keep::begin_anew(), Keep::begin().next(Outcome::Ours)] {
@@ -241,7 +242,7 @@ mod tests {
         }
     }
 
-    /// P8: a registration in flight at SIGTERM.
+    /// A registration in flight at SIGTERM.
     #[test]
     fn a_registration_under_way_is_brought_to_its_end_when_the_pod_ends() {
         let keep = Keep::begin().next(Outcome::Missing).next(Outcome::Done).next(Outcome::Done);

@@ -312,8 +312,9 @@ mod tests {
         );
     }
 
-    /// P14: two pods of one name in two namespaces on one node, and names whose hyphens
-    /// or dots could be read in two ways.
+    /// Two pods of one name in two namespaces on one node, and names whose hyphens or
+    /// dots could be read in two ways. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/690>.
     #[test]
     fn no_two_pods_have_a_service_of_one_id() {
         let ids = [
@@ -398,7 +399,8 @@ mod tests {
         assert_eq!((proxy.local_service_address.as_str(), proxy.local_service_port), ("", 0));
     }
 
-    /// Pain 52: "too many colons in address".
+    /// "too many colons in address". Reported in
+    /// <https://github.com/hashicorp/consul/issues/10291>.
     #[test]
     fn an_ipv6_pod_is_bracketed_where_a_port_follows() {
         let pod = Identity { ip: "fd00::7".parse().unwrap(), ..pod() };

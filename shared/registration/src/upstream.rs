@@ -618,7 +618,8 @@ mod tests {
         assert!(parse_list("a.b.c.d:1", context).is_err());
     }
 
-    /// Pain 40: half-parsed upstreams.
+    /// Half-parsed upstreams. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/224>.
     #[test]
     fn what_is_wrong_is_named_with_its_column() {
         for (list, column, problem) in [

@@ -65,7 +65,8 @@ fn logs_in_first_and_uses_the_token_for_everything() {
     assert_eq!(login["BearerToken"], BEARER);
     assert_eq!(login["Meta"]["pod"], "shop/web-0");
     assert_eq!(login["Meta"]["pod-uid"], "u-1");
-    // Pain 20: known before anything else is asked with it.
+    // Known before anything else is asked with it. Reported in
+    // <https://github.com/hashicorp/consul-k8s/pull/887>.
     assert_eq!(requests[1].path, "/v1/acl/token/self");
     assert!(requests[1..].iter().all(|request| request.token.as_deref() == Some("token-1")));
     assert_eq!(std::fs::read_to_string(pod.shared("acl-token")).unwrap(), "token-1");
@@ -75,7 +76,8 @@ fn logs_in_first_and_uses_the_token_for_everything() {
     assert!(bootstrap.contains("token-1"), "{bootstrap}");
 }
 
-/// Pain 19: each restart of the init container logs in again.
+/// Each restart of the init container logs in again. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/845>.
 #[test]
 fn a_token_of_an_earlier_life_is_used_again() {
     let agent = agent();
@@ -91,7 +93,8 @@ fn a_token_of_an_earlier_life_is_used_again() {
     assert_registered(&agent);
 }
 
-/// Pain 20: a follower that lags, and an agent that remembers it.
+/// A follower that lags, and an agent that remembers it. Reported in
+/// <https://github.com/hashicorp/consul-k8s/pull/887>.
 #[test]
 fn a_token_that_is_not_known_yet_is_waited_for() {
     let agent = agent();

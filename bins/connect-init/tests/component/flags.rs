@@ -24,7 +24,8 @@ fn a_bad_service() {
     refused("--service", "", &["NAME[:PORT]"]);
 }
 
-/// Pain 39: port 0 is registered, and traffic is silently broken.
+/// Port 0 is registered, and traffic is silently broken. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/195>.
 #[test]
 fn a_bad_port() {
     refused("--service", "web:0", &["web:0", "1 to 65535"]);
@@ -33,7 +34,8 @@ fn a_bad_port() {
     refused("--service", "web:20000", &["web:20000", "public listener", "hint:"]);
 }
 
-/// Pain 40: an upstream that is half understood is silently dropped.
+/// An upstream that is half understood is silently dropped. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/224>.
 #[test]
 fn a_bad_upstream() {
     refused("--upstream", "db", &["db", "name:port"]);
@@ -44,7 +46,8 @@ fn a_bad_upstream() {
     refused("--upstream", "db:1234,auth:1234", &["1234", "both listen on"]);
 }
 
-/// Pain 54: an address that a template made wrong.
+/// An address that a template made wrong. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/544>.
 #[test]
 fn a_bad_agent_address() {
     refused("--http-addr", "http://$(HOST_IP):8500", &["$(HOST_IP)", "expected host:port"]);

@@ -8,7 +8,7 @@ use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left};
 const DENIED: Fault = Fault::Status(403, "Permission denied: Missing service:write on web");
 const INVALID: Fault = Fault::Status(400, "Invalid Service Meta: Key contains invalid characters");
 
-/// Pain 21: an opaque 403.
+/// An opaque 403. Reported in <https://github.com/hashicorp/consul-helm/issues/202>.
 #[test]
 fn a_denial_is_final_and_names_the_rule() {
     let agent = ScriptedAgent::start();

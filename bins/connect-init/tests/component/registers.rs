@@ -151,7 +151,8 @@ fn a_pod_that_starts_again_is_not_ending_any_more() {
     assert!(!pod.files().contains_key("deregistered"));
 }
 
-/// Pain 59: an agent allows 200 connections for each client.
+/// An agent allows 200 connections for each client. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/750>.
 #[test]
 fn one_connection_serves_all_requests() {
     let agent = ScriptedAgent::start();
@@ -171,7 +172,8 @@ fn a_service_without_a_port_takes_no_connections() {
     assert_eq!(services[PROXY]["Proxy"]["LocalServicePort"], json!(null));
 }
 
-/// Pain 52: "too many colons in address".
+/// "too many colons in address". Reported in
+/// <https://github.com/hashicorp/consul/issues/10291>.
 #[test]
 fn an_ipv6_pod_is_registered_with_its_address() {
     let agent = ScriptedAgent::start();
@@ -181,7 +183,7 @@ fn an_ipv6_pod_is_registered_with_its_address() {
     assert_eq!(services[PROXY]["Checks"][0]["TCP"], "[fd00::7]:20000");
 }
 
-/// Pain 23: secrets in arguments, logs and files.
+/// Secrets in arguments, logs and files.
 #[test]
 fn the_token_goes_to_the_agent_and_to_envoy_and_nowhere_else() {
     const TOKEN: &str = "5f1d1dc0-secret-token";
@@ -213,8 +215,7 @@ fn the_token_goes_to_the_agent_and_to_envoy_and_nowhere_else() {
     assert_eq!(pod.files()["acl-token"], 0o600);
 }
 
-/// P1: Envoy's token is replaced without a restart, that of each of the pod's
-/// services.
+/// Envoy's token is replaced without a restart, that of each of the pod's services.
 #[test]
 fn an_envoy_that_can_watch_its_token_reads_it_from_a_file() {
     const TOKEN: &str = "2b6cd5a7-the-token";
@@ -302,7 +303,8 @@ fn the_central_configuration_is_in_the_bootstrap() {
     assert!(bootstrap["admin"].to_string().contains("StdoutAccessLog"), "{}", bootstrap["admin"]);
 }
 
-/// P14: two pods of one name in two namespaces on one node.
+/// Two pods of one name in two namespaces on one node. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/690>.
 #[test]
 fn two_pods_of_one_name_are_both_registered() {
     let agent = ScriptedAgent::start();
@@ -320,7 +322,8 @@ fn two_pods_of_one_name_are_both_registered() {
     }
 }
 
-/// P14: an earlier release made ids of the pod's name and the service's.
+/// An earlier release made ids of the pod's name and the service's. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/690>.
 #[test]
 fn what_an_earlier_release_registered_under_other_ids_is_deregistered() {
     let agent = ScriptedAgent::start();

@@ -24,7 +24,8 @@ fn an_agent_over_https_is_checked_against_its_ca() {
     assert_eq!(pod.json("registration.json")["agent"]["tls"]["ca_file"], copy.to_str().unwrap());
 }
 
-/// Pain 54: the agent's certificate lacks the node's address.
+/// The agent's certificate lacks the node's address. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/544>.
 #[test]
 fn an_agent_whose_certificate_has_another_name_is_taken_by_that_name() {
     let agent = ScriptedAgent::start_tls("server.dc1.consul");
@@ -219,7 +220,7 @@ fn an_old_agent_with_https_feeds_envoy_over_tls() {
     }
 }
 
-/// Pain 52.
+/// Reported in <https://github.com/hashicorp/consul/issues/10291>.
 #[test]
 fn an_agent_and_a_pod_of_ipv6() {
     if !Path::new("/proc/net/if_inet6").exists() {

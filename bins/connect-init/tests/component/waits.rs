@@ -21,7 +21,7 @@ fn steps() -> [At; 5] {
     ]
 }
 
-/// Pain 16.
+/// Reported in <https://github.com/hashicorp/consul/issues/11792>.
 #[test]
 fn an_agent_that_comes_late_is_waited_for() {
     let agent = ScriptedAgent::absent();
@@ -33,7 +33,8 @@ fn an_agent_that_comes_late_is_waited_for() {
     assert_registered(&agent);
 }
 
-/// Pain 36: a bare "connection refused" to an IP.
+/// A bare "connection refused" to an IP. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/918>.
 #[test]
 fn an_agent_that_never_comes_is_reported_by_what_where_why_and_what_next() {
     let agent = ScriptedAgent::absent();
@@ -52,7 +53,8 @@ fn an_agent_that_never_comes_is_reported_by_what_where_why_and_what_next() {
     assert!(!pod.files().contains_key("registration.json"));
 }
 
-/// Pain 17: three tries of two seconds are not always enough.
+/// Three tries of two seconds are not always enough. Reported in
+/// <https://github.com/hashicorp/nomad/issues/9307>.
 #[test]
 fn trouble_that_passes_is_waited_out_at_each_step() {
     for fault in [
@@ -79,7 +81,7 @@ fn trouble_that_passes_is_waited_out_at_each_step() {
     }
 }
 
-/// Pain 59.
+/// Reported in <https://github.com/hashicorp/consul-k8s/issues/750>.
 #[test]
 fn an_agent_that_limits_connections_is_named_as_the_cause() {
     let agent = ScriptedAgent::start();
@@ -115,7 +117,7 @@ fn a_grpc_host_without_an_address_is_waited_for_and_nothing_is_registered() {
     assert!(agent.asked(Route::Register).is_empty());
 }
 
-/// Pain 8: no timeout at all.
+/// No timeout at all. Reported in <https://github.com/hashicorp/consul-k8s/issues/714>.
 #[test]
 fn an_agent_that_hangs_is_given_up_at_the_deadline_and_nothing_is_left() {
     // Before it says what it is, nothing is registered that would be taken back.
@@ -180,7 +182,7 @@ fn what_is_no_agent_is_named_as_the_cause() {
     }
 }
 
-/// I44: the kubelet starts it again, and meanwhile `kubectl describe pod` shows why the
+/// The kubelet starts it again, and meanwhile `kubectl describe pod` shows why the
 /// first run failed.
 #[test]
 fn only_the_first_run_in_a_folder_ends_early() {

@@ -321,7 +321,7 @@ mod tests {
         );
     }
 
-    /// I12: kinds that were passed on without a word.
+    /// Kinds that were passed on without a word.
     #[test]
     fn lists_and_templates_of_one_kind() {
         let document = json!({"apiVersion": "v1", "kind": "PodTemplate", "template": template()});
@@ -349,7 +349,7 @@ mod tests {
             let warning = findings.judged[0].warning.clone().unwrap();
             assert!(warning.contains(&format!("pods of this {kind}")), "{warning}");
         }
-        // I24: given on the Namespace, it got no hint.
+        // Given on the Namespace, it got no hint.
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": "shop", "annotations": {annotation::INJECT: "true"}}});
         let warning = inject(&namespace, "default", &policy()).judged[0].warning.clone().unwrap();
@@ -358,7 +358,7 @@ mod tests {
         assert_eq!(inject(&other, "default", &policy()).judged[0].warning, None);
     }
 
-    /// I13: a volume that the StatefulSet's controller adds.
+    /// A volume that the StatefulSet's controller adds.
     #[test]
     fn a_volume_of_a_claim_template_can_be_mounted() {
         let mut template = template();
@@ -371,7 +371,7 @@ mod tests {
         assert!(inject(&set, "default", &policy()).changed.is_some());
     }
 
-    /// I13: an injected document stayed as it was when its annotations changed.
+    /// An injected document stayed as it was when its annotations changed.
     #[test]
     fn an_injected_document_is_injected_anew_if_it_has_changed() {
         let document = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": template()}});

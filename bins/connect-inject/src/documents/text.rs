@@ -265,7 +265,7 @@ mod tests {
         assert!(error.starts_with("invalid JSON: ") && error.contains("line 2"), "{error}");
     }
 
-    /// I10: one bad document refused all files.
+    /// One bad document refused all files.
     #[test]
     fn a_document_that_cannot_have_a_pod_passes_unread() {
         let documents = read("a: [\n---\nb: 1\n").unwrap();

@@ -545,7 +545,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// Pain 63: annotation text that a shell or a template runs.
+    /// Annotation text that a shell or a template runs. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/pull/115>.
     #[test]
     fn values_are_data() {
         for hostile in
@@ -754,7 +755,7 @@ pub(crate) mod tests {
         assert!(container.lifecycle.unwrap().post_start.is_none(), "not held");
     }
 
-    /// I44: an agent that is away is seen in `kubectl describe pod` soon, except in Jobs,
+    /// An agent that is away is seen in `kubectl describe pod` soon, except in Jobs,
     /// which the first failure would end.
     #[test]
     fn the_first_run_of_the_init_container_ends_soon_where_it_is_run_again() {
@@ -810,7 +811,8 @@ pub(crate) mod tests {
         assert_eq!(init_container(&plan, &policy()).args.unwrap(), ["--service=web"]);
     }
 
-    /// Pain 40: variables for every form.
+    /// Variables for every form. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/224>.
     #[test]
     fn every_upstream_has_its_variables() {
         let upstreams = plan(
@@ -827,7 +829,7 @@ pub(crate) mod tests {
                 "DB_CONNECT_SERVICE_PORT=1",
                 "V1_MY_DB_CONNECT_SERVICE_HOST=127.0.0.1",
                 "V1_MY_DB_CONNECT_SERVICE_PORT=2",
-                // I36: as Consul's own injector names them.
+                // As Consul's own injector names them.
                 "V1.MY_DB_CONNECT_SERVICE_HOST=127.0.0.1",
                 "V1.MY_DB_CONNECT_SERVICE_PORT=2",
                 "NEAR_CONNECT_SERVICE_HOST=127.0.0.1",

@@ -327,7 +327,8 @@ pub(crate) mod tests {
         );
     }
 
-    /// Pain 34: pods that lack what others have.
+    /// Pods that lack what others have. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/20>.
     #[test]
     fn a_bare_pod_by_default() {
         let policy = Policy { default_inject: true, ..policy() };
@@ -350,7 +351,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// Pain 42: `kubectl logs` of the wrong container.
+    /// `kubectl logs` of the wrong container. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/771>.
     #[test]
     fn kubectl_finds_the_application() {
         let mut pod = client();
@@ -418,7 +420,8 @@ pub(crate) mod tests {
         assert_eq!(uninject(&edited(pod.clone(), edits).unwrap()), Undone::Pod(pod));
     }
 
-    /// Pain 48: PodSecurity's level `restricted`.
+    /// PodSecurity's level `restricted`. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/4441>.
     #[test]
     fn injected_containers_are_restricted() {
         let pod = injected(&client());

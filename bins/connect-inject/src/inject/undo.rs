@@ -287,7 +287,8 @@ mod tests {
         })
     }
 
-    /// Pain 35: what other injectors do between the two.
+    /// What other injectors do between the two. Reported in
+    /// <https://github.com/istio/istio/issues/25931>.
     #[test]
     fn what_others_added_since_stays() {
         let mut after = injected(&pod());

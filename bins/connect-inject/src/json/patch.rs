@@ -205,7 +205,8 @@ mod tests {
         (after, operations)
     }
 
-    /// Pain 34: `doc is missing path: /metadata/annotations`.
+    /// `doc is missing path: /metadata/annotations`. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/20>.
     #[test]
     fn parents_that_are_absent_are_made() {
         for before in

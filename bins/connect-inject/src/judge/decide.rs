@@ -147,7 +147,8 @@ mod tests {
         assert_eq!(decided(&json!({}), "shop", &policy), Reason::NamespaceNotAllowed);
     }
 
-    /// Pain 51: pods in the node's network. I17: pods for Windows, mirror pods.
+    /// Pods in the node's network, pods for Windows, mirror pods. Reported in
+    /// <https://github.com/istio/istio/issues/9002>.
     #[test]
     fn a_pod_that_can_have_no_sidecar_is_denied_only_if_it_asked() {
         let policy = policy_of(&["--default-inject"]);

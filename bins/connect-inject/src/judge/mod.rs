@@ -108,7 +108,7 @@ mod tests {
     use crate::json::patch::Patch;
     use crate::policy::tests::{policy, policy_of};
 
-    /// I18: `--default-inject` denied pods that had never heard of it.
+    /// `--default-inject` denied pods that had never heard of it.
     #[test]
     fn a_pod_that_said_nothing_and_cannot_be_injected_is_skipped_with_a_warning() {
         let policy = policy_of(&["--default-inject"]);
@@ -134,7 +134,7 @@ mod tests {
         }
     }
 
-    /// I24: the annotation as a label was ignored without a word.
+    /// The annotation as a label was ignored without a word.
     #[test]
     fn an_annotation_given_as_a_label_is_warned_of() {
         let pod = json!({"metadata": {"labels": {INJECT: "true", STATUS: "x", "app": "a"}}});
@@ -144,7 +144,7 @@ mod tests {
         assert!(verdict.warnings[0].contains(INJECT), "{:?}", verdict.warnings);
     }
 
-    /// I1: a pod of 9 KiB made a patch of hundreds of megabytes.
+    /// A pod of 9 KiB made a patch of hundreds of megabytes.
     #[test]
     fn a_pod_that_would_become_too_large_is_denied_before_it_is_built() {
         let pod = |upstreams: usize, containers: usize| {
@@ -171,7 +171,7 @@ mod tests {
         assert!(verdict.message.contains("annotations"), "{}", verdict.message);
     }
 
-    /// I5: thousands of warnings and log lines.
+    /// Thousands of warnings and log lines.
     #[test]
     fn warnings_are_few_and_short() {
         let upstreams: Vec<_> = (0..250)

@@ -39,7 +39,8 @@ mod tests {
 
     use super::*;
 
-    /// Pain 41: typos that are silently ignored.
+    /// Typos that are silently ignored. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/1584>.
     #[test]
     fn an_unknown_annotation_is_answered_with_the_nearest() {
         let warnings = |value: Value| without_effect(value.as_object().unwrap()).into_vec();

@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(args(json!({annotation::ENVOY_ARGS: "-l 'a b'"})), ["-l", "a b"]);
         let threads = |value| planned(&json!({annotation::CONCURRENCY: value}), &policy).unwrap();
         assert_eq!(threads("4").concurrency, 4);
-        // I32: Envoy starts one thread then, and so it does with Consul's injector.
+        // Envoy starts one thread then, and so it does with Consul's injector.
         assert_eq!(threads("0").concurrency, 0);
         assert_eq!(planned(&json!({}), &policy).unwrap().concurrency, 2);
     }
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(probes(own), (Some(30), None));
     }
 
-    /// I37, I38: a pod is ready when Consul would send it traffic.
+    /// A pod is ready when Consul would send it traffic.
     #[test]
     fn a_readiness_probe_is_the_annotations_choice_or_the_flags() {
         let probed = |annotations: Value, flags: &[&str]| {

@@ -248,8 +248,8 @@ mod tests {
         assert!(!native(json!({key: "auto"}), ""));
     }
 
-    /// I16: a database migration in an init container had the variables of its
-    /// upstream, and no Envoy.
+    /// A database migration in an init container had the variables of its upstream, and
+    /// no Envoy.
     #[test]
     fn init_containers_reach_upstreams_behind_a_native_sidecar() {
         let spec = json!({"initContainers": [{"name": "migrate"}, {"name": "n", "restartPolicy": "Always"}]});
@@ -310,7 +310,7 @@ mod tests {
         let known = policy_of(&["--oldest-kubelet-version=1.30"]);
         let pod = json!({"spec": {"containers": [{"name": "a", "ports": [{"containerPort": 1}]}]}});
         assert!(plan_in(&pod, &known, &cluster("")).unwrap().0.lifecycle.sleep.is_some());
-        // I24: nobody has to be kept from a client.
+        // Nobody has to be kept from a client.
         let client = json!({"spec": {"containers": [{"name": "a"}]}});
         assert!(plan_in(&client, &known, &cluster("")).unwrap().0.lifecycle.sleep.is_none());
     }

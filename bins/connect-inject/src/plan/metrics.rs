@@ -344,7 +344,7 @@ mod tests {
         assert!(warnings[0].contains(annotation::METRICS_MERGING), "{warnings:?}");
     }
 
-    /// I32: the flags of Consul's own injector, and its way with a pod without a port.
+    /// The flags of Consul's own injector, and its way with a pod without a port.
     #[test]
     fn merging_is_the_annotations_or_the_flags() {
         let policy = policy_of(&[

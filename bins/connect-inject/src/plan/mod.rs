@@ -328,7 +328,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// Pain 40: what other injectors take silently and get wrong.
+    /// What other injectors take silently and get wrong. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/224>.
     #[test]
     fn what_cannot_work_is_denied() {
         let ports = json!([{"containerPort": 8080, "name": "http"}, {"containerPort": 9090}]);
@@ -477,7 +478,7 @@ pub(crate) mod tests {
         assert!(warnings[0].contains("A_B_CONNECT_SERVICE_HOST"), "{warnings:?}");
     }
 
-    /// I14: the sidecar of another injector was registered as the service.
+    /// The sidecar of another injector was registered as the service.
     #[test]
     fn the_default_container_is_the_application() {
         let containers = json!([
@@ -491,7 +492,7 @@ pub(crate) mod tests {
         assert_eq!(planned(&pod(&elsewhere, &containers)).service.name, "istio-proxy");
     }
 
-    /// I15: three lists said what is taken, and ports that clash passed.
+    /// Three lists said what is taken, and ports that clash passed.
     #[test]
     fn one_port_has_one_owner() {
         let metrics = [(annotation::METRICS, "true"), (annotation::METRICS_MERGING, "true")];
@@ -526,7 +527,7 @@ pub(crate) mod tests {
         assert!(message.contains("a port of container `a`"), "{message}");
     }
 
-    /// I20: requests of containers may not exceed those of the pod.
+    /// Requests of containers may not exceed those of the pod.
     #[test]
     fn default_resources_are_left_out_where_the_pod_has_its_own() {
         let policy = crate::policy::tests::policy_of(&[]);

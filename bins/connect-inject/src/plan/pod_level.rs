@@ -79,7 +79,7 @@ mod tests {
     use crate::plan::tests::plan_alone;
     use crate::policy::tests::policy;
 
-    /// I20: the API server refused such a pod, and the injector had let it pass.
+    /// The API server refused such a pod, and the injector had let it pass.
     #[test]
     fn a_sidecar_that_does_not_fit_into_the_pods_resources_is_denied() {
         let planned = |annotations: &Value, resources: Value| {

@@ -111,7 +111,7 @@ mod tests {
         (probes, plan.to_string(), warnings)
     }
 
-    /// I34: a pod that said it was not ready got traffic.
+    /// A pod that said it was not ready got traffic.
     #[test]
     fn the_probe_is_that_of_the_container_that_exposes_the_port() {
         let containers = json!([

@@ -125,7 +125,7 @@ mod tests {
         plan_in(&pod, &policy(), cluster).unwrap().1
     }
 
-    /// I23: pods that work were denied: with the own datacenter, with a mode of
+    /// Pods that work were denied: with the own datacenter, with a mode of
     /// service-defaults, with routed networks.
     #[test]
     fn an_upstream_in_another_datacenter_is_warned_of_if_nothing_says_how_to_get_there() {

@@ -167,8 +167,7 @@ mod tests {
         assert_eq!(volumes.sharing, ["/spec/containers/1", "/spec/containers/0"]);
     }
 
-    /// I24: access logs into a file (proxy-defaults) had no folder that Envoy may
-    /// write to.
+    /// Access logs into a file (proxy-defaults) had no folder that Envoy may write to.
     #[test]
     fn access_logs_have_a_folder_that_envoy_may_write_to() {
         let key = annotation::ACCESS_LOGS;

@@ -465,9 +465,9 @@ pub(crate) mod tests {
         Cluster { version: version.parse().ok(), ..Cluster::default() }
     }
 
-    /// I19: kubelets may be three minor versions older than the API server, and
-    /// reject pods that they don't understand.
-    /// I31: with auto_encrypt, agents show certificates of Connect's CA.
+    /// Kubelets may be three minor versions older than the API server, and reject pods
+    /// that they don't understand. With auto_encrypt, agents show certificates of
+    /// Connect's CA.
     #[test]
     fn pods_trust_the_roots_of_connects_ca_where_agents_have_auto_encrypt() {
         let known = Cluster { roots: Some("ROOT".to_owned()), ..Cluster::default() };

@@ -233,7 +233,7 @@ mod tests {
         Ipv4Addr::new(10, 0, 0, n).into()
     }
 
-    /// I2: 512 idle connections kept everybody else out.
+    /// 512 idle connections kept everybody else out.
     #[tokio::test(start_paused = true)]
     async fn at_the_limit_the_one_idle_longest_is_closed() {
         let open = Open::new(Limits { all: 4, peer: 3, requests: 9 });

@@ -285,7 +285,8 @@ mod tests {
         assert_eq!(answer["response"]["status"]["reason"], "invalid-pod");
     }
 
-    /// Pain 41: unknown annotations, also on a pod that is skipped for a typo.
+    /// Unknown annotations, also on a pod that is skipped for a typo. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/1584>.
     #[test]
     fn an_unknown_annotation_is_a_warning() {
         let object =

@@ -348,7 +348,7 @@ mod tests {
         assert!(image("a b").is_err());
     }
 
-    /// I22: `execve` fails with "Argument list too long" in every pod.
+    /// `execve` fails with "Argument list too long" in every pod.
     #[test]
     fn a_ca_bundle_that_no_variable_can_hold_is_refused() {
         let ca = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
@@ -362,7 +362,7 @@ mod tests {
         assert!(error.contains("holds at most 130048"), "{error}");
     }
 
-    /// I24: `'"--config-path /x"'` passed as one word.
+    /// `'"--config-path /x"'` passed as one word.
     #[test]
     fn the_configuration_of_envoy_is_the_injectors() {
         for text in [

@@ -205,8 +205,8 @@ mod tests {
 
     use super::*;
 
-    /// I9: `defaultMode: 0400` became 400, which is mode 0620. What kubectl 1.34
-    /// prints of the same text.
+    /// `defaultMode: 0400` became 400, which is mode 0620. What kubectl 1.34 prints of
+    /// the same text.
     #[test]
     fn scalars_are_those_of_kubectl() {
         for (text, expected) in [
@@ -276,7 +276,7 @@ mod tests {
         assert!(value("a: {<<: 5}").unwrap_err().contains("requires a mapping"));
     }
 
-    /// I10: what kubectl reads, and the reader before this one did not.
+    /// What kubectl reads, and the reader before this one did not.
     #[test]
     fn limits_are_those_of_the_document() {
         let pods = "  - {a: {b: {c: {d: [1, 2, 3]}}}}\n".repeat(100_000);

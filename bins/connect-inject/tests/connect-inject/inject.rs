@@ -51,7 +51,8 @@ fn documents_keep_their_order_and_form() {
     assert!(is_injected(&serde_json::from_str(&out).unwrap()), "{out}");
 }
 
-/// Pain 35: an injector that fights what is there already.
+/// An injector that fights what is there already. Reported in
+/// <https://github.com/istio/istio/issues/25931>.
 #[test]
 fn a_second_time_changes_nothing() {
     let (_, once, _) = run(&mut inject(), &format!("{ECHO_SERVER}---{ECHO_CLIENT}"));
@@ -70,7 +71,8 @@ fn a_denied_document_is_written_unchanged() {
     assert!(log.contains("column 1: no local port") && log.contains("denied: 1"), "{log}");
 }
 
-/// Pain 63: annotation text that a shell runs.
+/// Annotation text that a shell runs. Reported in
+/// <https://github.com/hashicorp/consul-k8s/pull/115>.
 #[test]
 fn hostile_values_are_data() {
     let hostile = ECHO_CLIENT.replace("echo-server:1234", "prepared_query:$(POD_NAME)`id`;'x:1234");

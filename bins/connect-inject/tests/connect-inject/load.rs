@@ -386,7 +386,7 @@ async fn nobody_knocks_the_injector_over() {
         }
     });
 
-    // All at once: each waited for memory that another held (I3).
+    // All at once: each waited for memory that another held.
     let statuses = posted(injector, std::iter::repeat_n(large(), 64)).await;
     // On a busy machine, some are too late for the 10 s that a body may take.
     let [answered, late] = [200, 408].map(|s| statuses.get(&Some(s)).copied().unwrap_or_default());

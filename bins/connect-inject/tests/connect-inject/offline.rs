@@ -76,8 +76,7 @@ fn explain_has_a_line_for_each_pod() {
     assert!(code == 0 && log.contains("a common mistake"), "{log}");
 }
 
-/// I12, I24: kinds that are not known, and the Namespace, were passed on without a
-/// word.
+/// Kinds that are not known, and the Namespace, were passed on without a word.
 #[test]
 fn a_document_that_asks_in_vain_is_warned_of() {
     let annotations = "annotations: {consul.hashicorp.com/connect-inject: \"true\"}";
@@ -211,7 +210,7 @@ fn every_mistake_of_the_file_is_reported_in_one_run() {
     assert!(code == 64 && log.contains("--config missing.yaml: No such file"), "{log}");
 }
 
-/// I8: an empty list became no flag at all, and the default let everybody in.
+/// An empty list became no flag at all, and the default let everybody in.
 #[test]
 fn an_empty_allow_list_allows_nobody() {
     let folder = tempfile::tempdir().unwrap();

@@ -141,8 +141,8 @@ async fn every_ca_bundle_is_healed() {
     is_well(&injector, &bundle).await;
 }
 
-/// I25: `helm upgrade --force` empties the Secret. One replica made a new CA, and
-/// forgot the old one, of which the other still showed a certificate.
+/// `helm upgrade --force` empties the Secret. One replica made a new CA, and forgot the
+/// old one, of which the other still showed a certificate.
 #[tokio::test]
 async fn a_secret_that_is_emptied_is_filled_again_without_a_failed_review() {
     let kubernetes = Kubernetes::start();
@@ -294,8 +294,8 @@ async fn the_clusters_version_is_asked_for() {
     assert!(is_native(&injector).await);
 }
 
-/// I26: errors had no host, port or cause, and the client library logged each of
-/// them besides; ports were bound only when the API server had answered.
+/// Errors had no host, port or cause, and the client library logged each of them
+/// besides; ports were bound only when the API server had answered.
 #[tokio::test]
 async fn an_api_server_that_cannot_be_reached_is_named_once() {
     let folder = tempfile::tempdir().unwrap();

@@ -45,7 +45,8 @@ async fn the_documents_pods_are_injected_unchanged() {
     }
 }
 
-/// Pain 37: nothing in the logs, no sidecar.
+/// Nothing in the logs, no sidecar. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/269>.
 #[tokio::test]
 async fn every_review_says_why() {
     let mut injector = Injector::start(&["--deny-k8s-namespace", "default"]);
@@ -353,7 +354,7 @@ fn agent(mode: &'static str) -> String {
     address
 }
 
-/// I23: pods that work were denied, and each review asked the agent again.
+/// Pods that work were denied, and each review asked the agent again.
 #[tokio::test]
 async fn an_upstream_in_another_datacenter_is_warned_of_unless_it_is_known_to_be_reached() {
     let reviewed = async |injector: &Injector, datacenter: &str| {

@@ -131,8 +131,8 @@ fn a_token_that_is_gone_at_the_end_is_forgotten() {
     assert_eq!(pod.read("acl-token"), None, "{}", sidecar.log());
 }
 
-/// Pain 13: the token is destroyed when the container restarts, not only when
-/// the pod ends.
+/// The token is destroyed when the container restarts, not only when the pod ends.
+/// Reported in <https://github.com/hashicorp/consul-k8s/pull/1914>.
 #[test]
 fn a_container_that_comes_back_logs_in_again_before_envoy_starts() {
     let agent = ScriptedAgent::start();
@@ -170,7 +170,8 @@ fn an_envoy_that_dies_leaves_the_token_to_the_container_that_comes() {
     assert!(agent.asked(Route::Login).is_empty());
 }
 
-/// Pain 22: a rotated token does nothing.
+/// A rotated token does nothing. Reported in
+/// <https://github.com/hashicorp/consul/issues/11949>.
 #[test]
 fn a_token_that_somebody_else_deleted_is_had_anew_and_registered_with() {
     let agent = ScriptedAgent::start();
@@ -222,7 +223,8 @@ fn a_container_that_starts_gives_envoy_the_token_that_it_has() {
     assert!(agent.asked(Route::Login).is_empty());
 }
 
-/// Pain 20: the agent remembers for 30 s that it did not find the token.
+/// The agent remembers for 30 s that it did not find the token. Reported in
+/// <https://github.com/hashicorp/consul-k8s/pull/887>.
 #[test]
 fn an_agent_that_does_not_know_a_good_token_yet_is_waited_for() {
     let agent = ScriptedAgent::start();
@@ -250,7 +252,7 @@ fn an_agent_that_does_not_log_out_is_given_up_and_said() {
     assert_eq!(pod.read("acl-token").as_deref(), Some("token-0"));
 }
 
-/// P54: a change of leaders takes longer than the logout once was tried for.
+/// A change of leaders takes longer than the logout once was tried for.
 #[test]
 fn a_logout_is_tried_for_as_long_as_the_pods_end_may_take() {
     let agent = ScriptedAgent::start();
@@ -265,7 +267,7 @@ fn a_logout_is_tried_for_as_long_as_the_pods_end_may_take() {
     assert_eq!(pod.read("acl-token"), None);
 }
 
-/// P7: the kubelet's SIGKILL won. Whatever hangs, each part of the end has its turn.
+/// The kubelet's SIGKILL won. Whatever hangs, each part of the end has its turn.
 #[test]
 fn with_an_agent_that_hangs_and_connections_that_stay_each_part_of_the_end_is_tried() {
     let agent = ScriptedAgent::start();
@@ -297,7 +299,7 @@ fn with_an_agent_that_hangs_and_connections_that_stay_each_part_of_the_end_is_tr
     assert_eq!(pod.read("acl-token").as_deref(), Some("token-0"));
 }
 
-/// P7: a logout that hangs has an end, too.
+/// A logout that hangs has an end, too.
 #[test]
 fn a_logout_that_hangs_does_not_keep_the_sidecar_from_ending() {
     let agent = ScriptedAgent::start();
@@ -320,7 +322,7 @@ fn the_hook_leaves_the_token_to_envoy() {
     assert_eq!(agent.tokens(), tokens(&["token-0"]));
 }
 
-/// P1, P40: a token that ends leaves Envoy without configuration.
+/// A token that ends leaves Envoy without configuration.
 #[test]
 fn a_token_is_replaced_before_it_ends_and_envoy_reads_it_from_its_file() {
     let agent = ScriptedAgent::start();
@@ -384,7 +386,7 @@ fn a_token_that_cannot_be_replaced_yet_costs_no_heartbeat() {
     });
 }
 
-/// P2: a token that was deleted, and another that its owner puts into the file that
+/// A token that was deleted, and another that its owner puts into the file that
 /// `connect-init` was given.
 #[test]
 fn a_static_token_that_is_refused_is_read_again_from_where_it_came() {
@@ -433,7 +435,7 @@ fn a_container_that_starts_takes_the_token_from_where_it_came() {
     assert!(bootstrap.contains("token-8"), "{bootstrap}");
 }
 
-/// P2: a token that is replaced before anybody refuses it.
+/// A token that is replaced before anybody refuses it.
 #[test]
 fn a_static_token_is_read_again_from_its_file() {
     let agent = ScriptedAgent::start();

@@ -52,7 +52,8 @@ fn what_the_agent_does_not_have_is_gone() {
     assert!(agent.services().is_empty());
 }
 
-/// P14: the other pod of this name would be out of service.
+/// The other pod of this name would be out of service. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/690>.
 #[test]
 fn an_entry_that_is_another_pods_by_now_is_left_alone() {
     let agent = ScriptedAgent::start();
@@ -73,7 +74,8 @@ fn doing_it_twice_is_no_error() {
     assert_nothing_left(&agent);
 }
 
-/// Pain 4: the first failure aborts the rest.
+/// The first failure aborts the rest. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/540>.
 #[test]
 fn each_is_tried_even_if_the_other_fails() {
     for (stays, goes) in [(PROXY, SERVICE), (SERVICE, PROXY)] {
@@ -139,7 +141,8 @@ fn an_agent_that_hangs_on_one_gets_the_other_and_is_given_up_at_the_deadline() {
     }
 }
 
-/// Pain 25: "success" though an ACL was in the way.
+/// "success" though an ACL was in the way. Reported in
+/// <https://github.com/hashicorp/consul/issues/17218>.
 #[test]
 fn an_agent_that_says_it_did_without_doing_it_is_not_believed() {
     let agent = ScriptedAgent::start();
@@ -187,7 +190,8 @@ fn a_missing_record_is_reported_with_what_to_do() {
     assert!(agent.requests().is_empty());
 }
 
-/// Pain 44: an old preStop hook and a new agent.
+/// An old preStop hook and a new agent. Reported in
+/// <https://github.com/istio/istio/issues/16432>.
 #[test]
 fn a_record_of_another_release_is_followed_or_refused() {
     let agent = ScriptedAgent::start();

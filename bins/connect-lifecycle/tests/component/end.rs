@@ -14,7 +14,9 @@ const DRAIN: &str = "POST /drain_listeners?inboundonly&graceful&skip_exit";
 const COUNT: &str = "GET /stats?usedonly";
 const QUIT: &str = "POST /quitquitquit";
 
-/// Pain 7, 9, 10: deregister early, drain late, quit last.
+/// Deregister early, drain late, quit last. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/4463> and
+/// <https://github.com/hashicorp/consul-k8s/issues/536>.
 #[test]
 fn sigterm_deregisters_then_drains_and_quits_when_no_connection_is_left() {
     let agent = ScriptedAgent::start();
@@ -50,7 +52,8 @@ fn sigterm_deregisters_then_drains_and_quits_when_no_connection_is_left() {
     assert!(deregistered.is_sorted() && drained.is_sorted(), "{deregistered:?} {drained:?}");
 }
 
-/// Pain 18: termination always takes the whole grace period.
+/// Termination always takes the whole grace period. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/268>.
 #[test]
 fn an_idle_pod_ends_after_one_look() {
     let agent = ScriptedAgent::start();
@@ -121,8 +124,9 @@ fn an_envoy_that_does_not_know_how_to_drain_still_keeps_its_connections() {
     sidecar.await_log("cannot tell clients to go elsewhere");
 }
 
-/// Pain 9: Envoy exits before the application. Clients that have not heard yet
-/// are sent to it, and it may still ask others.
+/// Envoy exits before the application. Clients that have not heard yet are sent to it,
+/// and it may still ask others. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/536>.
 #[test]
 fn an_idle_envoy_stays_while_the_application_listens() {
     let agent = ScriptedAgent::start();
@@ -142,8 +146,8 @@ fn an_idle_envoy_stays_while_the_application_listens() {
     sidecar.await_log("no connection is in flight");
 }
 
-/// P10: nothing tells whether an application without a port still works; it may be
-/// idle right now and open its next upstream connection in a moment.
+/// Nothing tells whether an application without a port still works; it may be idle
+/// right now and open its next upstream connection in a moment.
 #[test]
 fn a_pod_without_a_port_is_not_over_because_it_is_idle_for_a_moment() {
     let agent = ScriptedAgent::start();
@@ -227,7 +231,9 @@ fn an_envoy_that_never_counts_is_ended_at_the_budget() {
     pod.envoy.await_asked(QUIT);
 }
 
-/// Pain 4, 8: an agent that is gone must not keep the pod.
+/// An agent that is gone must not keep the pod. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/540> and
+/// <https://github.com/hashicorp/consul-k8s/issues/714>.
 #[test]
 fn an_agent_that_is_down_or_hangs_does_not_keep_the_sidecar_from_ending() {
     for hangs in [false, true] {
@@ -277,7 +283,8 @@ fn sigterm_during_a_registration_that_never_ends_is_bounded() {
     assert_nothing_left(&agent);
 }
 
-/// Pain 9: an Envoy that ended is not hidden.
+/// An Envoy that ended is not hidden. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/536>.
 #[test]
 fn an_envoy_that_dies_gives_its_exit_code_and_gets_no_more_clients() {
     let agent = ScriptedAgent::start();
@@ -296,7 +303,9 @@ fn an_envoy_that_dies_gives_its_exit_code_and_gets_no_more_clients() {
     assert_eq!(agent.services().len(), 2);
 }
 
-/// Pain 11, 12: a Job asks Envoy to end, and that is no failure.
+/// A Job asks Envoy to end, and that is no failure. Reported in
+/// <https://github.com/hashicorp/consul/issues/6676> and
+/// <https://github.com/hashicorp/consul-k8s/issues/1791>.
 #[test]
 fn an_envoy_that_was_asked_to_end_ends_the_sidecar_well() {
     let agent = ScriptedAgent::start();
@@ -360,7 +369,7 @@ fn an_envoy_that_is_not_there_is_reported() {
     assert!(agent.requests().is_empty());
 }
 
-/// P6: an agent that restarts while the pod ends.
+/// An agent that restarts while the pod ends.
 #[test]
 fn deregistration_goes_on_beside_the_drain_until_it_is_confirmed() {
     let agent = ScriptedAgent::start();

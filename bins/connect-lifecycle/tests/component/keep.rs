@@ -11,7 +11,8 @@ use crate::pod::{
     await_alive,
 };
 
-/// Pain 1: dead pods stay registered and healthy.
+/// Dead pods stay registered and healthy. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/2491>.
 #[test]
 fn both_leases_are_renewed_again_and_again() {
     let agent = ScriptedAgent::start();
@@ -29,7 +30,9 @@ fn both_leases_are_renewed_again_and_again() {
     assert!(agent.asked(Route::Register).is_empty());
 }
 
-/// Pain 46, 59: one connection, and asleep between renewals.
+/// One connection, and asleep between renewals. Reported in
+/// <https://github.com/hashicorp/consul-helm/issues/515> and
+/// <https://github.com/hashicorp/consul-k8s/issues/750>.
 #[test]
 fn one_connection_and_one_request_that_waits() {
     let agent = ScriptedAgent::start();
@@ -46,7 +49,7 @@ fn one_connection_and_one_request_that_waits() {
     assert!(requests.iter().all(|request| request.connection == 1));
 }
 
-/// P15: behind a hostPort the agent's pod was replaced.
+/// Behind a hostPort the agent's pod was replaced.
 #[test]
 fn a_connection_that_goes_silent_is_given_up_for_another() {
     let agent = ScriptedAgent::start();
@@ -62,7 +65,8 @@ fn a_connection_that_goes_silent_is_given_up_for_another() {
     await_alive(&agent);
 }
 
-/// Pain 55: an application on localhost, which the agent can't see.
+/// An application on localhost, which the agent can't see. Reported in
+/// <https://github.com/hashicorp/consul/issues/5396>.
 #[test]
 fn the_application_is_passing_while_it_listens_on_loopback() {
     let agent = ScriptedAgent::start();
@@ -82,7 +86,8 @@ fn the_application_is_passing_while_it_listens_on_loopback() {
     await_alive(&agent);
 }
 
-/// Pain 5: the node's agent restarts, and all its registrations vanish.
+/// The node's agent restarts, and all its registrations vanish. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/161>.
 #[test]
 fn a_wiped_agent_gets_the_registration_again() {
     let agent = ScriptedAgent::start();
@@ -97,7 +102,8 @@ fn a_wiped_agent_gets_the_registration_again() {
     }
 }
 
-/// Pain 46: what the agent has lost needs no more than it takes to tell it.
+/// What the agent has lost needs no more than it takes to tell it. Reported in
+/// <https://github.com/hashicorp/consul-helm/issues/515>.
 #[test]
 fn what_is_restored_is_restored_in_two_requests() {
     let agent = ScriptedAgent::start();
@@ -261,7 +267,8 @@ fn a_proxy_that_somebody_else_deregistered_comes_back() {
     assert_eq!(self::registered(&agent.services()), registered);
 }
 
-/// Pain 2: one half goes, and the other stays.
+/// One half goes, and the other stays. Reported in
+/// <https://github.com/hashicorp/consul/issues/9798>.
 #[test]
 fn a_service_that_somebody_else_deregistered_comes_back_with_the_next_renewal() {
     let agent = ScriptedAgent::start();
@@ -299,7 +306,8 @@ fn trouble_of_the_agent_passes() {
     }
 }
 
-/// Pain 2: half a registration sends clients to a service without a proxy.
+/// Half a registration sends clients to a service without a proxy. Reported in
+/// <https://github.com/hashicorp/consul/issues/9798>.
 #[test]
 fn a_service_whose_proxy_is_refused_is_taken_back() {
     let agent = ScriptedAgent::start();
@@ -333,8 +341,8 @@ fn central_configuration_that_changes_does_no_harm() {
     assert_eq!(agent.asked(Route::Register.of(PROXY)).len(), 1);
 }
 
-/// P45: an agent that restarts with its data takes the listener for closed until
-/// its first look, which may be 10 s away.
+/// An agent that restarts with its data takes the listener for closed until its first
+/// look, which may be 10 s away.
 #[test]
 fn an_agent_that_restarts_is_told_at_once_that_envoy_listens() {
     let agent = ScriptedAgent::start();
@@ -355,7 +363,7 @@ fn an_agent_that_restarts_is_told_at_once_that_envoy_listens() {
     assert!(agent.asked(Route::Register).is_empty());
 }
 
-/// P46: the first traffic comes when Envoy listens, not when the agent looks next.
+/// The first traffic comes when Envoy listens, not when the agent looks next.
 #[test]
 fn the_agent_is_told_when_envoy_begins_to_listen() {
     let agent = ScriptedAgent::start();
@@ -368,7 +376,8 @@ fn the_agent_is_told_when_envoy_begins_to_listen() {
     agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
 }
 
-/// P14: another pod of this name, in another namespace, on this node.
+/// Another pod of this name, in another namespace, on this node. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/690>.
 #[test]
 fn an_entry_that_becomes_another_pods_is_neither_renewed_nor_replaced() {
     let agent = ScriptedAgent::start();

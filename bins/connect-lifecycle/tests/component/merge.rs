@@ -122,7 +122,7 @@ fn an_application_that_never_ends_is_cut_off() {
     drop(listener);
 }
 
-/// P35: one reader that stops reading blocked the page for everybody.
+/// One reader that stops reading blocked the page for everybody.
 #[test]
 fn a_reader_that_stops_reading_keeps_nobody_from_the_page() {
     let agent = ScriptedAgent::start();

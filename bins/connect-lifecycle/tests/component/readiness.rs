@@ -101,7 +101,7 @@ fn await_output(agent: &ScriptedAgent, words: &str) {
     }
 }
 
-/// I34: an application that says that it is not ready got traffic.
+/// An application that says that it is not ready got traffic.
 #[test]
 fn a_page_decides_after_as_many_answers_as_the_thresholds_say() {
     let agent = ScriptedAgent::start();

@@ -7,7 +7,7 @@ use testkit::{Fault, Port, Process, Route, ScriptedAgent, Times};
 
 use crate::pod::{APPLICATION, LISTENER, Pod, await_alive};
 
-/// P45, P46, P50, I37: ready means that Consul would send traffic here.
+/// Ready means that Consul would send traffic here.
 #[test]
 fn a_probe_tells_why_no_traffic_would_come_and_later_only_that_envoy_serves() {
     let agent = ScriptedAgent::start();
@@ -52,7 +52,7 @@ fn an_envoy_that_is_not_there_is_not_ready() {
     pod.ready(&[]).code(1).says(&["127.0.0.1:1", "Connection refused", "hint:"]);
 }
 
-/// I46: the kubelet counts events whose message is the same.
+/// The kubelet counts events whose message is the same.
 #[test]
 fn a_probe_that_fails_for_the_same_cause_writes_the_same() {
     let agent = ScriptedAgent::start();
@@ -74,7 +74,8 @@ fn a_probe_that_fails_for_the_same_cause_writes_the_same() {
     assert_eq!(probe(&[]), probe(&["--timeout=50ms"]));
 }
 
-/// Pain 14: the application starts before Envoy is ready.
+/// The application starts before Envoy is ready. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/1397>.
 #[test]
 fn the_hold_lasts_until_envoy_is_ready() {
     let agent = ScriptedAgent::start();
@@ -116,8 +117,8 @@ fn sigterm_ends_the_hold() {
     assert_eq!(hold.end(), Some(1), "{}", hold.log());
 }
 
-/// I37, I38: a readiness probe fails until Consul would send traffic, also if what holds
-/// the application's start has passed.
+/// A readiness probe fails until Consul would send traffic, also if what holds the
+/// application's start has passed.
 #[test]
 fn a_readiness_probe_waits_for_the_application_and_for_the_servers() {
     let agent = ScriptedAgent::start();
@@ -128,7 +129,7 @@ fn a_readiness_probe_waits_for_the_application_and_for_the_servers() {
     let _listener = listener.listen();
     agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
     pod.ready(&[]).code(0);
-    // I41: a wrong port.
+    // A wrong port.
     let port = application.address().port();
     pod.ready(&["--serving"]).code(1).says(&[
         "check `web-0-web-application` is critical",

@@ -144,7 +144,8 @@ fn a_sidecar_that_is_gone_takes_nothing_from_the_commands_exit_code() {
     job.await_log("cannot tell the sidecar to end");
 }
 
-/// P12, linkerd2#8758: a Job that runs with and without a sidecar.
+/// A Job that runs with and without a sidecar. Reported in
+/// <https://github.com/linkerd/linkerd2/issues/8758>.
 #[test]
 fn a_command_goes_on_without_a_sidecar_if_told_so() {
     let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_connect-lifecycle"));
@@ -153,7 +154,7 @@ fn a_command_goes_on_without_a_sidecar_if_told_so() {
     testkit::Outcome::of(program).code(7).says(&["no sidecar runs"]);
 }
 
-/// P11: a Job of two services.
+/// A Job of two services.
 #[test]
 fn all_sidecars_end_after_the_command() {
     let agents = [ScriptedAgent::start(), ScriptedAgent::start()];

@@ -108,7 +108,8 @@ fn create(namespace: &Namespace<'_>, pod: &Value) -> Result<String> {
     namespace.apply(&pod.to_string())
 }
 
-/// Pain 13, 19, 20, 24.
+/// Reported in <https://github.com/hashicorp/consul-k8s/pull/1914> and
+/// <https://github.com/hashicorp/consul-k8s/issues/845>.
 #[test]
 fn pods_log_in_by_their_service_accounts_and_log_out_at_their_end() {
     let Some((cluster, _shared)) = support::ours() else { return };

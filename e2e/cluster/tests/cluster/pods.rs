@@ -92,7 +92,7 @@ fn a_pod_with_resources_of_its_own_holds_its_sidecar_too() {
     let sized = namespace.pod("sized").unwrap();
     assert_eq!(sized["spec"]["resources"]["requests"]["cpu"], "10m");
 
-    // I20: what does not fit is denied, with the annotation by its name.
+    // What does not fit is denied, with the annotation by its name.
     pod["metadata"]["name"] = json!("too-small");
     annotate(&mut pod, &[("sidecar-proxy-cpu-request", "20m")]);
     let error = namespace.apply(&pod.to_string()).unwrap_err().to_string();
@@ -199,9 +199,9 @@ fn a_validating_admission_policy_accepts_what_is_injected() {
     start(cluster, &namespace, &pod);
 }
 
-/// I39: `kubectl debug --copy-to` takes labels away, so that nothing sends the copy
-/// traffic, and annotations, too, except by the profile that was its default for long.
-/// Nor does Consul: the copy is not registered, and says how it is started.
+/// `kubectl debug --copy-to` takes labels away, so that nothing sends the copy traffic,
+/// and annotations, too, except by the profile that was its default for long. Nor does
+/// Consul: the copy is not registered, and says how it is started.
 #[test]
 fn a_copy_of_a_pod_for_debugging_gets_no_traffic() {
     let Some((cluster, _shared)) = sharing() else { return };

@@ -73,8 +73,8 @@ fn a_sidecar_that_hangs_is_replaced_and_reached_again() {
     assert_eq!(restarts(&namespace, "hanging", "hanging"), 0);
 }
 
-/// I37, I41: a pod whose application does not listen on its service's port is not ready,
-/// and says why; once it is ready, Consul sends it traffic.
+/// A pod whose application does not listen on its service's port is not ready, and says
+/// why; once it is ready, Consul sends it traffic.
 #[test]
 fn a_pod_is_ready_when_consul_would_send_it_traffic() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -115,7 +115,7 @@ fn a_pod_is_ready_when_consul_would_send_it_traffic() {
     }
 }
 
-/// I34: a pod that is unready by its own probe got traffic.
+/// A pod that is unready by its own probe got traffic.
 #[test]
 fn a_pod_whose_application_turns_unready_gets_no_traffic_until_it_is_back() {
     const PERIOD: Duration = Duration::from_secs(5);

@@ -125,8 +125,7 @@ fn jobs_end_as_their_commands_do_and_leave_no_service() {
     }
 }
 
-/// A database migration, say. I16: the sidecar stands before the user's init
-/// containers.
+/// A database migration, say. The sidecar stands before the user's init containers.
 #[test]
 fn an_init_container_reaches_its_upstreams() {
     let Some((cluster, _shared)) = sharing() else { return };

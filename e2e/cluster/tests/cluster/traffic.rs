@@ -51,8 +51,8 @@ fn roll(name: &str, pod: &Value) {
     rolled.unwrap();
 }
 
-/// I37: nobody else serves while the only pod is replaced. Consul has to send
-/// traffic to the new one by the time that Kubernetes ends the old one.
+/// Nobody else serves while the only pod is replaced. Consul has to send traffic to the
+/// new one by the time that Kubernetes ends the old one.
 #[test]
 fn no_request_fails_in_a_rollout_of_one_replica() {
     roll_one("single", &shell_server("single", "one"));
@@ -84,15 +84,15 @@ fn roll_one(name: &str, pod: &Value) {
 }
 
 /// How often a single replica is rolled out: by default three times, for the sake of the
-/// time that all tests take. Before I37 was mended, one of two lost requests.
+/// time that all tests take. While readiness did not ask Consul, one of two lost requests.
 #[expect(clippy::disallowed_methods, reason = "a test has no flags")]
 fn rollouts() -> u32 {
     std::env::var("E2E_ROLLOUTS").map_or(3, |count| count.parse().unwrap())
 }
 
-/// I38: an agent that nobody told to serve gRPC. The new pod's Envoy gets no
-/// configuration: it never becomes ready, `kubectl describe` says what to check, and
-/// the old pod goes on serving.
+/// An agent that nobody told to serve gRPC. The new pod's Envoy gets no configuration:
+/// it never becomes ready, `kubectl describe` says what to check, and the old pod goes
+/// on serving.
 #[test]
 fn a_rollout_stops_where_the_agent_has_no_grpc() {
     let Some((cluster, _shared)) = ours() else { return };

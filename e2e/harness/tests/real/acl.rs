@@ -134,7 +134,7 @@ fn log_in_again(parts: Option<Parts>) {
     });
 }
 
-/// Pain 19: tokens pile up.
+/// Tokens pile up. Reported in <https://github.com/hashicorp/consul-k8s/issues/845>.
 #[test]
 fn no_failing_path_leaves_a_token_or_a_service() {
     with_acls(|node, acls, _| {
@@ -183,8 +183,9 @@ fn no_failing_path_leaves_a_token_or_a_service() {
     });
 }
 
-/// Pain 13, 22: a token that somebody else deletes is had anew, registered with,
-/// and given back at the end.
+/// A token that somebody else deletes is had anew, registered with, and given back at
+/// the end. Reported in <https://github.com/hashicorp/consul-k8s/pull/1914> and
+/// <https://github.com/hashicorp/consul/issues/11949>.
 #[test]
 fn a_deleted_token_is_had_anew_and_given_back_at_the_end() {
     with_acls(|node, acls, _| {
@@ -210,7 +211,7 @@ fn a_deleted_token_is_had_anew_and_given_back_at_the_end() {
     });
 }
 
-/// Pain 19: tokens pile up.
+/// Tokens pile up. Reported in <https://github.com/hashicorp/consul-k8s/issues/845>.
 #[test]
 fn no_token_is_left_after_many_pod_lives() {
     let lives = std::env::var_os("E2E_LIVES")

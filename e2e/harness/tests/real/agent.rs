@@ -11,8 +11,9 @@ use harness::parts::Parts;
 use harness::until;
 use serde_json::{Value, json};
 
-/// Pain 5: a node's agent restarts, and all its registrations vanish. One of the
-/// current Consul does so in the tests on Kubernetes.
+/// A node's agent restarts, and all its registrations vanish. One of the current Consul
+/// does so in the tests on Kubernetes. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/161>.
 #[test]
 fn pods_register_again_with_an_agent_of_the_oldest_consul_that_lost_its_data() {
     let Some(parts) = Parts::with_oldest_consul_or_skip() else { return };
@@ -90,7 +91,8 @@ type Milestone<'a> = (&'a str, Box<dyn Fn() -> bool + 'a>);
 
 const SERVICES: [&str; 2] = ["echo-server", "echo-client"];
 
-/// Pain 16: the init container fails at once when the agent is not there yet.
+/// The init container fails at once when the agent is not there yet. Reported in
+/// <https://github.com/hashicorp/consul/issues/11792>.
 #[test]
 fn an_agent_that_comes_late_is_waited_for() {
     let Some(parts) = Parts::find_or_skip() else { return };

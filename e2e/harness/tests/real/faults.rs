@@ -66,15 +66,15 @@ fn failures_while_used(mut mesh: Mesh, protocol: &str, fault: Fault) -> (Vec<Str
     (loads.flat_map(|load| load.stop().failures).collect(), log)
 }
 
-/// The agent that comes back tells the client's Envoy what it knows so far, and
-/// learns the rest from the servers a moment later.
+/// The agent that comes back tells the client's Envoy what it knows so far, and learns
+/// the rest from the servers a moment later.
 ///
-/// - It reports the server's public listener as critical until its first check
-///   (P45). The service has no healthy instance, and Envoy answers 503.
-/// - An agent does not wait for the discovery chains of a proxy's upstreams before
-///   it tells the proxy of its listeners. If the servers answer late, as on a busy
-///   machine, it takes the upstream's listener from Envoy and gives it back with
-///   the chain: meanwhile connections are refused. Both is in Envoy's log.
+/// - It reports the server's public listener as critical until its first check. The
+///   service has no healthy instance, and Envoy answers 503.
+/// - An agent does not wait for the discovery chains of a proxy's upstreams before it
+///   tells the proxy of its listeners. If the servers answer late, as on a busy
+///   machine, it takes the upstream's listener from Envoy and gives it back with the
+///   chain: meanwhile connections are refused. Both is in Envoy's log.
 ///
 /// Only Consul could do better: Envoy does as it is told.
 #[test]

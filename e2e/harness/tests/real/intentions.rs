@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, ROUNDS, UPSTREAM, admin, await_heard, client, started, status};
 
-/// How many answers by the old intention a client may get after the server's
-/// Envoy has the new one (P42): the connections between the Envoys that were in
-/// the pool are closed behind their next answer. Each worker thread of Envoy has a
-/// pool, and a sidecar has two.
+/// How many answers by the old intention a client may get after the server's Envoy has
+/// the new one: the connections between the Envoys that were in the pool are closed
+/// behind their next answer. Each worker thread of Envoy has a pool, and a sidecar has
+/// two.
 const STALE: usize = 3;
 
 /// Writes an intention, and waits until the server's Envoy has a listener with it.

@@ -94,7 +94,7 @@ fn upgrade(protocol: &str) {
     }
 }
 
-/// P51: Envoy ends a request after 15 s unless both sides are told otherwise.
+/// Envoy ends a request after 15 s unless both sides are told otherwise.
 #[test]
 fn an_event_stream_outlives_the_default_timeout_where_both_sides_are_told() {
     let Some(mesh) = Mesh::find_or_skip() else { return };

@@ -23,13 +23,17 @@ const BUDGET: &str = "sidecar-proxy-lifecycle-shutdown-grace-period-seconds";
 /// A cluster with native sidecars and the sleep action.
 const KUBERNETES: &str = "--kubernetes-version=1.33";
 
-/// Pain 7, 9: SIGTERM to all containers at once.
+/// SIGTERM to all containers at once. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/4463> and
+/// <https://github.com/hashicorp/consul-k8s/issues/536>.
 #[test]
 fn no_request_is_lost_when_a_pod_ends_whose_sidecar_is_a_container() {
     no_request_is_lost("container");
 }
 
-/// Pain 7, 9: SIGTERM to the sidecar after the application has ended.
+/// SIGTERM to the sidecar after the application has ended. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/4463> and
+/// <https://github.com/hashicorp/consul-k8s/issues/536>.
 #[test]
 fn no_request_is_lost_when_a_pod_ends_whose_sidecar_is_native() {
     no_request_is_lost("native");
@@ -123,7 +127,8 @@ fn serve_those_who_have_not_heard(
     Ok(())
 }
 
-/// Pain 18, and a connection that never ends.
+/// And a connection that never ends. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/268>.
 #[test]
 fn an_idle_pod_ends_at_once_and_a_connection_that_never_ends_is_cut_at_the_budget() {
     let Some(parts) = Parts::find_or_skip() else { return };

@@ -246,8 +246,8 @@ fn the_grpc_port_of_the_oldest_consul_is_reached_over_tls_where_it_has_https() {
     check(&node, &flags, Ends::Connected);
 }
 
-/// I31: with auto_encrypt, an agent shows a certificate of Connect's CA, which nobody
-/// has copied anywhere. The injector reads its roots from a server, by the servers' CA.
+/// With auto_encrypt, an agent shows a certificate of Connect's CA, which nobody has
+/// copied anywhere. The injector reads its roots from a server, by the servers' CA.
 #[test]
 fn pods_trust_an_agent_whose_certificate_connects_ca_signed() {
     let Some(parts) = Parts::find_or_skip() else { return };
@@ -264,8 +264,8 @@ fn pods_trust_an_agent_whose_certificate_connects_ca_signed() {
     let _pod = started(&node, &pod).unwrap();
 }
 
-/// I31: a pod has the roots of the day it was made. Connect's CA has each new root
-/// signed by the one before, too, and an agent's certificate comes with the signatures.
+/// A pod has the roots of the day it was made. Connect's CA has each new root signed by
+/// the one before, too, and an agent's certificate comes with the signatures.
 #[test]
 fn a_pod_goes_on_trusting_its_agent_after_connects_ca_was_rotated() {
     let Some(parts) = Parts::find_or_skip() else { return };

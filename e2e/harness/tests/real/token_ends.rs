@@ -1,4 +1,4 @@
-//! ACL tokens that end while their pods live (P40).
+//! ACL tokens that end while their pods live.
 
 use std::fs::File;
 use std::io::Write;

@@ -196,8 +196,8 @@ fn seconds(variable: &str, default: u64) -> Duration {
     Duration::from_secs(given.map_or(default, |text| text.to_string_lossy().parse().unwrap()))
 }
 
-/// P1, P40: the token that ends. When there is news for a stream whose first token has
-/// ended, the agent closes it, and Envoy opens another with the new token at once.
+/// The token that ends. When there is news for a stream whose first token has ended,
+/// the agent closes it, and Envoy opens another with the new token at once.
 #[test]
 fn tokens_that_end_cost_no_request_and_no_restart() {
     with_pods(Parts::find_or_skip(), &[KNOWN], |used, _agent| {
@@ -238,7 +238,7 @@ fn tokens_that_end_cost_no_request_and_no_restart() {
     });
 }
 
-/// P40: a token that is deleted by hand.
+/// A token that is deleted by hand.
 #[test]
 fn tokens_that_are_deleted_by_hand_cost_no_request_no_stream_and_no_restart() {
     with_pods(Parts::find_or_skip(), &[KNOWN], |used, _agent| {

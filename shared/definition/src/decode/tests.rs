@@ -451,8 +451,8 @@ fn what_could_not_work_is_refused_with_its_place() {
     assert!(parse("f.hcl", Format::Hcl, &federated).is_ok());
 }
 
-/// P38 of the fault list: a file with one of these was registered, and Envoy
-/// rejected the listener or did not start.
+/// A file with one of these was registered, and Envoy rejected the listener or did not
+/// start.
 #[test]
 fn listeners_that_take_each_others_place_are_refused() {
     let sidecar = |inside: &str| {

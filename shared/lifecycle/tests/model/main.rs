@@ -45,27 +45,29 @@ fn nothing_comes_back_and_nothing_is_lost_if_answers_arrive_late() {
     holds(Scene::LateAnswers);
 }
 
-/// P6, P7: an agent that hangs while the pod ends.
+/// An agent that hangs while the pod ends.
 #[test]
 fn a_pod_ends_by_its_deadlines_if_the_agent_does_not_answer() {
     holds(Scene::Hanging);
 }
 
-/// Pain 22, P1, P40: what was made with a token that is gone is made again with
-/// another; and a token that is about to end is replaced before it does.
+/// What was made with a token that is gone is made again with another; and a token that
+/// is about to end is replaced before it does. Reported in
+/// <https://github.com/hashicorp/consul/issues/11949>.
 #[test]
 fn what_is_registered_is_so_with_a_token_that_is_good() {
     holds(Scene::Tokens);
 }
 
-/// P14: two pods of one name in two namespaces, on one node.
+/// Two pods of one name in two namespaces, on one node. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/690>.
 #[test]
 fn another_pods_entry_is_never_touched() {
     holds(Scene::Neighbour);
 }
 
-/// P13, P15, P41: an agent that comes back with what it had is not registered with
-/// again, and one that is not heard is asked on another connection.
+/// An agent that comes back with what it had is not registered with again, and one that
+/// is not heard is asked on another connection.
 #[test]
 fn what_an_agent_loses_in_a_restart_is_registered_again_and_nothing_else() {
     holds(Scene::Restarts);

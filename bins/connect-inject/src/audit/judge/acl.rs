@@ -202,7 +202,8 @@ mod tests {
         }
     }
 
-    /// Pain 19: ACL tokens pile up.
+    /// ACL tokens pile up. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/845>.
     #[test]
     fn a_token_whose_pod_is_gone_is_found() {
         let mut seen = seen();

@@ -195,7 +195,8 @@ mod tests {
         finding.map(|finding| finding.code)
     }
 
-    /// Pain 26: pods start without a sidecar, silently.
+    /// Pods start without a sidecar, silently. Reported in
+    /// <https://github.com/hashicorp/consul-helm/issues/851>.
     #[test]
     fn a_pod_that_asks_and_has_none_is_found_by_its_cause() {
         let policy = policy_of(&["--deny-k8s-namespace=off"]);

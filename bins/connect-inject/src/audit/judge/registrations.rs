@@ -253,7 +253,8 @@ mod tests {
         assert_eq!(judged(&healthy()), []);
     }
 
-    /// Pain 1: dead pods stay registered.
+    /// Dead pods stay registered. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/2491>.
     #[test]
     fn a_registration_whose_pod_is_gone_is_found() {
         let mut seen = healthy();

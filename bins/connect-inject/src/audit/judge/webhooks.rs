@@ -153,7 +153,8 @@ mod tests {
         assert_eq!(codes(&Snapshot::default()), [], "it may not be read");
     }
 
-    /// Pain 28: the serving certificate expired, caBundle was overwritten.
+    /// The serving certificate expired, caBundle was overwritten. Reported in
+    /// <https://github.com/hashicorp/consul-k8s/issues/857>.
     #[test]
     fn what_the_api_server_does_not_trust_is_found() {
         for (changed, code) in [

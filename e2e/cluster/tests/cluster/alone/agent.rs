@@ -6,8 +6,9 @@ use crate::support::{
     Load, alone, await_answer, client, is_ours, restarts, server, set_of, shell, shell_server,
 };
 
-/// Pain 5: the agent's container ends and starts anew, with nothing of what was
-/// registered. Nobody touches a pod, and all is there again.
+/// The agent's container ends and starts anew, with nothing of what was registered.
+/// Nobody touches a pod, and all is there again. Reported in
+/// <https://github.com/hashicorp/consul-k8s/issues/161>.
 #[test]
 fn a_wiped_agent_has_its_registrations_back() {
     let Some((cluster, _alone)) = alone() else { return };

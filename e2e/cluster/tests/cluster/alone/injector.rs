@@ -61,7 +61,7 @@ fn certificates_rotate_while_pods_are_created() {
     .unwrap();
 }
 
-/// I25: `helm upgrade --force` and Argo CD's Replace empty the Secret, while pods are
+/// `helm upgrade --force` and Argo CD's Replace empty the Secret, while pods are
 /// created without a pause: the replicas put back what they hold.
 #[test]
 fn an_emptied_secret_is_filled_again_and_no_pod_is_refused() {

@@ -12,8 +12,8 @@ use crate::support::is_ours;
 /// A cluster starts beside another one.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Pain 52: "too many colons in address". The user's document is the proof: it
-/// needs no word of the family.
+/// "too many colons in address". The user's document is the proof: it needs no word of
+/// the family. Reported in <https://github.com/hashicorp/consul/issues/10291>.
 #[test]
 fn the_document_happens_on_a_cluster_of_ipv6() {
     if !Cluster::find_or_skip().is_some_and(is_ours) {
