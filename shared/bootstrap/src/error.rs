@@ -11,10 +11,7 @@ pub enum Error {
     #[error(
         "proxy config {key} is {found}, expected a text; hint: put it between quotes, JSON too"
     )]
-    NotText {
-        key: &'static str,
-        found: &'static str,
-    },
+    NotText { key: &'static str, found: &'static str },
 
     /// An address to listen on is not an IP address and a port.
     #[error(
@@ -22,10 +19,7 @@ pub enum Error {
          port from 1 to 65535, for example 0.0.0.0:9102 or [::]:9102; hint: Envoy does not \
          resolve host names here, write 127.0.0.1 for localhost"
     )]
-    BindAddress {
-        key: &'static str,
-        value: String,
-    },
+    BindAddress { key: &'static str, value: String },
 
     /// The address of a statsd or DogStatsD server can't be understood.
     #[error(
@@ -45,19 +39,14 @@ pub enum Error {
         "proxy config {key} refers to an environment variable that is not set: ${name}; \
          hint: set {name} where the bootstrap is written, or write the address itself"
     )]
-    UnsetVariable {
-        key: &'static str,
-        name: String,
-    },
+    UnsetVariable { key: &'static str, name: String },
 
     /// A metric tag has no name.
     #[error(
         "proxy config envoy_stats_tags has a tag without a name: {tag:?}; accepted: NAME=VALUE, \
          or NAME for the value 1; hint: remove it or name it"
     )]
-    StatsTag {
-        tag: String,
-    },
+    StatsTag { tag: String },
 
     /// The time between two flushes of metrics is not one that Envoy takes.
     #[error(
@@ -65,9 +54,7 @@ pub enum Error {
          seconds with the letter s, at least 0.001s and less than 300s; hint: write a minute \
          as 60s"
     )]
-    FlushInterval {
-        value: String,
-    },
+    FlushInterval { value: String },
 
     /// A setting that holds JSON does not.
     #[error("{setting} is not {expected}: {problem}; hint: {hint}")]
@@ -109,18 +96,14 @@ pub enum Error {
         "TLS for Prometheus is missing {missing}; hint: give a CA, a certificate and a key, \
          or none of them"
     )]
-    PrometheusTls {
-        missing: String,
-    },
+    PrometheusTls { missing: String },
 
     /// The path that Prometheus scrapes can't match a request.
     #[error(
         "-prometheus-scrape-path is not a path: {value}; accepted: a path that begins with /; \
          hint: the default is /metrics"
     )]
-    ScrapePath {
-        value: String,
-    },
+    ScrapePath { value: String },
 
     /// xDS is to go over TLS, but there is nothing to verify the agent with.
     #[error(

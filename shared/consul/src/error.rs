@@ -65,24 +65,13 @@ pub enum Cause {
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     #[error("cannot read {}: {source}", path.display())]
-    Read {
-        flag: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Read { flag: &'static str, path: PathBuf, source: io::Error },
     /// The file of the ACL token can't be read.
     #[error("cannot read the token file {}: {source}", path.display())]
-    Token {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Token { path: PathBuf, source: io::Error },
     /// A file of the client's own certificate or key is no PEM.
     #[error("cannot read {} as PEM: {source}", path.display())]
-    Pem {
-        flag: &'static str,
-        path: PathBuf,
-        source: pem::Error,
-    },
+    Pem { flag: &'static str, path: PathBuf, source: pem::Error },
     /// A place that is to hold CA certificates holds none.
     #[error("{place} holds no CA certificate{}", in_brackets(problem.as_deref()))]
     NoCa {
@@ -97,11 +86,7 @@ pub enum SetupError {
     UnusableCas(String),
     /// The client's certificate and key do not belong together.
     #[error("{} and {} do not belong together: {source}", cert.display(), key.display())]
-    KeyPair {
-        cert: PathBuf,
-        key: PathBuf,
-        source: rustls::Error,
-    },
+    KeyPair { cert: PathBuf, key: PathBuf, source: rustls::Error },
     /// What the agent's certificate is to be named can't be a name.
     #[error("`{0}` is neither a host name nor an IP address")]
     ServerName(String),

@@ -63,10 +63,7 @@ pub enum GrpcError {
     #[error(
         "the agent serves xDS over TLS at {address}, but no CA certificate is given to check it against"
     )]
-    NoCa {
-        address: GrpcAddress,
-        http: Address,
-    },
+    NoCa { address: GrpcAddress, http: Address },
 }
 
 // === impl Served ===

@@ -24,19 +24,13 @@ pub enum ParseError {
     #[error(
         "invalid duration `{text}`: expected a number with a unit (ns, us, ms, s, m or h), such as `90s`, `1m30s` or `1.5h`"
     )]
-    Form {
-        text: String,
-    },
+    Form { text: String },
     /// The duration does not fit into 64 bits of nanoseconds (about 292 years).
     #[error("duration `{text}` is too long: at most 2562047h")]
-    TooLong {
-        text: String,
-    },
+    TooLong { text: String },
     /// A negative duration where a length of time is needed.
     #[error("duration `{text}` is negative: expected zero or more")]
-    Negative {
-        text: String,
-    },
+    Negative { text: String },
 }
 
 /// Reads a length of time: a Go duration that is not negative. It is what our

@@ -70,11 +70,7 @@ pub enum Error {
     Timeout(SocketAddr),
     /// The answer is a refusal.
     #[error("Envoy answers {path} with status {status}: {body}")]
-    Status {
-        path: &'static str,
-        status: u16,
-        body: String,
-    },
+    Status { path: &'static str, status: u16, body: String },
 }
 
 /// Envoy answers from its main thread, which is never blocked for long.

@@ -70,21 +70,12 @@ pub struct Login {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("cannot read {}: {source}", .path.display())]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     #[error("{} is not a registration of this program: {source}", .path.display())]
-    Form {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    Form { path: PathBuf, source: serde_json::Error },
     /// The file was written by a release that this one can't follow.
     #[error("{} has version {version}, this program reads up to {VERSION}", .path.display())]
-    Version {
-        path: PathBuf,
-        version: u32,
-    },
+    Version { path: PathBuf, version: u32 },
 }
 
 // === impl Record ===

@@ -19,10 +19,7 @@ pub enum Answer<'a> {
     /// taken.
     Done,
     /// One thing of a list.
-    Item {
-        kind: u16,
-        attributes: &'a [u8],
-    },
+    Item { kind: u16, attributes: &'a [u8] },
 }
 
 /// What the kernel has is not what it was given.

@@ -10,15 +10,10 @@ pub enum InvalidPort {
     Empty,
     /// It is a number, but no port.
     #[error("port `{text}` is out of range: expected 1 to 65535")]
-    Range {
-        text: String,
-    },
+    Range { text: String },
     /// It is a name that no container has.
     #[error("port `{text}` is neither a number from 1 to 65535 nor the name of a container port ({})", list(.known))]
-    Unknown {
-        text: String,
-        known: Vec<String>,
-    },
+    Unknown { text: String, known: Vec<String> },
 }
 
 fn list(known: &[String]) -> String {

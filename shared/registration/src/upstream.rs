@@ -126,16 +126,10 @@ pub enum Conflict {
     #[error(
         "upstreams `{first}` and `{second}` both listen on {path}: give each a socket of its own"
     )]
-    SameSocket {
-        first: String,
-        second: String,
-        path: String,
-    },
+    SameSocket { first: String, second: String, path: String },
     /// One destination twice, which the agent refuses.
     #[error("upstream `{destination}` is given twice: one is enough for any number of connections")]
-    SameDestination {
-        destination: String,
-    },
+    SameDestination { destination: String },
     #[error(
         "upstream `{destination}` would listen on port {port}, which is {owner}: choose another local port"
     )]
