@@ -66,11 +66,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) bootstrap: BootstrapArgs,
 
-    /// The folder that the pod's injected containers share
+    /// The directory that the pod's injected containers share
     #[arg(long, env = "CONNECT_DIR", default_value = handoff::DEFAULT_DIR, value_name = "FOLDER")]
     pub(crate) dir: PathBuf,
 
-    /// The lifecycle helper that is put into the folder; by default the
+    /// The lifecycle helper that is put into the directory; by default the
     /// connect-lifecycle beside this program
     #[arg(long, env = "CONNECT_HELPER", value_name = "FILE")]
     pub(crate) helper: Option<PathBuf>,
@@ -79,8 +79,8 @@ pub(crate) struct Args {
     #[arg(long, env = "CONNECT_TIMEOUT", default_value = "2m", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) timeout: Duration,
 
-    /// How long the first run in this folder may take, if that is less: a pod's status
-    /// shows why it failed, while the container runs again
+    /// How long the first run in this directory may take, if that is less: a pod's
+    /// status shows why it failed, while the container runs again
     #[arg(long, env = "CONNECT_FIRST_TIMEOUT", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) first_timeout: Option<Duration>,
 

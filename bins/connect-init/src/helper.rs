@@ -1,4 +1,4 @@
-//! The lifecycle helper, put into the folder while the pod is registered: it is by
+//! The lifecycle helper, put into the directory while the pod is registered: it is by
 //! far the largest file there. That it can be written is known before.
 
 use std::fs::File;
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 /// The lifecycle helper, as it comes with this program.
 pub(crate) struct Helper(File);
 
-/// The lifecycle helper on its way into the folder.
+/// The lifecycle helper on its way into the directory.
 pub(crate) struct Installing(watch::Receiver<Option<Result<(), Failure>>>);
 
 /// The name of the helper beside this program.
@@ -34,10 +34,10 @@ impl Helper {
         Ok(Self(file))
     }
 
-    /// Begins to put it into the folder; a thread of its own goes on.
+    /// Begins to put it into the directory; a thread of its own goes on.
     ///
     /// # Errors
-    /// The folder can't be written to.
+    /// The directory can't be written to.
     pub(crate) fn install(self, handoff: &Handoff) -> Result<Installing, Failure> {
         let begun = Begun::new(&handoff.helper())?;
         let (end, installing) = watch::channel(None);

@@ -1,16 +1,16 @@
-//! Registers a pod's service and sidecar proxy with the node's Consul agent,
-//! and writes what the sidecar starts from.
+//! Registers a pod's service and sidecar proxy with the node's Consul agent, and writes
+//! what the sidecar starts from.
 //!
 //! A registration walks through these rooms:
 //!
 //! - [`args`]: the command line
 //! - [`declare`]: what the flags declare of the pod's services
-//! - [`helper`]: the lifecycle helper, on its way into the folder meanwhile
+//! - [`helper`]: the lifecycle helper, on its way into the directory meanwhile
 //! - [`sidecar`]: one service of the pod with its sidecar, for which
 //!   - [`taken`]: whether its id is another pod's
 //!   - [`register`]: service and proxy registered, both or neither
 //!
-//! The folder, Envoy's bootstrap and the record for `connect-lifecycle` are made by
+//! The directory, Envoy's bootstrap and the record for `connect-lifecycle` are made by
 //! the crate `provision`.
 //!
 //! [`dry_run`] tells what would be done instead.

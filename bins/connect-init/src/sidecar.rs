@@ -178,7 +178,7 @@ impl Sidecar {
         said(lifecycle::retract(&self.handoff, &self.agent, pair, deadline).await)
     }
 
-    /// What an earlier run registered in this folder under other ids, as another
+    /// What an earlier run registered in this directory under other ids, as another
     /// release does.
     fn earlier(&self) -> Option<Pair> {
         let Record { pair, .. } = Record::read(&self.handoff).ok()?;

@@ -154,7 +154,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RegisterArgs {
-    /// Definition files of Consul's, in HCL or JSON, or folders of them; `-` is
+    /// Definition files of Consul's, in HCL or JSON, or directories of them; `-` is
     /// standard input
     #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with = "ServiceArgs")]
     pub(crate) files: Vec<PathBuf>,
@@ -234,7 +234,7 @@ pub(crate) struct SidecarArgs {
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
 
-    /// Folder for the files that connect-lifecycle reads; one for each sidecar
+    /// Directory for the files that connect-lifecycle reads; one for each sidecar
     #[arg(long, env = "CONNECT_DIR", value_name = "FOLDER")]
     pub(crate) dir: PathBuf,
 
@@ -247,8 +247,8 @@ pub(crate) struct SidecarArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeregisterArgs {
-    /// Definition files of the services, in HCL or JSON, or folders of them; `-`
-    /// is standard input
+    /// Definition files of the services, in HCL or JSON, or directories of them; `-` is
+    /// standard input
     #[arg(value_name = "FILE", required_unless_present = "ids", conflicts_with = "ids")]
     pub(crate) files: Vec<PathBuf>,
 
@@ -271,7 +271,7 @@ pub(crate) struct DeregisterArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ValidateArgs {
-    /// Definition files, in HCL or JSON, or folders of them; `-` is standard input
+    /// Definition files, in HCL or JSON, or directories of them; `-` is standard input
     #[arg(value_name = "FILE", required = true)]
     pub(crate) files: Vec<PathBuf>,
 

@@ -26,8 +26,8 @@ enum Mistake {
     Other(String),
 }
 
-/// Reads all files, in their order, and checks them as a whole. Of a folder,
-/// those are read that have a name of a definition file, by their names.
+/// Reads all files, in their order, and checks them as a whole. Of a directory, those
+/// are read that have a name of a definition file, by their names.
 ///
 /// # Errors
 /// Every mistake of every file has been logged, or printed as JSON.
@@ -42,7 +42,7 @@ pub(crate) fn read(files: &[PathBuf], output: Output) -> Result<Read, Failure> {
             match files_of(file) {
                 Ok(files) => {
                     if files.is_empty() {
-                        tracing::warn!("folder {} has no .hcl or .json file", file.display());
+                        tracing::warn!("directory {} has no .hcl or .json file", file.display());
                     }
                     for file in &files {
                         read.add(file, &mut mistakes);
@@ -74,7 +74,7 @@ pub(crate) fn read(files: &[PathBuf], output: Output) -> Result<Read, Failure> {
     Ok(read)
 }
 
-/// The definition files in a folder; not those of folders in it, as with Consul.
+/// The definition files in a directory; not those of directories in it, as with Consul.
 fn files_of(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {

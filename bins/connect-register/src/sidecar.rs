@@ -63,7 +63,7 @@ fn only(files: &[PathBuf]) -> Result<Definition, Failure> {
         1 => Ok(definitions.remove(0)),
         count => Err(Failure::usage(format_args!("the definition file defines {count} services"))
             .hint(
-                "each sidecar has a file, a folder and an Envoy of its own: expected one service",
+                "each sidecar has a file, a directory and an Envoy of its own: expected one service",
             )),
     }
 }
@@ -135,7 +135,7 @@ impl Sidecar {
         match done.await.map_err(|stopped| why(stopped, agent, deadline))? {
             Registered::Done => Ok(()),
             Registered::Buried => Err(Failure::new(Exit::Failure, "it is being deregistered")
-                .hint("a connect-lifecycle of this folder is ending: run this again after it")),
+                .hint("a connect-lifecycle of this directory is ending: run this again after it")),
         }
     }
 

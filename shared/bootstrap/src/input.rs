@@ -134,9 +134,9 @@ pub struct PrometheusTls {
 pub enum PrometheusCa {
     /// One PEM file. `consul connect envoy -prometheus-ca-file`.
     File(String),
-    /// A folder, which Envoy watches: it reads no certificates from there, so
-    /// that none of a client's is verified. Prefer a file.
-    /// `consul connect envoy -prometheus-ca-path`.
+    /// A directory, which Envoy watches: it reads no certificates from there, so that
+    /// none of a client's is verified. Prefer a file. `consul connect envoy
+    /// -prometheus-ca-path`.
     Path(String),
 }
 
@@ -228,10 +228,10 @@ impl Default for Prometheus {
 
 impl PrometheusTls {
     /// The four flags `-prometheus-ca-file`, `-prometheus-ca-path`,
-    /// `-prometheus-cert-file` and `-prometheus-key-file` of
-    /// `consul connect envoy`: none of them is no TLS, and with any of them a
-    /// certificate, a key and one of the two CAs are needed (the folder wins).
-    /// Otherwise the result is [`Error::PrometheusTls`].
+    /// `-prometheus-cert-file` and `-prometheus-key-file` of `consul connect envoy`:
+    /// none of them is no TLS, and with any of them a certificate, a key and one of the
+    /// two CAs are needed (the directory wins). Otherwise the result is
+    /// [`Error::PrometheusTls`].
     pub fn from_flags(
         ca_file: Option<&str>,
         ca_path: Option<&str>,

@@ -12,10 +12,10 @@ use crate::cluster;
 
 const LOOPBACK: &str = "consul_telemetry_collector_loopback";
 
-/// Path of the proxy's socket in the folder `dir`.
+/// Path of the proxy's socket in the directory `dir`.
 ///
-/// The agent computes the same: the name must be unique for each proxy, and
-/// short, since paths of sockets have room for about 100 bytes.
+/// The agent computes the same: the name must be unique for each proxy, and short,
+/// since paths of sockets have room for about 100 bytes.
 pub(crate) fn socket(dir: &str, proxy: &Proxy) -> String {
     let id = format!("{}_{}", proxy.namespace(), proxy.id);
     let name = BASE64_URL_SAFE_NO_PAD.encode(Sha1::digest(id.as_bytes()));

@@ -1,6 +1,6 @@
 //! Whole documents, compared with the files in `tests/golden/`.
 //!
-//! `UPDATE_GOLDEN=1 cargo test -p bootstrap` writes the files anew; read the
+//! `UPDATE_GOLDEN=1 cargo test -p bootstrap` writes the files again; read the
 //! difference before it is committed. `tests/envoy.rs` gives them to Envoy.
 
 use std::collections::BTreeSet;

@@ -452,7 +452,7 @@ impl Agent {
         let request = call.request();
         let Answered { status, body, index, .. } = call.answered().await?;
         let failed = |cause| Error { request, cause };
-        // An index that goes backwards is to be begun anew.
+        // An index that goes backwards is to be begun again.
         let index = index.filter(|index| *index >= known).unwrap_or_default();
         match status {
             200 => serde_json::from_slice(&body)

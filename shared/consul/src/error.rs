@@ -76,7 +76,7 @@ pub enum SetupError {
     #[error("{place} holds no CA certificate{}", in_brackets(problem.as_deref()))]
     NoCa {
         flag: &'static str,
-        /// A file, folder or variable.
+        /// A file, directory or variable.
         place: String,
         /// What could not be read there.
         problem: Option<String>,

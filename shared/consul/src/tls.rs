@@ -25,7 +25,7 @@ pub struct TlsFiles {
     /// A PEM file with CA certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// A folder of such files.
+    /// A directory of such files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_path: Option<PathBuf>,
     /// CA certificates themselves, as PEM. Never serialized: a record names a file
@@ -71,11 +71,11 @@ const PEM_WIDTH: usize = 64;
 // === impl TlsFiles ===
 
 impl TlsFiles {
-    /// The CA certificates as pure PEM: the file's, then those of the folder in
-    /// the order of its files' names, then the inline ones. Empty if none are given.
+    /// The CA certificates as pure PEM: the file's, then those of the directory in the
+    /// order of its files' names, then the inline ones. Empty if none are given.
     ///
-    /// Comments and unreadable certificates are left out, because Envoy takes the
-    /// text as a whole or not at all.
+    /// Comments and unreadable certificates are left out, because Envoy takes the text
+    /// as a whole or not at all.
     ///
     /// # Errors
     /// A file can't be read, or one of the places given holds no certificate.

@@ -51,7 +51,7 @@ pub async fn examine_peer(agent: &Agent, peer: &str) -> Finding {
         .next(look()),
         PeerState::Terminated | PeerState::Deleting => {
             found(Verdict::Wrong, Reason::PeerEnded, "the peering has ended")
-                .hint("delete it and establish it anew on both sides, or remove the upstream")
+                .hint("delete it and establish it again on both sides, or remove the upstream")
                 .next(look())
         }
         PeerState::Other => {

@@ -41,7 +41,7 @@ pub struct AgentArgs {
     #[arg(long, env = "CONSUL_CACERT", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 
-    /// A folder of PEM files with CA certificates
+    /// A directory of PEM files with CA certificates
     #[arg(long, env = "CONSUL_CAPATH", value_name = "FOLDER")]
     pub ca_path: Option<PathBuf>,
 
@@ -127,7 +127,7 @@ impl AgentArgs {
         Ok(Config {
             address: if http_ssl { http_addr.over_tls() } else { http_addr },
             token: from_file.or(token.filter(|token| !token.expose_secret().is_empty())),
-            // Others may read it from another folder.
+            // Others may read it from another directory.
             token_file: token_file.map(|file| std::path::absolute(&file).unwrap_or(file)),
             http_auth,
             tls: TlsFiles {

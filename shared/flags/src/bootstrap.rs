@@ -58,7 +58,7 @@ pub struct BootstrapArgs {
     #[arg(long, env = "CONSUL_GRPC_CACERT", value_name = "FILE")]
     pub grpc_ca_file: Option<PathBuf>,
 
-    /// A folder of PEM files with CA certificates for xDS
+    /// A directory of PEM files with CA certificates for xDS
     #[arg(long, env = "CONSUL_GRPC_CAPATH", value_name = "FOLDER")]
     pub grpc_ca_path: Option<PathBuf>,
 
@@ -88,7 +88,7 @@ pub struct BootstrapArgs {
     #[arg(long, env = "CONNECT_PROMETHEUS_CA_FILE", value_name = "FILE")]
     pub prometheus_ca_file: Option<String>,
 
-    /// A folder of PEM files with CA certificates for scraping over TLS
+    /// A directory of PEM files with CA certificates for scraping over TLS
     #[arg(long, env = "CONNECT_PROMETHEUS_CA_PATH", value_name = "FOLDER")]
     pub prometheus_ca_path: Option<String>,
 

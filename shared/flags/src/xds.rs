@@ -208,7 +208,7 @@ fn warn_without_token(agent: &Agent) {
     }
 }
 
-/// Envoy runs in another folder.
+/// Envoy runs in another directory.
 fn absolute(file: &Path) -> Result<String, Failure> {
     let path: PathBuf = std::path::absolute(file)
         .map_err(|error| Failure::usage(format_args!("cannot find {}: {error}", file.display())))?;

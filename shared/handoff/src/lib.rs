@@ -1,18 +1,18 @@
-//! What `connect-init` leaves in the pod for `connect-lifecycle`, and how the
-//! processes of a pod keep out of each other's way.
+//! What `connect-init` leaves in the pod for `connect-lifecycle`, and how the processes
+//! of a pod keep out of each other's way.
 //!
-//! - [`Handoff`]: the folder and its files
+//! - [`Handoff`]: the directory and its files
 //! - [`record`]: the registration as it is written down, [`record::Record`]
 //! - [`tombstone`](Handoff::bury): the registration was taken back for good
 //! - [`lock`]: one process at a time registers or deregisters
 //!
-//! Two rules keep a registration from coming back after it was taken back:
-//! every registration is made under the lock and only if there is no
-//! tombstone; every deregistration writes the tombstone first and then takes
-//! the lock, and so waits for a registration that is under way.
+//! Two rules keep a registration from coming back after it was taken back: every
+//! registration is made under the lock and only if there is no tombstone; every
+//! deregistration writes the tombstone first and then takes the lock, and so waits for
+//! a registration that is under way.
 //!
-//! Releases read each other's files: unknown fields are ignored, and a field is
-//! never given another meaning.
+//! Releases read each other's files: unknown fields are ignored, and a field is never
+//! given another meaning.
 
 pub mod lock;
 pub mod record;
@@ -28,7 +28,7 @@ use serde_json::Value;
 pub use lock::Lock;
 pub use record::{Login, Record};
 
-/// The folder that the pod's injected containers share, if no flag names another.
+/// The directory that the pod's injected containers share, if no flag names another.
 pub const DEFAULT_DIR: &str = "/consul/connect-inject";
 
 /// What was seen of a sidecar once, and is not asked again.
@@ -44,7 +44,7 @@ pub enum Milestone {
     Tried,
 }
 
-/// A registration's files in the folder that the pod's containers share. Each
+/// A registration's files in the directory that the pod's containers share. Each
 /// service of the pod has its own; what all of them need is there once.
 #[derive(Clone, Debug)]
 pub struct Handoff {
@@ -56,7 +56,7 @@ pub struct Handoff {
 // === impl Handoff ===
 
 impl Handoff {
-    /// The files of the pod's first service, in that folder.
+    /// The files of the pod's first service, in that directory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), suffix: String::new() }
     }

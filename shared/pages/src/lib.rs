@@ -66,11 +66,11 @@ pub fn completions(mut program: Command, shell: Shell) -> Vec<u8> {
     script
 }
 
-/// Writes pages and completions below a folder, as an installation prefix such as
+/// Writes pages and completions below a directory, as an installation prefix such as
 /// `/usr/local` has them.
 ///
 /// # Errors
-/// A folder or file that can't be written.
+/// A directory or file that can't be written.
 #[expect(clippy::disallowed_methods, reason = "nobody reads a release before it is whole")]
 pub fn write_all(program: &Command, prefix: &Path) -> io::Result<()> {
     let folder = prefix.join("share/man/man1");

@@ -1,4 +1,4 @@
-//! What a sidecar starts from, in the folder that `connect-lifecycle` reads: made
+//! What a sidecar starts from, in the directory that `connect-lifecycle` reads: made
 //! ready before anything is registered, and filled afterwards.
 
 mod prepare;

@@ -1,5 +1,5 @@
-//! The folder made ready, before anything is registered: if it can't be
-//! written to, nothing has to be taken back.
+//! The directory made ready, before anything is registered: if it can't be written to,
+//! nothing has to be taken back.
 
 use std::fs::File;
 use std::path::Path;
@@ -11,9 +11,9 @@ use runtime::Failure;
 use runtime::file::write_whole;
 use secrecy::ExposeSecret;
 
-/// Takes away what a process that was killed left half written in the folder,
-/// and puts there what the agent is spoken to with. Returns the files of TLS as
-/// the pod's other containers see them.
+/// Takes away what a process that was killed left half written in the directory, and
+/// puts there what the agent is spoken to with. Returns the files of TLS as the pod's
+/// other containers see them.
 pub fn prepare(handoff: &Handoff, config: &Config) -> Result<TlsFiles, Failure> {
     handoff.sweep()?;
     if let Some(auth) = &config.http_auth {

@@ -96,8 +96,8 @@ async fn read_back(
     }
 }
 
-/// The agent, for the pod's other containers. `tls` has its files as they see
-/// them; the token is the copy in the folder, unless they also see its original.
+/// The agent, for the pod's other containers. `tls` has its files as they see them; the
+/// token is the copy in the directory, unless they also see its original.
 pub fn agent_record(handoff: &Handoff, agent: &Agent, tls: &TlsFiles) -> AgentRecord {
     let config = agent.config();
     AgentRecord {

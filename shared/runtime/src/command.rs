@@ -93,7 +93,7 @@ fn read<A: Parser>(command: Command, elsewhere: &[Elsewhere]) -> Result<A, ExitC
     })
 }
 
-/// Writes manual pages and completions into the folder that `CONNECT_PAGES` names,
+/// Writes manual pages and completions into the directory that `CONNECT_PAGES` names,
 /// in a binary that was built for that; see the feature `pages`.
 ///
 /// # Errors

@@ -27,17 +27,17 @@ pub fn is_half_written(path: &Path) -> bool {
     name.starts_with(PREFIX) && name.ends_with(SUFFIX)
 }
 
-/// A file that is begun: its folder can be written to. Nobody sees it before it
-/// is [finished](Begun::finish).
+/// A file that is begun: its directory can be written to. Nobody sees it before it is
+/// [finished](Begun::finish).
 #[derive(Debug)]
 pub struct Begun {
     file: NamedTempFile,
     path: PathBuf,
 }
 
-/// Writes a file whole: a temporary file in the same folder, synced, then
-/// renamed over the old one. A reader, and a crash at any point, sees the old
-/// contents or the new.
+/// Writes a file whole: a temporary file in the same directory, synced, then renamed
+/// over the old one. A reader, and a crash at any point, sees the old contents or the
+/// new.
 ///
 /// `mode` is the file's permissions, whatever the umask is.
 pub fn write_whole(path: &Path, mode: u32, contents: impl Read) -> Result<(), WriteError> {
@@ -82,18 +82,18 @@ impl From<WriteError> for Failure {
     fn from(error: WriteError) -> Self {
         let hint = match error.source.kind() {
             std::io::ErrorKind::NotFound => {
-                "the folder does not exist: create it, or name another one with --dir"
+                "the directory does not exist: create it, or name another one with --dir"
             }
             std::io::ErrorKind::PermissionDenied => {
-                "let the user that this runs as write there, or name another folder with --dir"
+                "let the user that this runs as write there, or name another directory with --dir"
             }
             std::io::ErrorKind::ReadOnlyFilesystem => {
-                "mount a writable volume there, or name another folder with --dir"
+                "mount a writable volume there, or name another directory with --dir"
             }
             std::io::ErrorKind::StorageFull => {
                 "the volume is full: free some space or raise its size limit"
             }
-            _ => "check that the folder is a writable one",
+            _ => "check that the directory is a writable one",
         };
         Self::new(Exit::CannotWrite, &error).hint(hint)
     }
@@ -135,7 +135,7 @@ mod tests {
         let failure = Failure::from(write_whole(&path, 0o600, &b"x"[..]).unwrap_err());
         assert_eq!(failure.exit(), Exit::CannotWrite);
         assert!(failure.to_string().contains("missing/token"), "{failure}");
-        // A folder in the file's place can't be replaced.
+        // A directory in the file's place can't be replaced.
         let path = folder.path().join("folder");
         std::fs::create_dir(&path).unwrap();
         assert!(write_whole(&path, 0o600, &b"x"[..]).is_err());

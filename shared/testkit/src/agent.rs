@@ -159,7 +159,7 @@ impl ScriptedAgent {
     }
 
     pub fn start_unix() -> Self {
-        let folder = tempfile::tempdir().expect("a folder for the socket");
+        let folder = tempfile::tempdir().expect("a directory for the socket");
         let path = folder.path().join("consul.sock");
         let agent = Self::at(Place::Unix { path, _folder: folder }, None);
         agent.listen_again();
@@ -244,7 +244,7 @@ impl ScriptedAgent {
                 Listener::Tcp(TcpListener::from_std(listener).expect("the event loop takes it"))
             }
             Place::Unix { path, .. } => {
-                Listener::Unix(UnixListener::bind(path).expect("the folder is ours"))
+                Listener::Unix(UnixListener::bind(path).expect("the directory is ours"))
             }
         };
         let (stop, stop_asked) = oneshot::channel();

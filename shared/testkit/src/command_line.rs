@@ -9,7 +9,7 @@ use clap::Command;
 use crate::or_skip;
 
 /// A shell, where its completions are, and commands that load those of `$1` from the
-/// folder `$2` and print what is offered after `$1 `.
+/// directory `$2` and print what is offered after `$1 `.
 struct Shell {
     program: &'static str,
     package: &'static str,
@@ -65,8 +65,8 @@ pub fn agrees_with_its_pages(program: &Command, readme: &str) {
     program.clone().debug_assert();
     let mut faults = runtime::reference::differences(program.clone(), readme);
     faults.extend(pages::lacking(program.clone()));
-    let prefix = tempfile::tempdir().expect("a folder for the pages");
-    pages::write_all(program, prefix.path()).expect("the folder takes files");
+    let prefix = tempfile::tempdir().expect("a directory for the pages");
+    pages::write_all(program, prefix.path()).expect("the directory takes files");
     for shell in &SHELLS {
         faults.extend(shell.not_offered(program, prefix.path()));
     }

@@ -164,7 +164,7 @@ fn an_agent_that_hangs_on_taking_back_keeps_the_tokens_that_it_needs() {
     }
 }
 
-/// The sandbox was made anew. What was registered before would have stayed in the
+/// The sandbox was made again. What was registered before would have stayed in the
 /// catalog without a token.
 #[test]
 fn what_an_earlier_run_registered_is_taken_back_before_the_logout() {

@@ -1,4 +1,4 @@
-//! A folder or a helper that is no good.
+//! A directory or a helper that is no good.
 
 use std::fs::File;
 use std::io::Write;
@@ -33,7 +33,7 @@ fn a_folder_that_the_pods_user_may_not_write_to_is_found_before_anything_is_sent
     let reported = pod.termination_log();
     assert!(reported.contains("cannot write") && reported.contains("hint:"), "{reported}");
     let elsewhere = pod.in_folder("missing");
-    elsewhere.run().code(73).says(&["the folder does not exist"]);
+    elsewhere.run().code(73).says(&["the directory does not exist"]);
     assert!(agent.requests().is_empty());
 }
 
@@ -50,7 +50,7 @@ fn a_missing_helper_is_found_before_anything_is_sent() {
 fn a_helper_that_cannot_be_copied_leaves_nothing_registered() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
-    // A folder can be opened, but not read.
+    // A directory can be opened, but not read.
     let pod = pod.with_path("--helper", &std::env::temp_dir());
     pod.run().code(73).says(&["cannot write", "connect-lifecycle", "directory", "hint:"]);
     assert_nothing_left(&agent);
@@ -89,7 +89,7 @@ fn a_file_that_cannot_be_written_leaves_nothing_registered() {
     for name in ["envoy-bootstrap.json", "registration.json"] {
         let agent = ScriptedAgent::start();
         let pod = Pod::of(&agent);
-        // A folder in its place can't be replaced.
+        // A directory in its place can't be replaced.
         std::fs::create_dir(pod.shared(name)).unwrap();
         pod.run().code(73).says(&["cannot write", name, "hint:"]);
         assert_eq!(agent.asked(Route::Register).len(), 2);

@@ -5,7 +5,7 @@
 //! - [`dry_run`]: what would be done is told, and nothing is done
 //! - [`waits`]: an agent that is not there yet, or can't at the moment
 //! - [`refused`]: an agent that says no, at each step
-//! - [`folder`]: a folder or a helper that is no good
+//! - [`folder`]: a directory or a helper that is no good
 //! - [`flags`]: a command line that is no good
 //! - [`transport`]: TLS and unix sockets
 //! - [`acl`]: a token by login

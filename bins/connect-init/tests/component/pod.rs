@@ -28,7 +28,7 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// A pod on the node of that agent. Its folder is empty.
+    /// A pod on the node of that agent. Its directory is empty.
     pub(crate) fn of(agent: &ScriptedAgent) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for name in ["shared", "etc"] {
@@ -106,7 +106,7 @@ impl Pod {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
         };
         open(self.folder.path());
-        // The folder of the build may be closed to others.
+        // The directory of the build may be closed to others.
         let copy = self.folder.path().join("etc/connect-init");
         std::fs::copy(&self.program, &copy).unwrap();
         open(&copy);
@@ -117,18 +117,18 @@ impl Pod {
         self
     }
 
-    /// Lets the shared folder be one that the user may only look into.
+    /// Lets the shared directory be one that the user may only look into.
     pub(crate) fn close_the_folder(&self) {
         std::fs::set_permissions(self.shared(""), std::fs::Permissions::from_mode(0o555)).unwrap();
     }
 
-    /// With the shared folder at that place in the pod's own.
+    /// With the shared directory at that place in the pod's own.
     pub(crate) fn in_folder(self, name: &str) -> Self {
         let folder = self.folder.path().join(name);
         self.with_path("--dir", &folder)
     }
 
-    /// Makes a file of the init container's, outside the shared folder.
+    /// Makes a file of the init container's, outside the shared directory.
     #[expect(clippy::disallowed_methods, reason = "nobody reads it meanwhile")]
     pub(crate) fn file(&self, name: &str, contents: &str) -> PathBuf {
         let path = self.folder.path().join("etc").join(name);
@@ -144,7 +144,7 @@ impl Pod {
         path
     }
 
-    /// The path of a file in the shared folder.
+    /// The path of a file in the shared directory.
     pub(crate) fn shared(&self, name: &str) -> PathBuf {
         self.folder.path().join("shared").join(name)
     }
@@ -154,18 +154,18 @@ impl Pod {
         std::fs::read_to_string(self.shared("acl-token")).unwrap()
     }
 
-    /// A file of the shared folder, as JSON.
+    /// A file of the shared directory, as JSON.
     pub(crate) fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&std::fs::read(self.shared(name)).unwrap()).unwrap()
     }
 
-    /// Writes a file of the shared folder anew.
+    /// Writes a file of the shared directory again.
     #[expect(clippy::disallowed_methods, reason = "nobody reads it meanwhile")]
     pub(crate) fn replace(&self, name: &str, contents: &str) {
         std::fs::write(self.shared(name), contents).unwrap();
     }
 
-    /// The files of the shared folder with their modes.
+    /// The files of the shared directory with their modes.
     pub(crate) fn files(&self) -> BTreeMap<String, u32> {
         let entries = std::fs::read_dir(self.shared("")).unwrap().map(Result::unwrap);
         entries

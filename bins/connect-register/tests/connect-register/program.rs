@@ -77,7 +77,7 @@ impl Ran {
     }
 }
 
-/// A folder with files.
+/// A directory with files.
 pub(crate) struct Files(TempDir);
 
 impl Files {

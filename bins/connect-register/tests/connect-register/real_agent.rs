@@ -141,10 +141,10 @@ impl RealAgent {
         })
     }
 
-    /// What the agent keeps in a folder of its data, by id: of the entries that it
+    /// What the agent keeps in a directory of its data, by id: of the entries that it
     /// has, since it removes files a moment later.
     fn kept(&self, folder: &str, id: &str, entries: &Value) -> Map<String, Value> {
-        // There is no folder before the first file.
+        // There is no directory before the first file.
         let files = std::fs::read_dir(self.files.path("data").join(folder));
         let texts =
             files.into_iter().flatten().filter_map(|file| std::fs::read(file.ok()?.path()).ok());
@@ -181,7 +181,7 @@ impl RealAgent {
         &self.consul
     }
 
-    /// A file in a folder of its own; returns the folder.
+    /// A file in a directory of its own; returns the directory.
     pub(crate) fn write_in(&self, folder: &str, name: &str, text: &str) -> String {
         let path = self.files.path(folder);
         std::fs::create_dir_all(&path).unwrap();
