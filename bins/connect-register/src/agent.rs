@@ -1,4 +1,4 @@
-//! Asking the agent, with patience.
+//! Requests to the agent, retried until the deadline.
 
 use std::fmt;
 use std::future::Future;
@@ -10,7 +10,7 @@ use runtime::retry::{self, Stopped};
 use runtime::{Exit, Failure};
 use secrecy::SecretString;
 
-/// Asks until it works, fails for good or the deadline passes.
+/// Retries while the failure is transient and the deadline has not passed.
 pub(crate) async fn ask<T, F>(
     agent: &Agent,
     deadline: Deadline,
@@ -23,10 +23,9 @@ where
     answer.await.map_err(|stopped| why(stopped, agent, deadline))
 }
 
-/// Why asking came to an end.
 pub(crate) fn why<E: Report>(stopped: Stopped<E>, agent: &Agent, deadline: Deadline) -> Failure {
     match stopped {
-        // The last cause says more than that the time is over.
+        // The last error says more than "the deadline passed".
         Stopped::Final(error) | Stopped::Deadline(_, Some(error)) => error.failure(),
         Stopped::Deadline(_, None) => no_answer(agent, deadline),
     }
@@ -45,7 +44,7 @@ pub(crate) fn with_token(agent: &Agent, token: Option<&SecretString>) -> Result<
     }
 }
 
-/// Why the whole was cut short.
+/// Turns an interruption into a failure.
 pub(crate) fn cut_short(cut: Cut, agent: &Agent, deadline: Deadline) -> Failure {
     match cut {
         Cut::Deadline => no_answer(agent, deadline),

@@ -14,8 +14,7 @@ use runtime::{LogArgs, exit};
 use crate::flags;
 use crate::output::{Output, Rows};
 
-/// What Consul's `connect envoy` has and `bootstrap` has not, and what to write
-/// instead.
+/// Flags of Consul's `connect envoy` that `bootstrap` lacks, with their replacement.
 ///
 /// Source: Consul's "consul connect envoy" page.
 pub(crate) const ELSEWHERE: &[Elsewhere] = &[
@@ -80,7 +79,7 @@ pub(crate) const ELSEWHERE: &[Elsewhere] = &[
 
 const GATEWAY: &str = "connect-register register --name NAME --kind KIND-gateway --address ADDRESS --port PORT, before this";
 
-/// Registers services with a Consul agent by hand, diagnoses it, and prints Envoy
+/// Register services with a Consul agent, diagnose the agent, and print Envoy
 /// bootstraps
 #[derive(Debug, Parser)]
 #[command(name = "connect-register", version, after_help = exit::HELP)]
@@ -94,10 +93,10 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Register services, from definition files or from flags
+    /// Register services from definition files or flags
     ///
-    /// All files are read and checked before anything is sent. If a service is
-    /// refused, those that this run has added are taken back. A service replaces
+    /// Reads and checks all files before it sends anything. If the agent refuses a
+    /// service, the services that this run added are deregistered. A service replaces
     /// the one that is registered under its id.
     #[command(
         after_help = exit::HELP,
@@ -106,20 +105,19 @@ pub(crate) enum Command {
     )]
     Register(RegisterArgs),
 
-    /// Register a service with its sidecar, for connect-lifecycle to keep
+    /// Register a service with its sidecar, for connect-lifecycle to maintain
     ///
-    /// For a machine without Kubernetes: registers one service of a definition
-    /// file and its sidecar, each with a heartbeat, and writes what
-    /// `connect-lifecycle run` starts from: Envoy's bootstrap, a record of the
-    /// registration and the ACL token. If a step fails, what was registered is
-    /// taken back.
+    /// For a machine without Kubernetes. Registers one service of a definition file and
+    /// its sidecar, each with a TTL check, and writes the files that `connect-lifecycle
+    /// run` reads: the Envoy bootstrap, a record of the registration and the ACL token.
+    /// If a step fails, both are deregistered.
     #[command(after_help = exit::HELP)]
     Sidecar(SidecarArgs),
 
-    /// Deregister services, by definition files or by ids
+    /// Deregister services by definition files or ids
     ///
-    /// Each one is tried even if another failed. One that the agent does not
-    /// have is no failure.
+    /// Tries each service even if another one failed. A service that the agent does not
+    /// have is not a failure.
     #[command(
         after_help = exit::HELP,
         override_usage = "connect-register deregister [OPTIONS] <FILE>...\n       \
@@ -127,21 +125,21 @@ pub(crate) enum Command {
     )]
     Deregister(DeregisterArgs),
 
-    /// Read and check definition files, and ask no agent
+    /// Check definition files without contacting an agent
     #[command(after_help = exit::HELP)]
     Validate(ValidateArgs),
 
     /// Show what is registered with the agent, and diagnose agent and sidecars
     ///
-    /// For each fault: what was seen, the likely cause and the next command. With
-    /// ids, only those services; one that is not registered is a failure. Nothing
-    /// is changed anywhere.
+    /// Prints for each fault what was seen, the likely cause and the next command. With
+    /// ids, shows only those services; an id that is not registered is a failure.
+    /// Changes nothing.
     #[command(after_help = exit::HELP)]
     Status(StatusArgs),
 
-    /// Print the Envoy bootstrap document of a registered proxy, as JSON
+    /// Print the Envoy bootstrap of a registered proxy as JSON
     ///
-    /// It holds the ACL token: keep it from others.
+    /// The output contains the ACL token; restrict its file permissions.
     #[command(after_help = exit::HELP)]
     Bootstrap(BootstrapCommand),
 
@@ -154,21 +152,21 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RegisterArgs {
-    /// Definition files of Consul's, in HCL or JSON, or directories of them; `-` is
-    /// standard input
+    /// Consul service definition files in HCL or JSON, or directories of them; `-`
+    /// reads standard input
     #[arg(value_name = "FILE", required_unless_present = "name", conflicts_with = "ServiceArgs")]
     pub(crate) files: Vec<PathBuf>,
 
-    /// Remove checks that a service had before and its definition has not;
-    /// otherwise they stay
+    /// Remove checks that the registered service has and its definition lacks; by
+    /// default they stay
     #[arg(long)]
     pub(crate) replace_checks: bool,
 
-    /// Go on with the others if a service is refused, and take nothing back
+    /// Continue with the other services if one is refused, and deregister nothing
     #[arg(long)]
     pub(crate) keep_going: bool,
 
-    /// Wait until the servers' catalog shows the services
+    /// Wait until the services appear in the catalog
     #[arg(long)]
     pub(crate) wait: bool,
 
@@ -220,9 +218,8 @@ pub(crate) struct ServiceArgs {
     #[arg(long, value_name = "PATH", requires = "name", conflicts_with_all = ["address", "port"])]
     pub(crate) socket: Option<String>,
 
-    /// Kind of the service, if it is a gateway: mesh-gateway,
-    /// terminating-gateway, ingress-gateway or api-gateway. A sidecar proxy
-    /// requires a file
+    /// Kind of the service, if it is a gateway: mesh-gateway, terminating-gateway,
+    /// ingress-gateway or api-gateway. A sidecar proxy requires a file
     #[arg(long, value_name = "KIND", requires = "name", value_parser = flags::kind)]
     pub(crate) kind: Option<Kind>,
 }
@@ -234,7 +231,8 @@ pub(crate) struct SidecarArgs {
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
 
-    /// Directory for the files that connect-lifecycle reads; one for each sidecar
+    /// Directory for the files that connect-lifecycle reads; each sidecar requires its
+    /// own
     #[arg(long, env = "CONNECT_DIR", value_name = "FOLDER")]
     pub(crate) dir: PathBuf,
 
@@ -247,8 +245,8 @@ pub(crate) struct SidecarArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeregisterArgs {
-    /// Definition files of the services, in HCL or JSON, or directories of them; `-` is
-    /// standard input
+    /// Consul service definition files in HCL or JSON, or directories of them; `-`
+    /// reads standard input
     #[arg(value_name = "FILE", required_unless_present = "ids", conflicts_with = "ids")]
     pub(crate) files: Vec<PathBuf>,
 
@@ -256,8 +254,7 @@ pub(crate) struct DeregisterArgs {
     #[arg(long = "id", value_name = "ID", value_parser = flags::not_empty)]
     pub(crate) ids: Vec<String>,
 
-    /// Wait until the servers' catalog does not show the services any more;
-    /// requires files
+    /// Wait until the services have disappeared from the catalog; requires files
     #[arg(long, conflicts_with = "ids")]
     pub(crate) wait: bool,
 
@@ -271,7 +268,8 @@ pub(crate) struct DeregisterArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ValidateArgs {
-    /// Definition files, in HCL or JSON, or directories of them; `-` is standard input
+    /// Definition files in HCL or JSON, or directories of them; `-` reads standard
+    /// input
     #[arg(value_name = "FILE", required = true)]
     pub(crate) files: Vec<PathBuf>,
 
@@ -290,25 +288,25 @@ pub(crate) struct StatusArgs {
     #[arg(long, value_name = "FORM", default_value = "table")]
     pub(crate) output: Rows,
 
-    /// Address of the agent's xDS (gRPC) as Envoy has it, which is tried; if
-    /// absent, the port that the agent tells, on the host of --http-addr
+    /// Agent's xDS (gRPC) address as Envoy sees it, to be tried; default: the port that
+    /// the agent reports, on the host of --http-addr
     #[arg(long, env = "CONSUL_GRPC_ADDR", value_name = "ADDRESS")]
     pub(crate) grpc_addr: Option<GrpcAddress>,
 
-    /// Admin listener of an Envoy on this machine, which is asked whether it is
-    /// connected and has its certificate; may be repeated, or separated by commas
+    /// Admin listener of an Envoy on this machine, to be asked whether it is connected
+    /// and has its certificate; may be repeated or comma-separated
     #[arg(long, env = "CONNECT_ADMIN_BIND", value_delimiter = ',', value_name = "IP:PORT")]
     pub(crate) admin_bind: Vec<SocketAddr>,
 
-    /// Version or image of the Envoy that runs, to be compared with those that
-    /// the agent supports
+    /// Version or image of the running Envoy, to be compared with the versions that the
+    /// agent supports
     #[arg(long, env = "CONNECT_ENVOY_VERSION", value_name = "VERSION")]
     pub(crate) envoy_version: Option<String>,
 
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
 
-    /// How long the agent's services may take to be read. Nothing is asked twice
+    /// Maximum time to read the agent's services. No request is retried
     #[arg(
         long,
         value_name = "DURATION",
@@ -328,7 +326,7 @@ pub(crate) struct CompletionsArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ManArgs {
-    /// Subcommand to print the page of [default: the program]
+    /// Subcommand whose page to print [default: the program]
     #[arg(value_name = "SUBCOMMAND")]
     pub(crate) subcommand: Option<String>,
 }
@@ -345,7 +343,7 @@ pub(crate) struct BootstrapCommand {
     pub(crate) reach: ReachArgs,
 }
 
-/// The proxy that the document is for.
+/// Which proxy to print the bootstrap of.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct WhichProxy {
@@ -353,7 +351,7 @@ pub(crate) struct WhichProxy {
     #[arg(long, env = "CONNECT_PROXY_ID", value_name = "ID", value_parser = flags::not_empty)]
     pub(crate) proxy_id: Option<String>,
 
-    /// Id of the service whose only sidecar proxy is meant
+    /// Service ID; it must have exactly one sidecar
     #[arg(
         long,
         env = "CONNECT_SIDECAR_FOR",
@@ -363,9 +361,9 @@ pub(crate) struct WhichProxy {
     )]
     pub(crate) sidecar_for: Option<String>,
 
-    /// Kind of the gateway: mesh, terminating, ingress or api. Without
-    /// --proxy-id, the only one of this kind that is registered. An ingress
-    /// gateway gets a ready listener [default: 127.0.0.1:8443]
+    /// Kind of the gateway: mesh, terminating, ingress or api. Without --proxy-id,
+    /// exactly one of this kind must be registered. An ingress gateway gets a ready
+    /// listener [default: 127.0.0.1:8443]
     #[arg(
         long,
         value_name = "KIND",
@@ -375,7 +373,7 @@ pub(crate) struct WhichProxy {
     pub(crate) gateway: Option<Kind>,
 }
 
-/// The agent, and the patience with it.
+/// The agent, and the time limit.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReachArgs {
     #[command(flatten)]

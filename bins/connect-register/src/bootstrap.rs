@@ -1,4 +1,4 @@
-//! `bootstrap`.
+//! The subcommand `bootstrap`.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,7 +13,6 @@ use crate::agent::{ask, cut_short, why};
 use crate::args::{BootstrapCommand, WhichProxy};
 use crate::output;
 
-/// Prints the document.
 pub(crate) async fn run(args: BootstrapCommand, mut signals: Signals) -> Result<(), Failure> {
     let BootstrapCommand { which, envoy, reach } = args;
     let agent = reach.agent.agent(None)?;
@@ -39,14 +38,14 @@ async fn text(
         }
         WhichProxy { sidecar_for, .. } => {
             let service = sidecar_for.as_deref().unwrap_or_default();
-            // Not filtered by the agent: release 1.8 breaks off if a filter
-            // asks an ordinary service for its proxy.
+            // Not filtered by the agent: Consul 1.8 fails if a filter asks an ordinary
+            // service for its proxy.
             let services = ask(agent, deadline, || agent.services()).await?;
             sidecar_of(service, &services)?
         }
     };
     let xds = envoy.find_xds(agent, &agent.config().tls, deadline).await?;
-    // Again, by its id: so the central configuration is merged into it.
+    // Read again by id: only that answer has the central configuration merged in.
     let proxy = ask(agent, deadline, || agent.service(&id, None)).await?;
     let proxy = proxy.ok_or_else(|| unknown(&id, agent))?;
     let mut envoy = envoy.clone();
@@ -77,13 +76,13 @@ async fn text(
 /// Source: `-address` of Consul's "consul connect envoy" page.
 const INGRESS_READY: (IpAddr, u16) = (IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
 
-/// A kind as it is registered.
+/// The kind's name in the agent's API.
 fn word(kind: Kind) -> String {
     let word = serde_json::to_value(kind).unwrap_or_default();
     word.as_str().filter(|word| !word.is_empty()).unwrap_or("an ordinary service").to_owned()
 }
 
-/// The id of the only gateway of a kind.
+/// The id of the gateway, if exactly one of this kind is registered.
 fn gateway_of(kind: Kind, services: &BTreeMap<String, AgentService>) -> Result<String, Failure> {
     let gateways = services.values().filter(|service| service.kind == kind);
     let gateways: Vec<&str> = gateways.map(|service| service.id.as_str()).collect();
@@ -105,12 +104,12 @@ fn gateway_of(kind: Kind, services: &BTreeMap<String, AgentService>) -> Result<S
     }
 }
 
-/// Whether it was the agent that could not, which may pass.
+/// Whether the agent failed, so that a retry may help.
 fn is_transient(failure: &Failure) -> bool {
     matches!(failure.exit(), Exit::Unreachable | Exit::Deadline)
 }
 
-/// The id of the only sidecar proxy of a service.
+/// The id of the sidecar proxy, if the service has exactly one.
 fn sidecar_of(id: &str, services: &BTreeMap<String, AgentService>) -> Result<String, Failure> {
     let destination = |service: &AgentService| match (&service.kind, &service.proxy) {
         (Kind::ConnectProxy, Some(proxy)) => Some(proxy.destination_service_id.clone()),

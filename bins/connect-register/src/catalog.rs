@@ -1,5 +1,4 @@
-//! What the catalog says of a service: the servers' view, which follows the
-//! agent's.
+//! The servers' catalog, which follows the agent's registrations.
 
 use std::time::Duration;
 
@@ -9,10 +8,10 @@ use runtime::{Exit, Failure};
 
 use crate::agent::ask;
 
-/// How long between two looks.
+/// Between two polls.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Waits until the catalog has a service of this agent's, or has it no more.
+/// Waits until the catalog contains a service of this agent, or no longer does.
 pub(crate) async fn wait_for(
     agent: &Agent,
     id: &str,
@@ -47,8 +46,8 @@ fn not_shown(id: &str, is_wanted: bool, deadline: Deadline) -> Failure {
         .hint("the agent tells its servers as soon as it can: check its log, or raise --timeout")
 }
 
-/// Says on which other nodes a service is that this agent does not have. It is
-/// help only: a catalog that can't be asked is no failure.
+/// Logs on which other nodes a service is registered that this agent lacks. Only a
+/// help: if the catalog can't be read, nothing is logged.
 pub(crate) async fn say_where_else(agent: &Agent, id: &str, name: Option<&str>) {
     let Some(here) = node(agent).await else { return };
     let instances = agent.catalog_service(name.unwrap_or(id)).await.unwrap_or_default();
@@ -71,7 +70,7 @@ pub(crate) async fn say_where_else(agent: &Agent, id: &str, name: Option<&str>) 
     }
 }
 
-/// The agent's node, if it tells.
+/// The agent's node; `None` if the agent does not answer.
 pub(crate) async fn node(agent: &Agent) -> Option<String> {
     let about = agent.agent_self().await;
     about.ok().map(|about| about.config.node_name).filter(|name| !name.is_empty())

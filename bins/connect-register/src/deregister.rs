@@ -1,4 +1,4 @@
-//! `deregister`.
+//! The subcommand `deregister`.
 
 use consul::agent::Deregistered;
 use consul::{Agent, Error};
@@ -13,7 +13,7 @@ use crate::args::DeregisterArgs;
 use crate::output::{self, Output};
 use crate::{catalog, files};
 
-/// Deregisters services, each one whatever becomes of the others.
+/// Deregisters services independently of each other.
 pub(crate) async fn run(args: DeregisterArgs, mut signals: Signals) -> Result<(), Failure> {
     let DeregisterArgs { files, ids, wait, output, reach } = args;
     let definitions =
@@ -67,22 +67,20 @@ pub(crate) async fn run(args: DeregisterArgs, mut signals: Signals) -> Result<()
     Err(Failure::new(failures[0].0.exit(), message).hint("each one's cause is listed above"))
 }
 
-/// A service to be deregistered.
 struct Target {
     agent: Agent,
     id: String,
-    /// Its name, if it is known.
+    /// `None` if only the id was given.
     name: Option<String>,
-    /// What came of the last try.
+    /// Outcome of the last try.
     outcome: Option<Result<Deregistered, Failure>>,
     /// Whether another try may help.
     is_open: bool,
-    /// Why waiting for the catalog came to nothing.
     wait_failed: Option<Failure>,
 }
 
-/// Tries all of them in rounds, until there is none for which another try could
-/// help. So one that hangs or fails does not keep the others.
+/// Tries all targets in rounds while a retry may help, so that one that hangs or fails
+/// does not hold up the others.
 async fn deregister(targets: &mut [Target]) {
     let mut pauses = retry::NODE_AGENT.pauses();
     loop {
@@ -105,8 +103,8 @@ impl Target {
 
     async fn attempt(&mut self) {
         let Self { agent, id, .. } = self;
-        // An agent without ACLs does not say whether it knew the id, so it is
-        // asked before. What it says when asked to deregister counts.
+        // Without ACLs, the agent does not say whether it knew the id: look first. With
+        // ACLs, the answer to the deregistration decides.
         let unknown = matches!(agent.service(id, None).await, Ok(None));
         let outcome = agent.deregister(id).await;
         self.is_open = outcome.as_ref().is_err_and(Error::is_transient);
@@ -117,14 +115,15 @@ impl Target {
             Ok(_) if unknown => Ok(Deregistered::WasUnknown),
             Ok(found) => match agent.service(id, None).await {
                 Ok(Some(_)) => Err(came_back(id)),
-                // Gone; or not to be seen with this token, or with this agent.
+                // Deregistered by somebody else, invisible to this token, or registered
+                // with another agent.
                 Ok(None) | Err(_) => Ok(found),
             },
             Err(error) => Err(error.failure()),
         });
     }
 
-    /// Looks at what the catalog says of it.
+    /// Waits for the catalog, if that was asked for.
     async fn follow(&mut self, wait: bool, deadline: Deadline) {
         let Self { agent, id, name, .. } = self;
         match (&self.outcome, name) {
@@ -158,7 +157,8 @@ fn print(targets: &[Target], output: Output) -> Result<(), Failure> {
         tracing::warn!("service `{id}` is not registered with the agent at {address}");
     }
     if output == Output::Text {
-        // As Consul's CLI reports it. One that was not there is told to people only.
+        // As Consul's CLI prints it. Only people are told of a service that was not
+        // registered.
         let lines =
             of(Deregistered::Gone).map(|target| format!("Deregistered service: {}", target.id));
         return output::print(lines);

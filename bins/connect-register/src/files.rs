@@ -10,27 +10,26 @@ use serde_json::{Value, json};
 
 use crate::output::{self, Output};
 
-/// Standard input, as a file.
+/// The file name that stands for standard input.
 const STDIN: &str = "-";
 
-/// What was read.
 pub(crate) struct Read {
     pub(crate) definitions: Vec<Definition>,
-    /// How many files that was.
+    /// Number of files.
     pub(crate) files: usize,
 }
 
-/// Something that is wrong with a file or with all of them together.
+/// An error in one file, or between files.
 enum Mistake {
     At(Problem),
     Other(String),
 }
 
-/// Reads all files, in their order, and checks them as a whole. Of a directory, those
-/// are read that have a name of a definition file, by their names.
+/// Reads all files in order and checks them together. Of a directory, it reads the
+/// files with a definition file's name, sorted.
 ///
 /// # Errors
-/// Every mistake of every file has been logged, or printed as JSON.
+/// Each error of each file has been logged, or printed as JSON.
 pub(crate) fn read(files: &[PathBuf], output: Output) -> Result<Read, Failure> {
     let mut read = Read { definitions: Vec::new(), files: 0 };
     let mut mistakes = Vec::new();
@@ -74,7 +73,7 @@ pub(crate) fn read(files: &[PathBuf], output: Output) -> Result<Read, Failure> {
     Ok(read)
 }
 
-/// The definition files in a directory; not those of directories in it, as with Consul.
+/// The definition files of a directory, without subdirectories, as Consul does.
 fn files_of(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {
@@ -87,8 +86,8 @@ fn files_of(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Services that would take each other's place on the agent, the sidecars that
-/// it makes itself included.
+/// Services that would replace each other on the agent, including the sidecars that the
+/// agent creates from `sidecar_service`.
 fn duplicates(definitions: &[Definition]) -> impl Iterator<Item = String> {
     let mut first: HashMap<(&str, &str, String), (&Definition, &str)> = HashMap::new();
     let mut found = Vec::new();
@@ -142,7 +141,8 @@ impl Read {
         self.files += 1;
         let name = name_of(file);
         let (format, text) = if file == Path::new(STDIN) {
-            // It has no name that tells; JSON is told by how it begins.
+            // Standard input has no file name; JSON is recognized by its first
+            // character.
             (Ok(Format::Hcl), std::io::read_to_string(std::io::stdin()))
         } else {
             (Format::of(file), std::fs::read_to_string(file))

@@ -7,7 +7,7 @@ use runtime::Failure;
 
 use crate::args::ServiceArgs;
 
-/// The service that the flags define; none without `--name`.
+/// The service that the flags define; `None` without `--name`.
 pub(crate) fn definition(args: ServiceArgs) -> Option<Definition> {
     let ServiceArgs { name, id, address, port, tags, meta, tagged_addresses, socket, kind } = args;
     let service = Service {
@@ -25,10 +25,10 @@ pub(crate) fn definition(args: ServiceArgs) -> Option<Definition> {
     Some(Definition { service, ..Definition::default() })
 }
 
-/// Checks it as if it stood in a file.
+/// Checks a service from flags like one from a file.
 ///
 /// # Errors
-/// What the agent could not work with.
+/// The agent could not work with it.
 pub(crate) fn check(definition: &Definition) -> Result<(), Failure> {
     let text = definition::print([&definition.service], Format::Json);
     match definition::parse("flags", Format::Json, &text) {
@@ -63,7 +63,7 @@ pub(crate) fn tagged_address(text: &str) -> Result<(String, TaggedAddress), Stri
     if address.is_empty() { Err(form()) } else { Ok((name, TaggedAddress { address, port })) }
 }
 
-/// A kind that flags can define.
+/// Parses a kind that flags can define.
 pub(crate) fn kind(text: &str) -> Result<Kind, String> {
     match text {
         "mesh-gateway" => Ok(Kind::MeshGateway),
@@ -79,7 +79,7 @@ pub(crate) fn kind(text: &str) -> Result<Kind, String> {
     }
 }
 
-/// A kind of gateway, as `consul connect envoy -gateway` names it.
+/// Parses a kind of gateway as `consul connect envoy -gateway` spells it.
 pub(crate) fn gateway(text: &str) -> Result<Kind, String> {
     match text.strip_suffix("-gateway").unwrap_or(text) {
         "mesh" => Ok(Kind::MeshGateway),

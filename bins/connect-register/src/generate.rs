@@ -1,4 +1,4 @@
-//! `completions` and `man`: what is made from the command line's definition.
+//! The subcommands `completions` and `man`.
 
 use clap::CommandFactory;
 use pages::{Page, completions as completions_of, manual};
@@ -6,12 +6,10 @@ use runtime::{Exit, Failure, stdout};
 
 use crate::args::{Args, CompletionsArgs, ManArgs};
 
-/// Prints a shell's completions.
 pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
     stdout::write(&completions_of(Args::command(), args.shell))
 }
 
-/// Prints the manual page of a subcommand, or of the program.
 pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
     let pages = manual(Args::command()).map_err(|error| {
         Failure::new(Exit::Failure, format_args!("the page can't be made: {error}"))

@@ -1,13 +1,12 @@
-//! Registration by hand, for services outside Kubernetes and for whoever
-//! debugs a pod.
+//! Registration by hand, for services outside Kubernetes and for debugging a pod.
 //!
 //! - `args`: the command line
-//! - `register`, `sidecar`, `deregister`, `validate`, `status`, `bootstrap`: one
-//!   module a subcommand; `generate` for what is made from the command line itself
+//! - `register`, `sidecar`, `deregister`, `validate`, `status`, `bootstrap`,
+//!   `generate`: the subcommands
 //! - `flags`, `files`: services from flags and from definition files
-//! - `agent`: asking the agent, with patience
-//! - `catalog`: what the servers say of a service
-//! - `output`: stdout
+//! - `agent`: requests to the agent, retried until the deadline
+//! - `catalog`: what the servers know of a service
+//! - `output`: standard output
 
 mod agent;
 mod args;

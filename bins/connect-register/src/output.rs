@@ -1,4 +1,4 @@
-//! What `--output` chooses between, and how each form is written.
+//! Standard output in the form that `--output` chooses.
 
 use clap::ValueEnum;
 use runtime::{Failure, stdout};
@@ -22,7 +22,7 @@ pub(crate) enum Rows {
     Json,
 }
 
-/// Writes lines to stdout.
+/// Prints one line each.
 pub(crate) fn print(lines: impl IntoIterator<Item = String>) -> Result<(), Failure> {
     let mut text = String::new();
     for line in lines {
@@ -32,7 +32,6 @@ pub(crate) fn print(lines: impl IntoIterator<Item = String>) -> Result<(), Failu
     stdout::write(text)
 }
 
-/// Writes a JSON document to stdout.
 pub(crate) fn print_json(document: &Value) -> Result<(), Failure> {
     print([format!("{document:#}")])
 }

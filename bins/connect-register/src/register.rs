@@ -1,4 +1,4 @@
-//! `register`.
+//! The subcommand `register`.
 
 use consul::Agent;
 use definition::{Definition, Newer};
@@ -11,8 +11,8 @@ use crate::args::RegisterArgs;
 use crate::output::{self, Output};
 use crate::{catalog, files, flags};
 
-/// Registers what the files or the flags define: all of it or, as far as it is
-/// in our hands, nothing.
+/// Registers what the files or the flags define. If one service fails, deregisters what
+/// this run added.
 pub(crate) async fn run(args: RegisterArgs, mut signals: Signals) -> Result<(), Failure> {
     let RegisterArgs { files, service, replace_checks, keep_going, wait, output, reach } = args;
     let definitions = match flags::definition(service) {
@@ -43,7 +43,8 @@ pub(crate) async fn run(args: RegisterArgs, mut signals: Signals) -> Result<(), 
         Err(cut) => Some(cut_short(cut, &agent, deadline)),
     };
     if let (Some(failure), false) = (&failure, keep_going) {
-        // Its own time, or there would be none left. A second signal ends it.
+        // Rolling back has a time limit of its own, since the command's has run out. A
+        // second signal interrupts it.
         let deadline = Deadline::after(reach.timeout);
         if let Err(cut) = race(deadline, &mut signals, take_back(&sent, deadline)).await {
             tracing::error!("not all was taken back: {}", cut_short(cut, &agent, deadline));
@@ -70,46 +71,45 @@ pub(crate) async fn run(args: RegisterArgs, mut signals: Signals) -> Result<(), 
     }
 }
 
-/// What is being done, and how far it is.
 struct Run<'a> {
     agent: &'a Agent,
     deadline: Deadline,
     replace_checks: bool,
     keep_going: bool,
-    /// With the one under way.
+    /// Includes the registration in flight.
     sent: Vec<Sent<'a>>,
     failed: Vec<Failure>,
 }
 
-/// A service that the agent has, or may have, from us.
+/// A service that this run has registered, or may have.
 struct Sent<'a> {
     agent: Agent,
     definition: &'a Definition,
     before: Before,
-    /// Whether the agent has taken it.
+    /// Whether the agent has confirmed it.
     is_done: bool,
 }
 
-/// What the agent had under an id before this run.
+/// What was registered under an id before this run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Before {
     Nothing,
     AService,
-    /// The agent does not say.
+    /// The agent did not answer.
     Unknown,
 }
 
 // === impl Run ===
 
 impl<'a> Run<'a> {
-    /// Registers them one after the other.
+    /// Registers the services in order.
     async fn register(&mut self, definitions: &'a [Definition]) -> Result<(), Failure> {
         require_newest(self.agent, self.deadline, definitions).await?;
         for definition in definitions {
             if let Err(failure) = self.register_one(definition).await {
                 let id = definition.service.id();
                 let failure = failure.while_doing(format_args!("registering service `{id}`"));
-                // Without an agent, the others fare no better.
+                // Without an agent, the others would fail, too.
                 if !self.keep_going || !matches!(failure.exit(), Exit::Refused | Exit::Denied) {
                     return Err(failure);
                 }
@@ -148,8 +148,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Refuses keys that the agent does not know, before anything is sent. An
-/// agent that does not tell its version has the last word itself.
+/// Rejects keys that are newer than the agent, before anything is sent. If the agent
+/// does not report its version, it decides itself.
 pub(crate) async fn require_newest(
     agent: &Agent,
     deadline: Deadline,
@@ -188,10 +188,9 @@ pub(crate) async fn require_newest(
         .hint("remove what is listed above, or upgrade the agent"))
 }
 
-/// Whether the agent has a service of this id: only for what is said and taken
-/// back later, so that an agent that can't tell hinders nothing. Agents redirect
-/// this request for an id that looks like a URL, or refuse it for want of
-/// `service:read`.
+/// Whether the agent has a service of this id. The answer only decides what is reported
+/// and rolled back, so a failure is ignored: for an id that looks like a URL the agent
+/// redirects this request, and it may refuse it for lack of `service:read`.
 async fn before(agent: &Agent, id: &str, deadline: Deadline) -> Result<Before, Failure> {
     let outcome = ask(agent, deadline, || agent.service(id, None)).await;
     match outcome {
@@ -205,7 +204,7 @@ async fn before(agent: &Agent, id: &str, deadline: Deadline) -> Result<Before, F
     }
 }
 
-/// Waits until the catalog has them.
+/// Waits until the catalog contains them.
 async fn wait_for(sent: &[Sent<'_>], deadline: Deadline) -> Result<(), Failure> {
     for Sent { agent, definition, .. } in sent {
         let Definition { service, .. } = definition;
@@ -214,7 +213,7 @@ async fn wait_for(sent: &[Sent<'_>], deadline: Deadline) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Deregisters what this run has added, the last one first.
+/// Deregisters what this run added, in reverse order.
 async fn take_back(sent: &[Sent<'_>], deadline: Deadline) {
     for Sent { agent, definition, before, .. } in sent.iter().rev() {
         let id = definition.service.id();
@@ -260,12 +259,11 @@ fn print(sent: &[Sent<'_>], output: Output) -> Result<(), Failure> {
     output::print_json(&json!({"registered": services}))
 }
 
-/// As Consul's CLI reports it.
+/// The line that Consul's CLI prints.
 fn report(Definition { service, .. }: &Definition) -> String {
     format!("Registered service: {}", service.name)
 }
 
-/// A service by id and name.
 pub(crate) fn named(Definition { service, .. }: &Definition) -> Value {
     json!({"id": service.id(), "name": service.name})
 }

@@ -1,5 +1,5 @@
-//! `sidecar`: one service with its sidecar, and what `connect-lifecycle run` starts
-//! from.
+//! The subcommand `sidecar`: registers one service with its sidecar, and writes the
+//! files that `connect-lifecycle run` reads.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -23,11 +23,11 @@ use crate::args::SidecarArgs;
 use crate::output::{self, Output};
 use crate::{files, register};
 
-/// How long taking back may take, after the work failed.
+/// Time limit of the rollback.
 const TAKE_BACK: Duration = Duration::from_secs(5);
 
-/// Registers the service and its sidecar, and writes what the sidecar starts from:
-/// all or nothing.
+/// Registers the service and its sidecar, and writes the files; rolls everything back
+/// if a step fails.
 pub(crate) async fn run(args: SidecarArgs, mut signals: Signals) -> Result<(), Failure> {
     let SidecarArgs { file, dir, envoy, reach } = args;
     let definition = only(&[file])?;
@@ -56,7 +56,7 @@ pub(crate) async fn run(args: SidecarArgs, mut signals: Signals) -> Result<(), F
     Err(failure.while_doing(format_args!("the sidecar of service `{}`", sidecar.pair.service.id())))
 }
 
-/// The only service that a file defines.
+/// The file's only service.
 fn only(files: &[PathBuf]) -> Result<Definition, Failure> {
     let mut definitions = files::read(files, Output::Text)?.definitions;
     match definitions.len() {
@@ -68,13 +68,13 @@ fn only(files: &[PathBuf]) -> Result<Definition, Failure> {
     }
 }
 
-/// One service with its sidecar, on its way.
+/// One service with its sidecar, while it is being registered.
 struct Sidecar {
     handoff: Handoff,
     agent: Agent,
     pair: Pair,
     envoy: BootstrapArgs,
-    /// Whether the agent may have something of it.
+    /// Whether the agent may have received a registration.
     arrived: Cell<bool>,
 }
 
@@ -93,20 +93,20 @@ impl Sidecar {
         }
         handoff.unbury()?;
         register::require_newest(agent, deadline, std::slice::from_ref(definition)).await?;
-        // First: with an agent that can't feed Envoy, nothing is registered.
+        // First, so that nothing is registered with an agent that can't serve Envoy.
         let xds = envoy.find_xds(agent, &tls, deadline).await?;
         self.refuse_taken_port(deadline).await?;
         self.register(deadline).await?;
         let watches = provision::watches_token(envoy.envoy_version.as_deref());
         provision::bootstrap(handoff, agent, envoy, pair, &xds, watches, deadline).await?;
-        // Whoever reads the record finds everything else.
+        // Last: a reader of the record must find all other files.
         let agent = provision::agent_record(handoff, agent, &tls);
         Record::new(pair.clone(), agent, admin, None).write(handoff)?;
         Ok(())
     }
 
-    /// Refuses a public listener's port that another proxy of this machine has:
-    /// one of the two Envoys could not listen.
+    /// Rejects a public listener's port that another proxy of this machine uses: one of
+    /// the two Envoys could not listen.
     async fn refuse_taken_port(&self, deadline: Deadline) -> Result<(), Failure> {
         let Self { agent, pair: Pair { proxy, .. }, .. } = self;
         let services = ask(agent, deadline, || agent.services()).await?;
@@ -139,7 +139,7 @@ impl Sidecar {
         }
     }
 
-    /// Takes back what the agent may have: without Envoy nobody may be sent there.
+    /// Deregisters what the agent may have: without Envoy no client may be sent here.
     async fn take_back(&self) {
         let Self { handoff, agent, pair, arrived, .. } = self;
         if arrived.get()

@@ -1,4 +1,4 @@
-//! `validate`.
+//! The subcommand `validate`.
 
 use runtime::Failure;
 use serde_json::{Value, json};
@@ -7,7 +7,6 @@ use crate::args::ValidateArgs;
 use crate::output::{self, Output};
 use crate::{files, register};
 
-/// Reads and checks files, and asks nobody.
 pub(crate) fn run(args: &ValidateArgs) -> Result<(), Failure> {
     let ValidateArgs { files, output } = args;
     let files::Read { definitions, files } = files::read(files, *output)?;

@@ -1,5 +1,5 @@
-//! The flags by which an agent is named. Names and environment variables are
-//! those of Consul's CLI ("Consul Commands (CLI)", "Environment variables").
+//! Flags that name an agent. Names and environment variables are those of Consul's CLI
+//! ("Consul Commands (CLI)", "Environment variables").
 
 use std::path::PathBuf;
 
@@ -11,12 +11,12 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::Report;
 
-/// Which agent, and how it is spoken to.
+/// Which agent, and how to connect to it.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Consul agent")]
 pub struct AgentArgs {
-    /// The agent's HTTP address: host:port, http://host:port,
-    /// https://host:port or unix:///path
+    /// Agent's HTTP address: host:port, http://host:port, https://host:port or
+    /// unix:///path
     #[arg(
         long,
         env = "CONSUL_HTTP_ADDR",
@@ -25,11 +25,11 @@ pub struct AgentArgs {
     )]
     pub http_addr: Address,
 
-    /// The ACL token; prefer --token-file, which other processes can't see
+    /// ACL token; prefer --token-file, which other processes can't see
     #[arg(long, env = "CONSUL_HTTP_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub token: Option<SecretString>,
 
-    /// A file with the ACL token; it wins over --token
+    /// File with the ACL token; wins over --token
     #[arg(long, env = "CONSUL_HTTP_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
@@ -37,33 +37,32 @@ pub struct AgentArgs {
     #[arg(long, env = "CONSUL_HTTP_AUTH", hide_env_values = true, value_name = "USER:PASSWORD")]
     pub http_auth: Option<SecretString>,
 
-    /// A PEM file with the CA certificates that the agent's is checked against
+    /// PEM file with the CA certificates that verify the agent's
     #[arg(long, env = "CONSUL_CACERT", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 
-    /// A directory of PEM files with CA certificates
+    /// Directory of PEM files with CA certificates that verify the agent's
     #[arg(long, env = "CONSUL_CAPATH", value_name = "FOLDER")]
     pub ca_path: Option<PathBuf>,
 
-    /// CA certificates themselves, as PEM; for the environment rather than the
-    /// command line
+    /// The same CA certificates as PEM text; meant for the environment
     #[arg(long, env = "CONSUL_CACERT_PEM", hide_env_values = true, value_name = "PEM")]
     pub ca_pem: Option<String>,
 
-    /// A PEM file with the certificate shown to the agent
+    /// PEM file with the client certificate presented to the agent
     #[arg(long, env = "CONSUL_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
     pub client_cert: Option<PathBuf>,
 
-    /// A PEM file with the key of --client-cert
+    /// PEM file with the private key of --client-cert
     #[arg(long, env = "CONSUL_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
     pub client_key: Option<PathBuf>,
 
-    /// Use HTTPS, whatever scheme the address has
+    /// Use HTTPS even if the address says http
     #[arg(long, env = "CONSUL_HTTP_SSL")]
     pub http_ssl: bool,
 
-    /// Whether the agent's certificate is checked. With `false`, whoever is in
-    /// between can read the ACL token
+    /// Verify the agent's certificate. With `false`, anybody on the network path can
+    /// read the ACL token
     #[arg(
         long,
         env = "CONSUL_HTTP_SSL_VERIFY",
@@ -74,15 +73,15 @@ pub struct AgentArgs {
     )]
     pub http_ssl_verify: bool,
 
-    /// The name that the agent's certificate must have, if not the host of its address
+    /// Name that the agent's certificate must have [default: the host of its address]
     #[arg(long, env = "CONSUL_TLS_SERVER_NAME", value_name = "NAME")]
     pub tls_server_name: Option<String>,
 
-    /// The namespace (Consul Enterprise)
+    /// Consul namespace (Consul Enterprise)
     #[arg(long, env = "CONSUL_NAMESPACE", value_name = "NAME")]
     pub namespace: Option<String>,
 
-    /// The admin partition (Consul Enterprise)
+    /// Consul admin partition (Consul Enterprise)
     #[arg(long, env = "CONSUL_PARTITION", value_name = "NAME")]
     pub partition: Option<String>,
 }
@@ -90,16 +89,15 @@ pub struct AgentArgs {
 // === impl AgentArgs ===
 
 impl AgentArgs {
-    /// Makes a client of that agent. `node` is the node's name, if it is known:
-    /// errors say it.
+    /// Makes a client of that agent. Errors name `node`, if it is known.
     ///
     /// # Errors
-    /// A file that can't be read or holds something else than it should.
+    /// A file can't be read, or has the wrong contents.
     pub fn agent(self, node: Option<String>) -> Result<Agent, Failure> {
         Agent::new(self.config(node)?).map_err(Report::failure)
     }
 
-    /// What these flags say, with the token read from its file.
+    /// The same as a configuration, with the token read from its file.
     pub fn config(self, node: Option<String>) -> Result<Config, Failure> {
         let Self {
             http_addr,
@@ -127,7 +125,7 @@ impl AgentArgs {
         Ok(Config {
             address: if http_ssl { http_addr.over_tls() } else { http_addr },
             token: from_file.or(token.filter(|token| !token.expose_secret().is_empty())),
-            // Others may read it from another directory.
+            // connect-lifecycle may read it from another working directory.
             token_file: token_file.map(|file| std::path::absolute(&file).unwrap_or(file)),
             http_auth,
             tls: TlsFiles {

@@ -1,6 +1,5 @@
-//! The Envoy bootstrap of a proxy that the agent knows: its flags, and what is
-//! asked of the agent for it. The document itself is made by the crate
-//! `bootstrap`.
+//! The Envoy bootstrap of a registered proxy: its flags, and the requests to the agent
+//! that it needs. The crate `bootstrap` renders it.
 //!
 //! Source: Consul's "consul connect envoy" command page.
 
@@ -22,11 +21,11 @@ use serde_json::Value;
 use crate::report::{Report, exit};
 use crate::xds::{XdsServer, resolve_host};
 
-/// How Envoy is to be set up, as `consul connect envoy` has it.
+/// Settings of Envoy, named as in `consul connect envoy`.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Envoy bootstrap")]
 pub struct BootstrapArgs {
-    /// Where Envoy's admin interface listens
+    /// Address of Envoy's admin listener
     #[arg(
         long,
         env = "CONNECT_ADMIN_BIND",
@@ -35,7 +34,7 @@ pub struct BootstrapArgs {
     )]
     pub admin_bind: String,
 
-    /// Where Envoy logs requests to its admin interface
+    /// File to which Envoy logs requests to its admin listener
     #[arg(
         long,
         env = "CONNECT_ADMIN_ACCESS_LOG_PATH",
@@ -44,38 +43,39 @@ pub struct BootstrapArgs {
     )]
     pub admin_access_log_path: String,
 
-    /// Do not merge the proxy's configuration and proxy-defaults into the document
+    /// Do not merge the proxy's central configuration and proxy-defaults into the
+    /// bootstrap
     #[arg(long, env = "CONNECT_NO_CENTRAL_CONFIG")]
     pub no_central_config: bool,
 
-    /// Where the agent serves xDS: host:port, http(s)://host:port or
-    /// unix:///path. If absent: on the host of --http-addr, over TLS if a CA is
-    /// given and the agent serves TLS, else in plain text
+    /// Agent's xDS (gRPC) address: host:port, http(s)://host:port or unix:///path.
+    /// Default: the host of --http-addr, over TLS if a CA is given and the agent serves
+    /// TLS
     #[arg(long, env = "CONSUL_GRPC_ADDR", value_name = "ADDRESS")]
     pub grpc_addr: Option<GrpcAddress>,
 
-    /// A PEM file with the CA certificates for xDS; if absent, those of HTTP
+    /// PEM file with the CA certificates that verify xDS; default: those of HTTP
     #[arg(long, env = "CONSUL_GRPC_CACERT", value_name = "FILE")]
     pub grpc_ca_file: Option<PathBuf>,
 
-    /// A directory of PEM files with CA certificates for xDS
+    /// Directory of PEM files with CA certificates that verify xDS
     #[arg(long, env = "CONSUL_GRPC_CAPATH", value_name = "FOLDER")]
     pub grpc_ca_path: Option<PathBuf>,
 
-    /// The Envoy that is going to run, as a version or an image, such as
-    /// envoyproxy/envoy:v1.40.0: one that the agent does not support is warned of
+    /// Version or image of Envoy, such as envoyproxy/envoy:v1.40.0; logs a warning if
+    /// the agent does not support it
     #[arg(long, env = "CONNECT_ENVOY_VERSION", value_name = "VERSION")]
     pub envoy_version: Option<String>,
 
-    /// Leave out the tags of metrics that Consul keeps for old dashboards
+    /// Leave out the metric tags that Consul keeps for old dashboards
     #[arg(long, env = "CONNECT_OMIT_DEPRECATED_TAGS")]
     pub omit_deprecated_tags: bool,
 
-    /// The local port whose metrics Prometheus gets instead of Envoy's own
+    /// Local port proxied to Prometheus instead of Envoy's /stats
     #[arg(long, env = "CONNECT_PROMETHEUS_BACKEND_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub prometheus_backend_port: Option<u16>,
 
-    /// The path that Prometheus scrapes
+    /// Path that Prometheus scrapes
     #[arg(
         long,
         env = "CONNECT_PROMETHEUS_SCRAPE_PATH",
@@ -84,23 +84,23 @@ pub struct BootstrapArgs {
     )]
     pub prometheus_scrape_path: String,
 
-    /// A PEM file with the CA certificates for scraping over TLS
+    /// PEM file with the CA certificates that verify Prometheus' certificate
     #[arg(long, env = "CONNECT_PROMETHEUS_CA_FILE", value_name = "FILE")]
     pub prometheus_ca_file: Option<String>,
 
-    /// A directory of PEM files with CA certificates for scraping over TLS
+    /// Directory of PEM files with CA certificates that verify Prometheus' certificate
     #[arg(long, env = "CONNECT_PROMETHEUS_CA_PATH", value_name = "FOLDER")]
     pub prometheus_ca_path: Option<String>,
 
-    /// A PEM file with the certificate for scraping over TLS
+    /// PEM file with the certificate of the metrics endpoint; turns TLS on
     #[arg(long, env = "CONNECT_PROMETHEUS_CERT_FILE", value_name = "FILE")]
     pub prometheus_cert_file: Option<String>,
 
-    /// A PEM file with its key
+    /// PEM file with the private key of --prometheus-cert-file
     #[arg(long, env = "CONNECT_PROMETHEUS_KEY_FILE", value_name = "FILE")]
     pub prometheus_key_file: Option<String>,
 
-    /// Where Envoy tells others that it is ready; with --envoy-ready-bind-port
+    /// Address of Envoy's /ready listener; requires --envoy-ready-bind-port
     #[arg(
         long,
         env = "CONNECT_ENVOY_READY_BIND_ADDRESS",
@@ -109,28 +109,28 @@ pub struct BootstrapArgs {
     )]
     pub envoy_ready_bind_address: Option<IpAddr>,
 
-    /// The port there
+    /// Port of Envoy's /ready listener
     #[arg(long, env = "CONNECT_ENVOY_READY_BIND_PORT", value_name = "PORT", requires = "envoy_ready_bind_address", value_parser = clap::value_parser!(u16).range(1..))]
     pub envoy_ready_bind_port: Option<u16>,
 }
 
-/// What is asked of the agent for a document.
+/// The agent's answers that a bootstrap is made from.
 struct Seen {
     xds: XdsServer,
     access_logs: AccessLogs,
 }
 
-/// A document that was made without a registered proxy.
+/// A bootstrap of a proxy that is not registered.
 pub struct Rehearsal {
     pub document: Value,
-    /// What was taken for granted, because the agent did not tell.
+    /// Assumptions, where the agent did not answer.
     pub assumed: Vec<String>,
 }
 
-/// How long an agent is waited for, for what can be done without.
+/// Time limit of a request that a default can replace.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What is read of the entry `proxy-defaults/global`.
+/// The part of the config entry `proxy-defaults/global` that is used.
 #[derive(Deserialize)]
 struct ProxyDefaults {
     #[serde(rename = "AccessLogs", default)]
@@ -140,15 +140,15 @@ struct ProxyDefaults {
 // === impl BootstrapArgs ===
 
 impl BootstrapArgs {
-    /// Envoy's admin listener, with its host resolved.
+    /// Envoy's admin listener, with its host name resolved.
     pub async fn admin(&self) -> Result<SocketAddr, Failure> {
         resolve("--admin-bind", &self.admin_bind).await
     }
 
-    /// Renders the document for a proxy, as the agent has it registered.
+    /// Renders the bootstrap of a registered proxy.
     ///
     /// # Errors
-    /// The entry is no proxy; a setting can't be honoured.
+    /// The entry is not a proxy; a setting can't be honoured.
     pub async fn render(
         &self,
         agent: &Agent,
@@ -159,9 +159,9 @@ impl BootstrapArgs {
         self.document(agent, proxy, seen).await
     }
 
-    /// Renders the document for a proxy that is not registered yet. What the
-    /// agent does not tell is taken for granted; with `answers` off, it is not
-    /// asked. `token` stands for the ACL token, and `files` are as Envoy sees them.
+    /// Renders the bootstrap of a proxy that is not registered yet. What the agent does
+    /// not report is assumed; with `answers` off, the agent is not asked. `token` is a
+    /// placeholder for the ACL token; `files` are paths as Envoy sees them.
     ///
     /// # Errors
     /// A setting can't be honoured; a file can't be read.
@@ -210,7 +210,7 @@ impl BootstrapArgs {
             }
             (_, Some(registered)) => registered,
         };
-        // A gateway stands for no service but itself.
+        // A gateway has no destination service: its own name is used.
         let (cluster, source_service) = match registered.destination_service_name.as_str() {
             "" => (id, &proxy.service),
             _ => (&registered.destination_service_name, &registered.destination_service_name),
@@ -256,15 +256,15 @@ impl BootstrapArgs {
                 .map(SocketAddr::from),
             omit_deprecated_tags: self.omit_deprecated_tags,
         };
-        // Statsd addresses may name a variable, which is not known beforehand.
+        // Statsd addresses may contain an environment variable, which is not known yet.
         let env = |name: &str| std::env::var_os(name).and_then(|value| value.into_string().ok());
         ::bootstrap::render(&input, &env).map_err(|error| {
             Failure::usage(error).while_doing(format_args!("the bootstrap of `{id}`"))
         })
     }
 
-    /// The access logs of proxy-defaults. A token that may not read it is no
-    /// reason to have no sidecar; an agent that can't at the moment is asked again.
+    /// The access logs of proxy-defaults. If the token may not read them, the sidecar
+    /// starts without; a transient failure is retried.
     async fn access_logs(&self, agent: &Agent) -> Result<AccessLogs, Failure> {
         if self.no_central_config {
             return Ok(AccessLogs::default());

@@ -1,10 +1,9 @@
-//! Consul's flags and environment variables, and exit codes, the same for all
-//! binaries.
+//! Consul's flags and environment variables, and exit codes, for all binaries.
 //!
-//! - [`agent`]: which agent, and how to speak to it, [`AgentArgs`]
+//! - [`agent`]: flags that name an agent, [`AgentArgs`]
 //! - [`xds`]: where Envoy gets its configuration from
-//! - [`bootstrap`]: the Envoy bootstrap of a proxy that the agent knows, [`BootstrapArgs`]
-//! - [`report`]: how a binary ends with an error of a library, [`Report`]
+//! - [`bootstrap`]: the Envoy bootstrap of a registered proxy, [`BootstrapArgs`]
+//! - [`report`]: the exit code of a library's error, [`Report`]
 
 pub mod agent;
 pub mod bootstrap;

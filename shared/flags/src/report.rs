@@ -1,4 +1,4 @@
-//! How a binary ends with an error of a library: exit codes are chosen here.
+//! Exit codes of the libraries' errors.
 
 use consul::error::Cause;
 use consul::grpc::GrpcError;
@@ -12,13 +12,13 @@ use runtime::file::WriteError;
 use runtime::retry::Stopped;
 use runtime::{Exit, Failure};
 
-/// An error that a binary can end with.
+/// An error that ends a binary.
 pub trait Report {
-    /// It as a failure: its message, what to do next, and the exit code.
+    /// Its message, hint and exit code.
     fn failure(self) -> Failure;
 }
 
-/// The exit code for a request to the agent that failed.
+/// The exit code of a failed request to the agent.
 pub(crate) fn exit(error: &Error) -> Exit {
     match &error.cause {
         Cause::Refused

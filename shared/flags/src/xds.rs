@@ -1,5 +1,5 @@
-//! Where Envoy gets its configuration from: chosen and checked before anything
-//! is registered.
+//! Where Envoy gets its configuration from. It is chosen and checked before anything is
+//! registered.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,25 +16,24 @@ use runtime::{Deadline, Exit, Failure};
 use crate::bootstrap::BootstrapArgs;
 use crate::report::{Report, exit};
 
-/// The xDS server that Envoy is going to use.
+/// The xDS server that Envoy will use.
 #[derive(Clone, Debug)]
 pub struct XdsServer {
-    /// Its address, resolved.
+    /// Resolved to an IP address.
     pub address: XdsAddress,
-    /// The CA certificates that it is checked against, as PEM; none: plain text.
+    /// CA certificates that verify it, as PEM; `None` without TLS.
     pub ca_pem: Option<String>,
-    /// The certificate shown to it.
+    /// Client certificate presented to it.
     pub client_certificate: Option<ClientCertificate>,
 }
 
-/// How long the agent may take to tell what can be done without.
+/// Time limit of a request that a default can replace.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 // === impl BootstrapArgs ===
 
 impl BootstrapArgs {
-    /// The TLS files for gRPC: those of HTTP, with the CA of gRPC instead if one
-    /// is given.
+    /// TLS files for gRPC: those of HTTP, with the CA replaced if gRPC has its own.
     pub fn grpc_tls(&self, http: &TlsFiles) -> TlsFiles {
         let cas = self.cas(http);
         let (ca_file, ca_path, inline_ca_pem) = if cas.grpc {
@@ -48,7 +47,7 @@ impl BootstrapArgs {
             inline_ca_pem,
             client_cert: http.client_cert.clone(),
             client_key: http.client_key.clone(),
-            // Envoy checks no name, and always checks the CA.
+            // Envoy verifies against the CA, and does not compare names.
             server_name: None,
             skip_verify: false,
         }
@@ -62,14 +61,14 @@ impl BootstrapArgs {
         }
     }
 
-    /// Asks the agent what it is, and chooses by that where Envoy finds xDS. An
-    /// agent that is not there yet is waited for, and so is a host name without an
-    /// address. What the user should know of this agent is logged.
+    /// Asks the agent for its ports and version, and chooses the xDS address. Waits for
+    /// an agent that is not there yet and for a host name without an address. Logs what
+    /// the user should know about this agent.
     ///
     /// `files` are the TLS files as Envoy sees them.
     ///
     /// # Errors
-    /// Envoy can't be fed by this agent; a file can't be read; the deadline passed.
+    /// The agent can't serve Envoy; a file can't be read; the deadline passed.
     pub async fn find_xds(
         &self,
         agent: &Agent,
@@ -95,8 +94,8 @@ impl BootstrapArgs {
         self.server(agent, files, address, choice.tls)
     }
 
-    /// As [`BootstrapArgs::find_xds`], but what the agent does not tell is assumed
-    /// and returned in words. Nothing is waited for.
+    /// Like [`BootstrapArgs::find_xds`], but waits for nothing; returns as text what it
+    /// had to assume.
     pub(crate) async fn guess_xds(
         &self,
         agent: &Agent,
@@ -134,7 +133,7 @@ impl BootstrapArgs {
         Ok((choice.map_err(Report::failure)?, served))
     }
 
-    /// Whether the agent has to be asked what it is.
+    /// Whether the flags leave something open that the agent has to answer.
     pub fn needs_the_agent(&self) -> bool {
         let is_settled = matches!(
             self.grpc_addr,
@@ -143,7 +142,7 @@ impl BootstrapArgs {
         !is_settled || self.envoy_version.is_some()
     }
 
-    /// What the agent says of itself; none if it does not say it to this token.
+    /// The agent's description of itself; `None` if this token may not read it.
     async fn ask(&self, agent: &Agent, deadline: Deadline) -> Result<Option<AgentSelf>, Failure> {
         let attempt = || agent.agent_self();
         let asked = retry::until(deadline, NODE_AGENT, consul::Error::is_transient, attempt).await;
@@ -226,7 +225,7 @@ async fn resolve(address: &GrpcAddress) -> Result<XdsAddress, Failure> {
     }
 }
 
-/// Resolves a host; Envoy's bootstrap takes IP addresses only.
+/// Resolves a host; Envoy's bootstrap accepts IP addresses only.
 pub(crate) async fn resolve_host(flag: &str, host: &str, port: u16) -> Result<SocketAddr, Failure> {
     let unresolved = |problem: &dyn std::fmt::Display| {
         Failure::new(
@@ -235,8 +234,8 @@ pub(crate) async fn resolve_host(flag: &str, host: &str, port: u16) -> Result<So
         )
         .hint("check the name, or give an IP address")
     };
-    // IPv4 first: an image from scratch has no /etc/hosts that says which of
-    // the two `localhost` means, and Envoy's peers listen on IPv4 by default.
+    // IPv4 first: an image from scratch has no /etc/hosts to say which address
+    // `localhost` is, and Envoy's peers listen on IPv4 by default.
     if host == "localhost" {
         return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
     }
