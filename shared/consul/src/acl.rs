@@ -16,9 +16,10 @@ use crate::error::{Cause, Error, NO_SUCH_TOKEN};
 #[derive(Clone, Debug)]
 pub struct Login<'a> {
     pub auth_method: &'a str,
-    /// The service account's token, or another that the auth method accepts.
+    /// The service account's token, or another bearer token that the auth method
+    /// accepts.
     pub bearer_token: &'a SecretString,
-    /// The owner, as the new token's description shows it.
+    /// Identifies the pod in the description of the new token.
     pub meta: &'a BTreeMap<String, String>,
 }
 
@@ -28,7 +29,7 @@ pub enum LoggedOut {
     WasUnknown,
 }
 
-/// How a server words that the bearer token is invalid, with status 500: parsing,
+/// Words of a server that rejects a bearer token as invalid, with status 500: parsing,
 /// claims and signature of a JWT; the Kubernetes auth method's parsing, and the
 /// Kubernetes API server's review.
 const INVALID_PROOF: [&str; 6] = [
@@ -40,32 +41,32 @@ const INVALID_PROOF: [&str; 6] = [
     "lookup failed",
 ];
 
-/// How it words that a bearer token becomes valid later, by its own clock.
+/// Words of a server whose clock says that a bearer token is not valid yet.
 ///
 /// Source: the errors of go-jose's package `jwt`.
 const NOT_YET: [&str; 2] = ["not valid yet", "issued in the future"];
 
-/// Whether these words refuse a bearer token for good.
+/// Whether these words reject a bearer token for good.
 fn refuses_proof(words: &str) -> bool {
     let has = |part: &&str| words.contains(part);
     INVALID_PROOF.iter().any(has) && !NOT_YET.iter().any(has)
 }
 
-/// What is read of a token: when it was made, and when it ends.
+/// The fields of an ACL token that this project reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct OwnToken {
-    /// When it was made (RFC 3339).
+    /// In RFC 3339.
     pub create_time: String,
-    /// When it ends (RFC 3339); none: never.
+    /// In RFC 3339; `None`: the token never expires.
     pub expiration_time: Option<String>,
 }
 
 // === impl OwnToken ===
 
 impl OwnToken {
-    /// How long it lives in all, and how long yet by this machine's clock; none
-    /// if it never ends. What the clock says is kept within the token's life.
+    /// The token's total and remaining lifetime by this machine's clock; `None` if it
+    /// never expires. The remaining lifetime is clamped to the total.
     pub fn life(&self, now: SystemTime) -> Option<(Duration, Duration)> {
         let end = seconds(self.expiration_time.as_deref()?)?;
         let life = u64::try_from(end.checked_sub(seconds(&self.create_time)?)?).ok()?;
@@ -97,7 +98,7 @@ pub fn seconds(time: &str) -> Option<i64> {
     if !(0..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
     }
-    // Days from a March that begins the year, so that the leap day ends it.
+    // Counts from March, so that the leap day is the last of a year.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = 365 * year + year.div_euclid(4) - year.div_euclid(100)
         + year.div_euclid(400)
@@ -109,11 +110,11 @@ pub fn seconds(time: &str) -> Option<i64> {
 }
 
 impl Agent {
-    /// Logs in: creates a token, which exists until it is logged out or expires.
+    /// Logs in: creates a token, which exists until logout or expiry.
     ///
     /// # Errors
-    /// [`Cause::Denied`] if the auth method refuses who logs in, whatever the
-    /// status by which the agent says it.
+    /// [`Cause::Denied`] if the auth method rejects the login, whatever status the
+    /// agent answers with.
     pub async fn log_in(&self, login: &Login<'_>) -> Result<SecretString, Error> {
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
@@ -150,7 +151,7 @@ impl Agent {
         }
     }
 
-    /// Reads the ACL token that requests carry. `None`: servers do not know it.
+    /// Reads the ACL token that requests carry; `None` if the servers do not know it.
     pub async fn own_token(&self) -> Result<Option<OwnToken>, Error> {
         match self.call(Method::GET, "/v1/acl/token/self").query("stale", "true").answer().await {
             Ok(token) => Ok(Some(token)),
@@ -159,8 +160,8 @@ impl Agent {
         }
     }
 
-    /// Asks whether the token that requests carry is known, of any server, not
-    /// only of the leader: the agent is going to ask any of them, too.
+    /// Asks any server, not only the leader, whether it knows the token that requests
+    /// carry: the agent will ask any of them, too.
     pub async fn knows_token(&self) -> Result<bool, Error> {
         let call = self.call(Method::GET, "/v1/acl/token/self").query("stale", "true");
         match call.done().await {
@@ -172,8 +173,8 @@ impl Agent {
 }
 
 impl Error {
-    /// Whether the cause is that there is no such token, or that the agent has
-    /// not heard of it yet: it remembers this for 30 s.
+    /// Whether the token does not exist, or the agent has not heard of it yet: an agent
+    /// caches "not found" for 30 s.
     pub fn is_unknown_token(&self) -> bool {
         matches!(&self.cause, Cause::Denied(words) if words.contains(NO_SUCH_TOKEN))
     }
@@ -214,7 +215,7 @@ mod tests {
         let end = 1_795_617_211;
         let life = Duration::from_secs(60);
         assert_eq!(token.life(at(end - 20)), Some((life, Duration::from_secs(20))));
-        // Clocks that differ.
+        // The clocks differ.
         assert_eq!(token.life(at(end + 9000)), Some((life, Duration::ZERO)));
         assert_eq!(token.life(at(end - 9000)), Some((life, life)));
         assert_eq!(OwnToken { expiration_time: None, ..token.clone() }.life(at(end)), None);

@@ -11,8 +11,7 @@ use url::Url;
 /// An agent's HTTP address, as `CONSUL_HTTP_ADDR` gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// `http://` or `https://`, host, port and perhaps a path that stands
-    /// before every request's own.
+    /// `http://` or `https://`, host, port and an optional path prefix.
     Url(Url),
     Unix(PathBuf),
 }
@@ -61,12 +60,12 @@ impl FromStr for Address {
         }
         let (host, port) = split_port(authority)
             .ok_or_else(|| invalid("the port is not a number from 1 to 65535"))?;
-        // The URL parser would take `$(HOST_IP)`, which a kubelet did not expand.
+        // The URL parser would accept `$(HOST_IP)`, which the kubelet did not expand.
         if !host.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%')) {
             return Err(invalid("the host is neither a name nor an IP address"));
         }
-        // As Consul's CLI: `:8500` is this machine. With a scheme it is a template,
-        // such as `http://$(HOST_IP):8500`, whose variable was empty.
+        // As in Consul's CLI, `:8500` is this machine. With a scheme it is a template
+        // whose variable was empty, such as `http://$(HOST_IP):8500`.
         let host = match host {
             "" if scheme_is_given => return Err(invalid("there is no host")),
             "" => "localhost",
@@ -87,12 +86,12 @@ impl FromStr for Address {
 }
 
 impl Address {
-    /// The same address over TLS, as `CONSUL_HTTP_SSL=true` demands it.
+    /// The same address over TLS, as `CONSUL_HTTP_SSL=true` demands.
     #[must_use]
     pub fn over_tls(self) -> Self {
         match self {
             Self::Url(url) if url.scheme() == "http" => {
-                // The port is written out, because the schemes' defaults differ.
+                // The port is written out because the schemes' defaults differ.
                 let text = Self::Url(url.clone()).to_string().replacen("http", "https", 1);
                 Self::Url(Url::parse(&text).unwrap_or(url))
             }
@@ -104,7 +103,7 @@ impl Address {
         matches!(self, Self::Url(url) if url.scheme() == "https")
     }
 
-    /// The host, as a name or an IP address without brackets; none of a socket.
+    /// The host name, or the IP address without brackets; `None` for a unix socket.
     pub fn host(&self) -> Option<&str> {
         match self {
             Self::Url(url) => url.host_str().map(|host| {
@@ -115,9 +114,9 @@ impl Address {
     }
 }
 
-/// Splits `host:port`. An IPv6 address may lack its brackets, because in a pod
-/// the address is made by the kubelet from a template such as
-/// `http://$(HOST_IP):8500`: then what follows the last colon is the port.
+/// Splits `host:port`. An IPv6 address may lack its brackets, because the kubelet makes
+/// the address from a template such as `http://$(HOST_IP):8500`: then the port follows
+/// the last colon.
 fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     if let Some(bracketed) = authority.strip_prefix('[') {
         let (host, after) = bracketed.split_once(']')?;
@@ -140,7 +139,7 @@ fn parse_port(text: &str) -> Option<u16> {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // Url's own form leaves out a scheme's usual port, such as http's 80.
+            // `Url` drops a scheme's default port, such as 80 for http.
             Self::Url(url) => write!(
                 f,
                 "{}://{}:{}{}",

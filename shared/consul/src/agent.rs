@@ -30,48 +30,49 @@ use crate::error::{Cause, Error, Request, SetupError};
 use crate::http::client;
 use crate::tls::TlsFiles;
 
-/// Which agent, and how it is spoken to.
+/// Which agent, and how to connect to it.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub address: Address,
-    /// The ACL token to begin with, if any.
+    /// The initial ACL token.
     pub token: Option<SecretString>,
-    /// The file that the token was read from, if it was: it may get another.
+    /// The file that the token was read from. It may get another token later.
     pub token_file: Option<PathBuf>,
     /// `user:password` for HTTP basic authentication.
     pub http_auth: Option<SecretString>,
     pub tls: TlsFiles,
-    /// The namespace; never sent if none.
+    /// Consul Enterprise namespace; not sent if `None`.
     pub namespace: Option<String>,
-    /// The admin partition; never sent if none.
+    /// Admin partition; not sent if `None`.
     pub partition: Option<String>,
-    /// The name of its node, for errors.
+    /// The name of the agent's node, for errors.
     pub node: Option<String>,
 }
 
-/// The node's agent. One kept-alive connection serves requests that follow each
-/// other. A clone is the same agent: it shares connection and token.
+/// The node's agent. Consecutive requests share one kept-alive connection. A clone
+/// shares connection and token.
 #[derive(Clone, Debug)]
 pub struct Agent {
     http: reqwest::Client,
     config: Arc<Config>,
     token: Arc<RwLock<Option<SecretString>>>,
-    /// How long an answer may take.
+    /// Time limit of a request.
     patience: Duration,
 }
 
-/// Who leads the servers, and whom that was asked of.
+/// The servers' leader, as the agent reports it.
 #[derive(Clone, Debug)]
 pub struct Leader {
-    /// The leader's address; empty: there is none.
+    /// Empty if there is no leader.
     pub address: String,
-    /// When the certificate that the agent showed is valid, if it showed one.
+    /// Validity of the agent's certificate, if the connection uses TLS.
     pub certificate: Option<Validity>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deregistered {
-    /// It was there, or the agent does not tell.
+    /// The service is deregistered. Without ACLs, the agent does not say whether it was
+    /// registered.
     Gone,
     /// The agent had no such service.
     WasUnknown,
@@ -83,49 +84,48 @@ pub enum Renewed {
     Unknown,
 }
 
-/// A change to wait for.
+/// The state that a blocking query starts from.
 #[derive(Clone, Debug)]
 pub struct Watch {
-    /// The content hash that is known.
+    /// Content hash of the known state.
     pub hash: String,
-    /// How long to wait for another, at most.
+    /// Maximum wait for a change.
     pub wait: Duration,
 }
 
 const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 
-/// Says that something is left out for want of rights, from Consul 1.11 on.
+/// Set, from Consul 1.11 on, if the ACL token may not see all results.
 const FILTERED: HeaderName = HeaderName::from_static("x-consul-results-filtered-by-acls");
 
-/// How long an answer may take. A server without a leader takes 7 s to accept
-/// a registration, which must not look like a failure.
+/// Time limit of a request. A server without a leader takes 7 s to accept a
+/// registration; that must not look like a failure.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How much later than asked for the answer to a blocking query may come. More
-/// means that the connection has gone silent, which has to be noticed before the
-/// service's TTL check is overdue.
+/// How late the answer to a blocking query may be. If it is later, the connection has
+/// gone silent, which must be noticed before the service's TTL check expires.
 const LATE: Duration = Duration::from_secs(2);
 
-/// How long a blocking query takes at least if it finds nothing new.
+/// Minimum duration of a blocking query that finds nothing new.
 const UNBLOCKED: Duration = Duration::from_secs(1);
 
-/// More than any answer to our questions; what exceeds it is no agent's.
+/// Larger than any answer of an agent.
 const LARGEST_ANSWER: usize = 16 * 1024 * 1024;
 
 // === impl Agent ===
 
 impl Agent {
-    /// Makes a client; nothing is asked yet.
+    /// Makes a client, without connecting.
     ///
     /// # Errors
-    /// A file of TLS that can't be read or holds something else than it should.
+    /// A TLS file can't be read, or has the wrong contents.
     pub fn new(mut config: Config) -> Result<Self, SetupError> {
         let http = client(&config.address, &config.tls)?;
         let token = Arc::new(RwLock::new(config.token.take()));
         Ok(Self { http, config: Arc::new(config), token, patience: TIMEOUT })
     }
 
-    /// How it is spoken to. The token is not in it: see [`Agent::token`].
+    /// The configuration, without the token: see [`Agent::token`].
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -136,7 +136,7 @@ impl Agent {
         Self { token: Arc::new(RwLock::new(self.token())), ..self.clone() }
     }
 
-    /// The same agent, whose answers may take that long at most.
+    /// The same agent with this time limit for requests.
     #[must_use]
     pub fn within(&self, patience: Duration) -> Self {
         Self { patience, ..self.clone() }
@@ -147,25 +147,25 @@ impl Agent {
         self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Lets the next requests carry another ACL token.
+    /// Replaces the ACL token of later requests.
     pub fn set_token(&self, token: Option<SecretString>) {
         *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
     }
 
-    /// Registers a service, or replaces the one with its id, checks included.
+    /// Registers a service, or replaces the one with its id and its checks.
     pub async fn register(&self, service: &Service) -> Result<(), Error> {
         self.registration(service)?.query("replace-existing-checks", "true").done().await
     }
 
-    /// As [`Agent::register`], but checks that the agent has of it already stay,
-    /// unless the service brings one of the same id.
+    /// Like [`Agent::register`], but keeps checks that the agent has already, unless
+    /// the service brings one of the same id.
     pub async fn register_keeping_checks(&self, service: &Service) -> Result<(), Error> {
         self.registration(service)?.done().await
     }
 
     fn registration(&self, service: &Service) -> Result<Call<'_>, Error> {
         let call = self.call(Method::PUT, "/v1/agent/service/register");
-        // The agent would take these, and could never be asked to remove them.
+        // The agent would accept these ids, and could never be asked to remove them.
         if matches!(service.id(), "." | "..") {
             let cause = Cause::Unsendable(format!("`{}` is no service id", service.id()));
             return Err(Error { request: call.request(), cause });
@@ -173,7 +173,7 @@ impl Agent {
         Ok(call.json(service))
     }
 
-    /// Deregisters a service. One that the agent does not know is gone already.
+    /// Deregisters a service. It is not an error if the agent does not know it.
     pub async fn deregister(&self, id: &str) -> Result<Deregistered, Error> {
         let path = format!("/v1/agent/service/deregister/{}", segment(id));
         match self.call(Method::PUT, &path).done().await {
@@ -183,12 +183,13 @@ impl Agent {
         }
     }
 
-    /// A service by its id; none if the agent does not have it. With `watch`,
-    /// the answer comes when the service changes or goes, or the wait is over.
+    /// A service by its id; `None` if the agent does not have it. With `watch`, a
+    /// blocking query: returns when the service changes or disappears, or when the wait
+    /// is over.
     ///
-    /// Something between here and the agent may answer at once although nothing
-    /// changed, and an entry without a content hash can't be waited for: such
-    /// answers are held back, so that a caller that asks again does not spin.
+    /// A proxy before the agent may answer at once although nothing changed, and an
+    /// entry without a content hash can't be waited for. Such answers are held back, so
+    /// that a caller that asks in a loop does not spin.
     pub async fn service(
         &self,
         id: &str,
@@ -203,8 +204,8 @@ impl Agent {
         let found: Option<AgentService> = match call.answer().await {
             Ok(service) => Some(service),
             Err(error) if error.is_unknown_service() => None,
-            // Older releases redirect from the path of an id such as `http://h/x`:
-            // Go's multiplexer cleans it.
+            // Older releases redirect from the path of an id such as `http://h/x`,
+            // because Go's multiplexer cleans it.
             Err(error @ Error { cause: Cause::Refusal(300..=399, _), .. }) => {
                 self.services().await.map_err(|_| error)?.remove(id)
             }
@@ -216,8 +217,8 @@ impl Agent {
         Ok(found.inspect(warn_of_unreadable))
     }
 
-    /// All services of the agent, by id. What can't be read of one is logged, and
-    /// concerns that one only.
+    /// All services of the agent, by id. A field that can't be read is logged and
+    /// affects that service only.
     pub async fn services(&self) -> Result<BTreeMap<String, AgentService>, Error> {
         let services: BTreeMap<String, AgentService> =
             self.call(Method::GET, "/v1/agent/services").answer().await?;
@@ -262,8 +263,8 @@ impl Agent {
         Ok(checks.into_iter().map(|check| check.node).collect())
     }
 
-    /// The healthy instances that a proxy can reach a service by. Datacenter and
-    /// peer are the agent's own if empty.
+    /// The healthy instances by which a proxy can reach a service. An empty datacenter
+    /// or peer means the agent's own.
     pub async fn healthy_connect(
         &self,
         name: &str,
@@ -280,7 +281,7 @@ impl Agent {
         call.answer().await
     }
 
-    /// Sets the status of a TTL check, which renews it.
+    /// Sets the status of a TTL check, which also renews it.
     pub async fn update_check(
         &self,
         check_id: &str,
@@ -301,24 +302,24 @@ impl Agent {
         }
     }
 
-    /// A check by its id; none if the agent does not have it.
+    /// A check by its id; `None` if the agent does not have it.
     pub async fn check(&self, id: &str) -> Result<Option<AgentCheck>, Error> {
-        // Not all of them: a node may have hundreds.
+        // Not all checks: a node may have hundreds.
         let filter = format!("CheckID == {id:?}");
         let call = self.call(Method::GET, "/v1/agent/checks").query("filter", &filter);
         let mut checks: BTreeMap<String, AgentCheck> = call.answer().await?;
         Ok(checks.remove(id))
     }
 
-    /// The checks that the agent has of these services, by id.
+    /// The agent's checks of these services, by id.
     pub async fn checks_of(&self, ids: &[&str]) -> Result<BTreeMap<String, AgentCheck>, Error> {
         let each: Vec<_> = ids.iter().map(|id| format!("ServiceID == {id:?}")).collect();
         let filter = each.join(" or ");
         self.call(Method::GET, "/v1/agent/checks").query("filter", &filter).answer().await
     }
 
-    /// Whether the servers list that registration with no check critical: then clients
-    /// are sent to it. None if the ACL token may not see it, for want of `node:read`.
+    /// Whether the servers list the registration without a critical check, so that
+    /// clients use it. `None` if the ACL token lacks `node:read`.
     pub async fn is_listed(&self, service: &Service) -> Result<Option<bool>, Error> {
         let path = format!("/v1/health/service/{}", segment(&service.name));
         let (id, address) = (service.id(), &service.address);
@@ -343,8 +344,8 @@ impl Agent {
         }
     }
 
-    /// Makes a service's check again, so that it starts with the status that it
-    /// brings: a check that the agent has keeps its own.
+    /// Recreates a service's check, so that it starts with the status given here:
+    /// re-registering keeps the status of an existing check.
     pub async fn restart_check(&self, service_id: &str, check: &Check) -> Result<(), Error> {
         #[derive(Serialize)]
         struct Body<'a> {
@@ -366,12 +367,12 @@ impl Agent {
         self.call(Method::PUT, "/v1/agent/check/register").json(&body).done().await
     }
 
-    /// What the agent says of itself. With ACLs on, it takes `agent:read`.
+    /// The agent's configuration. With ACLs on, it requires `agent:read`.
     pub async fn agent_self(&self) -> Result<AgentSelf, Error> {
         self.call(Method::GET, "/v1/agent/self").answer().await
     }
 
-    /// Who leads the servers. It takes no token.
+    /// The servers' leader. It requires no token.
     pub async fn leader(&self) -> Result<Leader, Error> {
         let call = self.call(Method::GET, "/v1/status/leader");
         let request = call.request();
@@ -381,8 +382,8 @@ impl Agent {
         Ok(Leader { address, certificate: shown.and_then(|shown| certificate::validity(&shown)) })
     }
 
-    /// How it stands with a peer; none if the servers have no such peer. With ACLs
-    /// on, it requires `peering:read`.
+    /// State of the peering with a cluster; `None` if the servers have no such peer.
+    /// With ACLs on, it requires `peering:read`.
     pub async fn peer(&self, name: &str) -> Result<Option<PeerState>, Error> {
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "PascalCase", default)]
@@ -401,17 +402,17 @@ impl Agent {
         }
     }
 
-    /// The datacenters that the servers know. It takes no token.
+    /// The datacenters that the servers know. It requires no token.
     pub async fn datacenters(&self) -> Result<Vec<String>, Error> {
         self.call(Method::GET, "/v1/catalog/datacenters").answer().await
     }
 
-    /// The roots of Connect's CA. It takes no token.
+    /// The roots of Connect's CA. It requires no token.
     pub async fn connect_roots(&self) -> Result<Roots, Error> {
         self.call(Method::GET, "/v1/agent/connect/ca/roots").answer().await
     }
 
-    /// A central configuration entry; none if there is none.
+    /// A config entry; `None` if it does not exist.
     pub async fn config_entry<T: DeserializeOwned>(
         &self,
         kind: &str,
@@ -429,8 +430,8 @@ impl Agent {
         }
     }
 
-    /// A central configuration entry, none if there is none, with its index: as
-    /// soon as that is not `known`, or when the wait is over.
+    /// A config entry and its index, by a blocking query: returns when the index
+    /// differs from `known`, or when the wait is over.
     ///
     /// Source: "Blocking Queries" of Consul's API documentation.
     pub async fn config_entry_after<T: DeserializeOwned>(
@@ -452,7 +453,7 @@ impl Agent {
         let request = call.request();
         let Answered { status, body, index, .. } = call.answered().await?;
         let failed = |cause| Error { request, cause };
-        // An index that goes backwards is to be begun again.
+        // An index that goes backwards has to be reset.
         let index = index.filter(|index| *index >= known).unwrap_or_default();
         match status {
             200 => serde_json::from_slice(&body)
@@ -484,8 +485,8 @@ impl Agent {
     }
 }
 
-/// How long a blocking query may take: the agent adds up to a sixteenth of the
-/// wait as jitter.
+/// Time limit of a blocking query: the agent adds up to a sixteenth of the wait as
+/// jitter.
 fn patience(wait: Duration) -> Duration {
     wait + wait / 16 + LATE
 }
@@ -500,15 +501,14 @@ fn held_back(watch: &Watch, service: &AgentService, took: Duration) -> Duration 
     }
 }
 
-/// Logs what could not be read of a service.
+/// Logs the fields of a service that could not be read.
 fn warn_of_unreadable(service: &AgentService) {
     for problem in &service.unreadable {
         tracing::warn!(service = service.id, "the agent's entry is unreadable in part: {problem}");
     }
 }
 
-/// One path segment: what is not plain is percent-encoded, a slash included
-/// (an id may hold one).
+/// Percent-encodes one path segment, including slashes: an id may contain one.
 pub fn segment(text: &str) -> String {
     text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
         match byte {
@@ -537,11 +537,11 @@ pub(crate) struct Call<'a> {
 struct Answered {
     status: u16,
     body: Vec<u8>,
-    /// The certificate that the agent showed.
+    /// The certificate that the agent presented.
     shown: Option<Vec<u8>>,
-    /// Up to which change of the state it is true.
+    /// The state index of the answer, for blocking queries.
     index: Option<u64>,
-    /// Whether something is left out that the ACL token may not see.
+    /// Whether the ACL token may not see all results.
     is_filtered: bool,
 }
 
@@ -557,19 +557,20 @@ impl Call<'_> {
         self
     }
 
-    /// Without a token: the request brings another proof.
+    /// Without the token: the request body carries a bearer token.
     pub(crate) fn anonymous(mut self) -> Self {
         self.token = None;
         self
     }
 
     pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
-        // What we send is strings, numbers, lists and maps with string keys.
+        // Our request bodies serialize without errors: strings, numbers, lists and maps
+        // with string keys.
         self.body = Some(serde_json::to_vec(body).expect("a registration is JSON"));
         self
     }
 
-    /// Sends it; the answer's body does not matter.
+    /// Sends the request and ignores the answer's body.
     pub(crate) async fn done(self) -> Result<(), Error> {
         self.send().await.map(drop)
     }
@@ -585,7 +586,8 @@ impl Call<'_> {
         self.exchange().await.map(|(body, _)| body)
     }
 
-    /// Sends it; the answer's body, and the certificate that the agent showed.
+    /// Sends the request. Returns the answer's body and the certificate that the agent
+    /// presented.
     async fn exchange(self) -> Result<(Vec<u8>, Option<Vec<u8>>), Error> {
         let request = self.request();
         let Answered { status, body, shown, .. } = self.answered().await?;
@@ -596,24 +598,25 @@ impl Call<'_> {
         Err(Error { request, cause })
     }
 
-    /// Sends it; status and body of the answer, and whether something is left out that
-    /// the ACL token may not see.
+    /// Sends the request. Returns status, body, and whether the ACL token may not see
+    /// all results.
     pub(crate) async fn filtered(self) -> Result<(u16, Vec<u8>, bool), Error> {
         let Answered { status, body, is_filtered, .. } = self.answered().await?;
         Ok((status, body, is_filtered))
     }
 
-    /// Sends it; the answer, whatever its status.
+    /// Sends the request, and returns the answer whatever its status.
     async fn answered(self) -> Result<Answered, Error> {
         let request = self.request();
         let failed = |cause| Error { request: request.clone(), cause };
-        // URLs treat these as steps in the path, also percent-encoded.
+        // URLs treat these as path steps even if they are percent-encoded.
         if self.path.split('/').any(|segment| matches!(segment, "." | "..")) {
             return Err(failed(Cause::Unsendable("`.` and `..` are no ids".to_owned())));
         }
         let base = match &self.agent.config.address {
             Address::Url(_) => self.agent.config.address.to_string(),
-            // The socket decides where it goes; the host is for the header only.
+            // The socket decides where the request goes; the host only fills the
+            // header.
             Address::Unix(_) => "http://localhost".to_owned(),
         };
         let url = format!("{base}{}{}", self.path, self.query);
@@ -662,7 +665,7 @@ fn secret_header(value: &str) -> Result<HeaderValue, Cause> {
     Ok(header)
 }
 
-/// Reads an answer, up to a size that no agent exceeds.
+/// Reads a body of bounded size.
 async fn read(mut response: Response) -> Result<Vec<u8>, Cause> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| Cause::of(&error))? {

@@ -1,4 +1,4 @@
-//! What the agent answers.
+//! The agent's answers.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-/// A service as the agent has it.
+/// A service as the agent reports it.
 ///
 /// Source: Consul's "Service - Agent HTTP API" page, "Get Service Configuration".
 ///
-/// It is read leniently, because an agent takes nearly anything: a field that
-/// can't be read has its default and is named in `unreadable`.
+/// It is parsed leniently, because an agent accepts nearly anything: a field that can't
+/// be read gets its default and is named in `unreadable`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AgentService {
-    /// Ordinary if this program does not know the kind.
+    /// `Typical` if this program does not know the kind.
     pub kind: Kind,
     pub id: String,
     pub service: String,
@@ -26,24 +26,23 @@ pub struct AgentService {
     pub meta: Option<BTreeMap<String, String>>,
     pub address: String,
     pub port: u16,
-    /// Other addresses by name; the agent and the servers add some.
+    /// Other addresses by name; agent and servers add some.
     pub tagged_addresses: BTreeMap<String, TaggedAddress>,
-    /// What makes it a proxy, with the central configuration merged in if the
-    /// agent does that.
+    /// Proxy settings, including the central configuration if the agent merges it.
     pub proxy: Option<Proxy>,
-    /// Its namespace (Consul Enterprise).
+    /// Consul Enterprise namespace.
     pub namespace: Option<String>,
-    /// Its admin partition (Consul Enterprise).
+    /// Consul Enterprise admin partition.
     pub partition: Option<String>,
-    /// The agent's datacenter; releases before 1.10 do not say it.
+    /// The agent's datacenter; not reported before Consul 1.10.
     pub datacenter: Option<String>,
-    /// Changes when the service does; only for a service that was asked for by id.
+    /// Changes when the service does; only present if the service was requested by id.
     pub content_hash: String,
-    /// The fields that could not be read, and why.
+    /// Fields that could not be read, with the reason.
     pub unreadable: Vec<String>,
 }
 
-/// A check as the agent has it, or as the catalog has it.
+/// A check in the answer of an agent or of the catalog.
 ///
 /// Source: Consul's "Check - Agent HTTP API" page, "List Checks".
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -52,35 +51,35 @@ pub struct AgentCheck {
     pub node: String,
     #[serde(rename = "CheckID")]
     pub check_id: String,
-    /// For people.
+    /// Free text.
     pub name: String,
     /// `passing`, `warning`, `critical` or `maintenance`.
     pub status: String,
-    /// The service that it is of; empty: the node.
+    /// The service's id; empty for a check of the node.
     #[serde(rename = "ServiceID")]
     pub service_id: String,
-    /// What was said when it was last looked at.
+    /// Message of the last run.
     pub output: String,
     /// `tcp`, `http`, `ttl`, `alias` and so on.
     #[serde(rename = "Type")]
     pub kind: String,
 }
 
-/// How it stands with a peer.
+/// State of a cluster peering.
 ///
 /// Source: Consul's "Cluster Peering - HTTP API" page, "Read a Peering".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum PeerState {
-    /// A token was made, and nobody has used it.
+    /// A peering token was generated and not used yet.
     Pending,
-    /// The token is being used.
+    /// The peering token is being used.
     Establishing,
     /// Both sides are connected.
     Active,
-    /// They were, and are not.
+    /// Both sides were connected, and are not.
     Failing,
-    /// It is being deleted.
+    /// This side is deleting it.
     Deleting,
     /// The other side has deleted it.
     Terminated,
@@ -97,10 +96,10 @@ pub enum PeerState {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Roots {
-    /// The root that certificates are signed with now; empty: there is none.
+    /// Id of the root that signs new certificates; empty if there is none.
     #[serde(rename = "ActiveRootID")]
     pub active_root_id: String,
-    /// All roots that are trusted, also those of before a rotation.
+    /// All trusted roots, including those before a rotation.
     pub roots: Vec<Root>,
 }
 
@@ -108,7 +107,7 @@ pub struct Roots {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Root {
-    /// Its certificate, in PEM.
+    /// In PEM.
     pub root_cert: String,
 }
 
@@ -121,7 +120,7 @@ pub struct CatalogService {
     pub node: String,
     /// The node's address.
     pub address: String,
-    /// Its id on that node.
+    /// The service's id on that node.
     #[serde(rename = "ServiceID")]
     pub service_id: String,
 }
@@ -133,13 +132,13 @@ pub struct CatalogService {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct HealthyInstance {
-    /// The service, or its proxy if those are listed.
+    /// The service, or its proxy if proxies are listed.
     pub service: AgentService,
-    /// Its checks, and those of its node.
+    /// Checks of the service and of its node.
     pub checks: Vec<AgentCheck>,
 }
 
-/// What the agent says of itself.
+/// The agent's answer about itself.
 ///
 /// Source: Consul's "Agent HTTP API" page, "Read Configuration".
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -148,10 +147,10 @@ pub struct AgentSelf {
     /// The public part of its configuration.
     #[serde(rename = "Config")]
     pub config: SelfConfig,
-    /// The whole configuration, whose shape differs between releases.
+    /// The full configuration; its shape differs between releases.
     #[serde(rename = "DebugConfig")]
     pub debug: SelfDebug,
-    /// How proxies are fed (Consul 1.11).
+    /// xDS of the agent (Consul 1.11).
     #[serde(rename = "xDS")]
     pub xds: Option<SelfXds>,
 }
@@ -162,22 +161,21 @@ pub struct AgentSelf {
 pub struct SelfConfig {
     pub datacenter: String,
     pub node_name: String,
-    /// Its release.
+    /// The Consul release, such as `1.14.11`.
     pub version: String,
 }
 
-/// What is read of an agent's whole configuration.
+/// The fields of an agent's full configuration that this project reads.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct SelfDebug {
-    /// The gRPC port; -1: off.
+    /// -1: off.
     #[serde(rename = "GRPCPort", deserialize_with = "lenient")]
     pub grpc_port: Option<i64>,
-    /// The HTTPS port; -1: off. Before 1.14, an agent that has one serves gRPC
-    /// over TLS.
+    /// -1: off. Before 1.14, an agent with an HTTPS port serves gRPC over TLS.
     #[serde(rename = "HTTPSPort", deserialize_with = "lenient")]
     pub https_port: Option<i64>,
-    /// Whether ACLs are on.
+    /// Whether ACLs are enabled.
     #[serde(rename = "ACLsEnabled", deserialize_with = "lenient")]
     pub acls_enabled: Option<bool>,
 }
@@ -186,7 +184,7 @@ pub struct SelfDebug {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct SelfXds {
-    /// The proxies' versions that the agent knows to work, by kind.
+    /// Versions of proxies that the agent supports, by kind of proxy.
     pub supported_proxies: BTreeMap<String, Vec<String>>,
     /// The gRPC ports (Consul 1.14).
     pub ports: Option<SelfXdsPorts>,
@@ -205,14 +203,14 @@ pub struct SelfXdsPorts {
 // === impl AgentSelf ===
 
 impl AgentSelf {
-    /// The releases of Envoy that the agent knows to work.
+    /// The Envoy releases that the agent supports.
     pub fn supported_envoys(&self) -> &[String] {
         let kinds = self.xds.as_ref().map(|xds| &xds.supported_proxies);
         kinds.and_then(|kinds| kinds.get("envoy")).map(Vec::as_slice).unwrap_or_default()
     }
 }
 
-/// None of what has another shape: the configuration differs between releases.
+/// `None` for a value of another shape: the configuration differs between releases.
 fn lenient<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -229,7 +227,7 @@ impl<'de> Deserialize<'de> for AgentService {
         let mut entry = Entry { fields, unreadable: Vec::new() };
         let kind: String = entry.take("Kind");
         Ok(Self {
-            // A kind of a newer release is no mistake.
+            // An unknown kind belongs to a newer release.
             kind: serde_json::from_value(Value::String(kind)).unwrap_or_default(),
             id: entry.take("ID"),
             service: entry.take("Service"),
@@ -248,7 +246,7 @@ impl<'de> Deserialize<'de> for AgentService {
     }
 }
 
-/// The fields of an entry, taken one by one.
+/// The fields of an entry, parsed one by one.
 struct Entry {
     fields: Map<String, Value>,
     unreadable: Vec<String>,
@@ -289,7 +287,8 @@ mod tests {
         assert_eq!(service.kind, Kind::Typical);
     }
 
-    /// An agent takes port 70000 and -1 (spring-cloud/spring-cloud-consul#773).
+    /// An agent accepts port 70000 and -1
+    /// (<https://github.com/spring-cloud/spring-cloud-consul/issues/773>).
     #[test]
     fn what_is_unreadable_concerns_that_entry_only() {
         let services: BTreeMap<String, AgentService> = serde_json::from_str(

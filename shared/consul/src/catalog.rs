@@ -1,5 +1,5 @@
-//! What the servers know of all nodes: the catalog, intentions and the tokens of
-//! an auth method. For those who look at a whole cluster.
+//! The servers' view of all nodes: the catalog, intentions and the tokens of an auth
+//! method. For callers that look at a whole cluster.
 //!
 //! Source: Consul's "Catalog HTTP API", "Health HTTP API", "Intentions - Connect HTTP
 //! API" and "ACL HTTP API" pages.
@@ -15,12 +15,11 @@ use crate::agent::{Agent, Call, segment};
 use crate::answer::{AgentCheck, AgentService};
 use crate::error::{Cause, Error};
 
-/// A list, and whether the ACL token may see all of it.
+/// A list that may be incomplete for lack of rights.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Listed<T> {
     pub items: T,
-    /// Whether something is left out that the ACL token may not see. Agents say it from
-    /// Consul 1.11 on.
+    /// Whether the ACL token may not see all of it. Agents say so from Consul 1.11 on.
     pub is_filtered: bool,
 }
 
@@ -31,46 +30,46 @@ pub struct Node {
     pub address: String,
 }
 
-/// A member of the cluster: an agent, as gossip knows it.
+/// An agent, as gossip reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Member {
     /// The name of its node.
     pub name: String,
-    /// 1: alive.
+    /// 1 means alive.
     pub status: i64,
-    /// What it says of itself, its release among it.
+    /// Properties of the agent, its release among them.
     pub tags: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Intention {
-    /// The service that connects, or `*`.
+    /// Name of the service that connects, or `*`.
     pub source_name: String,
-    /// The cluster peer that it is of; empty: none.
+    /// Cluster peer of that service; empty for the own cluster.
     pub source_peer: String,
-    /// The service that is connected to, or `*`.
+    /// Name of the service that is connected to, or `*`.
     pub destination_name: String,
-    /// `allow` or `deny`; empty if it depends on the request.
+    /// `allow` or `deny`; empty if `permissions` decide.
     pub action: String,
-    /// Rules for each request of HTTP.
+    /// Rules for HTTP requests.
     pub permissions: Option<Vec<Value>>,
 }
 
-/// A token that somebody got by login.
+/// An ACL token created by a login.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct LoginToken {
-    /// Its public id.
+    /// Identifies the token without being a secret.
     #[serde(rename = "AccessorID")]
     pub accessor_id: String,
-    /// Free text; a login writes its meta into it.
+    /// Free text; contains the meta of the login.
     pub description: String,
     pub auth_method: String,
-    /// When it was made (RFC 3339).
+    /// In RFC 3339.
     pub create_time: String,
-    /// When it ends (RFC 3339); none: never.
+    /// In RFC 3339; `None`: the token never expires.
     pub expiration_time: Option<String>,
 }
 
@@ -78,39 +77,39 @@ pub struct LoginToken {
 #[serde(rename_all = "PascalCase", default)]
 pub struct AuthMethod {
     pub name: String,
-    /// Its type, such as `kubernetes`.
+    /// Such as `kubernetes`.
     #[serde(rename = "Type")]
     pub kind: String,
-    /// How long its tokens live, as a Go duration; empty or `0s`: without end.
+    /// Lifetime of its tokens as a Go duration; empty or `0s`: unlimited.
     #[serde(rename = "MaxTokenTTL")]
     pub max_token_ttl: String,
 }
 
-/// Whom an auth method gives which rights.
+/// The rights that an auth method gives to a login.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct BindingRule {
     #[serde(rename = "ID")]
     pub id: String,
-    /// Whom it matches; empty: everybody.
+    /// Which logins it matches; empty: all.
     pub selector: String,
-    /// The service, role, node or policy that they are bound to.
+    /// The service, role, node or policy that the token is bound to.
     pub bind_name: String,
 }
 
-/// What Consul writes in front of a login's meta.
+/// What Consul writes before a login's meta.
 const LOGIN: &str = "token created via login: ";
 
 // === impl LoginToken ===
 
 impl LoginToken {
-    /// The meta that was given at the login; empty if there is none.
+    /// The meta given at the login; empty if there was none.
     pub fn meta(&self) -> BTreeMap<String, String> {
         let meta = self.description.strip_prefix(LOGIN);
         meta.and_then(|meta| serde_json::from_str(meta).ok()).unwrap_or_default()
     }
 
-    /// When it was made, in seconds since 1970.
+    /// Creation time in seconds since 1970.
     pub fn created(&self) -> Option<i64> {
         crate::acl::seconds(&self.create_time)
     }
@@ -124,8 +123,8 @@ impl Agent {
         self.call(Method::GET, "/v1/catalog/nodes").listed().await
     }
 
-    /// The services that the catalog has of a node. With ACLs on, it requires
-    /// `node:read` and `service:read`.
+    /// The services of a node in the catalog. With ACLs on, it requires `node:read` and
+    /// `service:read`.
     pub async fn services_of_node(&self, node: &str) -> Result<Listed<Vec<AgentService>>, Error> {
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "PascalCase", default)]
@@ -133,13 +132,13 @@ impl Agent {
             services: Vec<AgentService>,
         }
         let path = format!("/v1/catalog/node-services/{}", segment(node));
-        // A node that is gone is null.
+        // The answer for an unknown node is null.
         let Listed { items, is_filtered } =
             self.call(Method::GET, &path).listed::<Option<OfNode>>().await?;
         Ok(Listed { items: items.unwrap_or_default().services, is_filtered })
     }
 
-    /// The checks that the catalog has of a node and its services.
+    /// The checks of a node and its services in the catalog.
     pub async fn checks_of_node(&self, node: &str) -> Result<Listed<Vec<AgentCheck>>, Error> {
         self.call(Method::GET, &format!("/v1/health/node/{}", segment(node))).listed().await
     }
@@ -149,7 +148,7 @@ impl Agent {
         self.call(Method::GET, "/v1/catalog/services").listed().await
     }
 
-    /// The agents that gossip knows.
+    /// All agents that gossip reports.
     pub async fn members(&self) -> Result<Listed<Vec<Member>>, Error> {
         self.call(Method::GET, "/v1/agent/members").listed().await
     }
@@ -159,8 +158,8 @@ impl Agent {
         self.call(Method::GET, "/v1/connect/intentions").listed().await
     }
 
-    /// Whether intentions let one service connect to another, those with rules for
-    /// each request left aside.
+    /// Whether intentions allow one service to connect to another, ignoring rules for
+    /// HTTP requests.
     pub async fn allows(&self, source: &str, destination: &str) -> Result<bool, Error> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
@@ -184,18 +183,18 @@ impl Agent {
         Ok(Listed { items: items.into_iter().map(|entry| entry.name).collect(), is_filtered })
     }
 
-    /// An auth method; none if there is none of that name. It requires `acl:read`.
+    /// An auth method; `None` if it does not exist. It requires `acl:read`.
     pub async fn auth_method(&self, name: &str) -> Result<Option<AuthMethod>, Error> {
         let path = format!("/v1/acl/auth-method/{}", segment(name));
         found(self.call(Method::GET, &path).answer().await)
     }
 
-    /// The tokens that an auth method gave and nobody took back. It requires `acl:read`.
+    /// The existing tokens of an auth method. It requires `acl:read`.
     pub async fn tokens_of(&self, auth_method: &str) -> Result<Vec<LoginToken>, Error> {
         self.call(Method::GET, "/v1/acl/tokens").query("authmethod", auth_method).answer().await
     }
 
-    /// A token by its public id; none if it is gone. It requires `acl:read`.
+    /// A token by its accessor id; `None` if it does not exist. It requires `acl:read`.
     pub async fn login_token(&self, accessor_id: &str) -> Result<Option<LoginToken>, Error> {
         let path = format!("/v1/acl/token/{}", segment(accessor_id));
         found(self.call(Method::GET, &path).answer().await)
@@ -213,16 +212,15 @@ impl Agent {
         call.query("authmethod", auth_method).answer().await
     }
 
-    /// Takes a service out of the catalog, whatever the agent of its node thinks: an
-    /// agent that has it puts it back.
+    /// Removes a service from the catalog. If its node's agent still has it, that agent
+    /// restores it.
     pub async fn deregister_from_catalog(&self, node: &str, id: &str) -> Result<(), Error> {
         let body = serde_json::json!({"Node": node, "ServiceID": id});
         self.call(Method::PUT, "/v1/catalog/deregister").json(&body).done().await
     }
 }
 
-/// None of what does not exist: servers say 404, and those before 1.15 answer 403 or
-/// null.
+/// `None` for what does not exist: servers answer 404, and before 1.15 403 or null.
 fn found<T: DeserializeOwned>(answer: Result<Option<T>, Error>) -> Result<Option<T>, Error> {
     match answer {
         Err(Error { cause: Cause::NotFound(_), .. }) => Ok(None),
@@ -238,7 +236,8 @@ fn found<T: DeserializeOwned>(answer: Result<Option<T>, Error>) -> Result<Option
 // === impl Call ===
 
 impl Call<'_> {
-    /// Sends it and reads the answer, and whether something is left out of it.
+    /// Sends the request. Returns the parsed answer, and whether the ACL token may not
+    /// see all of it.
     async fn listed<T: DeserializeOwned + Default>(self) -> Result<Listed<T>, Error> {
         let request = self.request();
         let (status, body, is_filtered) = self.filtered().await?;

@@ -1,8 +1,8 @@
-//! Whether the Envoy that is going to run is one that the agent knows. Pure.
+//! Whether the agent supports a release of Envoy. Pure.
 
-/// What is wrong with an Envoy, by the releases that the agent supports
-/// (`xDS.SupportedProxies.envoy` of what it says of itself): none if its minor
-/// release is among them, or if either side can't be told.
+/// Describes the misfit if the agent does not support Envoy's minor release, by
+/// `xDS.SupportedProxies.envoy` of the agent's answer about itself. `None` if it does,
+/// or if either side is unknown.
 ///
 /// `envoy` is a version such as `1.40.0`, or an image such as
 /// `envoyproxy/envoy:v1.40.0`.
@@ -20,13 +20,13 @@ pub fn misfit(envoy: &str, supported: &[String]) -> Option<String> {
     ))
 }
 
-/// What today's Envoys can't do with an agent of this release; none if they can
-/// do all, or if the release can't be told.
+/// What today's Envoys can't do with an agent of this release; `None` if nothing is
+/// missing, or if the release is unknown.
 ///
 /// Tried with Envoy 1.36 and 1.40: they reject the HTTP listeners of 1.10.12 and
-/// 1.11.11 ("Didn't find a registered implementation for
-/// 'envoy.filters.http.router'"), and take those of 1.12.9, 1.13.9 and 1.14.11.
-/// xDS v3, which Envoy speaks exclusively since its 1.18, came with Consul 1.10.
+/// 1.11.11 ("Didn't find a registered implementation for 'envoy.filters.http.router'"),
+/// and accept those of 1.12.9, 1.13.9 and 1.14.11. xDS v3, the only version since Envoy
+/// 1.18, came with Consul 1.10.
 pub fn limits_of(consul: &str) -> Option<Limits> {
     match release(consul)? {
         release if release < XDS_V3 => Some(Limits::NoXds),
@@ -35,12 +35,12 @@ pub fn limits_of(consul: &str) -> Option<Limits> {
     }
 }
 
-/// What an old agent can't do with today's Envoys.
+/// Limits of an old agent with today's Envoys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limits {
-    /// It serves xDS v2 only.
+    /// The agent serves xDS v2 only.
     NoXds,
-    /// Its listeners of HTTP services (http, http2, grpc) are rejected.
+    /// Envoy rejects its listeners for http, http2 and grpc.
     TcpOnly,
 }
 
@@ -69,8 +69,7 @@ impl Limits {
     }
 }
 
-/// Major and minor number; none of a text that has none, such as an image
-/// without a tag.
+/// Major and minor number; `None` if the text has none, such as an image without a tag.
 pub fn release(text: &str) -> Option<(u32, u32)> {
     let name = text.split('@').next().unwrap_or_default();
     // A colon before a slash belongs to the registry's port.

@@ -1,5 +1,5 @@
-//! Why a request to the agent failed, by cause, and why none can be made; both
-//! with what to do about it.
+//! Errors by cause, each with a hint: of a request to the agent, and of setting up the
+//! client.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use rustls::pki_types::pem;
 
-/// A request to the agent that failed.
+/// A failed request to the agent.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{request}: {cause}")]
 pub struct Error {
@@ -16,24 +16,24 @@ pub struct Error {
     pub cause: Cause,
 }
 
-/// A request, as an error names it: never with a token.
+/// A request as an error names it, without a token.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub method: &'static str,
-    /// The agent's address: scheme, host and port.
+    /// Scheme, host and port of the agent.
     pub agent: String,
     pub path: String,
-    /// The node of Kubernetes, if a pod asks.
+    /// The Kubernetes node, if the request comes from a pod.
     pub node: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Nothing listens there.
+    /// Nothing listens at the address.
     Refused,
     /// The network has no route to it.
     NoRoute(String),
-    /// The host's name has no address.
+    /// The host name has no address.
     Unresolved(String),
     /// The unix socket does not exist.
     NoSocket,
@@ -45,49 +45,48 @@ pub enum Cause {
     Broken(String),
     /// The TLS handshake failed: a wrong certificate, or a port without TLS.
     Tls(String),
-    /// A port that speaks TLS was addressed in plain text.
+    /// The port speaks TLS, and the request was plain text.
     PlainText,
-    /// The agent's ACLs forbid it (403).
+    /// The agent's ACLs deny it (403).
     Denied(String),
-    /// The agent has no such thing (404).
+    /// The agent does not have it (404).
     NotFound(String),
-    /// The agent, or what it depends on, can't at the moment (429, 5xx).
+    /// The agent, or what it depends on, is temporarily unavailable (429, 5xx).
     Unavailable(u16, String),
-    /// The agent refuses what was sent (another status).
+    /// The agent rejects the request (any other status).
     Refusal(u16, String),
-    /// What came back is no answer of an agent.
+    /// The answer is not that of an agent.
     Garbage(String),
-    /// What was to be sent can't be: no URL or header can carry it.
+    /// The request can't be sent: a value does not fit into a URL or header.
     Unsendable(String),
 }
 
-/// Why there is no client of an agent: its files, or what is said of them.
+/// Why a client of the agent can't be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     #[error("cannot read {}: {source}", path.display())]
     Read { flag: &'static str, path: PathBuf, source: io::Error },
-    /// The file of the ACL token can't be read.
     #[error("cannot read the token file {}: {source}", path.display())]
     Token { path: PathBuf, source: io::Error },
-    /// A file of the client's own certificate or key is no PEM.
+    /// A file of the client certificate or key is not PEM.
     #[error("cannot read {} as PEM: {source}", path.display())]
     Pem { flag: &'static str, path: PathBuf, source: pem::Error },
-    /// A place that is to hold CA certificates holds none.
+    /// A source of CA certificates contains none.
     #[error("{place} holds no CA certificate{}", in_brackets(problem.as_deref()))]
     NoCa {
         flag: &'static str,
         /// A file, directory or variable.
         place: String,
-        /// What could not be read there.
+        /// The parts of it that could not be read.
         problem: Option<String>,
     },
     /// None of the CA certificates can be used.
     #[error("the CA certificates are unusable: {0}")]
     UnusableCas(String),
-    /// The client's certificate and key do not belong together.
+    /// Client certificate and key do not match.
     #[error("{} and {} do not belong together: {source}", cert.display(), key.display())]
     KeyPair { cert: PathBuf, key: PathBuf, source: rustls::Error },
-    /// What the agent's certificate is to be named can't be a name.
+    /// The required name of the agent's certificate is not a valid name.
     #[error("`{0}` is neither a host name nor an IP address")]
     ServerName(String),
     #[error("cannot set up TLS: {0}")]
@@ -96,15 +95,15 @@ pub enum SetupError {
     Http(#[from] reqwest::Error),
 }
 
-/// How many characters of the agent's own words are repeated.
+/// Maximum number of characters quoted from an agent's answer.
 const LONGEST_QUOTE: usize = 500;
 
 const REGISTER: &str = "/v1/agent/service/register";
 
-/// How Go's HTTP server answers plain text on a TLS port.
+/// Go's HTTP server answers this to plain text on a TLS port.
 const WANTS_TLS: &str = "Client sent an HTTP request to an HTTPS server";
 
-/// How an agent answers a check that its operating system has not, with 500.
+/// An agent answers this, with 500, to a check that its operating system lacks.
 const NOT_IMPLEMENTED: &str = "not implemented";
 
 /// The agent's error for an unknown ACL token or auth method.
@@ -113,7 +112,7 @@ pub(crate) const NO_SUCH_TOKEN: &str = "ACL not found";
 // === impl Error ===
 
 impl Error {
-    /// Whether asking again may help.
+    /// Whether a retry may help.
     pub fn is_transient(&self) -> bool {
         match &self.cause {
             Cause::Refused
@@ -134,15 +133,15 @@ impl Error {
         }
     }
 
-    /// Whether the agent says that it has no such service. Another 404, such as that
-    /// of a wrong path in the address, says nothing of the kind.
+    /// Whether the agent says that it does not have the service. Any other 404 does not
+    /// count, such as that of a wrong path prefix in the address.
     ///
     /// Releases before 1.15 answer a deregistration with 500 if ACLs are on.
     pub fn is_unknown_service(&self) -> bool {
         self.says_unknown(&["unknown service"])
     }
 
-    /// Whether the agent says that it has no such check. Releases before 1.14 say
+    /// Whether the agent says that it does not have the check. Releases before 1.14 say
     /// so with 500.
     pub fn is_unknown_check(&self) -> bool {
         self.says_unknown(&["unknown check", "checkid "])
@@ -176,7 +175,8 @@ impl Error {
         }
     }
 
-    /// Whether the agent may have got the request. Without a connection it has not.
+    /// Whether the agent may have received the request. Without a connection it has
+    /// not.
     pub fn may_have_arrived(&self) -> bool {
         match &self.cause {
             Cause::Refused
@@ -197,7 +197,7 @@ impl Error {
         }
     }
 
-    /// What to do next, for the person who reads the log.
+    /// What to do next, for the reader of the log.
     pub fn hint(&self) -> String {
         let Request { agent, node, .. } = &self.request;
         let place =
@@ -266,8 +266,8 @@ impl Error {
 // === impl Request ===
 
 impl Request {
-    /// Whether a pod asks: only a pod is told the name of its node. Outside Kubernetes,
-    /// advice about pods misleads.
+    /// Whether the request comes from a pod: only pods are given a node name. Outside
+    /// Kubernetes, advice about pods would mislead.
     fn is_from_pod(&self) -> bool {
         self.node.is_some()
     }
@@ -286,7 +286,7 @@ impl fmt::Display for Request {
 // === impl SetupError ===
 
 impl SetupError {
-    /// What to do next; none if there is nothing to add.
+    /// What to do next; `None` if there is nothing to add.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Read { flag, .. } | Self::Pem { flag, .. } => Some(format!("check {flag}")),
@@ -313,7 +313,7 @@ fn in_brackets(problem: Option<&str>) -> String {
 // === impl Cause ===
 
 impl Cause {
-    /// The cause behind an error of the HTTP client.
+    /// The cause of an HTTP client error.
     pub(crate) fn of(error: &reqwest::Error) -> Self {
         let mut deepest = String::new();
         let mut link: Option<&(dyn StdError + 'static)> = Some(error);
@@ -349,7 +349,7 @@ impl Cause {
         }
     }
 
-    /// The cause behind an answer whose status is not 200.
+    /// The cause behind a status other than 200.
     pub(crate) fn of_status(status: u16, body: &str) -> Self {
         let words = quote(body);
         match status {
@@ -366,7 +366,7 @@ impl Cause {
     }
 }
 
-/// What to do about a 403, by the agent's words.
+/// What to do about a 403, depending on the agent's words.
 fn hint_for_denied(words: &str, is_from_pod: bool) -> String {
     let has = |part: &str| words.contains(part);
     let network = if is_from_pod { "the pods' network" } else { "this host's address" };
@@ -384,7 +384,7 @@ fn hint_for_denied(words: &str, is_from_pod: bool) -> String {
     hint.to_owned()
 }
 
-/// What to do about a failed handshake, by how rustls words it.
+/// What to do about a failed handshake, depending on rustls' words.
 fn hint_for_tls(words: &str, agent: &str) -> String {
     let has = |part: &str| words.contains(part);
     if has("expired") {
@@ -404,8 +404,8 @@ fn hint_for_tls(words: &str, agent: &str) -> String {
     }
 }
 
-/// The error behind another. An I/O error hides the one that it wraps: what it
-/// gives as its source is already that one's own.
+/// The source of an error. An I/O error hides the error that it wraps: its own source
+/// is already that of the wrapped one.
 fn behind<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
     match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
         Some(wrapped) => Some(wrapped),
@@ -413,7 +413,7 @@ fn behind<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError +
     }
 }
 
-/// The agent's own words: one line, printable, not too long.
+/// The agent's words as one printable line of limited length.
 fn quote(body: &str) -> String {
     let words: Vec<&str> = body.split_whitespace().collect();
     let line: String = words.join(" ").chars().filter(|c| !c.is_control()).collect();

@@ -84,15 +84,15 @@ pub struct BootstrapArgs {
     )]
     pub prometheus_scrape_path: String,
 
-    /// PEM file with the CA certificates that verify Prometheus' certificate
+    /// PEM file with the CA certificates of Envoy's metrics endpoint
     #[arg(long, env = "CONNECT_PROMETHEUS_CA_FILE", value_name = "FILE")]
     pub prometheus_ca_file: Option<String>,
 
-    /// Directory of PEM files with CA certificates that verify Prometheus' certificate
+    /// Directory of PEM files with CA certificates of Envoy's metrics endpoint
     #[arg(long, env = "CONNECT_PROMETHEUS_CA_PATH", value_name = "FOLDER")]
     pub prometheus_ca_path: Option<String>,
 
-    /// PEM file with the certificate of the metrics endpoint; turns TLS on
+    /// PEM file with the certificate of Envoy's metrics endpoint, which turns TLS on
     #[arg(long, env = "CONNECT_PROMETHEUS_CERT_FILE", value_name = "FILE")]
     pub prometheus_cert_file: Option<String>,
 
