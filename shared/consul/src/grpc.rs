@@ -1,22 +1,21 @@
 //! Where an agent serves xDS, and whether over TLS. Pure.
 //!
-//! Source: Consul's "Agents Configuration Reference", `ports.grpc`,
-//! `ports.grpc_tls`, and the release notes of 1.14, which split the one gRPC port
-//! in two. Up to 1.13 that port speaks TLS if the agent has an HTTPS port.
+//! Source: Consul's "Agents Configuration Reference", `ports.grpc`, `ports.grpc_tls`,
+//! and the release notes of 1.14, which split the one gRPC port in two. Up to 1.13 that
+//! port speaks TLS if the agent has an HTTPS port.
 
 use bootstrap::GrpcAddress;
 
 use crate::address::Address;
 use crate::answer::AgentSelf;
 
-/// The port of xDS in plain text, if neither a flag nor the agent says one.
+/// Port of xDS in plain text, if neither a flag nor the agent gives one.
 pub const DEFAULT_PORT: u16 = 8502;
 
-/// The gRPC ports of an agent, by what it says of itself.
+/// The gRPC ports that an agent reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
     Unknown,
-    /// It serves no gRPC.
     Off,
     /// At least one of the two ports is open.
     On {
@@ -25,33 +24,30 @@ pub enum Served {
     },
 }
 
-/// Which CA certificates are given to check an agent against.
+/// Which CA certificates were given to verify an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cas {
-    /// For gRPC only.
     pub grpc: bool,
-    /// For HTTP; they serve for gRPC, too.
+    /// For HTTP; they verify gRPC, too.
     pub http: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// The address, always with its scheme.
+    /// Always with its scheme.
     pub address: GrpcAddress,
     /// Whether it speaks TLS.
     pub tls: bool,
-    /// Who says so.
     pub source: Source,
-    /// What the user should mend, in a sentence.
+    /// A sentence about what the user should correct.
     pub warning: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A flag.
     Given,
     Told,
-    /// Nobody: Consul's default is assumed.
+    /// Consul's default.
     Assumed,
 }
 
@@ -59,7 +55,7 @@ pub enum Source {
 pub enum GrpcError {
     #[error("gRPC is off on the agent: Envoy has nowhere to get its configuration from")]
     Off,
-    /// Only TLS is served, and there is nothing to check its certificate against.
+    /// Only TLS is served, and no CA certificate was given to verify it.
     #[error(
         "the agent serves xDS over TLS at {address}, but no CA certificate is given to check it against"
     )]
@@ -69,7 +65,8 @@ pub enum GrpcError {
 // === impl Served ===
 
 impl Served {
-    /// Reads what an agent says of itself, asked at this address.
+    /// Reads the ports from the agent's answer about itself. `http` is the address that
+    /// it was asked at.
     pub fn of(about: &AgentSelf, http: &Address) -> Self {
         let open = |port: i64| u16::try_from(port).ok().filter(|port| *port > 0);
         if let Some(ports) = about.xds.as_ref().and_then(|xds| xds.ports.as_ref()) {
@@ -92,12 +89,11 @@ impl Served {
 
 // === impl Choice ===
 
-/// Chooses where Envoy finds xDS: where a flag says it, else on the host of the
-/// agent's HTTP address, over TLS if a CA is given for it and in plain text
-/// otherwise.
+/// Chooses the address of xDS: that of a flag, else on the host of the agent's HTTP
+/// address, over TLS if a CA was given for it.
 ///
 /// # Errors
-/// Envoy can't be fed by this agent.
+/// This agent can't serve Envoy.
 pub fn choose(
     given: Option<&GrpcAddress>,
     http: &Address,
@@ -105,7 +101,7 @@ pub fn choose(
     cas: Cas,
 ) -> Result<Choice, GrpcError> {
     let (address, tls, source, warning) = match given {
-        // On a socket, only a CA of gRPC's own says that TLS is spoken.
+        // For a unix socket, only a CA of gRPC's own means TLS.
         Some(address @ GrpcAddress::Unix(_)) => (address.clone(), cas.grpc, Source::Given, None),
         Some(GrpcAddress::Tcp { tls, host, port }) => {
             let (tls, warning) = scheme(*tls, *port, served);
@@ -136,7 +132,7 @@ fn tcp(tls: bool, host: &str, port: u16) -> GrpcAddress {
     GrpcAddress::Tcp { tls: Some(tls), host: host.to_owned(), port }
 }
 
-/// Whether a given port speaks TLS, and what is wrong with the given scheme.
+/// Whether a given port speaks TLS, and a warning if its scheme is wrong.
 fn scheme(given: Option<bool>, port: u16, served: Served) -> (bool, Option<String>) {
     let Served::On { plain, tls } = served else { return (given.unwrap_or(false), None) };
     let is_plain = plain == Some(port);
@@ -149,7 +145,7 @@ fn scheme(given: Option<bool>, port: u16, served: Served) -> (bool, Option<Strin
             (true, Some(format!("gRPC port {port} of the agent speaks plain text: write http://")))
         }
         Some(tls) => (tls, None),
-        // The port may have another number outside of the agent's container.
+        // Outside of the agent's container, the port may have another number.
         None => (is_tls || (!is_plain && plain.is_none()), None),
     }
 }
@@ -215,7 +211,7 @@ mod tests {
             served(http, r#"{"xDS":{"Ports":{"Plaintext":-1,"TLS":8503}}}"#),
             on(None, 8503)
         );
-        // Off, whatever the older field says.
+        // The newer field decides.
         let off = r#"{"xDS":{"Ports":{"Plaintext":-1,"TLS":-1}},"DebugConfig":{"GRPCPort":8502}}"#;
         assert_eq!(served(http, off), Served::Off);
         assert_eq!(served(http, r#"{"DebugConfig":{"GRPCPort":8502}}"#), on(8502, None));
@@ -239,7 +235,7 @@ mod tests {
         assert_eq!(chosen("", http, on(8502, None), GRPC_CA), "http://10.0.0.7:8502");
         assert_eq!(chosen("", http, on(None, 8503), GRPC_CA), "https://10.0.0.7:8503");
         assert_eq!(chosen("", http, Served::Unknown, GRPC_CA), "http://10.0.0.7:8502");
-        // Envoy runs where the agent's address is meant.
+        // Envoy reaches the agent at the same host.
         assert_eq!(chosen("", "unix:///s", Served::Unknown, NO_CA), "http://localhost:8502");
         assert_eq!(
             chosen("", "http://[fd00::1]:1", on(8502, None), NO_CA),
@@ -260,7 +256,7 @@ mod tests {
             assert!(failure.contains("--grpc-ca-file"), "{given}: {failure}");
         }
         assert!(chosen("", "http://h:1", Served::Off, NO_CA).contains("gRPC is off"));
-        // What is given may be a proxy's.
+        // The given port may belong to a proxy before the agent.
         assert_eq!(chosen("h:1", "http://h:1", Served::Off, NO_CA), "http://h:1");
     }
 

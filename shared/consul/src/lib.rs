@@ -1,18 +1,17 @@
-//! The node's Consul agent over HTTP; the only crate that talks to Consul.
+//! Client of a Consul agent's HTTP API; the only crate that talks to Consul.
 //!
-//! - [`acl`]: its ACLs: tokens by login
-//! - [`address`]: where the agent listens
-//! - [`agent`]: what is asked of it
-//! - [`answer`]: what it answers
-//! - [`catalog`]: what the servers know of all nodes
-//! - [`envoy_version`]: whether an Envoy is one that it knows
-//! - [`grpc`]: where it serves xDS
-//! - [`tls`]: what its certificate is checked against
-//! - [`token`]: the ACL token, in a file
-//! - [`error`]: why it did not, by cause, with what to do; exit codes are chosen
-//!   by whoever reports it
+//! - [`acl`]: login, logout, and reading the own token
+//! - [`address`]: the agent's HTTP address
+//! - [`agent`]: requests
+//! - [`answer`]: answers
+//! - [`catalog`]: the servers' view of all nodes
+//! - [`envoy_version`]: whether the agent supports a release of Envoy
+//! - [`grpc`]: where the agent serves xDS
+//! - [`tls`]: TLS files, and how the agent's certificate is verified
+//! - [`token`]: the ACL token in a file
+//! - [`error`]: errors by cause, each with a hint; binaries choose the exit codes
 //!
-//! Nothing here tries again: callers decide, by [`Error::is_transient`].
+//! Nothing here retries: callers decide, by [`Error::is_transient`].
 
 pub mod acl;
 pub mod address;

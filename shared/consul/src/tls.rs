@@ -1,4 +1,4 @@
-//! TLS with the agent: its files, and what its certificate is checked against.
+//! TLS with the agent: the files, and how its certificate is verified.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,26 +18,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::SetupError;
 
-/// The files for TLS with the agent, and how its certificate is checked.
+/// TLS files, and how the agent's certificate is verified.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TlsFiles {
-    /// A PEM file with CA certificates.
+    /// PEM file with CA certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// A directory of such files.
+    /// Directory of PEM files with CA certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_path: Option<PathBuf>,
-    /// CA certificates themselves, as PEM. Never serialized: a record names a file
-    /// that holds them.
+    /// CA certificates as PEM text. Never serialized: a record names a file that
+    /// contains them.
     #[serde(skip)]
     pub inline_ca_pem: Option<String>,
-    /// A PEM file with the certificate shown to the agent.
+    /// PEM file with the client certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cert: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_key: Option<PathBuf>,
-    /// The name that the agent's certificate must have.
+    /// Name that the agent's certificate must have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
     /// Accepts any certificate (`CONSUL_HTTP_SSL_VERIFY=false`).
@@ -45,40 +45,39 @@ pub struct TlsFiles {
     pub skip_verify: bool,
 }
 
-/// Whether the name in the agent's certificate is checked.
+/// Whether the name in the agent's certificate is verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameCheck {
     /// It must be the host of the address, or [`TlsFiles::server_name`].
     Required,
-    /// Any name will do, as long as the CA signed it. Envoy checks the agent's
-    /// certificate like this.
+    /// Any name is accepted if the CA signed the certificate, as Envoy does.
     Skipped,
 }
 
-/// CA certificates, and what could not be read beside them.
+/// CA certificates, and the problems met while reading them.
 #[derive(Debug, Default)]
 struct Cas {
     certificates: Vec<CertificateDer<'static>>,
-    /// A sentence each.
+    /// One sentence each.
     problems: Vec<String>,
 }
 
 const BEGIN: &[u8] = b"-----BEGIN ";
 
-/// The width of a line of PEM (RFC 7468, section 2).
+/// Line width of PEM (RFC 7468, section 2).
 const PEM_WIDTH: usize = 64;
 
 // === impl TlsFiles ===
 
 impl TlsFiles {
-    /// The CA certificates as pure PEM: the file's, then those of the directory in the
-    /// order of its files' names, then the inline ones. Empty if none are given.
+    /// All CA certificates as PEM: those of the file, then those of the directory in
+    /// the order of file names, then the inline ones. Empty if none are given.
     ///
-    /// Comments and unreadable certificates are left out, because Envoy takes the text
-    /// as a whole or not at all.
+    /// Comments and unreadable certificates are left out, because Envoy accepts the
+    /// text as a whole or not at all.
     ///
     /// # Errors
-    /// A file can't be read, or one of the places given holds no certificate.
+    /// A file can't be read, or a given source contains no certificate.
     pub fn ca_pem(&self) -> Result<String, SetupError> {
         Ok(self.cas()?.certificates.iter().map(|certificate| to_pem(certificate)).collect())
     }
@@ -118,10 +117,10 @@ impl TlsFiles {
         Ok(cas)
     }
 
-    /// Makes rustls' configuration of a client.
+    /// Makes rustls' client configuration.
     ///
     /// # Errors
-    /// A file can't be read, or holds something else than it should.
+    /// A file can't be read, or has the wrong contents.
     pub fn client_config(&self, name_check: NameCheck) -> Result<ClientConfig, SetupError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -148,7 +147,7 @@ impl TlsFiles {
         provider: Arc<CryptoProvider>,
         name_check: NameCheck,
     ) -> Result<AgentVerifier, SetupError> {
-        // Wrong files are reported even if nothing is checked against them.
+        // Wrong files are reported even if verification is off.
         let Cas { certificates, mut problems } = self.cas()?;
         let mut roots = RootCertStore::empty();
         for certificate in &certificates {
@@ -193,8 +192,8 @@ impl Cas {
         Ok(())
     }
 
-    /// Reads what can be read. Each section is parsed by itself: one that is cut
-    /// off would swallow the next.
+    /// Parses what can be parsed. Each section is parsed by itself: one that is cut off
+    /// would swallow the next.
     fn read(&mut self, source: &str, text: &[u8]) {
         for section in sections(text) {
             // Sections of another kind, such as a key, are skipped.
@@ -223,7 +222,7 @@ impl Cas {
     }
 }
 
-/// The text cut before each `-----BEGIN `.
+/// Splits the text before each `-----BEGIN `.
 fn sections(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -262,32 +261,32 @@ fn not_pem(flag: &'static str, path: &Path, source: pem::Error) -> SetupError {
 #[derive(Debug)]
 struct AgentVerifier {
     trust: Trust,
-    /// The name that it must have instead of the address: pods reach the agent by
-    /// the node's IP address, which its certificate need not have.
+    /// Replaces the host of the address: pods reach the agent by the node's IP address,
+    /// which its certificate may lack.
     name: Option<ServerName<'static>>,
     name_check: NameCheck,
     provider: Arc<CryptoProvider>,
 }
 
-/// Whose certificates are good.
+/// Whose certificates are accepted.
 #[derive(Debug)]
 enum Trust {
-    /// Anybody's, because the user says so.
+    /// All: verification is off.
     Anybody,
-    /// Nobody's: no CA is given.
+    /// None: no CA was given.
     Nobody,
-    /// Those that the given CAs signed, as webpki checks them, and one more.
+    /// Those that the given CAs signed, as webpki verifies them, and one more.
     ///
-    /// A certificate that the user gave as a CA may be the agent's own, as `openssl
-    /// req -x509` makes it (`CA:TRUE`): webpki refuses any CA certificate as that of
-    /// a server. To accept exactly the certificate that the user trusts gives nobody
-    /// new power: the server proves in the handshake that it has its key, and whoever
-    /// has that key could sign a certificate for any name that this client would
-    /// accept anyway. Its dates and name are still checked.
+    /// A certificate that the user gave as a CA may be the agent's own, as `openssl req
+    /// -x509` makes it (`CA:TRUE`): webpki rejects any CA certificate as that of a
+    /// server. Accepting exactly the certificate that the user trusts gives nobody new
+    /// power: the server proves in the handshake that it has its key, and whoever has
+    /// that key could sign a certificate for any name that this client would accept
+    /// anyway. Its dates and name are still verified.
     Cas { chain: Arc<WebPkiServerVerifier>, given: Vec<CertificateDer<'static>> },
 }
 
-/// Checks dates and name of a certificate that is trusted itself.
+/// Verifies dates and name of a certificate that is trusted itself.
 fn verify_given(
     certificate: &CertificateDer<'_>,
     name: &ServerName<'_>,
@@ -323,7 +322,7 @@ impl ServerCertVerifier for AgentVerifier {
             Trust::Cas { chain, given } => {
                 match chain.verify_server_cert(end_entity, intermediates, name, ocsp_response, now)
                 {
-                    // `Other` is how rustls passes on webpki's CaUsedAsEndEntity.
+                    // `Other` is how rustls reports webpki's CaUsedAsEndEntity.
                     Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
                         if given.contains(end_entity) =>
                     {
@@ -334,7 +333,7 @@ impl ServerCertVerifier for AgentVerifier {
             }
         };
         match verified {
-            // The name is checked last: the rest is good.
+            // The name is verified last, so everything else is valid.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.name_check == NameCheck::Skipped => Ok(ServerCertVerified::assertion()),
@@ -386,7 +385,7 @@ mod tests {
         params
     }
 
-    /// What `openssl req -x509` makes: a CA certificate of a server.
+    /// A CA certificate that a server uses, as `openssl req -x509` makes it.
     fn self_signed(name: &str) -> rcgen::Certificate {
         params(name, true).self_signed(&KeyPair::generate().unwrap()).unwrap()
     }
@@ -415,7 +414,7 @@ mod tests {
         let own = self_signed("agent.example");
         let files = files(&own.pem());
         assert_eq!(verify(&files, NameCheck::Required, own.der(), NOON_2026), Ok(()));
-        // Its dates and its name still count.
+        // Its dates and name are still verified.
         let late = verify(&files, NameCheck::Required, own.der(), NOON_2026 + (10 << 25));
         assert!(late.unwrap_err().contains("expired"));
         let other = self_signed("other.example");
@@ -423,13 +422,12 @@ mod tests {
         let named = verify(&files, NameCheck::Required, other.der(), NOON_2026);
         assert!(named.unwrap_err().contains("not valid for name"));
         assert_eq!(verify(&files, NameCheck::Skipped, other.der(), NOON_2026), Ok(()));
-        // And only the very certificate that was given.
+        // Only the given certificate is accepted.
         let strange = self_signed("agent.example");
         assert!(verify(&files, NameCheck::Skipped, strange.der(), NOON_2026).is_err());
     }
 
-    /// Only a CA certificate that the user gave is accepted as a server's own, not
-    /// another one that the given CA signed.
+    /// Another CA certificate, signed by the given one, is not accepted as a server's.
     #[test]
     fn a_ca_certificate_that_was_not_given_is_refused() {
         let root = CertifiedIssuer::self_signed(params("root", true), KeyPair::generate().unwrap())

@@ -1,4 +1,4 @@
-//! The ACL token, in a file.
+//! The ACL token in a file.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use crate::SetupError;
 
-/// Reads a token; none if the file is empty.
+/// Reads a token; `None` if the file is empty.
 pub fn read(file: &Path) -> Result<Option<SecretString>, SetupError> {
     let text = std::fs::read_to_string(file)
         .map_err(|source| SetupError::Token { path: file.to_owned(), source })?;

@@ -1,4 +1,4 @@
-//! What upstreams name beyond the agent's own cluster: peers and datacenters.
+//! Upstreams beyond the agent's own cluster: peers and datacenters.
 
 use consul::Agent;
 use consul::answer::PeerState;
@@ -6,7 +6,7 @@ use consul::answer::PeerState;
 use crate::PATIENCE;
 use crate::finding::{Finding, Reason, Verdict, word};
 
-/// Whether a peer that an upstream names exists and is connected.
+/// Whether the peer of an upstream exists and is connected.
 pub async fn examine_peer(agent: &Agent, peer: &str) -> Finding {
     const WHAT: &str = "peer";
     let look = || format!("consul peering read -name {}", word(peer));
@@ -62,7 +62,7 @@ pub async fn examine_peer(agent: &Agent, peer: &str) -> Finding {
     }
 }
 
-/// Whether the servers know a datacenter that an upstream names.
+/// Whether the servers know the datacenter of an upstream.
 pub async fn examine_datacenter(agent: &Agent, datacenter: &str) -> Finding {
     const WHAT: &str = "datacenter";
     match agent.within(PATIENCE).datacenters().await {

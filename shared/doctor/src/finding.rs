@@ -1,4 +1,4 @@
-//! What was found: a verdict, its reason, and what to do.
+//! A finding: verdict, reason, and what to do.
 
 use consul::error::{Cause, Error};
 use serde::Serialize;
@@ -6,42 +6,41 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// As it should be.
     Ok,
-    /// It works, or may, but not as it should.
+    /// It works, or may work, but not as it should.
     Warning,
     /// It can't work, or gets no traffic.
     Wrong,
-    /// It could not be asked.
+    /// There was no answer to judge.
     Unknown,
 }
 
-/// What was found, and what to do about it. The field names and the words of
-/// verdicts and reasons are an interface: programs read them.
+/// The result of one check of the diagnostics. Field names and the words of verdicts
+/// and reasons are an interface for programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at, one of a fixed set of words.
+    /// The subject, one of a fixed set of words.
     pub what: &'static str,
-    /// Which one, if there are several: a service's id, a peer's name.
+    /// Which subject, if there are several: a service's id, a peer's name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub id: String,
     pub verdict: Verdict,
-    /// Why, as a word for programs; none if all is well.
+    /// Why the verdict is not `ok`, as a word for programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
-    /// The id of the check that decided.
+    /// The id of the agent's check that decided.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub check: String,
     pub detail: String,
-    /// The likely cause and what to do, unless all is well.
+    /// Likely cause and what to do, unless the verdict is `ok`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// The next command to run, as a shell takes it.
+    /// The next command, ready for a shell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
-/// Lists the reasons once, so that the reference can be held against them.
+/// Lists the reasons once, so that a test can compare the reference with them.
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident => $word:literal,)*) => {
         /// Why a verdict is not `ok`.
@@ -61,11 +60,11 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// The token may not ask that.
+    /// The token lacks the right to read it.
     Denied => "denied",
-    /// The agent did not tell, or too late.
+    /// The agent did not answer this question in time.
     NotTold => "not-told",
-    /// It was not asked: a flag is missing.
+    /// A flag is missing, so it was not checked.
     NotAsked => "not-asked",
 
     /// No agent answers.
@@ -82,9 +81,9 @@ reasons! {
     TokenUnknown => "token-unknown",
     /// ACLs are on, and there is no token.
     TokenMissing => "token-missing",
-    /// A login while ACLs are off.
+    /// A login is configured, but ACLs are off.
     AclsOff => "acls-off",
-    /// The agent is another node's.
+    /// The agent belongs to another node.
     OtherNode => "other-node",
     /// The agent's release is too old for today's Envoys.
     OldConsul => "old-consul",
@@ -92,43 +91,43 @@ reasons! {
     ConnectOff => "connect-off",
     /// Connect's CA has no root.
     NoRoot => "no-root",
-    /// There is no address for xDS that Envoy could use.
+    /// No address for xDS that Envoy could use.
     NoGrpc => "no-grpc",
-    /// Nothing answers at the gRPC port.
+    /// Nothing listens at the gRPC port.
     GrpcUnreachable => "grpc-unreachable",
     /// TLS with the gRPC port failed.
     GrpcTls => "grpc-tls-failed",
-    /// The gRPC port is addressed by the wrong scheme.
+    /// The gRPC port is addressed with the wrong scheme.
     GrpcScheme => "grpc-scheme",
-    /// What listens at the gRPC port is not gRPC.
+    /// The gRPC port speaks something else.
     GrpcOther => "grpc-not-spoken",
-    /// The agent does not support that Envoy.
+    /// The agent does not support this Envoy.
     EnvoyUnsupported => "envoy-unsupported",
 
-    /// An operator took the node or the service out of service.
+    /// An operator put the node or the service into maintenance mode.
     Maintenance => "maintenance",
-    /// Nobody renews the heartbeat of a registration.
+    /// Nobody renews the TTL check of a registration.
     NoHeartbeat => "no-heartbeat",
     /// The application does not listen.
     ApplicationDown => "application-down",
     /// Envoy does not listen.
     EnvoyAway => "envoy-away",
-    /// The service that a proxy stands for is not passing.
+    /// The destination service of a proxy is not passing.
     DestinationDown => "destination-down",
-    /// A check of the user's own is not passing.
+    /// One of the user's own checks is not passing.
     CheckFailing => "check-failing",
-    /// A proxy stands for a service that is not registered.
+    /// The destination service of a proxy is not registered.
     NoDestination => "no-destination",
-    /// A service that should have a proxy has none.
+    /// A service that needs a proxy has none.
     NoProxy => "no-proxy",
-    /// An upstream has no healthy instance.
+    /// No instance of an upstream is healthy.
     NoInstances => "no-instances",
 
-    /// Two services claim one virtual address.
+    /// Two services claim the same virtual address.
     SharedAddress => "shared-address",
-    /// An upstream takes the virtual address of its service away.
+    /// An upstream listens on the virtual address of its service.
     UpstreamHidesAddress => "upstream-hides-address",
-    /// Connections may pass Envoy in plain text.
+    /// Connections may bypass Envoy in plain text.
     PlainText => "plain-text",
 
     /// The servers do not know the datacenter.
@@ -142,25 +141,25 @@ reasons! {
     /// The other side ended the peering.
     PeerEnded => "peer-ended",
 
-    /// Nothing answers at Envoy's admin listener.
+    /// Nothing listens at Envoy's admin address.
     EnvoyDown => "envoy-down",
     /// Envoy waits for its first configuration.
     EnvoyStarting => "envoy-starting",
-    /// Envoy is about to end.
+    /// Envoy is draining.
     EnvoyDraining => "envoy-draining",
     /// Envoy runs as a proxy that is not registered.
     EnvoyForeign => "envoy-unregistered",
-    /// Envoy has no stream to the agent.
+    /// Envoy has no xDS stream to the agent.
     NoStream => "no-stream",
     /// Envoy has no certificate.
     NoLeaf => "no-leaf",
-    /// Envoy's certificate has ended.
+    /// Envoy's certificate has expired.
     LeafExpired => "leaf-expired",
     /// Envoy rejected its last configuration.
     Rejected => "rejected",
 }
 
-/// How a finding that is not ok gets its reason from a failed request.
+/// The reason of a finding for a failed request.
 pub(crate) fn reason_of(error: &Error) -> Reason {
     match error.cause {
         Cause::Denied(_) => Reason::Denied,
@@ -172,7 +171,7 @@ pub(crate) fn reason_of(error: &Error) -> Reason {
 // === impl Finding ===
 
 impl Finding {
-    /// What is as it should be.
+    /// A finding without a fault.
     pub(crate) fn ok(what: &'static str, detail: impl Into<String>) -> Self {
         Self {
             what,
@@ -210,7 +209,7 @@ impl Finding {
         self
     }
 
-    /// What a failed request leaves open.
+    /// A finding for a failed request.
     pub(crate) fn unknown(what: &'static str, error: &Error) -> Self {
         let hint = match &error.cause {
             Cause::Denied(words) if words.starts_with("Permission denied") => {
@@ -223,13 +222,13 @@ impl Finding {
             .next(ask_for_token(error))
     }
 
-    /// What was looked at, and which one.
+    /// The subject, and which one.
     pub fn subject(&self) -> String {
         if self.id.is_empty() { self.what.to_owned() } else { format!("{} {}", self.what, self.id) }
     }
 }
 
-/// How to see what a token may do, or why a request fails.
+/// How to find out what a token may do, or why a request fails.
 fn ask_for_token(error: &Error) -> String {
     match error.cause {
         Cause::Denied(_) => "consul acl token read -self".to_owned(),
@@ -250,7 +249,7 @@ impl Verdict {
     }
 }
 
-/// A word of a shell command: quoted unless it is plain.
+/// Quotes a word for a shell if necessary.
 pub(crate) fn word(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {

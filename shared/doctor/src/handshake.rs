@@ -1,5 +1,5 @@
-//! Whether gRPC is spoken at an address: the handshakes that Envoy would make,
-//! TLS and HTTP/2. Nothing is asked.
+//! Whether an address speaks gRPC, by the handshakes that Envoy would make: TLS and
+//! HTTP/2. No call is made.
 
 use std::error::Error as StdError;
 use std::io;
@@ -12,33 +12,33 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
-/// Why gRPC is not spoken there.
+/// Why the address does not speak gRPC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
     Unreachable(String),
     /// The TLS handshake failed, in rustls' words.
     Tls(String),
-    /// It answered plain text with TLS.
+    /// The answer to plain text was TLS.
     WantsTls,
-    /// It closed the connection without a word.
+    /// The connection was closed without an answer.
     Closed,
-    /// Something else than HTTP/2 answered.
+    /// The answer was not HTTP/2.
     Strange,
 }
 
 /// RFC 9113, section 3.4: the client's preface, and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// The length of a frame's header, and where in it the type stands.
+/// Length of a frame's header, and the position of the type in it.
 const FRAME_HEADER: usize = 9;
 const FRAME_TYPE: usize = 3;
 const SETTINGS: u8 = 4;
 
-/// How a TLS alert begins: its record type, and the major version.
+/// First bytes of a TLS alert: record type and major version.
 const TLS_ALERT: [u8; 2] = [0x15, 0x03];
 
-/// Connects and waits for the first frame of HTTP/2. Only then is it known whether
-/// the server took the client's certificate: in TLS 1.3 the client is done first.
+/// Connects and waits for the first HTTP/2 frame. Only then it is known whether the
+/// server accepted the client certificate: in TLS 1.3 the client finishes first.
 pub(crate) async fn greet(address: &GrpcAddress, tls: Option<ClientConfig>) -> Result<(), Trouble> {
     match address {
         GrpcAddress::Tcp { host, port, .. } => {

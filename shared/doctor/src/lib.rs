@@ -1,9 +1,8 @@
-//! The doctor: whether an agent can serve sidecars, question by question, each
-//! with a verdict and what to do.
+//! Diagnostics: whether an agent can serve sidecars, check by check, each with a
+//! verdict and what to do.
 //!
-//! [`examine`] asks; the judging functions look at answers only. Nothing is
-//! changed anywhere, and a question that the ACL token may not ask hides no
-//! other.
+//! [`examine`] asks; the `judge` functions see answers only. Nothing is changed, and a
+//! check that the ACL token does not permit hides no other.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -38,27 +37,27 @@ mod transparent;
 #[derive(Clone, Copy, Debug)]
 pub struct Patient<'a> {
     pub agent: &'a Agent,
-    /// Where Envoy is told to find xDS; none: where the agent says.
+    /// Address of xDS as given to Envoy; `None`: the port that the agent reports.
     pub grpc: Option<&'a GrpcAddress>,
     pub grpc_tls: &'a TlsFiles,
-    /// Which CA certificates are given for it.
+    /// Which CA certificates were given for it.
     pub cas: Cas,
-    /// The Envoy that is going to run: its version or its image.
+    /// Version or image of the Envoy that will run.
     pub envoy: Option<&'a str>,
-    /// The auth method by which a token is going to be had.
+    /// Auth method of the login.
     pub auth_method: Option<&'a str>,
 }
 
-/// How long an answer may take. Diagnostics must stay quick when the agent hangs.
+/// Time limit of a request. Diagnostics must stay quick when the agent hangs.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A certificate is renewed long before that is left of it.
+/// Remaining lifetime, in seconds, below which a certificate should have been renewed.
 const SOON: i64 = 24 * 60 * 60;
 
 const NEEDS_AGENT_READ: &str =
     "an ACL token with `agent:read` on the node shows it; sidecars work without";
 
-/// Examines an agent. If it can't be reached, that is the only finding.
+/// Checks an agent. If it can't be reached, that is the only finding.
 pub async fn examine(patient: Patient<'_>) -> Vec<Finding> {
     let Patient { envoy, auth_method, .. } = patient;
     let agent = &patient.agent.within(PATIENCE);
@@ -106,8 +105,8 @@ fn judge_agent(address: &Address, leader: &Result<Leader, Error>) -> Finding {
     }
 }
 
-/// How to look at an agent that does not answer: on its own machine, whether it
-/// runs; from another, whether it is reached.
+/// How to look at an agent that does not answer: whether it runs, on its own machine;
+/// whether it is reachable, from another.
 fn look_at(address: &Address) -> String {
     match address {
         Address::Unix(_) => "systemctl status consul".to_owned(),
@@ -169,7 +168,7 @@ fn judge_tls(address: &Address, leader: &Result<Leader, Error>, now: i64) -> Fin
     }
 }
 
-/// Shows the certificate of what listens there.
+/// The command that shows the certificate of a listener.
 fn show_certificate(host: &str, port: u16) -> String {
     format!("openssl s_client -connect {}:{port} -showcerts </dev/null", word(host))
 }
@@ -296,7 +295,7 @@ fn judge_connect(roots: &Result<Roots, Error>) -> Finding {
     }
 }
 
-/// Checks the agent's xDS port by making the handshakes that Envoy would make.
+/// Checks the agent's xDS port by the handshakes that Envoy would make.
 async fn examine_grpc(patient: Patient<'_>, about: &Result<AgentSelf, Error>) -> Finding {
     let Patient { agent, grpc, grpc_tls, cas, .. } = patient;
     let http = &agent.config().address;
@@ -309,7 +308,7 @@ async fn examine_grpc(patient: Patient<'_>, about: &Result<AgentSelf, Error>) ->
                 .next(ports_of(http));
         }
     };
-    // As Envoy checks it: by the CA, and by no name.
+    // Envoy verifies against the CA, and does not compare names.
     let files = TlsFiles { server_name: None, skip_verify: false, ..grpc_tls.clone() };
     let tls = choice.tls.then(|| files.client_config(NameCheck::Skipped)).transpose();
     let greeted = match tls {
@@ -334,7 +333,7 @@ fn judge_grpc(choice: &Choice, greeted: Result<(), Trouble>, http: &Address) -> 
         Source::Told => format!("{address} (the agent's port)"),
         Source::Assumed => format!("{address} (assumed: the agent does not tell its port)"),
     };
-    // What nobody said may be right where Envoy runs.
+    // An assumed address may be right where Envoy runs.
     let wrong = match source {
         Source::Given => Verdict::Wrong,
         Source::Told | Source::Assumed => Verdict::Warning,
@@ -381,7 +380,7 @@ fn judge_grpc(choice: &Choice, greeted: Result<(), Trouble>, http: &Address) -> 
     })
 }
 
-/// Shows the agent's gRPC ports.
+/// The command that shows the agent's gRPC ports.
 fn ports_of(http: &Address) -> String {
     match http {
         Address::Url(_) => {
@@ -396,7 +395,7 @@ fn ports_of(http: &Address) -> String {
 
 const VERIFY_INCOMING: &str = "the agent requires a client certificate for gRPC: set `tls { grpc { verify_incoming = false } }` in its configuration (from Consul 1.14 on, `tls.defaults.verify_incoming` covers gRPC, too), or give --client-cert and --client-key";
 
-/// What to do about a failed handshake with the gRPC port, by rustls' words.
+/// What to do about a failed handshake with the gRPC port, depending on rustls' words.
 fn hint_for_tls(words: &str, http: &Address) -> String {
     let has = |part: &str| words.contains(part);
     if has("CertificateRequired") || has("BadCertificate") || has("HandshakeFailure") {
@@ -463,7 +462,7 @@ fn now() -> i64 {
 // === impl Finding ===
 
 impl Finding {
-    /// What the agent did not say of itself.
+    /// A finding for a question that the agent did not answer.
     fn not_told(what: &'static str, error: &Error) -> Self {
         let found = Self::unknown(what, error);
         if matches!(error.cause, Cause::Denied(_)) { found.hint(NEEDS_AGENT_READ) } else { found }
@@ -579,7 +578,7 @@ mod tests {
                 Verdict::Wrong,
                 "--grpc-addr",
             ),
-            // What nobody said may be right where Envoy runs.
+            // An assumed address may be right where Envoy runs.
             (None, Trouble::Unreachable("refused".to_owned()), Verdict::Warning, "--grpc-addr"),
             (
                 Some("https://h:1"),

@@ -1,5 +1,5 @@
-//! A running Envoy, by its admin interface. Nothing is changed there, and no
-//! certificate is asked for: the agent would sign one and then renew it for days.
+//! A running Envoy, by its admin interface. Nothing is changed, and the agent is not
+//! asked for the certificate: it would sign one and then renew it for days.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,8 +12,8 @@ use registration::service::Kind;
 use crate::finding::{Finding, Reason, Verdict, word};
 use crate::now;
 
-/// What is to be said of the Envoy whose admin listener is there. `services` are
-/// those of the agent by id, if they are known.
+/// Checks the Envoy behind an admin listener. `services` are the agent's by id, if they
+/// are known.
 pub async fn examine_envoy(
     admin: SocketAddr,
     services: Option<&BTreeMap<String, AgentService>>,
@@ -36,14 +36,14 @@ pub async fn examine_envoy(
     }
 }
 
-/// What an Envoy answers, beside what it says of itself.
+/// Envoy's answers, beside what it says of itself.
 struct Seen {
     is_connected: bool,
     leaves: Vec<Leaf>,
     rejections: String,
 }
 
-/// What is told of a process; `Envoy` is the release.
+/// The subject of these findings; `Envoy` is the one on the release.
 const WHAT: &str = "sidecar";
 
 fn unreachable(admin: SocketAddr, error: &Error) -> Finding {
@@ -96,7 +96,7 @@ fn judge_envoy(
             .hint("see `version` and `Envoy` above, and escape hatches such as envoy_public_listener_json; Envoy's log has the reason")
             .next(ask("/config_dump?resource=dynamic_listeners"));
     }
-    // A mesh gateway passes TLS on and has no certificate of its own.
+    // A mesh gateway passes TLS through and has no certificate of its own.
     let needs_leaf = service.is_none_or(|service| service.kind != Kind::MeshGateway);
     let leaf = seen.leaves.iter().find(|leaf| uri_of(leaf).is_some());
     match leaf {
@@ -143,7 +143,7 @@ fn uri_of(leaf: &Leaf) -> Option<&str> {
     leaf.subject_alt_names.iter().map(|name| name.uri.as_str()).find(|uri| !uri.is_empty())
 }
 
-/// Whether one of the counters is not 0.
+/// Whether a counter is not 0.
 fn is_rejected(counters: &str) -> bool {
     let mut values = counters.lines().filter_map(|line| line.rsplit_once(": "));
     values.any(|(_, count)| count.trim() != "0")

@@ -1,4 +1,4 @@
-//! A registered service, by the agent's checks.
+//! A registered service, judged by the agent's checks.
 
 use std::collections::BTreeMap;
 
@@ -22,8 +22,7 @@ pub struct Registered<'a> {
     pub node: Option<&'a str>,
 }
 
-/// What a check is for. The order is that in which they are told: what is behind
-/// the others comes first.
+/// The purpose of a check. In order of precedence: the cause of the others comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Role {
     Maintenance,
@@ -34,13 +33,13 @@ enum Role {
     Destination,
 }
 
-/// Where a service runs, for the next command.
+/// Where a service runs, which decides on the next command.
 enum Place<'a> {
     Pod { namespace: &'a str, name: &'a str },
     Machine,
 }
 
-/// How the check begins by which an operator takes a service out.
+/// Prefix of the id of a service's maintenance check.
 ///
 /// Source: "Enable Maintenance Mode" of Consul's agent API.
 const MAINTENANCE: &str = "_service_maintenance:";
@@ -48,11 +47,11 @@ const MAINTENANCE: &str = "_service_maintenance:";
 /// The same for a node.
 const NODE_MAINTENANCE: &str = "_node_maintenance";
 
-/// How the agent words it that nobody has renewed a TTL check.
+/// The agent's output of a TTL check that nobody renewed.
 const EXPIRED: &str = "TTL expired";
 
-/// The registered state of a service, as the agent answers. That it is not
-/// registered is no mistake by itself.
+/// Checks a registered service. It is not a fault by itself that a service is not
+/// registered.
 pub async fn examine_service(agent: &Agent, id: &str) -> Finding {
     let agent = &agent.within(PATIENCE);
     let service = match agent.service(id, None).await {
@@ -110,7 +109,7 @@ pub fn judge_service(registered: Registered<'_>) -> Finding {
     Finding::ok(SERVICE, format!("registered, {}", passing(checks.len()))).of(id)
 }
 
-/// Words for a number of checks that all pass.
+/// Describes a number of checks that all pass.
 fn passing(count: usize) -> String {
     match count {
         0 => "without checks".to_owned(),
@@ -119,14 +118,14 @@ fn passing(count: usize) -> String {
     }
 }
 
-/// Whether a proxy is that of a service of this id.
+/// Whether `other` is the proxy of the service with this id.
 fn stands_for(other: &AgentService, id: &str) -> bool {
     let proxy = other.proxy.as_ref();
     other.kind == Kind::ConnectProxy
         && proxy.is_some_and(|proxy| proxy.destination_service_id == id)
 }
 
-/// What a check that is not passing means. It is told by its id: the name is free
+/// Judges a check that is not passing. It is recognized by its id: its name is free
 /// text.
 fn judge_check(
     service: &AgentService,
@@ -193,8 +192,8 @@ fn destination_of(service: &AgentService) -> &str {
     proxy.map_or(service.id.as_str(), |proxy| proxy.destination_service_id.as_str())
 }
 
-/// By its id, if it is of connect-init's making; else by its type, which tells
-/// what the agent itself makes for a `sidecar_service`.
+/// The purpose of a check: by its id if connect-init made it, else by its type, which
+/// identifies the checks that the agent makes for a `sidecar_service`.
 fn role_of(service: &AgentService, check: &AgentCheck) -> Role {
     let AgentCheck { check_id, kind, .. } = check;
     let id = service.id.as_str();
@@ -215,13 +214,13 @@ fn role_of(service: &AgentService, check: &AgentCheck) -> Role {
     }
 }
 
-/// That the agent did not tell its checks.
+/// A finding for checks that could not be read.
 pub fn unknown_checks(error: &Error) -> Finding {
     Finding::unknown("checks", error)
 }
 
-/// What a node's own checks say: if one is critical, no service of the node gets
-/// traffic. None if all pass.
+/// Judges a node's own checks: if one is critical, no service of the node gets traffic.
+/// `None` if all pass.
 pub fn judge_node_checks<'a>(checks: impl IntoIterator<Item = &'a AgentCheck>) -> Option<Finding> {
     let of_node = checks.into_iter().filter(|check| check.service_id.is_empty());
     let failing = of_node.filter(|check| check.status == "critical");
@@ -247,8 +246,8 @@ pub fn judge_node_checks<'a>(checks: impl IntoIterator<Item = &'a AgentCheck>) -
     Some(Finding { check: check_id.clone(), ..found }.hint(hint).next(next))
 }
 
-/// An upstream that has no healthy instance; none if it has some, or if that is
-/// not known.
+/// A finding for an upstream without a healthy instance; `None` if it has one, or if
+/// that is unknown.
 pub fn judge_upstream(
     agent: &Agent,
     proxy: &str,
@@ -281,7 +280,7 @@ pub fn judge_upstream(
 // === impl Place ===
 
 impl<'a> Place<'a> {
-    /// By the meta that connect-init gives. On a virtual machine the pod's name is
+    /// By the meta that connect-init writes. On a virtual machine, the pod's name is
     /// the node's.
     fn of(service: &'a AgentService, node: Option<&str>) -> Self {
         let meta = |key: &str| service.meta.as_ref()?.get(key).map(String::as_str);
@@ -329,7 +328,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// The name of a service, or of that for which a proxy stands.
+/// The name of a service, or of a proxy's destination.
 fn name_of(service: &AgentService) -> &str {
     let proxy = service.proxy.as_ref().map(|proxy| proxy.destination_service_name.as_str());
     proxy.filter(|name| !name.is_empty()).unwrap_or(&service.service)
@@ -370,7 +369,7 @@ mod tests {
         judge_service(Registered { service, checks, all: None, node: Some("n1") })
     }
 
-    /// A display name is free text: a user's own may be `Pod Lease`.
+    /// A check's name is free text: a user's own check may be called `Pod Lease`.
     #[test]
     fn a_check_is_told_by_its_id() {
         let named =
@@ -389,7 +388,8 @@ mod tests {
         }
     }
 
-    /// Those that the agent makes for a `sidecar_service` are called `service:ID:1`.
+    /// Checks that the agent makes for a `sidecar_service` have ids such as
+    /// `service:ID:1`.
     #[test]
     fn a_proxys_check_of_the_agents_making_is_told_by_its_type() {
         let typed = |kind: &str| AgentCheck {
@@ -437,7 +437,7 @@ mod tests {
         assert_eq!(judge(&web, &lease, &both).verdict, Verdict::Ok);
         assert_eq!(judge(&sidecar, &[], &both).verdict, Verdict::Ok);
         assert_eq!(judge(&web, &lease, &both[..1]).reason, Some(Reason::NoProxy));
-        // One without a sidecar that nobody keeps is an ordinary service.
+        // Without a sidecar and a TTL check, it is an ordinary service.
         assert_eq!(judge(&web, &[], &both[..1]).verdict, Verdict::Ok);
         let dangling = judge(&sidecar, &[], &both[1..]);
         assert_eq!(dangling.reason, Some(Reason::NoDestination));
@@ -458,7 +458,7 @@ mod tests {
             next(&pod, Some("n1"), "web-1-lease"),
             "kubectl --namespace shop logs web-0 --container envoy-sidecar"
         );
-        // The name of the pod is that of the machine.
+        // The pod's name is that of the machine.
         assert_eq!(
             next(&pod, Some("web-0"), "web-1-lease"),
             "journalctl --lines 50 --unit connect-sidecar@web"

@@ -1,5 +1,5 @@
-//! Transparent proxies: addresses that services share, upstreams that take one away, and
-//! what passes Envoy in plain text.
+//! Transparent proxies: virtual addresses that services share or lose to an upstream,
+//! and connections that bypass Envoy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -15,7 +15,8 @@ use serde::Deserialize;
 use crate::PATIENCE;
 use crate::finding::{Finding, Reason, Verdict, word};
 
-/// The catalog is asked for each proxy's name: so long, and for so many.
+/// Limits on the search of the catalog, which needs a request for each proxy: total
+/// time, and number of proxies.
 const LOOKING: Duration = Duration::from_secs(5);
 const MOST_NAMES: usize = 300;
 
@@ -34,7 +35,7 @@ struct MeshTransparentProxy {
     mesh_destinations_only: bool,
 }
 
-/// What is to be said of the transparent proxies of an agent; nothing if it has none.
+/// Checks the agent's transparent proxies.
 pub async fn examine_transparent(
     agent: &Agent,
     services: &BTreeMap<String, AgentService>,
@@ -57,7 +58,7 @@ fn is_transparent(service: &AgentService) -> bool {
     service.proxy.as_ref().is_some_and(|proxy| proxy.mode == "transparent")
 }
 
-/// The addresses that proxies claim, and the services that they do it for.
+/// The virtual addresses of proxies, with the services that claim them.
 fn claims<'s>(
     services: impl Iterator<Item = &'s AgentService>,
 ) -> BTreeMap<String, BTreeSet<String>> {
@@ -70,7 +71,7 @@ fn claims<'s>(
     claims
 }
 
-/// Adds who claims the same in the catalog. A claim is as a rule another node's.
+/// Adds the claims of the catalog, most of which are on other nodes.
 async fn look_in_catalog(
     agent: &Agent,
     claims: &mut BTreeMap<String, BTreeSet<String>>,
@@ -119,7 +120,7 @@ fn judge_claim(address: &str, names: &BTreeSet<String>) -> Option<Finding> {
     )
 }
 
-/// An upstream takes the virtual address of its service away from this proxy.
+/// Whether an upstream of this proxy listens on the virtual address of its service.
 fn judge_upstreams(proxy: &AgentService) -> Option<Finding> {
     let listens = |upstream: &&Upstream| {
         let is_here = upstream.datacenter.is_empty() && upstream.destination_peer.is_empty();
