@@ -1,5 +1,4 @@
-//! Access logs of the administration server: Envoy
-//! `config.accesslog.v3.AccessLog`.
+//! Access logs of the admin server: Envoy `config.accesslog.v3.AccessLog`.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -7,13 +6,12 @@ use serde_json::{Value, json};
 use crate::config::parse_object;
 use crate::{Admin, Error};
 
-/// `AccessLogs` of Consul's `proxy-defaults`, in the JSON that the agent
-/// answers (`{"Enabled": true, "Type": "file", ...}`). Keys that only concern
-/// listeners are ignored.
+/// `AccessLogs` of Consul's `proxy-defaults`, as in the agent's JSON (`{"Enabled":
+/// true, "Type": "file", ...}`). Keys that only concern listeners are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct AccessLogs {
-    /// Whether there are access logs; the rest is void if not.
+    /// The other fields have no effect without it.
     pub enabled: bool,
     #[serde(rename = "Type")]
     pub sink: AccessLogSink,
@@ -21,8 +19,8 @@ pub struct AccessLogs {
     /// A JSON object of Envoy's command operators; takes precedence over the text.
     #[serde(rename = "JSONFormat")]
     pub json_format: String,
-    /// A line of Envoy's command operators, without the newline. With neither
-    /// format, Consul's own JSON object is written.
+    /// A line of Envoy's command operators, without the newline. Without either format,
+    /// Consul's own JSON object is written.
     pub text_format: String,
 }
 
@@ -36,8 +34,8 @@ pub enum AccessLogSink {
     File,
 }
 
-/// What Consul logs of each request if no format is set, and Envoy's command
-/// operator for it.
+/// Fields that Consul logs of each request if no format is set, with Envoy's command
+/// operators.
 const DEFAULT_FORMAT: [(&str, &str); 24] = [
     ("authority", "%REQ(:AUTHORITY)%"),
     ("bytes_received", "%BYTES_RECEIVED%"),
@@ -66,7 +64,7 @@ const DEFAULT_FORMAT: [(&str, &str); 24] = [
 ];
 
 impl Admin {
-    /// The access log of the administration server.
+    /// Access log of the admin server.
     pub(crate) fn access_log(&self) -> Result<Value, Error> {
         if self.access_logs.enabled {
             return self.access_logs.access_log();

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{Admin, ClientCertificate, Xds, XdsAddress};
 
-/// The cluster that stands for the agent's xDS server.
+/// Name of the cluster of the agent's xDS server.
 pub(crate) const LOCAL_AGENT: &str = "local_agent";
 
 /// The agent's xDS server.
@@ -37,7 +37,7 @@ pub(crate) fn local_agent(xds: &Xds) -> Value {
     cluster
 }
 
-/// Envoy's own administration server, which listeners show parts of.
+/// Envoy's own admin server, parts of which listeners expose.
 pub(crate) fn self_admin(admin: &Admin) -> Value {
     http("self_admin", admin.bind)
 }

@@ -1,4 +1,5 @@
-//! The keys of `Proxy.Config` that change the bootstrap, weakly decoded.
+//! The keys of `Proxy.Config` that change the bootstrap, decoded as loosely as Consul
+//! does.
 
 use std::net::SocketAddr;
 
@@ -6,8 +7,8 @@ use serde_json::{Map, Value};
 
 use crate::Error;
 
-/// `Proxy.Config`, as far as the bootstrap is concerned. An empty text counts
-/// as absent, as it does for Consul.
+/// The part of `Proxy.Config` that concerns the bootstrap. Like Consul, treats an empty
+/// text as absent.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) statsd_url: Option<String>,
@@ -50,7 +51,7 @@ impl Config {
     }
 }
 
-/// Parses JSON that must be an object; `setting` is for the error.
+/// Parses JSON that must be an object; errors name `setting`.
 pub(crate) fn parse_object(setting: &'static str, json: &str) -> Result<Value, Error> {
     serde_json::from_str(json).map(Value::Object).map_err(|error| Error::Json {
         setting,
@@ -60,7 +61,7 @@ pub(crate) fn parse_object(setting: &'static str, json: &str) -> Result<Value, E
     })
 }
 
-/// The value of a key: exactly this key, or else one that differs in case.
+/// The value of a key, ignoring case if there is no exact match.
 fn find<'a>(config: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
     config.get(key).or_else(|| {
         config.iter().find_map(|(name, value)| name.eq_ignore_ascii_case(key).then_some(value))
@@ -84,13 +85,13 @@ fn texts(config: &Map<String, Value>, key: &'static str) -> Result<Vec<String>, 
     }
 }
 
-/// A value as text, the way Consul decodes it: `true` is `1`, null is empty.
+/// A value as text, as Consul decodes it: `true` is `1`, null is empty.
 fn weak_text(key: &'static str, value: &Value) -> Result<String, Error> {
     let not_text = |found| Err(Error::NotText { key, found });
     match value {
         Value::Null => Ok(String::new()),
         Value::Bool(value) => Ok(u8::from(*value).to_string()),
-        // JSON may bring 5 as 5.0; as text it is 5.
+        // JSON may contain 5 as 5.0; as text it is 5.
         Value::Number(number) => Ok(match number.as_f64() {
             Some(float) if number.is_f64() => float.to_string(),
             _ => number.to_string(),
@@ -118,12 +119,12 @@ fn object(config: &Map<String, Value>, key: &'static str) -> Result<Option<Value
     text(config, key)?.map(|json| parse_object(key, &json)).transpose()
 }
 
-/// The text of one or more objects with commas between them.
+/// Parses one or more objects separated by commas.
 fn objects(config: &Map<String, Value>, key: &'static str) -> Result<Vec<Value>, Error> {
     let Some(json) = text(config, key)? else {
         return Ok(Vec::new());
     };
-    // The bracket on a line of its own keeps the columns of an error true.
+    // The bracket gets a line of its own so that an error's column is right.
     let objects: Result<Vec<Map<String, Value>>, _> =
         serde_json::from_str(&format!("[\n{json}\n]"));
     match objects {
@@ -131,7 +132,7 @@ fn objects(config: &Map<String, Value>, key: &'static str) -> Result<Vec<Value>,
         Err(error) => {
             let problem = error.to_string();
             let (problem, _) = problem.split_once(" at line ").unwrap_or((&problem, ""));
-            // Where the text ends too early, the line is the one of our own bracket.
+            // If the text ends too early, the error points to our own bracket.
             let line = (error.line() - 1).clamp(1, json.lines().count().max(1));
             Err(Error::Json {
                 setting: key,
@@ -157,7 +158,7 @@ fn flush_interval(config: &Map<String, Value>) -> Result<Option<String>, Error> 
     }
 }
 
-/// Nanoseconds of a protobuf duration, such as `1.5s`; none if it is not one.
+/// Nanoseconds of a protobuf duration, such as `1.5s`; `None` if invalid.
 fn duration_nanos(text: &str) -> Option<u64> {
     let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
     let seconds = text.strip_suffix('s')?;

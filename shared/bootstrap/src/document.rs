@@ -1,4 +1,4 @@
-//! The document as a whole.
+//! The bootstrap as a whole.
 
 use serde_json::{Value, json};
 
@@ -12,14 +12,15 @@ use crate::template::{self, Field};
 use crate::token::METADATA_KEY;
 use crate::{Error, Input, XdsAddress};
 
-/// Renders the bootstrap document.
+/// Renders the bootstrap.
 ///
 /// `env` looks up environment variables, which `envoy_statsd_url` and
-/// `envoy_dogstatsd_url` may refer to (`HOST_IP`, mostly). Nothing else of the
-/// environment is asked for. The document holds the ACL token: whoever writes
-/// it to a file must keep others from reading it.
+/// `envoy_dogstatsd_url` may refer to (mostly `HOST_IP`). Nothing else of the
+/// environment is read. The result contains the ACL token: the caller must restrict the
+/// permissions of its file.
 ///
-/// The error names the setting that can't be honoured; none is ignored silently.
+/// # Errors
+/// The error names the setting that can't be honoured. No setting is ignored silently.
 pub fn render(input: &Input, env: &dyn Fn(&str) -> Option<String>) -> Result<Value, Error> {
     let config = Config::decode(&input.proxy.config)?;
     let template = config.template.clone();
@@ -33,7 +34,7 @@ pub fn render(input: &Input, env: &dyn Fn(&str) -> Option<String>) -> Result<Val
     }
 }
 
-/// The parts of the document that the configuration shapes.
+/// Parts of the bootstrap that the configuration changes.
 struct Parts {
     admin_access_log: Vec<Value>,
     /// Static clusters besides the agent's.
@@ -46,7 +47,7 @@ struct Parts {
     tracing: Option<Value>,
 }
 
-/// The document. What is absent, or an empty list, is left out of it.
+/// The bootstrap, without absent values and empty lists.
 fn document(input: &Input, parts: Parts) -> Value {
     let proxy = &input.proxy;
     let mut clusters = vec![cluster::local_agent(&input.xds)];
@@ -69,8 +70,8 @@ fn document(input: &Input, parts: Parts) -> Value {
         "layered_runtime": {
             "layers": [{
                 "name": "base",
-                // The agent's regular expressions, of routes and intentions,
-                // may be larger than Envoy allows by default.
+                // The agent's regular expressions in routes and intentions may be
+                // larger than Envoy's default limit.
                 "static_layer": { "re2.max_program_size.error_level": 1_048_576 },
             }],
         },
@@ -90,13 +91,13 @@ fn document(input: &Input, parts: Parts) -> Value {
                 "api_type": "DELTA_GRPC",
                 "transport_api_version": "V3",
                 "grpc_services": {
-                    // Present without a token too, as Consul writes it.
+                    // Present even without a token, as Consul writes it.
                     "initial_metadata": [
                         { "key": METADATA_KEY, "value": input.xds.token.expose() },
                     ],
                     "envoy_grpc": {
                         "cluster_name": LOCAL_AGENT,
-                        // Envoy is back within seconds after the agent is: by
+                        // Envoy reconnects within seconds after the agent is back: by
                         // default its pauses grow to half a minute.
                         "retry_policy": {
                             "retry_back_off": { "base_interval": "0.2s", "max_interval": "2s" },
@@ -108,8 +109,9 @@ fn document(input: &Input, parts: Parts) -> Value {
     }))
 }
 
-/// Resources come over the one aggregated stream, and Envoy waits for the first
-/// of them without limit: started without its listeners it would look healthy.
+/// Resources arrive over the one aggregated stream, and Envoy waits for the first of
+/// them without a time limit: if it started without its listeners, it would look
+/// healthy.
 fn from_ads() -> Value {
     json!({
         "ads": {},
@@ -118,7 +120,7 @@ fn from_ads() -> Value {
     })
 }
 
-/// The object without those of its own members that are null, "" or [].
+/// Removes members that are null, "" or [].
 fn without_empty(mut object: Value) -> Value {
     if let Some(members) = object.as_object_mut() {
         members.retain(|_, value| match value {
@@ -179,14 +181,14 @@ impl Parts {
         if let Some(dir) = &config.telemetry_collector_dir {
             parts.add_cluster(telemetry::cluster(&telemetry::socket(dir, &input.proxy)));
             parts.stats_sinks.push(telemetry::sink());
-            // Metrics are pushed as a whole: every five seconds would be a flood.
+            // Metrics are pushed in full: every five seconds would be too much.
             parts.stats_flush_interval.get_or_insert_with(|| "60s".to_owned());
         }
         Ok(parts)
     }
 
-    /// Adds a cluster unless there is one of that name (the user's, or one that
-    /// an earlier listener needed), and returns its name: Envoy refuses two.
+    /// Adds a cluster unless one of that name exists (the user's, or one that an
+    /// earlier listener needed), and returns its name: Envoy rejects duplicates.
     fn add_cluster(&mut self, cluster: Value) -> String {
         let name = cluster["name"].as_str().unwrap_or_default().to_owned();
         if !self.clusters.iter().any(|other| other["name"] == cluster["name"]) {
@@ -196,7 +198,7 @@ impl Parts {
     }
 }
 
-/// Refuses what would give a document that Envoy takes and that does not work.
+/// Rejects input whose bootstrap Envoy would accept although it can't work.
 fn check(input: &Input) -> Result<(), Error> {
     if input.xds.ca_pem.as_ref().is_some_and(|pem| pem.trim().is_empty()) {
         return Err(Error::NoCa);
@@ -210,7 +212,7 @@ fn check(input: &Input) -> Result<(), Error> {
 
 // === Template ===
 
-/// What `envoy_bootstrap_json_tpl` may refer to: the names of Consul's
+/// The fields that `envoy_bootstrap_json_tpl` may use: the names of Consul's
 /// `BootstrapTplArgs`, as `consul connect envoy` fills them.
 fn fields(input: &Input, parts: &Parts) -> Vec<(&'static str, Field)> {
     use Field::{Flag, Json, List, Text};

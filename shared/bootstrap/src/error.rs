@@ -1,8 +1,8 @@
-//! Why no document can be made.
+//! Why no bootstrap can be made.
 
 use thiserror::Error;
 
-/// Why no document can be made. Each text names the setting, the value, what is
+/// Why no bootstrap can be made. Each text names the setting, the value, what is
 /// accepted and, after `hint:`, what to do.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -29,7 +29,7 @@ pub enum Error {
     )]
     SinkUrl {
         key: &'static str,
-        /// Its value, variables replaced.
+        /// With variables replaced.
         value: String,
         hint: &'static str,
     },
@@ -48,7 +48,7 @@ pub enum Error {
     )]
     StatsTag { tag: String },
 
-    /// The time between two flushes of metrics is not one that Envoy takes.
+    /// Envoy rejects the interval between flushes of metrics.
     #[error(
         "proxy config envoy_stats_flush_interval is not a flush interval: {value}; accepted: \
          seconds with the letter s, at least 0.001s and less than 300s; hint: write a minute \
@@ -56,19 +56,18 @@ pub enum Error {
     )]
     FlushInterval { value: String },
 
-    /// A setting that holds JSON does not.
+    /// A setting does not contain the JSON that it should.
     #[error("{setting} is not {expected}: {problem}; hint: {hint}")]
     Json {
         setting: &'static str,
-        /// What is accepted.
         expected: &'static str,
         /// What is wrong, and where in the text.
         problem: String,
-        /// What to do.
         hint: &'static str,
     },
 
-    /// `envoy_bootstrap_json_tpl` uses more of Go's templates than is understood.
+    /// `envoy_bootstrap_json_tpl` uses a construct of Go's templates that is not
+    /// supported.
     #[error(
         "proxy config envoy_bootstrap_json_tpl can't be rendered: {{{{ {action} }}}} {problem}; \
          accepted: fields, variables, texts, if, else, range, with, not, and, or, eq, ne, lt, le, \
@@ -76,36 +75,36 @@ pub enum Error {
          envoy_extra_* keys instead of a template"
     )]
     Template {
-        /// What stands between the braces.
+        /// The text between the braces.
         action: String,
-        /// What is wrong with it, by the construct's name.
+        /// What is wrong, with the construct's name.
         problem: String,
-        /// The fields that there are.
+        /// The fields that exist.
         fields: String,
     },
 
-    /// Access logs go to a file that is not named.
+    /// Access logs go to a file without a path.
     #[error(
         "proxy-defaults AccessLogs has Type file without a Path; hint: set Path, or Type to \
          stdout or stderr"
     )]
     AccessLogPath,
 
-    /// Some, but not all files for serving Prometheus over TLS are given.
+    /// Some, but not all files for serving metrics over TLS are given.
     #[error(
         "TLS for Prometheus is missing {missing}; hint: give a CA, a certificate and a key, \
          or none of them"
     )]
     PrometheusTls { missing: String },
 
-    /// The path that Prometheus scrapes can't match a request.
+    /// No request can match the path that Prometheus scrapes.
     #[error(
         "-prometheus-scrape-path is not a path: {value}; accepted: a path that begins with /; \
          hint: the default is /metrics"
     )]
     ScrapePath { value: String },
 
-    /// xDS is to go over TLS, but there is nothing to verify the agent with.
+    /// xDS uses TLS, but there is no CA certificate to verify the agent.
     #[error(
         "TLS is on for xDS, but there is no CA certificate to verify the agent with; hint: give \
          the CA file, or use a gRPC address without https://"

@@ -1,4 +1,4 @@
-//! The address of the agent's gRPC port, as users write it.
+//! The address of the agent's gRPC port in users' notation.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -8,11 +8,11 @@ use thiserror::Error;
 
 /// Where the agent serves gRPC: `--grpc-addr`, `CONSUL_GRPC_ADDR`.
 ///
-/// `http://host:port` is plain text, `https://host:port` is TLS, `host:port` leaves
-/// it open, and `unix:///path` is a Unix domain socket. The host is a name or an IP
-/// address; an IPv6 address stands in brackets, which it may lack where a kubelet
-/// made the text of a template such as `$(HOST_IP):8502`: what follows the last
-/// colon is the port then. Whoever uses it for a document resolves the name.
+/// `http://host:port` is plain text, `https://host:port` is TLS, `host:port` leaves it
+/// open, and `unix:///path` is a Unix domain socket. The host is a name or an IP
+/// address. An IPv6 address may lack its brackets, because the kubelet makes the text
+/// from a template such as `$(HOST_IP):8502`: then the port follows the last colon.
+/// Host names have to be resolved before they enter a bootstrap.
 ///
 /// ```
 /// use bootstrap::GrpcAddress;
@@ -27,7 +27,7 @@ use thiserror::Error;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GrpcAddress {
     Tcp {
-        /// Whether its scheme is `https://` or `http://`; none without a scheme.
+        /// Whether the scheme is `https://` or `http://`; `None` without a scheme.
         tls: Option<bool>,
         /// Name or IP address, without brackets.
         host: String,
@@ -59,7 +59,7 @@ impl FromStr for GrpcAddress {
 }
 
 impl fmt::Display for GrpcAddress {
-    /// A form that parses to the same address.
+    /// In a form that parses to the same address.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{path}"),
@@ -110,7 +110,7 @@ fn parse(text: &str) -> Result<GrpcAddress, &'static str> {
     if host.contains(|c: char| c.is_whitespace() || c.is_control() || "/?#@[]".contains(c)) {
         return Err("has a host that is neither a name nor an IP address");
     }
-    // `u16` would take a sign.
+    // `u16` would accept a sign.
     let digits = port.bytes().all(|byte| byte.is_ascii_digit());
     match port.parse() {
         Ok(port) if port != 0 && digits => {

@@ -1,4 +1,4 @@
-//! What a bootstrap document is made of.
+//! The input of a bootstrap.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -7,46 +7,45 @@ use serde_json::{Map, Value};
 
 use crate::{AccessLogs, Error};
 
-/// All that shapes the document. [`Input::new`] sets what has no default; the
-/// other fields are public and as `consul connect envoy` has them without flags.
+/// Everything that changes the bootstrap. [`Input::new`] sets what has no default; the
+/// other fields default to those of `consul connect envoy` without flags.
 #[derive(Debug, Clone)]
 pub struct Input {
     pub proxy: Proxy,
     pub xds: Xds,
     pub admin: Admin,
     pub prometheus: Prometheus,
-    /// Where to serve `/ready`, for probes that come from outside the pod.
-    /// `consul connect envoy -envoy-ready-bind-address` and `-envoy-ready-bind-port`.
+    /// Address for `/ready`, for probes from outside the pod. `consul connect envoy
+    /// -envoy-ready-bind-address` and `-envoy-ready-bind-port`.
     pub ready_bind: Option<SocketAddr>,
-    /// Leaves out the metric tags `consul.service` and its kin, which Consul 1.9
-    /// replaced by `consul.destination.service`.
-    /// `consul connect envoy -omit-deprecated-tags`.
+    /// Leaves out `consul.service` and related metric tags, which Consul 1.9 replaced
+    /// by `consul.destination.service`. `consul connect envoy -omit-deprecated-tags`.
     pub omit_deprecated_tags: bool,
 }
 
-/// The proxy's registration, as far as the bootstrap needs it.
+/// The part of the proxy's registration that the bootstrap needs.
 #[derive(Debug, Clone, Default)]
 pub struct Proxy {
-    /// Id of the proxy's registration; Envoy's `node.id`, by which the agent
-    /// knows whose configuration is asked for.
+    /// Id of the proxy's registration; becomes Envoy's `node.id`, by which the agent
+    /// knows whose configuration to send.
     pub id: String,
-    /// Envoy's `node.cluster` and the metric tag `local_cluster`: the name of
-    /// the service behind the proxy (`Proxy.DestinationServiceName`).
+    /// Name of the destination service (`Proxy.DestinationServiceName`); becomes
+    /// Envoy's `node.cluster` and the metric tag `local_cluster`.
     pub cluster: String,
-    /// Value of the metric tag `consul.source.service`; without one there is no such tag.
+    /// Metric tag `consul.source.service`, if any.
     pub source_service: Option<String>,
-    /// Consul Enterprise's namespace. `None` and an empty text are `default`.
+    /// Consul Enterprise namespace. `None` and an empty text mean `default`.
     pub namespace: Option<String>,
-    /// Consul Enterprise's partition. `None` and an empty text are `default`.
+    /// Consul Enterprise admin partition. `None` and an empty text mean `default`.
     pub partition: Option<String>,
-    /// Value of the metric tag `consul.source.datacenter`; without one there is no such tag.
+    /// Metric tag `consul.source.datacenter`, if any.
     pub datacenter: Option<String>,
-    /// The Consul node that the proxy is registered with, for proxies that are
-    /// registered in the catalog only. `consul connect envoy -node-name`.
+    /// The proxy's Consul node, for proxies that are registered in the catalog only.
+    /// `consul connect envoy -node-name`.
     pub node_name: Option<String>,
-    /// `Proxy.Config` with the central configuration merged in. Read as weakly
-    /// as Consul reads it: keys in any case, numbers and booleans for texts,
-    /// unknown keys ignored.
+    /// `Proxy.Config` with the central configuration merged in. Decoded as loosely as
+    /// Consul does: keys in any case, numbers and booleans for texts, unknown keys
+    /// ignored.
     pub config: Map<String, Value>,
 }
 
@@ -54,18 +53,17 @@ pub struct Proxy {
 #[derive(Debug, Clone)]
 pub struct Xds {
     pub address: XdsAddress,
-    /// Certificates, in PEM, that the server's is verified with. `Some` means
-    /// TLS, `None` plain text.
+    /// CA certificates as PEM that verify the server. `Some` means TLS, `None` plain
+    /// text.
     pub ca_pem: Option<String>,
-    /// The certificate presented to a server that verifies its clients
-    /// (`tls.grpc.verify_incoming`). `consul connect envoy` presents none.
+    /// Client certificate for a server with `tls.grpc.verify_incoming`. `consul connect
+    /// envoy` has none.
     pub client_certificate: Option<ClientCertificate>,
     /// ACL token, sent with every stream as `x-consul-token`.
     pub token: Token,
 }
 
-/// The files of a client certificate, as Envoy finds them. The key itself stays
-/// out of the document.
+/// Client certificate by the paths that Envoy sees. The key stays out of the bootstrap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// Certificate chain, in PEM.
@@ -74,7 +72,7 @@ pub struct ClientCertificate {
     pub key_file: String,
 }
 
-/// Address of an xDS server, resolved: Envoy's static clusters take no host names.
+/// Resolved address of an xDS server: Envoy's static clusters accept no host names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum XdsAddress {
     /// IP address and port.
@@ -89,39 +87,35 @@ pub struct Token(String);
 
 #[derive(Debug, Clone)]
 pub struct Admin {
-    /// Where it listens; 127.0.0.1:19000 by default. It has no authentication:
-    /// whoever reaches it can stop Envoy. `consul connect envoy -admin-bind`.
+    /// 127.0.0.1:19000 by default. It has no authentication: anybody who reaches it can
+    /// stop Envoy. `consul connect envoy -admin-bind`.
     pub bind: SocketAddr,
-    /// File of its access log; `/dev/null` by default.
-    /// `consul connect envoy -admin-access-log-path`.
+    /// `/dev/null` by default. `consul connect envoy -admin-access-log-path`.
     pub access_log_path: String,
-    /// Access logs as `proxy-defaults` sets them; when enabled, instead of
-    /// `access_log_path`.
+    /// Access logs by `proxy-defaults`; when enabled, they replace `access_log_path`.
     pub access_logs: AccessLogs,
 }
 
-/// The page that Prometheus scrapes. It is served only if `Proxy.Config` has
+/// The endpoint that Prometheus scrapes. It exists only if `Proxy.Config` has
 /// `envoy_prometheus_bind_addr`.
 #[derive(Debug, Clone)]
 pub struct Prometheus {
-    /// Path of the page; `/metrics` by default.
-    /// `consul connect envoy -prometheus-scrape-path`.
+    /// `/metrics` by default. `consul connect envoy -prometheus-scrape-path`.
     pub scrape_path: String,
-    /// Port, on the administration server's address, of a server that merges
-    /// Envoy's metrics with the application's; Envoy's own are served without.
-    /// `consul connect envoy -prometheus-backend-port`.
+    /// Port, on the admin server's address, of a server that merges Envoy's metrics
+    /// with the application's; without it, Envoy's own are served. `consul connect
+    /// envoy -prometheus-backend-port`.
     pub backend_port: Option<u16>,
-    /// Serves the page over TLS.
     pub tls: Option<PrometheusTls>,
 }
 
-/// Files, as Envoy finds them, for serving Prometheus over TLS.
+/// Files for serving metrics over TLS, by the paths that Envoy sees.
 ///
-/// As with Consul's own document, a client certificate is verified if one is
-/// shown, and none is required.
+/// As in Consul's own bootstrap, a client certificate is verified if one is presented,
+/// and none is required.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrometheusTls {
-    /// Certificates to verify clients with.
+    /// CA certificates that verify clients.
     pub ca: PrometheusCa,
     /// Certificate chain, in PEM. `consul connect envoy -prometheus-cert-file`.
     pub cert_file: String,
@@ -129,13 +123,13 @@ pub struct PrometheusTls {
     pub key_file: String,
 }
 
-/// Where the certificates to verify Prometheus with are.
+/// CA certificates that verify Prometheus' client certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PrometheusCa {
     /// One PEM file. `consul connect envoy -prometheus-ca-file`.
     File(String),
-    /// A directory, which Envoy watches: it reads no certificates from there, so that
-    /// none of a client's is verified. Prefer a file. `consul connect envoy
+    /// A directory, which Envoy watches without reading certificates from it, so that
+    /// it verifies no client. Prefer a file. `consul connect envoy
     /// -prometheus-ca-path`.
     Path(String),
 }
@@ -143,9 +137,9 @@ pub enum PrometheusCa {
 // === impl Input ===
 
 impl Input {
-    /// The document of a proxy that speaks xDS in plain text and without a
-    /// token, with every other setting at its default. The service behind it,
-    /// `cluster`, is its source service too, as it is for a sidecar.
+    /// The input for a proxy with xDS in plain text, without a token, and with every
+    /// other setting at its default. `cluster` is also its source service, as for a
+    /// sidecar.
     pub fn new(
         proxy_id: impl Into<String>,
         cluster: impl Into<String>,
@@ -174,7 +168,7 @@ impl Input {
 }
 
 impl Proxy {
-    /// The namespace that the proxy is in, never empty.
+    /// Never empty.
     pub(crate) fn namespace(&self) -> &str {
         or_default(self.namespace.as_deref())
     }

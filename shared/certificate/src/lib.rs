@@ -1,5 +1,4 @@
-//! When a certificate begins and ends, for those who renew or warn. TLS itself
-//! has no use for it: its clients judge that. Pure.
+//! Validity dates of a certificate, for callers that renew or warn. Pure.
 //!
 //! Source: RFC 5280, 4.1 Basic Certificate Fields, and X.690 for DER.
 
@@ -8,23 +7,22 @@ const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// When a certificate is valid, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// The first second.
+    /// The first valid second, since 1970.
     pub not_before: i64,
-    /// The last second.
+    /// The last valid second, since 1970.
     pub not_after: i64,
 }
 
-/// When a certificate is valid; none if it can't be read.
+/// The validity of a DER certificate; `None` if it can't be parsed.
 pub fn validity(certificate: &[u8]) -> Option<Validity> {
     let (body, _) = element(certificate, Some(SEQUENCE))?;
     let (mut fields, _) = element(body, Some(SEQUENCE))?;
     if fields.first() == Some(&VERSION) {
         fields = element(fields, None)?.1;
     }
-    // The serial number, the signature's algorithm and the issuer come first.
+    // Serial number, signature algorithm and issuer come first.
     for _ in 0..3 {
         fields = element(fields, None)?.1;
     }
@@ -33,10 +31,10 @@ pub fn validity(certificate: &[u8]) -> Option<Validity> {
     Some(Validity { not_before: time(validity)?, not_after: time(end)? })
 }
 
-/// A time in seconds since 1970 as RFC 3339 has it, in UTC.
+/// Formats seconds since 1970 as RFC 3339 in UTC.
 pub fn rfc3339(seconds: i64) -> String {
     let (days, second) = (seconds.div_euclid(86_400) + EPOCH, seconds.rem_euclid(86_400));
-    // Years begin in March here, and eras of 400 of them on the first day of one.
+    // Years begin in March here, and eras of 400 years on the first day of one.
     let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
     let year = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day = day_of_era - (365 * year + year / 4 - year / 100);
@@ -51,12 +49,12 @@ pub fn rfc3339(seconds: i64) -> String {
 /// 1970-01-01, in days since the first of March of the year 0.
 const EPOCH: i64 = 719_468;
 
-/// The time that the input begins with.
+/// Parses the time at the start of the input.
 fn time(input: &[u8]) -> Option<i64> {
     let (text, _) = element(input, None)?;
     let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
     match *input.first()? {
-        // Two digits of the year, from 1950 to 2049.
+        // The two-digit year stands for 1950 to 2049.
         UTC_TIME if text.starts_with(['5', '6', '7', '8', '9']) => seconds(&format!("19{text}")),
         UTC_TIME => seconds(&format!("20{text}")),
         GENERALIZED_TIME => seconds(text),
@@ -64,7 +62,7 @@ fn time(input: &[u8]) -> Option<i64> {
     }
 }
 
-/// The contents of the first element, of the given tag, and what is behind it.
+/// The contents of the first element, which must have the given tag, and the rest.
 fn element(input: &[u8], tag: Option<u8>) -> Option<(&[u8], &[u8])> {
     let (found, rest) = input.split_first()?;
     if tag.is_some_and(|tag| tag != *found) {
@@ -73,7 +71,7 @@ fn element(input: &[u8], tag: Option<u8>) -> Option<(&[u8], &[u8])> {
     let (length, rest) = rest.split_first()?;
     let (length, rest) = match length {
         0..=0x7f => (usize::from(*length), rest),
-        // That many bytes hold the length.
+        // The length follows in that many bytes.
         0x81..=0x84 => {
             let (bytes, rest) = rest.split_at_checked(usize::from(length & 0x7f))?;
             (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
@@ -83,7 +81,7 @@ fn element(input: &[u8], tag: Option<u8>) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(length)
 }
 
-/// `YYYYMMDDHHMMSS` in seconds since 1970.
+/// Parses `YYYYMMDDHHMMSS` into seconds since 1970.
 fn seconds(text: &str) -> Option<i64> {
     if text.len() != 14 || !text.bytes().all(|b| b.is_ascii_digit()) {
         return None;

@@ -1,12 +1,12 @@
-//! The domain that a name may be under.
+//! The domain that queries are forwarded for.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A domain such as `consul`, with or without a dot at its end. Case does not matter.
+/// A domain such as `consul`, with or without a trailing dot. Case does not matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Domain {
-    /// As in a message: each label behind its length, then a zero.
+    /// In wire format: each label behind its length, then a zero.
     encoded: Vec<u8>,
     text: String,
 }
@@ -18,10 +18,10 @@ pub struct InvalidDomain {
     problem: &'static str,
 }
 
-/// The longest name in a message. Source: RFC 1035, section 2.3.4.
+/// Maximum length of a name in wire format. Source: RFC 1035, section 2.3.4.
 pub(crate) const LONGEST_NAME: usize = 255;
 
-/// The longest label. Source: RFC 1035, section 2.3.4.
+/// Maximum length of a label. Source: RFC 1035, section 2.3.4.
 pub(crate) const LONGEST_LABEL: usize = 63;
 
 // === impl Domain ===
@@ -57,9 +57,9 @@ impl FromStr for Domain {
 }
 
 impl Domain {
-    /// Whether a name, as in a message, is the domain or under it.
+    /// Whether a name in wire format is the domain or under it.
     pub(crate) fn has(&self, mut name: &[u8]) -> bool {
-        // A length is never a letter: it is at most 63.
+        // A length is at most 63, and so never a letter.
         while !name.eq_ignore_ascii_case(&self.encoded) {
             match name.split_first() {
                 Some((&length, rest)) if length > 0 => {

@@ -1,8 +1,8 @@
-//! What a DNS forwarder has to know of a message: its question. The rest, EDNS
-//! and records of any type, passes through untouched, and is never decoded.
+//! The part of DNS messages that a forwarder reads: the question. Everything else, EDNS
+//! and records of any type, passes through undecoded.
 //!
-//! - [`query`]: a query, and what answers it
-//! - [`domain`]: the domain that a name may be under
+//! - [`query`]: a query, and its answer
+//! - [`domain`]: the domain that queries are forwarded for
 //! - [`resolv_conf`]: the nameservers of a `resolv.conf`
 
 pub mod domain;

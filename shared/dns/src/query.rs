@@ -1,4 +1,4 @@
-//! A query, and what answers it.
+//! A query, and its answer.
 
 use crate::domain::{Domain, LONGEST_LABEL, LONGEST_NAME};
 
@@ -8,21 +8,21 @@ use crate::domain::{Domain, LONGEST_LABEL, LONGEST_NAME};
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'m> {
     message: &'m [u8],
-    /// Where the name of the question ends.
+    /// End of the question's name.
     name_end: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Shorter than a header, or a response: answering it could make two servers
-    /// talk to each other for good.
+    /// Shorter than a header, or a response. It gets no answer: two servers could
+    /// otherwise answer each other forever.
     #[error("not a query")]
     Noise,
-    /// A query whose question can't be read, or that has not exactly one, which
-    /// [RFC 9619](https://www.rfc-editor.org/rfc/rfc9619) forbids.
+    /// The question can't be parsed, or there is not exactly one, which [RFC
+    /// 9619](https://www.rfc-editor.org/rfc/rfc9619) forbids.
     #[error("the question is malformed")]
     Question {
-        /// What to answer: a header with FORMERR.
+        /// The answer: a header with FORMERR.
         answer: [u8; HEADER],
     },
 }
@@ -39,29 +39,30 @@ pub enum Rcode {
 /// The length of a message's header.
 pub const HEADER: usize = 12;
 
-/// Type and class, behind a question's name.
+/// Length of type and class, which follow the question's name.
 const TYPE_AND_CLASS: usize = 4;
 
-// Of the header's third and fourth byte.
+// Bits of the header's third and fourth byte.
 const RESPONSE: u8 = 0x80;
 const OPCODE: u8 = 0x78;
 const RECURSION_DESIRED: u8 = 0x01;
 const RECURSION_AVAILABLE: u8 = 0x80;
 const RCODE: u8 = 0x0f;
 
-/// How an EDNS record begins: the root's name, type OPT. Source: RFC 6891, section 6.1.2.
+/// First bytes of an EDNS record: the root's name and type OPT. Source: RFC 6891,
+/// section 6.1.2.
 const OPT: [u8; 3] = [0, 0, 41];
 
-/// An EDNS record without options, which takes answers of 1,232 bytes by UDP.
+/// An EDNS record without options that accepts answers of 1,232 bytes over UDP.
 const EMPTY_OPT: [u8; 11] = [0, 0, 41, 0x04, 0xd0, 0, 0, 0, 0, 0, 0];
 
 // === impl Query ===
 
 impl<'m> Query<'m> {
-    /// Reads the question of a message.
+    /// Parses a message.
     ///
     /// # Errors
-    /// If it is not a query with one question.
+    /// It is not a query with one question.
     pub fn read(message: &'m [u8]) -> Result<Self, Malformed> {
         let header: &[u8; HEADER] = message.first_chunk().ok_or(Malformed::Noise)?;
         if header[2] & RESPONSE != 0 {
@@ -84,7 +85,7 @@ impl<'m> Query<'m> {
         self.message
     }
 
-    /// Whether the name asked for is that domain or under it.
+    /// Whether the queried name is the domain or under it.
     pub fn is_under(self, domain: &Domain) -> bool {
         domain.has(self.name())
     }
@@ -95,11 +96,11 @@ impl<'m> Query<'m> {
         message
     }
 
-    /// A server's answer to this query under that id, as the client gets it: under
-    /// its own id. None if it answers something else.
+    /// Turns a server's answer, received under `id`, into the client's, with the
+    /// client's id. `None` if it does not answer this query.
     ///
-    /// Servers may write the name in another case. An error may come without the
-    /// question, from a server that could not read it.
+    /// Servers may change the case of the name. A server that could not read the
+    /// question may answer an error without it.
     pub fn answered(self, id: u16, answer: &[u8]) -> Option<Vec<u8>> {
         let header: &[u8; HEADER] = answer.first_chunk()?;
         if header[..2] != id.to_be_bytes() || header[2] & RESPONSE == 0 {
@@ -119,8 +120,8 @@ impl<'m> Query<'m> {
         Some(answer)
     }
 
-    /// An answer without records, with that code. It has an EDNS record if the
-    /// query does, as RFC 6891, section 6.1.1 demands.
+    /// An answer without records. It has an EDNS record if the query has one, as RFC
+    /// 6891, section 6.1.1 demands.
     pub fn fail(self, code: Rcode) -> Vec<u8> {
         let (question, rest) = self.message.split_at(self.question_end());
         let mut answer = question.to_vec();
@@ -135,7 +136,7 @@ impl<'m> Query<'m> {
         answer
     }
 
-    /// The name asked for, in its encoding.
+    /// The queried name in wire format.
     fn name(self) -> &'m [u8] {
         &self.message[HEADER..self.name_end]
     }
@@ -145,13 +146,13 @@ impl<'m> Query<'m> {
     }
 }
 
-/// Whether another server may know better than one that gave this answer: where
-/// a resolver library turns to the next nameserver (SERVFAIL, NOTIMP, REFUSED).
+/// Whether the next nameserver should be asked, as resolver libraries do after
+/// SERVFAIL, NOTIMP and REFUSED.
 pub fn is_no_answer(answer: &[u8]) -> bool {
     matches!(answer.get(3).map(|byte| byte & RCODE), None | Some(2 | 4 | 5))
 }
 
-/// The header of an answer with that code.
+/// The header of an answer with this code.
 fn failed(header: &[u8; HEADER], code: Rcode) -> [u8; HEADER] {
     let mut answer = *header;
     answer[2] = RESPONSE | header[2] & (OPCODE | RECURSION_DESIRED);
@@ -165,8 +166,8 @@ fn set_id(message: &mut [u8], id: u16) {
     }
 }
 
-/// Where the name ends that follows the header. A question has no compression:
-/// nothing stands before it.
+/// The end of the name behind the header. A question is never compressed: no name
+/// precedes it.
 fn end_of_name(message: &[u8]) -> Option<usize> {
     let mut at = HEADER;
     loop {

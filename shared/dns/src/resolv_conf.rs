@@ -2,21 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// What a `resolv.conf` says of nameservers; the search list is the client's
-/// own business.
+/// The nameservers of a `resolv.conf`; the search list concerns the client only.
 ///
 /// Source: resolv.conf(5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvConf {
-    /// At most three, as the C library has it; the local machine's if none is named.
+    /// At most three, as in the C library; the local machine's if there is none.
     pub nameservers: Vec<SocketAddr>,
-    /// The values of `nameserver` lines that are not understood.
+    /// Values of `nameserver` lines that can't be parsed.
     pub unknown: Vec<String>,
 }
 
 const PORT: u16 = 53;
 
-/// How many nameservers a C library asks.
+/// Maximum number of nameservers that a C library asks.
 const MOST: usize = 3;
 
 // === impl ResolvConf ===
@@ -44,7 +43,7 @@ impl ResolvConf {
     }
 }
 
-/// An IP address, or as OpenBSD's resolv.conf(5) has it, `[address]:port`.
+/// Parses an IP address, or `[address]:port` as in OpenBSD's resolv.conf(5).
 fn address(value: &str) -> Option<SocketAddr> {
     if let Some((ip, port)) = value.strip_prefix('[').and_then(|rest| rest.split_once("]:")) {
         return Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?));

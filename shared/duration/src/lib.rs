@@ -1,10 +1,9 @@
-//! Go's durations, which Consul's files, its HTTP API and our flags use: a
-//! signed sequence of decimal numbers, each with a unit, such as `1h30m`,
-//! `1.5s` or `-2m`.
+//! Go's durations, used by Consul's files, its HTTP API and our flags: a signed
+//! sequence of decimal numbers, each with a unit, such as `1h30m`, `1.5s` or `-2m`.
 //!
-//! The grammar is that of `time.ParseDuration` in Go's standard library; no
-//! crate reads exactly that (`1d`, `90` and `1m 30s` are errors here, `.5s` and
-//! `0` are not).
+//! The grammar is that of `time.ParseDuration` in Go's standard library; no crate
+//! parses exactly that (`1d`, `90` and `1m 30s` are errors here, `.5s` and `0` are
+//! valid).
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A duration as Go has it: signed nanoseconds in 64 bits.
+/// Signed nanoseconds in 64 bits, as in Go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GoDuration {
     nanoseconds: i64,
@@ -20,7 +19,7 @@ pub struct GoDuration {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// The text is not of Go's form.
+    /// The text does not have Go's form.
     #[error(
         "invalid duration `{text}`: expected a number with a unit (ns, us, ms, s, m or h), such as `90s`, `1m30s` or `1.5h`"
     )]
@@ -28,13 +27,12 @@ pub enum ParseError {
     /// The duration does not fit into 64 bits of nanoseconds (about 292 years).
     #[error("duration `{text}` is too long: at most 2562047h")]
     TooLong { text: String },
-    /// A negative duration where a length of time is needed.
+    /// The duration is negative where it must not be.
     #[error("duration `{text}` is negative: expected zero or more")]
     Negative { text: String },
 }
 
-/// Reads a length of time: a Go duration that is not negative. It is what our
-/// own flags take.
+/// Parses a duration that is not negative, such as those of our flags.
 pub fn parse_length(text: &str) -> Result<Duration, ParseError> {
     let duration: GoDuration = text.parse()?;
     u64::try_from(duration.nanoseconds)
@@ -43,7 +41,7 @@ pub fn parse_length(text: &str) -> Result<Duration, ParseError> {
 }
 
 const UNITS: [(&str, i64); 8] = [
-    // Longer names first, so that `ms` is not read as `m` and a stray `s`.
+    // Longer names first, so that `ms` is not parsed as `m` and a stray `s`.
     ("ns", 1),
     ("us", 1_000),
     ("\u{b5}s", 1_000),  // micro sign
@@ -57,17 +55,15 @@ const UNITS: [(&str, i64); 8] = [
 // === impl GoDuration ===
 
 impl GoDuration {
-    /// A duration of whole seconds.
     pub const fn from_secs(seconds: u32) -> Self {
         Self { nanoseconds: seconds as i64 * 1_000_000_000 }
     }
 
-    /// The length in nanoseconds, which is what Go's JSON numbers mean.
+    /// The unit of durations in Go's JSON numbers.
     pub const fn nanoseconds(self) -> i64 {
         self.nanoseconds
     }
 
-    /// A duration of that many nanoseconds.
     pub const fn from_nanoseconds(nanoseconds: i64) -> Self {
         Self { nanoseconds }
     }
@@ -91,7 +87,7 @@ impl FromStr for GoDuration {
         if rest.is_empty() {
             return Err(form());
         }
-        // i128 holds any sum that we accept; what exceeds 64 bits is refused below.
+        // i128 holds any accepted sum; more than 64 bits is rejected below.
         let mut total: i128 = 0;
         while !rest.is_empty() {
             let (whole, after) = take_digits(rest);
@@ -121,13 +117,12 @@ impl FromStr for GoDuration {
     }
 }
 
-/// Splits the leading ASCII digits off.
+/// Splits off the leading ASCII digits.
 fn take_digits(text: &str) -> (&str, &str) {
     text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
 }
 
-/// `unit` times `0.<digits>`, rounded down. Digits that no nanosecond can
-/// depend on are read over, as Go does.
+/// `unit` times `0.<digits>`, rounded down. Like Go, ignores digits below a nanosecond.
 fn fraction_of(digits: &str, unit: i128) -> i128 {
     let (mut numerator, mut denominator): (i128, i128) = (0, 1);
     for digit in digits.bytes().take(18) {
@@ -138,7 +133,7 @@ fn fraction_of(digits: &str, unit: i128) -> i128 {
 }
 
 impl fmt::Display for GoDuration {
-    /// As Go prints it: `1h30m0s`, `1.5s`, `250ms`, `0s`.
+    /// In Go's form: `1h30m0s`, `1.5s`, `250ms`, `0s`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total = self.nanoseconds.unsigned_abs();
         if total == 0 {
@@ -169,8 +164,8 @@ impl fmt::Display for GoDuration {
     }
 }
 
-/// Writes `whole.fraction`, where `fraction` counts parts of `scale` (a power
-/// of ten), without trailing zeros.
+/// Writes `whole.fraction`, where `fraction` counts parts of `scale` (a power of ten),
+/// without trailing zeros.
 fn write_decimal(f: &mut fmt::Formatter<'_>, whole: u64, fraction: u64, scale: u64) -> fmt::Result {
     write!(f, "{whole}")?;
     if fraction == 0 {
@@ -188,7 +183,7 @@ impl Serialize for GoDuration {
 
 impl<'de> Deserialize<'de> for GoDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// Consul's HTTP API takes both: a Go string, or nanoseconds.
+        /// Consul's HTTP API accepts a Go string or nanoseconds.
         #[derive(Deserialize)]
         #[serde(untagged, expecting = "a duration such as `10s`, or nanoseconds")]
         enum Either {

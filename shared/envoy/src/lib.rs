@@ -1,4 +1,4 @@
-//! Envoy's admin interface.
+//! Client of Envoy's admin interface.
 //!
 //! Source: Envoy's "Administration interface" page.
 
@@ -25,39 +25,38 @@ pub struct Envoy {
 pub struct About {
     /// `LIVE`, `PRE_INITIALIZING` (no configuration yet), `INITIALIZING` or `DRAINING`.
     pub state: String,
-    /// The node that it is to its control plane.
+    /// Identity towards the control plane.
     pub node: Node,
 }
 
-/// What an Envoy is to its control plane.
+/// Envoy's identity towards its control plane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Node {
-    /// With Consul: the id of the proxy.
+    /// For Consul, the proxy's id.
     pub id: String,
 }
 
-/// A certificate that Envoy shows to others.
+/// A certificate that Envoy presents.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Leaf {
-    /// The names that it is for; a Connect certificate has one URI.
+    /// A Connect certificate has one URI.
     pub subject_alt_names: Vec<AltName>,
-    /// Until when it is good, as RFC 3339 writes it.
+    /// In RFC 3339.
     pub expiration_time: String,
-    /// Whole days until then; a number or a text.
+    /// Whole days until expiry, as a number or a text.
     pub days_until_expiration: serde_json::Value,
 }
 
-/// A name that a certificate is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct AltName {
-    /// The URI; empty: it is another kind of name.
+    /// Empty for another kind of name.
     pub uri: String,
 }
 
-/// A request to Envoy that failed.
+/// A failed request to Envoy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("Envoy's admin listener at {0}: {1}")]
@@ -68,44 +67,45 @@ pub enum Error {
     Body(SocketAddr, Box<dyn std::error::Error + Send + Sync>),
     #[error("Envoy's admin listener at {0}: no answer within 5 s")]
     Timeout(SocketAddr),
-    /// The answer is a refusal.
+    /// A status other than 200.
     #[error("Envoy answers {path} with status {status}: {body}")]
     Status { path: &'static str, status: u16, body: String },
 }
 
-/// Envoy answers from its main thread, which is never blocked for long.
+/// Envoy answers from its main thread, which never blocks for long.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The list of a large Envoy's connection gauges is far smaller.
+/// Far larger than the list of connection gauges of a busy Envoy.
 const LARGEST_ANSWER: usize = 1 << 20;
 
 // === impl Envoy ===
 
 impl Envoy {
-    /// The Envoy whose admin listener is there.
+    /// The Envoy with this admin listener.
     pub fn at(admin: SocketAddr) -> Self {
         Self { admin }
     }
 
-    /// Succeeds when Envoy has its listeners and takes traffic.
+    /// Succeeds when Envoy has its listeners and accepts traffic.
     pub async fn ready(self) -> Result<(), Error> {
         self.ask(Method::GET, "/ready").await.map(drop)
     }
 
-    /// Whether Envoy has its stream to the agent.
+    /// Whether Envoy has an xDS stream to the agent.
     pub async fn is_connected(self) -> Result<bool, Error> {
         let path = "/stats?filter=^control_plane.connected_state$";
         let stats = self.ask(Method::GET, path).await?;
         Ok(stats.lines().any(|line| line.trim_end().ends_with("connected_state: 1")))
     }
 
-    /// The names of Envoy's listeners, and how many updates of its configuration it
-    /// rejected last.
+    /// The names of Envoy's listeners, and the number of consecutively rejected
+    /// configuration updates.
     pub async fn listeners(self) -> Result<String, Error> {
         self.ask(Method::GET, "/listeners").await
     }
 
-    /// How many updates of listeners or clusters Envoy has rejected, and took none since.
+    /// How many updates of listeners or clusters Envoy has rejected since it last
+    /// accepted one.
     pub async fn rejections(self) -> Result<String, Error> {
         self.ask(Method::GET, "/stats?filter=manager.[lc]ds.update_rejected$").await
     }
@@ -114,7 +114,7 @@ impl Envoy {
         self.document("/server_info").await
     }
 
-    /// The certificates that it shows to others: Connect's leaf certificates.
+    /// The certificates that Envoy presents: Connect's leaf certificates.
     pub async fn leaves(self) -> Result<Vec<Leaf>, Error> {
         #[derive(Default, Deserialize)]
         #[serde(default)]
@@ -127,7 +127,7 @@ impl Envoy {
             cert_chain: Vec<Leaf>,
         }
         let Certificates { certificates } = self.document("/certs").await?;
-        // The first of a chain is the certificate itself.
+        // The first of a chain is the leaf.
         Ok(certificates.into_iter().filter_map(|each| each.cert_chain.into_iter().next()).collect())
     }
 
@@ -136,15 +136,16 @@ impl Envoy {
         serde_json::from_str(&text).map_err(|error| Error::Body(self.admin, error.into()))
     }
 
-    /// Tells clients to go elsewhere, and closes no connection: inbound ones
-    /// only, since the application may still need its upstreams. `skip_exit`
-    /// keeps releases from 1.37 on from exiting; older ones ignore it.
+    /// Tells clients of inbound listeners to reconnect elsewhere, without closing
+    /// connections. Outbound listeners go on, since the application may still need its
+    /// upstreams. From 1.37 on, Envoy would exit without `skip_exit`; older releases
+    /// ignore it.
     pub async fn drain_inbound(self) -> Result<(), Error> {
         self.ask(Method::POST, "/drain_listeners?inboundonly&graceful&skip_exit").await.map(drop)
     }
 
-    /// The connections that applications and clients have open now; those to
-    /// pages of Envoy's own, which are on these ports, do not count.
+    /// Counts open connections of applications and clients, except those to Envoy's own
+    /// endpoints on these ports.
     pub async fn connections(self, pages: &[u16]) -> Result<u64, Error> {
         let stats = self.ask(Method::GET, "/stats?usedonly&filter=downstream_cx_active$").await?;
         Ok(count_connections(&stats, pages))
@@ -167,7 +168,7 @@ impl Envoy {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| Error::Http(admin, error))?;
-        // The request and its method and path are ours: they are well-formed.
+        // Method and path are constants of ours, and well-formed.
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -183,7 +184,7 @@ impl Envoy {
             let body = String::from_utf8_lossy(&body).trim().to_owned();
             if status == 200 { Ok(body) } else { Err(Error::Status { path, status, body }) }
         };
-        // The connection moves the bytes; it ends with the exchange.
+        // The connection task transfers the bytes; it ends with the request.
         tokio::select! {
             biased;
             answer = exchange => answer,
@@ -192,8 +193,8 @@ impl Envoy {
     }
 }
 
-/// Sums the gauges `listener.<address>_<port>.downstream_cx_active`, but for the
-/// admin listener's, the pages' and the per-worker ones.
+/// Sums the gauges `listener.<address>_<port>.downstream_cx_active`, except those of
+/// the admin listener, of the given ports and of single workers.
 fn count_connections(stats: &str, pages: &[u16]) -> u64 {
     stats
         .lines()

@@ -84,11 +84,11 @@ pub struct BootstrapArgs {
     )]
     pub prometheus_scrape_path: String,
 
-    /// PEM file with the CA certificates of Envoy's metrics endpoint
+    /// PEM file with the CA certificates that verify Prometheus' client certificate
     #[arg(long, env = "CONNECT_PROMETHEUS_CA_FILE", value_name = "FILE")]
     pub prometheus_ca_file: Option<String>,
 
-    /// Directory of PEM files with CA certificates of Envoy's metrics endpoint
+    /// Directory of PEM files with CA certificates that verify Prometheus' client certificate
     #[arg(long, env = "CONNECT_PROMETHEUS_CA_PATH", value_name = "FOLDER")]
     pub prometheus_ca_path: Option<String>,
 

@@ -11,7 +11,7 @@ use runtime::{Deadline, Exit, Failure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
-/// Writes the bootstrap, and beside it the ACL token if Envoy watches that.
+/// Writes the bootstrap, and the file with the ACL token if Envoy watches it.
 pub async fn bootstrap(
     handoff: &Handoff,
     agent: &Agent,
@@ -28,8 +28,8 @@ pub async fn bootstrap(
     Ok(())
 }
 
-/// Renders the bootstrap, from the proxy as the agent has it: an agent merges
-/// the central configuration into it.
+/// Renders the bootstrap from the proxy as the agent returns it, with the central
+/// configuration merged in.
 async fn render(
     agent: &Agent,
     flags: &BootstrapArgs,
@@ -43,8 +43,7 @@ async fn render(
     document.map_err(Report::failure)
 }
 
-/// Gives the ACL token to Envoy: in a file, if Envoy watches that, else in the
-/// document, where it is already.
+/// Hands the ACL token to Envoy: in a file if Envoy watches it, else in the bootstrap.
 fn give_token(
     handoff: &Handoff,
     agent: &Agent,
@@ -63,15 +62,14 @@ fn give_token(
     Ok(())
 }
 
-/// Whether the Envoy that is going to run can read its token from a file again and
-/// again. One of an unknown release may not even start with that.
+/// Whether this Envoy can read its token from a file again and again. An unknown
+/// release may not even start with that setting.
 pub fn watches_token(envoy: Option<&str>) -> bool {
     let release = envoy.and_then(consul::envoy_version::release);
     release.is_some_and(|release| release >= (1, bootstrap::WATCHES_TOKEN))
 }
 
-/// Whether it was the agent that could not, which may pass; what a setting says
-/// does not change.
+/// Whether the agent failed, which a retry may help; a wrong setting stays wrong.
 fn is_transient(failure: &Failure) -> bool {
     matches!(failure.exit(), Exit::Unreachable | Exit::Deadline)
 }
@@ -96,8 +94,9 @@ async fn read_back(
     }
 }
 
-/// The agent, for the pod's other containers. `tls` has its files as they see them; the
-/// token is the copy in the directory, unless they also see its original.
+/// How the pod's other containers reach the agent. `tls` names the files by the paths
+/// that they see; the token is the copy in the directory, unless they also see the
+/// original.
 pub fn agent_record(handoff: &Handoff, agent: &Agent, tls: &TlsFiles) -> AgentRecord {
     let config = agent.config();
     AgentRecord {

@@ -12,27 +12,27 @@ use crate::exit::{Exit, Failure};
 use crate::log::LogArgs;
 use crate::signal::Signals;
 
-/// Reads command line and environment.
+/// Parses command line and environment.
 ///
 /// # Errors
-/// The code to exit with at once: 64 if a flag is wrong (its error is on stderr
-/// then), 0 after `--help` or `--version`.
+/// The exit code: 64 if a flag is wrong (the error is on stderr), 0 after `--help` or
+/// `--version`.
 pub fn parse<A: Parser>() -> Result<A, ExitCode> {
     parse_command(A::command())
 }
 
-/// A flag of another program's that users may write here, too.
+/// A flag of another program that users may write here.
 #[derive(Clone, Copy, Debug)]
 pub struct Elsewhere {
-    /// The subcommand with which it is written.
+    /// The subcommand that it appears with.
     pub subcommand: &'static str,
-    /// The flag, without dashes.
+    /// Without dashes.
     pub flag: &'static str,
-    /// What to write instead.
+    /// The replacement to suggest.
     pub instead: &'static str,
 }
 
-/// As [`parse`], with a hint for flags that this program does not have.
+/// Like [`parse`], with hints for another program's flags.
 ///
 /// # Errors
 /// See [`parse`].
@@ -40,14 +40,14 @@ pub fn parse_beside<A: Parser>(elsewhere: &[Elsewhere]) -> Result<A, ExitCode> {
     read(A::command(), elsewhere)
 }
 
-/// As [`parse`], by a command that was changed, for instance in its defaults.
+/// Like [`parse`], for a command whose definition was changed, such as its defaults.
 ///
-/// For all binaries alike:
-/// - a variable that is set but empty counts as absent;
-/// - the variable of a flag without a value takes the booleans of Go's
+/// In all binaries:
+/// - an environment variable that is set but empty counts as absent;
+/// - the variable of a flag without a value accepts the booleans of Go's
 ///   [`strconv.ParseBool`](https://pkg.go.dev/strconv#ParseBool), as Consul's do;
 /// - words of a fixed set, such as log levels, may be written in any case;
-/// - an error names the variable where a value came from one.
+/// - an error names the variable if the value came from one.
 ///
 /// # Errors
 /// See [`parse`].
@@ -93,11 +93,11 @@ fn read<A: Parser>(command: Command, elsewhere: &[Elsewhere]) -> Result<A, ExitC
     })
 }
 
-/// Writes manual pages and completions into the directory that `CONNECT_PAGES` names,
-/// in a binary that was built for that; see the feature `pages`.
+/// Writes manual pages and completions into the directory of `CONNECT_PAGES`, in a
+/// binary that was built with the feature `pages`.
 ///
 /// # Errors
-/// The code to exit with: the pages are written, or can't be.
+/// The exit code: the pages are written, or can't be.
 #[cfg(feature = "pages")]
 pub fn write_pages(command: &Command) -> Result<(), ExitCode> {
     let Some(folder) = std::env::var_os("CONNECT_PAGES") else { return Ok(()) };
@@ -110,7 +110,7 @@ pub fn write_pages(command: &Command) -> Result<(), ExitCode> {
     })
 }
 
-/// Nothing, in a binary as it is shipped; see the feature `pages`.
+/// Does nothing in a release binary; see the feature `pages`.
 ///
 /// # Errors
 /// None.
@@ -119,7 +119,7 @@ pub fn write_pages(_command: &Command) -> Result<(), ExitCode> {
     Ok(())
 }
 
-/// Reads a boolean as Go's `strconv.ParseBool` does.
+/// Parses a boolean as Go's `strconv.ParseBool` does.
 pub fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
@@ -128,8 +128,7 @@ pub fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// The text with `***` for the user and password of a URL: errors must not
-/// repeat a password.
+/// Replaces user and password of a URL by `***`: errors must not repeat a password.
 pub fn without_credentials(text: &str) -> String {
     let (scheme, rest) = match text.find("://") {
         Some(at) => text.split_at(at + "://".len()),
@@ -143,7 +142,7 @@ pub fn without_credentials(text: &str) -> String {
     }
 }
 
-/// The command with what is the same for each flag of each binary.
+/// Changes that apply to every flag of every binary.
 fn as_consul_reads(command: Command, env: &dyn Fn(&OsStr) -> Option<OsString>) -> Command {
     let is_empty = |arg: &Arg| arg.get_env().and_then(env).is_some_and(|value| value.is_empty());
     command
@@ -158,8 +157,7 @@ fn as_consul_reads(command: Command, env: &dyn Fn(&OsStr) -> Option<OsString>) -
         .mut_subcommands(|command| as_consul_reads(command, env))
 }
 
-/// Which environment variables gave the values that an error is about, each with
-/// its flag.
+/// The environment variables whose values an error is about, each with its flag.
 fn variables_of(
     error: &clap::Error,
     command: &Command,
@@ -188,13 +186,12 @@ fn variables_of(
     variables
 }
 
-/// The first word that is no flag.
 fn subcommand_of(line: &[OsString]) -> Option<&str> {
     let mut words = line.iter().skip(1).filter_map(|word| word.to_str());
     words.find(|word| !word.starts_with('-'))
 }
 
-/// The flags of another program's that stand on the line.
+/// The flags of another program on this line.
 fn of_others<'e>(elsewhere: &'e [Elsewhere], line: &[OsString]) -> Vec<&'e Elsewhere> {
     let words = || line.iter().skip(1).filter_map(|word| word.to_str());
     let subcommand = subcommand_of(line).unwrap_or_default();
@@ -206,8 +203,7 @@ fn of_others<'e>(elsewhere: &'e [Elsewhere], line: &[OsString]) -> Vec<&'e Elsew
     flags.filter_map(of).collect()
 }
 
-/// The first flag that was written as Consul's CLI and other Go programs write
-/// it, with one dash.
+/// The first flag with one dash, as in Consul's CLI and other Go programs.
 fn with_one_dash(command: &Command, line: &[OsString]) -> Option<String> {
     let words = line.iter().skip(1).filter_map(|word| word.to_str());
     words.take_while(|word| *word != "--").find_map(|word| {
@@ -224,8 +220,8 @@ fn find<'c>(command: &'c Command, named: &str) -> Option<&'c Arg> {
     own.or_else(|| command.get_subcommands().find_map(|command| find(command, named)))
 }
 
-/// Opens the log, takes over SIGTERM and SIGINT, runs `body` on this thread
-/// and reports its failure.
+/// Opens the log, handles SIGTERM and SIGINT, runs `body` on this thread and reports
+/// its failure.
 pub fn start<F>(log: &LogArgs, body: impl FnOnce(Signals) -> F) -> ExitCode
 where
     F: Future<Output = Result<ExitCode, Failure>>,
@@ -239,7 +235,7 @@ where
         })
         .and_then(|runtime| {
             let outcome = runtime.block_on(async { body(Signals::install()?).await });
-            // A lookup of a host name that hangs must not hold up the exit.
+            // A hanging lookup of a host name must not delay the exit.
             runtime.shutdown_background();
             outcome
         });
@@ -290,8 +286,8 @@ mod tests {
 
     type Env = &'static [(&'static str, &'static str)];
 
-    /// clap reads the environment itself, when a flag is declared. So the variables
-    /// stand in for it by the other way to set a value: a default.
+    /// clap reads the environment when a flag is declared. Tests set the variables as
+    /// defaults instead.
     fn read(line: &[&str], env: Env) -> Result<Tool, Box<(clap::Error, Command)>> {
         let lookup = |name: &OsStr| {
             env.iter().find(|(variable, _)| name == *variable).map(|(_, value)| (*value).into())

@@ -1,4 +1,4 @@
-//! How long the whole may take.
+//! Total time limits.
 
 use std::fmt;
 use std::future::Future;
@@ -23,8 +23,8 @@ pub enum Cut {
     Signal(Signal),
 }
 
-/// Does the work until the deadline passes or a signal comes, whichever is
-/// first. The work is dropped where it stands.
+/// Runs the work until it ends, the deadline passes or a signal arrives. Unfinished
+/// work is dropped.
 pub async fn race<T>(
     deadline: Deadline,
     signals: &mut Signals,
@@ -57,14 +57,14 @@ impl Cut {
 impl Deadline {
     /// `budget` from now on.
     pub fn after(budget: Duration) -> Self {
-        // A budget beyond what the clock can tell is no deadline in practice.
+        // A budget beyond the clock's range counts as unlimited.
         let at = Instant::now()
             .checked_add(budget)
             .unwrap_or_else(|| Instant::now() + Duration::from_secs(1 << 30));
         Self { at, budget }
     }
 
-    /// The same, but some time earlier, so that something can be done after it.
+    /// The same, but earlier, to leave time for what follows.
     #[must_use]
     pub fn earlier_by(self, time: Duration) -> Self {
         Self { at: self.at.checked_sub(time).unwrap_or(self.at), ..self }
@@ -80,7 +80,7 @@ impl Deadline {
 }
 
 impl fmt::Display for Deadline {
-    /// The whole budget, as flags are written: `2m0s`.
+    /// The total budget as flags are written: `2m0s`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nanoseconds = i64::try_from(self.budget.as_nanos()).unwrap_or(i64::MAX);
         GoDuration::from_nanoseconds(nanoseconds).fmt(f)
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!((work.left(), whole.left()), (Duration::from_secs(3), Duration::from_secs(4)));
         work.passed().await;
         assert_eq!(whole.left(), Duration::from_secs(1));
-        // The user knows the whole.
+        // The message names the total budget, which the user has set.
         assert_eq!(work.to_string(), "4s");
     }
 }

@@ -1,15 +1,14 @@
-//! The exit codes, the same for every binary, and the failure that carries one.
+//! Exit codes, the same for every binary, and the failure that carries one.
 
 use std::fmt;
 use std::process::ExitCode;
 
-/// How a binary ends. The numbers above 1 are those of BSD's `sysexits`.
+/// The numbers above 1 are those of BSD's `sysexits`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// It did what it was asked.
     Done = 0,
-    /// Another failure.
+    /// Any other failure.
     Failure = 1,
     /// The command line or the configuration is wrong.
     Usage = 64,
@@ -36,8 +35,8 @@ pub const HELP: &str = "Exit codes:
   77  ACL denied
   78  the agent refused the registration";
 
-/// Why a binary did not do what it was asked: what was tried, where, the cause,
-/// and what to do next. It is for the person who reads the log.
+/// Why a binary failed: what was tried on which input, the cause, and what to do next.
+/// For the reader of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     exit: Exit,
@@ -56,38 +55,36 @@ impl From<Exit> for ExitCode {
 // === impl Failure ===
 
 impl Failure {
-    /// A failure with its exit code and its message: one sentence, lowercase,
-    /// without a full stop.
+    /// A failure with exit code and message: one sentence, lowercase, without a full
+    /// stop.
     pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
         Self { exit, message: message.to_string(), hint: None }
     }
 
-    /// A mistake in the command line or the configuration.
+    /// An error in the command line or the configuration.
     pub fn usage(message: impl fmt::Display) -> Self {
         Self::new(Exit::Usage, message)
     }
 
-    /// Adds what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.hint = Some(hint.to_string());
         self
     }
 
-    /// Puts what was being done in front of the message.
+    /// Prepends what was being done.
     #[must_use]
     pub fn while_doing(mut self, doing: impl fmt::Display) -> Self {
         self.message = format!("{doing}: {}", self.message);
         self
     }
 
-    /// Puts it in other words; exit code and hint stay.
+    /// Replaces the message; exit code and hint stay.
     #[must_use]
     pub fn saying(self, message: impl fmt::Display) -> Self {
         Self { message: message.to_string(), ..self }
     }
 
-    /// Its exit code.
     pub fn exit(&self) -> Exit {
         self.exit
     }

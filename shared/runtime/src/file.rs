@@ -1,4 +1,4 @@
-//! Files that a reader sees whole or not at all.
+//! Files that a reader sees either whole or not at all.
 
 use std::fs::{File, Permissions};
 use std::io::Read;
@@ -16,18 +16,18 @@ pub struct WriteError {
     pub source: std::io::Error,
 }
 
-/// What the names of temporary files begin and end with.
+/// Prefix and suffix of temporary file names.
 const PREFIX: &str = ".whole-";
 const SUFFIX: &str = ".tmp";
 
-/// Whether a file is one that [`write_whole`] was writing. If its process was
-/// killed, nobody is going to.
+/// Whether a file is a temporary one of [`write_whole`], left behind by a process that
+/// was killed.
 pub fn is_half_written(path: &Path) -> bool {
     let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     name.starts_with(PREFIX) && name.ends_with(SUFFIX)
 }
 
-/// A file that is begun: its directory can be written to. Nobody sees it before it is
+/// A temporary file in a writable directory. The target appears when it is
 /// [finished](Begun::finish).
 #[derive(Debug)]
 pub struct Begun {
@@ -35,8 +35,8 @@ pub struct Begun {
     path: PathBuf,
 }
 
-/// Writes a file whole: a temporary file in the same directory, synced, then renamed
-/// over the old one. A reader, and a crash at any point, sees the old contents or the
+/// Writes a file atomically: a temporary file in the same directory, synced, then
+/// renamed over the old one. A reader, also after a crash, sees the old contents or the
 /// new.
 ///
 /// `mode` is the file's permissions, whatever the umask is.
@@ -47,7 +47,7 @@ pub fn write_whole(path: &Path, mode: u32, contents: impl Read) -> Result<(), Wr
 // === impl Begun ===
 
 impl Begun {
-    /// Begins a file that is going to be written whole.
+    /// Creates the temporary file.
     pub fn new(path: &Path) -> Result<Self, WriteError> {
         let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder(path));
         let path = path.to_owned();
@@ -57,17 +57,17 @@ impl Begun {
         }
     }
 
-    /// Writes it, as [`write_whole`] does.
+    /// Writes the file, as [`write_whole`] does.
     pub fn finish(self, mode: u32, mut contents: impl Read) -> Result<(), WriteError> {
         let Self { mut file, path } = self;
         let write = || {
-            // From file to file the kernel copies, if it is told of both.
+            // `copy` lets the kernel copy if both sides are files.
             std::io::copy(&mut contents, file.as_file_mut())?;
-            // Not by the builder: the umask would take bits away.
+            // Not by the builder: the umask would remove bits.
             file.as_file().set_permissions(Permissions::from_mode(mode))?;
             file.as_file().sync_all()?;
             file.persist(&path)?;
-            // So that the new name survives a crash, too.
+            // Makes the rename survive a crash.
             File::open(folder(&path))?.sync_all()
         };
         write().map_err(|source| WriteError { path: path.clone(), source })
@@ -135,7 +135,7 @@ mod tests {
         let failure = Failure::from(write_whole(&path, 0o600, &b"x"[..]).unwrap_err());
         assert_eq!(failure.exit(), Exit::CannotWrite);
         assert!(failure.to_string().contains("missing/token"), "{failure}");
-        // A directory in the file's place can't be replaced.
+        // A directory can't be replaced by a file.
         let path = folder.path().join("folder");
         std::fs::create_dir(&path).unwrap();
         assert!(write_whole(&path, 0o600, &b"x"[..]).is_err());

@@ -1,14 +1,14 @@
-//! What every binary does alike.
+//! What all binaries have in common.
 //!
 //! - [`command`]: from `main` to the exit code: flags, log, signals, report
-//! - [`exit`]: the exit codes, and [`Failure`], which carries one
-//! - [`log`]: the flags of the log
-//! - [`signal`]: SIGTERM and SIGINT, as something to await
-//! - [`stdout`]: data, for programs and people
-//! - [`deadline`]: how long the whole may take
-//! - [`retry`]: trying again, with jitter, until the deadline
-//! - [`reference`]: a README, held against the command line
-//! - [`file`]: files that a reader sees whole or not at all
+//! - [`exit`]: exit codes, and [`Failure`], which carries one
+//! - [`log`]: flags of the log
+//! - [`signal`]: SIGTERM and SIGINT as futures
+//! - [`stdout`]: standard output
+//! - [`deadline`]: total time limits
+//! - [`retry`]: retries with jitter, until the deadline
+//! - [`reference`]: compares a README with the command line
+//! - [`file`]: atomic writes
 
 pub mod command;
 pub mod deadline;

@@ -1,4 +1,4 @@
-//! The flags of the log, and the termination message of a container.
+//! Flags of the log, and the termination message of a container.
 
 use std::io::Write;
 use std::panic::PanicHookInfo;
@@ -11,12 +11,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::exit::Failure;
 
-/// How much is logged, and in which form. The log goes to stderr; stdout is
-/// for data.
+/// Level and format of the log, which goes to stderr.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
-    /// The least severe messages that are logged
+    /// Minimum log level
     #[arg(
         long,
         env = "CONNECT_LOG_LEVEL",
@@ -27,7 +26,7 @@ pub struct LogArgs {
     )]
     log_level: LogLevel,
 
-    /// The form of the log
+    /// Log format
     #[arg(
         long,
         env = "CONNECT_LOG_FORMAT",
@@ -38,8 +37,8 @@ pub struct LogArgs {
     )]
     log_format: LogFormat,
 
-    /// File whose contents a failure replaces, if the file exists: in a pod,
-    /// `kubectl describe pod` shows it
+    /// File whose contents are replaced by the final error, if the file exists. In a
+    /// pod, `kubectl describe pod` shows it
     #[arg(
         long,
         env = "CONNECT_TERMINATION_LOG",
@@ -59,18 +58,17 @@ enum Reports {
     #[default]
     LogAndMessage,
     Log,
-    /// On stderr, without time, severity and exit code.
+    /// On stderr, without time, level and exit code.
     Bare,
 }
 
-/// What `kubectl describe pod` shows of a container that ended: why it failed, or
-/// what it suffered from when it was ended.
+/// What `kubectl describe pod` shows of a container that ended: why it failed, or what
+/// was wrong when it was stopped.
 #[derive(Clone, Debug)]
 pub struct TerminationMessage {
     file: PathBuf,
 }
 
-/// The severities.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogLevel {
     Trace,
@@ -84,7 +82,6 @@ enum LogLevel {
     Off,
 }
 
-/// The forms of a line of the log.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormat {
     /// For people
@@ -106,7 +103,7 @@ impl LogArgs {
             LogLevel::Error => LevelFilter::ERROR,
             LogLevel::Off => LevelFilter::OFF,
         };
-        // The libraries below us (HTTP, TLS) speak only when they are in trouble.
+        // Libraries (HTTP, TLS) only log warnings and errors.
         let filter = Targets::new().with_default(level).with_targets(
             ["hyper", "hyper_util", "reqwest", "rustls", "h2", "tower"]
                 .map(|library| (library, level.min(LevelFilter::WARN))),
@@ -127,25 +124,24 @@ impl LogArgs {
         }
     }
 
-    /// Without a termination message: that is for the container's main process, so
-    /// that a failed probe or hook does not overwrite why it ended.
+    /// Without a termination message, which belongs to the container's main process: a
+    /// failed probe or hook must not overwrite it.
     #[must_use]
     pub fn without_termination_message(self) -> Self {
         Self { reports: Reports::Log, ..self }
     }
 
-    /// For a probe. The kubelet makes an event of what a failed probe writes, and counts
-    /// those that are the same: the time would make each an event of its own.
+    /// For a probe. The kubelet makes an event of a failed probe's output and counts
+    /// equal events: a timestamp would make each one different.
     #[must_use]
     pub fn of_a_probe(self) -> Self {
         Self { reports: Reports::Bare, ..self }
     }
 
-    /// Reports why the binary failed: in the log, and as the container's
-    /// termination message if there is one.
+    /// Reports the failure in the log, and as the container's termination message.
     pub fn report(&self, failure: &Failure) {
         if self.reports == Reports::Bare {
-            // Nobody is left to tell that stderr is closed.
+            // A closed stderr can't be reported anywhere.
             let _ = writeln!(std::io::stderr(), "{failure}");
             return;
         }
@@ -155,14 +151,13 @@ impl LogArgs {
         }
     }
 
-    /// The container's termination message.
     pub fn termination_message(&self) -> TerminationMessage {
         TerminationMessage { file: self.termination_log.clone() }
     }
 }
 
-/// Logs a panic like everything else, in the log's form and on one line: whoever
-/// collects the log reads one object a line.
+/// Logs a panic in the log's format and on one line, for log collectors that read one
+/// object a line.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let at = panic.location().map(ToString::to_string);
     let payload = panic.payload();
@@ -174,8 +169,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
 // === impl TerminationMessage ===
 
 impl TerminationMessage {
-    /// Replaces the message; none: there is nothing to say any more. What can't be
-    /// written is logged.
+    /// Replaces the message; `None` empties it. A write error is logged.
     pub fn set(&self, text: Option<&str>) {
         let Self { file } = self;
         if let Err(error) = replace_if_present(file, text) {
@@ -184,9 +178,9 @@ impl TerminationMessage {
     }
 }
 
-/// The kubelet makes the file before it starts the container ("Customizing the
-/// termination message" of the Kubernetes documentation); elsewhere there is
-/// none, and none is made. The kubelet reads the last 4 KiB at most.
+/// The kubelet creates the file before it starts the container ("Customizing the
+/// termination message" of the Kubernetes documentation), and reads its last 4 KiB.
+/// Elsewhere there is no such file, and none is created.
 fn replace_if_present(file: &Path, text: Option<&str>) -> std::io::Result<()> {
     match std::fs::OpenOptions::new().write(true).truncate(true).open(file) {
         Ok(mut file) => text.map_or(Ok(()), |text| writeln!(file, "{text}")),

@@ -1,4 +1,4 @@
-//! Trying again, with jitter, until the deadline.
+//! Retries with jitter, until the deadline.
 
 use std::fmt::{self, Display};
 use std::future::Future;
@@ -9,40 +9,41 @@ use tokio::time::Instant;
 
 use crate::deadline::Deadline;
 
-/// How long to wait between tries: doubling from `first` to `longest`, each
-/// with jitter, so that the pods of a node do not come back all at once.
+/// Pauses between tries: doubling from `first` to `longest`, with jitter, so that the
+/// pods of a node do not retry all at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     /// Before the second try.
     pub first: Duration,
-    /// At most.
+    /// Maximum pause.
     pub longest: Duration,
 }
 
-/// For an agent on the same node: soon at first, never rarer than every 3 s.
+/// For the agent of the same node: short at first, at most 3 s.
 pub const NODE_AGENT: Backoff =
     Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(3) };
 
-/// A random time of up to that, so that the pods of a cluster do not do at once
-/// what each has to do at times.
+/// A random time up to `longest`, so that the pods of a cluster do not do periodic work
+/// at the same moment.
 pub fn jitter(longest: Duration) -> Duration {
     longest.mul_f64(fastrand::f64())
 }
 
 #[derive(Debug)]
 pub enum Stopped<E> {
-    /// A failure that trying again can't mend.
+    /// A failure that a retry can't help.
     Final(E),
-    /// The deadline passed; with what failed last, if a try had ended by then.
+    /// The deadline passed. The second value is the last failure, if a try had ended by
+    /// then.
     Deadline(Deadline, Option<E>),
 }
 
-/// For what servers replicate to each other, in milliseconds mostly.
+/// For state that servers replicate to each other, mostly within milliseconds.
 pub const REPLICATION: Backoff =
     Backoff { first: Duration::from_millis(10), longest: Duration::from_secs(3) };
 
-/// Tries until it works, fails for good, or the deadline passes. A transient
-/// failure is logged once for each new cause, not once for each try.
+/// Retries while the failure is transient and the deadline has not passed. A transient
+/// failure is logged once per cause.
 pub async fn until<T, E, F>(
     deadline: Deadline,
     backoff: Backoff,
@@ -56,8 +57,8 @@ where
     until_quietly(deadline, backoff, Duration::ZERO, transient, attempt).await
 }
 
-/// As [`until`], for a failure that is normal at first: only what lasts longer
-/// than `quiet` is logged as a warning.
+/// Like [`until`], for a failure that is normal at first: it is logged as a warning
+/// only if it lasts longer than `quiet`.
 pub async fn until_quietly<T, E, F>(
     deadline: Deadline,
     backoff: Backoff,
@@ -104,7 +105,7 @@ where
 // === impl Stopped ===
 
 impl<E: Display> Display for Stopped<E> {
-    /// The last cause says more than that it took too long.
+    /// The last cause says more than "it took too long".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Final(error) => error.fmt(f),
@@ -119,7 +120,7 @@ impl<E: std::error::Error> std::error::Error for Stopped<E> {}
 // === impl Backoff ===
 
 impl Backoff {
-    /// The pauses, without end.
+    /// The endless sequence of pauses.
     pub fn pauses(self) -> impl Iterator<Item = Duration> {
         ExponentialBuilder::new()
             .with_min_delay(self.first)

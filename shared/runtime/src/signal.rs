@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT, as something to await.
+//! SIGTERM and SIGINT as futures.
 
 use std::fmt;
 
@@ -6,15 +6,14 @@ use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 use crate::exit::{Exit, Failure};
 
-/// The signals that ask a program to end. They are taken over as soon as this
-/// exists: process 1 of a container ignores a signal that it has no handler for.
+/// Signals that ask a program to end. Handlers are installed at once: process 1 of a
+/// container ignores a signal without a handler.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Stream,
     interrupt: Stream,
 }
 
-/// A request to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// SIGTERM, which the kubelet sends.
@@ -26,7 +25,7 @@ pub enum Signal {
 // === impl Signals ===
 
 impl Signals {
-    /// Takes the signals over. Needs a running tokio runtime.
+    /// Installs the handlers. Requires a running tokio runtime.
     pub fn install() -> Result<Self, Failure> {
         let take = |kind| {
             signal(kind).map_err(|error| {

@@ -1,14 +1,14 @@
-//! Standard output: data, and nothing else.
+//! Standard output: data, never log lines.
 
 use std::io::{ErrorKind, Write};
 
 use crate::{Exit, Failure};
 
-/// Writes text or bytes. If the reader has closed its end, as `head` does, that is no
-/// failure.
+/// Writes text or bytes. A closed pipe is not an error: a reader such as `head` has
+/// seen enough.
 ///
 /// # Errors
-/// Any other error of the write, such as a full disk.
+/// The write failed, for instance because the disk is full.
 pub fn write(data: impl AsRef<[u8]>) -> Result<(), Failure> {
     let mut stdout = std::io::stdout();
     match stdout.write_all(data.as_ref()).and_then(|()| stdout.flush()) {
