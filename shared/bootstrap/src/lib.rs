@@ -1,13 +1,13 @@
-//! The bootstrap document: what an Envoy sidecar reads when it starts.
+//! The bootstrap: the configuration that an Envoy sidecar starts with.
 //!
-//! It tells Envoy who it is, where its node's Consul agent serves xDS and with
-//! which token, and what of its metrics to show to whom. All else (listeners,
-//! clusters, certificates) comes from the agent later.
+//! It tells Envoy its identity, where its node's Consul agent serves xDS and with which
+//! token, and which metrics to expose where. Everything else (listeners, clusters,
+//! certificates) comes from the agent later.
 //!
-//! [`render`] is a pure function from [`Input`] to JSON: the caller resolves
-//! names, reads files and looks up the token. The document is an Envoy
-//! `config.bootstrap.v3.Bootstrap`, equal in meaning to the one of
-//! `consul connect envoy -bootstrap`, and Envoy accepts it without a warning.
+//! [`render`] is a pure function from [`Input`] to JSON: the caller resolves names,
+//! reads files and looks up the token. The result is an Envoy
+//! `config.bootstrap.v3.Bootstrap`, equivalent to that of `consul connect envoy
+//! -bootstrap`, and Envoy accepts it without a warning.
 //!
 //! ```
 //! use bootstrap::{Input, XdsAddress};

@@ -1,5 +1,5 @@
-//! Listeners that show one page each of Envoy's administration server, which
-//! itself must not be reached from outside: Envoy `config.listener.v3.Listener`.
+//! Listeners that each expose one endpoint of Envoy's admin server, which itself must
+//! not be reachable from outside: Envoy `config.listener.v3.Listener`.
 
 use std::net::SocketAddr;
 
@@ -25,8 +25,8 @@ pub(crate) fn prometheus(bind: SocketAddr, prometheus: &Prometheus, cluster: &st
                     "tls_certificate_sds_secret_configs": [{ "name": CERTIFICATE }],
                     "validation_context_sds_secret_config": { "name": VALIDATION },
                 },
-                // What Envoy does by default today, and says that it will change:
-                // a certificate that a client shows is verified, none is needed.
+                // Envoy's default today, which it announces to change: verify a client
+                // certificate if one is presented, require none.
                 "require_client_certificate": false,
             },
         });
@@ -46,7 +46,7 @@ pub(crate) fn ready(bind: SocketAddr, cluster: &str) -> Value {
     page_listener("envoy_ready", bind, &page, cluster, "/ready")
 }
 
-/// The secrets of a Prometheus listener with TLS: Envoy reads the files itself.
+/// Secrets of a Prometheus listener with TLS: Envoy reads the files itself.
 pub(crate) fn secrets(tls: &PrometheusTls) -> [Value; 2] {
     let validation = match &tls.ca {
         PrometheusCa::File(file) => json!({ "trusted_ca": { "filename": file } }),
@@ -64,8 +64,9 @@ pub(crate) fn secrets(tls: &PrometheusTls) -> [Value; 2] {
     ]
 }
 
-/// A listener that passes what `page` (an Envoy `config.route.v3.RouteMatch`)
-/// matches to `cluster`, under the path `target`, and answers 404 to all else.
+/// A listener that forwards requests matching `page` (an Envoy
+/// `config.route.v3.RouteMatch`) to the path `target` of `cluster`, and answers 404 to
+/// all others.
 fn page_listener(name: &str, bind: SocketAddr, page: &Value, cluster: &str, target: &str) -> Value {
     let routes = json!([
         { "match": page, "route": { "cluster": cluster, "prefix_rewrite": target } },

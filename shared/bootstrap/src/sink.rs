@@ -1,5 +1,5 @@
-//! Where metrics are sent: Envoy `config.metrics.v3.StatsSink` for
-//! `envoy_statsd_url` and `envoy_dogstatsd_url`.
+//! Destinations of metrics: Envoy `config.metrics.v3.StatsSink` for `envoy_statsd_url`
+//! and `envoy_dogstatsd_url`.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,7 +9,7 @@ use crate::Error;
 use crate::cluster;
 use crate::config::{Config, DOGSTATSD_URL, STATSD_URL};
 
-/// The one variable that is replaced inside an address.
+/// The only variable that is replaced inside an address.
 const HOST_IP: &str = "HOST_IP";
 
 /// The sinks of both keys; `env` looks up environment variables.
@@ -36,7 +36,7 @@ pub(crate) fn statsd(
     .collect()
 }
 
-/// Replaces variables: any, if it is the whole value; otherwise only `HOST_IP`.
+/// Replaces any variable if it is the whole value, otherwise only `HOST_IP`.
 fn expand(
     key: &'static str,
     url: &str,
@@ -73,8 +73,7 @@ fn expand(
     Ok(expanded)
 }
 
-/// The name of the variable that a text begins with (`$NAME` or `${NAME}`), and
-/// what follows it.
+/// The variable at the start of the text (`$NAME` or `${NAME}`), and the rest.
 fn variable(text: &str) -> Option<(&str, &str)> {
     let text = text.strip_prefix('$')?;
     let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -100,7 +99,7 @@ fn address(key: &'static str, url: &str) -> Result<Value, Error> {
     let server = server.strip_suffix('/').unwrap_or(server);
     let (host, port) =
         server.rsplit_once(':').ok_or_else(|| refuse("add the port, usually :8125"))?;
-    // An IPv6 address may come without brackets: `udp://$HOST_IP:8125`.
+    // An IPv6 address may lack brackets: `udp://$HOST_IP:8125`.
     let ip: IpAddr = host
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'))

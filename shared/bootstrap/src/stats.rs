@@ -5,15 +5,15 @@ use serde_json::{Value, json};
 use self::Since::{New, NewPlain, Renamed};
 use crate::{Error, Input};
 
-/// Rules that take tags out of the names of cluster metrics, which the agent
-/// builds as `HASH~SUBSET.SERVICE.NAMESPACE.PARTITION.DATACENTER.ROUTING.TRUSTDOMAIN.consul`,
-/// or `SERVICE.NAMESPACE.PEER.external.TRUSTDOMAIN.consul` for peered services.
+/// Rules that extract tags from the names of cluster metrics, which the agent builds as
+/// `HASH~SUBSET.SERVICE.NAMESPACE.PARTITION.DATACENTER.ROUTING.TRUSTDOMAIN.consul`, or
+/// `SERVICE.NAMESPACE.PEER.external.TRUSTDOMAIN.consul` for peered services.
 ///
-/// In the expressions `S` stands for one segment, `[^.]+`. The outer group is
-/// what is cut from the metric's name, the inner one is the tag's value.
+/// In the expressions, `S` stands for one segment, `[^.]+`. The outer group is cut from
+/// the metric's name, the inner one is the tag's value.
 ///
-/// Consul 1.9 renamed the tags from `consul.X` to `consul.destination.X`; those
-/// marked `Renamed` are written under both names.
+/// Consul 1.9 renamed the tags from `consul.X` to `consul.destination.X`; those marked
+/// `Renamed` are written under both names.
 const CLUSTER_RULES: [(&str, Since, &str); 11] = [
     ("custom_hash", Renamed, r"((?:(S)~)?(?:S\.)?S\.S\.(?:S\.)?S\.S\.S\.consul\.)"),
     ("service_subset", Renamed, r"((?:S~)?(?:(S)\.)?S\.S\.(?:S\.)?S\.S\.S\.consul\.)"),
@@ -44,12 +44,12 @@ const UPSTREAM_RULES: [(&str, &str); 5] = [
 enum Since {
     Renamed,
     New,
-    /// New, and never used for a passthrough cluster.
+    /// New, and not used for passthrough clusters.
     NewPlain,
 }
 
-/// The default tags of Consul and the user's own, `NAME=VALUE` or `NAME` for
-/// the value 1. A tag of the user's replaces a default with a fixed value.
+/// Consul's default tags and the user's, `NAME=VALUE`, or `NAME` for the value 1. A
+/// user's tag replaces a default one with a fixed value.
 pub(crate) fn config(input: &Input, user_tags: &[String]) -> Result<Value, Error> {
     let user: Vec<(String, &str)> = user_tags
         .iter()

@@ -1,6 +1,6 @@
-//! Metrics for Consul's telemetry collector, pushed through the mesh: Envoy
-//! writes them to a socket in `envoy_telemetry_collector_bind_socket_dir`, on
-//! which the agent has it listen by xDS.
+//! Metrics for Consul's telemetry collector, sent through the mesh: Envoy writes them
+//! to a socket in `envoy_telemetry_collector_bind_socket_dir`, on which it listens by
+//! xDS.
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -14,15 +14,15 @@ const LOOPBACK: &str = "consul_telemetry_collector_loopback";
 
 /// Path of the proxy's socket in the directory `dir`.
 ///
-/// The agent computes the same: the name must be unique for each proxy, and short,
-/// since paths of sockets have room for about 100 bytes.
+/// The agent computes the same path. The name must be unique for each proxy, and short,
+/// since a socket's path is limited to about 100 bytes.
 pub(crate) fn socket(dir: &str, proxy: &Proxy) -> String {
     let id = format!("{}_{}", proxy.namespace(), proxy.id);
     let name = BASE64_URL_SAFE_NO_PAD.encode(Sha1::digest(id.as_bytes()));
     format!("{}/{name}.sock", dir.trim_end_matches('/'))
 }
 
-/// The listener on `socket`, as Envoy's client sees it.
+/// The socket's listener as a cluster.
 pub(crate) fn cluster(socket: &str) -> Value {
     cluster::grpc_socket(LOOPBACK, socket)
 }

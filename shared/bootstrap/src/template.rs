@@ -1,6 +1,6 @@
-//! `envoy_bootstrap_json_tpl`: the part of Go's `text/template` that templates
-//! for the bootstrap need, which covers a copy of Consul's own default. What is not
-//! understood is refused by name, never skipped, also where it would not be reached.
+//! `envoy_bootstrap_json_tpl`: the part of Go's `text/template` that bootstrap
+//! templates need, which covers a copy of Consul's own default. An unsupported
+//! construct is rejected by name, even in a branch that is not taken.
 //!
 //! Source: <https://pkg.go.dev/text/template>.
 
@@ -12,9 +12,9 @@ use crate::Error;
 
 #[derive(Debug, Clone)]
 pub(crate) enum Field {
-    /// Goes between quotes of the template's, so it is escaped for JSON.
+    /// Stands between quotes of the template, so it is escaped for JSON.
     Text(String),
-    /// JSON values, with commas between them. A text for Go.
+    /// JSON values separated by commas. Go sees a text.
     Json(Vec<Value>),
     /// JSON values, one by one.
     List(Vec<Value>),
@@ -22,11 +22,11 @@ pub(crate) enum Field {
     Flag(bool),
 }
 
-/// Actions and parentheses within each other at most.
+/// Maximum nesting of actions and parentheses.
 const DEPTH: usize = 64;
 
-/// The fields are those of a struct within the arguments, which Go finds without its
-/// name, too.
+/// These fields are in an embedded struct of the arguments; Go finds them with and
+/// without its name.
 const EMBEDDED: &str = "GRPC";
 
 pub(crate) fn render(template: &str, fields: &[(&'static str, Field)]) -> Result<String, Error> {
@@ -48,13 +48,12 @@ pub(crate) fn render(template: &str, fields: &[(&'static str, Field)]) -> Result
     Ok(output)
 }
 
-/// Why an action is refused.
 struct Refusal {
     action: String,
     problem: String,
 }
 
-/// What stands between actions, or between `{{` and `}}`, without what they trim.
+/// Text between actions, or an action, with surrounding white space trimmed.
 enum Piece<'t> {
     Text(&'t str),
     Action(&'t str),
@@ -75,9 +74,9 @@ type Names = (Option<String>, Option<String>);
 
 enum Expression {
     Constant(Datum),
-    /// A field, by its place.
+    /// A field, by index.
     Field(usize),
-    /// `.`, which is the arguments as a whole if it is used outside.
+    /// `.`; at the top level, the arguments as a whole.
     Dot,
     Variable(String),
     Call(Function, Vec<Expression>),
@@ -97,12 +96,12 @@ enum Function {
     Len,
 }
 
-/// What an expression comes to.
+/// The value of an expression.
 #[derive(Clone)]
 enum Datum {
-    /// A text of ours, escaped when it is printed.
+    /// Our text, escaped when it is printed.
     Text(String),
-    /// A text of the template's.
+    /// The template's text.
     Literal(String),
     Json(Vec<Value>),
     List(Vec<Value>),
@@ -133,7 +132,7 @@ impl Refusal {
 
 // === Lexer ===
 
-/// Splits the template, and trims as the actions say.
+/// Splits the template and trims white space as the actions say.
 fn pieces(template: &str) -> Result<Vec<Piece<'_>>, Refusal> {
     let mut pieces = Vec::new();
     let mut rest = template;
@@ -169,8 +168,8 @@ fn pieces(template: &str) -> Result<Vec<Piece<'_>>, Refusal> {
     }
 }
 
-/// Where the closing braces of an action are, which are not those of a quoted text
-/// or of a comment.
+/// Position of the closing braces of an action, ignoring those in quoted texts and
+/// comments.
 fn end_of(inside: &str) -> Option<usize> {
     if inside.trim_start().starts_with("/*") {
         let comment = inside.find("*/")?;
@@ -239,18 +238,18 @@ fn tokens(action: &str) -> Result<Vec<Token>, String> {
 struct Parser<'p, 't> {
     pieces: &'p [Piece<'t>],
     fields: &'p [(&'static str, Field)],
-    /// The names of variables that can be seen.
+    /// Names of the variables in scope.
     variables: Vec<String>,
-    /// For each `with` and `range` around: the dot is not the arguments.
+    /// One for each enclosing `with` and `range`: the dot is not the arguments.
     dots: Vec<()>,
     depth: usize,
 }
 
-/// What ended a block, `end` or `else`, with what follows the latter.
+/// The action that ended a block, `end` or `else`, with the words behind `else`.
 type End<'t> = (&'t str, Vec<Token>);
 
 impl<'t> Parser<'_, 't> {
-    /// The nodes up to the end of a block; none: of the template.
+    /// The nodes up to the end of the block, or of the template if the end is `None`.
     fn block(&mut self, of: &str) -> Result<(Vec<Node<'t>>, Option<End<'t>>), Refusal> {
         if self.depth > DEPTH {
             return Err(Refusal::new(of, "is nested too deeply"));
@@ -348,7 +347,7 @@ impl<'t> Parser<'_, 't> {
         Ok(node)
     }
 
-    /// What is done, and what is done otherwise.
+    /// The nodes of both branches.
     fn branches(
         &mut self,
         action: &'t str,
@@ -364,7 +363,7 @@ impl<'t> Parser<'_, 't> {
         let name = action.split_whitespace().next().unwrap_or_default();
         let (otherwise, end) = match end {
             Some((action, words)) if words.len() > 1 => {
-                // `else if`: a block of its own, which ends with this one.
+                // `else if` is a nested block, which ends with this one.
                 if !matches!(&words[1], Token::Word(word) if word == "if" || word == "with") {
                     return Err(Refusal::new(action, "is not understood"));
                 }
@@ -388,7 +387,7 @@ impl<'t> Parser<'_, 't> {
         if rest.is_empty() { Ok(value) } else { Err("is not understood".to_owned()) }
     }
 
-    /// Commands, each with the value of the one before as its last argument.
+    /// Commands, each with the previous one's value as its last argument.
     fn pipeline(&mut self, rest: &mut &[Token]) -> Result<Expression, String> {
         let mut value = self.command(rest, None)?;
         while let [Token::Pipe, after @ ..] = *rest {
@@ -594,7 +593,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Prints nodes with another dot, and with further variables.
+    /// Prints nodes with another dot and additional variables.
     fn within(
         &mut self,
         dot: Datum,
@@ -680,7 +679,7 @@ impl Run<'_> {
 // === impl Datum ===
 
 impl Datum {
-    /// Whether `if` takes it for true.
+    /// Whether Go's `if` treats it as true.
     fn is_set(&self) -> bool {
         match self {
             Self::Text(text) | Self::Literal(text) => !text.is_empty(),
@@ -703,7 +702,7 @@ impl Datum {
         }
     }
 
-    /// What is a text for Go.
+    /// The value as Go's text.
     fn text(&self) -> Option<String> {
         match self {
             Self::Text(text) | Self::Literal(text) => Some(text.clone()),
@@ -777,7 +776,7 @@ mod tests {
         }
     }
 
-    /// These constructs of Consul's own default template were refused.
+    /// Constructs of Consul's own default template that used to be rejected.
     #[test]
     fn conditions_ranges_and_variables_are_gos() {
         for (template, expected) in [

@@ -1,4 +1,4 @@
-//! The document as a whole; `tests/golden/` has whole documents.
+//! Whole bootstraps; the expected ones are in `tests/golden/`.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -230,7 +230,7 @@ fn prometheus_over_tls() {
     tls.ca = PrometheusCa::Path("/tls/cas".to_owned());
     assert_eq!(validation(&input), json!({"watched_directory": {"path": "/tls/cas"}}));
 
-    // Without the listener nobody needs the secrets.
+    // Without the listener, the secrets are not needed.
     input.proxy.config.clear();
     assert!(document(&input)["static_resources"].get("secrets").is_none());
 
@@ -326,14 +326,14 @@ fn a_template_replaces_the_document() {
             "proxy config envoy_bootstrap_json_tpl can't be rendered: {{ range .Nope }}"
         )
     );
-    // The other keys are checked all the same.
+    // The other keys are still checked.
     let mut both = template("{}");
     both.proxy.config.insert("envoy_stats_bind_addr".to_owned(), json!("x"));
     assert!(error(&both).contains("envoy_stats_bind_addr"));
 }
 
-/// A template with the constructs of Consul's own default was refused. This one has
-/// them all, and comes to what is rendered without a template.
+/// A template with all constructs of Consul's own default, which used to be rejected,
+/// renders the same as no template.
 #[test]
 fn a_template_with_the_constructs_of_consuls_own_is_rendered() {
     let template = r#"{
@@ -371,7 +371,7 @@ fn a_template_with_the_constructs_of_consuls_own_is_rendered() {
     );
 }
 
-/// Every key, each with values that come near to what it takes.
+/// Every key with values close to valid ones.
 fn any_config() -> impl Strategy<Value = Map<String, Value>> {
     let key = prop::sample::select(vec![
         "envoy_bootstrap_json_tpl",

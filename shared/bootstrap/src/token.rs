@@ -1,10 +1,11 @@
-//! The ACL token in a document: another one, or a file that Envoy watches.
+//! The ACL token of a bootstrap: replacing it, or moving it to a file that Envoy
+//! watches.
 
 use serde_json::{Value, json};
 
 use crate::cluster::LOCAL_AGENT;
 
-/// The metadata by which Envoy gives its token to the agent.
+/// The gRPC metadata key of the ACL token.
 pub(crate) const METADATA_KEY: &str = "x-consul-token";
 
 /// The name under which Envoy asks for the token.
@@ -18,8 +19,8 @@ pub(crate) const SECRET: &str = "consul-token";
 /// The tests run on 1.36 and 1.40.
 pub const WATCHES_TOKEN: u32 = 34;
 
-/// What the file holds from which Envoy reads its token: a secret of Envoy's
-/// secret discovery service, by file.
+/// Contents of the file from which Envoy reads its token: a secret of Envoy's secret
+/// discovery service.
 pub fn token_secret(token: &str) -> Value {
     json!({
         "resources": [{
@@ -30,10 +31,9 @@ pub fn token_secret(token: &str) -> Value {
     })
 }
 
-/// Lets Envoy read its token from a file, which holds what [`token_secret`] makes,
-/// and read it again when another is moved there. Returns whether the document
-/// is one of ours, in which that can be done: one by a template of the user's
-/// keeps the token where it is.
+/// Makes Envoy read its token from a file with the contents of [`token_secret`], and
+/// again whenever the file is replaced. Returns `false` for a bootstrap from a user's
+/// template, which keeps its token where it is.
 ///
 /// Source: Envoy's "Credential injector" page, and `SdsSecretConfig`.
 pub fn watch_token(document: &mut Value, file: &str) -> bool {
@@ -59,8 +59,8 @@ pub fn watch_token(document: &mut Value, file: &str) -> bool {
     true
 }
 
-/// The filters of the cluster: the one that adds the token, and the one that
-/// must come last.
+/// HTTP filters of the cluster: the one that adds the token, and the one that must come
+/// last.
 fn injector(file: &str) -> Value {
     json!([
         {
@@ -93,8 +93,8 @@ fn injector(file: &str) -> Value {
     ])
 }
 
-/// Puts another ACL token in the place of each that a document has; how many
-/// there were. A document by a template of the user's may have it anywhere.
+/// Replaces every occurrence of the ACL token, and returns how many there were. A
+/// user's template may put it anywhere.
 pub fn replace_token(document: &mut Value, token: &str) -> usize {
     match document {
         Value::Object(members) => {
@@ -127,7 +127,7 @@ mod tests {
         let text = document.to_string();
         assert!(text.contains("/d/token.json") && !text.contains("s3cret"), "{text}");
         assert!(token_secret("s3cret").to_string().contains("s3cret"));
-        // There is nothing to put it into any more, nor in what a template made.
+        // Neither this bootstrap nor one from a template contains a token to replace.
         assert!(!watch_token(&mut document, "/d/other.json"));
         assert!(!watch_token(&mut json!({"static_resources": {"clusters": []}}), "/d"));
     }

@@ -1,18 +1,18 @@
-//! What `connect-init` leaves in the pod for `connect-lifecycle`, and how the processes
-//! of a pod keep out of each other's way.
+//! Files that `connect-init` leaves in the pod for `connect-lifecycle`, and the lock
+//! between the processes of a pod.
 //!
 //! - [`Handoff`]: the directory and its files
-//! - [`record`]: the registration as it is written down, [`record::Record`]
-//! - [`tombstone`](Handoff::bury): the registration was taken back for good
+//! - [`record`]: the record of the registration, [`record::Record`]
+//! - [`tombstone`](Handoff::bury): the registration is deregistered for good
 //! - [`lock`]: one process at a time registers or deregisters
 //!
-//! Two rules keep a registration from coming back after it was taken back: every
-//! registration is made under the lock and only if there is no tombstone; every
-//! deregistration writes the tombstone first and then takes the lock, and so waits for
-//! a registration that is under way.
+//! Two rules prevent a registration after the pod has deregistered: every registration
+//! is made under the lock and only if there is no tombstone; every deregistration
+//! writes the tombstone first and then takes the lock, and so waits for a registration
+//! in flight.
 //!
-//! Releases read each other's files: unknown fields are ignored, and a field is never
-//! given another meaning.
+//! Releases read each other's files: unknown fields are ignored, and a field never
+//! changes its meaning.
 
 pub mod lock;
 pub mod record;
@@ -28,35 +28,36 @@ use serde_json::Value;
 pub use lock::Lock;
 pub use record::{Login, Record};
 
-/// The directory that the pod's injected containers share, if no flag names another.
+/// Default of the directory that the pod's injected containers share.
 pub const DEFAULT_DIR: &str = "/consul/connect-inject";
 
-/// What was seen of a sidecar once, and is not asked again.
+/// A state that a sidecar has reached, and that is not checked again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Milestone {
-    /// It was ready, since its container began.
+    /// It has been ready since its container started.
     Ready,
-    /// It was in service, since its container began: Consul would send it traffic.
+    /// It has been in service since its container started: Consul would send it
+    /// traffic.
     InService,
-    /// The servers listed it as healthy, since its registration began.
+    /// The servers have listed it as healthy since its registration.
     Listed,
     /// `connect-init` has tried to register it.
     Tried,
 }
 
-/// A registration's files in the directory that the pod's containers share. Each
-/// service of the pod has its own; what all of them need is there once.
+/// The files of a registration in the directory that the pod's containers share. Each
+/// service of the pod has its own; files that all services need exist once.
 #[derive(Clone, Debug)]
 pub struct Handoff {
     dir: PathBuf,
-    /// What tells a further service's files from those of the first.
+    /// Distinguishes a further service's files from those of the first.
     suffix: String,
 }
 
 // === impl Handoff ===
 
 impl Handoff {
-    /// The files of the pod's first service, in that directory.
+    /// The files of the pod's first service.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), suffix: String::new() }
     }
@@ -66,12 +67,12 @@ impl Handoff {
         Self { dir: dir.into(), suffix: format!("-{service}") }
     }
 
-    /// What was registered, and with whom.
+    /// The record of the registration and its agent.
     pub fn record(&self) -> PathBuf {
         self.own("registration", ".json")
     }
 
-    /// What Envoy starts from. It may hold the ACL token.
+    /// Envoy's bootstrap. It may contain the ACL token.
     pub fn bootstrap(&self) -> PathBuf {
         self.own("envoy-bootstrap", ".json")
     }
@@ -80,42 +81,41 @@ impl Handoff {
         self.own("acl-token", "")
     }
 
-    /// Removes the ACL token's file; one that is not there is fine.
+    /// Removes the ACL token's file, if it exists.
     pub fn remove_token(&self) -> Result<(), WriteError> {
         remove(&self.token())
     }
 
-    /// The ACL token as Envoy reads it, and reads again when it changes.
+    /// The ACL token in the form that Envoy watches.
     pub fn envoy_token(&self) -> PathBuf {
         self.own("envoy-acl-token", ".json")
     }
 
-    /// Whether an Envoy that starts from the bootstrap reads its token from a file.
+    /// Whether Envoy reads its token from a file rather than from the bootstrap.
     pub fn has_envoy_token(&self) -> bool {
         self.envoy_token().exists()
     }
 
-    /// Writes the ACL token as Envoy reads it.
     pub fn write_envoy_token(&self, document: &Value) -> Result<(), WriteError> {
         write_whole(&self.envoy_token(), 0o600, format!("{document}\n").as_bytes())
     }
 
-    /// Removes the token that Envoy reads: the bootstrap has its own.
+    /// Removes the token file that Envoy watches: the bootstrap contains the token.
     pub fn remove_envoy_token(&self) -> Result<(), WriteError> {
         remove(&self.envoy_token())
     }
 
-    /// Whether the sidecar reached a milestone.
+    /// Whether the sidecar has reached a milestone.
     pub fn has_reached(&self, milestone: Milestone) -> bool {
         self.milestone(milestone).exists()
     }
 
-    /// Notes that the sidecar reached a milestone.
+    /// Records that the sidecar has reached a milestone.
     pub fn note(&self, milestone: Milestone) -> Result<(), WriteError> {
         write_whole(&self.milestone(milestone), 0o600, io::empty())
     }
 
-    /// Forgets that the sidecar reached a milestone.
+    /// Forgets a milestone.
     pub fn forget(&self, milestone: Milestone) -> Result<(), WriteError> {
         remove(&self.milestone(milestone))
     }
@@ -130,12 +130,12 @@ impl Handoff {
         self.own(stem, "")
     }
 
-    /// Why Envoy gets no configuration although the agent answers; none if it does.
+    /// Why Envoy gets no configuration although the agent answers, if that is so.
     pub fn cut_off(&self) -> Option<String> {
         std::fs::read_to_string(self.own("cut-off", "")).ok()
     }
 
-    /// Notes that Envoy gets no configuration, and why, or that it does.
+    /// Records why Envoy gets no configuration, or that it does.
     pub fn note_cut_off(&self, why: Option<&str>) -> Result<(), WriteError> {
         let path = self.own("cut-off", "");
         match why {
@@ -144,7 +144,7 @@ impl Handoff {
         }
     }
 
-    /// When the registration was taken back for good; none if it was not.
+    /// When the tombstone was written, if it was.
     pub fn buried_at(&self) -> Option<SystemTime> {
         std::fs::metadata(self.tombstone()).and_then(|file| file.modified()).ok()
     }
@@ -153,7 +153,7 @@ impl Handoff {
         self.own("deregistered", "")
     }
 
-    /// Whoever holds it registers or deregisters.
+    /// The file of the lock for registering and deregistering.
     pub fn lock_file(&self) -> PathBuf {
         self.own("lock", "")
     }
@@ -166,7 +166,7 @@ impl Handoff {
         self.dir.join("consul-ca.pem")
     }
 
-    /// The certificate shown to the agent.
+    /// The client certificate for the agent.
     pub fn client_cert(&self) -> PathBuf {
         self.dir.join("client-cert.pem")
     }
@@ -180,18 +180,18 @@ impl Handoff {
         self.dir.join("http-auth")
     }
 
-    /// The lifecycle helper, for containers whose image lacks it.
+    /// A copy of `connect-lifecycle`, for containers whose image lacks it.
     pub fn helper(&self) -> PathBuf {
         self.dir.join("connect-lifecycle")
     }
 
     pub fn write_bootstrap(&self, document: &Value) -> Result<(), WriteError> {
-        // It may hold the ACL token.
+        // It may contain the ACL token.
         write_whole(&self.bootstrap(), 0o600, format!("{document:#}\n").as_bytes())
     }
 
-    /// Takes away the files that a process was writing when it was killed. To
-    /// be called before any other process of the pod writes.
+    /// Removes temporary files of a process that was killed. Call it before any other
+    /// process of the pod writes.
     pub fn sweep(&self) -> Result<(), WriteError> {
         let unreadable = |source| WriteError { path: self.dir.clone(), source };
         for entry in std::fs::read_dir(&self.dir).map_err(unreadable)? {
@@ -203,8 +203,8 @@ impl Handoff {
         Ok(())
     }
 
-    /// Notes that the registration is taken back for good: from now on nobody
-    /// makes it again. The note survives a crash.
+    /// Writes the tombstone: from now on, no process of the pod registers. It survives
+    /// a crash.
     pub fn bury(&self) -> Result<(), WriteError> {
         if self.tombstone().is_file() {
             return Ok(()); // the first sign counts
@@ -212,18 +212,18 @@ impl Handoff {
         write_whole(&self.tombstone(), 0o640, io::empty())
     }
 
-    /// Whether the registration was taken back for good.
+    /// Whether there is a tombstone.
     pub fn is_buried(&self) -> bool {
         self.tombstone().exists()
     }
 
-    /// Takes the note back: the container starts again, so its pod lives.
+    /// Removes the tombstone: the container starts again, so its pod lives.
     pub fn unbury(&self) -> Result<(), WriteError> {
         remove(&self.tombstone())
     }
 }
 
-/// Removes a file so that it stays removed; one that is not there is fine.
+/// Removes a file durably, if it exists.
 fn remove(path: &Path) -> Result<(), WriteError> {
     let removed = match std::fs::remove_file(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

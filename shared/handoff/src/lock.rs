@@ -1,4 +1,4 @@
-//! One process at a time registers or deregisters.
+//! The lock for registering and deregistering.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,8 +11,8 @@ use runtime::file::WriteError;
 
 use crate::Handoff;
 
-/// The right to register or deregister. The kernel takes it back when the
-/// process ends, however it ends.
+/// The right to register or deregister. The kernel releases the lock however the
+/// process ends.
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
@@ -27,13 +27,13 @@ pub enum LockError {
     Held(Deadline),
 }
 
-/// How often a lock that another process holds is asked for again. The kernel
-/// has no event for it that can be awaited next to others, and it is rarely
-/// held for longer than a request to the agent takes.
+/// Interval at which a held lock is requested again. The kernel offers no event for it
+/// that can be awaited beside others, and it is rarely held for longer than a request
+/// to the agent.
 const AGAIN: Duration = Duration::from_millis(10);
 
 impl Handoff {
-    /// Takes the lock; waits for another process until the deadline.
+    /// Takes the lock, waiting until the deadline.
     pub async fn lock(&self, deadline: Deadline) -> Result<Lock, LockError> {
         let path = self.lock_file();
         let open = OpenOptions::new().create(true).append(true).mode(0o640).open(&path);

@@ -1,4 +1,4 @@
-//! The registration as it is written down.
+//! The record of a registration.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,26 +12,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::Handoff;
 
-/// The form that this release writes. A release raises it only if an older one
-/// can't make sense of the file any more.
+/// Format version. A release raises it only if older releases could no longer use the
+/// file.
 const VERSION: u32 = 1;
 
-/// What was registered, and with whom.
+/// The record of a registration and its agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// The form of this record.
+    /// Format version of this record.
     version: u32,
-    /// Service and proxy, as they were sent.
+    /// Service and proxy as they were sent.
     #[serde(flatten)]
     pub pair: Pair,
     pub agent: AgentRecord,
     pub admin: SocketAddr,
-    /// How the ACL token was had, if it was by login.
+    /// How to log in again, if the ACL token came from a login.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login: Option<Login>,
 }
 
-/// An agent, and how it is spoken to. The token is in a file of its own.
+/// An agent, and how to connect to it. The token is in a file of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentRecord {
     /// Where it listens for HTTP.
@@ -44,11 +44,11 @@ pub struct AgentRecord {
     pub partition: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// The file with the token, if there is one.
+    /// The file with the ACL token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
-    /// The file that the token in `token_file` was copied from, if a file was named.
-    /// Where it can be read, it wins: its owner may put another token there.
+    /// The original of `token_file`. Where it can be read, it wins: its owner may put
+    /// another token there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_source: Option<PathBuf>,
     /// The file with user and password for HTTP basic authentication.
@@ -60,10 +60,10 @@ pub struct AgentRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {
     pub auth_method: String,
-    /// The file with what proves to it who logs in: in a pod, the token of its
-    /// service account. The kubelet renews it.
+    /// The file with the bearer token: in a pod, that of the service account, which the
+    /// kubelet renews.
     pub bearer_token_file: PathBuf,
-    /// What the token's description says of its owner.
+    /// Identifies the pod in the description of the token.
     pub meta: BTreeMap<String, String>,
 }
 
@@ -73,7 +73,7 @@ pub enum ReadError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} is not a registration of this program: {source}", .path.display())]
     Form { path: PathBuf, source: serde_json::Error },
-    /// The file was written by a release that this one can't follow.
+    /// A newer release wrote the file in a format that this one can't read.
     #[error("{} has version {version}, this program reads up to {VERSION}", .path.display())]
     Version { path: PathBuf, version: u32 },
 }
@@ -86,7 +86,7 @@ impl Record {
     }
 
     pub fn write(&self, handoff: &Handoff) -> Result<(), WriteError> {
-        // Strings, numbers, lists and maps with string keys.
+        // Strings, numbers, lists and maps with string keys always serialize.
         let mut text = serde_json::to_vec_pretty(self).expect("a record is JSON");
         text.push(b'\n');
         write_whole(&handoff.record(), 0o640, text.as_slice())
@@ -100,7 +100,7 @@ impl Record {
         let path = handoff.record();
         let text = std::fs::read(&path)
             .map_err(|source| ReadError::Read { path: path.clone(), source })?;
-        // The version first: a form that we can't follow need not fit our fields.
+        // The version first: the fields of another format need not fit ours.
         let Version { version } = serde_json::from_slice(&text)
             .map_err(|source| ReadError::Form { path: path.clone(), source })?;
         if version > VERSION {
@@ -113,8 +113,8 @@ impl Record {
 // === impl AgentRecord ===
 
 impl AgentRecord {
-    /// A client of that agent, with the token as it is in the file now; without
-    /// one if there is no such file: it was logged out.
+    /// A client of the agent with the token that the file contains now; without one if
+    /// the file is gone after a logout.
     pub fn connect(&self) -> Result<Agent, SetupError> {
         let token = self.token()?;
         let Self { http_addr, tls, namespace, partition, node, http_auth_file, .. } = self.clone();
@@ -130,11 +130,10 @@ impl AgentRecord {
         })
     }
 
-    /// The token as it is now: in the file that it came from, if there is one in
-    /// there, else in the copy.
+    /// The current token: from the original file, if it has one, else from the copy.
     pub fn token(&self) -> Result<Option<SecretString>, SetupError> {
         let source = self.token_source.as_deref();
-        // Not every container of the pod has the file mounted, or may read it.
+        // Not every container of the pod mounts the file, or may read it.
         match source.and_then(|file| read(Some(file)).ok().flatten()) {
             Some(token) => Ok(Some(token)),
             None => read(self.token_file.as_deref()),
@@ -153,7 +152,6 @@ fn read(file: Option<&Path>) -> Result<Option<SecretString>, SetupError> {
 // === impl ReadError ===
 
 impl ReadError {
-    /// What to do next.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {

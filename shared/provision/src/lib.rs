@@ -1,5 +1,5 @@
-//! What a sidecar starts from, in the directory that `connect-lifecycle` reads: made
-//! ready before anything is registered, and filled afterwards.
+//! The files that a sidecar starts from, in the directory that `connect-lifecycle`
+//! reads: prepared before anything is registered, and written afterwards.
 
 mod prepare;
 mod provide;

@@ -1,5 +1,5 @@
-//! The directory made ready, before anything is registered: if it can't be written to,
-//! nothing has to be taken back.
+//! Prepares the directory before anything is registered, so that a directory that can't
+//! be written needs no rollback.
 
 use std::fs::File;
 use std::path::Path;
@@ -11,9 +11,9 @@ use runtime::Failure;
 use runtime::file::write_whole;
 use secrecy::ExposeSecret;
 
-/// Takes away what a process that was killed left half written in the directory, and
-/// puts there what the agent is spoken to with. Returns the files of TLS as the pod's
-/// other containers see them.
+/// Removes temporary files of a process that was killed, and copies the files for the
+/// connection to the agent into the directory. Returns the TLS files by the paths that
+/// the pod's other containers see.
 pub fn prepare(handoff: &Handoff, config: &Config) -> Result<TlsFiles, Failure> {
     handoff.sweep()?;
     if let Some(auth) = &config.http_auth {
@@ -28,7 +28,7 @@ pub fn prepare(handoff: &Handoff, config: &Config) -> Result<TlsFiles, Failure> 
     Ok(copies(handoff, &config.tls))
 }
 
-/// The files of TLS as the pod's other containers see them.
+/// The TLS files by the paths that the pod's other containers see.
 pub fn copies(handoff: &Handoff, tls: &TlsFiles) -> TlsFiles {
     let TlsFiles { client_cert, client_key, server_name, skip_verify, .. } = tls;
     TlsFiles {
@@ -41,7 +41,6 @@ pub fn copies(handoff: &Handoff, tls: &TlsFiles) -> TlsFiles {
     }
 }
 
-/// Copies a file, if there is one to copy.
 fn copy(from: Option<&Path>, to: &Path, mode: u32) -> Result<(), Failure> {
     let Some(from) = from else { return Ok(()) };
     let source = File::open(from).map_err(|error| {

@@ -1,19 +1,18 @@
-//! What is registered with Consul's agent: a service, its sidecar proxy, their
-//! checks and their upstreams, in the agent's own terms and JSON.
+//! Registrations with Consul's agent: a service, its sidecar proxy, their checks and
+//! upstreams, in the agent's terms and JSON.
 //!
-//! - [`service`]: the body of a registration, as "Register Service" of Consul's
-//!   Agent HTTP API takes it
-//! - [`proxy`]: what makes a service a Connect proxy
-//! - [`check`]: how the agent learns of its health
-//! - [`listener`]: which listeners on one host can't stand side by side
-//! - [`upstream`]: the one grammar for upstreams, of annotation and flags
+//! - [`service`]: the request body of "Register Service" in Consul's Agent HTTP API
+//! - [`proxy`]: the proxy part of a service
+//! - [`check`]: health checks
+//! - [`listener`]: collisions between listeners on one host
+//! - [`upstream`]: upstreams, and their grammar in annotations and flags
 //! - [`port`]: a port as a number or by a container port's name
-//! - [`name`]: what may be the name of a service
-//! - [`machine`]: what a service and sidecar of a definition file are registered as
-//! - [`pod`]: what a pod's service and sidecar are registered as
+//! - [`name`]: rules for service names
+//! - [`machine`]: the registrations of a definition file with a sidecar
+//! - [`pod`]: the registrations of a pod's service and sidecar
 //!
-//! Nothing here does I/O. Empty fields are left out of the JSON, because an
-//! older agent refuses a key that it does not know.
+//! Nothing here does I/O. Empty fields are left out of the JSON, because an older agent
+//! rejects a key that it does not know.
 
 pub mod check;
 pub mod listener;
@@ -32,7 +31,7 @@ pub use service::Service;
 pub use token::Token;
 pub use upstream::Upstream;
 
-/// Whether a value is its type's default: such a key is not sent.
+/// Whether a value is its type's default, and not sent.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

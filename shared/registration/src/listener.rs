@@ -1,11 +1,11 @@
-//! Which listeners on one host can't stand side by side.
+//! Collisions between listeners on one host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The address of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bind {
-    /// All addresses, or one that is not known.
+    /// All addresses, or an unknown one.
     Any,
     /// One address. `0.0.0.0` stands for all IPv4 addresses, `::` for all IPv6
     /// ones: Envoy does not listen for IPv4 there.
@@ -18,17 +18,17 @@ pub enum Bind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     pub bind: Bind,
-    /// From 1 on.
+    /// Not 0.
     pub port: u16,
-    /// What listens, as an error names it.
+    /// What listens, for errors.
     pub what: String,
-    /// Whether it is the application and not its proxy. One application may have
+    /// Whether it is the application rather than its proxy. One application may have
     /// several entries on a port; only the proxy's listeners collide.
     pub is_application: bool,
 }
 
-/// The pairs of listeners that collide, by index: each listener with the first
-/// one before it whose place it would take.
+/// The colliding pairs, by index: each listener with the first earlier one that it
+/// collides with.
 pub fn collisions(listeners: &[Listener]) -> Vec<(usize, usize)> {
     let mut by_port: Vec<usize> = (0..listeners.len()).collect();
     by_port.sort_by_key(|index| (listeners[*index].port, *index));
@@ -50,8 +50,7 @@ pub fn collisions(listeners: &[Listener]) -> Vec<(usize, usize)> {
 // === impl Bind ===
 
 impl Bind {
-    /// The address that a text gives; `None` for a host name, of which only its
-    /// host knows the address.
+    /// Parses an address; `None` for a host name, whose address only that host knows.
     pub fn of(text: &str) -> Option<Self> {
         let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
         match bare {
@@ -61,7 +60,7 @@ impl Bind {
         }
     }
 
-    /// Whether one connection could reach either.
+    /// Whether a connection could reach either.
     pub fn meets(self, other: Self) -> bool {
         match (self, other) {
             (Self::Any, _) | (_, Self::Any) => true,

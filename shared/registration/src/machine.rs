@@ -1,24 +1,23 @@
-//! A service and its sidecar from a definition, as two registrations of their own:
-//! what `connect-lifecycle` keeps on a machine without Kubernetes.
+//! The two registrations, service and sidecar, of a definition: what
+//! `connect-lifecycle` maintains on a machine without Kubernetes.
 //!
-//! Source of the defaults: "Sidecar service defaults" of Consul's page on
-//! registering sidecar proxies.
+//! Source of the defaults: "Sidecar service defaults" of Consul's page on registering
+//! sidecar proxies.
 
 use crate::pod::{Pair, application, destination, lease, public_listener};
 use crate::service::{Kind, SidecarService};
 use crate::{Check, Proxy, Service};
 
-/// Why a definition is no service with a sidecar.
+/// Why a definition is not a service with a sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoPair {
-    /// It is a proxy or a gateway.
     #[error(
         "it is a proxy or gateway itself: expected an ordinary service with connect.sidecar_service"
     )]
     IsAProxy,
     #[error("it has no sidecar: expected connect.sidecar_service with a port")]
     NoSidecar,
-    /// The sidecar's port is left to the agent.
+    /// The agent would choose the sidecar's port.
     #[error(
         "connect.sidecar_service.port: expected a port, such as 20000: one that the agent picks is another after each loss"
     )]
@@ -30,12 +29,12 @@ pub enum NoPair {
     TwoTokens,
 }
 
-/// Makes the two registrations of a service with a sidecar. Both get a heartbeat,
-/// which `connect-lifecycle` renews; a service without checks of its own also gets
-/// one of its application's health.
+/// Makes the registrations of a service and its sidecar. Both get a TTL check, which
+/// `connect-lifecycle` renews; a service without checks also gets one of its
+/// application's health.
 ///
 /// # Errors
-/// The service is a proxy, or lacks what `run` needs to keep it.
+/// The service is a proxy, or lacks what `connect-lifecycle run` needs.
 pub fn pair(service: Service) -> Result<Pair, NoPair> {
     if service.kind != Kind::Typical {
         return Err(NoPair::IsAProxy);
@@ -52,7 +51,7 @@ pub fn pair(service: Service) -> Result<Pair, NoPair> {
     let proxy = proxy(&service, &id, sidecar);
     let mut checks = with_ids(&id, service.checks.clone());
     let local = proxy.proxy.as_ref().map_or("", |proxy| proxy.local_service_address.as_str());
-    // It is looked at over loopback, as Envoy does by default.
+    // The check is made over loopback, by which Envoy reaches it, too.
     if checks.is_empty() && service.port != 0 && ["", "127.0.0.1", "localhost"].contains(&local) {
         checks.push(application(&id, service.port));
     }
@@ -96,7 +95,7 @@ fn proxy(service: &Service, service_id: &str, sidecar: SidecarService) -> Servic
     }
     let mut checks = with_ids(&id, checks);
     if checks.is_empty() {
-        // An agent looks at its own machine where no address is given.
+        // An agent checks its own machine if no address is given.
         let host = match address.as_str() {
             "" => "127.0.0.1".to_owned(),
             ip if ip.contains(':') => format!("[{ip}]"),
@@ -128,8 +127,8 @@ fn proxy(service: &Service, service_id: &str, sidecar: SidecarService) -> Servic
     }
 }
 
-/// The checks with the ids that the agent would give to those without one, so that
-/// a check more does not change them.
+/// Gives each check without an id the one that the agent would give it, so that an
+/// additional check does not change them.
 fn with_ids(service_id: &str, mut checks: Vec<Check>) -> Vec<Check> {
     let is_only = checks.len() == 1;
     for (index, check) in checks.iter_mut().enumerate() {

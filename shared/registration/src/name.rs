@@ -1,13 +1,10 @@
-//! What may be the name of a service.
+//! Rules for service names.
 
-/// The longest service name: as long as a DNS label, because Consul's DNS
-/// answers for the name as one label.
+/// Length of a DNS label, because Consul's DNS answers for the name as one label.
 pub const MAX_LENGTH: usize = 63;
 
-/// Why a text can't be the name of a service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
-    /// There is none.
     #[error("the service name is empty: expected letters, digits, `-`, `_` or `.`")]
     Empty,
     #[error("service name `{name}` has {length} characters: at most {MAX_LENGTH}")]
@@ -16,23 +13,23 @@ pub enum InvalidName {
         /// Its length in characters.
         length: usize,
     },
-    /// A character that may not stand there.
+    /// A character that is not allowed there.
     #[error(
         "service name `{name}` has {found:?} at column {column}: expected letters, digits, `-`, `_` or `.`, with a letter or digit first and last"
     )]
     Character {
         name: String,
         found: char,
-        /// Where, in characters, from 1.
+        /// In characters, from 1.
         column: usize,
     },
 }
 
-/// Checks the name of a service.
+/// Checks a service name.
 ///
-/// The agent itself takes any text, and then a name with another character is
-/// out of reach for DNS, for SPIFFE URIs and for intentions. Newer Consul
-/// releases warn of it ("Service name ... will not be discoverable via DNS").
+/// The agent accepts any text, but a name with another character can't be reached by
+/// DNS, SPIFFE URIs and intentions. Newer Consul releases warn of it ("Service name ...
+/// will not be discoverable via DNS").
 pub fn check(name: &str) -> Result<(), InvalidName> {
     if name.is_empty() {
         return Err(InvalidName::Empty);

@@ -1,5 +1,4 @@
-//! What a pod's service and its sidecar are registered as: ids, names, ports
-//! and checks, from the pod's identity and what was declared of the service.
+//! The registrations of a pod's service and sidecar: ids, names, ports and checks.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,67 +12,63 @@ use crate::proxy::{Expose, ExposePath, TransparentProxy};
 use crate::service::{Kind, TaggedAddress};
 use crate::{Check, Proxy, Service, Upstream};
 
-/// The public listener of a pod's first sidecar; those of further services
-/// count up from it.
+/// Port of the public listener of a pod's first sidecar; further ones count up.
 pub const PUBLIC_LISTENER_PORT: u16 = 20000;
 
-/// Envoy's admin port in a pod; those of further sidecars count up from it.
+/// Port of the admin listener of a pod's first Envoy; further ones count up.
 pub const ADMIN_PORT: u16 = 19000;
 
 /// The port of 127.0.0.1 to which the connections of a transparent pod are redirected.
 pub const OUTBOUND_LISTENER_PORT: u16 = 15001;
 
-/// The tagged address by which transparent proxies know a service, besides the one
-/// that Consul allots. It counts on the registration of a proxy only.
+/// Key of the tagged address by which transparent proxies reach a service, in addition
+/// to the one that Consul allots. Only effective on the registration of a proxy.
 pub const VIRTUAL: &str = "virtual";
 
-/// How long the lease stays good without being renewed. A pod that is killed
-/// gets no more traffic after that.
+/// TTL of the TTL check. A pod that is killed gets no more traffic after that.
 pub const LEASE: GoDuration = GoDuration::from_secs(30);
 
-/// How long a lost lease may last before the agent removes the registration:
-/// the agent's minimum.
+/// Time after which the agent removes a registration whose TTL check has expired: the
+/// agent's minimum.
 const REMOVE_AFTER: GoDuration = GoDuration::from_secs(60);
 
-/// Which pod it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub name: String,
-    /// Its Kubernetes namespace.
+    /// In Kubernetes.
     pub namespace: String,
-    /// Its address: `status.podIP`.
+    /// `status.podIP`.
     pub ip: IpAddr,
 }
 
-/// What was declared of one service of the pod.
+/// The declaration of one service of the pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Declaration {
     pub name: String,
-    /// The port on which the application listens; none: a client only.
+    /// The application's port; `None`: the service makes requests only.
     pub port: Option<u16>,
-    /// Labels, for service and proxy.
+    /// For service and proxy.
     pub tags: Vec<String>,
-    /// Free text by key, for service and proxy.
+    /// For service and proxy.
     pub meta: BTreeMap<String, String>,
-    /// What it reaches.
     pub upstreams: Vec<Upstream>,
-    /// Settings of the proxy's own.
+    /// Proxy settings, such as `envoy_prometheus_bind_addr`.
     pub proxy_config: Map<String, Value>,
     /// Whether the pod's connections are redirected to the proxy.
     pub transparent: bool,
-    /// The address by which other transparent proxies know the service.
+    /// The address by which other transparent proxies reach the service.
     pub virtual_address: Option<TaggedAddress>,
     /// Paths that the proxy serves without mutual TLS, for probes.
     pub expose: Vec<ExposePath>,
-    /// Its namespace (Consul Enterprise).
+    /// Consul Enterprise namespace.
     pub consul_namespace: Option<String>,
-    /// Its admin partition (Consul Enterprise).
+    /// Consul Enterprise admin partition.
     pub consul_partition: Option<String>,
-    /// Which of the pod's services it is, from 0.
+    /// Index among the pod's services.
     pub index: u16,
 }
 
-/// A service and its sidecar: registered together, gone together.
+/// A service and its sidecar, registered and deregistered together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pair {
     pub service: Service,
@@ -83,8 +78,8 @@ pub struct Pair {
 // === impl Pair ===
 
 impl Pair {
-    /// The same with checks that start as they are known to be, by their ids.
-    /// What the agent has already keeps its status.
+    /// The same with the initial status of checks set, by id. A check that the agent
+    /// already has keeps its status.
     #[must_use]
     pub fn known_to_be(&self, statuses: &BTreeMap<String, Status>) -> Self {
         let mut pair = self.clone();
@@ -165,15 +160,16 @@ pub fn pair(pod: &Identity, declared: Declaration) -> Pair {
     Pair { service, proxy }
 }
 
-/// The id of a service of a pod, which no other pod has: Kubernetes allows no `_` in
-/// the names of namespaces and pods, so that each id is of one of them only.
+/// The id of a pod's service. No two pods share one: Kubernetes allows no `_` in the
+/// names of namespaces and pods.
 ///
 /// Source: "Object Names and IDs" of the Kubernetes documentation.
 fn service_id(pod: &Identity, name: &str) -> String {
     format!("{}_{}_{name}", pod.namespace, pod.name)
 }
 
-/// Who keeps the registration must renew it; see [`LEASE`].
+/// The TTL check by which `connect-lifecycle` reports that the pod lives; see
+/// [`LEASE`].
 pub(crate) fn lease(service_id: &str) -> Check {
     Check {
         check_id: lease_id(service_id),
@@ -185,9 +181,9 @@ pub(crate) fn lease(service_id: &str) -> Check {
     }
 }
 
-/// Whether the application takes connections on its port. It is looked at from
-/// inside the pod, because the application may listen on 127.0.0.1 only. It
-/// starts critical and never removes the service: a slow start costs nothing.
+/// Whether the application accepts connections. `connect-lifecycle` checks that inside
+/// the pod, because the application may listen on 127.0.0.1 only. It starts critical
+/// and never removes the service, so a slow start does no harm.
 pub(crate) fn application(service_id: &str, port: u16) -> Check {
     Check {
         check_id: application_id(service_id),
@@ -207,7 +203,7 @@ pub(crate) fn public_listener(proxy_id: &str, listener: &str) -> Check {
         name: "Proxy Public Listener".to_owned(),
         tcp: listener.to_owned(),
         interval: Some(GoDuration::from_secs(10)),
-        // It removes nothing: that is for the TTL check, which tells whether the pod lives.
+        // Removal is left to the TTL check, which tells whether the pod lives.
         ..Check::default()
     }
 }
@@ -221,12 +217,12 @@ pub(crate) fn destination(proxy_id: &str, service_id: &str) -> Check {
     }
 }
 
-/// The id of the lease of a service or proxy.
+/// The id of the TTL check of a service or proxy.
 pub fn lease_id(service_id: &str) -> String {
     format!("{service_id}-lease")
 }
 
-/// The id of a proxy's alias of its service.
+/// The id of a proxy's alias check of its service.
 pub fn destination_id(proxy_id: &str) -> String {
     format!("{proxy_id}-destination")
 }
@@ -236,7 +232,7 @@ pub fn listener_id(proxy_id: &str) -> String {
     format!("{proxy_id}-listener")
 }
 
-/// The id of the check of a service's application.
+/// The id of a service's application check.
 pub fn application_id(service_id: &str) -> String {
     format!("{service_id}-application")
 }

@@ -1,17 +1,17 @@
-//! A port as a person writes it: a number, or the name of a container's port.
+//! A port as a number or by a container port's name.
 
-/// A container's port that has a name, as a pod's specification lists them.
+/// A named container port of a pod.
 pub type Named<'a> = (&'a str, u16);
 
-/// Why a text is no port.
+/// Why a text is not a port.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPort {
     #[error("the port is empty: expected a number from 1 to 65535 or the name of a container port")]
     Empty,
-    /// It is a number, but no port.
+    /// A number out of range.
     #[error("port `{text}` is out of range: expected 1 to 65535")]
     Range { text: String },
-    /// It is a name that no container has.
+    /// No container port has that name.
     #[error("port `{text}` is neither a number from 1 to 65535 nor the name of a container port ({})", list(.known))]
     Unknown { text: String, known: Vec<String> },
 }
@@ -24,9 +24,8 @@ fn list(known: &[String]) -> String {
     }
 }
 
-/// Resolves a port: by name first, since a name could look like a number to
-/// nobody but us; then as a number. Hexadecimal, octal and underscores, which
-/// the existing injector takes by accident, are not numbers here.
+/// Resolves a port, by name first: a name may look like a number. Hexadecimal, octal
+/// and underscores, which consul-k8s accepts by accident, are not numbers here.
 pub fn resolve(text: &str, named: &[Named<'_>]) -> Result<u16, InvalidPort> {
     if text.is_empty() {
         return Err(InvalidPort::Empty);

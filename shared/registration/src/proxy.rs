@@ -1,7 +1,6 @@
-//! What makes a service a Connect proxy.
+//! The proxy part of a service.
 //!
-//! Source: Consul's "Service - Agent HTTP API" page and "Sidecar Service
-//! Registration".
+//! Source: Consul's "Service - Agent HTTP API" page and "Sidecar Service Registration".
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -9,41 +8,39 @@ use serde_json::{Map, Value};
 use crate::service::NamedPort;
 use crate::{Upstream, is_default};
 
-/// A Connect proxy: what it stands for and what it reaches.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Proxy {
-    /// The service that it stands for, by name.
+    /// Name of the destination service.
     #[serde(skip_serializing_if = "is_default")]
     pub destination_service_name: String,
-    /// The instance that it stands for; empty for a gateway.
+    /// Id of the destination instance; empty for a gateway.
     #[serde(rename = "DestinationServiceID", skip_serializing_if = "is_default")]
     pub destination_service_id: String,
-    /// Where the proxy reaches that instance.
+    /// Address by which the proxy reaches the destination.
     #[serde(skip_serializing_if = "is_default")]
     pub local_service_address: String,
-    /// The port there; 0: the instance takes no connections.
+    /// Port of the destination; 0: it accepts no connections.
     #[serde(skip_serializing_if = "is_default")]
     pub local_service_port: u16,
-    /// The ports there by name, for a service with several (Consul 2.0).
+    /// Named ports of the destination, if it has several (Consul 2.0).
     #[serde(skip_serializing_if = "is_default", deserialize_with = "null_is_default")]
     pub local_service_ports: Vec<NamedPort>,
-    /// The unix socket of the instance (Consul 1.10).
+    /// Unix socket of the destination (Consul 1.10).
     #[serde(skip_serializing_if = "is_default")]
     pub local_service_socket_path: String,
     /// `direct` or `transparent` (Consul 1.10); empty: the default.
     #[serde(skip_serializing_if = "is_default")]
     pub mode: String,
-    /// Where `transparent` mode takes outbound traffic (Consul 1.10).
+    /// Settings of `transparent` mode (Consul 1.10).
     #[serde(skip_serializing_if = "is_default", deserialize_with = "null_is_default")]
     pub transparent_proxy: TransparentProxy,
-    /// Settings of the proxy's own, such as `envoy_prometheus_bind_addr`.
+    /// Proxy settings, such as `envoy_prometheus_bind_addr`.
     #[serde(skip_serializing_if = "is_default", deserialize_with = "null_is_default")]
     pub config: Map<String, Value>,
-    /// What it opens a local port for.
     #[serde(skip_serializing_if = "is_default", deserialize_with = "null_is_default")]
     pub upstreams: Vec<Upstream>,
-    /// How traffic to other datacenters goes.
+    /// Routing to other datacenters.
     #[serde(skip_serializing_if = "is_default")]
     pub mesh_gateway: MeshGateway,
     /// Paths that are reachable without mutual TLS, for probes.
@@ -57,14 +54,14 @@ pub struct Proxy {
     pub access_logs: AccessLogs,
 }
 
-/// Where a proxy in `transparent` mode takes outbound traffic.
+/// Settings of a proxy in `transparent` mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TransparentProxy {
     /// The port to which outbound traffic is redirected; 0: 15001.
     #[serde(skip_serializing_if = "is_default")]
     pub outbound_listener_port: u16,
-    /// Whether other transparent proxies may dial this instance by its own
+    /// Whether other transparent proxies may connect to this instance by its own
     /// address.
     #[serde(skip_serializing_if = "is_default")]
     pub dialed_directly: bool,
@@ -79,16 +76,15 @@ pub struct TransparentProxy {
 pub struct EnvoyExtension {
     /// Such as `builtin/lua`.
     pub name: String,
-    /// Whether the proxy gets no configuration if the extension fails.
+    /// Whether a failing extension keeps the proxy from getting any configuration.
     #[serde(skip_serializing_if = "is_default")]
     pub required: bool,
-    /// The extension's own settings.
     #[serde(skip_serializing_if = "is_default", deserialize_with = "null_is_default")]
     pub arguments: Map<String, Value>,
-    /// The Consul releases for which it is meant, such as `>= 1.15.0`.
+    /// Consul releases that it is meant for, such as `>= 1.15.0`.
     #[serde(skip_serializing_if = "is_default")]
     pub consul_version: String,
-    /// The Envoy releases for which it is meant.
+    /// Envoy releases that it is meant for.
     #[serde(skip_serializing_if = "is_default")]
     pub envoy_version: String,
 }
@@ -97,7 +93,6 @@ pub struct EnvoyExtension {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct AccessLogs {
-    /// Whether Envoy writes any.
     #[serde(skip_serializing_if = "is_default")]
     pub enabled: bool,
     /// Leaves out connections that no filter chain matches.
@@ -109,10 +104,10 @@ pub struct AccessLogs {
     /// The file, of type `file`.
     #[serde(skip_serializing_if = "is_default")]
     pub path: String,
-    /// A JSON object with Envoy's command operators, as text.
+    /// JSON object of Envoy's command operators, as text.
     #[serde(rename = "JSONFormat", skip_serializing_if = "is_default")]
     pub json_format: String,
-    /// A line with Envoy's command operators.
+    /// Line of Envoy's command operators.
     #[serde(skip_serializing_if = "is_default")]
     pub text_format: String,
 }
@@ -121,7 +116,7 @@ pub struct AccessLogs {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct MeshGateway {
-    /// `none`, `local` or `remote`; empty: as the central configuration says.
+    /// `none`, `local` or `remote`; empty: by the central configuration.
     #[serde(skip_serializing_if = "is_default")]
     pub mode: String,
 }
@@ -130,7 +125,7 @@ pub struct MeshGateway {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Expose {
-    /// Whether the HTTP and gRPC checks of the service are exposed.
+    /// Whether to expose the HTTP and gRPC checks of the service.
     #[serde(skip_serializing_if = "is_default")]
     pub checks: bool,
     #[serde(skip_serializing_if = "is_default", deserialize_with = "null_is_default")]
@@ -142,9 +137,9 @@ pub struct Expose {
 #[serde(rename_all = "PascalCase", default)]
 pub struct ExposePath {
     pub path: String,
-    /// Where the proxy listens for it.
+    /// Port on which the proxy listens.
     pub listener_port: u16,
-    /// Where the service serves it.
+    /// Port on which the service listens.
     pub local_path_port: u16,
     /// `http` or `http2`; empty: `http`.
     #[serde(skip_serializing_if = "is_default")]
@@ -173,7 +168,7 @@ mod tests {
         .unwrap();
         assert_eq!(proxy.destination_service_name, "web");
         assert!(proxy.upstreams.is_empty());
-        // The catalog says more of nothing than the agent does.
+        // For "nothing", the catalog returns more forms than the agent.
         let proxy: Proxy =
             serde_json::from_str(r#"{"Upstreams":[{"DestinationName":"db","Config":null}]}"#)
                 .unwrap();

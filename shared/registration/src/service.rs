@@ -1,4 +1,4 @@
-//! The body of a registration.
+//! Request body of a registration.
 //!
 //! Source: Consul's "Service - Agent HTTP API" page, "Register Service".
 
@@ -8,61 +8,59 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Check, Proxy, Token, is_default};
 
-/// A service as the agent registers it. Its JSON is the request's body.
+/// A service as the agent registers it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Service {
     /// What it is, if not an ordinary service.
     #[serde(skip_serializing_if = "is_default")]
     pub kind: Kind,
-    /// Unique on the agent. Empty: the name.
+    /// Unique on the agent; empty: the name.
     #[serde(rename = "ID", skip_serializing_if = "is_default")]
     pub id: String,
-    /// What others find it by.
     pub name: String,
     /// Labels that queries can filter by.
     #[serde(skip_serializing_if = "is_default")]
     pub tags: Vec<String>,
-    /// Where it is reached; empty: the agent's address.
+    /// Empty: the agent's address.
     #[serde(skip_serializing_if = "is_default")]
     pub address: String,
     /// Other addresses by name, such as `lan`, `wan` or `lan_ipv6`.
     #[serde(skip_serializing_if = "is_default")]
     pub tagged_addresses: BTreeMap<String, TaggedAddress>,
-    /// Where it listens; 0: it does not.
+    /// 0: it accepts no connections.
     #[serde(skip_serializing_if = "is_default")]
     pub port: u16,
-    /// Where it listens, by name, instead of `port` (Consul 1.22).
+    /// Named ports instead of `port` (Consul 1.22).
     #[serde(skip_serializing_if = "is_default")]
     pub ports: Vec<NamedPort>,
-    /// The unix socket where it listens, instead of address and port (Consul 1.10).
+    /// Unix socket instead of address and port (Consul 1.10).
     #[serde(skip_serializing_if = "is_default")]
     pub socket_path: String,
     /// Free text by key.
     #[serde(skip_serializing_if = "is_default")]
     pub meta: BTreeMap<String, String>,
-    /// Its share of DNS answers by health.
+    /// Weights in DNS answers, by health.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
     /// Whether others may change its tags in the catalog.
     #[serde(skip_serializing_if = "is_default")]
     pub enable_tag_override: bool,
-    /// What makes it a proxy.
+    /// Present for a proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
-    /// Its part in the mesh, if it is not a proxy.
+    /// How an ordinary service takes part in the mesh.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect: Option<Connect>,
-    /// How the agent learns of its health.
     #[serde(skip_serializing_if = "is_default")]
     pub checks: Vec<Check>,
-    /// Where it runs (Consul 1.16).
+    /// Region and zone (Consul 1.16).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality: Option<Locality>,
-    /// Its namespace (Consul Enterprise).
+    /// Consul Enterprise namespace.
     #[serde(skip_serializing_if = "is_default")]
     pub namespace: String,
-    /// Its admin partition (Consul Enterprise).
+    /// Consul Enterprise admin partition.
     #[serde(skip_serializing_if = "is_default")]
     pub partition: String,
 }
@@ -74,7 +72,7 @@ pub enum Kind {
     #[default]
     #[serde(rename = "")]
     Typical,
-    /// A sidecar, or another proxy that stands for a service.
+    /// A sidecar, or another proxy with a destination.
     ConnectProxy,
     /// A gateway between datacenters or partitions.
     MeshGateway,
@@ -86,12 +84,12 @@ pub enum Kind {
     ApiGateway,
 }
 
-/// An address that a service has under a name.
+/// An additional address of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TaggedAddress {
     pub address: String,
-    /// The port; 0: the service's own.
+    /// 0: the service's own.
     #[serde(skip_serializing_if = "is_default")]
     pub port: u16,
 }
@@ -104,12 +102,12 @@ pub struct NamedPort {
     pub name: String,
     /// From 1 to 65535.
     pub port: u16,
-    /// Whether clients that name no port get this one; exactly one has it.
+    /// Whether clients that name no port get this one; exactly one must be the default.
     #[serde(skip_serializing_if = "is_default")]
     pub default: bool,
 }
 
-/// The share of DNS SRV answers that a service gets.
+/// Weights in DNS SRV answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Weights {
@@ -118,79 +116,78 @@ pub struct Weights {
     pub warning: u16,
 }
 
-/// A service's part in the mesh.
+/// How a service takes part in the mesh.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Connect {
-    /// It speaks mutual TLS itself and needs no proxy.
+    /// Whether it speaks mutual TLS itself and needs no proxy.
     #[serde(skip_serializing_if = "is_default")]
     pub native: bool,
-    /// A sidecar that the agent registers along with it.
+    /// A sidecar that the agent registers with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sidecar_service: Option<Box<SidecarService>>,
 }
 
-/// A sidecar to be registered by the agent: a [`Service`] of which nothing has
-/// to be given.
+/// A sidecar that the agent registers: a [`Service`] whose fields are all optional.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct SidecarService {
     /// Unique on the agent; empty: the parent's with `-sidecar-proxy`.
     #[serde(rename = "ID", skip_serializing_if = "is_default")]
     pub id: String,
-    /// Its name; empty: the parent's with `-sidecar-proxy`.
+    /// Empty: the parent's with `-sidecar-proxy`.
     #[serde(skip_serializing_if = "is_default")]
     pub name: String,
-    /// Its labels; none: the parent's.
+    /// Empty: the parent's.
     #[serde(skip_serializing_if = "is_default")]
     pub tags: Vec<String>,
-    /// Where it is reached; empty: the parent's address.
+    /// Empty: the parent's.
     #[serde(skip_serializing_if = "is_default")]
     pub address: String,
     /// Other addresses by name.
     #[serde(skip_serializing_if = "is_default")]
     pub tagged_addresses: BTreeMap<String, TaggedAddress>,
-    /// Where it listens; 0: the agent picks a port.
+    /// 0: the agent chooses a port.
     #[serde(skip_serializing_if = "is_default")]
     pub port: u16,
-    /// Free text by key; none: the parent's.
+    /// Free text by key; empty: the parent's.
     #[serde(skip_serializing_if = "is_default")]
     pub meta: BTreeMap<String, String>,
-    /// Its share of DNS answers by health.
+    /// Weights in DNS answers, by health.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
     /// Whether others may change its tags in the catalog.
     #[serde(skip_serializing_if = "is_default")]
     pub enable_tag_override: bool,
-    /// What it proxies; the destination is the parent.
+    /// Proxy settings; the destination is the parent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
-    /// The ACL token with which the agent registers it; none: the parent's.
-    /// Never read back.
+    /// ACL token with which the agent registers it; `None`: the parent's. Never read
+    /// back.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub token: Option<Token>,
-    /// Its checks; none: the agent's two for sidecars.
+    /// Empty: the agent's two default checks for sidecars.
     #[serde(skip_serializing_if = "is_default")]
     pub checks: Vec<Check>,
-    /// The unix socket where it listens (Consul 1.10).
+    /// Unix socket instead of address and port (Consul 1.10).
     #[serde(skip_serializing_if = "is_default")]
     pub socket_path: String,
-    /// Where it runs; none: the parent's (Consul 1.16).
+    /// `None`: the parent's (Consul 1.16).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality: Option<Locality>,
-    /// Its namespace, which is the parent's (Consul Enterprise).
+    /// Must be the parent's (Consul Enterprise).
     #[serde(skip_serializing_if = "is_default")]
     pub namespace: String,
-    /// Its admin partition, which is the parent's (Consul Enterprise).
+    /// Must be the parent's (Consul Enterprise).
     #[serde(skip_serializing_if = "is_default")]
     pub partition: String,
 }
 
-/// Where an instance runs.
+/// Region and zone of an instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Locality {
-    /// The cloud's region.
+    /// Region of the cloud.
     #[serde(skip_serializing_if = "is_default")]
     pub region: String,
     /// The zone within the region.
@@ -201,7 +198,7 @@ pub struct Locality {
 // === impl Service ===
 
 impl Service {
-    /// The id that the agent knows it by: its own, or else its name.
+    /// The id on the agent: its own, or else its name.
     pub fn id(&self) -> &str {
         if self.id.is_empty() { &self.name } else { &self.id }
     }

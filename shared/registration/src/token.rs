@@ -5,14 +5,13 @@ use std::fmt;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, Serializer};
 
-/// An ACL token. Only a request's body shows it: `Debug` does not.
+/// An ACL token. It appears in request bodies, but not in `Debug` output.
 #[derive(Clone)]
 pub struct Token(SecretString);
 
 // === impl Token ===
 
 impl Token {
-    /// Takes a token for a request's body.
     pub fn new(token: SecretString) -> Self {
         Self(token)
     }

@@ -1,9 +1,8 @@
-//! Upstreams: what a proxy opens a local port for, and the one grammar in which
-//! people write them, in the annotation `connect-service-upstreams` as in
-//! `--upstream`.
+//! Upstreams, and the grammar in which the annotation `connect-service-upstreams` and
+//! `--upstream` write them.
 //!
-//! A list is separated by commas; blanks around an element do not count. An
-//! element is one of
+//! A list is separated by commas; blanks around an element are ignored. An element is
+//! one of
 //!
 //! ```text
 //! NAME:PORT                                   a service
@@ -13,9 +12,9 @@
 //! NAME.NS[.PART]:PORT[:DATACENTER]            with Consul Enterprise's namespaces
 //! ```
 //!
-//! each with `?key=value&key=value` or `:key=value` behind it for
-//! `local_bind_address`, `mesh_gateway_mode` and `datacenter`. PORT is the local
-//! port, as a number or by the name of a container's port.
+//! followed by `?key=value&key=value` or `:key=value` for `local_bind_address`,
+//! `mesh_gateway_mode` and `datacenter`. PORT is the local port, as a number or by a
+//! container port's name.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -36,46 +35,43 @@ use crate::{is_default, name, port};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Upstream {
-    /// What it leads to.
     pub destination_type: DestinationType,
-    /// The service or prepared query.
+    /// Name of the service or prepared query.
     pub destination_name: String,
-    /// Its namespace (Consul Enterprise).
+    /// Consul Enterprise namespace.
     #[serde(skip_serializing_if = "is_default")]
     pub destination_namespace: String,
-    /// Its admin partition (Consul Enterprise).
+    /// Consul Enterprise admin partition.
     #[serde(skip_serializing_if = "is_default")]
     pub destination_partition: String,
-    /// The name of one of the destination's several ports (Consul 2.0).
+    /// Name of one of the destination's ports (Consul 2.0).
     #[serde(skip_serializing_if = "is_default")]
     pub destination_port: String,
-    /// The cluster peer that exports it (Consul 1.13).
+    /// Cluster peer that exports the destination (Consul 1.13).
     #[serde(skip_serializing_if = "is_default")]
     pub destination_peer: String,
-    /// Its datacenter; empty: the agent's own.
+    /// Empty: the agent's own.
     #[serde(skip_serializing_if = "is_default")]
     pub datacenter: String,
-    /// Where the proxy listens for it; empty: 127.0.0.1.
+    /// Address on which the proxy listens; empty: 127.0.0.1.
     #[serde(skip_serializing_if = "is_default")]
     pub local_bind_address: String,
-    /// The port there.
     #[serde(skip_serializing_if = "is_default")]
     pub local_bind_port: u16,
-    /// The unix socket there, instead of address and port (Consul 1.10).
+    /// Unix socket instead of address and port (Consul 1.10).
     #[serde(skip_serializing_if = "is_default")]
     pub local_bind_socket_path: String,
-    /// The socket's mode, as octal digits.
+    /// File mode of the socket in octal digits.
     #[serde(skip_serializing_if = "is_default")]
     pub local_bind_socket_mode: String,
-    /// Settings of the proxy's own, such as `connect_timeout_ms`.
+    /// Upstream settings, such as `connect_timeout_ms`.
     #[serde(skip_serializing_if = "is_default", deserialize_with = "null_is_default")]
     pub config: Map<String, Value>,
-    /// How traffic to other datacenters goes.
+    /// Routing to other datacenters.
     #[serde(skip_serializing_if = "is_default")]
     pub mesh_gateway: MeshGateway,
 }
 
-/// What an upstream leads to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DestinationType {
@@ -85,32 +81,32 @@ pub enum DestinationType {
     PreparedQuery,
 }
 
-/// What the grammar has to know of its surroundings.
+/// Context that the grammar depends on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Context<'a> {
-    /// The container ports that a local port may be given by.
+    /// Container ports that may stand for a local port.
     pub named_ports: &'a [Named<'a>],
-    /// Whether a dot in an unlabelled name separates Consul Enterprise's
-    /// namespace and partition; otherwise it is part of the name.
+    /// Whether a dot in an unlabelled name separates Consul Enterprise's namespace and
+    /// partition; otherwise it is part of the name.
     pub namespaces: bool,
 }
 
-/// Why a text is no list of upstreams.
+/// An error in a list of upstreams.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("upstream `{element}`, column {column}: {problem}")]
 pub struct SpecError {
-    /// The element of the list that is wrong.
+    /// The wrong element of the list.
     pub element: String,
-    /// Where, in characters of the whole list, from 1.
+    /// Position in characters of the whole list, from 1.
     pub column: usize,
     /// What is wrong, and what is accepted.
     pub problem: String,
 }
 
-/// Two upstreams that can't stand side by side, or one on a port that is taken.
+/// Two upstreams that can't coexist, or one on a port in use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Conflict {
-    /// Two upstreams on one local port.
+    /// Both have the same local port.
     #[error(
         "upstreams `{first}` and `{second}` both listen on {}: give each a local port of its own",
         std::net::SocketAddr::new(*.address, *.port)
@@ -118,16 +114,16 @@ pub enum Conflict {
     SamePort {
         first: String,
         second: String,
-        /// The local address, or the one of the two that stands for all.
+        /// The local address, or the one of the two that covers both.
         address: IpAddr,
         port: u16,
     },
-    /// Two upstreams on one unix socket.
+    /// Both have the same unix socket.
     #[error(
         "upstreams `{first}` and `{second}` both listen on {path}: give each a socket of its own"
     )]
     SameSocket { first: String, second: String, path: String },
-    /// One destination twice, which the agent refuses.
+    /// Both have the same destination, which the agent rejects.
     #[error("upstream `{destination}` is given twice: one is enough for any number of connections")]
     SameDestination { destination: String },
     #[error(
@@ -136,7 +132,7 @@ pub enum Conflict {
     Taken {
         destination: String,
         port: u16,
-        /// What uses it.
+        /// The user of the port.
         owner: String,
     },
 }
@@ -145,10 +141,10 @@ const FORMS: &str = "`name:port`, `name:port:datacenter` or `prepared_query:name
 const LABELS: &str = "`name.svc[.NAMESPACE.ns][.PEER.peer|.PARTITION.ap|.DATACENTER.dc]:port`";
 const OPTIONS: &str = "`local_bind_address`, `mesh_gateway_mode` or `datacenter`";
 
-/// Reads a list of upstreams. An empty or blank text is an empty list.
+/// Parses a list of upstreams. An empty or blank text is an empty list.
 ///
 /// # Errors
-/// The first element that is wrong, with its column.
+/// The first wrong element, with its column.
 pub fn parse_list(list: &str, context: Context<'_>) -> Result<Vec<Upstream>, SpecError> {
     if list.trim().is_empty() {
         return Ok(Vec::new());
@@ -165,8 +161,8 @@ pub fn parse_list(list: &str, context: Context<'_>) -> Result<Vec<Upstream>, Spe
     Ok(upstreams)
 }
 
-/// Finds upstreams that can't be served together. `taken` lists local ports
-/// that something else in the pod listens on, with what that is.
+/// Finds upstreams that can't be served together. `taken` lists local ports in use in
+/// the pod, with their users.
 pub fn conflict(upstreams: &[Upstream], taken: &[(u16, String)]) -> Option<Conflict> {
     same_destination(upstreams)
         .or_else(|| same_port(upstreams, taken))
@@ -190,7 +186,7 @@ fn same_port(upstreams: &[Upstream], taken: &[(u16, String)]) -> Option<Conflict
     });
     let mut listeners: Vec<Listener> = taken.collect();
     let others = listeners.len();
-    // One on a unix socket has no port.
+    // An upstream on a unix socket has no port.
     let upstreams: Vec<&Upstream> =
         upstreams.iter().filter(|upstream| upstream.local_bind_port > 0).collect();
     listeners.extend(upstreams.iter().map(|upstream| upstream.listener()));
@@ -210,7 +206,7 @@ fn same_port(upstreams: &[Upstream], taken: &[(u16, String)]) -> Option<Conflict
     Some(Conflict::SamePort { first: first.to_string(), second: destination, address, port })
 }
 
-/// Two upstreams that would listen on one unix socket.
+/// Finds two upstreams on one unix socket.
 pub fn same_socket(upstreams: &[Upstream]) -> Option<Conflict> {
     let mut first: HashMap<&str, &Upstream> = HashMap::new();
     upstreams.iter().filter(|upstream| !upstream.local_bind_socket_path.is_empty()).find_map(
@@ -226,7 +222,7 @@ pub fn same_socket(upstreams: &[Upstream]) -> Option<Conflict> {
     )
 }
 
-/// One element of a list, and where it stands.
+/// One element of a list, and its position.
 #[derive(Clone, Copy)]
 struct Element<'a> {
     text: &'a str,
@@ -234,7 +230,6 @@ struct Element<'a> {
     context: Context<'a>,
 }
 
-/// The parts of a destination's name.
 #[derive(Default)]
 struct Destination {
     name: String,
@@ -248,7 +243,7 @@ struct Destination {
 // === impl Upstream ===
 
 impl Upstream {
-    /// Where its listener is bound.
+    /// The address of its listener.
     pub fn bind_address(&self) -> IpAddr {
         self.local_bind_address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
@@ -262,10 +257,10 @@ impl Upstream {
         }
     }
 
-    /// The stem of the environment variables by which an application finds it:
-    /// `<STEM>_CONNECT_SERVICE_HOST` and `_PORT`. What can't stand in the name
-    /// of a shell variable becomes `_`, and a digit does not stand first, which
-    /// Kubernetes refuses before 1.30.
+    /// Stem of the environment variables by which an application finds the upstream:
+    /// `<STEM>_CONNECT_SERVICE_HOST` and `_PORT`. Characters that a shell variable
+    /// can't have become `_`; a leading digit is avoided, because Kubernetes before
+    /// 1.30 rejects it.
     pub fn variable_stem(&self) -> String {
         let digit = self.destination_name.starts_with(|c: char| c.is_ascii_digit());
         digit
@@ -276,8 +271,7 @@ impl Upstream {
             .collect()
     }
 
-    /// The upstream as people write it, in one form of the grammar: what is
-    /// read back from it is the same.
+    /// The upstream in the grammar, so that parsing gives the same upstream.
     pub fn spec(&self) -> String {
         let Self {
             destination_type,
@@ -289,7 +283,7 @@ impl Upstream {
             local_bind_address,
             local_bind_port: port,
             mesh_gateway,
-            // The grammar has no words for these.
+            // The grammar can't express these.
             destination_port: _,
             local_bind_socket_path: _,
             local_bind_socket_mode: _,
@@ -303,7 +297,7 @@ impl Upstream {
         }
         let destination = match destination_type {
             DestinationType::PreparedQuery => format!("prepared_query:{name}"),
-            // A service of that name is told from a query by its label.
+            // The label distinguishes a service of that name from a query.
             DestinationType::Service if !labels.is_empty() || name == "prepared_query" => {
                 format!("{name}.svc{labels}")
             }
@@ -324,8 +318,7 @@ impl Upstream {
 }
 
 impl fmt::Display for Upstream {
-    /// The destination as an error names it: `db`, `prepared_query:db`,
-    /// `db (datacenter dc2)`.
+    /// The destination in errors: `db`, `prepared_query:db`, `db (datacenter dc2)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.destination_type == DestinationType::PreparedQuery {
             f.write_str("prepared_query:")?;
@@ -357,7 +350,7 @@ impl<'a> Element<'a> {
             Some((body, options)) => (body, Some(options)),
             None => (self.text, None),
         };
-        // Three at most: an option behind the third may hold colons (IPv6).
+        // Three at most: an option behind the third may contain colons (IPv6).
         let fields: Vec<&'a str> = body.splitn(3, ':').map(str::trim).collect();
         let mut upstream = match fields[..] {
             ["prepared_query", query, port] => self.prepared_query(query, port)?,
@@ -453,8 +446,8 @@ impl<'a> Element<'a> {
             }
             return Ok(parts);
         }
-        // Kubernetes' own names (`web.default.svc...`) and consul-k8s' of a named
-        // port (`http.port.web.svc`) would be taken for a service's.
+        // Kubernetes' own names (`web.default.svc...`) and consul-k8s' of a named port
+        // (`http.port.web.svc`) would be parsed as a service's name.
         if let Some(label) = pieces.iter().skip(2).find(|piece| **piece == "svc") {
             let problem = format!("`svc` must follow the service's name: expected {LABELS}");
             return Err(self.error(label, problem));
@@ -539,7 +532,7 @@ impl<'a> Element<'a> {
         Ok(())
     }
 
-    /// An error at `part`, which is a slice of this element's text.
+    /// An error at `part`, a slice of this element's text.
     fn error(self, part: &str, problem: String) -> SpecError {
         let offset = (part.as_ptr() as usize)
             .checked_sub(self.text.as_ptr() as usize)
@@ -662,7 +655,7 @@ mod tests {
         assert!(matches!(find("a:1,a:2"), Some(Conflict::SameDestination { .. })));
         assert_eq!(find("a:1,a:2:dc2"), None);
         assert!(matches!(find("a:20000"), Some(Conflict::Taken { .. })));
-        // 0.0.0.0 is every IPv4 address, and none of IPv6's.
+        // 0.0.0.0 covers every IPv4 address, and no IPv6 address.
         let everywhere = find("a:1,b:1?local_bind_address=0.0.0.0").unwrap().to_string();
         assert!(everywhere.contains("both listen on 0.0.0.0:1"), "{everywhere}");
         assert_eq!(find("a:1?local_bind_address=::1,b:1?local_bind_address=0.0.0.0"), None);
