@@ -217,7 +217,7 @@ fn files_of(sidecar: &Sidecar) -> Vec<Value> {
 /// The files that are there once for all services.
 fn common_files(agent: &Agent, handoff: &Handoff) -> Result<Vec<Value>, Failure> {
     let config = agent.config();
-    let mut files = vec![file(&handoff.helper(), 0o555, "the lifecycle helper")];
+    let mut files = vec![file(&handoff.helper(), 0o555, "connect-lifecycle")];
     if config.http_auth.is_some() {
         files.push(file(&handoff.http_auth(), 0o600, "user and password for the agent"));
     }

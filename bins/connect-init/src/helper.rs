@@ -26,7 +26,7 @@ impl Helper {
         let path = path.map_or_else(beside_this_program, Ok)?;
         let file = File::open(&path).map_err(|error| {
             Failure::usage(format_args!(
-                "cannot read the lifecycle helper {}: {error}",
+                "cannot read connect-lifecycle at {}: {error}",
                 path.display()
             ))
             .hint("name connect-lifecycle with --helper")

@@ -379,7 +379,7 @@ impl<'a> Keeper<'a> {
             "its ACL token is another".clone_into(&mut self.reason);
         }
         if session.is_some() {
-            tracing::info!("logged in anew: {}", self.reason);
+            tracing::info!("logged in again: {}", self.reason);
         }
         self.replace_at = None;
         self.is_life_known = false;

@@ -58,7 +58,7 @@ pub(crate) const ELSEWHERE: &[Elsewhere] = &[
     Elsewhere {
         subcommand: "bootstrap",
         flag: "bootstrap",
-        instead: "nothing: the document is printed, and Envoy is not started",
+        instead: "nothing: the bootstrap is printed, and Envoy is not started",
     },
     Elsewhere {
         subcommand: "bootstrap",

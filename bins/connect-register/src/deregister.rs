@@ -144,7 +144,7 @@ fn came_back(id: &str) -> Failure {
         Exit::Failure,
         format_args!("service `{id}` was deregistered, and is registered again"),
     )
-    .hint("something keeps it registered: a helper in its pod, or another run of this")
+    .hint("something keeps it registered: connect-lifecycle in its pod, or another run of this")
 }
 
 fn print(targets: &[Target], output: Output) -> Result<(), Failure> {

@@ -129,7 +129,7 @@ fn report(mistakes: &[Mistake], output: Output) -> Result<(), Failure> {
         tracing::error!("{mistake}");
     }
     let count = mistakes.len();
-    let plural = if count == 1 { "mistake" } else { "mistakes" };
+    let plural = if count == 1 { "error" } else { "errors" };
     let message = format_args!("{count} {plural} in the definition files: nothing was sent");
     Err(Failure::usage(message).hint("correct what is listed above"))
 }

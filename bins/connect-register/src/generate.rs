@@ -12,7 +12,7 @@ pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
 
 pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
     let pages = manual(Args::command()).map_err(|error| {
-        Failure::new(Exit::Failure, format_args!("the page can't be made: {error}"))
+        Failure::new(Exit::Failure, format_args!("cannot render the page: {error}"))
     })?;
     let program = Args::command().get_name().to_owned();
     let wanted = match &args.subcommand {

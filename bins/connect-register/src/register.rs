@@ -47,7 +47,10 @@ pub(crate) async fn run(args: RegisterArgs, mut signals: Signals) -> Result<(), 
         // second signal interrupts it.
         let deadline = Deadline::after(reach.timeout);
         if let Err(cut) = race(deadline, &mut signals, take_back(&sent, deadline)).await {
-            tracing::error!("not all was taken back: {}", cut_short(cut, &agent, deadline));
+            tracing::error!(
+                "not everything was deregistered: {}",
+                cut_short(cut, &agent, deadline)
+            );
         }
         return Err(failure.clone());
     }
@@ -164,7 +167,7 @@ pub(crate) async fn require_newest(
             return Err(failure);
         }
         Err(failure) => {
-            tracing::debug!("the agent does not tell its version: {failure}");
+            tracing::debug!("the agent does not report its version: {failure}");
             return Ok(());
         }
     };
@@ -232,9 +235,9 @@ async fn take_back(sent: &[Sent<'_>], deadline: Deadline) {
             }
         }
         match ask(agent, deadline, || agent.deregister(id)).await {
-            Ok(_) => tracing::warn!("service `{id}` is taken back"),
+            Ok(_) => tracing::warn!("service `{id}` was deregistered"),
             Err(failure) => tracing::error!(
-                "service `{id}` could not be taken back: {failure}; then run connect-register deregister --id {id}"
+                "service `{id}` could not be deregistered: {failure}; then run connect-register deregister --id {id}"
             ),
         }
     }

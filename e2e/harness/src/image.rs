@@ -100,7 +100,7 @@ fn unpack(archive: &Path, folder: &Path) -> Result<Image> {
     let user = config.user.split(':').next().unwrap_or_default();
     let mut image = Image {
         entrypoint: config.entrypoint,
-        user: user.parse().map_err(|_| format!("the image's user `{user}` is no number"))?,
+        user: user.parse().map_err(|_| format!("the image's user `{user}` is not a number"))?,
         ..Image::default()
     };
     for entry in fs::read_dir(&root)? {

@@ -301,7 +301,7 @@ impl<'n> Pod<'n> {
                 .any(|volume| volume.name == mount.name);
             if !known {
                 return Err(format!(
-                    "volume {} is no emptyDir: others are not known here",
+                    "volume {} is not an emptyDir: others are not known here",
                     mount.name
                 )
                 .into());

@@ -420,7 +420,7 @@ impl<'t> Parser<'_, 't> {
         }
         let value = self.operand(rest)?;
         if piped.is_some() {
-            return Err("pipes a value into what is no function".to_owned());
+            return Err("pipes a value into something that is not a function".to_owned());
         }
         Ok(value)
     }
@@ -618,9 +618,11 @@ impl Run<'_> {
                 Field::List(values) => Datum::List(values.clone()),
                 Field::Flag(flag) => Datum::Flag(*flag),
             }),
-            Expression::Dot => {
-                self.dots.last().cloned().ok_or_else(|| "is no value outside range and with".into())
-            }
+            Expression::Dot => self
+                .dots
+                .last()
+                .cloned()
+                .ok_or_else(|| "has no value outside range and with".into()),
             Expression::Variable(name) => {
                 let found = self.variables.iter().rev().find(|(known, _)| known == name);
                 found
@@ -820,7 +822,7 @@ mod tests {
             ("{{ if .NodeName }}{{ printf \"%s\" }}{{ end }}", "uses `printf`, which is not sup"),
             ("{{ template \"x\" }}", "uses `template`, which is not supported"),
             ("{{ define \"x\" }}{{ end }}", "uses `define`, which is not supported"),
-            ("{{ .ProxyID | .NodeName }}", "pipes a value into what is no function"),
+            ("{{ .ProxyID | .NodeName }}", "pipes a value into something that is not a function"),
             ("{{ .ProxyID .NodeName }}", "is not understood"),
             ("{{ $x }}", "uses `$x`, which is not declared"),
             ("{{ with $x := .ProxyID }}{{ end }}{{ $x }}", "uses `$x`, which is not declared"),
@@ -829,7 +831,7 @@ mod tests {
             ("{{ not }}", "gives `not` 0 values"),
             ("{{ if (not .NodeName }}", "has a parenthesis without an end"),
             ("{{ ProxyID }}", "uses `ProxyID`, which is not understood"),
-            ("{{ . }}", "is no value outside range and with"),
+            ("{{ . }}", "has no value outside range and with"),
             ("{{ }}", "is not understood"),
             ("{{ .ProxyID", "{{ .ProxyID }} has no closing braces"),
             ("{{ if .NodeName }}", "{{ if }} has no end"),

@@ -167,7 +167,7 @@ impl Agent {
         let call = self.call(Method::PUT, "/v1/agent/service/register");
         // The agent would accept these ids, and could never be asked to remove them.
         if matches!(service.id(), "." | "..") {
-            let cause = Cause::Unsendable(format!("`{}` is no service id", service.id()));
+            let cause = Cause::Unsendable(format!("`{}` is not a service id", service.id()));
             return Err(Error { request: call.request(), cause });
         }
         Ok(call.json(service))

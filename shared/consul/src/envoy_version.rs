@@ -15,7 +15,7 @@ pub fn misfit(envoy: &str, supported: &[String]) -> Option<String> {
     let known: Vec<String> =
         known.iter().map(|(major, minor)| format!("{major}.{minor}")).collect();
     Some(format!(
-        "Envoy {major}.{minor} is none that the Consul agent supports, which are {}",
+        "Envoy {major}.{minor} is not supported by the Consul agent, which supports {}",
         known.join(", ")
     ))
 }
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(misfit("1.14.2", &supported), None);
         assert_eq!(
             misfit("envoyproxy/envoy:v1.40.0", &supported).as_deref(),
-            Some("Envoy 1.40 is none that the Consul agent supports, which are 1.14, 1.13")
+            Some("Envoy 1.40 is not supported by the Consul agent, which supports 1.14, 1.13")
         );
         assert_eq!(misfit("envoyproxy/envoy:latest", &supported), None);
         assert_eq!(misfit("1.40.0", &[]), None);

@@ -221,7 +221,7 @@ fn judge_token(has_token: bool, auth_method: Option<&str>, known: &Result<bool, 
             Finding { detail, ..Finding::unknown(what, error) }
         }
         (Ok(_), _) => Finding::new(what, Verdict::Unknown, Reason::NotTold, given)
-            .hint("the agent does not tell whether it is needed")
+            .hint("the agent does not report whether it is needed")
             .next("consul acl token read -self"),
     }
 }
@@ -331,7 +331,7 @@ fn judge_grpc(choice: &Choice, greeted: Result<(), Trouble>, http: &Address) -> 
     let place = match source {
         Source::Given => format!("{address} (given)"),
         Source::Told => format!("{address} (the agent's port)"),
-        Source::Assumed => format!("{address} (assumed: the agent does not tell its port)"),
+        Source::Assumed => format!("{address} (assumed: the agent does not report its port)"),
     };
     // An assumed address may be right where Envoy runs.
     let wrong = match source {
@@ -420,7 +420,7 @@ fn judge_envoy(envoy: Option<&str>, about: &Result<AgentSelf, Error>) -> Finding
     };
     let supported = about.supported_envoys();
     if supported.is_empty() {
-        let detail = "the agent does not tell which releases it supports";
+        let detail = "the agent does not report which releases it supports";
         return Finding::new(what, Verdict::Unknown, Reason::NotTold, detail)
             .hint("see Consul's page on Envoy's supported versions")
             .next(look);
@@ -440,7 +440,7 @@ fn judge_envoy(envoy: Option<&str>, about: &Result<AgentSelf, Error>) -> Finding
                 what,
                 Verdict::Unknown,
                 Reason::NotAsked,
-                format!("`{envoy}` does not tell its release; the agent supports {supported}"),
+                format!("`{envoy}` names no release; the agent supports {supported}"),
             )
             .hint("give a version, or an image with one in its tag")
             .next(look),

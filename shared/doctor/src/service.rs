@@ -163,7 +163,7 @@ fn judge_check(
         ),
         Role::Own if output.starts_with(EXPIRED) => (
             Reason::CheckFailing,
-            "nobody updated it in time: whoever does has ended, or does not reach the agent",
+            "it was not renewed in time: the process that renews it has ended, or can't reach the agent",
             all_of(&id),
         ),
         Role::Own => (

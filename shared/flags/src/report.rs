@@ -202,7 +202,7 @@ mod tests {
             (Cause::Unavailable(429, "Rate limit reached".to_owned()), Exit::Deadline),
             (Cause::Unavailable(500, "No cluster leader".to_owned()), Exit::Deadline),
             (Cause::Refusal(400, "Missing service name".to_owned()), Exit::Refused),
-            (Cause::Unsendable("`..` is no service id".to_owned()), Exit::Usage),
+            (Cause::Unsendable("`..` is not a service id".to_owned()), Exit::Usage),
         ] {
             let failure = error(cause).failure();
             assert_eq!(failure.exit(), exit, "{failure}");

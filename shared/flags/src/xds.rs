@@ -78,7 +78,7 @@ impl BootstrapArgs {
         let about = if self.needs_the_agent() { self.ask(agent, deadline).await? } else { None };
         let (choice, served) = self.choose_xds(agent, about.as_ref())?;
         if choice.source == Source::Assumed {
-            tracing::warn!(address = %choice.address, "the agent does not tell its gRPC port: assumed Consul's default");
+            tracing::warn!(address = %choice.address, "the agent does not report its gRPC port: assumed Consul's default");
         }
         if let Some(warning) = &choice.warning {
             tracing::warn!("{warning}");
@@ -154,7 +154,7 @@ impl BootstrapArgs {
                 if exit(&error) == Exit::Denied && !error.is_unknown_token() {
                     warn_without_token(agent);
                 }
-                tracing::debug!("the agent does not tell what it is: {error}");
+                tracing::debug!("the agent does not describe itself: {error}");
                 return Ok(None);
             }
             Err(stopped) => return Err(stopped.failure()),

@@ -138,7 +138,7 @@ impl<'a> Drive<'a> {
                 let outcome = self.take_back(step).await;
                 if let TakeBack::End(Rest::TokenUnknown | Rest::Something) = step.next(outcome) {
                     for (id, error) in self.left() {
-                        tracing::warn!(service = id, "cannot be taken back: {error}");
+                        tracing::warn!(service = id, "cannot be deregistered: {error}");
                     }
                 }
                 Ok(outcome)
@@ -210,11 +210,11 @@ impl<'a> Drive<'a> {
         let id = self.pair.service.id();
         match self.agent.deregister(id).await {
             Ok(_) => {
-                tracing::info!(service = id, "taken back, because its proxy was refused");
+                tracing::info!(service = id, "deregistered, because its proxy was refused");
                 Outcome::Done
             }
             Err(error) => {
-                tracing::warn!(service = id, "cannot be taken back: {error}");
+                tracing::warn!(service = id, "cannot be deregistered: {error}");
                 Outcome::failed(error.is_transient())
             }
         }

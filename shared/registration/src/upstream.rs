@@ -427,9 +427,8 @@ impl<'a> Element<'a> {
                     "peer" => &mut parts.peer,
                     "dc" => &mut parts.datacenter,
                     _ => {
-                        return Err(
-                            self.error(label, format!("`{label}` is no label: expected {LABELS}"))
-                        );
+                        return Err(self
+                            .error(label, format!("`{label}` is not a label: expected {LABELS}")));
                     }
                 };
                 if !slot.is_empty() {
@@ -480,7 +479,7 @@ impl<'a> Element<'a> {
         if text.is_empty() || !text.chars().all(legal) {
             return Err(self.error(
                 text,
-                format!("`{text}` is no datacenter: expected letters, digits, `-` or `_`"),
+                format!("`{text}` is not a datacenter: expected letters, digits, `-` or `_`"),
             ));
         }
         Ok(text)
@@ -524,7 +523,7 @@ impl<'a> Element<'a> {
                 "datacenter" | "dc" => self.datacenter(value)?.clone_into(&mut upstream.datacenter),
                 _ => {
                     return Err(
-                        self.error(key, format!("`{key}` is no option: expected {OPTIONS}"))
+                        self.error(key, format!("`{key}` is not an option: expected {OPTIONS}"))
                     );
                 }
             }

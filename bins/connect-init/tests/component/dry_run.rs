@@ -357,7 +357,7 @@ fn an_envoy_that_the_agent_does_not_support_is_warned_of() {
     let log = |envoy: &str| Pod::of(&agent).with("--envoy-version", envoy).run().code(0).stderr();
     let warned = log("envoyproxy/envoy:v1.40.0");
     assert!(
-        warned.contains("Envoy 1.40 is none that the Consul agent supports, which are 1.14"),
+        warned.contains("Envoy 1.40 is not supported by the Consul agent, which supports 1.14"),
         "{warned}"
     );
     for envoy in ["1.14.2", "envoyproxy/envoy:latest", ""] {

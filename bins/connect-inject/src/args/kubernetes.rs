@@ -106,8 +106,9 @@ pub(super) fn hosts(names: Vec<String>) -> Result<Vec<ServerName<'static>>, Stri
         .map(|name| name.trim().to_owned())
         .filter(|name| !name.is_empty())
         .map(|name| {
-            ServerName::try_from(name.clone())
-                .map_err(|_| format!("`{name}` is no host: expected a DNS name or an IP address"))
+            ServerName::try_from(name.clone()).map_err(|_| {
+                format!("`{name}` is not a host: expected a DNS name or an IP address")
+            })
         })
         .collect::<Result<_, _>>()?;
     if hosts.is_empty() {

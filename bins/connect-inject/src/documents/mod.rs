@@ -60,7 +60,7 @@ pub(crate) fn uninject(files: &[PathBuf]) -> Result<ExitCode, Failure> {
                 Some(Ok(done)) => tracing::info!("{file}: {object}: {done}"),
                 Some(Err(problem)) => {
                     left += 1;
-                    tracing::error!("{file}: {object}: unchanged: nobody knows how: {problem}");
+                    tracing::error!("{file}: {object}: cannot be uninjected: {problem}");
                 }
             }
         }

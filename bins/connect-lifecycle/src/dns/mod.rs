@@ -61,7 +61,7 @@ impl Dns {
         let agent = consul_dns_addr.or_else(|| beside(agent)).ok_or_else(|| {
             Failure::new(
                 Exit::Usage,
-                format_args!("the agent's HTTP address `{agent}` does not tell where its DNS is"),
+                format_args!("the agent's HTTP address `{agent}` does not say where its DNS is"),
             )
             .hint("give --consul-dns-addr as IP:PORT")
         })?;

@@ -234,7 +234,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("{\"Name\": \"a\"}", "a service stands within `service`"),
 ];
 
-/// Taken by the CLI, and refused by us, for it is a mistake.
+/// Accepted by the CLI, and rejected by us as an error.
 const REFUSED_BY_US: &[(&str, &str)] = &[
     ("service { name = \"a\" port = 1 port = 2 }", "given twice"),
     ("node_name = \"x\" service { name = \"a\" }", "node_name: not accepted"),

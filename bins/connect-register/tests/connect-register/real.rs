@@ -105,7 +105,7 @@ fn a_refusal_leaves_nothing_and_scripts_are_kept() {
     let empty = agent.state();
     run(&agent.http, &["register", &file]).failed(
         78,
-        &["registering service `b`", "Scripts are disabled on this agent", "`a` is taken back"],
+        &["registering service `b`", "Scripts are disabled on this agent", "`a` was deregistered"],
     );
     assert_same(&agent.state(), &empty, "");
 

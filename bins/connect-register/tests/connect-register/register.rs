@@ -214,14 +214,14 @@ fn all_mistakes_are_reported_and_nothing_is_sent() {
             &format!("{yaml}: the name tells no format"),
             &format!("{missing}: cannot be read: No such file"),
             "standard input (-) can be read once only",
-            "7 mistakes in the definition files: nothing was sent; hint:",
+            "7 errors in the definition files: nothing was sent; hint:",
         ],
     );
     assert!(agent.requests().is_empty());
 }
 
 #[test]
-fn files_without_a_service_are_a_mistake() {
+fn files_without_a_service_are_an_error() {
     let files = Files::new();
     let ran = run(NOBODY, &["register", &files.add("f.json", "{}")]);
     ran.failed(64, &["f.json defines no service", "no service is defined: nothing was sent"]);
@@ -269,9 +269,9 @@ fn what_this_run_has_added_is_taken_back() {
         &[
             "registering service `bad`",
             "400 Invalid check: TTL must be > 0 for TTL checks",
-            "service `b` is taken back",
+            "service `b` was deregistered",
             "service `old` was there before: it stays",
-            "service `a` is taken back",
+            "service `a` was deregistered",
         ],
     );
     let after_refusal: Vec<String> = agent.lines().split_off(8);
@@ -290,7 +290,7 @@ fn a_signal_takes_back_as_well() {
     // Until the one that hangs is under way.
     agent.wait_for(REGISTER, 2);
     kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-    ran(child.wait_with_output().unwrap()).failed(1, &["ended by SIGTERM", "`a` is taken back"]);
+    ran(child.wait_with_output().unwrap()).failed(1, &["ended by SIGTERM", "`a` was deregistered"]);
     // The one under way may have reached the agent.
     let taken_back = ["PUT /v1/agent/service/deregister/b", "PUT /v1/agent/service/deregister/a"];
     assert_eq!(agent.lines().split_off(4), taken_back);
@@ -354,7 +354,7 @@ fn taking_back_uses_the_id_and_the_token_of_the_definition() {
         "f.json",
         &json!({"services": [{"id": "a/1", "name": "a", "token": "of-a"}, {"name": "b"}]}),
     );
-    run(&agent.address(), &["register", &file]).failed(78, &["`a/1` is taken back"]);
+    run(&agent.address(), &["register", &file]).failed(78, &["`a/1` was deregistered"]);
     let last = agent.requests().pop().unwrap();
     assert_eq!(
         (last.line.as_str(), last.token.as_deref()),
@@ -394,7 +394,7 @@ fn hcl_json_folders_and_stdin() {
 }
 
 #[test]
-fn services_that_take_each_others_place_are_a_mistake() {
+fn services_that_would_replace_each_other_are_an_error() {
     let files = Files::new();
     files.add("a.hcl", "service { name = \"web\" connect { sidecar_service {} } }");
     files.add(
@@ -408,7 +408,7 @@ fn services_that_take_each_others_place_are_a_mistake() {
             "a.hcl:1 has it for `web`; expected an id of its own",
             "b.hcl:3: service id `web-sidecar-proxy` (`web-sidecar-proxy`) is taken: ",
             "a.hcl:1 has it for sidecar of `web`",
-            "2 mistakes",
+            "2 errors",
         ],
     );
     // Not with Consul Enterprise's namespaces between them.
@@ -428,7 +428,7 @@ fn validate_asks_nobody() {
     assert_eq!(ran.json(), json!({"services": [{"id": "g-1", "name": "g"}], "problems": []}));
 
     let ran = run(NOBODY, &["validate", &good, &bad]);
-    ran.failed(64, &["bad.hcl:3:11: expected a value", "1 mistake in the definition files"]);
+    ran.failed(64, &["bad.hcl:3:11: expected a value", "1 error in the definition files"]);
     assert!(!ran.stderr.contains("s3cret"), "{}", ran.stderr);
     let ran = run(NOBODY, &["validate", "--output", "json", &bad]);
     let problems: Value = serde_json::from_str(&ran.stdout).unwrap();

@@ -197,10 +197,10 @@ fn a_deleted_token_is_had_anew_and_given_back_at_the_end() {
         let mut sidecar = pod.run();
         sidecar.await_output("registered again").unwrap();
         acls.revoke().unwrap();
-        sidecar.await_output("logged in anew").unwrap();
+        sidecar.await_output("logged in again").unwrap();
         harness::until("another registration", || {
             let log = sidecar.output();
-            log.rfind("registered again") > log.rfind("logged in anew")
+            log.rfind("registered again") > log.rfind("logged in again")
         })
         .unwrap();
         assert_eq!(acls.logins().unwrap().len(), 1);

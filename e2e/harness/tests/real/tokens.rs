@@ -144,7 +144,7 @@ impl Used<'_> {
     }
 
     fn logins(&self) -> usize {
-        let log = |sidecar: &Process| sidecar.output().matches("logged in anew").count();
+        let log = |sidecar: &Process| sidecar.output().matches("logged in again").count();
         self.sidecars.iter().map(log).sum()
     }
 
@@ -252,7 +252,7 @@ fn tokens_that_are_deleted_by_hand_cost_no_request_no_stream_and_no_restart() {
             until("another registration", || {
                 used.sidecars.iter().all(|sidecar| {
                     let log = sidecar.output();
-                    log.rfind("registered again") > log.rfind("logged in anew")
+                    log.rfind("registered again") > log.rfind("logged in again")
                 })
             })
             .unwrap_or_else(|error| used.panic(&error));

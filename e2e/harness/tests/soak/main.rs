@@ -231,7 +231,7 @@ impl Soak<'_> {
     /// with another. Of a pod that ends before, this agent can't tell the catalog
     /// any more: it does so with the token that it was registered with.
     fn revoke(&mut self, acls: &Acls<'_>) {
-        let logins = |log: &str| log.matches("logged in anew").count();
+        let logins = |log: &str| log.matches("logged in again").count();
         let log = |who: &Identity| self.ground.log_of_run(who);
         let living = self.living.values().map(|(who, _)| who);
         let before: Vec<_> = living.map(|who| (who, logins(&log(who)))).collect();
@@ -239,7 +239,8 @@ impl Soak<'_> {
         for (who, before) in before {
             let waited = until_within(PATIENCE, "a registration with another token", || {
                 let log = log(who);
-                logins(&log) > before && log.rfind("logged in anew") < log.rfind("registered again")
+                logins(&log) > before
+                    && log.rfind("logged in again") < log.rfind("registered again")
             });
             waited.unwrap_or_else(|error| panic!("{error}: {}", log(who)));
         }

@@ -242,8 +242,9 @@ impl<'t> Lexer<'t> {
                 }
             }
         }
-        String::from_utf8(bytes)
-            .map_err(|_| found(start, "expected a text in UTF-8: its \\x or octal bytes are none"))
+        String::from_utf8(bytes).map_err(|_| {
+            found(start, "expected UTF-8: the \\x or octal escapes make something else")
+        })
     }
 
     /// What follows a backslash.

@@ -24,7 +24,7 @@ pub(super) fn read(file: &Path) -> Result<SecretString, String> {
     match std::fs::read_to_string(file) {
         Ok(text) if text.trim().is_empty() => Err(problem(&"it is empty")),
         Ok(text) => Ok(SecretString::from(text.trim())),
-        Err(error) if error.kind() == ErrorKind::InvalidData => Err(problem(&"it is no text")),
+        Err(error) if error.kind() == ErrorKind::InvalidData => Err(problem(&"it is not text")),
         Err(error) => Err(problem(&error)),
     }
 }
