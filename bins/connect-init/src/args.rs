@@ -16,14 +16,14 @@ use serde_json::{Map, Value};
 
 use crate::virtual_address::VirtualArg;
 
-/// Registers a pod's service and its sidecar proxy with the node's Consul
-/// agent, writes the Envoy bootstrap, and puts the lifecycle helper into the pod
+/// Register a pod's service and its sidecar proxy with the node's Consul agent, write
+/// the Envoy bootstrap, and copy connect-lifecycle into the pod
 #[derive(Debug, Parser)]
 #[command(version, after_help = runtime::exit::HELP)]
 pub(crate) struct Args {
-    /// The service, and the port on which the application listens; without a
-    /// port it takes no connections. Given again for further services of the
-    /// pod: each has a sidecar of its own, whose ports are counted up
+    /// Service, and the port on which the application listens; without a port the
+    /// service only makes requests. May be repeated: each service has its own sidecar,
+    /// whose ports are +1
     #[arg(
         long = "service",
         env = "CONNECT_SERVICE",
@@ -33,23 +33,52 @@ pub(crate) struct Args {
     )]
     pub(crate) services: Vec<ServiceArg>,
 
-    /// What the (first) service reaches, as name:port, name:port:datacenter or
-    /// prepared_query:name:port; may be given again
+    /// Upstream of the (first) service: name:port, name:port:datacenter or
+    /// prepared_query:name:port; may be repeated
     #[arg(long = "upstream", env = "CONNECT_UPSTREAMS", value_name = "SPEC")]
     pub(crate) upstreams: Vec<UpstreamsArg>,
 
-    /// A tag of service and proxy; may be given again
+    /// Tag of service and proxy; may be repeated
     #[arg(long = "tag", value_name = "TAG")]
     pub(crate) tags: Vec<String>,
 
-    /// Meta of service and proxy; may be given again
+    /// Metadata of service and proxy; may be repeated
     #[arg(long = "meta", value_name = "KEY=VALUE", value_parser = parse_meta)]
     pub(crate) meta: Vec<(String, String)>,
 
-    /// Settings of the proxy's own, as a JSON object, such as
-    /// {"envoy_prometheus_bind_addr": "0.0.0.0:20200"}; may be given again
+    /// Proxy settings as a JSON object, such as {"envoy_prometheus_bind_addr":
+    /// "0.0.0.0:20200"}; may be repeated, later keys win
     #[arg(long = "proxy-config", value_name = "JSON", value_parser = parse_object)]
     pub(crate) proxy_config: Vec<Map<String, Value>>,
+
+    /// Directory that the pod's injected containers share
+    #[arg(long, env = "CONNECT_DIR", default_value = handoff::DEFAULT_DIR, value_name = "FOLDER")]
+    pub(crate) dir: PathBuf,
+
+    /// connect-lifecycle program to copy into the directory [default: the one beside
+    /// this program]
+    #[arg(long, env = "CONNECT_HELPER", value_name = "FILE")]
+    pub(crate) helper: Option<PathBuf>,
+
+    /// Maximum time for everything, including the wait for an agent that is not there
+    /// yet
+    #[arg(long, env = "CONNECT_TIMEOUT", default_value = "2m", value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) timeout: Duration,
+
+    /// Maximum time for the first run in this directory, if lower: a pod's status shows
+    /// why it failed, while the container runs again
+    #[arg(long, env = "CONNECT_FIRST_TIMEOUT", value_parser = duration::parse_length, value_name = "DURATION")]
+    pub(crate) first_timeout: Option<Duration>,
+
+    /// Print as JSON what would be registered, requested and written, and a diagnosis
+    /// of the agent; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// With --dry-run, print a definition file instead, which connect-register and
+    /// Consul's CLI can register
+    #[arg(long, value_name = "FORMAT", requires = "dry_run")]
+    pub(crate) output: Option<Output>,
 
     #[command(flatten)]
     pub(crate) transparent: TransparentArgs,
@@ -66,34 +95,6 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) bootstrap: BootstrapArgs,
 
-    /// The directory that the pod's injected containers share
-    #[arg(long, env = "CONNECT_DIR", default_value = handoff::DEFAULT_DIR, value_name = "FOLDER")]
-    pub(crate) dir: PathBuf,
-
-    /// The lifecycle helper that is put into the directory; by default the
-    /// connect-lifecycle beside this program
-    #[arg(long, env = "CONNECT_HELPER", value_name = "FILE")]
-    pub(crate) helper: Option<PathBuf>,
-
-    /// How long all of it may take; an agent that is not there yet is waited for
-    #[arg(long, env = "CONNECT_TIMEOUT", default_value = "2m", value_parser = duration::parse_length, value_name = "DURATION")]
-    pub(crate) timeout: Duration,
-
-    /// How long the first run in this directory may take, if that is less: a pod's
-    /// status shows why it failed, while the container runs again
-    #[arg(long, env = "CONNECT_FIRST_TIMEOUT", value_parser = duration::parse_length, value_name = "DURATION")]
-    pub(crate) first_timeout: Option<Duration>,
-
-    /// Print as JSON what would be registered, asked and written, and what is
-    /// to be said of the agent, and change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-
-    /// With --dry-run, print a definition file of this format instead, which
-    /// connect-register and Consul's CLI can register
-    #[arg(long, value_name = "FORMAT", requires = "dry_run")]
-    pub(crate) output: Option<Output>,
-
     #[command(flatten)]
     pub(crate) log: LogArgs,
 }
@@ -107,19 +108,18 @@ pub(crate) enum Output {
     Json,
 }
 
-/// How connections are redirected to the sidecar of the (first) service, and what
-/// goes past it.
+/// Transparent proxy of the (first) service.
 #[derive(Debug, Default, clap::Args)]
 #[command(next_help_heading = "Transparent proxy")]
 pub(crate) struct TransparentArgs {
-    /// Register the sidecar as a transparent proxy: the pod's connections are
-    /// redirected to it by connect-redirect
+    /// Register the sidecar as a transparent proxy, to which connect-redirect redirects
+    /// the pod's connections
     #[arg(long, env = "CONNECT_TRANSPARENT", value_name = "BOOL", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, default_missing_value = "true", default_value_t = false)]
     pub(crate) transparent: bool,
 
-    /// The address by which transparent proxies know the service, as
-    /// ADDRESS:PORT, such as 10.96.0.10:80, or as service:NAME for the cluster IP
-    /// of a Service of the pod's namespace; the one that Consul allots counts besides
+    /// Additional address by which transparent proxies reach the service: ADDRESS:PORT,
+    /// such as 10.96.0.10:80, or service:NAME for the cluster IP of a Service of the
+    /// pod's namespace
     #[arg(
         long = "virtual",
         env = "CONNECT_VIRTUAL_ADDRESS",
@@ -127,48 +127,48 @@ pub(crate) struct TransparentArgs {
     )]
     pub(crate) virtual_address: Option<VirtualArg>,
 
-    /// A path of the application that the sidecar serves without mutual TLS, for
-    /// probes: PATH=LISTENER:PORT, such as /healthz=20300:8080, with :http2 behind
-    /// it for gRPC; may be repeated
+    /// Path of the application that the sidecar serves without mutual TLS, for probes:
+    /// PATH=LISTENER:PORT, such as /healthz=20300:8080, followed by :http2 for gRPC;
+    /// may be repeated
     #[arg(long = "expose", value_name = "PATH=LISTENER:PORT[:http2]", value_parser = parse_expose)]
     pub(crate) expose: Vec<ExposePath>,
 }
 
-/// Which pod it is. In a pod, the downward API gives all of it.
+/// The pod's identity, which the downward API provides.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Pod")]
 pub(crate) struct PodArgs {
-    /// The pod's name
+    /// Pod name; part of the ids
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pub(crate) pod_name: String,
 
-    /// The pod's Kubernetes namespace
+    /// Pod namespace; part of the ids
     #[arg(long, env = "POD_NAMESPACE", default_value = "default", value_name = "NAME")]
     pub(crate) pod_namespace: String,
 
-    /// The pod's UID, for the description of its ACL token
+    /// Pod UID, for the description of the ACL token
     #[arg(long, env = "POD_UID", value_name = "UID")]
     pub(crate) pod_uid: Option<String>,
 
-    /// The pod's address
+    /// Pod IP, at which service and proxy are registered
     #[arg(long, env = "POD_IP", value_name = "IP")]
     pub(crate) pod_ip: IpAddr,
 
-    /// The name of the pod's node, for messages
+    /// Node name, for messages
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub(crate) node_name: Option<String>,
 }
 
-/// How the pod gets an ACL token of its own. Environment variables are those of
-/// consul-dataplane ("Consul Dataplane CLI").
+/// How the pod gets its ACL token. Environment variables are those of consul-dataplane
+/// ("Consul Dataplane CLI").
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "ACL login")]
 pub(crate) struct LoginArgs {
-    /// Log in with this auth method, instead of using a token that is given
+    /// Auth method to log in with, instead of using a given token
     #[arg(long, env = "CONSUL_LOGIN_AUTH_METHOD", value_name = "NAME", conflicts_with_all = ["token", "token_file"])]
     pub(crate) acl_auth_method: Option<String>,
 
-    /// The file with what proves to it who logs in: the service account's token
+    /// Bearer token for the auth method: a file with the service account's token
     #[arg(
         long,
         env = "CONSUL_LOGIN_BEARER_TOKEN_FILE",
@@ -185,14 +185,14 @@ pub(crate) struct ServiceArg {
     pub(crate) port: Option<u16>,
 }
 
-/// A list of upstreams, of one element mostly.
+/// A comma-separated list of upstreams.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct UpstreamsArg(pub(crate) Vec<Upstream>);
 
 // === impl LoginArgs ===
 
 impl LoginArgs {
-    /// What these flags say; none if no auth method is named.
+    /// The login of these flags; `None` without an auth method.
     pub(crate) fn login(self, pod: &PodArgs) -> Option<Login> {
         let Self { acl_auth_method, bearer_token_file } = self;
         let auth_method = acl_auth_method.filter(|name| !name.is_empty())?;
@@ -272,7 +272,10 @@ mod tests {
 
     #[test]
     fn the_command_line_agrees_with_its_pages() {
-        testkit::agrees_with_its_pages(&Args::command(), include_str!("../README.md"));
+        testkit::agrees_with_its_pages(
+            &Args::command(),
+            concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"),
+        );
     }
 
     #[test]

@@ -12,8 +12,8 @@ use handoff::Handoff;
 use probe::Probe;
 use runtime::LogArgs;
 
-/// Keeps a pod's registration with the node's Consul agent true while the pod
-/// lives, and takes it back when it ends
+/// Keep a pod's registration with the node's Consul agent correct, and deregister when
+/// the pod ends
 #[derive(Debug, Parser)]
 #[command(version, after_help = runtime::exit::HELP)]
 pub(crate) struct Args {
@@ -26,25 +26,25 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run Envoy, keep it registered, and end it well: the sidecar's main process
+    /// Run Envoy, keep it registered, and shut it down gracefully: the sidecar's main
+    /// process
     Run(Box<RunArgs>),
-    /// Take the registration back: the sidecar's preStop hook
+    /// Deregister: the sidecar's preStop hook
     Deregister(DeregisterArgs),
-    /// Tell whether Envoy is ready: a probe, and the hold on the application's start
+    /// Check Envoy's readiness; with --wait, block until it is ready
     Ready(ReadyArgs),
-    /// Start a command when Envoy is ready, and with --quit end the sidecar after
-    /// it: for Jobs
+    /// Start a command when Envoy is ready; with --quit, stop the sidecar afterwards:
+    /// for Jobs
     Wait(WaitArgs),
 }
 
-/// Which registration.
 #[derive(Debug, clap::Args)]
 pub(crate) struct HandoffArgs {
-    /// The folder with the files that connect-init left
+    /// Directory with the files that connect-init left
     #[arg(long, env = "CONNECT_DIR", default_value = handoff::DEFAULT_DIR, value_name = "FOLDER")]
     pub(crate) dir: PathBuf,
 
-    /// Which of the pod's services, if it has several and this is not the first
+    /// Service name, for a pod with several services [default: the pod's first]
     #[arg(long, value_name = "NAME", value_parser = parse_service)]
     pub(crate) service: Option<String>,
 }
@@ -52,7 +52,6 @@ pub(crate) struct HandoffArgs {
 // === impl HandoffArgs ===
 
 impl HandoffArgs {
-    /// The files of that registration.
     pub(crate) fn handoff(self) -> Handoff {
         let Self { dir, service } = self;
         match service {
@@ -72,29 +71,29 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) handoff: HandoffArgs,
 
-    /// How long connections may take to end, from the preStop hook or SIGTERM on;
+    /// Maximum drain time of open connections, from the preStop hook or SIGTERM on;
     /// keep it 7 s below the pod's terminationGracePeriodSeconds
     #[arg(long, env = "CONNECT_DRAIN_TIMEOUT", default_value = "20s", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) drain_timeout: Duration,
 
-    /// How long deregistration is tried for, from the preStop hook or SIGTERM on; if
-    /// absent, 3 s longer than --drain-timeout
+    /// Maximum time to deregister, from the preStop hook or SIGTERM on [default: 3 s
+    /// longer than --drain-timeout]
     #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) deregister_timeout: Option<Duration>,
 
-    /// How long the agent may refuse Envoy's xDS stream, while agent and servers
-    /// answer otherwise, until the pod is taken out of service
+    /// How long the agent may refuse Envoy's xDS stream, while agent and servers answer
+    /// other requests, before the pod is taken out of service
     #[arg(long, env = "CONNECT_CUT_OFF_AFTER", default_value = "1m", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) cut_off_after: Duration,
 
-    /// The application's readiness probe as JSON, as a Pod has it, with the port as a
-    /// number: it decides whether Consul sends traffic. It is asked over loopback; if
-    /// absent, the application is ready while its service's port takes connections
+    /// Application's readiness probe as JSON in a Pod's form, with the port as a
+    /// number; decides whether Consul sends traffic. Without it, the application is
+    /// ready while its port accepts connections
     #[arg(long, env = "CONNECT_READINESS_PROBE", value_name = "JSON")]
     pub(crate) readiness_probe: Option<Probe>,
 
-    /// Serve Envoy's and the application's metrics on one page, on this port of
-    /// loopback: what connect-init was told by --prometheus-backend-port
+    /// Loopback port on which to serve Envoy's and the application's metrics together;
+    /// must equal connect-init's --prometheus-backend-port
     #[arg(
         long,
         env = "CONNECT_MERGED_METRICS_PORT",
@@ -103,11 +102,11 @@ pub(crate) struct RunArgs {
     )]
     pub(crate) merged_metrics_port: Option<NonZeroU16>,
 
-    /// The application's port for its metrics, on loopback
+    /// Loopback port of the application's metrics
     #[arg(long, env = "CONNECT_SERVICE_METRICS_PORT", value_name = "PORT")]
     pub(crate) service_metrics_port: Option<NonZeroU16>,
 
-    /// The path of the application's metrics
+    /// Path of the application's metrics
     #[arg(
         long,
         env = "CONNECT_SERVICE_METRICS_PATH",
@@ -127,13 +126,13 @@ pub(crate) struct RunArgs {
 /// The pod's DNS, with transparent proxy.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DnsArgs {
-    /// Port of loopback, UDP and TCP, on which to answer the pod's DNS queries: names
-    /// under --consul-domain by the agent, others by the pod's own nameservers; if
-    /// absent, DNS is not served
+    /// Loopback port (UDP and TCP) on which to answer the pod's DNS queries: names
+    /// under --consul-domain by the agent, others by the pod's nameservers [default:
+    /// DNS is not served]
     #[arg(long, env = "CONNECT_DNS_PORT", value_name = "PORT")]
     pub(crate) dns_port: Option<NonZeroU16>,
 
-    /// Domain whose names the agent answers: the agent's `domain`
+    /// Domain whose names the agent answers; must equal the agent's `domain`
     #[arg(
         long,
         env = "CONNECT_CONSUL_DOMAIN",
@@ -143,11 +142,11 @@ pub(crate) struct DnsArgs {
     )]
     pub(crate) consul_domain: Domain,
 
-    /// Address of the agent's DNS; if absent, port 8600 of the host of its HTTP address
+    /// Address of the agent's DNS [default: port 8600 on the host of its HTTP address]
     #[arg(long, env = "CONNECT_CONSUL_DNS_ADDR", value_name = "IP:PORT", requires = "dns_port")]
     pub(crate) consul_dns_addr: Option<SocketAddr>,
 
-    /// File that names the pod's nameservers; it is read again when it changes
+    /// File with the pod's nameservers; it is read again when it changes
     #[arg(
         long,
         env = "CONNECT_RESOLV_CONF",
@@ -163,7 +162,7 @@ pub(crate) struct DeregisterArgs {
     #[command(flatten)]
     pub(crate) handoff: HandoffArgs,
 
-    /// How long it may take in all
+    /// Maximum time
     #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", default_value = "5s", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) timeout: Duration,
 }
@@ -173,41 +172,41 @@ pub(crate) struct ReadyArgs {
     #[command(flatten)]
     pub(crate) handoff: HandoffArgs,
 
-    /// Wait for Envoy for that long, and then let go: the exit code is 0 with a
-    /// warning, because a postStart hook that fails would kill the container
+    /// Block until Envoy is ready, at most for this long; after that, exit 0 with a
+    /// warning so that the postStart hook does not kill the container
     #[arg(long, env = "CONNECT_READY_WAIT", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) wait: Option<Duration>,
 
-    /// Look again until then, before it fails: for a readinessProbe with a long period.
-    /// Keep it 3 s below the probe's timeoutSeconds; if absent, it looks once
+    /// Retry for this long before failing, for a readinessProbe with a long period;
+    /// keep it 3 s below the probe's timeoutSeconds [default: check once]
     #[arg(long, value_parser = duration::parse_length, value_name = "DURATION", conflicts_with = "wait")]
     pub(crate) timeout: Option<Duration>,
 
-    /// Also ask whether Consul would send traffic, which the application's checks
-    /// decide, too: for a readinessProbe, not for what holds the application's start
+    /// Also check whether Consul would send traffic, which depends on the application's
+    /// checks: for a readinessProbe, not for a startup hook
     #[arg(long)]
     pub(crate) serving: bool,
 }
 
-/// The application's container may run as a user who can't read the hand-off
-/// files, or lack the folder: all that is needed is Envoy's port on loopback.
+/// The application's container may run as a user who can't read the hand-off files, or
+/// may lack the directory: `wait` only needs Envoy's port on loopback.
 #[derive(Debug, clap::Args)]
 pub(crate) struct WaitArgs {
-    /// Envoy's admin listener, as connect-init was told; with several services,
-    /// those of all, separated by commas
+    /// Envoy's admin listener; must equal connect-init's --admin-bind. With several
+    /// services, all of them, comma-separated
     #[arg(long, env = "CONNECT_ADMIN_BIND", default_values_t = [ADMIN], value_delimiter = ',', value_name = "IP:PORT")]
     pub(crate) admin_bind: Vec<SocketAddr>,
 
-    /// How long Envoy may take to become ready; then the command is not started
+    /// Maximum wait for Envoy; after that, the command is not started
     #[arg(long, env = "CONNECT_WAIT_TIMEOUT", default_value = "2m", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) timeout: Duration,
 
-    /// Start the command without a sidecar if nothing listens at --admin-bind for
-    /// that long: for Jobs that run with and without one
+    /// Start the command without a sidecar if nothing listens at --admin-bind for this
+    /// long: for Jobs that run with and without one
     #[arg(long, value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) go_on_without: Option<Duration>,
 
-    /// End the sidecar after the command, however that ended
+    /// Stop the sidecar after the command, even if the command failed
     #[arg(long)]
     pub(crate) quit: bool,
 
@@ -216,7 +215,7 @@ pub(crate) struct WaitArgs {
     pub(crate) command: Vec<OsString>,
 }
 
-/// Envoy's admin listener, if connect-init was not told another.
+/// Default of connect-init's --admin-bind.
 const ADMIN: SocketAddr =
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), registration::pod::ADMIN_PORT);
 
@@ -228,6 +227,9 @@ mod tests {
 
     #[test]
     fn the_command_line_agrees_with_its_pages() {
-        testkit::agrees_with_its_pages(&Args::command(), include_str!("../README.md"));
+        testkit::agrees_with_its_pages(
+            &Args::command(),
+            concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"),
+        );
     }
 }

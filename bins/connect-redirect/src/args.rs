@@ -160,8 +160,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_agrees_with_its_pages() {
-        testkit::agrees_with_its_pages(&Args::command(), include_str!("../README.md"));
+    fn the_command_line_agrees_with_readme() {
+        testkit::agrees_with_readme(&Args::command(), include_str!("../README.md"));
     }
 
     #[test]

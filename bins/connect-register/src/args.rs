@@ -175,17 +175,17 @@ pub(crate) struct RegisterArgs {
     pub(crate) output: Output,
 
     #[command(flatten)]
-    pub(crate) service: ServiceArgs,
+    pub(crate) reach: ReachArgs,
 
     #[command(flatten)]
-    pub(crate) reach: ReachArgs,
+    pub(crate) service: ServiceArgs,
 }
 
 /// A service given by flags instead of a file.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Service, instead of a file")]
 pub(crate) struct ServiceArgs {
-    /// Name of the service, by which others find it
+    /// Name of the service
     #[arg(long, value_name = "NAME", value_parser = flags::not_empty)]
     pub(crate) name: Option<String>,
 
@@ -237,10 +237,10 @@ pub(crate) struct SidecarArgs {
     pub(crate) dir: PathBuf,
 
     #[command(flatten)]
-    pub(crate) envoy: ::flags::BootstrapArgs,
+    pub(crate) reach: ReachArgs,
 
     #[command(flatten)]
-    pub(crate) reach: ReachArgs,
+    pub(crate) envoy: ::flags::BootstrapArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -303,18 +303,17 @@ pub(crate) struct StatusArgs {
     #[arg(long, env = "CONNECT_ENVOY_VERSION", value_name = "VERSION")]
     pub(crate) envoy_version: Option<String>,
 
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-
     /// Maximum time to read the agent's services. No request is retried
     #[arg(
         long,
         value_name = "DURATION",
         default_value = "20s",
-        value_parser = duration::parse_length,
-        help_heading = "Consul agent"
+        value_parser = duration::parse_length
     )]
     pub(crate) timeout: Duration,
+
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -337,10 +336,10 @@ pub(crate) struct BootstrapCommand {
     pub(crate) which: WhichProxy,
 
     #[command(flatten)]
-    pub(crate) envoy: ::flags::BootstrapArgs,
+    pub(crate) reach: ReachArgs,
 
     #[command(flatten)]
-    pub(crate) reach: ReachArgs,
+    pub(crate) envoy: ::flags::BootstrapArgs,
 }
 
 /// Which proxy to print the bootstrap of.
@@ -376,20 +375,18 @@ pub(crate) struct WhichProxy {
 /// The agent, and the time limit.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReachArgs {
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-
-    /// How long the command may take: an agent that can't be reached, or can't
-    /// serve at the moment, is asked again until then. An agent whose servers
-    /// have no leader takes 7 seconds for one registration
+    /// Maximum time for the command: transient failures of the agent are retried until
+    /// then. An agent whose servers have no leader takes 7 seconds for one registration
     #[arg(
         long,
         value_name = "DURATION",
         default_value = "20s",
-        value_parser = duration::parse_length,
-        help_heading = "Consul agent"
+        value_parser = duration::parse_length
     )]
     pub(crate) timeout: Duration,
+
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
 }
 
 #[cfg(test)]
@@ -400,6 +397,9 @@ mod tests {
 
     #[test]
     fn the_command_line_agrees_with_its_pages() {
-        testkit::agrees_with_its_pages(&Args::command(), include_str!("../README.md"));
+        testkit::agrees_with_its_pages(
+            &Args::command(),
+            concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"),
+        );
     }
 }

@@ -7,7 +7,6 @@
 //! - [`stdout`]: standard output
 //! - [`deadline`]: total time limits
 //! - [`retry`]: retries with jitter, until the deadline
-//! - [`reference`]: compares a README with the command line
 //! - [`file`]: atomic writes
 
 pub mod command;
@@ -15,7 +14,6 @@ pub mod deadline;
 pub mod exit;
 pub mod file;
 pub mod log;
-pub mod reference;
 pub mod retry;
 pub mod signal;
 pub mod stdout;

@@ -6,7 +6,7 @@ use std::process::{Command as Process, Stdio};
 
 use clap::Command;
 
-use crate::or_skip;
+use crate::{or_skip, reference};
 
 /// A shell, where its completions are, and commands that load those of `$1` from the
 /// directory `$2` and print what is offered after `$1 `.
@@ -56,14 +56,31 @@ const SHELLS: [Shell; 3] = [
     },
 ];
 
-/// Holds a command line against its README, manual pages and completions.
+/// Compares a command line with the tables of its README, its manual pages, and its
+/// completions. The tables of the Markdown file are those of [`reference`].
 ///
 /// # Panics
-/// With all that they do not agree on.
+/// With all differences.
 #[track_caller]
 pub fn agrees_with_its_pages(program: &Command, readme: &str) {
+    let mut tables = reference::of_flags(program);
+    tables.push(reference::of_exit_codes());
+    let faults = reference::differences(Path::new(readme), &tables);
+    agrees_with_its_manual(program, faults);
+}
+
+/// The same for a README whose tables are written by hand.
+///
+/// # Panics
+/// With all differences.
+#[track_caller]
+pub fn agrees_with_readme(program: &Command, readme: &str) {
+    agrees_with_its_manual(program, reference::unlisted(program.clone(), readme));
+}
+
+#[track_caller]
+fn agrees_with_its_manual(program: &Command, mut faults: Vec<String>) {
     program.clone().debug_assert();
-    let mut faults = runtime::reference::differences(program.clone(), readme);
     faults.extend(pages::lacking(program.clone()));
     let prefix = tempfile::tempdir().expect("a directory for the pages");
     pages::write_all(program, prefix.path()).expect("the directory takes files");

@@ -8,6 +8,7 @@
 //! - [`model`]: what an agent without faults does, in memory
 //! - [`port`]: a [`Port`] that nobody else gets while nobody listens on it
 //! - [`process`]: the [`Process`] under test, while it runs
+//! - [`reference`]: reference tables of Markdown files, generated from the code
 //! - [`outcome`]: how one ended, [`Outcome`]
 //! - [`skip`]: what a machine may lack, told or a failure
 //! - `server`, `stream`: HTTP over TCP, TLS and unix sockets, cut where a fault says so
@@ -24,12 +25,13 @@ pub mod model;
 pub mod outcome;
 pub mod port;
 pub mod process;
+pub mod reference;
 mod server;
 pub mod skip;
 mod stream;
 
 pub use agent::{Request, ScriptedAgent};
-pub use command_line::agrees_with_its_pages;
+pub use command_line::{agrees_with_its_pages, agrees_with_readme};
 pub use fault::{Fault, Route, Times};
 pub use outcome::Outcome;
 pub use port::Port;

@@ -356,7 +356,7 @@ mod tests {
 
     #[test]
     fn the_command_line_agrees_with_its_pages() {
-        testkit::agrees_with_its_pages(&Args::command(), include_str!("../../README.md"));
+        testkit::agrees_with_readme(&Args::command(), include_str!("../../README.md"));
     }
 
     #[test]
