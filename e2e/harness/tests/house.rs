@@ -132,3 +132,71 @@ fn the_product_writes_to_stdout_in_one_place() {
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "shared/runtime/src/stdout.rs\n");
 }
+
+/// clap gives a flag the heading of the group before it: groups of flags with a heading come
+/// after the flags that have none.
+#[test]
+fn no_flag_stands_under_the_heading_of_another_group() {
+    let files = Command::new("git")
+        .args(["grep", "--files-with-matches", "clap::Args", "--"])
+        .args(["bins/*/src/*.rs", "shared/*/src/*.rs"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let files = String::from_utf8(files.stdout).unwrap();
+    let read = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
+    let texts: Vec<(&str, String)> = files.lines().map(|file| (file, read(file))).collect();
+    let mut with_heading = BTreeSet::new();
+    let mut leaking = Vec::new();
+    // A group within a group: its name is known after the first round.
+    for _ in 0..2 {
+        leaking.clear();
+        for (file, text) in &texts {
+            leaking.extend(flags_after_groups(text, &mut with_heading).map(|flag| (*file, flag)));
+        }
+    }
+    assert!(with_heading.len() > 5, "{with_heading:?}");
+    assert!(leaking.is_empty(), "{leaking:#?}");
+}
+
+/// The fields of a file's structs that are flags without a heading after a group with one.
+/// Adds the structs that set a heading.
+fn flags_after_groups(
+    text: &str,
+    with_heading: &mut BTreeSet<String>,
+) -> impl Iterator<Item = String> + use<> {
+    let mut leaking = Vec::new();
+    let (mut structure, mut attribute) = (String::new(), String::new());
+    let (mut is_after, mut sets_heading) = (false, false);
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("#[") || attribute.ends_with(',') || attribute.ends_with('(') {
+            attribute += line;
+            sets_heading |= line.starts_with("#[command(next_help_heading");
+        } else if let Some(at) = line.find("struct ") {
+            structure = line[at..].trim_matches(|c: char| !c.is_alphanumeric()).to_owned();
+            structure = structure.replace("struct ", "");
+            if std::mem::take(&mut sets_heading) {
+                with_heading.insert(structure.clone());
+            }
+            attribute.clear();
+        } else if line == "}" {
+            is_after = false;
+            attribute.clear();
+        } else if let Some((name, kind)) = line.trim_end_matches(',').split_once(": ")
+            && !line.starts_with("//")
+        {
+            let kind = kind.rsplit("::").next().unwrap_or_default();
+            if attribute.contains("command(flatten") {
+                is_after |= with_heading.contains(kind);
+                if is_after {
+                    with_heading.insert(structure.clone());
+                }
+            } else if is_after && attribute.contains("long") && !attribute.contains("help_heading")
+            {
+                leaking.push(format!("{structure}: {name}"));
+            }
+            attribute.clear();
+        }
+    }
+    leaking.into_iter()
+}

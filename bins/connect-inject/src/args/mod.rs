@@ -90,10 +90,8 @@ pub(crate) struct ServeArgs {
         value_delimiter = ','
     )]
     tls_auto_hosts: Vec<String>,
-    #[command(flatten)]
-    kubernetes: KubernetesArgs,
-    /// How long reviews are still answered after the first signal to end, while
-    /// the API server learns to send them elsewhere
+    /// Keep serving this long after SIGTERM, while the API server learns to send reviews
+    /// elsewhere
     #[arg(
         long,
         env = "CONNECT_INJECT_SHUTDOWN_DELAY",
@@ -102,6 +100,8 @@ pub(crate) struct ServeArgs {
         value_parser = duration::parse_length
     )]
     shutdown_delay: Duration,
+    #[command(flatten)]
+    kubernetes: KubernetesArgs,
     #[command(flatten)]
     agent: AgentArgs,
     #[command(flatten)]
