@@ -1,4 +1,4 @@
-//! The scripted agent, and what a test sees of it.
+//! The scripted agent, and what tests observe of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ use crate::model::{Check, Model};
 use crate::port::Port;
 use crate::server::{self, Listener};
 
-/// A Consul agent that fails as it is told. It is gone when it is dropped.
+/// A Consul agent with scripted faults. Dropping it stops it.
 #[derive(Debug)]
 pub struct ScriptedAgent {
     place: Place,
@@ -32,27 +32,27 @@ pub struct ScriptedAgent {
     shared: Arc<Shared>,
     runtime: Handle,
     serving: Mutex<Option<Serving>>,
-    /// Dropped, it ends the thread.
+    /// Dropping it stops the thread.
     end: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// When it had come in whole.
+    /// When the request was complete.
     pub at: Instant,
-    /// The connection it came by, counted from 1.
+    /// Number of its connection, from 1.
     pub connection: usize,
     pub method: String,
     pub path: String,
-    /// What follows the path.
+    /// The part behind the path and `?`.
     pub query: String,
     pub token: Option<String>,
     pub authorization: Option<String>,
     pub body: Vec<u8>,
 }
 
-/// Requests that wait for the test to let them have their effect.
+/// Requests that are held until the test releases them.
 #[derive(Debug)]
 #[must_use = "what is held is let go when this is dropped"]
 pub struct Held<'a> {
@@ -64,16 +64,15 @@ pub struct Held<'a> {
 #[derive(Debug)]
 pub struct State {
     pub model: Model,
-    /// What was asked of it.
     pub requests: Vec<Request>,
     pub(crate) connections: usize,
-    /// Nothing comes through the first so many.
+    /// Number of the connections, from the first on, that transfer nothing.
     silent: usize,
     script: Vec<Scripted>,
     longest_wait: Duration,
 }
 
-/// The state, and the ways to hear of its changes.
+/// The state, and notifications of its changes.
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
@@ -81,7 +80,6 @@ pub(crate) struct Shared {
     news: watch::Sender<()>,
 }
 
-/// Where it listens.
 #[derive(Debug)]
 enum Place {
     Tcp(Port),
@@ -91,18 +89,18 @@ enum Place {
 #[derive(Debug)]
 struct Tls {
     ca_pem: String,
-    /// A certificate and its key by the same CA, for a client.
+    /// Client certificate and key signed by the same CA.
     client_pem: (String, String),
     config: Arc<ServerConfig>,
 }
 
-/// How an agent's TLS differs from the ordinary.
+/// Variants of an agent's TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Twist {
     None,
-    /// Its certificate has ended.
+    /// Its certificate has expired.
     Expired,
-    /// It wants a client's certificate by its own CA.
+    /// It requires a client certificate signed by its CA.
     Mutual,
 }
 
@@ -115,7 +113,7 @@ struct Serving {
 // === impl ScriptedAgent ===
 
 impl ScriptedAgent {
-    /// An agent on loopback.
+    /// An agent on 127.0.0.1.
     pub fn start() -> Self {
         let agent = Self::absent();
         agent.listen_again();
@@ -127,18 +125,18 @@ impl ScriptedAgent {
         Self::at(Place::Tcp(Port::keep()), None)
     }
 
-    /// An agent that speaks TLS. Its certificate is for `name`, a host name or
-    /// an IP address, by a CA of its own.
+    /// An agent with TLS. Its certificate is for `name`, a host name or an IP address,
+    /// and signed by a CA of its own.
     pub fn start_tls(name: &str) -> Self {
         Self::start_at(Port::keep(), Some(Tls::for_name(name, Twist::None)))
     }
 
-    /// As [`Self::start_tls`], with a certificate that has ended.
+    /// Like [`Self::start_tls`], with an expired certificate.
     pub fn start_expired_tls(name: &str) -> Self {
         Self::start_at(Port::keep(), Some(Tls::for_name(name, Twist::Expired)))
     }
 
-    /// As [`Self::start_tls`], for clients who show a certificate by its CA.
+    /// Like [`Self::start_tls`], but requires a client certificate signed by its CA.
     pub fn start_mutual_tls(name: &str) -> Self {
         Self::start_at(Port::keep(), Some(Tls::for_name(name, Twist::Mutual)))
     }
@@ -147,7 +145,7 @@ impl ScriptedAgent {
         Self::start_at(Port::keep_v6(), None)
     }
 
-    /// An agent that speaks TLS there.
+    /// An agent with TLS on ::1.
     pub fn start_tls_v6() -> Self {
         Self::start_at(Port::keep_v6(), Some(Tls::for_name("::1", Twist::None)))
     }
@@ -187,7 +185,8 @@ impl ScriptedAgent {
         let handle = runtime.handle().clone();
         let (end, ended) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
-            // An error says that the other end is gone: that ends it, too.
+            // An error means that the other end is gone, which also ends the
+            // connection.
             let _ = runtime.block_on(ended);
         });
         Self {
@@ -201,7 +200,7 @@ impl ScriptedAgent {
         }
     }
 
-    /// Its address, as `CONSUL_HTTP_ADDR` gives it.
+    /// In the form of `CONSUL_HTTP_ADDR`.
     pub fn address(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         match &self.place {
@@ -210,21 +209,21 @@ impl ScriptedAgent {
         }
     }
 
-    /// The CA of its certificate, as PEM.
+    /// PEM of the CA that signed its certificate.
     pub fn ca_pem(&self) -> &str {
         &self.tls.as_ref().expect("an agent with TLS").ca_pem
     }
 
-    /// A certificate by that CA for a client, and its key, as PEM.
+    /// PEM of a client certificate signed by that CA, and of its key.
     pub fn client_pem(&self) -> (&str, &str) {
         let (cert, key) = &self.tls.as_ref().expect("an agent with TLS").client_pem;
         (cert, key)
     }
 
-    /// Goes away: connections are cut and new ones are refused.
+    /// Goes away: connections are reset and new ones refused.
     pub fn stop_listening(&self) {
         let serving = lock(&self.serving).take().expect("it listens");
-        // It may have ended by itself, which is what is wanted.
+        // It may have stopped by itself, which is fine.
         let _ = serving.stop.send(());
         let _ = serving.stopped.recv_timeout(PATIENCE);
         if let Place::Unix { path, .. } = &self.place {
@@ -232,7 +231,7 @@ impl ScriptedAgent {
         }
     }
 
-    /// Comes back, where it was, with what it knew.
+    /// Comes back at the same address with its data.
     pub fn listen_again(&self) {
         let mut serving = lock(&self.serving);
         assert!(serving.is_none(), "it listens already");
@@ -253,14 +252,14 @@ impl ScriptedAgent {
         let shared = Arc::clone(&self.shared);
         self.runtime.spawn(async move {
             server::serve(listener, tls, shared, stop_asked).await;
-            // Nobody may wait for it.
+            // Releases held requests.
             let _ = done.send(());
         });
         *serving = Some(Serving { stop, stopped });
     }
 
-    /// Lets something go wrong. Faults for the same request come in the order
-    /// in which they were scripted.
+    /// Adds a fault. Faults for the same request happen in the order in which they were
+    /// added.
     pub fn fault(&self, at: impl Into<At>, fault: Fault, times: Times) -> &Self {
         self.script(Scripted::new(at.into(), Effect::Fault(fault), times));
         self
@@ -270,12 +269,12 @@ impl ScriptedAgent {
         self.shared.change(|state| state.script.push(scripted));
     }
 
-    /// Lets nothing go wrong any more.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.shared.change(|state| state.script.clear());
     }
 
-    /// Holds requests until the test lets them go; then they have their effect.
+    /// Holds requests until the test releases them; then they take effect.
     pub fn hold(&self, at: impl Into<At>) -> Held<'_> {
         let at = at.into();
         let gate = Gate(Arc::new(Semaphore::new(0)));
@@ -283,91 +282,90 @@ impl ScriptedAgent {
         Held { agent: self, at, gate }
     }
 
-    /// Lets nothing come any more through the connections that there are, in either
-    /// direction; they stay established. New ones are good.
+    /// Makes existing connections silent in both directions; they stay established. New
+    /// ones work.
     pub fn silence(&self) {
         self.shared.change(|state| state.silent = state.connections);
     }
 
-    /// Forgets every registration, as an agent that lost its data.
+    /// Forgets all registrations, like an agent that lost its data.
     pub fn wipe(&self) {
         self.shared.change(|state| state.model.wipe());
     }
 
-    /// Lets somebody else register a service.
+    /// Registers a service on behalf of somebody else.
     pub fn seed(&self, service: Value) -> &Self {
         self.shared.change(|state| state.model.put(service, true));
         self
     }
 
-    /// Restarts with its data: what it looks at itself begins critical again.
+    /// Restarts with its data: checks that the agent runs itself start critical again.
     pub fn restart(&self) {
         self.shared.change(|state| state.model.restart());
     }
 
-    /// Lets ACL tokens end, by what the agent tells of them; none: never.
+    /// Makes the agent report that ACL tokens expire; `None`: never.
     pub fn tokens_end(&self, seconds: Option<u64>) -> &Self {
         self.shared.change(|state| state.model.token_life = seconds);
         self
     }
 
-    /// Lets somebody else deregister a service.
+    /// Deregisters a service on behalf of somebody else.
     pub fn remove(&self, id: &str) {
         self.shared.change(|state| state.model.deregister(id));
     }
 
-    /// Has ACLs on: requests need a token, which a login makes.
+    /// Turns ACLs on: requests need a token, which a login creates.
     pub fn with_acls(&self) -> &Self {
         self.shared.change(|state| state.model.tokens = Some(BTreeSet::new()));
         self
     }
 
-    /// Has an ACL token already.
+    /// Adds an ACL token.
     pub fn have_token(&self, token: &str) -> &Self {
         self.shared
             .change(|state| state.model.tokens.get_or_insert_default().insert(token.to_owned()));
         self
     }
 
-    /// The ACL tokens that there are.
     pub fn tokens(&self) -> BTreeSet<String> {
         self.shared.look(|state| state.model.tokens.clone().unwrap_or_default())
     }
 
-    /// Lets somebody else delete every ACL token.
+    /// Deletes all ACL tokens on behalf of somebody else.
     pub fn revoke_tokens(&self) {
         self.shared.change(|state| {
             state.model.tokens.iter_mut().for_each(BTreeSet::clear);
         });
     }
 
-    /// Has a central configuration entry.
+    /// Adds a config entry.
     pub fn config_entry(&self, kind: &str, name: &str, entry: Value) -> &Self {
         let key = (kind.to_owned(), name.to_owned());
         self.shared.change(|state| state.model.entries.insert(key, entry));
         self
     }
 
-    /// Has central configuration that is merged into every proxy's own.
+    /// Adds central configuration that is merged into every proxy's own.
     pub fn proxy_config(&self, key: &str, value: impl Into<Value>) -> &Self {
         self.shared.change(|state| state.model.proxy_config.insert(key.to_owned(), value.into()));
         self
     }
 
-    /// Says something else of itself.
+    /// Changes the agent's description of itself.
     pub fn about(&self, about: Value) -> &Self {
         self.shared.change(|state| state.model.about = about);
         self
     }
 
-    /// Lets no request wait for longer than that for a change, as an agent may.
-    /// What a client does after each wait comes as often then.
+    /// Limits the wait of blocking queries, as an agent may. Work that a client does
+    /// after each wait then happens as often.
     pub fn longest_wait(&self, wait: Duration) -> &Self {
         self.shared.change(|state| state.longest_wait = wait);
         self
     }
 
-    /// The services as they were registered, by id.
+    /// The services by id, as they were registered.
     pub fn services(&self) -> BTreeMap<String, Value> {
         self.shared.look(|state| state.model.services().clone())
     }
@@ -376,23 +374,23 @@ impl ScriptedAgent {
         self.shared.look(|state| state.model.check(id).cloned())
     }
 
-    /// What was asked of it so far.
+    /// The requests so far.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.look(|state| state.requests.clone())
     }
 
-    /// What was asked of it so far of one kind.
+    /// The requests so far of one kind.
     pub fn asked(&self, at: impl Into<At>) -> Vec<Request> {
         let at = at.into();
         self.requests().into_iter().filter(|request| at.is(request)).collect()
     }
 
-    /// Starts a new list of requests.
+    /// Clears the list of requests.
     pub fn forget_requests(&self) {
         self.shared.change(|state| state.requests.clear());
     }
 
-    /// Waits until it is asked for something, if it was not already.
+    /// Waits for a request, unless it has come already.
     pub fn await_request(&self, at: impl Into<At>) -> Request {
         let at = at.into();
         self.until(&format!("a request for {at:?}"), |state| {
@@ -400,12 +398,12 @@ impl ScriptedAgent {
         })
     }
 
-    /// Waits until that is so.
+    /// Waits for a condition.
     pub fn await_that(&self, what: &str, is_so: impl Fn(&State) -> bool) {
         self.until(what, |state| is_so(state).then_some(()));
     }
 
-    /// Waits until there is something, and returns it.
+    /// Waits until `look` returns a value, and returns it.
     pub fn until<T>(&self, what: &str, look: impl Fn(&State) -> Option<T>) -> T {
         let mut found = None;
         let state = lock(&self.shared.state);
@@ -445,7 +443,7 @@ fn describe(requests: &[Request]) -> String {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A test that failed holding it has said so.
+    // A test that failed while it held the lock has reported that.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -457,7 +455,7 @@ impl Held<'_> {
         self.agent.await_request(self.at.clone())
     }
 
-    /// Lets what is held go, and what comes.
+    /// Releases the held requests, and later ones.
     pub fn release(self) {}
 }
 
@@ -489,7 +487,7 @@ impl Request {
         }
     }
 
-    /// The body as JSON; null if it is none.
+    /// The body as JSON; null if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
@@ -502,7 +500,7 @@ impl Request {
         })
     }
 
-    /// The id of the service or check that it is about.
+    /// The id of the service or check that the request concerns.
     pub fn id(&self) -> Option<String> {
         if self.path.ends_with("/register") {
             return self.json()["ID"].as_str().map(str::to_owned);
@@ -511,7 +509,7 @@ impl Request {
     }
 }
 
-/// What is percent-encoded, decoded.
+/// Decodes percent-encoding.
 fn decoded(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
@@ -532,7 +530,7 @@ fn decoded(text: &str) -> String {
 // === impl Shared ===
 
 impl Shared {
-    /// Notes a request; with the fault that it meets.
+    /// Records a request and returns its fault, if any.
     pub(crate) fn receive(&self, request: &Request) -> Option<Effect> {
         self.change(|state| {
             state.requests.push(request.clone());
@@ -544,7 +542,7 @@ impl Shared {
         look(&lock(&self.state))
     }
 
-    /// Changes the state, and tells everybody who waits.
+    /// Changes the state, and notifies all waiting tests and requests.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let result = change(&mut lock(&self.state));
         self.changed.notify_all();

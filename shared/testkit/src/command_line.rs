@@ -1,5 +1,5 @@
-//! What says the same as a command line: its README, its manual pages, and its
-//! completions, which shells have to load.
+//! Compares a command line with its README, its manual pages, and its completions,
+//! which shells have to load.
 
 use std::path::Path;
 use std::process::{Command as Process, Stdio};
@@ -8,8 +8,8 @@ use clap::Command;
 
 use crate::{or_skip, reference};
 
-/// A shell, where its completions are, and commands that load those of `$1` from the
-/// directory `$2` and print what is offered after `$1 `.
+/// A shell, the directory of its completions, and a script that loads the completions
+/// of `$1` from `$2` and prints the suggestions for `$1 `.
 struct Shell {
     program: &'static str,
     package: &'static str,
@@ -31,8 +31,8 @@ const SHELLS: [Shell; 3] = [
               printf '%s\n' "${COMPREPLY[@]}"
             done"#,
     },
-    // Outside of a terminal, zsh offers nothing: the function is loaded, and what it
-    // offers is what it hands to `_arguments` and `_describe`.
+    // Outside of a terminal, zsh offers nothing: the test loads the function and reads
+    // what it passes to `_arguments` and `_describe`.
     Shell {
         program: "zsh",
         package: "zsh",
@@ -93,13 +93,13 @@ fn agrees_with_its_manual(program: &Command, mut faults: Vec<String>) {
 // === impl Shell ===
 
 impl Shell {
-    /// What the shell should offer at first and does not.
+    /// Subcommands and flags that the shell does not offer.
     fn not_offered(&self, program: &Command, prefix: &Path) -> Vec<String> {
         let Self { program: shell, package, args, script } = self;
         let name = program.get_name();
         let mut command = Process::new(shell);
         command.args(*args).arg(script);
-        // fish takes them as they are, the others the first as their own name.
+        // fish passes all arguments on, the other shells take the first as their name.
         command.args((*shell != "fish").then_some(shell)).arg(name).arg(prefix);
         let output = command.env("HOME", prefix).stdin(Stdio::null()).output();
         let missing = |_| format!("{shell} is not installed: install {package}");

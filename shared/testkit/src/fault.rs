@@ -1,4 +1,4 @@
-//! What goes wrong, where and how often.
+//! Faults: what goes wrong, where and how often.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,94 +7,92 @@ use tokio::sync::Semaphore;
 
 use crate::Request;
 
-/// What is asked of an agent.
+/// An endpoint of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     Any,
-    /// A service is registered.
     Register,
     Deregister,
     Service,
-    /// A TTL check is set.
+    /// Set the status of a TTL check.
     Update,
-    /// A central configuration entry is read.
+    /// Read a config entry.
     Config,
-    /// The agent is asked for itself.
+    /// Read the agent's description of itself.
     AgentSelf,
-    /// The agent is asked who leads the servers.
+    /// Read the servers' leader.
     Leader,
-    /// The certificates of Connect's CA are read.
+    /// Read the roots of Connect's CA.
     Roots,
-    /// The agent's checks are read.
+    /// Read the agent's checks.
     Checks,
-    /// The servers are asked for a service's instances with their checks.
+    /// Read a service's instances with their checks.
     Health,
-    /// A check is registered by itself.
+    /// Register a check.
     RegisterCheck,
-    /// A check is deregistered by itself.
+    /// Deregister a check.
     DeregisterCheck,
-    /// An ACL token is made by login.
+    /// Create an ACL token by login.
     Login,
-    /// The ACL token of the request is deleted.
+    /// Delete the request's ACL token.
     Logout,
-    /// The ACL token of the request is read.
+    /// Read the request's ACL token.
     TokenSelf,
 }
 
-/// A route, perhaps for one service or check only.
+/// A route, for all services and checks or for one.
 #[derive(Clone, Debug)]
 pub struct At {
     route: Route,
     id: Option<String>,
 }
 
-/// What goes wrong. Where nothing else is said, the request has no effect.
+/// A fault. Unless stated otherwise, the request has no effect.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// An answer of that status with these words.
+    /// Answers with this status and body.
     Status(u16, &'static str),
-    /// An empty list, because the ACL token may not see what is in it.
+    /// Answers with an empty list that the ACL token may not see.
     Hidden,
-    /// The request is taken and never answered.
+    /// Accepts the request and never answers.
     Hang,
-    /// It has its effect, and the answer comes after a while.
+    /// Takes effect, and answers after a while.
     Slow(Duration),
     Reset,
-    /// It has its effect, but the connection is reset before the answer.
+    /// Takes effect, but resets the connection before the answer.
     LostAnswer,
-    /// It has its effect, but the connection is reset in the middle of the answer.
+    /// Takes effect, but resets the connection in the middle of the answer.
     ResetMidAnswer,
-    /// It has its effect, but the answer ends before its declared length.
+    /// Takes effect, but the answer is shorter than its declared length.
     Truncated,
-    /// A page of some other server, with status 200.
+    /// Answers with another server's page and status 200.
     Garbage,
-    /// An answer without end, with status 200.
+    /// Answers without end and with status 200.
     Huge,
 }
 
-/// How often it goes wrong.
+/// How often a fault happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Times {
-    /// That often, and then never again.
+    /// A number of times.
     N(u32),
     /// Until the faults are healed.
     Always,
 }
 
-/// What becomes of a request that is not simply answered.
+/// What happens to a request that is not answered normally.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
-    /// It goes wrong.
     Fault(Fault),
-    /// It waits for the test, and is answered then.
+    /// It is held, and answered when the test releases it.
     Hold(Gate),
 }
 
-/// Where held requests wait.
+/// Blocks held requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate(pub(crate) Arc<Semaphore>);
 
-/// A fault that is to come.
+/// A scripted fault.
 #[derive(Debug)]
 pub(crate) struct Scripted {
     at: At,
@@ -105,12 +103,12 @@ pub(crate) struct Scripted {
 // === impl Route ===
 
 impl Route {
-    /// Only where it concerns the service or check of that id.
+    /// The same, for the service or check with this id only.
     pub fn of(self, id: &str) -> At {
         At { route: self, id: Some(id.to_owned()) }
     }
 
-    /// What a request asks; none if the agent has no such endpoint.
+    /// The route of a request; `None` if the agent has no such endpoint.
     pub fn asked_by(request: &Request) -> Option<Self> {
         let segments: Vec<&str> = request.path.split('/').skip(1).collect();
         match (request.method.as_str(), segments.as_slice()) {
@@ -143,7 +141,7 @@ impl From<Route> for At {
 // === impl At ===
 
 impl At {
-    /// Whether that is what a request asks.
+    /// Whether a request matches.
     pub fn is(&self, request: &Request) -> bool {
         (self.route == Route::Any || Route::asked_by(request) == Some(self.route))
             && self.id.as_deref().is_none_or(|id| request.id().as_deref() == Some(id))
@@ -157,12 +155,12 @@ impl Scripted {
         Self { at, effect, times }
     }
 
-    /// Whether it holds requests at that gate.
+    /// Whether it holds requests at this gate.
     pub(crate) fn is_by(&self, gate: &Gate) -> bool {
         matches!(&self.effect, Effect::Hold(own) if Arc::ptr_eq(&own.0, &gate.0))
     }
 
-    /// The first that meets the request. It is used up by it.
+    /// The first fault that matches the request, which uses it up.
     pub(crate) fn meet(script: &mut Vec<Self>, request: &Request) -> Option<Effect> {
         let place = script.iter().position(|scripted| scripted.at.is(request))?;
         let scripted = &mut script[place];

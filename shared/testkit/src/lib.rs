@@ -1,20 +1,19 @@
-//! What the component tests of the binaries share: a Consul agent on real
-//! sockets that fails as it is told, and the process under test. For tests
-//! only.
+//! For component tests of the binaries: a Consul agent on real sockets with scripted
+//! faults, and the process under test.
 //!
-//! - [`agent`]: the [`ScriptedAgent`], and what a test sees of it
-//! - [`command_line`]: a command line held against its README, pages and completions
+//! - [`agent`]: the [`ScriptedAgent`], and what tests observe of it
+//! - [`command_line`]: compares a command line with its README, pages and completions
 //! - [`fault`]: what goes wrong, where and how often
-//! - [`model`]: what an agent without faults does, in memory
-//! - [`port`]: a [`Port`] that nobody else gets while nobody listens on it
+//! - [`model`]: an agent without faults, in memory
+//! - [`port`]: a [`Port`] that is reserved while nobody listens on it
 //! - [`process`]: the [`Process`] under test, while it runs
 //! - [`reference`]: reference tables of Markdown files, generated from the code
-//! - [`outcome`]: how one ended, [`Outcome`]
-//! - [`skip`]: what a machine may lack, told or a failure
-//! - `server`, `stream`: HTTP over TCP, TLS and unix sockets, cut where a fault says so
+//! - [`outcome`]: the [`Outcome`] of a process
+//! - [`skip`]: skips a test, or fails in CI, where the machine lacks something
+//! - `server`, `stream`: HTTP over TCP, TLS and unix sockets, with faults
 //!
-//! Nothing here sleeps for a while and hopes: a test waits for a condition,
-//! and fails with what it saw if that does not come within [`PATIENCE`].
+//! Nothing here sleeps for a fixed time: a test waits for a condition, and fails with
+//! what it saw if that takes longer than [`PATIENCE`].
 
 use std::time::Duration;
 

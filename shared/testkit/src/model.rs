@@ -1,8 +1,8 @@
-//! What an agent without faults does, in memory: services, their checks, and
-//! the few other things that are asked of it. It answers as Consul 1.8 does.
+//! An agent without faults, in memory: services, their checks, and other state that the
+//! binaries use. It answers as Consul 1.8 does.
 //!
-//! Source: Consul's "Agent HTTP API", "Service - Agent HTTP API" and "Check -
-//! Agent HTTP API" pages.
+//! Source: Consul's "Agent HTTP API", "Service - Agent HTTP API" and "Check - Agent
+//! HTTP API" pages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,42 +11,40 @@ use serde_json::{Map, Value, json};
 
 use crate::{Request, Route};
 
-/// The memory of an agent.
 #[derive(Debug)]
 pub struct Model {
     services: BTreeMap<String, Value>,
     checks: BTreeMap<String, Check>,
-    /// The ACL tokens; none if ACLs are off.
+    /// The ACL tokens; `None` if ACLs are off.
     pub(crate) tokens: Option<BTreeSet<String>>,
     logins: usize,
-    /// How many seconds tokens live. By a client's clock they have ended long ago,
-    /// so that each is to be replaced at once.
+    /// Lifetime of tokens in seconds. By a client's clock they have expired long ago,
+    /// so that each is replaced at once.
     pub(crate) token_life: Option<u64>,
-    /// Central configuration entries, by kind and name.
+    /// Config entries by kind and name.
     pub(crate) entries: BTreeMap<(String, String), Value>,
-    /// What central configuration adds to every proxy's own.
+    /// Central configuration merged into every proxy's own.
     pub(crate) proxy_config: Map<String, Value>,
-    /// What the agent says of itself.
+    /// The agent's description of itself.
     pub(crate) about: Value,
 }
 
-/// A check of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     service: String,
     has_ttl: bool,
     /// `passing`, `warning` or `critical`.
     pub status: String,
-    /// What was said with it.
+    /// Message of the last update.
     pub output: String,
 }
 
-/// An answer: status, headers and body.
+/// Status, headers and body.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) content_hash: Option<String>,
-    /// Whether something is left out that the ACL token may not see.
+    /// Whether the ACL token may not see all results.
     pub(crate) is_filtered: bool,
     pub(crate) body: String,
 }
@@ -67,7 +65,7 @@ impl Model {
         }
     }
 
-    /// The services as they were registered, by id.
+    /// The services by id, as they were registered.
     pub fn services(&self) -> &BTreeMap<String, Value> {
         &self.services
     }
@@ -88,12 +86,11 @@ impl Model {
         self.checks.clear();
     }
 
-    /// The content hash of a service, by which a change of it is waited for.
+    /// Content hash of a service, for blocking queries.
     pub(crate) fn content_hash(&self, id: &str) -> Option<String> {
         self.service(id).map(|service| hash_of(&service))
     }
 
-    /// Does what is asked.
     pub(crate) fn answer(&mut self, request: &Request) -> Answer {
         let id = request.id().unwrap_or_default();
         let route = Route::asked_by(request);
@@ -144,7 +141,7 @@ impl Model {
         }
     }
 
-    /// With ACLs on, a request needs a token that there is.
+    /// With ACLs on, rejects a request without a known token.
     fn denied(&self, route: Option<Route>, request: &Request) -> Option<Answer> {
         let is_about_tokens =
             matches!(route, Some(Route::Login | Route::Logout | Route::TokenSelf));
@@ -152,7 +149,7 @@ impl Model {
             (None, _) if is_about_tokens => Some(Answer::words(401, "ACL support disabled")),
             (None, _) => None,
             _ if matches!(route, Some(Route::Login | Route::Leader | Route::Roots)) => None,
-            // What the anonymous token may not see is left out.
+            // Hides what the anonymous token may not see.
             (Some(_), None) if route == Some(Route::Checks) => Some(Answer::json(&json!({}))),
             (Some(tokens), Some(token)) if tokens.contains(token) => None,
             (Some(_), Some(_)) => Some(Answer::words(403, "ACL not found")),
@@ -177,7 +174,7 @@ impl Model {
         self.put(service, request.query_value("replace-existing-checks").is_some())
     }
 
-    /// Registers a service, or replaces it.
+    /// Registers or replaces a service.
     pub(crate) fn put(&mut self, service: Value, replace_checks: bool) -> Answer {
         let text = |key: &str| service[key].as_str().unwrap_or_default().to_owned();
         let (id, name) = (text("ID"), text("Name"));
@@ -196,7 +193,7 @@ impl Model {
                 status: check["Status"].as_str().unwrap_or("critical").to_owned(),
                 output: String::new(),
             };
-            // One that is there stays as it is, whatever it would start as.
+            // An existing check keeps its status.
             let check = self.checks.remove(&check_id).unwrap_or_else(new);
             checks.insert(check_id, check);
         }
@@ -208,13 +205,13 @@ impl Model {
         Answer::done()
     }
 
-    /// Deregisters a service. As without ACLs, an unknown one is no error.
+    /// Deregisters a service. Without ACLs, an unknown id is not an error.
     pub(crate) fn deregister(&mut self, id: &str) {
         self.services.remove(id);
         self.checks.retain(|_, check| check.service != id);
     }
 
-    /// A service as the agent tells it, without its content hash.
+    /// The agent's answer for a service, without its content hash.
     fn service(&self, id: &str) -> Option<Value> {
         let registered = self.services.get(id)?;
         let mut service = registered.as_object().cloned().unwrap_or_default();
@@ -244,7 +241,7 @@ impl Model {
         checks.collect::<Map<_, _>>().into()
     }
 
-    /// The instances of a service, as if the servers knew at once what the agent has.
+    /// The instances of a service, as if the servers had the agent's state at once.
     fn instances(&self, name: &str) -> Value {
         let checks = self.checks();
         let instances = self.services.iter().filter(|(_, service)| service["Name"] == name);
@@ -257,7 +254,7 @@ impl Model {
             .collect()
     }
 
-    /// The name of a check, as it was registered.
+    /// The name of a check as it was registered.
     fn name_of(&self, service: &str, check_id: &str) -> Value {
         let checks = self.services.get(service).map(|service| &service["Checks"]);
         let mut checks = checks.and_then(Value::as_array).into_iter().flatten();
@@ -280,7 +277,7 @@ impl Model {
             None => "critical".to_owned(),
         };
         let has_ttl = check["TTL"].is_string();
-        // One that is there stays as it is.
+        // An existing check keeps its status.
         self.checks.entry(text("ID")).or_insert(Check {
             service,
             has_ttl,
@@ -290,8 +287,8 @@ impl Model {
         Answer::done()
     }
 
-    /// Restarts with its data: checks that it makes itself begin critical again,
-    /// others are as they were.
+    /// Restarts with its data: checks that the agent runs itself start critical again,
+    /// others keep their status.
     pub(crate) fn restart(&mut self) {
         for check in self.checks.values_mut().filter(|check| !check.has_ttl) {
             "critical".clone_into(&mut check.status);
@@ -348,7 +345,7 @@ impl Answer {
     }
 }
 
-/// What an agent of 1.8 says of itself, as far as it is asked.
+/// Description of itself by a 1.8 agent, as far as it is read.
 fn about() -> Value {
     json!({
         "Config": {"Datacenter": "dc1", "NodeName": "n1", "Version": "1.8.7"},

@@ -1,4 +1,4 @@
-//! How a run of a program ended.
+//! Outcome of a process.
 
 use std::process::{Command, Stdio};
 
@@ -15,7 +15,7 @@ impl Outcome {
         Self(assert_cmd::Command::from_std(command).timeout(PATIENCE).assert())
     }
 
-    /// Runs a program whose standard output has lost its reader, as `| head` leaves it.
+    /// Runs a program whose standard output has no reader, as after `| head`.
     pub fn unread(mut command: Command) -> Self {
         let (reader, writer) = std::io::pipe().expect("there is room for a pipe");
         drop(reader);
@@ -23,13 +23,13 @@ impl Outcome {
         Self(output.expect("the program starts").assert())
     }
 
-    /// It has to have ended with that exit code.
+    /// Asserts the exit code.
     #[track_caller]
     pub fn code(self, code: i32) -> Self {
         Self(self.0.code(code))
     }
 
-    /// It has to have said all of that on stderr.
+    /// Asserts that stderr contains all of this.
     #[track_caller]
     pub fn says(self, words: &[&str]) -> Self {
         let stderr = self.stderr();

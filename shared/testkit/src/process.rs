@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 
 use crate::PATIENCE;
 
-/// A process that is killed when this is dropped. Its stdin is a pipe that
-/// nobody writes to: a child of it that reads it ends when it ends.
+/// A process that is killed when this is dropped. Its stdin is a pipe without data: a
+/// child that reads it ends when this process does.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -20,7 +20,7 @@ pub struct Process {
     log: Arc<Log>,
 }
 
-/// What a process wrote to stderr.
+/// Collected stderr.
 #[derive(Debug, Default)]
 struct Log {
     text: Mutex<String>,
@@ -48,7 +48,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Its stdin, for a child of it that reads it.
+    /// Stdin, for a child that reads it.
     pub fn take_stdin(&mut self) -> ChildStdin {
         self.stdin.take().expect("it was not taken yet")
     }
@@ -62,7 +62,7 @@ impl Process {
         self.log.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until it has written these words to stderr.
+    /// Waits until stderr contains these words.
     pub fn await_log(&self, words: &str) {
         let text = self.log.text.lock().unwrap_or_else(PoisonError::into_inner);
         let (text, waited) = self
@@ -73,7 +73,7 @@ impl Process {
         assert!(!waited.timed_out(), "`{words}` is not in the log:\n{text}");
     }
 
-    /// Waits for its end, and returns its exit code; none if a signal ended it.
+    /// Waits for the end, and returns the exit code; `None` if a signal ended it.
     pub fn end(&mut self) -> Option<i32> {
         let waiting = Instant::now();
         loop {
@@ -92,13 +92,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Waits until that is so.
+/// Waits for a condition.
 pub fn await_that(what: &str, is_so: impl Fn() -> bool) {
     let waiting = Instant::now();
     while !is_so() {

@@ -1,4 +1,4 @@
-//! HTTP over TCP, TLS and unix sockets, cut where a fault says so.
+//! HTTP over TCP, TLS and unix sockets, with faults.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,7 +26,7 @@ use crate::fault::{Effect, Fault, Route};
 use crate::model::Answer;
 use crate::stream::{Reset, Socket, Stream};
 
-/// How long a request waits for a change if it does not say it, as Consul has it.
+/// Default wait of a blocking query, as in Consul.
 const WAIT: Duration = Duration::from_secs(600);
 
 #[derive(Debug)]
@@ -41,18 +41,18 @@ pub(crate) struct Answered {
     end: End,
 }
 
-/// How a body ends.
+/// The end of a body.
 #[derive(Debug)]
 enum End {
     Whole,
-    /// Cut off, once what came before is out.
+    /// Cut off after this part.
     Cut {
         out: bool,
     },
     Never,
 }
 
-/// Serves until `stop`; then nothing listens any more and no connection is left.
+/// Serves until `stop`; afterwards nothing listens and no connection is left.
 pub(crate) async fn serve(
     listener: Listener,
     tls: Option<TlsAcceptor>,
@@ -66,7 +66,7 @@ pub(crate) async fn serve(
             socket = listener.accept() => socket,
             Some(_) = connections.join_next() => continue,
         };
-        // A client that is gone again is nobody's trouble.
+        // The client has disconnected already.
         let Ok(socket) = socket else { continue };
         let reset = Reset::default();
         let stream = Stream::new(socket, reset.clone());
@@ -95,12 +95,12 @@ async fn connection(
     shared: Arc<Shared>,
 ) {
     let service = service_fn(|request| heard(request, number, &reset, &shared));
-    // It fails where a fault cuts it, or where the client goes away.
+    // Fails where a fault cuts the connection, or when the client disconnects.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// The answer, unless the connection is silent by now: then neither the request nor
-/// the answer arrives.
+/// The answer; never returns if the connection has become silent, as neither request
+/// nor answer arrives then.
 async fn heard(
     request: Request<Incoming>,
     connection: usize,
@@ -161,8 +161,7 @@ async fn answer(
     }
 }
 
-/// The answer of an agent without faults. If the request asks for a change of a
-/// service, it waits for one.
+/// The answer without faults, after the wait of a blocking query.
 async fn ordinary(request: &agent::Request, shared: &Shared) -> Answer {
     if let (Some(Route::Service), Some(known)) =
         (Route::asked_by(request), request.query_value("hash"))
@@ -205,7 +204,7 @@ fn whole(answer: Answer) -> Response<Answered> {
     response.body(Answered { pieces, end: End::Whole }).expect("a status that is one")
 }
 
-/// Half of the answer, which was declared whole.
+/// Half of the answer under its full declared length.
 fn half(answer: &Answer) -> Response<Answered> {
     let body = answer.body.as_bytes();
     let pieces = VecDeque::from([Bytes::copy_from_slice(&body[..body.len() / 2])]);
@@ -248,7 +247,7 @@ impl Body for Answered {
             End::Whole => Poll::Ready(None),
             End::Cut { out: true } => Poll::Ready(Some(Err(cut()))),
             End::Cut { out } => {
-                // The server sends what it has when there is no more for now.
+                // The server flushes when there is no more data for now.
                 *out = true;
                 cx.waker().wake_by_ref();
                 Poll::Pending

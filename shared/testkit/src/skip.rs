@@ -1,9 +1,9 @@
-//! Tests that need what a machine may lack.
+//! Tests that need something that the machine may lack.
 
 use std::io::Write;
 
-/// What was found, or nothing with a line that says what is missing; in CI,
-/// where the variable `CI` is set, a panic.
+/// Passes on what was found. If it is missing, prints what, or panics in CI, where the
+/// variable `CI` is set.
 ///
 /// # Panics
 /// In CI, if something is missing.
@@ -13,7 +13,7 @@ pub fn or_skip<T>(found: Result<T, String>) -> Option<T> {
         Err(missing) => {
             let ci = std::env::var_os("CI").unwrap_or_default();
             assert!(ci.is_empty(), "{missing}");
-            // Past the test runner's capture: a skip is to be seen.
+            // Bypasses the test runner's capture, so that a skip is visible.
             let _ = writeln!(std::io::stderr(), "skipped: {missing}");
             None
         }

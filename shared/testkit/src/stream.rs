@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// Says that a connection is to end by a reset instead of a farewell.
+/// Makes the connection end by a reset.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reset(Arc<AtomicBool>);
 
@@ -48,7 +48,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if let (Socket::Tcp(tcp), true) = (&self.socket, self.reset.is_demanded()) {
-            // Without it the connection ends in an orderly way, which is a fault, too.
+            // Without it, the connection ends in an orderly way, which is a fault, too.
             let _ = tcp.set_zero_linger();
         }
     }
