@@ -3,16 +3,16 @@
 # shellcheck shell=bash
 #
 # By the machine's own Rust where it has that target or rustup can add it, else by
-# Debian's in a folder of its own (root only): its archive has the standard library
+# Debian's in a directory of its own (root only): its archive has the standard library
 # for every architecture. Either way a static glibc is linked, by Debian's cross
 # compiler.
 
 # The suite whose Rust is new enough, and what of it is installed. It changes from day
-# to day: the folder is made once, and goes on being used.
+# to day: the directory is made once, and goes on being used.
 cross_suite=sid
 cross_packages=(cargo rustc gcc libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
 
-# Decides how to build for another architecture: $target, and the folder $built that
+# Decides how to build for another architecture: $target, and the directory $built that
 # cross_build leaves the binaries in.
 choose_cross() {
   [ "$1" = arm64 ] || fail "cannot build for $1 on $(own_arch)" "expected arm64, or $(own_arch)"
@@ -77,7 +77,7 @@ inside() {
     chroot "$folder" /bin/sh -c 'cd /workspace && exec cargo build "$@"' sh "$@"
 }
 
-# Installs Debian with Rust into a folder, once; $cross_folder. What is interrupted is
+# Installs Debian with Rust into a directory, once; $cross_folder. What is interrupted is
 # made anew.
 make_cross_folder() {
   cross_folder=$cache/cross-arm64-$cross_suite

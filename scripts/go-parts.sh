@@ -17,10 +17,10 @@ packages_of() {
   sed -nE -e 's#^tool ([^(].*)#\1#p' -e '/^tool \(/,/^\)/ s#^[[:space:]]+##p' "$root/scripts/parts/$1/go.mod"
 }
 
-# Builds the programs of a part that the cache folder does not have, and sets
-# $built to their folder: build_part PART [LDFLAGS [FLAG...]]
+# Builds the programs of a part that the cache directory does not have, and sets
+# $built to their directory: build_part PART [LDFLAGS [FLAG...]]
 #
-# The folder's name has the checksum of go.mod, go.sum and the flags, so that it
+# The directory's name has the checksum of go.mod, go.sum and the flags, so that it
 # is another one when a pin changes. Each program is moved there as soon as it is
 # built. One run builds a part, others wait for it.
 build_part() {
@@ -101,7 +101,7 @@ set_go_environment() {
   export GOCACHE=${GOCACHE:-$cache/go/build} GOMODCACHE=${GOMODCACHE:-$cache/go/mod}
 }
 
-# Go's caches are in our cache folder, not where the user's Go has its own: nothing
+# Go's caches are in our cache directory, not where the user's Go has its own: nothing
 # is left outside of it, and the last of all scripts that build removes them, which
 # saves gigabytes. Until then an interrupted build finds there what is compiled. A
 # machine that keeps caches for Go says where by GOCACHE and GOMODCACHE.

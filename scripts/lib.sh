@@ -1,12 +1,12 @@
-# What the scripts share. To be sourced; it defines functions and folders only.
+# What the scripts share. To be sourced; it defines functions and variables only.
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export cache=${CONNECT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/connect-sidecar}
 
-# Makes the cache folder.
+# Makes the cache directory.
 make_cache() {
-  { mkdir -p "$cache" 2>/dev/null && [ -w "$cache" ]; } || fail "cannot write to the cache folder $cache" "set CONNECT_CACHE to a folder of yours"
+  { mkdir -p "$cache" 2>/dev/null && [ -w "$cache" ]; } || fail "cannot write to the cache directory $cache" "set CONNECT_CACHE to a directory of yours"
 }
 
 say() { printf '\033[1m-- %s\033[0m\n' "$*" >&2; }
@@ -142,7 +142,7 @@ stop_beside() {
 # Whether a file has that SHA-256.
 is_intact() { [ -f "$1" ] && echo "$2  $1" | sha256sum --check --status; }
 
-# Makes an empty folder for downloads, $work. It is removed when the script ends,
+# Makes an empty directory for downloads, $work. It is removed when the script ends,
 # with the downloads of a run that is interrupted.
 make_work_folder() {
   [ -z "${work:-}" ] || rm -rf "$work"

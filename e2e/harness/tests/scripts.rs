@@ -47,7 +47,7 @@ const COMMANDS: [&str; 25] = [
 /// The release that Debian's Go has here.
 const DEBIAN_GO: &str = "1.26.1";
 
-/// A machine: its `PATH`, its home and our cache folder.
+/// A machine: its `PATH`, its home and our cache directory.
 struct Machine {
     folder: TempDir,
 }
