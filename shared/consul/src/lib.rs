@@ -2,8 +2,8 @@
 //!
 //! - [`acl`]: login, logout, and reading the own token
 //! - [`address`]: the agent's HTTP address
-//! - [`agent`]: requests
-//! - [`answer`]: answers
+//! - [`agent`]: requests to the agent
+//! - [`answer`]: answers of the agent
 //! - [`catalog`]: the servers' view of all nodes
 //! - [`envoy_version`]: whether the agent supports a release of Envoy
 //! - [`grpc`]: where the agent serves xDS
