@@ -1,4 +1,4 @@
-//! What the flags declare of the pod's services. Pure.
+//! The pod's services as the flags declare them. Pure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::args::{PodArgs, ServiceArg};
 
-/// What was said of the pod.
+/// The values of the flags.
 pub(crate) struct Said {
     /// At least one.
     pub(crate) services: Vec<ServiceArg>,
@@ -25,11 +25,11 @@ pub(crate) struct Said {
     pub(crate) pod: PodArgs,
     pub(crate) consul_namespace: Option<String>,
     pub(crate) consul_partition: Option<String>,
-    /// Where the first Envoy's admin interface listens.
+    /// Admin listener of the first Envoy.
     pub(crate) admin: SocketAddr,
 }
 
-/// What was said of the transparent proxy, with the address as it was found.
+/// Transparent proxy, with its virtual address resolved.
 #[derive(Debug, Default)]
 pub(crate) struct Transparent {
     pub(crate) is_on: bool,
@@ -37,25 +37,26 @@ pub(crate) struct Transparent {
     pub(crate) expose: Vec<ExposePath>,
 }
 
-/// A service of the pod, and where its sidecar listens.
+/// A service of the pod, and its sidecar's listeners.
 pub(crate) struct Declared {
-    /// Which of the pod's services it is, from 0.
+    /// Index among the pod's services.
     pub(crate) index: u16,
     pub(crate) pair: Pair,
     /// Envoy's admin listener.
     pub(crate) admin: SocketAddr,
 }
 
-/// Settings of a proxy that say where its Envoy listens.
+/// Proxy settings that are addresses of Envoy's listeners.
 const LISTENERS: [&str; 2] = ["envoy_prometheus_bind_addr", "envoy_stats_bind_addr"];
 
-/// Makes the registrations of the pod's services. Tags, meta and settings are
-/// those of each; upstreams, the outbound listener and exposed paths are the first
-/// one's, since two Envoys can't listen on one port. What listens counts its ports up.
+/// Makes the registrations of the pod's services. Each has the tags, metadata and proxy
+/// settings. Only the first has the upstreams, the outbound listener and the exposed
+/// paths, since two Envoys can't listen on one port. The ports of all other listeners
+/// count up.
 ///
 /// # Errors
-/// What can't work in a pod: two listeners on one port, or a transparent proxy in a
-/// pod of IPv6.
+/// It can't work in a pod: two listeners on one port, or a transparent proxy in a pod
+/// with IPv6.
 pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
     let Said {
         services,
@@ -104,8 +105,8 @@ pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
     Ok((0..).zip(services).map(declare_one).collect())
 }
 
-/// Consul 1.14 has a transparent proxy listen on 127.0.0.1 for outbound connections,
-/// and allots virtual addresses of IPv4 only.
+/// In Consul 1.14, a transparent proxy's outbound listener is at 127.0.0.1, and virtual
+/// addresses are IPv4 only.
 fn refuse_ipv6(pod: IpAddr) -> Failure {
     Failure::usage(format_args!(
         "--transparent: the pod's address is {pod}, and a transparent proxy redirects IPv4 only"
@@ -176,9 +177,9 @@ fn count_up(address: SocketAddr, by: u16) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port().saturating_add(by))
 }
 
-/// Where a sidecar's listeners are: their ports counted up, and "all addresses"
-/// those that the pod has, of which `0.0.0.0` names none if it has IPv6 only. What
-/// is no address stays as it is: the bootstrap says what is wrong with it.
+/// Counts the ports of a sidecar's listeners up, and replaces `0.0.0.0`, which matches
+/// no address of a pod with IPv6 only. Leaves an invalid address for the bootstrap to
+/// report.
 fn place_listeners(mut config: Map<String, Value>, by: u16, pod: IpAddr) -> Map<String, Value> {
     for key in LISTENERS {
         let Some(Value::String(text)) = config.get_mut(key) else { continue };

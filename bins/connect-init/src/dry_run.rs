@@ -1,5 +1,5 @@
-//! What a run would do, told instead of done. The agent is asked questions
-//! only, and an agent that does not answer is no failure.
+//! Describes what a run would do. The agent is only read from, and its absence is not a
+//! failure.
 
 use std::path::Path;
 
@@ -17,17 +17,17 @@ use serde_json::{Value, json};
 
 use crate::sidecar::Sidecar;
 
-/// What stands for the ACL token.
+/// Placeholder for the ACL token.
 const TOKEN: &str = "<ACL token>";
-/// What stands for what proves who logs in.
+/// Placeholder for the bearer token.
 const BEARER_TOKEN: &str = "<bearer token>";
 
-/// Tells what a run would do: registrations and bootstraps, requests, files,
-/// and what is to be said of the agent.
+/// Describes registrations, bootstraps, requests and files of a run, and diagnoses the
+/// agent.
 ///
 /// # Errors
-/// What would be an error of the run itself: a setting that can't be honoured,
-/// a file that can't be read.
+/// A run would fail, too, before it asks the agent: a setting can't be honoured, or a
+/// file can't be read.
 pub(crate) async fn tell(
     sidecars: &[Sidecar],
     agent: &Agent,
@@ -35,7 +35,7 @@ pub(crate) async fn tell(
     common: &Handoff,
 ) -> Result<Value, Failure> {
     for sidecar in sidecars {
-        // A token of an earlier life can ask already.
+        // The token of an earlier run works for the diagnosis.
         if sidecar.session.is_some()
             && let Ok(Some(token)) = token::read(&sidecar.handoff.token())
         {
@@ -87,7 +87,7 @@ pub(crate) async fn tell(
     }))
 }
 
-/// As `connect-register status` tells it.
+/// In the form of `connect-register status`.
 fn as_told(finding: Finding) -> Value {
     let Finding { what, id, verdict, reason, check, detail, hint, next } = finding;
     let reason = reason.map(|reason| reason.word().to_owned());
@@ -105,7 +105,7 @@ fn as_told(finding: Finding) -> Value {
     Value::Object(told.collect())
 }
 
-/// A service with its proxy as they would be registered, and the bootstrap.
+/// The registrations of service and proxy, and the bootstrap.
 async fn rehearse(sidecar: &Sidecar, common: &Handoff, answers: bool) -> Result<Value, Failure> {
     let Sidecar { declared, agent, session, bootstrap, .. } = sidecar;
     let Pair { service, proxy } = &declared.pair;
@@ -114,7 +114,7 @@ async fn rehearse(sidecar: &Sidecar, common: &Handoff, answers: bool) -> Result<
     let there = if answers { agent.service(proxy.id(), None).await.ok().flatten() } else { None };
     match (there.and_then(|there| there.proxy), &mut expected.proxy) {
         _ if bootstrap.no_central_config => {}
-        // What the agent has of an earlier run has the central configuration.
+        // A registration of an earlier run has the central configuration merged in.
         (Some(there), Some(expected)) => {
             let own = std::mem::replace(&mut expected.config, there.config);
             expected.config.extend(own);
@@ -136,14 +136,14 @@ async fn rehearse(sidecar: &Sidecar, common: &Handoff, answers: bool) -> Result<
     }))
 }
 
-/// As it would be sent. By way of its text: making a document of it directly
-/// would have the compiler write all that serializes it once more.
+/// The request body. It takes the way through text: converting directly would make the
+/// compiler generate all serialization code once more.
 fn as_sent(service: &Service) -> Value {
     let text = serde_json::to_vec(service).expect("a registration is JSON");
     serde_json::from_slice(&text).expect("it was written as JSON")
 }
 
-/// As the agent would answer with it.
+/// The agent's answer for it.
 fn as_registered(proxy: &Service) -> AgentService {
     AgentService {
         kind: proxy.kind,
@@ -154,7 +154,7 @@ fn as_registered(proxy: &Service) -> AgentService {
     }
 }
 
-/// What the agent would be asked for, in this order.
+/// The requests of a run, in order.
 fn requests_of(sidecar: &Sidecar) -> Vec<Value> {
     let Sidecar { declared, handoff, agent, session, bootstrap, .. } = sidecar;
     let Pair { service, proxy } = &declared.pair;
@@ -201,7 +201,6 @@ fn requests_of(sidecar: &Sidecar) -> Vec<Value> {
     requests
 }
 
-/// The files of one service.
 fn files_of(sidecar: &Sidecar) -> Vec<Value> {
     let Sidecar { handoff, agent, session, .. } = sidecar;
     let mut files = Vec::new();
@@ -214,7 +213,7 @@ fn files_of(sidecar: &Sidecar) -> Vec<Value> {
     files
 }
 
-/// The files that are there once for all services.
+/// The files that all services share.
 fn common_files(agent: &Agent, handoff: &Handoff) -> Result<Vec<Value>, Failure> {
     let config = agent.config();
     let mut files = vec![file(&handoff.helper(), 0o555, "connect-lifecycle")];

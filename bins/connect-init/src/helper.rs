@@ -1,5 +1,5 @@
-//! The lifecycle helper, put into the directory while the pod is registered: it is by
-//! far the largest file there. That it can be written is known before.
+//! Copies connect-lifecycle, by far the largest file, into the directory while the pod
+//! is being registered. Writability is checked first.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,19 +9,19 @@ use runtime::file::Begun;
 use runtime::{Exit, Failure};
 use tokio::sync::watch;
 
-/// The lifecycle helper, as it comes with this program.
+/// The connect-lifecycle program that comes with this one.
 pub(crate) struct Helper(File);
 
-/// The lifecycle helper on its way into the directory.
+/// A copy in progress.
 pub(crate) struct Installing(watch::Receiver<Option<Result<(), Failure>>>);
 
-/// The name of the helper beside this program.
+/// Its name, in the directory of this program.
 const NAME: &str = "connect-lifecycle";
 
 // === impl Helper ===
 
 impl Helper {
-    /// Finds the helper: that file, or else the one beside this program.
+    /// Opens the given file, or the program beside this one.
     pub(crate) fn find(path: Option<PathBuf>) -> Result<Self, Failure> {
         let path = path.map_or_else(beside_this_program, Ok)?;
         let file = File::open(&path).map_err(|error| {
@@ -34,7 +34,7 @@ impl Helper {
         Ok(Self(file))
     }
 
-    /// Begins to put it into the directory; a thread of its own goes on.
+    /// Starts copying in a thread.
     ///
     /// # Errors
     /// The directory can't be written to.
@@ -51,11 +51,11 @@ impl Helper {
 // === impl Installing ===
 
 impl Installing {
-    /// Waits until it is there.
+    /// Waits for the copy.
     pub(crate) async fn done(&self) -> Result<(), Failure> {
         let mut end = self.0.clone();
         let end = end.wait_for(Option::is_some).await;
-        // The thread says how it ended before it ends.
+        // The thread reports its result before it ends.
         end.expect("the thread has ended well").clone().expect("it was waited for")
     }
 }

@@ -1,21 +1,21 @@
 //! Registers a pod's service and sidecar proxy with the node's Consul agent, and writes
-//! what the sidecar starts from.
+//! the files that the sidecar starts from.
 //!
-//! A registration walks through these rooms:
+//! A registration has these stages:
 //!
 //! - [`args`]: the command line
-//! - [`declare`]: what the flags declare of the pod's services
-//! - [`helper`]: the lifecycle helper, on its way into the directory meanwhile
-//! - [`sidecar`]: one service of the pod with its sidecar, for which
-//!   - [`taken`]: whether its id is another pod's
-//!   - [`register`]: service and proxy registered, both or neither
+//! - [`declare`]: the pod's services as the flags declare them
+//! - [`helper`]: copies connect-lifecycle into the directory meanwhile
+//! - [`sidecar`]: one service of the pod with its sidecar
+//!   - [`taken`]: whether another pod has its id
+//!   - [`register`]: registers service and proxy, both or neither
 //!
-//! The directory, Envoy's bootstrap and the record for `connect-lifecycle` are made by
-//! the crate `provision`.
+//! The crate `provision` prepares the directory and writes Envoy's bootstrap and the
+//! record for `connect-lifecycle`.
 //!
-//! [`dry_run`] tells what would be done instead.
+//! [`dry_run`] describes a run instead.
 //!
-//! [`run`] leads through them, and back out if one fails.
+//! [`run`] goes through the stages, and rolls back if one fails.
 
 mod args;
 mod declare;

@@ -1,4 +1,4 @@
-//! Service and proxy registered, both or neither.
+//! Registers service and proxy, both or neither.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -14,10 +14,9 @@ use runtime::{Deadline, Exit, Failure};
 
 use crate::taken::{self, Taken};
 
-/// How long the logout of a token that another replaced may take.
+/// Time limit of the logout of a token that was replaced.
 const LOG_OUT: Duration = Duration::from_secs(2);
 
-/// Why they are not registered.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{0}")]
@@ -30,13 +29,12 @@ enum Error {
     Buried,
 }
 
-/// Registers service and proxy, unless their ids are another pod's. An agent that
-/// is not there yet is waited for, until the deadline; one that refuses is not
-/// asked again. A token by login that the agent does not know is a matter of
-/// time if servers know it, since it remembers for 30 s what it did not find;
-/// else another is had.
+/// Registers service and proxy, unless another pod has their ids. Waits until the
+/// deadline for an agent that is not there yet; a rejection is final. If the agent does
+/// not know the token of a login, retry if the servers know it, since the agent caches
+/// "not found" for 30 s; otherwise log in again.
 ///
-/// `start` tells, however this ends or is cut short, how far it is.
+/// `start` tracks the progress, however this ends or is cut short.
 pub(crate) async fn register(
     handoff: &Handoff,
     agent: &Agent,
@@ -82,8 +80,7 @@ pub(crate) async fn register(
     }
 }
 
-/// One try: the steps of the start up to those that are not of the registration, or
-/// up to a pause.
+/// One try: the registration steps of the start, up to a pause or the next stage.
 async fn attempt(
     handoff: &Handoff,
     agent: &Agent,
@@ -109,7 +106,7 @@ async fn attempt(
             }
         });
     }
-    // With it goes the lock.
+    // This also releases the lock.
     drop(drive);
     match (start.get().step(), session) {
         (Step::Provide, _) => return Ok(()),

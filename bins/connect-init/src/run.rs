@@ -10,7 +10,7 @@ use flags::Report;
 use handoff::{Handoff, Milestone};
 use registration::pod::Pair;
 use runtime::deadline::race;
-use runtime::{Deadline, Failure, Signals, stdout};
+use runtime::{Deadline, Exit, Failure, Signals, stdout};
 
 use crate::args::{Args, Output, TransparentArgs};
 use crate::declare::{Said, Transparent, declare};

@@ -1,4 +1,4 @@
-//! One service of the pod with its sidecar: provided whole, or taken back.
+//! One service of the pod with its sidecar: provided completely, or rolled back.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -18,21 +18,20 @@ use crate::declare::Declared;
 use crate::helper::Installing;
 use crate::register;
 
-/// One service of the pod with its sidecar.
 pub(crate) struct Sidecar {
     pub(crate) declared: Declared,
     pub(crate) handoff: Handoff,
     pub(crate) agent: Agent,
-    /// With a token by login; none if a token was given, or none is needed.
+    /// If the token comes from a login.
     pub(crate) session: Option<Session>,
     pub(crate) bootstrap: BootstrapArgs,
-    /// Whether its Envoy can read the ACL token from a file again and again.
+    /// Whether Envoy can watch a file with the ACL token.
     watches_token: bool,
-    /// How far it is.
+    /// Progress.
     start: Cell<Start>,
 }
 
-/// How long deregistering what an earlier run registered may take.
+/// Time limit for deregistering what an earlier run registered.
 const EARLIER: Duration = Duration::from_secs(5);
 
 // === impl Sidecar ===
@@ -49,7 +48,7 @@ impl Sidecar {
             0 => Handoff::new(dir),
             _ => Handoff::of_further(dir, &declared.pair.service.name),
         };
-        // Each of the pod's services has a token of its own: each ends by itself.
+        // Each service has its own token, because each ends by itself.
         let agent = agent.apart();
         let session = login.map(|login| Session::new(&agent, &handoff, login.clone()));
         let watches_token = provision::watches_token(bootstrap.envoy_version.as_deref());
@@ -58,18 +57,18 @@ impl Sidecar {
             envoy_ready_bind_port: bootstrap
                 .envoy_ready_bind_port
                 .map(|port| port.saturating_add(declared.index)),
-            // All of the pod's sidecars run the same Envoy: it is compared once.
+            // All sidecars of the pod run the same Envoy: check its version once.
             envoy_version: bootstrap.envoy_version.clone().filter(|_| declared.index == 0),
             ..bootstrap.clone()
         };
-        // An earlier run may have registered it, with the token that is in the file.
+        // An earlier run may have registered with the token in the file.
         let has_token = session.is_some() && handoff.token().exists();
         let is_sent = has_token || handoff.record().exists();
         let start = Cell::new(Start::begin(session.is_some(), is_sent));
         Self { declared, handoff, agent, session, bootstrap, watches_token, start }
     }
 
-    /// Makes its files ready, before anything is registered.
+    /// Prepares the files, before anything is registered.
     pub(crate) fn prepare(&self) -> Result<(), Failure> {
         if let Some(token) = self.agent.token() {
             write_whole(&self.handoff.token(), 0o600, token.expose_secret().as_bytes())?;
@@ -78,8 +77,8 @@ impl Sidecar {
         self.went(self.handoff.unbury().map_err(Failure::from))
     }
 
-    /// Logs in, registers, and writes what the sidecar starts from. `tls` is
-    /// what the pod's other containers speak to the agent with.
+    /// Logs in, registers, and writes the files. `tls` is for the pod's other
+    /// containers.
     pub(crate) async fn provide(
         &self,
         tls: &TlsFiles,
@@ -93,7 +92,7 @@ impl Sidecar {
         self.went(self.write(&xds, tls, helper, deadline).await)
     }
 
-    /// Logs in, and looks how the agent can feed Envoy: if it can't, nothing is
+    /// Logs in, and finds the agent's xDS address: if there is none, nothing is
     /// registered.
     async fn open(&self, tls: &TlsFiles, deadline: Deadline) -> Result<XdsServer, Failure> {
         let Self { declared, agent, session, bootstrap, .. } = self;
@@ -107,7 +106,7 @@ impl Sidecar {
             .map_err(|failure| failure.while_doing(format_args!("cannot register service `{id}`")))
     }
 
-    /// Writes what the sidecar starts from.
+    /// Writes the files that the sidecar starts from.
     async fn write(
         &self,
         xds: &XdsServer,
@@ -117,11 +116,11 @@ impl Sidecar {
     ) -> Result<(), Failure> {
         let Self { declared, handoff, agent, session, bootstrap, watches_token, .. } = self;
         let Declared { pair, admin, .. } = declared;
-        // On the heap: it hardly ever runs.
+        // On the heap, because it rarely runs.
         Box::pin(self.take_back_earlier(deadline)).await;
         let watches = *watches_token;
         provision::bootstrap(handoff, agent, bootstrap, pair, xds, watches, deadline).await?;
-        // Whoever reads the record finds everything else.
+        // Last: a reader of the record must find all other files.
         helper.done().await?;
         let login = session.as_ref().map(|session| session.login().clone());
         let agent = provision::agent_record(handoff, agent, tls);
@@ -129,15 +128,15 @@ impl Sidecar {
         Ok(())
     }
 
-    /// Goes on to the next step, or to taking back.
+    /// Continues with the next step, or with the rollback.
     fn went<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
         let outcome = if result.is_ok() { Outcome::Done } else { Outcome::Refused };
         self.start.set(self.start.get().next(outcome));
         result
     }
 
-    /// Takes back what an earlier run registered under other ids. Entries of the same
-    /// ids were replaced. If it fails, their TTL checks run out.
+    /// Deregisters what an earlier run registered under other ids; entries with the
+    /// same ids were replaced. If it fails, their TTL checks expire.
     async fn take_back_earlier(&self, deadline: Deadline) {
         let Some(earlier) = self.earlier() else { return };
         let deadline = Deadline::after(EARLIER.min(deadline.left()));
@@ -146,11 +145,11 @@ impl Sidecar {
         }
     }
 
-    /// Takes back what the agent may have of it, and then logs out, unless something
-    /// is left for which the agent needs the token.
+    /// Deregisters what the agent may have, and then logs out, unless the agent still
+    /// needs the token for a leftover.
     pub(crate) async fn take_back(&self, deadline: Deadline) {
         let Self { declared, handoff, agent, session, start, .. } = self;
-        // An agent that hangs on the one must leave time for the other.
+        // An agent that hangs on one must leave time for the other.
         let share = if session.is_some() { deadline.left() / 2 } else { deadline.left() };
         let share = Deadline::after(share);
         let mut unused = Some(Unused::never_registered());
@@ -178,8 +177,8 @@ impl Sidecar {
         said(lifecycle::retract(&self.handoff, &self.agent, pair, deadline).await)
     }
 
-    /// What an earlier run registered in this directory under other ids, as another
-    /// release does.
+    /// Registrations that an earlier run, such as one of another release, recorded in
+    /// this directory under other ids.
     fn earlier(&self) -> Option<Pair> {
         let Record { pair, .. } = Record::read(&self.handoff).ok()?;
         (pair.proxy.id() != self.declared.pair.proxy.id()).then_some(pair)

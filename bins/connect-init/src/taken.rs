@@ -1,6 +1,6 @@
-//! Whether the id of a service is another pod's, which would fight for it.
+//! Whether another pod has the id of a service: the two would overwrite each other.
 //!
-//! No two pods have the same id, but somebody may have registered one by hand.
+//! No two pods get the same id, but somebody may have registered one by hand.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use registration::Service;
 use registration::pod::lease_id;
 use runtime::{Exit, Failure};
 
-/// The id is another pod's, and that pod lives.
+/// Another pod, which lives, has the id.
 #[derive(Debug, thiserror::Error)]
 #[error("service id `{id}` of pod `{own}` is also that of pod `{other}` at {address}, which lives")]
 pub(crate) struct Taken {
@@ -20,15 +20,15 @@ pub(crate) struct Taken {
     address: String,
 }
 
-/// How long the agent may take to say it. One that is slower is asked to register
-/// all the same: this is a courtesy.
+/// Time limit of the check. If the agent is slower, the registration proceeds: this
+/// check is a courtesy.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Looks whether another pod has that id. A pod that comes back under its name
-/// takes over what is left of it, and so does one that finds what is left of
-/// another: a pod lives while its lease is good.
+/// Checks whether another living pod has the id. A pod that restarts under its name
+/// takes over its old registration, and so does a pod that finds that of a dead one: a
+/// pod lives while its TTL check passes.
 ///
-/// Returns whether the agent could tell.
+/// Returns whether the agent could answer.
 ///
 /// # Errors
 /// Another pod has it.
@@ -57,7 +57,7 @@ pub(crate) async fn look(agent: &Agent, service: &Service) -> Result<bool, Taken
     }
 }
 
-/// Whose entry it is, by its meta; none if it is not said to be a pod's.
+/// The pod of a registration by its metadata, if any.
 fn pod(meta: &BTreeMap<String, String>) -> Option<String> {
     Some(format!("{}/{}", meta.get("k8s-namespace")?, meta.get("pod-name")?))
 }

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Command::Apply(args) => apply(&args.plan()?, signals).await,
         Command::Verify(args) => verify(&args.plan()?, signals).await,
         Command::Print(args) => {
-            stdout::write(args.plan()?.to_string())?;
+            stdout::write(&args.plan()?.to_string())?;
             Ok(Exit::Done.into())
         }
     })

@@ -29,7 +29,7 @@ pub(crate) fn print(lines: impl IntoIterator<Item = String>) -> Result<(), Failu
         text.push_str(&line);
         text.push('\n');
     }
-    stdout::write(text)
+    stdout::write(&text)
 }
 
 pub(crate) fn print_json(document: &Value) -> Result<(), Failure> {

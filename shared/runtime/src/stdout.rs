@@ -9,7 +9,7 @@ use crate::{Exit, Failure};
 ///
 /// # Errors
 /// The write failed, for instance because the disk is full.
-pub fn write(data: impl AsRef<[u8]>) -> Result<(), Failure> {
+pub fn write(data: &(impl AsRef<[u8]> + ?Sized)) -> Result<(), Failure> {
     let mut stdout = std::io::stdout();
     match stdout.write_all(data.as_ref()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
