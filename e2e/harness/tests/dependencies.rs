@@ -42,7 +42,6 @@ struct Bans {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-#[expect(dead_code, reason = "that they are `deny` is all that can be said of them")]
 struct Sources {
     unknown_registry: Level,
     unknown_git: Level,
@@ -147,6 +146,7 @@ fn is_meant(spec: &str, package: &Package) -> bool {
 /// What the packages do against the policy, a line for each.
 fn faults(policy: &Policy, packages: &[Package]) -> Vec<String> {
     let Bans { multiple_versions: Level::Deny, deny, skip } = &policy.bans;
+    let Sources { unknown_registry: Level::Deny, unknown_git: Level::Deny } = &policy.sources;
     let mut faults = Vec::new();
     let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for package in packages {
