@@ -173,8 +173,8 @@ fn flags_after_groups(
             attribute += line;
             sets_heading |= line.starts_with("#[command(next_help_heading");
         } else if let Some(at) = line.find("struct ") {
-            structure = line[at..].trim_matches(|c: char| !c.is_alphanumeric()).to_owned();
-            structure = structure.replace("struct ", "");
+            let name = line[at + "struct ".len()..].split(|c: char| !c.is_alphanumeric()).next();
+            name.unwrap_or_default().clone_into(&mut structure);
             if std::mem::take(&mut sets_heading) {
                 with_heading.insert(structure.clone());
             }
