@@ -1,9 +1,9 @@
-//! The registration is taken back: the tombstone first, so that nobody makes
-//! it again, then the lock, so that one that is under way is waited for.
+//! Deregisters for good: first writes the tombstone, so that nobody registers again,
+//! then takes the lock, which waits for a registration in flight.
 
 use super::{Outcome, Rest, TakeBack};
 
-/// A deregistration, and how far it is.
+/// A deregistration and its progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Deregister {
     step: Step,
@@ -11,20 +11,20 @@ pub struct Deregister {
     is_locked: bool,
 }
 
-/// The steps of a deregistration. Each is taken even if the one before failed.
+/// Steps of a deregistration. Each is taken even if the one before failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     Bury,
     /// Take the lock, but leave time for the rest.
     Lock,
-    /// Take both halves back.
+    /// Deregister service and proxy.
     TakeBack(TakeBack),
-    /// The end; the lock is given back.
+    /// The end; releases the lock.
     End {
-        /// Whether every step was done, and so nothing is left.
+        /// Whether every step succeeded, so that nothing is left.
         whole: bool,
-        /// What the agent may still have. Without the lock that may be what a
-        /// registration under way brings.
+        /// What the agent may still have. Without the lock, that includes what a
+        /// registration in flight brings.
         rest: Rest,
     },
 }
@@ -32,27 +32,27 @@ pub enum Step {
 // === impl Deregister ===
 
 impl Deregister {
-    /// A deregistration for good.
+    /// Deregisters for good: with a tombstone.
     pub fn for_good() -> Self {
         Self { step: Step::Bury, whole: true, is_locked: false }
     }
 
-    /// One after which the pod may be registered again.
+    /// Deregisters without a tombstone: the pod may register again.
     pub fn for_now() -> Self {
         Self { step: Step::Lock, whole: true, is_locked: false }
     }
 
-    /// What is to be done now.
+    /// The step to take now.
     pub fn step(self) -> Step {
         self.step
     }
 
-    /// Whether nothing is to be done any more.
+    /// Whether this is the end.
     pub fn is_over(self) -> bool {
         matches!(self.step, Step::End { .. })
     }
 
-    /// What follows when that went so.
+    /// The step after this outcome.
     #[must_use]
     pub fn next(self, outcome: Outcome) -> Self {
         let done = matches!(outcome, Outcome::Done);
@@ -80,7 +80,7 @@ impl Deregister {
 mod tests {
     use super::*;
 
-    /// The registration under way that has the lock may bring entries yet.
+    /// The registration in flight that holds the lock may still arrive.
     #[test]
     fn without_the_lock_something_may_be_left() {
         for (lock, expected) in [(Outcome::Done, Rest::Nothing), (Outcome::Failed, Rest::Something)]

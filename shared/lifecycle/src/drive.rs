@@ -1,5 +1,5 @@
-//! The acts of registering and deregistering, done: the only place of the
-//! protocol that knows the agent, the folder and the time.
+//! Performs the steps of registering and deregistering: the only part of the protocol
+//! that knows the agent, the directory and the time.
 
 use std::time::Duration;
 
@@ -18,45 +18,42 @@ use super::{
     Deregister, Entry, Half, Leftovers, Outcome, Register, RegisterError, Rest, TakeBack, Unused,
 };
 
-/// What became of an attempt to register.
+/// Result of an attempt to register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Registered {
-    /// Service and proxy are on the agent.
+    /// Service and proxy are registered.
     Done,
-    /// They were taken back for good: nothing was registered.
+    /// The pod has deregistered for good; nothing was registered.
     Buried,
 }
 
-/// One registration or deregistration under way. What holds the lock gives it
-/// back when it is dropped.
+/// A registration or deregistration in progress. Dropping it releases the lock.
 pub struct Drive<'a> {
     handoff: &'a Handoff,
     agent: &'a Agent,
-    /// In a box: what is awaited holds all of this.
+    /// Boxed, because it is part of every future that awaits this.
     pair: Box<Pair>,
     deadline: Deadline,
-    /// Kept until the end, once it is taken.
+    /// Held until the end.
     lock: Option<Lock>,
     removal: Removal,
-    /// Why there is no tombstone.
     no_tombstone: Option<WriteError>,
-    /// Why it is done without the lock.
+    /// Why it proceeds without the lock.
     no_lock: Option<LockError>,
 }
 
-/// What taking back has to remember.
+/// State of deregistering service and proxy.
 struct Removal {
-    /// By when the half at hand has to be gone: an agent that hangs on one must
-    /// leave time for the other.
+    /// Time limit for the current entry: an agent that hangs on one must leave time for
+    /// the other.
     share: Deadline,
     pauses: Box<dyn Iterator<Item = Duration>>,
-    /// Why a half is still there.
+    /// Why an entry is still registered.
     stays: Vec<(Half, Stays)>,
 }
 
-/// Registers a service and its proxy: the service first, because the
-/// proxy's alias check needs it. If the proxy is refused, the service is
-/// taken back.
+/// Registers a service and its proxy: the service first, because the proxy's alias
+/// check needs it. If the agent refuses the proxy, the service is deregistered.
 pub async fn register(
     handoff: &Handoff,
     agent: &Agent,
@@ -82,8 +79,7 @@ pub async fn register(
     }
 }
 
-/// Takes a proxy and its service back, but not for good: the pod may be
-/// registered again.
+/// Deregisters a proxy and its service without a tombstone: the pod may register again.
 pub async fn retract(
     handoff: &Handoff,
     agent: &Agent,
@@ -93,9 +89,9 @@ pub async fn retract(
     Drive::new(handoff, agent, pair.clone(), deadline).deregister(Deregister::for_now()).await
 }
 
-/// Takes a proxy and its service back for good. Each step is tried even if
-/// the one before failed, and again until the deadline; what the agent does
-/// not know is gone.
+/// Deregisters a proxy and its service for good. Each step is tried even if the one
+/// before failed, and retried until the deadline. An entry that the agent does not know
+/// counts as deregistered.
 pub async fn deregister(
     handoff: &Handoff,
     agent: &Agent,
@@ -108,7 +104,7 @@ pub async fn deregister(
 // === impl Drive ===
 
 impl<'a> Drive<'a> {
-    /// A registration or deregistration of that pair that is about to begin.
+    /// Prepares a registration or deregistration of that pair.
     pub fn new(handoff: &'a Handoff, agent: &'a Agent, pair: Pair, deadline: Deadline) -> Self {
         let removal = Removal {
             share: deadline,
@@ -127,7 +123,7 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Does the act of a registration's step.
+    /// Performs a step of a registration.
     pub async fn act(&mut self, step: Register) -> Result<Outcome, RegisterError> {
         match step {
             Register::Lock => Ok(self.lock(self.deadline).await?),
@@ -147,7 +143,7 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Does the act of a deregistration's step.
+    /// Performs a step of a deregistration.
     pub async fn act_back(&mut self, step: Step) -> Outcome {
         match step {
             Step::Bury => {
@@ -155,7 +151,7 @@ impl<'a> Drive<'a> {
                 if self.no_tombstone.is_none() { Outcome::Done } else { Outcome::Failed }
             }
             Step::Lock => {
-                // A registration under way is waited for, but not until no time is left.
+                // Waits for a registration in flight, but leaves time for the rest.
                 let half = Deadline::after(self.deadline.left() / 2);
                 self.lock(half).await.unwrap_or_else(|error| {
                     self.no_lock = Some(error);
@@ -167,7 +163,7 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// What a deregistration has come to, of which the agent may still have that.
+    /// The result of a deregistration. `rest` is what the agent may still have.
     pub fn taken_back(mut self, rest: Rest) -> Result<Unused, Leftovers> {
         let services = self.left();
         let Self { no_tombstone: tombstone, no_lock: lock, .. } = self;
@@ -198,7 +194,7 @@ impl<'a> Drive<'a> {
     }
 
     async fn put(&self, half: Half) -> Result<Outcome, RegisterError> {
-        // Whoever else has checks on it, such as an operator's maintenance, keeps them.
+        // Keeps checks of others, such as an operator's maintenance check.
         let done = self.agent.register_keeping_checks(half.of(&self.pair)).await;
         done.map(|()| Outcome::Done).map_err(match half {
             Half::Service => RegisterError::Agent,
@@ -248,7 +244,7 @@ impl<'a> Drive<'a> {
         Ok(Outcome::Done)
     }
 
-    /// What is left on the agent, and why: what was refused comes first.
+    /// What is left on the agent, and why; refused entries come first.
     fn left(&mut self) -> Vec<(String, Stays)> {
         let mut stays = std::mem::take(&mut self.removal.stays);
         stays.sort_by_key(|(_, stays)| stays.is_transient());
@@ -259,7 +255,7 @@ impl<'a> Drive<'a> {
     async fn is_ours(&self, half: Half) -> Result<Outcome, Stays> {
         let sent = half.of(&self.pair);
         let there = match self.agent.service(sent.id(), None).await {
-            // The look is a courtesy: what we can't read is taken as ours.
+            // Only a courtesy: an entry that can't be read is treated as ours.
             Err(Error { cause: Cause::Garbage(_), .. }) => return Ok(Outcome::Ours),
             there => there?,
         };
@@ -302,14 +298,14 @@ impl<'a> Drive<'a> {
 // === impl Removal ===
 
 impl Removal {
-    /// Remembers why a half is still there, for as long as it is.
+    /// Records why an entry is still registered, or that it is gone.
     fn note(&mut self, half: Half, done: Result<Outcome, Stays>) -> Outcome {
         let before = self.stays.iter().position(|(stays, _)| *stays == half);
         let before = before.map(|place| self.stays.remove(place).1);
         let (went, stays) = match done {
             Ok(gone @ (Outcome::Missing | Outcome::Foreign)) => return gone,
             Ok(went) => (went, before),
-            // A try that was cut short says less than the one before it.
+            // An interrupted try says less than the one before it.
             Err(Stays::Unanswered) => (Outcome::Failed, before.or(Some(Stays::Unanswered))),
             Err(stays) => (stays.outcome(), Some(stays)),
         };

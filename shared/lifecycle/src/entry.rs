@@ -1,9 +1,9 @@
 //! Whether an entry on the agent is the one that we sent. Pure.
 //!
-//! The agent merges central configuration into a proxy, adds tagged addresses
-//! such as `consul-virtual`, and changes the content hash whenever it does. So
-//! only what we sent is compared: name, address, port, tags, meta, destination,
-//! mode, upstreams, exposed paths and the address `virtual`.
+//! The agent merges central configuration into a proxy, adds tagged addresses such as
+//! `consul-virtual`, and changes the content hash whenever it does. So only what we
+//! sent is compared: name, address, port, tags, metadata, destination, mode, upstreams,
+//! exposed paths and the address `virtual`.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ use registration::proxy::ExposePath;
 use registration::service::TaggedAddress;
 use registration::{Proxy, Service, Upstream};
 
-/// What an entry on the agent is to a pod.
+/// How an entry on the agent relates to a pod's registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// It says what we sent.
+    /// Equal to what we sent.
     Ours,
-    /// It is ours, but these of its fields say something else.
+    /// Ours, but these fields differ.
     Changed(Vec<&'static str>),
-    /// It is another pod's, or somebody else's: the words say whose.
+    /// Somebody else's, such as another pod's; says whose.
     Foreign(String),
 }
 
@@ -60,8 +60,8 @@ impl Entry {
     }
 }
 
-/// Whether the entry has each address that we sent, and no `virtual` that we did not: by
-/// that one, traffic of another service would come here.
+/// Whether the entry has each address that we sent, and no `virtual` that we did not
+/// send: it would direct another service's traffic here.
 fn addresses_are_same(sent: &Service, there: &AgentService) -> bool {
     let is_there = |(name, sent): (&String, &TaggedAddress)| {
         there.tagged_addresses.get(name).is_some_and(|there| {
@@ -73,7 +73,7 @@ fn addresses_are_same(sent: &Service, there: &AgentService) -> bool {
             == there.tagged_addresses.contains_key(VIRTUAL)
 }
 
-/// The fields of a proxy that differ. What we left to the agent may be anything.
+/// The fields of a proxy that differ. Fields that we did not send may have any value.
 fn proxy(sent: &Proxy, there: &Proxy) -> Vec<&'static str> {
     let or_unset = |sent: &str, there: &str| sent.is_empty() || sent == there;
     let upstreams =
@@ -110,7 +110,7 @@ fn proxy(sent: &Proxy, there: &Proxy) -> Vec<&'static str> {
     .collect()
 }
 
-/// Central configuration may expose further paths.
+/// Whether the path is exposed. Central configuration may expose more.
 fn exposes(there: &Proxy, sent: &ExposePath) -> bool {
     there.expose.paths.iter().any(|there| {
         (&there.path, there.listener_port, there.local_path_port)
@@ -119,13 +119,13 @@ fn exposes(there: &Proxy, sent: &ExposePath) -> bool {
     })
 }
 
-/// Central configuration adds upstreams that listen nowhere.
+/// Whether the upstream has a listener: central configuration adds some without.
 fn listens(upstream: &Upstream) -> bool {
     upstream.local_bind_port != 0 || !upstream.local_bind_socket_path.is_empty()
 }
 
-/// Whether both lead from the same place to the same destination, however
-/// central configuration has them set up.
+/// Whether both connect the same local address to the same destination, whatever
+/// settings central configuration adds.
 fn is_same(sent: &Upstream, there: &Upstream) -> bool {
     let or_unset = |sent: &str, there: &str| sent.is_empty() || sent == there;
     sent.destination_type == there.destination_type
@@ -139,7 +139,7 @@ fn is_same(sent: &Upstream, there: &Upstream) -> bool {
         && sent.local_bind_socket_path == there.local_bind_socket_path
 }
 
-/// Whose entry it is, by its meta; none if no pod is named.
+/// The entry's pod by its metadata, if any.
 fn pod(meta: &BTreeMap<String, String>) -> Option<String> {
     Some(format!("{}/{}", meta.get("k8s-namespace")?, meta.get("pod-name")?))
 }
@@ -172,7 +172,7 @@ mod tests {
         pair(&pod, declared)
     }
 
-    /// The proxy as an agent answers, but for this change.
+    /// The proxy in an agent's answer, with this change.
     fn proxy_but(change: impl FnOnce(&mut Value)) -> Entry {
         let Pair { proxy, .. } = sent();
         let mut there = serde_json::to_value(&proxy).unwrap();
@@ -218,7 +218,7 @@ mod tests {
         }
     }
 
-    /// The same of a transparent pod.
+    /// The same for a transparent pod.
     fn transparent_but(change: impl FnOnce(&mut Value)) -> Entry {
         let pod = Identity {
             name: "web-0".to_owned(),

@@ -1,4 +1,4 @@
-//! Why a registration was not made, or not taken back.
+//! Why a registration or deregistration failed.
 
 use std::fmt;
 
@@ -11,42 +11,42 @@ use super::{Outcome, Unused};
 /// Why service and proxy are not both registered.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
-    /// The agent did not take the service.
+    /// The agent refused the service.
     #[error("{0}")]
     Agent(#[from] Error),
-    /// The agent took the service, but not its proxy.
+    /// The agent accepted the service, but refused its proxy.
     #[error("its sidecar proxy: {0}")]
     Proxy(Error),
-    /// Another process was in the way.
+    /// Another process held the lock.
     #[error("{0}")]
     Lock(#[from] LockError),
 }
 
-/// What could not be done of taking a registration back.
+/// What a deregistration left undone.
 #[derive(Debug, Default)]
 pub struct Leftovers {
-    /// The services that are left on the agent, by id.
+    /// Services that are still registered, by id.
     pub services: Vec<(String, Stays)>,
     /// Why there is no tombstone.
     pub tombstone: Option<WriteError>,
-    /// Why it was done without the lock.
+    /// Why it proceeded without the lock.
     pub lock: Option<LockError>,
-    /// Shows that the pod may log out all the same.
+    /// Present if the pod may log out nevertheless.
     pub unused: Option<Unused>,
 }
 
-/// Why a service is still on the agent.
+/// Why a service is still registered.
 #[derive(Debug, thiserror::Error)]
 pub enum Stays {
-    /// The agent did not take it off.
+    /// The agent refused to deregister it.
     #[error("{0}")]
     Agent(#[from] Error),
-    /// The agent says that it did, and did not.
+    /// The agent said that it deregistered it, but did not.
     #[error(
         "the agent said that it is gone, but it is still there: the ACL token may lack service:write on it"
     )]
     StillThere,
-    /// No time was left to hear what the agent did.
+    /// The agent did not answer in time.
     #[error("the agent did not answer in time")]
     Unanswered,
 }
@@ -63,8 +63,7 @@ impl RegisterError {
         }
     }
 
-    /// Whether the cause is that there is no such ACL token, or that the agent
-    /// has not heard of it yet.
+    /// Whether the ACL token does not exist, or the agent has not heard of it yet.
     pub fn is_unknown_token(&self) -> bool {
         match self {
             Self::Agent(error) | Self::Proxy(error) => error.is_unknown_token(),
@@ -72,7 +71,7 @@ impl RegisterError {
         }
     }
 
-    /// How the act went that it ended.
+    /// The outcome of the step that failed.
     pub fn outcome(&self) -> Outcome {
         if self.is_unknown_token() {
             Outcome::NoToken
@@ -81,7 +80,7 @@ impl RegisterError {
         }
     }
 
-    /// Whether the agent may have something of it.
+    /// Whether the agent may have received a registration.
     pub fn may_have_arrived(&self) -> bool {
         match self {
             Self::Agent(error) => error.may_have_arrived(),
@@ -116,7 +115,7 @@ impl Stays {
         }
     }
 
-    /// How the act went that did not take it off.
+    /// The outcome of the step that failed.
     pub(super) fn outcome(&self) -> Outcome {
         match self {
             Self::Agent(error) if error.is_unknown_token() => Outcome::NoToken,

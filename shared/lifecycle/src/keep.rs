@@ -1,62 +1,60 @@
-//! A registration is kept: watched, made again when the agent has lost it or
-//! others have changed it, and its TTL checks renewed, until its pod ends.
+//! Maintains a registration until its pod ends: watches it, registers again when the
+//! agent has lost it or somebody has changed it, and renews its TTL checks.
 
 use super::register::Ending;
 use super::{Half, Outcome, Register};
 
-/// Keeping a registration, and how far it is.
+/// The state of maintaining a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Keep {
     step: Step,
-    /// Whether the proxy was seen as ours since it was registered last.
+    /// Whether the proxy was seen as ours since the last registration.
     is_known: bool,
-    /// Whether it may be registered without a pause: one that is lost as soon as
-    /// it is made is not made over and over.
+    /// Whether it may be registered without a pause: an agent that loses it at once
+    /// must not cause a loop.
     rested: bool,
-    /// Whether it is to be registered whatever the agent has: it was registered
-    /// with an ACL token that is gone or about to end, and the agent would go on
-    /// using that one.
+    /// Whether it must be registered again whatever the agent has: its ACL token is
+    /// gone or about to expire, and the agent would go on using that one.
     is_due: bool,
-    /// Whether the TTL checks need no renewal yet: the agent had lost them after
-    /// they were renewed, and what it does not have is registered as passing.
+    /// Whether the TTL checks need no renewal yet: the agent lost them after their
+    /// renewal, and they were registered as passing.
     is_fresh: bool,
     /// Whether the agent answered "ACL not found" during the current registration.
     lacks_token: bool,
-    /// Whether the pod ends: a registration that is under way is brought to its
-    /// end, so that none comes after what is taken back, and nothing else is done.
+    /// Whether the pod ends. A registration in flight is completed, so that it can't
+    /// arrive after the deregistration; nothing else is done.
     is_stopped: bool,
 }
 
-/// The steps of keeping a registration.
+/// Steps of maintaining a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// Wait until the proxy's entry changes, or until something is to be reported.
+    /// Wait until the proxy's entry changes, or until something has to be reported.
     Watch,
-    /// Look at the entry of this half.
+    /// Read this entry.
     See(Half),
-    /// Register both halves again: this is the next step of that.
+    /// Register service and proxy again: the next step of that.
     Register(Register),
-    /// Log out the ACL tokens that were replaced: what was registered with them
-    /// was registered again.
+    /// Log out replaced ACL tokens: everything has been registered again with the new
+    /// one.
     LogOut,
-    /// Get another ACL token, if this one is gone or about to end.
+    /// Replace an ACL token that is gone or about to expire.
     LogIn,
-    /// Look for the tombstone. What was taken back and is still there, because
-    /// the agent was away, is not kept alive: its TTL runs out.
+    /// Look for the tombstone. An entry that should be deregistered but is still there,
+    /// because the agent was away, is not renewed: its TTL check expires.
     Look,
-    /// Renew the TTL checks of this half.
+    /// Renew the TTL checks of this entry.
     Renew(Half),
-    /// Wait a while.
+    /// Wait before a retry.
     Pause,
-    /// Nothing is kept any more: the registration was taken back for good, or the
-    /// pod ends.
+    /// The end: the pod has deregistered for good, or ends.
     End,
 }
 
 // === impl Keep ===
 
 impl Keep {
-    /// Keeping a registration of which nothing is known yet.
+    /// Starts without knowledge of the registration.
     pub fn begin() -> Self {
         let step = Step::See(Half::Proxy);
         Self {
@@ -70,18 +68,18 @@ impl Keep {
         }
     }
 
-    /// Keeping a registration that may have been made with another ACL token than
-    /// the one of now: whoever kept it before was cut short.
+    /// Starts with a registration that may have been made with an older ACL token,
+    /// because the earlier run was cut short.
     pub fn begin_anew() -> Self {
         Self { is_due: true, ..Self::begin() }
     }
 
-    /// What is to be done now.
+    /// The step to take now.
     pub fn step(&self) -> Step {
         self.step
     }
 
-    /// Whether the registration was seen as ours since it was made last.
+    /// Whether the entry was seen as ours since the last registration.
     pub fn is_known(&self) -> bool {
         self.is_known
     }
@@ -96,7 +94,7 @@ impl Keep {
         Self { step, is_stopped: true, ..Self::begin() }
     }
 
-    /// What follows when that went so.
+    /// The step after this outcome.
     #[must_use]
     pub fn next(self, outcome: Outcome) -> Self {
         match (self.step, outcome) {
@@ -109,7 +107,7 @@ impl Keep {
                 }
             }
             (Step::End, _) => self,
-            // The wait ended before there was news.
+            // The wait ended without news.
             (Step::Watch, Outcome::Done) => self.at(Step::See(Half::Service)),
             (Step::Watch | Step::See(_), Outcome::Ours | Outcome::Changed) if self.is_due => {
                 Self { is_fresh: false, ..self }.lost()
@@ -140,18 +138,18 @@ impl Keep {
                 Self { is_due: true, ..self }.at(Step::Register(Register::begin()))
             }
             (step, Outcome::NoToken) if step != Step::LogIn => self.at(Step::LogIn),
-            // Also another pod's entry: it is neither replaced nor renewed.
+            // Another pod's entry is neither replaced nor renewed.
             (_, _) => self.at(Step::Pause),
         }
     }
 
-    /// The agent has lost it, or somebody has changed it.
+    /// The agent has lost the entry, or somebody has changed it.
     fn lost(self) -> Self {
         let step = if self.rested { Step::Register(Register::begin()) } else { Step::Pause };
         self.at(step)
     }
 
-    /// A registration has come to its end.
+    /// A registration has ended.
     fn registered(self, ending: Ending) -> Self {
         let lacks_token = self.lacks_token;
         let keep = Self { lacks_token: false, ..self };
@@ -178,7 +176,7 @@ mod tests {
 
     const REGISTER: Step = Step::Register(Register::Lock);
 
-    /// A registration is made without trouble.
+    /// Completes a registration.
     fn registered(mut keep: Keep) -> Keep {
         assert_eq!(keep.step(), REGISTER);
         while let Step::Register(_) = keep.step() {
@@ -199,7 +197,7 @@ mod tests {
         assert_eq!(keep.step(), Step::LogIn);
         let keep = keep.next(Outcome::Failed);
         assert_eq!(keep.step(), Step::Pause);
-        // It has, and the entry is as it was.
+        // It has, and the entry is unchanged.
         let keep = keep.next(Outcome::Done).next(Outcome::Ours);
         let keep = registered(keep).next(Outcome::Ours);
         assert_eq!(keep.step(), Step::See(Half::Service));
@@ -214,12 +212,12 @@ mod tests {
         let seen = |keep: Keep| registered(keep).next(Outcome::Ours).next(Outcome::Ours);
         let restored = seen(keep.next(Outcome::Missing)).next(Outcome::Done);
         assert_eq!(restored.step(), Step::Watch);
-        // What is there keeps its checks, as they are.
+        // Existing entries keep their checks.
         let mended = seen(keep.next(Outcome::Changed)).next(Outcome::Done);
         assert_eq!(mended.step(), Step::Renew(Half::Service));
     }
 
-    /// An agent that forgets at once.
+    /// An agent that loses registrations at once.
     #[test]
     fn what_is_lost_as_soon_as_it_is_made_is_not_made_over_and_over() {
         let keep = registered(Keep::begin().next(Outcome::Missing)).next(Outcome::Missing);
@@ -237,7 +235,7 @@ mod tests {
             assert_eq!(keep.step(), Step::Pause);
             let keep = keep.next(Outcome::Done).next(Outcome::Foreign);
             assert_eq!(keep.step(), Step::Pause);
-            // It is gone.
+            // The entry is gone.
             assert_eq!(keep.next(Outcome::Done).next(Outcome::Missing).step(), REGISTER);
         }
     }

@@ -1,22 +1,24 @@
-//! How a registration is made, kept and taken back, so that it never comes back
-//! after it was taken back: see the two rules of the crate `handoff`.
+//! The protocol of a registration: how it is made, maintained and undone, so that it
+//! never reappears after the pod has deregistered. The crate `handoff` states the two
+//! rules.
 //!
-//! Each of these is a machine: every step of it is one act, and how the act
-//! went leads to the next step. The machines know no agent, no folder, no clock
-//! and no errors, so that a test can walk every path through them together
-//! (`tests/model`); who does the acts keeps the errors.
+//! Each of these is a state machine: a step is one act, and its outcome leads to the
+//! next step. The machines know no agent, directory, clock or error, so that a test can
+//! explore every path through all of them together (`tests/model`); drivers perform the
+//! acts and keep the errors.
 //!
-//! - [`register`]: service and proxy are registered, [`Register`]
-//! - [`take_back`]: both are taken off the agent, [`TakeBack`]
-//! - [`deregister`]: the registration is taken back, [`Deregister`]
-//! - [`keep`]: the registration is kept, [`Keep`]
-//! - [`start`]: a service is started, or taken back, [`Start`]
+//! - [`register`]: registers service and proxy, [`Register`]
+//! - [`take_back`]: removes both from the agent, [`TakeBack`]
+//! - [`deregister`]: deregisters for good, [`Deregister`]
+//! - [`keep`]: maintains the registration, [`Keep`]
+//! - [`start`]: starts a service, or rolls back, [`Start`]
 //! - [`entry`]: whether an entry on the agent is ours, [`Entry`]
-//! - [`drive`]: the acts, done: [`register()`], [`retract`] and [`deregister()`];
-//!   `connect-init` drives [`Start`] and `connect-lifecycle` [`Keep`], and with it a [`Drive`]
+//! - [`drive`]: performs the acts: [`register()`], [`retract`] and [`deregister()`];
+//!   `connect-init` drives [`Start`] and `connect-lifecycle` [`Keep`], and with it a
+//!   [`Drive`]
 //! - [`logout`]: when a pod may log out, [`Unused`]
-//! - [`session`]: the ACL token of a registration: login and logout, [`Session`]
-//! - [`error`]: why one of them was not done
+//! - [`session`]: login and logout, [`Session`]
+//! - [`error`]: why an act failed
 
 pub mod deregister;
 pub mod drive;
@@ -43,42 +45,40 @@ pub use session::{Session, SessionError};
 pub use start::Start;
 pub use take_back::TakeBack;
 
-/// One of the two entries that a registration has on the agent.
+/// One of the two entries of a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Half {
-    /// The service itself.
     Service,
-    /// Its sidecar proxy.
     Proxy,
 }
 
-/// How an act went.
+/// Outcome of an act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// It is done, or nothing was in the way.
+    /// It succeeded, or nothing was in the way.
     Done,
     /// There is a tombstone.
     Buried,
     /// The agent has the entry as we sent it.
     Ours,
-    /// The agent has the entry, but others have changed it.
+    /// The agent has the entry, but somebody changed it.
     Changed,
     /// The agent has another pod's entry under this id.
     Foreign,
-    /// The agent has no such entry, or no such check.
+    /// The agent does not have the entry or check.
     Missing,
-    /// There is no such ACL token, or the agent has not heard of it yet.
+    /// The ACL token does not exist, or the agent has not heard of it yet.
     NoToken,
-    /// It failed, and may work another time.
+    /// It failed; a retry may help.
     Failed,
-    /// It was refused, and would be again.
+    /// It was refused; a retry won't help.
     Refused,
 }
 
 // === impl Half ===
 
 impl Half {
-    /// What this half is registered as.
+    /// The registration of this entry.
     pub fn of(self, pair: &Pair) -> &Service {
         match self {
             Self::Service => &pair.service,
@@ -90,7 +90,7 @@ impl Half {
 // === impl Outcome ===
 
 impl Outcome {
-    /// How an act went that failed.
+    /// The outcome of a failed act.
     pub fn failed(is_transient: bool) -> Self {
         if is_transient { Self::Failed } else { Self::Refused }
     }

@@ -1,36 +1,36 @@
 //! When a pod may log out: once the agent has nothing that was registered with the
 //! pod's ACL token.
 //!
-//! The agent tells the servers about an entry with the token that the entry was
-//! registered with. Without that token a dead pod stays in the catalog, and its TTL
-//! check stays as it was last: passing.
+//! The agent updates the servers about an entry with the token that registered it.
+//! Without that token, a dead pod stays in the catalog with the last status of its TTL
+//! check: passing.
 
-/// What the agent may still have after a registration was taken back.
+/// What the agent may still have after a deregistration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rest {
-    /// Neither half. An entry that is another pod's does not count.
+    /// Nothing. An entry of another pod does not count.
     Nothing,
-    /// Halves that the agent does not take off because there is no such ACL token.
+    /// Entries that the agent does not deregister because the ACL token does not exist.
     /// A logout makes that no worse.
     TokenUnknown,
-    /// Halves that the agent takes off later, for which it needs the token.
+    /// Entries that the agent will deregister later, for which it needs the token.
     Something,
 }
 
-/// Shows that the agent needs none of a session's ACL tokens any more.
-/// [`Session::close`](super::Session::close) requires one.
+/// Proof that the agent no longer needs a session's ACL tokens.
+/// [`Session::close`](super::Session::close) requires it.
 #[derive(Debug)]
 #[must_use = "it is what allows the logout"]
 pub struct Unused {
-    /// The agent found no such token. It remembers that for 30 s, so that the servers
-    /// are to be asked, too.
+    /// Based on the agent's answer that the token does not exist. Since it caches that
+    /// for 30 s, the servers have to be asked, too.
     pub(super) by_hearsay: bool,
 }
 
 // === impl Rest ===
 
 impl Rest {
-    /// Whether the pod may log out.
+    /// The proof that the pod may log out, if it may.
     pub fn unused(self) -> Option<Unused> {
         match self {
             Self::Nothing => Some(Unused { by_hearsay: false }),
@@ -48,7 +48,7 @@ impl Unused {
         Self { by_hearsay: false }
     }
 
-    /// Shows it of two registrations that were made with the same tokens.
+    /// Combines the proofs of two registrations with the same tokens.
     pub fn and(self, other: Self) -> Self {
         if self.by_hearsay { self } else { other }
     }

@@ -1,35 +1,34 @@
-//! Service and proxy are registered: the service first, because the proxy's
-//! alias check needs it.
+//! Registers service and proxy: the service first, because the proxy's alias check
+//! needs it.
 
 use super::{Half, Outcome, TakeBack};
 
-/// The steps of a registration.
+/// Steps of a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Register {
     /// Take the lock.
     Lock,
-    /// Look for the tombstone, before anything is sent.
+    /// Look for the tombstone before anything is sent.
     LookFirst,
-    /// Register this half.
+    /// Register this entry.
     Put(Half),
-    /// The proxy was refused: take the service back.
+    /// The agent refused the proxy: deregister the service.
     Undo,
-    /// Look for the tombstone again: whoever wrote it meanwhile may have lost
-    /// patience with the lock. If there is none, it ends so. A request that
-    /// failed may have arrived, too.
+    /// Look for the tombstone again: a deregistration that waited for the lock in vain
+    /// may have written it. Without one, this is the end. A failed request may have
+    /// arrived, too.
     LookAgain(Ending),
-    /// It was taken back meanwhile: take back what was registered since.
+    /// The pod has deregistered meanwhile: deregister what was registered since.
     TakeBack(TakeBack),
-    /// The end; the lock is given back.
+    /// The end; releases the lock.
     End(Ending),
 }
 
 /// How a registration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
-    /// Service and proxy are registered.
     Done,
-    /// The registration was taken back for good.
+    /// The pod has deregistered for good.
     Buried,
     /// An act failed. If it was refused, nothing is left of it.
     Failed,
@@ -43,7 +42,7 @@ impl Register {
         Self::Lock
     }
 
-    /// The step that follows when the act of this one went so.
+    /// The step after this outcome.
     #[must_use]
     pub fn next(self, outcome: Outcome) -> Self {
         match (self, outcome) {

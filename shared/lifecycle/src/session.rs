@@ -1,10 +1,8 @@
-//! The ACL token of a registration: had by login, kept in a file, given back by
-//! logout.
+//! The ACL token of a registration: from login, in a file, until logout.
 //!
-//! The file is the truth: a token that is in it was logged in and not yet
-//! logged out, whichever process of the pod did it. A login that is under way
-//! is not cut short by whoever waits for it: a token that nobody took note of
-//! would stay on the servers for good.
+//! The file decides: a token in it was logged in and not logged out, by whichever
+//! process of the pod. A login in flight is never interrupted: a token that nobody
+//! recorded would stay on the servers for good.
 
 mod bearer;
 
@@ -28,43 +26,43 @@ use tokio::sync::Mutex;
 use self::bearer::Subject;
 use super::Unused;
 
-/// The token that an agent is spoken to with, by login.
+/// The ACL token from a login.
 #[derive(Debug)]
 pub struct Session {
     agent: Agent,
     handoff: Handoff,
     login: Login,
-    /// Held while a login is under way.
+    /// Held during a login.
     under_way: Arc<Mutex<()>>,
-    /// Tokens that were replaced, and are to be logged out once nothing uses them.
+    /// Replaced tokens, to be logged out once nothing uses them.
     replaced: Arc<RwLock<Vec<SecretString>>>,
 }
 
-/// Why a session has no good token, or did not give one back.
+/// Why a session has no valid token, or could not log out.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The file with the token of an earlier life can't be read.
+    /// The file with the token of an earlier run can't be read.
     #[error("{0}")]
     Read(#[from] SetupError),
-    /// The agent does not tell whether servers know the token.
+    /// The agent does not answer whether the servers know the token.
     #[error("cannot look at the ACL token: {0}")]
     Look(Box<Stopped<Error>>),
-    /// There is no login.
+    /// The login failed.
     #[error("cannot log in with auth method `{auth_method}` as {subject}: {cause}")]
     Login {
         /// The auth method.
         auth_method: String,
-        /// Who logs in.
+        /// Who tried to log in.
         subject: String,
         /// Why there is none.
         cause: Box<Stopped<LoginError>>,
         /// What to do next.
         hint: Option<String>,
     },
-    /// Servers do not know the new token.
+    /// The servers do not know the new token.
     #[error("{0}")]
     NotKnown(Box<Stopped<NotKnown>>),
-    /// Envoy can't be given the new token.
+    /// The new token can't be handed to Envoy.
     #[error("cannot put the new ACL token into {}: {source}", path.display())]
     Bootstrap {
         /// Envoy's bootstrap.
@@ -75,7 +73,7 @@ pub enum SessionError {
     /// A file of the session can't be written.
     #[error("{0}")]
     Write(#[from] WriteError),
-    /// No time was left to await a login: its token is left.
+    /// There was no time to wait for a login in flight, whose token is left behind.
     #[error("the login with auth method `{0}` was still under way")]
     UnderWay(String),
     /// The agent may have entries that were registered with the token.
@@ -85,45 +83,45 @@ pub enum SessionError {
     Needed {
         /// The auth method.
         auth_method: String,
-        /// What the token's description says of its owner.
+        /// Identifies the pod in the token's description.
         meta: BTreeMap<String, String>,
     },
-    /// The token is not logged out.
+    /// The logout failed.
     #[error("the ACL token is left behind: {cause}")]
     Left {
         /// The auth method.
         auth_method: String,
-        /// What the token's description says of its owner.
+        /// Identifies the pod in the token's description.
         meta: BTreeMap<String, String>,
         /// Why.
         cause: Box<Stopped<Error>>,
     },
 }
 
-/// Why there is no login.
+/// Why a login failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
-    /// The agent did not give a token.
+    /// The agent returned no token.
     #[error("{0}")]
     Agent(Error),
-    /// There is nothing to prove who logs in.
+    /// There is no bearer token.
     #[error("cannot read the bearer token: {0}")]
     BearerToken(String),
-    /// The login ended unfinished.
+    /// The login task ended prematurely.
     #[error("the login broke off: {0}")]
     Broken(#[from] tokio::task::JoinError),
-    /// The token can't be written down.
+    /// The token can't be written to its file.
     #[error("{0}")]
     Write(#[from] WriteError),
 }
 
-/// Servers do not know the token.
+/// The servers do not know the token.
 #[derive(Debug, thiserror::Error)]
 pub enum NotKnown {
-    /// They have not heard of it.
+    /// They have not heard of it yet.
     #[error("the servers do not know the new ACL token yet")]
     Yet,
-    /// The agent does not tell.
+    /// The agent does not answer.
     #[error("{0}")]
     Agent(#[from] Error),
 }
@@ -131,8 +129,7 @@ pub enum NotKnown {
 // === impl Session ===
 
 impl Session {
-    /// A session with that agent, whose token is in the folder. Nothing is
-    /// asked yet.
+    /// A session with its token in the directory. Nothing is requested yet.
     pub fn new(agent: &Agent, handoff: &Handoff, login: Login) -> Self {
         Self {
             agent: agent.clone(),
@@ -143,14 +140,14 @@ impl Session {
         }
     }
 
-    /// How its token is had.
+    /// The parameters of the login.
     pub fn login(&self) -> &Login {
         &self.login
     }
 
-    /// Opens it: with the token of an earlier life, if it is still good, else by
-    /// a login. In the end the agent has the token, and servers know it: an
-    /// agent that asks one that does not remembers that for 30 s.
+    /// Uses the token of an earlier run if it is still valid, else logs in. Afterwards
+    /// the agent has the token and the servers know it: an agent caches "not found" for
+    /// 30 s.
     pub async fn open(&self, deadline: Deadline) -> Result<(), SessionError> {
         self.agent.set_token(read(&self.handoff.token())?);
         if !self.reopen(deadline).await? {
@@ -159,25 +156,24 @@ impl Session {
         Ok(())
     }
 
-    /// Opens it again after the agent answered that there is no such token: logs
-    /// in anew, because somebody may have deleted it, unless servers know it. Then
-    /// it is the agent that has to forget that it did not.
+    /// Opens the session again after the agent answered that the token does not exist.
+    /// If the servers do not know it either, somebody may have deleted it: logs in
+    /// again. Otherwise the agent's cached answer has to expire.
     ///
-    /// Returns whether there is another token now.
+    /// Returns whether there is a new token.
     pub async fn reopen(&self, deadline: Deadline) -> Result<bool, SessionError> {
         let old = self.agent.token();
         if old.is_some() && self.is_known(deadline).await? {
             return Ok(false);
         }
         self.log_in(deadline).await?;
-        // What a lagging server does not know, the leader may.
+        // The leader may know a token that a lagging server does not.
         self.note_replaced(old);
         self.await_known(deadline).await?;
         Ok(true)
     }
 
-    /// As [`Self::reopen`], for a pod whose Envoy has had the token already: the
-    /// one that starts next is to have the new one.
+    /// Like [`Self::reopen`], and hands the new token to Envoy.
     pub async fn renew(&self, deadline: Deadline) -> Result<bool, SessionError> {
         let is_another = self.reopen(deadline).await?;
         if is_another {
@@ -186,8 +182,8 @@ impl Session {
         Ok(is_another)
     }
 
-    /// Logs in again although the token is good: it is about to end. The old one
-    /// is logged out by [`Self::log_out_replaced`], once nothing uses it.
+    /// Logs in again because the token is about to expire. [`Self::log_out_replaced`]
+    /// logs the old one out, once nothing uses it.
     pub async fn replace(&self, deadline: Deadline) -> Result<(), SessionError> {
         let old = self.agent.token();
         self.log_in(deadline).await?;
@@ -196,8 +192,8 @@ impl Session {
         self.settle()
     }
 
-    /// Logs out tokens that were replaced, once both halves were registered with the
-    /// one of now. A token that can't be logged out ends by itself.
+    /// Logs out replaced tokens, once service and proxy were registered with the
+    /// current one. A token whose logout fails expires by itself.
     pub async fn log_out_replaced(&self, deadline: Deadline) {
         let replaced =
             std::mem::take(&mut *self.replaced.write().unwrap_or_else(PoisonError::into_inner));
@@ -214,19 +210,19 @@ impl Session {
         }
     }
 
-    /// Gives the token to Envoy.
+    /// Hands the token to Envoy.
     pub fn settle(&self) -> Result<(), SessionError> {
         settle(&self.handoff, &self.agent)
     }
 
-    /// Closes it: logs out, and removes the token. One that is gone is fine. What the
-    /// agent may need stays, token and file: `unused` shows that it needs nothing.
+    /// Logs out and removes the token, if it exists. `unused` proves that the agent no
+    /// longer needs it; without the proof, token and file stay.
     pub async fn close(
         &self,
         unused: Option<Unused>,
         deadline: Deadline,
     ) -> Result<(), SessionError> {
-        // A login under way would have its token after we have looked.
+        // A login in flight could write its token after we have looked.
         let waited = tokio::select! {
             biased;
             _done = self.under_way.lock() => Ok(()),
@@ -260,7 +256,7 @@ impl Session {
         waited
     }
 
-    /// What to do about a registration that the token may not make.
+    /// What to do if the token may not register the service.
     pub fn advice(&self, service: &str) -> String {
         let Self { login: Login { auth_method, .. }, .. } = self;
         let who = self.subject();
@@ -281,9 +277,9 @@ impl Session {
             .map_err(|stopped| SessionError::Look(Box::new(stopped)))
     }
 
-    /// Waits until servers know the token.
+    /// Waits until the servers know the token.
     async fn await_known(&self, deadline: Deadline) -> Result<(), SessionError> {
-        // That it is not known passes, too.
+        // "Not known" is transient, too.
         let attempt = || async {
             match self.agent.knows_token().await {
                 Ok(true) => Ok(()),
@@ -324,8 +320,8 @@ impl Session {
         Ok(())
     }
 
-    /// One login, up to the token's being in its file. It goes on if nobody
-    /// waits for it any more.
+    /// One login, until its token is in the file. It goes on even if nobody waits for
+    /// it.
     async fn attempt(&self) -> Result<(), LoginError> {
         let Self { agent, handoff, login, under_way, .. } = self;
         let (agent, file, login) = (agent.clone(), handoff.token(), login.clone());
@@ -336,7 +332,7 @@ impl Session {
             let bearer_token = &bearer::read(bearer_token_file).map_err(LoginError::BearerToken)?;
             let login = acl::Login { auth_method, bearer_token, meta };
             let token = agent.log_in(&login).await.map_err(LoginError::Agent)?;
-            // First, so that it is logged out if it can't be written down.
+            // First, so that the token is logged out if its file can't be written.
             agent.set_token(Some(token.clone()));
             write_whole(&file, 0o600, token.expose_secret().as_bytes())?;
             Ok(())
@@ -344,8 +340,7 @@ impl Session {
         work.await?
     }
 
-    /// What to do about a login that the agent refuses, as far as it is a matter of
-    /// the auth method.
+    /// What to do about a refused login, if the auth method is the cause.
     fn hint(&self, error: &Error, who: &Subject) -> Option<String> {
         let Login { auth_method, bearer_token_file, .. } = &self.login;
         let file = bearer_token_file.display();
@@ -372,11 +367,11 @@ impl Session {
     }
 }
 
-/// How long servers may take to tell each other of a token without a warning.
+/// Time after which slow replication of a token is logged as a warning.
 const REPLICATED: Duration = Duration::from_secs(1);
 
-/// Gives the agent's token to Envoy: into the file that Envoy watches, if there
-/// is one, else into the bootstrap, for the Envoy that starts next.
+/// Hands the agent's token to Envoy: in the file that Envoy watches, if there is one,
+/// else in the bootstrap for the next start of Envoy.
 pub fn settle(handoff: &Handoff, agent: &Agent) -> Result<(), SessionError> {
     let token = agent.token().unwrap_or_default();
     if handoff.has_envoy_token() {
@@ -396,7 +391,7 @@ pub fn settle(handoff: &Handoff, agent: &Agent) -> Result<(), SessionError> {
     Ok(())
 }
 
-/// The token in a file; none if there is no such file, or nothing in it.
+/// The token in a file; `None` if the file is missing or empty.
 fn read(file: &Path) -> Result<Option<SecretString>, SetupError> {
     match file.try_exists() {
         Ok(false) => Ok(None),

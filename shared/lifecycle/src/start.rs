@@ -1,41 +1,39 @@
-//! One service of a pod is started: the pod logs in, the service is registered, and
-//! what its sidecar starts from is written. If a step fails or is cut short, what was
-//! registered is taken back, and then the pod logs out.
+//! Starts one service of a pod: logs in, registers, and writes the files that its
+//! sidecar starts from. If a step fails or is cut short, deregisters and then logs out.
 
 use super::register::Ending;
 use super::{Deregister, Outcome, Register, Rest, deregister};
 
-/// The start of one service, and how far it is.
+/// The start of one service, and its progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Start {
     step: Step,
     has_login: bool,
-    /// Whether the agent may have something of it.
+    /// Whether the agent may have received a registration.
     is_sent: bool,
-    /// How the act went that made the current registration fail.
+    /// Outcome of the act that made the current registration fail.
     trouble: Outcome,
 }
 
-/// The steps of a start.
+/// Steps of a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// Take the tombstone away.
+    /// Remove the tombstone.
     Unbury,
-    /// Log in, unless the token of an earlier run is still good.
+    /// Log in, unless the token of an earlier run is still valid.
     LogIn,
-    /// Register both halves: this is the next step of that.
+    /// Register service and proxy: the next step of that.
     Register(Register),
     /// Log in again, unless the servers know the token.
     LogInAgain,
-    /// Wait a while before the next try.
+    /// Wait before a retry.
     Pause,
-    /// Write what the sidecar starts from.
+    /// Write the files that the sidecar starts from.
     Provide,
-    /// Take back what was registered: this is how far it is.
+    /// Deregister: the progress of that.
     TakeBack(Deregister),
-    /// Log out, if what the agent may still have allows that.
+    /// Log out, unless the agent may still need the token.
     LogOut(Rest),
-    /// The end.
     End {
         /// Whether the sidecar may start.
         is_provided: bool,
@@ -45,19 +43,19 @@ pub enum Step {
 // === impl Start ===
 
 impl Start {
-    /// A start that is about to begin. `is_sent`: an earlier run may have registered
-    /// the service, with the token that the pod still has.
+    /// `is_sent`: an earlier run may have registered the service, with the token that
+    /// the pod still has.
     pub fn begin(has_login: bool, is_sent: bool) -> Self {
         Self { step: Step::Unbury, has_login, is_sent, trouble: Outcome::Done }
     }
 
-    /// What is to be done now.
+    /// The step to take now.
     pub fn step(self) -> Step {
         self.step
     }
 
-    /// A signal came, the time for it is over, or another service of the pod can't be
-    /// started. What was being done may have had its effect.
+    /// A signal arrived, the deadline passed, or another service of the pod failed. The
+    /// interrupted act may have taken effect.
     #[must_use]
     pub fn cut(self) -> Self {
         match self.step {
@@ -67,14 +65,14 @@ impl Start {
         }
     }
 
-    /// What follows when that went so.
+    /// The step after this outcome.
     #[must_use]
     pub fn next(self, outcome: Outcome) -> Self {
         let is_sent = self.is_sent || matches!(self.step, Step::Register(Register::Put(_)));
         Self { is_sent, ..self }.next_unsent(outcome)
     }
 
-    /// What follows when that went so, and the agent was not reached.
+    /// The step after this outcome of an act that did not reach the agent.
     #[must_use]
     pub fn next_unsent(self, outcome: Outcome) -> Self {
         match (self.step, outcome) {
@@ -106,7 +104,7 @@ impl Start {
         }
     }
 
-    /// A registration has come to its end.
+    /// A registration has ended.
     fn registered(self, ending: Ending) -> Self {
         match (ending, self.trouble) {
             (Ending::Done, _) => self.at(Step::Provide),
@@ -140,7 +138,7 @@ mod tests {
         Start::begin(true, false).next(Outcome::Done).next(Outcome::Done)
     }
 
-    /// One registration whose first request goes so.
+    /// One registration whose first request has this outcome.
     fn after(outcome: Outcome) -> Step {
         let mut start = registering();
         assert_eq!(start.step(), Step::Register(Register::Lock));
@@ -171,7 +169,7 @@ mod tests {
         }
     }
 
-    /// Another service of the pod can't be started.
+    /// Another service of the pod failed.
     #[test]
     fn what_was_provided_is_taken_back_as_well() {
         let mut start = registering();

@@ -1,28 +1,26 @@
-//! Proxy and service are taken off the agent: each is tried even if the other
-//! fails, and again while there is time. An entry that has become another pod's
-//! stays.
+//! Removes proxy and service from the agent: each is tried even if the other fails, and
+//! retried while there is time. An entry that has become another pod's stays.
 
 use super::{Half, Outcome, Rest};
 
-/// The steps of taking both back. `left` are those that are not known to be
-/// gone and not refused either.
+/// Steps of removing both. `left` are those that are neither known to be gone nor
+/// refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TakeBack {
-    /// Look whether this half is ours.
+    /// Read whether this entry is ours.
     Look(Half, Left),
-    /// Deregister this half.
+    /// Deregister this entry.
     Delete(Half, Left),
-    /// Look whether this half is gone: with ACLs, an older agent says that it
-    /// did without doing it.
+    /// Read whether this entry is gone: with ACLs, an older agent reports success
+    /// without deregistering it.
     Confirm(Half, Left),
-    /// Wait a while before what is left is tried again; that fails when no time
-    /// is left.
+    /// Wait before a retry; fails when there is no time left.
     Pause(Left),
     /// The end, and what the agent may still have.
     End(Rest),
 }
 
-/// What is left to be taken back.
+/// What is left to be deregistered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Left {
     proxy: bool,
@@ -34,19 +32,18 @@ pub struct Left {
 // === impl TakeBack ===
 
 impl TakeBack {
-    /// The first step.
     pub fn begin() -> Self {
         let left = Left { proxy: true, service: true, refused: false, token_unknown: false };
         Self::Look(Half::Proxy, left)
     }
 
-    /// The step that follows when the act of this one went so.
+    /// The step after this outcome.
     #[must_use]
     pub fn next(self, outcome: Outcome) -> Self {
         match (self, outcome) {
-            // What is missing is deleted, too: a registration whose answer nobody
-            // waited for may arrive yet, which is confirmed afterwards. And an agent
-            // that does not let us look may let us delete.
+            // A missing entry is deregistered, too: a registration whose answer nobody
+            // waited for may still arrive, which is confirmed afterwards. And an agent
+            // that denies reading may allow deregistering.
             (
                 Self::Look(half, left),
                 Outcome::Ours
@@ -79,7 +76,7 @@ impl TakeBack {
 // === impl Left ===
 
 impl Left {
-    /// How many are to be tried in this round yet, that half included.
+    /// How many entries are still to be tried in this round, including this one.
     pub fn to_be_tried_from(self, half: Half) -> u32 {
         match half {
             Half::Proxy => 1 + u32::from(self.service),
@@ -103,14 +100,14 @@ impl Left {
         }
     }
 
-    /// The proxy goes first: a service without a proxy gets no traffic, a proxy
+    /// The proxy goes first: a service without a proxy gets no traffic, but a proxy
     /// without a service would.
     fn first(self) -> TakeBack {
         let half = if self.proxy { Half::Proxy } else { Half::Service };
         TakeBack::Look(half, self)
     }
 
-    /// Once this half was tried.
+    /// The step after this entry was tried.
     fn after(self, half: Half) -> TakeBack {
         if half == Half::Proxy && self.service {
             TakeBack::Look(Half::Service, self)
@@ -126,7 +123,7 @@ impl Left {
 mod tests {
     use super::*;
 
-    /// Takes both back; each delete goes so.
+    /// Deregisters both with these outcomes.
     fn rest(proxy: Outcome, service: Outcome) -> Rest {
         let mut step = TakeBack::begin();
         loop {
@@ -141,7 +138,7 @@ mod tests {
         }
     }
 
-    /// A dead pod stayed in the catalog, passing, because it had logged out.
+    /// A dead pod stayed in the catalog as passing, because it had logged out.
     #[test]
     fn the_token_stays_if_the_agent_may_need_it() {
         let (done, no_token) = (Outcome::Done, Outcome::NoToken);

@@ -1,4 +1,4 @@
-//! What proves to an auth method who logs in.
+//! Bearer tokens for a login.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -9,16 +9,16 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-/// Whom a bearer token is of, for messages.
+/// The owner of a bearer token, for messages.
 #[derive(Debug)]
 pub(super) enum Subject {
     /// A Kubernetes service account: namespace and name.
     ServiceAccount(String, String),
-    /// What the bearer token says, or the file that it is in.
+    /// What the bearer token says, or the name of its file.
     Other(String),
 }
 
-/// Reads a bearer token; an error says why there is none.
+/// Reads a bearer token; the error says why there is none.
 pub(super) fn read(file: &Path) -> Result<SecretString, String> {
     let problem = |problem: &dyn fmt::Display| format!("{}: {problem}", file.display());
     match std::fs::read_to_string(file) {
@@ -32,7 +32,7 @@ pub(super) fn read(file: &Path) -> Result<SecretString, String> {
 // === impl Subject ===
 
 impl Subject {
-    /// Whom the token in a file claims to be of.
+    /// The claimed owner of the token in a file.
     pub(super) fn of(file: &Path) -> Self {
         let Some(subject) = read(file).ok().and_then(|token| claimed(&token)) else {
             return Self::Other(format!("the owner of {}", file.display()));
@@ -44,7 +44,7 @@ impl Subject {
         }
     }
 
-    /// The rule by which it would get a token that may register the service.
+    /// The binding rule that would let its owner register the service.
     pub(super) fn likely_rule(&self, auth_method: &str, service: &str) -> String {
         match self {
             Self::ServiceAccount(_, name) if name == service => format!(
@@ -71,8 +71,8 @@ impl fmt::Display for Subject {
     }
 }
 
-/// Whom a JSON web token (RFC 7519) claims to be of. It is not verified: it is
-/// for messages only.
+/// The claimed subject of a JSON web token (RFC 7519). Not verified: it is only used in
+/// messages.
 fn claimed(token: &SecretString) -> Option<String> {
     #[derive(Deserialize)]
     struct Claims {
