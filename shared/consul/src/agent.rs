@@ -4,7 +4,6 @@
 //! Agent HTTP API" pages.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use certificate::Validity;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use registration::Service;
 use registration::check::{Check, Status};
 use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
@@ -508,20 +508,12 @@ fn warn_of_unreadable(service: &AgentService) {
     }
 }
 
+/// All characters that RFC 3986, section 2.3 does not call unreserved.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
 /// Percent-encodes one path segment, including slashes: an id may contain one.
 pub fn segment(text: &str) -> String {
-    text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                encoded.push(char::from(byte));
-            }
-            _ => {
-                // Writing to a string can't fail.
-                let _ = write!(encoded, "%{byte:02X}");
-            }
-        }
-        encoded
-    })
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 pub(crate) struct Call<'a> {

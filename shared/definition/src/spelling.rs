@@ -1,10 +1,10 @@
-//! What someone may have meant.
+//! Suggestions for misspelt keys.
 
-/// Longer texts are no misspellings of anything here.
+/// Longer texts are not misspellings of any key.
 const LONGEST: usize = 64;
 
-/// The one of `known` that is spelt most like `found`, if any is near. Case and
-/// separators don't count: `EnableTagOverride` is `enable_tag_override`.
+/// The most similar one of `known`, if any is close. Case and separators don't count:
+/// `EnableTagOverride` is `enable_tag_override`.
 pub(crate) fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
     if found.len() > LONGEST {
         return None;
@@ -12,34 +12,14 @@ pub(crate) fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
     let found = plain(found);
     known
         .iter()
-        .map(|candidate| (distance(&found, &plain(candidate)), *candidate))
+        .map(|candidate| (strsim::osa_distance(&found, &plain(candidate)), *candidate))
         .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
 
-fn plain(text: &str) -> Vec<char> {
+fn plain(text: &str) -> String {
     text.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect()
-}
-
-/// How many characters have to be put in, taken out, changed or swapped with
-/// their neighbour (optimal string alignment).
-fn distance(from: &[char], to: &[char]) -> usize {
-    let mut rows = vec![(0..=to.len()).collect::<Vec<usize>>()];
-    for i in 1..=from.len() {
-        let mut row = vec![i];
-        for j in 1..=to.len() {
-            let above = &rows[i - 1];
-            let changed = above[j - 1] + usize::from(from[i - 1] != to[j - 1]);
-            let mut least = changed.min(above[j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[from.len()][to.len()]
 }
 
 #[cfg(test)]
