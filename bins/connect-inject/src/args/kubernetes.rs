@@ -1,4 +1,4 @@
-//! The flags of how the Kubernetes API is reached.
+//! Flags of the Kubernetes API.
 
 use std::path::Path;
 
@@ -15,15 +15,14 @@ use tower::{BoxError, ServiceExt as _};
 
 use crate::serve::api::Api;
 
-/// How the Kubernetes API is reached. In a pod, nothing has to be said.
+/// Access to the Kubernetes API. In a pod, no flag is needed.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Kubernetes API")]
 pub(super) struct KubernetesArgs {
-    /// A kubeconfig file; by default the pod's service account is used
+    /// kubeconfig file [default: the pod's service account]
     #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<String>,
-    /// The namespace of the Secret of --tls-auto; by default that of the
-    /// service account
+    /// Namespace of the Secret of --tls-auto [default: that of the service account]
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
     pod_namespace: Option<String>,
 }

@@ -40,23 +40,23 @@ pub(crate) enum Command {
     /// Answer the API server's admission reviews, as a webhook
     #[command(after_help = runtime::exit::HELP)]
     Serve(Box<ServeArgs>),
-    /// Inject documents: Pods, and what has a pod template
+    /// Inject manifests: Pods and workloads
     #[command(after_help = runtime::exit::HELP)]
     Inject(InjectArgs),
-    /// Take injections of documents back
+    /// Remove the injected sidecar from manifests
     #[command(after_help = runtime::exit::HELP)]
     Uninject(UninjectArgs),
-    /// Look at a running cluster and its Consul, and name what does not add up
+    /// Check a running cluster and its Consul for inconsistencies
     #[command(after_help = runtime::exit::HELP)]
     Audit(Box<AuditArgs>),
-    /// Say what would become of documents, and why
+    /// Show whether and why each manifest would be injected
     #[command(after_help = runtime::exit::HELP)]
     Explain(InjectArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServeArgs {
-    /// Where reviews are answered, over HTTPS
+    /// Address of the webhook (HTTPS)
     #[arg(
         long,
         env = "CONNECT_INJECT_LISTEN",
@@ -64,7 +64,7 @@ pub(crate) struct ServeArgs {
         default_value = "0.0.0.0:8443"
     )]
     listen: SocketAddr,
-    /// Where /livez, /readyz and /metrics are answered, over HTTP
+    /// Address of /livez, /readyz and /metrics (HTTP)
     #[arg(
         long,
         env = "CONNECT_INJECT_ADMIN_LISTEN",
@@ -72,17 +72,17 @@ pub(crate) struct ServeArgs {
         default_value = "0.0.0.0:9445"
     )]
     admin_listen: SocketAddr,
-    /// The certificate, with its chain, in PEM; read again when it changes
+    /// PEM file with the webhook's certificate chain; read again when it changes
     #[arg(long, env = "CONNECT_INJECT_TLS_CERT_FILE", value_name = "FILE")]
     tls_cert_file: Option<PathBuf>,
-    /// The certificate's key, in PEM; read again when it changes
+    /// PEM file with the private key of --tls-cert-file; read again when it changes
     #[arg(long, env = "CONNECT_INJECT_TLS_KEY_FILE", value_name = "FILE")]
     tls_key_file: Option<PathBuf>,
-    /// Instead of the files: make a certificate that all replicas share, and
-    /// keep the MutatingWebhookConfiguration of that name trusting it
+    /// Generate the certificate, share it in Secret NAME-tls, and patch caBundle of the
+    /// MutatingWebhookConfiguration NAME
     #[arg(long, env = "CONNECT_INJECT_TLS_AUTO", value_name = "NAME")]
     tls_auto: Option<String>,
-    /// With --tls-auto, the hosts by which API servers reach the webhook
+    /// With --tls-auto: hosts by which API servers reach the webhook, comma-separated
     #[arg(
         long,
         env = "CONNECT_INJECT_TLS_AUTO_HOSTS",
@@ -132,10 +132,9 @@ pub(crate) struct UninjectArgs {
     pub(crate) files: Vec<PathBuf>,
 }
 
-/// The policy, and the file with its defaults.
 #[derive(Debug, clap::Args)]
 struct PolicyArgs {
-    /// YAML file with these flags by their names, without dashes; flags and
+    /// YAML file with the values of these flags, by flag name without dashes; flags and
     /// environment variables win over it
     #[arg(long, env = "CONNECT_INJECT_CONFIG", value_name = "FILE", help_heading = "Policy")]
     config: Option<PathBuf>,

@@ -1,5 +1,5 @@
-//! What the operator decides: who is injected, and with what. The flags
-//! themselves, with the parsers of their values.
+//! The operator's policy: which pods are injected, and how. The flags themselves, with
+//! parsers of their values.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -14,11 +14,11 @@ use crate::values::{
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Policy")]
 pub(crate) struct Policy {
-    /// Inject pods that don't say whether they want it
+    /// Inject pods without a connect-inject annotation
     #[arg(long, env = "CONNECT_INJECT_DEFAULT_INJECT", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
     pub(crate) default_inject: bool,
-    /// Namespace whose pods may be injected, or * for any; repeatable. An empty
-    /// list in --config: none
+    /// Namespace whose pods may be injected, or * for any; comma-separated or repeated.
+    /// An empty list in --config allows none
     #[arg(
         long = "allow-k8s-namespace",
         env = "CONNECT_INJECT_ALLOW_K8S_NAMESPACE",
@@ -27,7 +27,8 @@ pub(crate) struct Policy {
         default_value = "*"
     )]
     pub(crate) allow_namespaces: Vec<String>,
-    /// Namespace whose pods are not injected, even if it is allowed; repeatable
+    /// Namespace whose pods are not injected, even if it is allowed; comma-separated or
+    /// repeated
     #[arg(
         long = "deny-k8s-namespace",
         env = "CONNECT_INJECT_DENY_K8S_NAMESPACE",
@@ -41,11 +42,11 @@ pub(crate) struct Policy {
     /// Image with Envoy; required
     #[arg(long, env = "CONNECT_INJECT_ENVOY_IMAGE", value_name = "IMAGE", value_parser = image)]
     pub(crate) envoy_image: String,
-    /// When the kubelet pulls these images: Always, IfNotPresent or Never; empty
-    /// for Kubernetes' default
+    /// imagePullPolicy of injected containers: Always, IfNotPresent or Never; empty for
+    /// Kubernetes' default
     #[arg(long = "global-image-pull-policy", env = "CONNECT_INJECT_GLOBAL_IMAGE_PULL_POLICY", value_name = "POLICY", default_value = "", hide_default_value = true, value_parser = optional(one_of(&["Always", "IfNotPresent", "Never"])))]
     pub(crate) image_pull: Optional<String>,
-    /// Secret of the pods' namespaces with which the kubelet pulls these images;
+    /// Secret for pulling injected images; must exist in the pod's namespace;
     /// repeatable
     #[arg(
         long = "image-pull-secret",
@@ -54,10 +55,10 @@ pub(crate) struct Policy {
         value_delimiter = ','
     )]
     pub(crate) pull_secrets: Vec<String>,
-    /// Arguments for Envoy besides the injector's, split as a shell would
+    /// Additional arguments of Envoy, split as a shell would
     #[arg(long, env = "CONNECT_INJECT_ENVOY_EXTRA_ARGS", value_name = "ARGS", hide_default_value = true, allow_hyphen_values = true, default_value = "", value_parser = Words::from_str)]
     pub(crate) envoy_extra_args: Words,
-    /// Envoy's worker threads; 0 is one, as Envoy has it
+    /// Envoy's worker threads; Envoy treats 0 as 1
     #[arg(
         long = "default-envoy-proxy-concurrency",
         env = "CONNECT_INJECT_DEFAULT_ENVOY_PROXY_CONCURRENCY",
@@ -102,10 +103,10 @@ pub(crate) struct Policy {
     /// The init container's ephemeral storage limit; empty for none
     #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_EPHEMERAL_STORAGE_LIMIT", value_name = "QUANTITY", default_value = "", hide_default_value = true, value_parser = optional(quantity))]
     pub(crate) init_container_ephemeral_storage_limit: Optional<Quantity>,
-    /// Let the cluster choose the injected containers' user, as OpenShift does
+    /// Let the cluster choose the user of injected containers, as OpenShift does
     #[arg(long = "enable-openshift", env = "CONNECT_INJECT_ENABLE_OPENSHIFT", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
     pub(crate) openshift: bool,
-    /// Let Prometheus read Envoy's metrics in pods that don't say
+    /// Expose Envoy's metrics to Prometheus in pods without the annotation
     #[arg(long = "default-enable-metrics", env = "CONNECT_INJECT_DEFAULT_ENABLE_METRICS", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
     pub(crate) metrics: bool,
     /// Port on which Prometheus scrapes Envoy's metrics
@@ -117,7 +118,7 @@ pub(crate) struct Policy {
         value_parser = port
     )]
     pub(crate) metrics_port: u16,
-    /// HTTP path under which Prometheus scrapes Envoy's metrics
+    /// Path of that endpoint
     #[arg(
         long = "default-prometheus-scrape-path",
         env = "CONNECT_INJECT_DEFAULT_PROMETHEUS_SCRAPE_PATH",
@@ -126,11 +127,11 @@ pub(crate) struct Policy {
         value_parser = path
     )]
     pub(crate) metrics_path: String,
-    /// Merge the application's own metrics with Envoy's in pods that don't say, where
+    /// Merge the application's metrics with Envoy's in pods without the annotation, if
     /// the pod has a port for them
     #[arg(long = "default-enable-metrics-merging", env = "CONNECT_INJECT_DEFAULT_ENABLE_METRICS_MERGING", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
     pub(crate) metrics_merging: bool,
-    /// Port of the loopback interface on which merged metrics are collected
+    /// Loopback port on which merged metrics are collected
     #[arg(
         long = "default-merged-metrics-port",
         env = "CONNECT_INJECT_DEFAULT_MERGED_METRICS_PORT",
@@ -139,8 +140,8 @@ pub(crate) struct Policy {
         value_parser = port
     )]
     pub(crate) merged_metrics_port: u16,
-    /// How many seconds a sidecar may take to become ready before it is restarted;
-    /// 0 for without end
+    /// Seconds that a sidecar may take to become ready before it is restarted; 0: no
+    /// limit
     #[arg(
         long = "default-sidecar-proxy-startup-failure-seconds",
         env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_STARTUP_FAILURE_SECONDS",
@@ -149,8 +150,7 @@ pub(crate) struct Policy {
         value_parser = seconds
     )]
     pub(crate) startup_failure: u32,
-    /// How many seconds a sidecar may not be ready before it is restarted; 0 for
-    /// without end
+    /// Seconds that a sidecar may be unready before it is restarted; 0: no limit
     #[arg(
         long = "default-sidecar-proxy-liveness-failure-seconds",
         env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_LIVENESS_FAILURE_SECONDS",
@@ -159,7 +159,7 @@ pub(crate) struct Policy {
         value_parser = seconds
     )]
     pub(crate) liveness_failure: u32,
-    /// How many seconds the application waits for its proxy at most; 0 for none
+    /// Maximum wait for Envoy, in seconds, before the application starts; 0: no wait
     #[arg(
         long = "default-sidecar-proxy-lifecycle-startup-grace-period-seconds",
         env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_LIFECYCLE_STARTUP_GRACE_PERIOD_SECONDS",
@@ -168,12 +168,12 @@ pub(crate) struct Policy {
         value_parser = seconds
     )]
     pub(crate) startup_grace: u32,
-    /// How many seconds the sidecar drains at most; connect-lifecycle's default
-    /// if empty
+    /// Maximum drain time of the sidecar in seconds; empty for connect-lifecycle's
+    /// default
     #[arg(long = "default-sidecar-proxy-lifecycle-shutdown-grace-period-seconds", env = "CONNECT_INJECT_DEFAULT_SIDECAR_PROXY_LIFECYCLE_SHUTDOWN_GRACE_PERIOD_SECONDS", value_name = "SECONDS", default_value = "", hide_default_value = true, value_parser = optional(seconds))]
     pub(crate) shutdown_grace: Optional<u32>,
-    /// How many seconds an application without a preStop hook keeps running when
-    /// its pod ends, where all kubelets are 1.30 or newer; 0 for none
+    /// preStop sleep in seconds that is added to application containers without a
+    /// preStop hook, where all kubelets are 1.30 or newer; 0: none
     #[arg(
         long = "default-application-sleep-seconds",
         env = "CONNECT_INJECT_DEFAULT_APPLICATION_SLEEP_SECONDS",
@@ -182,26 +182,27 @@ pub(crate) struct Policy {
         value_parser = seconds
     )]
     pub(crate) application_sleep: u32,
-    /// Give the sidecar a readiness probe in pods that don't say: such a pod is
+    /// Give the sidecar a readiness probe in pods without the annotation: such a pod is
     /// ready when Consul would send it traffic
     #[arg(long = "default-use-proxy-health-check", env = "CONNECT_INJECT_DEFAULT_USE_PROXY_HEALTH_CHECK", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", value_parser = switch)]
     pub(crate) proxy_health: bool,
-    /// How the sidecar runs: native, container, or auto, which is native where
-    /// all kubelets are known to be 1.29 or newer
+    /// Mode of the sidecar: native, container, or auto, which is native where all
+    /// kubelets are known to be 1.29 or newer
     #[arg(long, env = "CONNECT_INJECT_SIDECAR_MODE", value_name = "MODE", default_value = "auto", value_parser = SidecarMode::from_str)]
     pub(crate) sidecar_mode: SidecarMode,
-    /// Version of the cluster's API server, such as 1.31; by default the API
-    /// server is asked, if there is a way to it
+    /// Version of the API server, such as 1.31 [default: the API server is asked, if it
+    /// is reachable]
     #[arg(long, env = "CONNECT_INJECT_KUBERNETES_VERSION", value_name = "VERSION", default_value = "", hide_default_value = true, value_parser = optional(Version::from_str))]
     pub(crate) kubernetes_version: Optional<Version>,
-    /// Version of the oldest kubelet, such as 1.31; by default three minor
-    /// versions below the API server, which Kubernetes allows
+    /// Version of the oldest kubelet, such as 1.31 [default: three minor versions below
+    /// the API server, which Kubernetes allows]
     #[arg(long, env = "CONNECT_INJECT_OLDEST_KUBELET_VERSION", value_name = "VERSION", default_value = "", hide_default_value = true, value_parser = optional(Version::from_str))]
     pub(crate) oldest_kubelet_version: Optional<Version>,
-    /// Log level of the injected containers: trace, debug, info, warn, error, off
+    /// Log level of connect-init and connect-lifecycle (not Envoy): trace, debug, info,
+    /// warn, error or off
     #[arg(long, env = "CONNECT_INJECT_POD_LOG_LEVEL", value_name = "LEVEL", default_value = "", hide_default_value = true, value_parser = optional(one_of(&["trace", "debug", "info", "warn", "error", "off"])))]
     pub(crate) pod_log_level: Optional<String>,
-    /// Log format of the injected containers: plain or json
+    /// Log format of connect-init and connect-lifecycle: plain or json
     #[arg(long, env = "CONNECT_INJECT_POD_LOG_FORMAT", value_name = "FORMAT", default_value = "", hide_default_value = true, value_parser = optional(one_of(&["plain", "json"])))]
     pub(crate) pod_log_format: Optional<String>,
     /// HTTP address of a pod's agent; $(HOST_IP), $(NODE_NAME), $(POD_IP),
@@ -215,30 +216,31 @@ pub(crate) struct Policy {
     /// --enable-auto-encrypt
     #[arg(long = "consul-grpc-addr-template", env = "CONNECT_INJECT_CONSUL_GRPC_ADDR_TEMPLATE", value_name = "TEMPLATE", default_value = "", hide_default_value = true, value_parser = optional(template))]
     pub(crate) grpc_addr_template: Optional<String>,
-    /// PEM file with the CA certificates of the pods' agents, at most 127 KiB;
-    /// turns TLS to the agents on. Its text is copied into the pods
+    /// PEM file with the CA certificates of the pods' agents, at most 127 KiB; enables
+    /// TLS to these agents. Its text is copied into the pods
     #[arg(long, env = "CONNECT_INJECT_CONSUL_CA_CERT", value_name = "FILE", default_value = "", hide_default_value = true, value_parser = optional(ca_certificates))]
     pub(crate) consul_ca_cert: Optional<String>,
-    /// Agents show certificates of Connect's CA (auto_encrypt): pods trust its roots,
-    /// too, which `serve` learns from --http-addr
+    /// The agents' certificates are signed by Connect's CA (auto_encrypt): pods trust
+    /// its roots, too, which `serve` reads from --http-addr
     #[arg(long = "enable-auto-encrypt", env = "CONNECT_INJECT_ENABLE_AUTO_ENCRYPT", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
     pub(crate) auto_encrypt: bool,
-    /// Name in the certificates of the pods' agents, if not the host of their
-    /// address; with the same variables
+    /// Name that the certificates of the pods' agents must have, with the same
+    /// variables [default: the host of their address]
     #[arg(long, env = "CONNECT_INJECT_CONSUL_TLS_SERVER_NAME", value_name = "TEMPLATE", default_value = "", hide_default_value = true, value_parser = optional(template))]
     pub(crate) consul_tls_server_name: Optional<String>,
-    /// Redirect the connections of pods that don't say to their sidecars
+    /// Make pods without the annotation transparent: redirect their connections to the
+    /// sidecar
     #[arg(long = "default-transparent-proxy", env = "CONNECT_INJECT_DEFAULT_TRANSPARENT_PROXY", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
     pub(crate) transparent_proxy: bool,
-    /// Rewrite the probes of transparent pods that don't say, so that they reach
-    /// the application past Envoy's public listener
+    /// Rewrite the probes of transparent pods without the annotation, so that they
+    /// bypass Envoy's public listener
     #[arg(long = "default-transparent-proxy-overwrite-probes", env = "CONNECT_INJECT_DEFAULT_TRANSPARENT_PROXY_OVERWRITE_PROBES", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", value_parser = switch)]
     pub(crate) overwrite_probes: bool,
-    /// Let the sidecars of transparent pods that don't say answer queries for
+    /// Let the sidecars of transparent pods without the annotation answer queries for
     /// Consul's names
     #[arg(long = "default-consul-dns", env = "CONNECT_INJECT_DEFAULT_CONSUL_DNS", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
     pub(crate) consul_dns: bool,
-    /// Auth method that pods log in with; turns ACLs on
+    /// Kubernetes auth method that pods log in with; set when ACLs are enabled
     #[arg(long, env = "CONNECT_INJECT_ACL_AUTH_METHOD", value_name = "NAME", default_value = "", hide_default_value = true, value_parser = optional(word))]
     pub(crate) acl_auth_method: Optional<String>,
 }
@@ -258,8 +260,8 @@ pub(crate) enum SidecarMode {
     Container,
 }
 
-/// What is known of the cluster, beside what the operator decided. It changes
-/// while the injector runs.
+/// State of the cluster, beside the operator's policy. It changes while the injector
+/// runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cluster {
     /// The version of the API server, if it is known.
@@ -275,7 +277,7 @@ pub(crate) struct Cluster {
 // === impl Policy ===
 
 impl Policy {
-    /// What contradicts itself, a sentence each.
+    /// Contradictions, one sentence each.
     pub(crate) fn contradictions(&self) -> Vec<String> {
         let family = |name: &str, resources: Resources| {
             resources.check().err().map(|problem| format!("{name}: {problem}"))
