@@ -1,5 +1,5 @@
-//! A token by login: had before anything else, kept, and given back if a later
-//! step fails.
+//! A token by login: had before anything else, kept, and logged out if a later step
+//! fails.
 
 use std::collections::BTreeSet;
 

@@ -182,7 +182,7 @@ fn an_agent_that_is_well() {
     assert!(log.contains("version is warning: Consul 1.8.7, which serves xDS v2 only"), "{log}");
     assert_eq!(finding(&told, "service shop_web-0_web")["detail"], "not registered yet");
 
-    // Registered, but nobody renews its lease yet.
+    // Registered, but nobody renews its TTL check yet.
     pod().run().code(0);
     let (told, _) = self::told(&agent, pod());
     for id in [SERVICE, PROXY] {

@@ -1,5 +1,5 @@
-//! A command line that is no good: each names the input and the accepted form,
-//! and nothing is sent.
+//! A command line that is invalid: each names the input and the accepted form, and
+//! nothing is sent.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! A directory or a helper that is no good.
+//! A directory or a helper that is invalid.
 
 use std::fs::File;
 use std::io::Write;

@@ -5,8 +5,8 @@
 //! - [`dry_run`]: what would be done is told, and nothing is done
 //! - [`waits`]: an agent that is not there yet, or can't at the moment
 //! - [`refused`]: an agent that says no, at each step
-//! - [`folder`]: a directory or a helper that is no good
-//! - [`flags`]: a command line that is no good
+//! - [`folder`]: a directory or a helper that is invalid
+//! - [`flags`]: a command line that is invalid
 //! - [`transport`]: TLS and unix sockets
 //! - [`acl`]: a token by login
 //! - [`ends`]: ended by a signal, and run again

@@ -120,14 +120,14 @@ fn a_grpc_host_without_an_address_is_waited_for_and_nothing_is_registered() {
 /// No timeout at all. Reported in <https://github.com/hashicorp/consul-k8s/issues/714>.
 #[test]
 fn an_agent_that_hangs_is_given_up_at_the_deadline_and_nothing_is_left() {
-    // Before it says what it is, nothing is registered that would be taken back.
+    // Before it says what it is, nothing is registered that would be deregistered.
     for (step, has_registered) in steps().into_iter().zip([true, true, true, true, false]) {
         let agent = ScriptedAgent::start();
         agent.fault(step.clone(), Fault::Hang, Times::Always);
         let pod = Pod::of(&agent).without("--grpc-addr").with("--timeout", "2s");
         let mut init = pod.start();
         if has_registered {
-            // Then it comes to its senses: what was taken back is looked for.
+            // Then it comes to its senses: what was deregistered is looked for.
             agent.await_request(Route::Deregister);
             agent.heal();
         }
@@ -138,8 +138,8 @@ fn an_agent_that_hangs_is_given_up_at_the_deadline_and_nothing_is_left() {
     }
 }
 
-/// What the agent took before it began to fail is taken back, whatever the
-/// failure that is reported in the end.
+/// What the agent took before it began to fail is deregistered, whatever the failure
+/// that is reported in the end.
 #[test]
 fn an_agent_that_breaks_after_it_took_the_service_has_nothing_left_of_it() {
     for fault in [Fault::Reset, Fault::LostAnswer, Fault::ResetMidAnswer, Fault::Truncated] {

@@ -180,7 +180,7 @@ fn a_service_is_registered_although_the_agent_does_not_show_it() {
     let file = files.json("f.json", &json!({"service": a}));
     run(&agent.address(), &["register", &file]).printed("Registered service: a\n");
     let both = files.json("g.json", &json!({"services": [a, {"name": "b"}]}));
-    // It may have been there before, so it is not taken back.
+    // It may have been there before, so it is not deregistered.
     let ran = run(&agent.address(), &["register", &both]);
     ran.failed(78, &["stays: the agent did not say whether it was there before"]);
     assert!(!agent.lines().iter().any(|line| line.contains("deregister")), "{:?}", agent.lines());

@@ -1,6 +1,6 @@
-//! The protocol's machines, as they are shipped, in a world where everything
-//! goes wrong at every point: no registration comes back after it was taken
-//! back, none is lost, and no token is logged out that one was made with.
+//! The protocol's machines, as they are shipped, in a world where everything goes wrong
+//! at every point: no registration comes back after it was deregistered, none is lost,
+//! and no token is logged out that one was made with.
 //!
 //! - [`explore`]: every state that a world can come to
 //! - [`scene`]: what happens to a pod, and the rules that can be left out

@@ -1,12 +1,12 @@
-//! A pod, its node's agent, its folder and its processes, and what must be true of
+//! A pod, its node's agent, its directory and its processes, and what must be true of
 //! them.
 //!
-//! What it takes for granted: the kernel gives back a lock when its process
-//! ends; one container of the pod runs at a time, and its preStop hook ends with
-//! it; the kubelet ends a container whose hook it has begun, and starts another
-//! while the pod lives; others change an entry only once it was seen. One abandoned
-//! request at a time may still be on its way, and one answer. Others delete a
-//! sidecar's token once at most, and the one that init has by login is good.
+//! What it takes for granted: the kernel gives back a lock when its process ends; one
+//! container of the pod runs at a time, and its preStop hook ends with it; the kubelet
+//! ends a container whose hook it has begun, and starts another while the pod lives;
+//! others change an entry only once it was seen. One abandoned request at a time may
+//! still be on its way, and one answer. Others delete a sidecar's token once at most,
+//! and the one that init has by login is good.
 
 use lifecycle::deregister::Step as DeregisterStep;
 use lifecycle::keep::Step as KeepStep;
@@ -47,8 +47,8 @@ pub(crate) struct Pod {
     /// Since it was registered last, something happened for which it may be
     /// registered again.
     pub(crate) has_reason: bool,
-    /// Since the container began: the tombstone could not be written, or a
-    /// registration that was given up has arrived. Then the lease has to do.
+    /// Since the container began: the tombstone could not be written, or a registration
+    /// that was given up has arrived. Then the TTL check has to do.
     pub(crate) is_excused: bool,
     /// Since the container began: a deregistration has begun to send.
     pub(crate) is_taken_back: bool,
@@ -213,8 +213,8 @@ impl Pod {
         Self { is_logged_out: logs_out, has_file: self.has_file && !logs_out, ..self }
     }
 
-    /// These processes are gone, with what they sent, but for one request at
-    /// most. The kernel has given back their lock.
+    /// These processes are gone, with what they sent, but for one request at most. The
+    /// kernel has released their lock.
     pub(crate) fn without(self, who: &[Who], requests: &[Option<Request>]) -> Vec<Self> {
         let pod = Self {
             lock: self.lock.filter(|holder| !who.contains(holder)),

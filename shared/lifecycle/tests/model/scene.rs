@@ -46,7 +46,8 @@ pub(crate) enum Rule {
     LoggedOutLast,
     /// A pod logs out only if nothing is registered with its token any more.
     LoggedOutWhenUnused,
-    /// What an earlier run of the init container may have registered is taken back, too.
+    /// What an earlier run of the init container may have registered is deregistered,
+    /// too.
     EarlierRunsTakenBack,
     /// A request that was given up may have had its effect.
     GivenUpMayHaveArrived,
@@ -56,7 +57,7 @@ pub(crate) enum Rule {
     SeenBeforeRegistered,
     /// A request on a connection that is silent is given up.
     Patience,
-    /// What is taken back is tried until a deadline only.
+    /// What is deregistered is tried until a deadline only.
     Deadline,
 }
 
