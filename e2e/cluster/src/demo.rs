@@ -1,4 +1,4 @@
-//! The user's document, played on a cluster by the commands that it has.
+//! The tutorial, played on a cluster by the commands that it has.
 
 use reqwest::Method;
 use serde_json::json;
@@ -105,7 +105,7 @@ fn show_catalog(cluster: &Cluster, service: &str, say: &mut dyn FnMut(&str)) -> 
     Ok(())
 }
 
-/// Waits until the document's command prints what the server says.
+/// Waits until the tutorial's command prints what the server says.
 fn await_answer(namespace: &Namespace<'_>) -> Result<()> {
     let mut seen = String::new();
     until("the answer to curl", || {
@@ -118,7 +118,7 @@ fn await_answer(namespace: &Namespace<'_>) -> Result<()> {
     .map_err(|error| format!("{error}; last seen: {seen:?}").into())
 }
 
-/// Waits until the document's command fails as it says: with exit code 52.
+/// Waits until the tutorial's command fails as it says: with exit code 52.
 fn await_refusal(namespace: &Namespace<'_>) -> Result<i32> {
     let mut seen = None;
     until("curl to end with exit code 52", || {

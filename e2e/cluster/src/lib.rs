@@ -11,7 +11,7 @@
 //! - [`helm`]: the `helm` command
 //! - [`mesh`]: what is installed: Consul and the injector
 //! - [`client`]: what a user has: kubectl, the API, Consul
-//! - [`demo`]: the user's document, played on a cluster
+//! - [`demo`]: the tutorial, played on a cluster
 
 pub mod client;
 pub mod demo;

@@ -34,7 +34,7 @@ enum Do {
     },
     /// See whether the tests can run on the cluster that KUBECONFIG names
     Check,
-    /// Play the user's document on the cluster that KUBECONFIG names
+    /// Play the tutorial on the cluster that KUBECONFIG names
     Demo,
     #[command(hide = true)]
     Keep { name: String },

@@ -1,4 +1,4 @@
-//! The user's document, played: its two pods, unchanged, are injected,
+//! The tutorial, played: its two pods, unchanged, are injected,
 //! registered, proxied and deregistered.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! The user's document: its two pods, word for word, and what they do.
+//! The tutorial "Connect Sidecar on Kubernetes": its two pods, word for word, and what they do.
 
 use serde_json::Value;
 
@@ -13,7 +13,7 @@ pub const ECHO_CLIENT: &str = include_str!("../manifests/echo-client.yaml");
 /// The Deployment of the document.
 pub const DEPLOYMENT: &str = include_str!("../manifests/deployment.yaml");
 
-/// What the document's `kubectl exec` runs in the client.
+/// What the tutorial's `kubectl exec` runs in the client.
 const CURL: [&str; 3] = ["curl", "-s", "http://127.0.0.1:1234/"];
 
 /// What it prints.
@@ -71,7 +71,7 @@ pub fn await_passing(node: &Node, service: &str) -> Result<()> {
     })
 }
 
-/// Waits until the document's curl prints that.
+/// Waits until the tutorial's curl prints that.
 ///
 /// # Errors
 /// It prints something else; with what.
@@ -89,7 +89,7 @@ pub fn await_answer(client: &Pod<'_>, expected: &str) -> Result<()> {
     })
 }
 
-/// Waits until the document's curl fails, with an exit code that says that the
+/// Waits until the tutorial's curl fails, with an exit code that says that the
 /// connection was closed on it: 52 (no answer) or 56 (closed while reading).
 ///
 /// # Errors

@@ -15,7 +15,7 @@
 //! - [`cgroup`]: a limit on memory
 //! - [`volume`]: a volume in memory of a given size
 //! - [`process`]: child processes that end with their parent
-//! - [`document`]: the user's document: its pods, and what they do
+//! - [`document`]: the tutorial: its pods, and what they do
 //! - [`demo`]: the document, played
 //! - [`python`]: Helm, and Kubernetes' schemas
 //! - [`pod_security`]: what PodSecurity has against a pod

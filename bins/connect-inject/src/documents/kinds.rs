@@ -423,7 +423,7 @@ mod tests {
         assert_eq!(findings.judged[0].object.to_string(), "Deployment shop/web");
     }
 
-    /// "A common mistake" of the user's document.
+    /// "A common mistake" of the tutorial.
     #[test]
     fn an_annotation_on_the_object_around_the_pod_is_explained() {
         let on = || json!({"annotations": {annotation::INJECT: "true", "other": "x"}});

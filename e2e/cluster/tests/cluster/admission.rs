@@ -60,7 +60,7 @@ fn a_dry_run_shows_the_pod_and_registers_nothing() {
 }
 
 /// Pods that don't ask are as they were written, also those of a Deployment
-/// whose author annotated the Deployment: the document's common mistake.
+/// whose author annotated the Deployment: the tutorial's common mistake.
 #[test]
 fn pods_that_do_not_ask_are_left_alone() {
     let Some((cluster, _shared)) = sharing() else { return };

@@ -1,4 +1,4 @@
-//! The user's document, by kubectl.
+//! The tutorial, by kubectl.
 
 use cluster::demo;
 

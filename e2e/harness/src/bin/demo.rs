@@ -1,4 +1,4 @@
-//! Plays the user's document and says each step: `scripts/demo`.
+//! Plays the tutorial and says each step: `scripts/demo`.
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! A stand-in for the image `hashicorp/http-echo` of the user's document: it
+//! A stand-in for the image `hashicorp/http-echo` of the tutorial: it
 //! answers any HTTP request with a fixed text.
 //!
 //! Flags as there: `-text=TEXT` and `-listen=[HOST]:PORT`.

@@ -1,4 +1,4 @@
-//! The user's document, from injection to the end of a pod.
+//! The tutorial, from injection to the end of a pod.
 
 use harness::demo;
 use harness::parts::Parts;

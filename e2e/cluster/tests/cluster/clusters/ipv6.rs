@@ -12,7 +12,7 @@ use crate::support::is_ours;
 /// A cluster starts beside another one.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// "too many colons in address". The user's document is the proof: it needs no word of
+/// "too many colons in address". The tutorial is the proof: it needs no word of
 /// the family. Reported in <https://github.com/hashicorp/consul/issues/10291>.
 #[test]
 fn the_document_happens_on_a_cluster_of_ipv6() {
