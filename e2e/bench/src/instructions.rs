@@ -13,9 +13,9 @@ use super::command::Taken;
 use super::start::{Bench, text, write};
 use super::webhook::padded;
 use harness::Result;
-use harness::document::ECHO_SERVER;
 use harness::node::Node;
 use harness::process::run as output_of;
+use harness::tutorial::ECHO_SERVER;
 
 /// How much more than noted it may be. Runs differ by less than a thousandth.
 const MARGIN: f64 = 0.05;

@@ -11,9 +11,9 @@ use super::start::{text, write};
 use super::{Found, Plan, process};
 use harness::Result;
 use harness::admission::review;
-use harness::document::ECHO_SERVER;
 use harness::node::{Injector, Node};
 use harness::process::{Process, run as output_of};
+use harness::tutorial::ECHO_SERVER;
 
 /// What a load found, as `measure-load` prints it.
 #[derive(Clone, Copy, Debug, Deserialize)]

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::client::{Cluster, Namespace, text};
-use harness::document::{DEPLOYMENT, ECHO_CLIENT, ECHO_SERVER, HELLO};
+use harness::tutorial::{DEPLOYMENT, ECHO_CLIENT, ECHO_SERVER, HELLO};
 use harness::{Result, until};
 
 /// The command of the document, behind `kubectl`.

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::document::{
-    ECHO_CLIENT, ECHO_SERVER, HELLO, await_answer, await_refusal, injected, started,
-};
 use crate::kubelet::Pod;
 use crate::node::Node;
 use crate::parts::Parts;
 use crate::process::run;
+use crate::tutorial::{
+    ECHO_CLIENT, ECHO_SERVER, HELLO, await_answer, await_refusal, injected, started,
+};
 use crate::{Result, until};
 
 /// Plays the whole document. `say` gets a line for each step as it happens; a

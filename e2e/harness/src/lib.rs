@@ -15,8 +15,8 @@
 //! - [`cgroup`]: a limit on memory
 //! - [`volume`]: a volume in memory of a given size
 //! - [`process`]: child processes that end with their parent
-//! - [`document`]: the tutorial: its pods, and what they do
-//! - [`demo`]: the document, played
+//! - [`tutorial`]: the pods of the tutorial "Connect Sidecar on Kubernetes"
+//! - [`demo`]: plays the tutorial
 //! - [`python`]: Helm, and Kubernetes' schemas
 //! - [`pod_security`]: what PodSecurity has against a pod
 
@@ -27,7 +27,6 @@ pub mod cgroup;
 pub mod consul;
 pub mod container;
 pub mod demo;
-pub mod document;
 pub mod image;
 pub mod kubelet;
 pub mod load;
@@ -36,6 +35,7 @@ pub mod parts;
 pub mod pod_security;
 pub mod process;
 pub mod python;
+pub mod tutorial;
 pub mod volume;
 
 /// Why something of the harness did not work. It ends a test or the demo.

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
-use harness::document::ECHO_SERVER;
 use harness::pod_security::violations;
 use harness::process::Process;
 use harness::python::{CHART, Objects, Release, Rendered, Tools};
+use harness::tutorial::ECHO_SERVER;
 use serde_json::{Value, json};
 
 /// A PEM certificate in base64 is not looked at by Helm.

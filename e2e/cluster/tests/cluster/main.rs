@@ -16,7 +16,6 @@ mod clusters {
     mod ipv6;
     mod keeper;
 }
-mod document;
 mod ends;
 mod evictions;
 mod examples;
@@ -33,3 +32,4 @@ mod sidecars;
 mod support;
 mod traffic;
 mod transparent;
+mod tutorial;

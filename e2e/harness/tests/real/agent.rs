@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use harness::document::{
-    ECHO_CLIENT, ECHO_SERVER, HELLO, await_answer, await_passing, injected, started,
-};
 use harness::kubelet::Pod;
 use harness::node::Node;
 use harness::parts::Parts;
+use harness::tutorial::{
+    ECHO_CLIENT, ECHO_SERVER, HELLO, await_answer, await_passing, injected, started,
+};
 use harness::until;
 use serde_json::{Value, json};
 

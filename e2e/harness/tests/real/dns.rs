@@ -5,10 +5,10 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 
-use harness::document::await_passing;
 use harness::node::Node;
 use harness::parts::Parts;
 use harness::process::{Process, run};
+use harness::tutorial::await_passing;
 use harness::{PATIENCE, process, until};
 use serde_json::json;
 use simple_dns::rdata::{A, RData};

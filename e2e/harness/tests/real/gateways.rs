@@ -6,10 +6,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use harness::consul::Agent;
-use harness::document::injected_pod;
 use harness::kubelet::Pod;
 use harness::node::Node;
 use harness::process::{Process, run};
+use harness::tutorial::injected_pod;
 use harness::until;
 use reqwest::Method;
 use serde_json::{Value, json};

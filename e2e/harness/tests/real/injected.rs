@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use harness::document::{ECHO_CLIENT, ECHO_SERVER};
 use harness::pod_security::violations;
 use harness::python::Tools;
+use harness::tutorial::{ECHO_CLIENT, ECHO_SERVER};
 use serde_json::{Value, json};
 
 /// For every annotation of the reference, pods that have it.

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use harness::document::injected_pod;
 use harness::kubelet::Pod;
 use harness::load::Load;
 use harness::node::{Injector, Node};
 use harness::parts::Parts;
 use harness::process::Process;
+use harness::tutorial::injected_pod;
 use serde_json::{Value, json};
 
 /// Where the client reaches the service on its loopback.

@@ -1,7 +1,7 @@
 //! Envoy's silence is not success: the harness notices what it rejects.
 
-use harness::document::injected_pod;
 use harness::kubelet::Pod;
+use harness::tutorial::injected_pod;
 use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, server};

@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
-use harness::document::{ECHO_SERVER, await_passing, injected, started};
 use harness::node::{Injector, Node};
 use harness::parts::Parts;
 use harness::process::Process;
+use harness::tutorial::{ECHO_SERVER, await_passing, injected, started};
 use harness::until;
 use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};

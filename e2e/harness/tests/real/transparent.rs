@@ -189,7 +189,7 @@ fn an_excluded_inbound_port_is_open_and_an_exposed_path_is_the_only_one() {
     pod["metadata"]["annotations"]["consul.hashicorp.com/connect-service-port"] = "8080".into();
     let key = "consul.hashicorp.com/transparent-proxy-exclude-inbound-ports";
     pod["metadata"]["annotations"][key] = "9100".into();
-    let injected = harness::document::injected_pod(&mesh.node, &mesh.injector, &pod).unwrap();
+    let injected = harness::tutorial::injected_pod(&mesh.node, &mesh.injector, &pod).unwrap();
     let containers = injected["spec"]["containers"].as_array().unwrap();
     let api = containers.iter().find(|container| container["name"] == "api").unwrap();
     assert_eq!(api["readinessProbe"]["httpGet"]["port"], 20300);
