@@ -22,7 +22,6 @@ pub(crate) const FOLDER: &str = "/consul/connect-inject";
 pub(crate) const TOKEN_VOLUME: &str = "consul-connect-inject-service-account";
 /// Where it is mounted.
 pub(crate) const TOKEN_FOLDER: &str = "/consul/service-account";
-/// The token in it.
 pub(crate) const TOKEN_FILE: &str = "/consul/service-account/token";
 /// The volume into which Envoy writes access logs, where it does.
 pub(crate) const LOG_VOLUME: &str = "consul-connect-inject-access-logs";

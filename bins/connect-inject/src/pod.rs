@@ -16,12 +16,9 @@ pub(crate) struct Pod<'a> {
     claims: Option<&'a Value>,
 }
 
-/// A container of a pod.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Container<'a> {
-    /// Its fields.
     pub(crate) fields: &'a Map<String, Value>,
-    /// Its name.
     pub(crate) name: &'a str,
     /// Where it stands: its list's field and its index there.
     position: (&'static str, usize),
@@ -30,9 +27,7 @@ pub(crate) struct Container<'a> {
 /// A TCP port that a container exposes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Port<'a> {
-    /// Its name.
     pub(crate) name: Option<&'a str>,
-    /// Its number.
     pub(crate) number: u16,
     /// The container's name.
     pub(crate) container: &'a str,
@@ -86,7 +81,6 @@ impl<'a> Pod<'a> {
         self.annotations().into_iter().flatten().map(of).sum()
     }
 
-    /// A field of its specification.
     pub(crate) fn spec(self, field: &str) -> Option<&'a Value> {
         self.value.get("spec")?.get(field)
     }
@@ -130,7 +124,6 @@ impl<'a> Pod<'a> {
         self.container_list(CONTAINERS)
     }
 
-    /// The init containers.
     pub(crate) fn init_containers(self) -> Result<Vec<Container<'a>>, WrongShape> {
         self.container_list(INIT_CONTAINERS)
     }
@@ -160,7 +153,6 @@ impl<'a> Pod<'a> {
             .collect()
     }
 
-    /// The names of the volumes.
     pub(crate) fn volume_names(self) -> Result<impl Iterator<Item = &'a str>, WrongShape> {
         let claims = self.claims.and_then(Value::as_array).into_iter().flatten();
         let claimed = claims.filter_map(|claim| claim.get("metadata")?.get("name")?.as_str());
@@ -206,7 +198,6 @@ impl<'a> Container<'a> {
         variables.into_iter().flatten().filter_map(|variable| variable.get("name")?.as_str())
     }
 
-    /// Its readiness probe.
     pub(crate) fn readiness_probe(self) -> Option<&'a Value> {
         self.fields.get("readinessProbe").filter(|probe| !probe.is_null())
     }

@@ -32,11 +32,9 @@ pub(crate) struct Application {
     looks: JoinHandle<()>,
 }
 
-/// What is known of an application.
 #[derive(Clone, Debug)]
 struct Known {
     is_ready: bool,
-    /// Why.
     why: String,
 }
 

@@ -27,7 +27,6 @@ use tokio::time::timeout;
 pub(crate) struct Source {
     /// A port of loopback.
     pub(crate) port: u16,
-    /// The path.
     pub(crate) path: String,
 }
 
@@ -68,7 +67,6 @@ const LARGEST_HALF: usize = 16 << 20;
 // === impl Merge ===
 
 impl Merge {
-    /// Listens.
     pub(crate) async fn listen(
         port: u16,
         envoy: SocketAddr,

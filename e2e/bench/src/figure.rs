@@ -19,11 +19,9 @@ pub struct Figure {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Budget {
-    /// At most that.
     AtMost(f64),
     /// So many times less than the peer.
     TimesLessThanPeer(f64),
-    /// Below the floor.
     BelowFloor,
 }
 
@@ -34,7 +32,6 @@ pub struct Row {
     pub what: String,
     /// In what: `ms`, `MiB`, `/s` and so on.
     pub unit: &'static str,
-    /// Ours.
     pub ours: Figure,
     /// What a user would pick instead.
     pub peer: Option<Figure>,
@@ -101,7 +98,6 @@ impl Row {
         self
     }
 
-    /// With what it is to be.
     #[must_use]
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budgets.push(budget);

@@ -40,9 +40,7 @@ pub(super) struct Bench<'p> {
     folder: TempDir,
 }
 
-/// The pod's service.
 pub(super) const SERVICE: &str = "shop_pod-0_web";
-/// Its proxy.
 pub(super) const PROXY: &str = "shop_pod-0_web-sidecar-proxy";
 
 /// # Errors

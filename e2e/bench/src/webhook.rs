@@ -25,7 +25,6 @@ struct Load {
     p99_ns: f64,
 }
 
-/// How a load is.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     connections: u32,

@@ -38,7 +38,6 @@ pub struct Cluster {
 #[derive(Debug)]
 pub struct Namespace<'c> {
     cluster: &'c Cluster,
-    /// Its name.
     pub name: String,
 }
 

@@ -17,9 +17,7 @@ use harness::{Result, image};
 
 /// The image of a pod's sandbox.
 pub const PAUSE: &str = "localhost/pause:test";
-/// Consul.
 pub const CONSUL: &str = "localhost/consul:test";
-/// The injector.
 pub const INJECT: &str = "localhost/connect-inject:test";
 
 /// A webhook that is not ours.

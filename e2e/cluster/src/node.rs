@@ -17,7 +17,6 @@ use crate::{images, registry, write};
 use harness::process::{Process, run, tail};
 use harness::{Result, until};
 
-/// The node's name.
 pub const NAME: &str = "node-1";
 const REGISTRY: &str = "127.0.0.1:5000";
 const TOKEN: &str = "of-this-cluster-only";

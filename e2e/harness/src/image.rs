@@ -19,7 +19,6 @@ pub const ENVOY: &str = "localhost/envoy:test";
 /// The image of an application that speaks HTTP/1, HTTP/2, gRPC and websocket.
 pub const APPLICATION: &str = "localhost/application:test";
 
-/// An image.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
     /// What its root holds.

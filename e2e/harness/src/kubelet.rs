@@ -250,7 +250,6 @@ impl<'n> Pod<'n> {
         self.running(container).map(|running| running.process.output()).unwrap_or_default()
     }
 
-    /// The file with a container's log.
     pub fn log_file(&self, container: &str) -> PathBuf {
         self.folder.join(container).join("log")
     }

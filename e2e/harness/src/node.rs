@@ -101,7 +101,6 @@ impl Node {
         self.release
     }
 
-    /// The node's name.
     pub fn name(&self) -> &'static str {
         NAME
     }
@@ -375,7 +374,6 @@ impl Node {
 // === impl Injector ===
 
 impl Injector {
-    /// What it has logged.
     pub fn log(&self) -> String {
         self.process.output()
     }

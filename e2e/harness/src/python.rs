@@ -23,9 +23,7 @@ pub struct Tools {
 /// What a chart is installed as.
 #[derive(Clone, Debug)]
 pub struct Release {
-    /// Its name.
     pub name: &'static str,
-    /// Its namespace.
     pub namespace: &'static str,
     /// What the user sets.
     pub values: Value,
@@ -251,7 +249,6 @@ impl Tools {
 /// How many releases are rendered at once.
 const THREADS: usize = 4;
 
-/// The injector's chart.
 pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bins/connect-inject/chart");
 
 // === impl Objects ===
@@ -267,7 +264,6 @@ impl Objects {
         found[0]
     }
 
-    /// All objects of a kind.
     pub fn all(&self, kind: &str) -> Vec<&Value> {
         self.documents.iter().filter(|document| document["kind"] == kind).collect()
     }

@@ -49,7 +49,6 @@ pub(crate) struct Settings {
     pub(crate) settle: Duration,
 }
 
-/// What was found, and what it was found in.
 struct Found {
     findings: Vec<Finding>,
     counts: Counts,

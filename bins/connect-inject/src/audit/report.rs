@@ -24,7 +24,6 @@ pub(super) struct Counts {
     pub(super) registrations: usize,
 }
 
-/// Writes findings.
 pub(super) fn write(findings: &[Finding], counts: Counts, output: Output) -> String {
     match output {
         Output::Table => table(findings),

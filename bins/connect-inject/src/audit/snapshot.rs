@@ -42,7 +42,6 @@ pub(super) struct Snapshot {
 /// Namespace and name of a pod.
 pub(super) type PodKey = (String, String);
 
-/// A pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pod {
     pub(super) uid: String,
@@ -61,7 +60,6 @@ pub(super) struct Pod {
     pub(super) sidecar: Option<Sidecar>,
 }
 
-/// The sidecar of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sidecar {
     /// The services that the pod is registered as.
@@ -132,7 +130,6 @@ pub(super) struct Webhook {
     pub(super) served: Option<Served>,
 }
 
-/// Whose webhook it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Owner {
     /// Ours.

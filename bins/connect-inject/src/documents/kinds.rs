@@ -26,7 +26,6 @@ pub(crate) struct Findings<T> {
 /// What became of an object.
 #[derive(Debug)]
 pub(crate) struct Judged<T> {
-    /// Which it is.
     pub(crate) object: Object,
     /// What became of its pod; none: there is no pod in it.
     pub(crate) finding: Option<T>,
@@ -48,7 +47,6 @@ enum Place<'d> {
     Pod(&'static str),
     /// In the objects at this JSON pointer, which may be of one version and kind.
     Items(&'static str, Option<(&'d str, &'d str)>),
-    /// Nowhere.
     Nowhere,
 }
 

@@ -129,7 +129,6 @@ fn are_directives(text: &str) -> bool {
     text.contains('%') && lines.all(is_before)
 }
 
-/// Writes documents.
 pub(crate) fn write<'a>(documents: impl Iterator<Item = &'a Document>) -> String {
     let mut text = String::new();
     let mut before: Option<Format> = None;

@@ -189,7 +189,6 @@ pub(crate) fn sidecars(plan: &Plan, policy: &Policy) -> Vec<Container> {
 /// Which of the pod's sidecars it is.
 #[derive(Clone, Copy, Default)]
 struct Of<'p> {
-    /// Its index.
     index: u16,
     /// The name of its service, except for the first: that is the helper's
     /// default.
@@ -197,7 +196,6 @@ struct Of<'p> {
 }
 
 impl Of<'_> {
-    /// A command of the helper.
     fn helper(self, command: &str) -> Vec<String> {
         let service = self.service.map(|service| format!("--service={service}"));
         [HELPER.to_owned(), command.to_owned()].into_iter().chain(service).collect()

@@ -165,7 +165,6 @@ fn name(element: &Value) -> Option<&str> {
     element.get("name")?.as_str()
 }
 
-/// What is at a place.
 fn find<'a>(document: &'a mut Value, place: &str) -> Option<&'a mut Value> {
     let mut pointer = String::new();
     let mut value = &*document;

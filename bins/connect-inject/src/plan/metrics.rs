@@ -30,7 +30,6 @@ pub(crate) struct Merging {
     pub(crate) port: u16,
     /// The application's port for its own.
     pub(crate) service_port: u16,
-    /// Their path.
     pub(crate) service_path: String,
 }
 

@@ -54,7 +54,6 @@ const LISTENERS: u16 = 100;
 /// Source: "GRPC Health Checking Protocol" of gRPC's documentation.
 const GRPC_HEALTH: &str = "/grpc.health.v1.Health/Check";
 
-/// What a probe calls.
 enum Call<'p> {
     /// A path of HTTP, or of HTTP/2.
     Path { path: &'p str, http2: bool },

@@ -11,7 +11,6 @@ use crate::pod::{Container, Port};
 /// The readiness probe that decides for a service.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Readiness {
-    /// The container that it is of.
     container: String,
     /// The probe, or why the sidecar can't run it.
     probe: Result<Probe, NotRun>,

@@ -15,15 +15,12 @@ use crate::pod::{Container, Pod};
 /// What is registered.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Service {
-    /// Its name.
     pub(crate) name: String,
     /// Its port; none: a client only.
     pub(crate) port: Option<u16>,
     /// Further services of the pod, and their ports.
     pub(crate) more: Vec<(String, u16)>,
-    /// Its tags.
     pub(crate) tags: Vec<String>,
-    /// Its meta.
     pub(crate) meta: BTreeMap<String, String>,
     /// Settings of the proxy's own.
     pub(crate) proxy_config: Map<String, Value>,

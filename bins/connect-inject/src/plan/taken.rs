@@ -36,12 +36,10 @@ impl<'p> Taken<'p> {
         Self((0..sidecars).flat_map(ours).collect())
     }
 
-    /// Adds a port.
     pub(super) fn add(&mut self, port: u16, owner: Owner<'p>) {
         self.0.push((port, owner));
     }
 
-    /// Adds the ports of containers.
     pub(super) fn add_containers(&mut self, ports: &[Port<'p>]) {
         self.0.extend(ports.iter().map(|port| (port.number, Owner::Container(port.container))));
     }

@@ -11,7 +11,6 @@ use super::State;
 /// The type of the text that Prometheus reads.
 const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Answers a request.
 pub(crate) fn answer(state: &State, request: &Request<Incoming>) -> Response<Bytes> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");

@@ -73,7 +73,6 @@ impl Bodies {
         Self { small: Class::new(MOST_SMALL), large: Class::new(MOST_LARGE) }
     }
 
-    /// Reads a body.
     pub(super) async fn read(&self, body: Incoming) -> Result<Arrived, Refusal> {
         let announced = body.size_hint();
         // Without an announced length (chunked), it may be as long as any.

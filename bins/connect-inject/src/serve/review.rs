@@ -116,7 +116,6 @@ struct Status {
 /// A review and what came of it, as the log shows it: on one line.
 #[derive(Debug)]
 pub(crate) struct Reviewed {
-    /// The answer.
     pub(crate) answer: Answer,
     /// The review's id.
     pub(crate) uid: String,
@@ -132,7 +131,6 @@ pub(crate) struct Reviewed {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Reads a review.
 pub(crate) fn read(body: &[u8]) -> Result<Review, serde_json::Error> {
     serde_json::from_slice(body)
 }

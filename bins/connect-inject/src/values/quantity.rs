@@ -26,7 +26,6 @@ pub(crate) struct Bounds {
 pub(crate) struct Resources {
     /// Its CPU time.
     pub(crate) cpu: Bounds,
-    /// Its memory.
     pub(crate) memory: Bounds,
     /// Its room on the node's disk: logs, what it writes, and its emptyDirs.
     pub(crate) ephemeral_storage: Bounds,

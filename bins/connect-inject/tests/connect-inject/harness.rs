@@ -137,12 +137,10 @@ impl Injector {
         Self::start_showing(Certified::new(), flags)
     }
 
-    /// With that certificate.
     pub(crate) fn start_showing(pair: Certified, flags: &[&str]) -> Self {
         Self::start_program(assert_cmd::cargo::cargo_bin!("connect-inject"), pair, flags)
     }
 
-    /// Of that program.
     pub(crate) fn start_program(program: &Path, pair: Certified, flags: &[&str]) -> Self {
         let secret = SecretVolume::new(&pair);
         let (cert, key) = (secret.path("tls.crt"), secret.path("tls.key"));

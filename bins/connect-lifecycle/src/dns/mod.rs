@@ -115,7 +115,6 @@ impl Resolver {
         query.is_under(&self.domain)
     }
 
-    /// The answer to a query.
     async fn answer(&self, query: Query<'_>, protocol: Protocol) -> Vec<u8> {
         let knows = if self.is_of_agent(query) { &self.agent } else { &self.nameservers };
         let answer = knows.ask(query, protocol).await;

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// The places.
 #[derive(Debug)]
 pub(super) struct Places {
     limit: usize,
@@ -40,7 +39,6 @@ impl Places {
         Arc::new(Self { limit, taken: Mutex::default() })
     }
 
-    /// Takes one.
     pub(super) fn take(self: &Arc<Self>) -> Place {
         let (sender, lost) = oneshot::channel();
         let number = self.with(|taken| {

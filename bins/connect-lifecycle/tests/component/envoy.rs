@@ -19,7 +19,6 @@ pub(crate) struct FakeEnvoy {
     shared: Arc<Shared>,
 }
 
-/// What Envoy was asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) at: Instant,
@@ -92,7 +91,6 @@ impl FakeEnvoy {
         self
     }
 
-    /// It listens on that port.
     pub(crate) fn listens_on(&self, port: u16) {
         self.shared.lock().listener = port;
     }

@@ -175,14 +175,12 @@ impl Client {
     }
 }
 
-/// A connection to that server.
 pub(crate) fn connect(server: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(server).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
 
-/// Sends a message by TCP.
 pub(crate) fn send(stream: &mut TcpStream, message: &[u8]) {
     let length = u16::try_from(message.len()).unwrap().to_be_bytes();
     stream.write_all(&[&length, message].concat()).unwrap();
@@ -226,7 +224,6 @@ pub(crate) fn answer(query: &[u8], address: [u8; 4]) -> Vec<u8> {
     message
 }
 
-/// The code of an answer.
 pub(crate) fn code(answer: &[u8]) -> u8 {
     answer[3] & 0x0f
 }

@@ -14,9 +14,7 @@ use crate::envoy::{self, FakeEnvoy};
 pub(crate) const SERVICE: &str = "web-0-web";
 /// The id of its sidecar proxy.
 pub(crate) const PROXY: &str = "web-0-web-sidecar-proxy";
-/// The lease of the service.
 pub(crate) const SERVICE_LEASE: &str = "web-0-web-lease";
-/// The lease of the proxy.
 pub(crate) const PROXY_LEASE: &str = "web-0-web-sidecar-proxy-lease";
 /// The check of the application.
 pub(crate) const APPLICATION: &str = "web-0-web-application";

@@ -58,7 +58,6 @@ fn worker(service: &str, line: &str) -> Value {
     pod
 }
 
-/// The one pod of a Job.
 fn pod_of(namespace: &Namespace<'_>, job: &str) -> String {
     let pods = namespace.pods(&format!("batch.kubernetes.io/job-name={job}")).unwrap();
     assert_eq!(pods.len(), 1, "{pods:#?}");

@@ -107,7 +107,6 @@ fn annotated(service: &str, annotations: &Value) -> Value {
     json!(all.collect::<BTreeMap<String, Value>>())
 }
 
-/// The pod, injected and started.
 pub(crate) fn started<'n>(node: &'n Node, injector: &Injector, pod: &Value) -> Pod<'n> {
     let mut pod = Pod::create(node, &injected_pod(node, injector, pod).unwrap()).unwrap();
     pod.start().unwrap();

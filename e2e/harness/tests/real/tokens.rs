@@ -238,7 +238,6 @@ fn tokens_that_end_cost_no_request_and_no_restart() {
     });
 }
 
-/// A token that is deleted by hand.
 #[test]
 fn tokens_that_are_deleted_by_hand_cost_no_request_no_stream_and_no_restart() {
     with_pods(Parts::find_or_skip(), &[KNOWN], |used, _agent| {

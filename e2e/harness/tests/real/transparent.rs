@@ -90,7 +90,6 @@ fn virtual_address(mesh: &Mesh, service: &str) -> String {
     address
 }
 
-/// What is outside of the mesh, on that port.
 fn outside(mesh: &Mesh, port: u16) -> Process {
     let program = mesh.node.parts().harness("http-echo");
     let args = ["-text=outside".to_owned(), format!("-listen={OUTSIDE}:{port}")];

@@ -41,7 +41,6 @@ const SLOTS: u32 = 5;
 /// they have to do: more than any of it needs on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A lease.
 const LEASE: Duration = Duration::from_secs(30);
 
 /// A lease, the agent's shortest time until it removes what is critical, and the
