@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
 use clap::Command;
+use clap::error::ErrorKind;
 
 use crate::{or_skip, reference};
 
@@ -81,6 +82,7 @@ pub fn agrees_with_readme(program: &Command, readme: &str) {
 #[track_caller]
 fn agrees_with_its_manual(program: &Command, mut faults: Vec<String>) {
     program.clone().debug_assert();
+    faults.extend(not_parsed(program));
     faults.extend(pages::lacking(program.clone()));
     let prefix = tempfile::tempdir().expect("a directory for the pages");
     pages::write_all(program, prefix.path()).expect("the directory takes files");
@@ -88,6 +90,60 @@ fn agrees_with_its_manual(program: &Command, mut faults: Vec<String>) {
         faults.extend(shell.not_offered(program, prefix.path()));
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Commands in the code blocks of the project's pages that the program would reject.
+fn not_parsed(program: &Command) -> Vec<String> {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let pages = Process::new("git").args(["ls-files", "*.md"]).current_dir(root).output();
+    let pages = pages.expect("git lists the pages");
+    let mut faults = Vec::new();
+    for page in String::from_utf8_lossy(&pages.stdout).lines() {
+        let text = std::fs::read_to_string(root.join(page)).unwrap_or_default();
+        for line in commands_of(program.get_name(), &text) {
+            match program.clone().try_get_matches_from(words(&line)) {
+                Err(error) if !is_accepted(error.kind()) => {
+                    faults.push(format!("{page}: `{line}` is not a command: {error}"));
+                }
+                _ => {}
+            }
+        }
+    }
+    faults
+}
+
+/// What a program may require can stand in a file or a variable.
+fn is_accepted(kind: ErrorKind) -> bool {
+    use ErrorKind::{DisplayHelp, DisplayVersion, MissingRequiredArgument};
+    matches!(kind, DisplayHelp | DisplayVersion | MissingRequiredArgument)
+}
+
+/// The lines of code blocks that begin with the program's name, perhaps behind a prompt;
+/// lines that a backslash continues are one. A line with `[flags]`, `...` or a word in
+/// capitals is a synopsis.
+fn commands_of(program: &str, text: &str) -> Vec<String> {
+    let blocks = text.split("```").skip(1).step_by(2);
+    let lines = blocks.flat_map(|block| {
+        let joined = block.replace("\\\n", " ");
+        joined.lines().map(|line| line.trim_start_matches("$ ").to_owned()).collect::<Vec<_>>()
+    });
+    let begins = format!("{program} ");
+    lines
+        .filter(|line| line.starts_with(&begins))
+        .filter(|line| !line.contains('[') && !line.contains("..."))
+        .filter(|line| !line.split(' ').any(is_placeholder))
+        .collect()
+}
+
+fn is_placeholder(word: &str) -> bool {
+    word.len() > 1 && word.chars().all(|c| c.is_ascii_uppercase())
+}
+
+/// The words of a line up to a pipe, a redirection or a comment.
+fn words(line: &str) -> Vec<String> {
+    let words = line.split_whitespace();
+    let words = words.take_while(|word| !["|", ">", "<", "#", "&&", ";"].contains(word));
+    words.map(|word| word.trim_matches(['"', '\'']).to_owned()).collect()
 }
 
 // === impl Shell ===
@@ -140,5 +196,14 @@ mod tests {
                 assert!(other[0].contains("does not load"), "{other:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_command_of_a_page_is_read_without_what_surrounds_it() {
+        let page =
+            "`prog x`\n```sh\n$ prog go --to \\\n  here | less\nprog [flags]\nother\n```\nprog y\n";
+        let commands = commands_of("prog", page);
+        assert_eq!(commands, ["prog go --to    here | less"]);
+        assert_eq!(words(&commands[0]), ["prog", "go", "--to", "here"]);
     }
 }
