@@ -264,7 +264,7 @@ fn what_is_wrong_with_an_agent_is_found() {
         ("node", "warning", "node other", "another node's agent"),
         ("Connect", "wrong", "off", "connect { enabled = true }"),
         ("gRPC", "wrong", "off on the agent", "ports { grpc = 8502 }"),
-        ("Envoy", "warning", "Envoy 1.40 is none", "newer Consul agent"),
+        ("Envoy", "warning", "Envoy 1.40 is not supported", "newer Consul agent"),
     ] {
         let found = finding(&told, what);
         assert_eq!(found["verdict"], verdict, "{found}");

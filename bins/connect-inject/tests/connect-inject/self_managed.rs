@@ -239,7 +239,7 @@ async fn without_a_trusted_certificate_it_is_not_ready() {
 #[test]
 fn mistakes_of_tls_end_it_before_it_starts() {
     for (flags, problem) in [
-        (&["--tls-auto", "x", "--tls-auto-hosts", "a_b.c d"][..], "`a_b.c d` is no host"),
+        (&["--tls-auto", "x", "--tls-auto-hosts", "a_b.c d"][..], "`a_b.c d` is not a host"),
         (&["--tls-auto", "x", "--kubeconfig", "/none"], "--kubeconfig /none: "),
         (&["--tls-auto", "x", "--kubeconfig", "/none"], "--tls-auto-hosts: name at least one"),
         (&["--tls-auto", "x"], "no way to the Kubernetes API"),

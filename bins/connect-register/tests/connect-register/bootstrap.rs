@@ -154,7 +154,7 @@ fn the_grpc_address_is_discovered_or_given() {
     });
     let ran = bootstrap(&silent, &[]);
     assert_eq!(ports(&ran.json()), 8502);
-    ran.said(&["the agent does not tell its gRPC port"]);
+    ran.said(&["the agent does not report its gRPC port"]);
 
     let off = agent(|line| (line == "GET /v1/agent/self").then(|| ok(&serves_grpc(-1))));
     bootstrap(&off, &[]).failed(64, &["gRPC is off on the agent"]);
