@@ -27,7 +27,8 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// The application, and what is known of it.
 #[derive(Debug)]
 pub(crate) struct Application {
-    known: watch::Receiver<Known>,
+    /// None until it was looked at.
+    known: watch::Receiver<Option<Known>>,
     /// Looks by itself: who waits for a change may stop waiting in the midst of a look.
     looks: JoinHandle<()>,
 }
@@ -44,11 +45,11 @@ impl Application {
     /// An application that is not known to be ready yet: with a probe, it is asked by
     /// that, else whether it listens on its port.
     pub(crate) fn on(port: u16, probe: Option<Probe>, pod: IpAddr) -> Self {
-        let why = match &probe {
-            Some(probe) => format!("the readiness probe ({}) has no answer yet", probe.action),
-            None => said_of_port(port, false),
-        };
-        let (tell, known) = watch::channel(Known { is_ready: false, why });
+        let unanswered = probe.as_ref().map(|probe| Known {
+            is_ready: false,
+            why: format!("the readiness probe ({}) has no answer yet", probe.action),
+        });
+        let (tell, known) = watch::channel(unanswered);
         let looks = tokio::spawn(async move {
             match probe {
                 Some(probe) => follow_probe(&probe, pod, &tell).await,
@@ -58,13 +59,14 @@ impl Application {
         Self { known, looks }
     }
 
-    /// What its check is to say, and why.
-    pub(crate) fn check(&self) -> (Status, String) {
-        let Known { is_ready, why } = self.known.borrow().clone();
-        (if is_ready { Status::Passing } else { Status::Critical }, why)
+    /// What its check is to say, and why; none before it was looked at.
+    pub(crate) fn check(&mut self) -> Option<(Status, String)> {
+        let Known { is_ready, why } = self.known.borrow_and_update().clone()?;
+        Some((if is_ready { Status::Passing } else { Status::Critical }, why))
     }
 
-    /// Waits until its status changes. It may be dropped and called again.
+    /// Waits until its status is another than [`Self::check`] returned last. It may be
+    /// dropped and called again.
     pub(crate) async fn changed(&mut self) {
         if self.known.changed().await.is_err() {
             // Nobody looks any more.
@@ -81,16 +83,15 @@ impl Drop for Application {
 
 /// Passes on what was seen. Who waits is woken by another status only; other words go
 /// out with the next renewal.
-fn tell(known: &watch::Sender<Known>, is_ready: bool, why: String) {
+fn tell(known: &watch::Sender<Option<Known>>, is_ready: bool, why: String) {
     known.send_if_modified(|known| {
-        let is_changed = known.is_ready != is_ready;
-        *known = Known { is_ready, why };
-        is_changed
+        let before = known.replace(Known { is_ready, why });
+        before.is_none_or(|before| before.is_ready != is_ready)
     });
 }
 
 /// Asks the probe again and again.
-async fn follow_probe(probe: &Probe, pod: IpAddr, known: &watch::Sender<Known>) {
+async fn follow_probe(probe: &Probe, pod: IpAddr, known: &watch::Sender<Option<Known>>) {
     let action = &probe.action;
     let mut health = Health::new(probe);
     tokio::time::sleep(probe.initial_delay).await;
@@ -119,16 +120,18 @@ async fn follow_probe(probe: &Probe, pod: IpAddr, known: &watch::Sender<Known>) 
 }
 
 /// Looks again and again whether somebody listens.
-async fn follow_port(port: u16, known: &watch::Sender<Known>) {
+async fn follow_port(port: u16, known: &watch::Sender<Option<Known>>) {
     let mut late = Some(Instant::now() + LATE);
-    let mut before = false;
+    let mut before = None;
     loop {
         let listens = listens(port).await;
-        if listens != before {
+        if before != Some(listens) {
             let why = said_of_port(port, listens);
-            tracing::info!(port, "{why}");
+            if listens || before.is_some() {
+                tracing::info!(port, "{why}");
+            }
             tell(known, listens, why);
-            before = listens;
+            before = Some(listens);
         }
         if !listens && late.is_some_and(|late| Instant::now() >= late) {
             late = None;
@@ -196,8 +199,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let mut application = Application::on(port, None, Ipv4Addr::LOCALHOST.into());
-        assert_eq!(application.check().0, Status::Critical);
+        // P17: nothing is said before anyone looked.
+        assert_eq!(application.check(), None);
         application.changed().await;
-        assert_eq!(application.check().0, Status::Passing);
+        assert_eq!(application.check().map(|(status, _)| status), Some(Status::Passing));
     }
 }

@@ -485,7 +485,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// What is to be said of one half.
-    fn reports(&self, half: Half) -> Vec<Report> {
+    fn reports(&mut self, half: Half) -> Vec<Report> {
         let id = half.of(&self.pod.record.pair).id();
         let (status, output) = if self.restart.is_under_way() {
             (Status::Critical, "Envoy is restarted with another ACL token".to_owned())
@@ -495,8 +495,9 @@ impl<'a> Keeper<'a> {
             (Status::Passing, ALIVE.to_owned())
         };
         let mut reports = vec![Report { check: lease_id(id), status, output }];
-        if let (Half::Service, Some(application)) = (half, &self.application) {
-            let (status, output) = application.check();
+        if let (Half::Service, Some(application)) = (half, &mut self.application)
+            && let Some((status, output)) = application.check()
+        {
             reports.push(Report { check: application_id(id), status, output });
         }
         reports
@@ -516,7 +517,9 @@ impl<'a> Keeper<'a> {
         // One that begins as critical was seen to stay so for a minute, though the service's
         // checks passed, on an agent with which many register at once.
         let service = self.reports(Half::Service);
-        if service.iter().all(|report| report.status == Status::Passing) {
+        let is_looked_at =
+            self.application.as_mut().is_none_or(|application| application.check().is_some());
+        if is_looked_at && service.iter().all(|report| report.status == Status::Passing) {
             statuses.insert(destination_id(self.pod.record.pair.proxy.id()), Status::Passing);
         }
         statuses
