@@ -23,6 +23,14 @@ use crate::virtual_address;
 /// timeout, of which it takes a quarter at most.
 const TAKE_BACK: Duration = Duration::from_secs(5);
 
+/// The timeout, and what is to be done within it.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    whole: Deadline,
+    /// For the registration. Enough is left after it to take that back.
+    work: Deadline,
+}
+
 /// The pod's label by which the injector says that it injected it. It is set but empty
 /// where the label is gone.
 const STATUS: &str = "CONNECT_INJECT_STATUS";
@@ -51,8 +59,8 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     let common = Handoff::new(&dir);
     let is_first = !common.has_reached(Milestone::Tried);
     let timeout = timeout.min(first_timeout.filter(|_| is_first && !dry_run).unwrap_or(timeout));
-    let whole = Deadline::after(timeout);
-    let deadline = whole.earlier_by(TAKE_BACK.min(timeout / 4));
+    let budget = Budget::of(timeout);
+    let deadline = budget.work;
     let admin = bootstrap.admin().await?;
     let config = agent.config(pod.node_name.clone())?;
     let login = login.login(&pod);
@@ -116,7 +124,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     };
     // A pod whose init container fails does not run: nobody may be sent to it.
     // An agent that hangs on one of them must leave time for the others.
-    let deadline = Deadline::after(TAKE_BACK.min(whole.left()));
+    let deadline = budget.take_back();
     for (index, sidecar) in sidecars.iter().enumerate().rev() {
         let share = deadline.left() / u32::try_from(index + 1).unwrap_or(u32::MAX);
         sidecar.take_back(Deadline::after(share)).await;
@@ -129,6 +137,20 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
 fn print(text: &str) -> Result<ExitCode, Failure> {
     stdout::write(text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+// === impl Budget ===
+
+impl Budget {
+    fn of(timeout: Duration) -> Self {
+        let whole = Deadline::after(timeout);
+        Self { whole, work: whole.earlier_by(TAKE_BACK.min(timeout / 4)) }
+    }
+
+    /// Of a registration that failed now, or was cut short.
+    fn take_back(self) -> Deadline {
+        Deadline::after(TAKE_BACK.min(self.whole.left()))
+    }
 }
 
 // === impl Output ===
@@ -154,4 +176,22 @@ fn refuse_a_copy() -> Result<(), Failure> {
     Err(Failure::new(Exit::Usage, why).hint(
         "to start the application alone: kubectl debug --copy-to=NAME --keep-init-containers=false",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// P29: `--timeout 4s` took 9 s, because taking back had 5 s of its own.
+    #[tokio::test(start_paused = true)]
+    async fn taking_back_is_within_the_timeout() {
+        for (timeout, take_back) in [(4, 1), (20, 5), (120, 5)] {
+            let budget = Budget::of(Duration::from_secs(timeout));
+            let take_back = Duration::from_secs(take_back);
+            assert_eq!(budget.take_back().left(), TAKE_BACK.min(budget.whole.left()));
+            budget.work.passed().await;
+            assert_eq!(budget.take_back().left(), take_back, "of {timeout} s");
+            assert_eq!(budget.whole.left(), take_back, "of {timeout} s");
+        }
+    }
 }

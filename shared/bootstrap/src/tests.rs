@@ -67,6 +67,14 @@ fn default_document() {
     assert!(document["static_resources"].get("secrets").is_none());
 }
 
+/// P48: by default Envoy's pauses between two tries grow to half a minute.
+#[test]
+fn envoy_is_connected_again_within_seconds_of_its_agents_return() {
+    let pauses = "/dynamic_resources/ads_config/grpc_services/envoy_grpc/retry_policy/\
+                  retry_back_off/max_interval";
+    assert_eq!(document(&input()).pointer(pauses), Some(&json!("2s")));
+}
+
 #[test]
 fn the_token_entry_is_always_there() {
     let metadata = |input: &Input| {

@@ -1,5 +1,6 @@
 //! TLS and unix sockets.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use testkit::ScriptedAgent;
@@ -170,7 +171,7 @@ fn https_may_be_demanded_by_the_environment() {
         assert_registered(&agent);
     }
     let pod = with_ca_of(Pod::of(&agent).with("--http-addr", &bare), &agent);
-    pod.with_env("CONSUL_HTTP_SSL", "0").run().code(69);
+    pod.with_env("CONSUL_HTTP_SSL", "0").with("--timeout", "1s").run().code(69);
 }
 
 #[test]
@@ -290,4 +291,23 @@ fn a_unix_socket_that_never_comes_is_reported() {
     agent.stop_listening();
     let pod = Pod::of(&agent).with("--timeout", "1s");
     pod.run().code(69).says(&[&agent.address(), "hint:", "the socket is mounted"]);
+}
+
+/// P33: waiting for it heals nothing.
+#[test]
+fn a_unix_socket_that_the_pods_user_may_not_open_is_final() {
+    let agent = ScriptedAgent::start_unix();
+    let socket = agent.address().replace("unix://", "");
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(Path::new(&socket).parent().unwrap(), 0o755);
+    mode(Path::new(&socket), 0);
+    let pod = Pod::of(&agent).by_an_ordinary_user();
+    mode(&pod.shared(""), 0o777);
+    let outcome = pod.run().code(69).says(&["no permission", &socket, "hint:", "`unix_sockets`"]);
+    assert!(!outcome.stderr().contains("trying again"), "{}", outcome.stderr());
+    assert!(agent.requests().is_empty());
+    mode(Path::new(&socket), 0o777);
+    pod.run().code(0);
 }

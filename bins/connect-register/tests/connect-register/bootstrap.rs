@@ -135,6 +135,37 @@ fn a_gateway_has_a_document() {
     assert_eq!(document["node"]["id"], "gw-1");
 }
 
+/// P47: as `consul connect envoy -gateway ingress` does.
+#[test]
+fn an_ingress_gateway_has_a_ready_listener() {
+    let agent = agent(|line| {
+        let gateway = |kind: &str| {
+            json!({"Kind": kind, "ID": kind, "Service": kind, "Port": 1, "Proxy": {}})
+        };
+        match line {
+            "GET /v1/agent/services" => Some(ok(&json!({
+                "ingress-gateway": gateway("ingress-gateway"),
+                "mesh-gateway": gateway("mesh-gateway"),
+            }))),
+            "GET /v1/agent/service/ingress-gateway" => Some(ok(&gateway("ingress-gateway"))),
+            "GET /v1/agent/service/mesh-gateway" => Some(ok(&gateway("mesh-gateway"))),
+            _ => None,
+        }
+    });
+    let bootstrap = |args: &[&str]| run(&agent.address(), &[&["bootstrap"], args].concat()).json();
+    let ready = |document: &Value| {
+        let listener = &document["static_resources"]["listeners"][0];
+        assert_eq!(listener["name"], "envoy_ready_listener", "{document:#}");
+        listener["address"]["socket_address"].clone()
+    };
+    let document = bootstrap(&["--gateway", "ingress"]);
+    assert_eq!(ready(&document), json!({"address": "127.0.0.1", "port_value": 8443}));
+    let given = ["--envoy-ready-bind-address", "0.0.0.0", "--envoy-ready-bind-port", "20300"];
+    let document = bootstrap(&[&["--gateway", "ingress"], &given[..]].concat());
+    assert_eq!(ready(&document), json!({"address": "0.0.0.0", "port_value": 20300}));
+    assert_eq!(listeners(&bootstrap(&["--gateway", "mesh"])), 0);
+}
+
 #[test]
 fn the_grpc_address_is_discovered_or_given() {
     let ports = |document: &Value| grpc(document)["socket_address"]["port_value"].clone();

@@ -644,6 +644,39 @@ fn a_key_of_a_newer_release_says_so() {
     assert_eq!(message, "requires Consul 1.17 or newer");
 }
 
+/// P37: keys that Consul's CLI takes, with or without effect. A file with all of them is
+/// a registration, and what has no effect or needs a newer agent is a warning.
+#[test]
+fn a_key_that_consuls_cli_takes_is_accepted() {
+    let file = json!({"services": [
+        {"name": "a", "ports": [{"name": "http", "port": 80, "default": true}]},
+        {"name": "b", "port": 81, "check": {"ttl": "1s", "service_id": "b", "token": "t"},
+        "connect": {"sidecar_service": {
+            "token": "t", "connect": {}, "partition": "p", "socket_path": "/s",
+            "proxy": {
+                "mode": "transparent", "transparent_proxy": {"outbound_listener_port": 15001},
+                "envoy_extensions": [{"name": "builtin/lua"}],
+                "access_logs": {"enabled": true}, "expose": {"port": 1},
+            },
+        }}},
+    ]});
+    let definitions = read(&file);
+    let body = serde_json::to_value(&definitions[1].service).unwrap();
+    let sidecar = &body["Connect"]["SidecarService"];
+    for (pointer, value) in [
+        ("/Partition", json!("p")),
+        ("/SocketPath", json!("/s")),
+        ("/Token", json!("t")),
+        ("/Proxy/TransparentProxy/OutboundListenerPort", json!(15001)),
+        ("/Proxy/EnvoyExtensions/0/Name", json!("builtin/lua")),
+        ("/Proxy/AccessLogs/Enabled", json!(true)),
+    ] {
+        assert_eq!(sidecar.pointer(pointer), Some(&value), "{pointer}: {sidecar:#}");
+    }
+    let body = serde_json::to_value(&definitions[0].service).unwrap();
+    assert_eq!(body["Ports"][0]["Port"], 80);
+}
+
 #[test]
 fn what_has_no_effect_is_a_warning() {
     let file = json!({"services": [
