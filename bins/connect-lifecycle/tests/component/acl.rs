@@ -241,7 +241,7 @@ fn an_agent_that_does_not_know_a_good_token_yet_is_waited_for() {
 fn an_agent_that_does_not_log_out_is_given_up_and_said() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
-    let mut sidecar = pod.run();
+    let mut sidecar = pod.run_with(&["--drain-timeout", "300ms"]);
     await_alive(&agent);
     agent.fault(Route::Logout, Fault::Status(500, "No cluster leader"), Times::Always);
     sidecar.signal(Signal::SIGTERM);

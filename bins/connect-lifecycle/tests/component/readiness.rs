@@ -192,6 +192,8 @@ fn a_page_over_tls_is_asked_whatever_its_certificate() {
 #[test]
 fn redirects_are_followed_within_the_pod() {
     let agent = ScriptedAgent::start();
+    // Other words of the same status go out with the next renewal.
+    agent.longest_wait(Duration::from_millis(100));
     let (port, other) = (Port::keep(), Port::keep());
     let pod = Pod::with_application(&agent, &port);
     let redirect =
@@ -302,6 +304,8 @@ fn grpc(port: &Port, answer: &Arc<Mutex<Result<Vec<u8>, &'static str>>>) {
 #[test]
 fn a_grpc_service_is_asked_by_its_name() {
     let agent = ScriptedAgent::start();
+    // Other words of the same status go out with the next renewal.
+    agent.longest_wait(Duration::from_millis(100));
     let port = Port::keep();
     let pod = Pod::with_application(&agent, &port);
     let answer = Arc::new(Mutex::new(Ok(b"\0\0\0\0\x02\x08\x02".to_vec())));
@@ -324,6 +328,8 @@ fn a_grpc_service_is_asked_by_its_name() {
 #[test]
 fn what_does_not_speak_grpc_fails() {
     let agent = ScriptedAgent::start();
+    // Other words of the same status go out with the next renewal.
+    agent.longest_wait(Duration::from_millis(100));
     let port = Port::keep();
     let pod = Pod::with_application(&agent, &port);
     let listener = port.listen();
