@@ -3,7 +3,8 @@
 //! is denied, and nothing is left of pods that have ended.
 //!
 //! `SOAK_SEED` repeats a run's choices, though not its moments;
-//! `SOAK_SECONDS` is how long pods begin and end, one minute by default. Then
+//! `SOAK_SECONDS` is how long pods begin and end, one minute by default, and
+//! `SOAK_LIVES` how many of them have to live until that is enough. Then
 //! those that were killed are waited for, which takes two to three minutes more
 //! in which nothing is computed.
 //!
@@ -115,7 +116,8 @@ fn soak(node: &Node, acls: Option<&Acls<'_>>, agent: Process) {
     };
     let seed = number("SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
     let length = Duration::from_secs(number("SOAK_SECONDS").unwrap_or(60));
-    println!("SOAK_SEED={seed} SOAK_SECONDS={}", length.as_secs());
+    let lives = number("SOAK_LIVES").unwrap_or(0);
+    println!("SOAK_SEED={seed} SOAK_SECONDS={} SOAK_LIVES={lives}", length.as_secs());
     run("ip", &["route", "add", "local", "10.98.0.0/16", "dev", "lo"]).unwrap();
     let application = ["-text=web", "-listen=127.0.0.1:8080"].map(str::to_owned);
     let _application = node.start(&node.parts().harness("http-echo"), &application).unwrap();
@@ -174,7 +176,7 @@ fn soak(node: &Node, acls: Option<&Acls<'_>>, agent: Process) {
                 (ask, answered)
             })
             .collect();
-        while began.elapsed() < length {
+        while began.elapsed() < length || u64::from(soak.lives) < lives {
             soak.round(&slots, false);
         }
         soak.round(&slots, true);
@@ -346,7 +348,17 @@ impl Soak<'_> {
         });
         waited.unwrap_or_else(|error| {
             let agent = self.agent.as_ref().map(Process::output).unwrap_or_default();
-            panic!("{error}: {wrong:#?}\n{}\n{:?}", tail(&agent, 60), self.happened)
+            // As they are now: what was said of a pod is of its round.
+            let logs = self.living.values().map(|(who, _)| {
+                format!("{}: {}", who.uid, tail(&self.ground.log_of_run(who), 20))
+            });
+            let logs: Vec<_> = logs.collect();
+            panic!(
+                "{error}: {wrong:#?}\n{}\n{}\n{:?}",
+                logs.join("\n"),
+                tail(&agent, 60),
+                self.happened
+            )
         });
     }
 
