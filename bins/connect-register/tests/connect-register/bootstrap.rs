@@ -139,9 +139,8 @@ fn a_gateway_has_a_document() {
 #[test]
 fn an_ingress_gateway_has_a_ready_listener() {
     let agent = agent(|line| {
-        let gateway = |kind: &str| {
-            json!({"Kind": kind, "ID": kind, "Service": kind, "Port": 1, "Proxy": {}})
-        };
+        let gateway =
+            |kind: &str| json!({"Kind": kind, "ID": kind, "Service": kind, "Port": 1, "Proxy": {}});
         match line {
             "GET /v1/agent/services" => Some(ok(&json!({
                 "ingress-gateway": gateway("ingress-gateway"),

@@ -12,7 +12,11 @@ use crate::mesh::{Mesh, UPSTREAM, server, started, status};
 impl Mesh {
     /// A server that runs the application, and its client.
     pub(crate) fn application(&self, annotations: &Value) -> [Pod<'_>; 2] {
-        let mut pod = server("api-1", annotations, &Value::Null);
+        self.application_with(annotations, &Value::Null)
+    }
+
+    fn application_with(&self, annotations: &Value, lifecycle: &Value) -> [Pod<'_>; 2] {
+        let mut pod = server("api-1", annotations, lifecycle);
         let container = &mut pod["spec"]["containers"][0];
         container["image"] = image::APPLICATION.into();
         container["args"] = json!(["0.0.0.0:8080"]);
@@ -109,4 +113,30 @@ fn an_event_stream_outlives_the_default_timeout_where_both_sides_are_told() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(text.matches("data: event").count(), 170);
+}
+
+/// P58: what the troubleshooting page says. Nothing in the server's pod can choose another
+/// code: the response has begun, so the client's Envoy can only reset the stream.
+#[test]
+fn a_stream_that_outlives_the_drain_is_reset_as_an_internal_error() {
+    let Some(mesh) = Mesh::find_or_skip() else { return };
+    mesh.speak("http2");
+    let budget = json!({"sidecar-proxy-lifecycle-shutdown-grace-period-seconds": "1"});
+    // The application outlives the drain.
+    let lifecycle = json!({"preStop": {"exec": {"command": ["sleep", "5"]}}});
+    let [server, client] = mesh.application_with(&budget, &lifecycle);
+    let url = format!("http://127.0.0.1:{UPSTREAM}/events/100000");
+    let line = format!("curl -sSN --http2-prior-knowledge {url} > /tmp/events");
+    let output = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| client.exec("web", &["sh", "-c", &line]));
+        let begun = || {
+            let seen = client.exec("web", &["test", "-s", "/tmp/events"]);
+            seen.is_ok_and(|seen| seen.status.success())
+        };
+        until("the first event", begun).unwrap();
+        server.stop().unwrap();
+        asking.join().unwrap().unwrap()
+    });
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("INTERNAL_ERROR"), "{}: {said}", output.status);
 }

@@ -349,9 +349,10 @@ impl Soak<'_> {
         waited.unwrap_or_else(|error| {
             let agent = self.agent.as_ref().map(Process::output).unwrap_or_default();
             // As they are now: what was said of a pod is of its round.
-            let logs = self.living.values().map(|(who, _)| {
-                format!("{}: {}", who.uid, tail(&self.ground.log_of_run(who), 20))
-            });
+            let logs = self
+                .living
+                .values()
+                .map(|(who, _)| format!("{}: {}", who.uid, tail(&self.ground.log_of_run(who), 20)));
             let logs: Vec<_> = logs.collect();
             panic!(
                 "{error}: {wrong:#?}\n{}\n{}\n{:?}",
