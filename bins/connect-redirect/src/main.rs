@@ -11,6 +11,7 @@ mod netlink;
 use std::process::ExitCode;
 
 use args::{Args, Command};
+use netlink::Netlink;
 use redirect::{Plan, Transaction};
 use runtime::{Exit, Failure, Signals, stdout};
 
@@ -32,8 +33,15 @@ fn main() -> ExitCode {
 /// Loads the rules, and looks whether they do what they should.
 async fn apply(plan: &Plan, signals: Signals) -> Result<ExitCode, Failure> {
     let transaction = Transaction::from(plan);
-    netlink::load(&transaction).map_err(|error| error.failure("cannot load the redirect rules"))?;
-    netlink::verify(&transaction)
+    let load = || {
+        let mut netlink = Netlink::open()?;
+        netlink.load(&transaction)?;
+        Ok(netlink)
+    };
+    let netlink =
+        load().map_err(|error: netlink::Error| error.failure("cannot load the redirect rules"))?;
+    netlink
+        .verify(&transaction)
         .map_err(|error| error.failure("the redirect rules are loaded, but"))?;
     match loopback::verify(plan, signals).await {
         // Rules are loaded into a pod that lives, or leave this user alone.
@@ -51,7 +59,7 @@ async fn apply(plan: &Plan, signals: Signals) -> Result<ExitCode, Failure> {
 /// Looks whether connections come back; and whether the rules are those, where
 /// that may be asked.
 async fn verify(plan: &Plan, signals: Signals) -> Result<ExitCode, Failure> {
-    match netlink::verify(&Transaction::from(plan)) {
+    match Netlink::open().and_then(|netlink| netlink.verify(&Transaction::from(plan))) {
         Ok(()) => {}
         Err(netlink::Error::Denied(_)) => {
             tracing::info!("the rules can't be read without NET_ADMIN: only a connection is tried");

@@ -39,60 +39,80 @@ const PATIENCE: TimeVal = TimeVal::new(5, 0);
 /// The kernel answers a list in pieces of at most this.
 const PIECE: usize = 64 << 10;
 
-/// Loads a transaction: all of it or nothing.
-///
-/// # Errors
-/// It was refused. What was loaded before is as it was.
-pub(crate) fn load(transaction: &Transaction) -> Result<(), Error> {
-    give(&transaction.encode(), transaction)
-}
+/// A way to the kernel's `nf_tables`.
+#[derive(Debug)]
+pub(crate) struct Netlink(OwnedFd);
 
-fn give(bytes: &[u8], transaction: &Transaction) -> Result<(), Error> {
-    let socket = open()?;
-    // By default 200 kB fit. That it can't be raised shows when it is sent.
-    let _ = setsockopt(&socket, sockopt::SndBufForce, &(2 * bytes.len()));
-    send(&socket, bytes, "sending the rules")?;
-    loop {
+// === impl Netlink ===
+
+impl Netlink {
+    /// # Errors
+    /// There is none here.
+    pub(crate) fn open() -> Result<Self, Error> {
+        open().map(Self)
+    }
+
+    /// Loads a transaction: all of it or nothing.
+    ///
+    /// # Errors
+    /// It was refused. What was loaded before is as it was.
+    pub(crate) fn load(&mut self, transaction: &Transaction) -> Result<(), Error> {
+        match self.give(&transaction.encode_first(), transaction) {
+            Err(Error::Other(_, Errno::EEXIST)) => {
+                // Further refusals of the same transaction wait in the old one.
+                *self = Self::open()?;
+                self.give(&transaction.encode(), transaction)
+            }
+            other => other,
+        }
+    }
+
+    fn give(&self, bytes: &[u8], transaction: &Transaction) -> Result<(), Error> {
+        let Self(socket) = self;
+        // By default 200 kB fit. That it can't be raised shows when it is sent.
+        let _ = setsockopt(socket, sockopt::SndBufForce, &(2 * bytes.len()));
+        send(socket, bytes, "sending the rules")?;
         let mut piece = vec![0; PIECE];
-        let read = receive(&socket, &mut piece)?;
-        for answer in answers(read) {
-            match answer {
-                Answer::Refused { number, errno } => {
-                    return Err(refused(transaction.what(number), Errno::from_raw(errno)));
+        loop {
+            for answer in answers(receive(socket, &mut piece)?) {
+                match answer {
+                    Answer::Refused { number, errno } => {
+                        return Err(refused(transaction.what(number), Errno::from_raw(errno)));
+                    }
+                    Answer::Done => return Ok(()),
+                    Answer::Item { .. } => {}
                 }
-                Answer::Done => return Ok(()),
-                Answer::Item { .. } => {}
             }
         }
     }
-}
 
-/// Reads the rules back.
-///
-/// # Errors
-/// They are others, or can't be read.
-pub(crate) fn verify(transaction: &Transaction) -> Result<(), Error> {
-    let socket = open()?;
-    for list in [List::Chains, List::Rules] {
-        transaction.compare(list, &read(&socket, list)?)?;
+    /// Reads the rules back.
+    ///
+    /// # Errors
+    /// They are others, or can't be read.
+    pub(crate) fn verify(&self, transaction: &Transaction) -> Result<(), Error> {
+        for list in [List::Chains, List::Rules] {
+            transaction.compare(list, &self.read(list)?)?;
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-fn read(socket: &OwnedFd, list: List) -> Result<Vec<Vec<u8>>, Error> {
-    send(socket, &list.encode(), "reading the rules")?;
-    let mut ours = Vec::new();
-    loop {
+    fn read(&self, list: List) -> Result<Vec<Vec<u8>>, Error> {
+        let Self(socket) = self;
+        send(socket, &list.encode(), "reading the rules")?;
+        let mut ours = Vec::new();
         let mut piece = vec![0; PIECE];
-        let read = receive(socket, &mut piece)?;
-        ours.extend(list.ours(read));
-        for answer in answers(read) {
-            match answer {
-                Answer::Refused { errno, .. } => {
-                    return Err(refused("reading the rules", Errno::from_raw(errno)));
+        loop {
+            let read = receive(socket, &mut piece)?;
+            ours.extend(list.ours(read));
+            for answer in answers(read) {
+                match answer {
+                    Answer::Refused { errno, .. } => {
+                        return Err(refused("reading the rules", Errno::from_raw(errno)));
+                    }
+                    Answer::Done => return Ok(ours),
+                    Answer::Item { .. } => {}
                 }
-                Answer::Done => return Ok(ours),
-                Answer::Item { .. } => {}
             }
         }
     }
@@ -207,14 +227,15 @@ mod tests {
                 dns: None,
             };
             let (old, new) = (Transaction::from(&plan(1)), Transaction::from(&plan(2)));
-            load(&old).unwrap();
+            let mut netlink = Netlink::open().unwrap();
+            netlink.load(&old).unwrap();
             // An expression in the last rule that no kernel knows.
             let mut bytes = new.encode();
             let at = bytes.windows(5).rposition(|bytes| bytes == b"redir").unwrap();
             bytes[at] = b'x';
-            let error = give(&bytes, &new).unwrap_err().to_string();
+            let error = netlink.give(&bytes, &new).unwrap_err().to_string();
             assert!(error.contains("redirect to :20000` of chain prerouting"), "{error}");
-            verify(&old).unwrap();
+            netlink.verify(&old).unwrap();
         })
         .join()
         .unwrap();

@@ -46,9 +46,13 @@ mod flag {
     pub(super) const REQUEST: u16 = 1;
     pub(super) const ACKNOWLEDGE: u16 = 4;
     pub(super) const DUMP: u16 = 0x300;
+    pub(super) const EXCLUSIVE: u16 = 0x200;
     pub(super) const CREATE: u16 = 0x400;
     pub(super) const APPEND: u16 = 0x800;
 }
+
+/// How many messages come first that delete the table that there may be.
+const REPLACING: usize = 2;
 
 /// The part of netfilter that is spoken to, in front of each kind.
 const NFTABLES: u16 = 10;
@@ -95,11 +99,24 @@ impl From<&Plan> for Transaction {
 impl Transaction {
     /// The transaction as it is sent, in one piece. Messages are numbered from 0.
     pub fn encode(&self) -> Vec<u8> {
+        self.encode_from(0, 0)
+    }
+
+    /// The same for a network that has no such table yet; where it has, the kernel refuses
+    /// it with EEXIST. That is quicker: for what a transaction deletes, the kernel waits
+    /// until no processor can be looking at it any more.
+    pub fn encode_first(&self) -> Vec<u8> {
+        self.encode_from(REPLACING, flag::EXCLUSIVE)
+    }
+
+    /// The messages from that number on, the first with further flags.
+    fn encode_from(&self, first: usize, further: u16) -> Vec<u8> {
         let mut bytes = Vec::new();
         push(&mut bytes, BATCH_BEGIN, 0, u32::MAX, 0, NFTABLES, &[]);
-        for (message, number) in self.messages.iter().zip(0..) {
+        for (message, number) in self.messages.iter().zip(0_u32..).skip(first) {
             let Message { kind, flags, attributes, .. } = message;
-            push(&mut bytes, NFTABLES << 8 | kind, *flags, number, INET, 0, attributes);
+            let flags = flags | if number as usize == first { further } else { 0 };
+            push(&mut bytes, NFTABLES << 8 | kind, flags, number, INET, 0, attributes);
         }
         push(&mut bytes, BATCH_END, 0, u32::MAX, 0, NFTABLES, &[]);
         bytes
