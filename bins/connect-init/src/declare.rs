@@ -34,6 +34,8 @@ pub(crate) struct Said {
 pub(crate) struct Transparent {
     pub(crate) is_on: bool,
     pub(crate) virtual_address: Option<SocketAddrV4>,
+    /// The name whose address it is.
+    pub(crate) virtual_name: Option<String>,
     pub(crate) expose: Vec<ExposePath>,
 }
 
@@ -44,6 +46,8 @@ pub(crate) struct Declared {
     pub(crate) pair: Pair,
     /// Envoy's admin listener.
     pub(crate) admin: SocketAddr,
+    /// The name whose address is its virtual address.
+    pub(crate) virtual_name: Option<String>,
 }
 
 /// Proxy settings that are addresses of Envoy's listeners.
@@ -64,7 +68,8 @@ pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
         tags,
         meta,
         proxy_config,
-        transparent: Transparent { is_on: transparent, virtual_address, mut expose },
+        transparent:
+            Transparent { is_on: transparent, virtual_address, mut virtual_name, mut expose },
         pod,
         consul_namespace,
         consul_partition,
@@ -100,7 +105,12 @@ pub(crate) fn declare(said: Said) -> Result<Vec<Declared>, Failure> {
             consul_partition: consul_partition.clone(),
             index,
         };
-        Declared { index, pair: pair(&identity, declaration), admin: count_up(admin, index) }
+        Declared {
+            index,
+            pair: pair(&identity, declaration),
+            admin: count_up(admin, index),
+            virtual_name: virtual_name.take(),
+        }
     };
     Ok((0..).zip(services).map(declare_one).collect())
 }
@@ -274,6 +284,7 @@ mod tests {
         let transparent = Transparent {
             is_on: true,
             virtual_address: Some("10.96.0.10:80".parse().unwrap()),
+            virtual_name: None,
             expose: vec![expose],
         };
         Said { transparent, ..said(service, upstreams) }

@@ -65,6 +65,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     let config = agent.config(pod.node_name.clone())?;
     let login = login.login(&pod);
     let TransparentArgs { transparent, virtual_address, expose } = transparent;
+    let virtual_name = virtual_address.as_ref().and_then(|given| given.name(&pod.pod_namespace));
     let virtual_address = match virtual_address {
         Some(given) => virtual_address::resolve(given, &pod.pod_namespace, pod.pod_ip).await,
         None => None,
@@ -75,7 +76,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         tags,
         meta,
         proxy_config,
-        transparent: Transparent { is_on: transparent, virtual_address, expose },
+        transparent: Transparent { is_on: transparent, virtual_address, virtual_name, expose },
         pod,
         consul_namespace: config.namespace.clone(),
         consul_partition: config.partition.clone(),

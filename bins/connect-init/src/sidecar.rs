@@ -74,6 +74,7 @@ impl Sidecar {
             write_whole(&self.handoff.token(), 0o600, token.expose_secret().as_bytes())?;
         }
         self.handoff.forget(Milestone::Listed)?;
+        self.handoff.note_virtual_address(None)?;
         self.went(self.handoff.unbury().map_err(Failure::from))
     }
 
@@ -115,7 +116,7 @@ impl Sidecar {
         deadline: Deadline,
     ) -> Result<(), Failure> {
         let Self { declared, handoff, agent, session, bootstrap, watches_token, .. } = self;
-        let Declared { pair, admin, .. } = declared;
+        let Declared { pair, admin, virtual_name, .. } = declared;
         // On the heap, because it rarely runs.
         Box::pin(self.take_back_earlier(deadline)).await;
         let watches = *watches_token;
@@ -124,7 +125,9 @@ impl Sidecar {
         helper.done().await?;
         let login = session.as_ref().map(|session| session.login().clone());
         let agent = provision::agent_record(handoff, agent, tls);
-        Record::new(pair.clone(), agent, *admin, login).write(handoff)?;
+        let mut record = Record::new(pair.clone(), agent, *admin, login);
+        record.virtual_name.clone_from(virtual_name);
+        record.write(handoff)?;
         Ok(())
     }
 

@@ -19,6 +19,20 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 // === impl VirtualArg ===
 
+impl VirtualArg {
+    /// The name in the cluster's DNS whose address it is, if it is a name's.
+    pub(crate) fn name(&self, namespace: &str) -> Option<String> {
+        match self {
+            Self::Address(_) => None,
+            Self::Service(name) => Some(host(name, namespace)),
+        }
+    }
+}
+
+fn host(service: &str, namespace: &str) -> String {
+    format!("{service}.{namespace}.svc")
+}
+
 impl FromStr for VirtualArg {
     type Err = String;
 
@@ -50,7 +64,7 @@ pub(crate) async fn resolve(
         VirtualArg::Address(address) => return Some(address),
         VirtualArg::Service(name) => name,
     };
-    let host = format!("{name}.{namespace}.svc");
+    let host = host(&name, namespace);
     let lookup = async {
         let found = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host.as_str(), 0)));
         match found.await {
@@ -70,7 +84,7 @@ pub(crate) async fn resolve(
         Err(why) => {
             tracing::warn!(
                 "Service `{name}` gives no virtual address: {why}; hint: the service is known by \
-                 Consul's own only, until the pod is started anew"
+                 Consul's own only, until connect-lifecycle finds one"
             );
             None
         }

@@ -12,6 +12,8 @@ use handoff::Handoff;
 use probe::Probe;
 use runtime::LogArgs;
 
+use crate::relay::Relayed;
+
 /// Keep a pod's registration with the node's Consul agent correct, and deregister when
 /// the pod ends
 #[derive(Debug, Parser)]
@@ -116,11 +118,27 @@ pub(crate) struct RunArgs {
     pub(crate) service_metrics_path: String,
 
     #[command(flatten)]
+    pub(crate) relay: RelayArgs,
+
+    #[command(flatten)]
     pub(crate) dns: DnsArgs,
 
     /// Envoy and its arguments
     #[arg(last = true, required = true, value_name = "ENVOY")]
     pub(crate) command: Vec<OsString>,
+}
+
+/// Probes of the kubelet, with transparent proxy.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RelayArgs {
+    /// Port on which the kubelet asks for the pages of --probe
+    #[arg(long, env = "CONNECT_PROBE_PORT", value_name = "PORT", requires = "probe")]
+    pub(crate) probe_port: Option<NonZeroU16>,
+
+    /// Probe to run over loopback when the page /PATH is requested, as JSON in a Pod's
+    /// form: status 200 if it succeeds, else 503; the log says why. May be repeated
+    #[arg(long, value_name = "/PATH=JSON", requires = "probe_port")]
+    pub(crate) probe: Vec<Relayed>,
 }
 
 /// The pod's DNS, with transparent proxy.
@@ -146,13 +164,12 @@ pub(crate) struct DnsArgs {
     #[arg(long, env = "CONNECT_CONSUL_DNS_ADDR", value_name = "IP:PORT", requires = "dns_port")]
     pub(crate) consul_dns_addr: Option<SocketAddr>,
 
-    /// File with the pod's nameservers; it is read again when it changes
+    /// File with the pod's nameservers and search list; it is read again when it changes
     #[arg(
         long,
         env = "CONNECT_RESOLV_CONF",
         default_value = "/etc/resolv.conf",
-        value_name = "FILE",
-        requires = "dns_port"
+        value_name = "FILE"
     )]
     pub(crate) resolv_conf: PathBuf,
 }

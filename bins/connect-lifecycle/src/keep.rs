@@ -24,7 +24,7 @@ use lifecycle::{
 use probe::Probe;
 use registration::Service;
 use registration::check::{Check, Status};
-use registration::pod::{Pair, application_id, destination_id, lease_id, listener_id};
+use registration::pod::{Pair, VIRTUAL, application_id, destination_id, lease_id, listener_id};
 use runtime::file::write_whole;
 use runtime::retry::{Backoff, jitter};
 use runtime::{Deadline, Exit, Failure};
@@ -36,6 +36,7 @@ use crate::application::{self, Application};
 use crate::pod::Pod;
 use crate::restart::Restart;
 use crate::stream::Stream;
+use crate::virtual_address::VirtualAddress;
 
 /// A third of the lease, so that one lost renewal does not lose the lease.
 const RENEWAL: Duration = Duration::from_secs(10);
@@ -67,12 +68,15 @@ const LOG_OUT: Duration = Duration::from_secs(10);
 /// A registration that is kept.
 pub(crate) struct Keeper<'a> {
     pod: &'a Pod,
+    /// What is registered: as in the record, but for the virtual address.
+    pair: Pair,
     /// The registration that is under way, with the lock.
     drive: Option<Drive<'a>>,
     restart: &'a Restart,
     envoy: Envoy,
     application: Option<Application>,
     listener: Listener,
+    virtual_address: VirtualAddress,
     /// The content hash of the proxy's entry, as it was seen last.
     hash: String,
     /// What the agent keeps otherwise than it was sent, by half. It was seen right
@@ -126,6 +130,7 @@ impl<'a> Keeper<'a> {
         restart: &'a Restart,
         stream: Stream,
         probe: Option<Probe>,
+        virtual_address: VirtualAddress,
     ) -> Self {
         let Pair { service, proxy } = &pod.record.pair;
         let check = |service: &Service, id: &str| {
@@ -142,11 +147,13 @@ impl<'a> Keeper<'a> {
         let address = listener.and_then(|check| check.tcp.parse().ok());
         Self {
             pod,
+            pair: pod.record.pair.clone(),
             drive: None,
             restart,
             envoy: Envoy::at(pod.record.admin),
             application,
             listener: Listener { address, is_due: true, listens: false },
+            virtual_address,
             hash: String::new(),
             accepted: Default::default(),
             is_just_registered: [false; 2],
@@ -253,8 +260,20 @@ impl<'a> Keeper<'a> {
             () = self.listener.opens() => return Ok(Outcome::Done),
             () = self.restart.changed() => return Ok(Outcome::Done),
             () = is_due => return Ok(Outcome::NoToken),
+            address = self.virtual_address.changed() => return Ok(self.take_address(address)),
         };
         self.judge(Half::Proxy, there)
+    }
+
+    /// Has the service known by another virtual address from now on.
+    fn take_address(&mut self, address: Ipv4Addr) -> Outcome {
+        if let Err(error) = self.pod.handoff.note_virtual_address(Some(address)) {
+            tracing::warn!("{}", Failure::from(error));
+        }
+        let there = self.pair.proxy.tagged_addresses.entry(VIRTUAL.to_owned());
+        there.or_default().address = address.to_string();
+        self.reason = format!("its virtual address is {address} now");
+        Outcome::Changed
     }
 
     async fn entry(
@@ -267,7 +286,7 @@ impl<'a> Keeper<'a> {
 
     /// What an entry on the agent means for the registration.
     fn judge(&mut self, half: Half, there: Option<AgentService>) -> Result<Outcome, Wrong> {
-        let sent = half.of(&self.pod.record.pair);
+        let sent = half.of(&self.pair);
         let Some(there) = there else {
             "the agent had lost it".clone_into(&mut self.reason);
             return Ok(Outcome::Missing);
@@ -313,8 +332,9 @@ impl<'a> Keeper<'a> {
         let mut drive = if let Some(drive) = self.drive.take() {
             drive
         } else {
-            let Pod { handoff, record, agent, .. } = self.pod;
-            let pair = record.pair.known_to_be(&self.statuses().await);
+            let Pod { handoff, agent, .. } = self.pod;
+            let statuses = self.statuses().await;
+            let pair = self.pair.known_to_be(&statuses);
             Drive::new(handoff, agent, pair, Deadline::after(REGISTER))
         };
         let done = drive.act(step).await;
@@ -401,6 +421,7 @@ impl<'a> Keeper<'a> {
                 }
             }
             Half::Proxy => {
+                self.virtual_address.look();
                 self.look_at_stream().await;
                 // A courtesy: the agent looks itself within 10 s.
                 if let Err(error) = self.say_that_envoy_listens().await {

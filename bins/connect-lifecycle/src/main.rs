@@ -15,7 +15,11 @@
 //! - [`stream`]: whether Envoy has its configuration from the agent
 //! - [`wait`]: a command that runs while the proxy does, for Jobs
 //! - [`merge`]: Envoy's and the application's metrics on one page
+//! - [`relay`]: probes of the kubelet that cannot go through Envoy
+//! - [`page`]: pages that the sidecar serves itself
+//! - [`places`]: how many questions at once
 //! - [`dns`]: the pod's DNS, split between the agent and the pod's nameservers
+//! - [`virtual_address`]: the address by which transparent clients know the service
 //! - [`child`]: a child process, and the orphans of the container
 
 mod application;
@@ -27,12 +31,16 @@ mod drain;
 mod end;
 mod keep;
 mod merge;
+mod page;
+mod places;
 mod pod;
 mod probe;
 mod ready;
+mod relay;
 mod restart;
 mod run;
 mod stream;
+mod virtual_address;
 mod wait;
 
 use std::process::ExitCode;

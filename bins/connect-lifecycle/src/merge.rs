@@ -22,6 +22,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::page::{question, write_all};
+
 /// Where the application's metrics are.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
@@ -49,14 +51,8 @@ const HALF: Duration = Duration::from_secs(4);
 /// How long the question may take, which Envoy asks in one piece.
 const QUESTION: Duration = Duration::from_secs(1);
 
-/// How long a reader may take no byte of the page.
-const READER: Duration = Duration::from_secs(2);
-
 /// How many scrapes are answered at once: Prometheus, its twin, and a person.
 const AT_ONCE: usize = 4;
-
-/// A question of Envoy's is far shorter.
-const LONGEST_QUESTION: usize = 8 << 10;
 
 /// A line is far shorter; what has none for so long is no such page.
 const LONGEST_LINE: usize = 64 << 10;
@@ -242,37 +238,6 @@ fn without_end_mark(lines: Vec<u8>) -> Vec<u8> {
     }
     let kept = lines.split_inclusive(|byte| *byte == b'\n').filter(|line| *line != MARK);
     kept.flatten().copied().collect()
-}
-
-/// Reads a request's head; its method and path, without the query.
-async fn question(stream: &TcpStream) -> io::Result<String> {
-    let mut head = Vec::new();
-    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
-        stream.readable().await?;
-        let mut buffer = [0; 1024];
-        match stream.try_read(&mut buffer) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) if head.len() > LONGEST_QUESTION => return Err(io::ErrorKind::InvalidData.into()),
-            Ok(length) => head.extend_from_slice(&buffer[..length]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    let head = String::from_utf8_lossy(&head);
-    let mut words = head.split([' ', '?', '\r']);
-    Ok([words.next(), words.next()].map(Option::unwrap_or_default).join(" "))
-}
-
-async fn write_all(stream: &TcpStream, mut data: &[u8]) -> io::Result<()> {
-    while !data.is_empty() {
-        timeout(READER, stream.writable()).await??;
-        match stream.try_write(data) {
-            Ok(length) => data = &data[length..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

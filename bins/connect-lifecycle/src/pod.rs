@@ -7,6 +7,7 @@ use consul::Agent;
 use flags::Report;
 use handoff::{Handoff, Milestone, Record};
 use lifecycle::{Session, Unused, session};
+use registration::pod::VIRTUAL;
 use runtime::deadline::race;
 use runtime::{Deadline, Failure, Signals};
 
@@ -34,7 +35,11 @@ pub(crate) struct Pod {
 impl Pod {
     pub(crate) fn open(args: HandoffArgs) -> Result<Self, Failure> {
         let handoff = args.handoff();
-        let record = Record::read(&handoff).map_err(Report::failure)?;
+        let mut record = Record::read(&handoff).map_err(Report::failure)?;
+        if let Some(address) = handoff.virtual_address() {
+            let known = record.pair.proxy.tagged_addresses.entry(VIRTUAL.to_owned());
+            known.or_default().address = address.to_string();
+        }
         let agent = record.agent.connect().map_err(Report::failure)?;
         let session = record.login.clone().map(|login| Session::new(&agent, &handoff, login));
         Ok(Self { handoff, record, agent, session })

@@ -20,8 +20,10 @@ use crate::end::{self, Budget};
 use crate::keep::{self, Keeper};
 use crate::merge::{Merge, Source};
 use crate::pod::Pod;
+use crate::relay::Relay;
 use crate::restart::Restart;
 use crate::stream::Stream;
+use crate::virtual_address::VirtualAddress;
 
 /// How long Envoy may take to connect to the agent before there is a warning.
 const LATE: Duration = Duration::from_secs(10);
@@ -49,14 +51,19 @@ pub(crate) async fn run(
         merged_metrics_port,
         service_metrics_port,
         service_metrics_path,
+        relay,
         dns,
         command,
     } = args;
     let command = with_drain_strategy(command);
     let pod = Pod::open(handoff)?;
+    let virtual_address = VirtualAddress::of(&pod, dns.resolv_conf.clone());
     // First of all: where this container starts again, the application asks already.
     if let Some(dns) = Dns::listen(dns, &pod.record.agent.http_addr).await? {
         tokio::spawn(dns.serve());
+    }
+    if let Some(relay) = Relay::listen(relay, &pod.record.pair.service.address).await? {
+        tokio::spawn(relay.serve());
     }
     pod.revive(&mut signals).await?;
     if let Some((port, application)) = merged_metrics_port.zip(service_metrics_port) {
@@ -71,7 +78,8 @@ pub(crate) async fn run(
     let restart = Restart::default();
     let stream = Stream::new(cut_off_after, message);
     let probe = readiness_probe.map(|probe| since_start(probe, &pod.handoff));
-    let mut keeper = Box::pin(Keeper::new(&pod, &restart, stream, probe).keep(stop.clone()));
+    let keeper = Keeper::new(&pod, &restart, stream, probe, virtual_address);
+    let mut keeper = Box::pin(keeper.keep(stop.clone()));
     let port = pod.record.pair.service.port;
     let busy = Busy {
         envoy: Envoy::at(pod.record.admin),

@@ -57,6 +57,19 @@ impl FromStr for Domain {
 }
 
 impl Domain {
+    /// In wire format.
+    pub(crate) fn encoded(&self) -> &[u8] {
+        &self.encoded
+    }
+
+    /// This name under another.
+    ///
+    /// # Errors
+    /// The name would be too long.
+    pub fn under(&self, parent: &Self) -> Result<Self, InvalidDomain> {
+        format!("{self}.{parent}").parse()
+    }
+
     /// Whether a name in wire format is the domain or under it.
     pub(crate) fn has(&self, mut name: &[u8]) -> bool {
         // A length is at most 63, and so never a letter.

@@ -40,7 +40,7 @@ pub enum Rcode {
 pub const HEADER: usize = 12;
 
 /// Length of type and class, which follow the question's name.
-const TYPE_AND_CLASS: usize = 4;
+pub(crate) const TYPE_AND_CLASS: usize = 4;
 
 // Bits of the header's third and fourth byte.
 const RESPONSE: u8 = 0x80;
@@ -168,7 +168,7 @@ fn set_id(message: &mut [u8], id: u16) {
 
 /// The end of the name behind the header. A question is never compressed: no name
 /// precedes it.
-fn end_of_name(message: &[u8]) -> Option<usize> {
+pub(crate) fn end_of_name(message: &[u8]) -> Option<usize> {
     let mut at = HEADER;
     loop {
         let length = usize::from(*message.get(at)?);

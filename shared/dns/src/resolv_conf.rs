@@ -1,8 +1,10 @@
-//! The nameservers of a `resolv.conf`.
+//! The nameservers of a `resolv.conf`, and its search list.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// The nameservers of a `resolv.conf`; the search list concerns the client only.
+use crate::domain::Domain;
+
+/// Nameservers and search list of a `resolv.conf`.
 ///
 /// Source: resolv.conf(5).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +13,8 @@ pub struct ResolvConf {
     pub nameservers: Vec<SocketAddr>,
     /// Values of `nameserver` lines that can't be parsed.
     pub unknown: Vec<String>,
+    /// Domains, in the order in which they are tried. What is no domain is left out.
+    pub search: Vec<Domain>,
 }
 
 const PORT: u16 = 53;
@@ -18,28 +22,39 @@ const PORT: u16 = 53;
 /// Maximum number of nameservers that a C library asks.
 const MOST: usize = 3;
 
+/// How many domains Kubernetes allows in a pod's search list.
+///
+/// Source: "DNS for Services and Pods" of the Kubernetes documentation.
+const MOST_SEARCHED: usize = 32;
+
 // === impl ResolvConf ===
 
 impl ResolvConf {
     pub fn read(text: &str) -> Self {
         let mut nameservers = Vec::new();
         let mut unknown = Vec::new();
+        let mut search = Vec::new();
         for line in text.lines() {
             let mut words = line.split_ascii_whitespace();
-            if words.next() != Some("nameserver") {
-                continue;
-            }
-            let value = words.next().unwrap_or_default();
-            match address(value) {
-                Some(address) => nameservers.push(address),
-                None => unknown.push(value.to_owned()),
+            match words.next() {
+                Some("nameserver") => {
+                    let value = words.next().unwrap_or_default();
+                    match address(value) {
+                        Some(address) => nameservers.push(address),
+                        None => unknown.push(value.to_owned()),
+                    }
+                }
+                // The last one counts.
+                Some("search") => search = words.filter_map(|word| word.parse().ok()).collect(),
+                _ => {}
             }
         }
         if nameservers.is_empty() && unknown.is_empty() {
             nameservers.push(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT));
         }
         nameservers.truncate(MOST);
-        Self { nameservers, unknown }
+        search.truncate(MOST_SEARCHED);
+        Self { nameservers, unknown, search }
     }
 }
 
@@ -56,7 +71,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> (Vec<String>, Vec<String>) {
-        let ResolvConf { nameservers, unknown } = ResolvConf::read(text);
+        let ResolvConf { nameservers, unknown, .. } = ResolvConf::read(text);
         (nameservers.iter().map(ToString::to_string).collect(), unknown)
     }
 
@@ -73,6 +88,18 @@ mod tests {
         let (nameservers, unknown) = read(text);
         assert_eq!(nameservers, ["10.96.0.10:53", "[fd00::a]:53", "127.0.0.1:5353"]);
         assert!(unknown.is_empty());
+    }
+
+    #[test]
+    fn the_last_search_list_counts() {
+        let search = |text: &str| {
+            let search = ResolvConf::read(text).search;
+            search.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(search("nameserver 10.0.0.1\n"), [""; 0]);
+        let text = "search a\nsearch shop.svc.cluster.local\tsvc.cluster.local. a..b .\n";
+        assert_eq!(search(text), ["shop.svc.cluster.local", "svc.cluster.local"]);
+        assert_eq!(search(&format!("search{}", " a".repeat(40))).len(), 32);
     }
 
     #[test]

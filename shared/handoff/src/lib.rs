@@ -19,6 +19,7 @@ pub mod record;
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -140,6 +141,21 @@ impl Handoff {
         let path = self.own("cut-off", "");
         match why {
             Some(why) => write_whole(&path, 0o600, why.as_bytes()),
+            None => remove(&path),
+        }
+    }
+
+    /// The address by which transparent clients know the service, if `connect-lifecycle`
+    /// found another than the record has.
+    pub fn virtual_address(&self) -> Option<Ipv4Addr> {
+        std::fs::read_to_string(self.own("virtual-address", "")).ok()?.parse().ok()
+    }
+
+    /// Notes that address, or that the record's counts.
+    pub fn note_virtual_address(&self, address: Option<Ipv4Addr>) -> Result<(), WriteError> {
+        let path = self.own("virtual-address", "");
+        match address {
+            Some(address) => write_whole(&path, 0o600, address.to_string().as_bytes()),
             None => remove(&path),
         }
     }

@@ -29,6 +29,10 @@ pub struct Record {
     /// How to log in again, if the ACL token came from a login.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login: Option<Login>,
+    /// The name whose address is the proxy's tagged address `virtual`, if it is a name's:
+    /// `connect-lifecycle` looks it up again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_name: Option<String>,
 }
 
 /// An agent, and how to connect to it. The token is in a file of its own.
@@ -82,7 +86,7 @@ pub enum ReadError {
 
 impl Record {
     pub fn new(pair: Pair, agent: AgentRecord, admin: SocketAddr, login: Option<Login>) -> Self {
-        Self { version: VERSION, pair, agent, admin, login }
+        Self { version: VERSION, pair, agent, admin, login, virtual_name: None }
     }
 
     pub fn write(&self, handoff: &Handoff) -> Result<(), WriteError> {

@@ -339,3 +339,33 @@ fn what_an_earlier_release_registered_under_other_ids_is_deregistered() {
     assert_registered(&agent);
     assert_eq!(pod.json("registration.json")["service"]["ID"], SERVICE);
 }
+
+/// Transparent clients know the service by the address; `connect-lifecycle` looks the name
+/// up again.
+#[test]
+fn a_transparent_pod_is_registered_as_one() {
+    for (address, name) in [("10.96.0.10:80", None), ("service:db", Some("db.shop.svc"))] {
+        let agent = ScriptedAgent::start();
+        let pod = Pod::of(&agent)
+            .switch("--transparent")
+            .with("--virtual", address)
+            .with("--expose", "/healthz=20300:8080")
+            .with_env("DB_SERVICE_HOST", "10.96.0.10")
+            .with_env("DB_SERVICE_PORT", "80");
+        pod.run().code(0);
+        let proxy = agent.asked(Route::Register)[1].json();
+        assert_eq!(proxy["Proxy"]["Mode"], "transparent");
+        assert_eq!(proxy["Proxy"]["TransparentProxy"]["OutboundListenerPort"], 15001);
+        assert_eq!(
+            proxy["TaggedAddresses"],
+            json!({"virtual": {"Address": "10.96.0.10", "Port": 80}})
+        );
+        let exposed = &proxy["Proxy"]["Expose"]["Paths"][0];
+        assert_eq!(exposed["Path"], "/healthz");
+        assert_eq!(
+            (&exposed["ListenerPort"], &exposed["LocalPathPort"]),
+            (&json!(20300), &json!(8080))
+        );
+        assert_eq!(pod.json("registration.json")["virtual_name"].as_str(), name);
+    }
+}

@@ -6,12 +6,12 @@
 //! Every query has an end: an answer, or SERVFAIL.
 //!
 //! - [`udp`], [`tcp`]: queries taken and answered
-//! - [`places`]: how many at once
 //! - [`upstreams`]: the servers of one kind, in the order in which they are asked
 //! - [`exchange`]: one query, asked of one server
+//! - [`lookup`]: a name's addresses, for our own use
 
 mod exchange;
-mod places;
+mod lookup;
 mod tcp;
 mod udp;
 mod upstreams;
@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use crate::args::DnsArgs;
 use exchange::Protocol;
+pub(crate) use lookup::Lookup;
 use upstreams::{Source, Upstreams};
 
 /// The agent's port for DNS, if its configuration has no other.
@@ -76,13 +77,15 @@ impl Dns {
             domain: consul_domain,
             agent: Upstreams::new(
                 "the agent's DNS",
-                "check that the agent runs and serves DNS at that address (client_addr, ports.dns)",
+                "its names get SERVFAIL; hint: check that the agent runs and serves DNS at that \
+                 address (client_addr, ports.dns)",
                 Source::Fixed(agent),
             ),
             nameservers: Upstreams::new(
                 "the pod's nameserver",
-                "check the nameservers of the pod's resolv.conf, and that Envoy's user reaches them",
-                Source::File { path: resolv_conf, not: address },
+                "its names get SERVFAIL; hint: check the nameservers of the pod's resolv.conf, and \
+                 that Envoy's user reaches them",
+                Source::File { path: resolv_conf, not: Some(address) },
             ),
         };
         tracing::info!(

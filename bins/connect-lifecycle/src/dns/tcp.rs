@@ -9,8 +9,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::exchange::{Protocol, read, write};
-use super::places::{Place, Places};
 use super::{LONGEST_QUERY, Resolver};
+use crate::places::{Place, Places};
 
 /// How many connections there are at once; the one idle longest makes room.
 const CONNECTIONS: usize = 64;

@@ -8,8 +8,8 @@ use dns::{Malformed, Query, Rcode};
 use tokio::net::UdpSocket;
 
 use super::exchange::Protocol;
-use super::places::{Place, Places};
 use super::{LONGEST_QUERY, Resolver};
+use crate::places::{Place, Places};
 
 /// How many queries are under way to the agent, and to the pod's nameservers. Each
 /// has a socket, or one for each nameserver that is silent.

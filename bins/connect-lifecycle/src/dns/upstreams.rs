@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use dns::query::is_no_answer;
-use dns::{Query, ResolvConf};
+use dns::{Domain, Query, ResolvConf};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -30,8 +30,8 @@ const LAST: Duration = Duration::from_secs(10);
 pub(super) struct Upstreams {
     /// Whose they are, for the log.
     whose: &'static str,
-    /// What to do if none answers.
-    hint: &'static str,
+    /// What follows if none answers, and what to do.
+    then: &'static str,
     source: Source,
     state: Mutex<State>,
 }
@@ -44,8 +44,8 @@ pub(super) enum Source {
     /// The nameservers of a `resolv.conf`, which is read again when it changes.
     File {
         path: PathBuf,
-        /// Our own address, which is never asked.
-        not: SocketAddr,
+        /// Our own address, if we serve: it is never asked.
+        not: Option<SocketAddr>,
     },
 }
 
@@ -54,6 +54,7 @@ struct State {
     /// Of the file that was read, to see when it changes.
     file: Option<Stamp>,
     addresses: Vec<SocketAddr>,
+    search: Vec<Domain>,
     servers: BTreeMap<SocketAddr, Server>,
     /// When one of them answered last.
     answered: Option<Instant>,
@@ -74,8 +75,17 @@ struct Server {
 // === impl Upstreams ===
 
 impl Upstreams {
-    pub(super) fn new(whose: &'static str, hint: &'static str, source: Source) -> Self {
-        Self { whose, hint, source, state: Mutex::default() }
+    pub(super) fn new(whose: &'static str, then: &'static str, source: Source) -> Self {
+        Self { whose, then, source, state: Mutex::default() }
+    }
+
+    /// The domains under which a short name is looked for, as the file has them now.
+    pub(super) fn search(&self) -> Vec<Domain> {
+        let Source::File { path, not } = &self.source else { return Vec::new() };
+        self.with(|state| {
+            state.read(path, *not);
+            state.search.clone()
+        })
     }
 
     /// The servers, as they are to be asked now: those that were silent last.
@@ -192,11 +202,7 @@ impl Upstreams {
             is_down && !std::mem::replace(&mut state.is_down, true)
         });
         if is_news {
-            tracing::warn!(
-                "{} does not answer: {problem}: its names get SERVFAIL; hint: {}",
-                self.whose,
-                self.hint
-            );
+            tracing::warn!("{} does not answer: {problem}: {}", self.whose, self.then);
         }
     }
 
@@ -210,18 +216,23 @@ impl Upstreams {
 impl State {
     /// Reads the file if it is another than before. One that can't be read is
     /// perhaps being written: what is known stays.
-    fn read(&mut self, path: &Path, not: SocketAddr) {
+    fn read(&mut self, path: &Path, not: Option<SocketAddr>) {
         let stamp = fs::metadata(path).and_then(|file| Ok((file.modified()?, file.len()))).ok();
         if self.file.is_some() && (stamp.is_none() || self.file == stamp) {
             return;
         }
         let Ok(text) = fs::read_to_string(path) else { return };
-        let ResolvConf { mut nameservers, unknown } = ResolvConf::read(&text);
-        nameservers.retain(|address| *address != not);
+        let ResolvConf { mut nameservers, unknown, search } = ResolvConf::read(&text);
+        nameservers.retain(|address| Some(*address) != not);
         if !unknown.is_empty() {
             tracing::warn!("ignored nameservers of {}: {unknown:?}", path.display());
         }
-        *self =
-            Self { file: stamp, addresses: nameservers, is_down: self.is_down, ..Self::default() };
+        *self = Self {
+            file: stamp,
+            addresses: nameservers,
+            search,
+            is_down: self.is_down,
+            ..Self::default()
+        };
     }
 }

@@ -32,5 +32,7 @@ mod nameserver;
 mod pod;
 mod readiness;
 mod ready;
+mod relay;
 mod stream;
+mod virtual_address;
 mod wait;

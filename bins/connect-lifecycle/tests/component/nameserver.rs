@@ -217,10 +217,18 @@ pub(crate) fn fail(query: &[u8], code: u8) -> Vec<u8> {
 
 /// An answer with that address, to a query without EDNS.
 pub(crate) fn answer(query: &[u8], address: [u8; 4]) -> Vec<u8> {
+    answer_for(query, &[address], 0)
+}
+
+/// An answer with those addresses, which hold for so many seconds, to a query without
+/// EDNS.
+pub(crate) fn answer_for(query: &[u8], addresses: &[[u8; 4]], ttl: u8) -> Vec<u8> {
     let mut message = fail(query, 0);
-    message[7] = 1;
-    message.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
-    message.extend(address);
+    message[7] = u8::try_from(addresses.len()).unwrap();
+    for address in addresses {
+        message.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, ttl, 0, 4]);
+        message.extend(address);
+    }
     message
 }
 

@@ -73,6 +73,21 @@ impl Pod {
         pod
     }
 
+    /// A pod whose service is known by the address of that name.
+    pub(crate) fn known_by(agent: &ScriptedAgent, name: &str, address: Option<[u8; 4]>) -> Self {
+        let mut pod = Self::of(agent);
+        if let Some(address) = address {
+            let address = std::net::Ipv4Addr::from(address);
+            pod.proxy["TaggedAddresses"] = json!({"virtual": {"Address": address, "Port": 80}});
+        }
+        let mut record = pod.record(agent, pod.envoy.admin());
+        record["virtual_name"] = name.into();
+        pod.write("registration.json", &record.to_string());
+        agent.wipe();
+        pod.register(agent);
+        pod
+    }
+
     /// As [`Self::with_application`], and its proxy has an alias of its service.
     pub(crate) fn with_alias(agent: &ScriptedAgent, port: &Port) -> Self {
         let mut pod = Self::with_application(agent, port);

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 #[derive(Debug)]
-pub(super) struct Places {
+pub(crate) struct Places {
     limit: usize,
     taken: Mutex<Taken>,
 }
@@ -26,7 +26,7 @@ struct Taken {
 
 /// A place that is left when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     of: Arc<Places>,
     number: u64,
     lost: oneshot::Receiver<()>,
@@ -35,11 +35,11 @@ pub(super) struct Place {
 // === impl Places ===
 
 impl Places {
-    pub(super) fn new(limit: usize) -> Arc<Self> {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit, taken: Mutex::default() })
     }
 
-    pub(super) fn take(self: &Arc<Self>) -> Place {
+    pub(crate) fn take(self: &Arc<Self>) -> Place {
         let (sender, lost) = oneshot::channel();
         let number = self.with(|taken| {
             if taken.places.len() >= self.limit {
@@ -71,13 +71,13 @@ impl Taken {
 
 impl Place {
     /// Waits until another one has got it.
-    pub(super) async fn lost(&mut self) {
+    pub(crate) async fn lost(&mut self) {
         // Nothing is sent: the other end is dropped.
         let _ = (&mut self.lost).await;
     }
 
     /// Counts from now on, as if it were taken only now.
-    pub(super) fn renew(&mut self) {
+    pub(crate) fn renew(&mut self) {
         let number = self.number;
         let renewed =
             self.of.with(|taken| taken.places.remove(&number).map(|sender| taken.add(sender)));

@@ -1,0 +1,165 @@
+//! The virtual address of a service, where it is that of a Kubernetes Service: it is
+//! another when the Service is created anew.
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use testkit::{Process, Route, ScriptedAgent};
+
+use crate::nameserver::{Nameserver, answer_for, fail};
+use crate::pod::{PROXY, PROXY_LEASE, Pod, await_alive};
+
+const NAME: &str = "db.shop.svc";
+const WHOLE: &str = "db.shop.svc.cluster.local";
+
+const OLD: [u8; 4] = [10, 96, 0, 10];
+const NEW: [u8; 4] = [10, 96, 0, 11];
+const NEWER: [u8; 4] = [10, 96, 0, 12];
+
+/// The address of the pods of these tests.
+const OWN: [u8; 4] = [127, 0, 0, 1];
+
+const SERVFAIL: u8 = 2;
+const NXDOMAIN: u8 = 3;
+
+/// The cluster's DNS, which knows one Service.
+struct Cluster {
+    nameserver: Nameserver,
+    addresses: Arc<Mutex<Vec<[u8; 4]>>>,
+}
+
+impl Cluster {
+    fn with(address: [u8; 4], ttl: u8) -> Self {
+        let addresses = Arc::new(Mutex::new(vec![address]));
+        let answered = Arc::clone(&addresses);
+        let nameserver = Nameserver::start(move |asked| {
+            vec![if asked.name == WHOLE {
+                answer_for(&asked.message, &answered.lock().unwrap(), ttl)
+            } else {
+                fail(&asked.message, NXDOMAIN)
+            }]
+        });
+        Self { nameserver, addresses }
+    }
+
+    fn change(&self, addresses: &[[u8; 4]]) {
+        *self.addresses.lock().unwrap() = addresses.to_vec();
+    }
+
+    fn run(&self, pod: &Pod) -> Process {
+        run(&self.nameserver, pod)
+    }
+}
+
+/// Starts the sidecar of a pod with that nameserver.
+fn run(nameserver: &Nameserver, pod: &Pod) -> Process {
+    let at = nameserver.address();
+    let search = "search shop.svc.cluster.local svc.cluster.local cluster.local";
+    pod.write("resolv.conf", &format!("{search}\nnameserver [{}]:{}\n", at.ip(), at.port()));
+    pod.run_with(&["--resolv-conf", &pod.path("resolv.conf")])
+}
+
+/// An agent whose heartbeats follow each other at once.
+fn agent() -> ScriptedAgent {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    agent
+}
+
+fn await_address(agent: &ScriptedAgent, address: [u8; 4]) {
+    let address = Ipv4Addr::from(address).to_string();
+    agent.await_that(&format!("the address {address}"), |state| {
+        let there = &state.model.services()[PROXY]["TaggedAddresses"]["virtual"];
+        there["Address"] == address.as_str()
+    });
+}
+
+/// Waits for so many heartbeats from now on.
+fn await_heartbeats(agent: &ScriptedAgent, count: usize) {
+    agent.forget_requests();
+    agent.await_that("heartbeats", |state| {
+        let of_proxy = |id: Option<String>| id.as_deref() == Some(PROXY_LEASE);
+        state.requests.iter().filter(|request| of_proxy(request.id())).count() >= count
+    });
+}
+
+#[test]
+fn a_service_created_anew_gives_its_new_address() {
+    let (agent, cluster) = (agent(), Cluster::with(NEW, 0));
+    let pod = Pod::known_by(&agent, NAME, Some(OLD));
+    let sidecar = cluster.run(&pod);
+    await_address(&agent, NEW);
+    sidecar.await_log("registered again: its virtual address is 10.96.0.11 now");
+    cluster.change(&[NEWER]);
+    await_address(&agent, NEWER);
+    await_alive(&agent);
+    let there = &agent.services()[PROXY]["TaggedAddresses"]["virtual"];
+    assert_eq!(there["Port"], 80, "it is the Service's still");
+    drop(sidecar);
+
+    // A container that starts again goes on with it, whatever DNS says.
+    agent.forget_requests();
+    let _again = run(&Nameserver::silent(), &pod);
+    await_heartbeats(&agent, 3);
+    assert!(agent.asked(Route::Register).is_empty());
+    await_address(&agent, NEWER);
+}
+
+#[test]
+fn a_service_created_after_the_pod_gives_its_address() {
+    let (agent, cluster) = (agent(), Cluster::with(NEW, 0));
+    cluster.change(&[]);
+    let pod = Pod::known_by(&agent, NAME, None);
+    let _sidecar = cluster.run(&pod);
+    await_heartbeats(&agent, 3);
+    assert!(agent.asked(Route::Register).is_empty());
+    cluster.change(&[NEW]);
+    await_address(&agent, NEW);
+}
+
+/// What answers does not say where the service is: clients keep the address.
+#[test]
+fn a_name_without_a_single_address_changes_nothing() {
+    type Answer = fn(&[u8]) -> Vec<u8>;
+    let answers: [(&str, Answer); 6] = [
+        ("gone", |query| fail(query, NXDOMAIN)),
+        ("failing", |query| fail(query, SERVFAIL)),
+        ("none", |query| answer_for(query, &[], 0)),
+        ("headless", |query| answer_for(query, &[NEW, NEWER], 0)),
+        ("headless, of one pod", |query| answer_for(query, &[OWN], 0)),
+        ("noise", |query| answer_for(query, &[NEW], 0)[..40].to_vec()),
+    ];
+    for (what, answer) in answers {
+        let agent = agent();
+        let nameserver = Nameserver::start(move |asked| vec![answer(&asked.message)]);
+        let pod = Pod::known_by(&agent, NAME, Some(OLD));
+        let sidecar = run(&nameserver, &pod);
+        await_heartbeats(&agent, 5);
+        assert!(!nameserver.asked().is_empty(), "{what}");
+        assert!(agent.asked(Route::Register).is_empty(), "{what}");
+        let told = sidecar.log().matches("so that it is headless").count();
+        assert_eq!(told, usize::from(what != "gone" && what != "failing" && what != "noise"));
+        await_address(&agent, OLD);
+    }
+}
+
+#[test]
+fn an_address_is_asked_for_once_in_its_ttl_by_one_query() {
+    let (agent, cluster) = (agent(), Cluster::with(OLD, 60));
+    let pod = Pod::known_by(&agent, NAME, Some(OLD));
+    let _sidecar = cluster.run(&pod);
+    await_heartbeats(&agent, 10);
+    let asked: Vec<_> = cluster.nameserver.asked().into_iter().map(|it| it.name).collect();
+    let searched = ["db.shop.svc.shop.svc.cluster.local", "db.shop.svc.svc.cluster.local", WHOLE];
+    assert_eq!(asked, searched);
+
+    // From then on, under the name by which it was found.
+    let (agent, cluster) = (self::agent(), Cluster::with(OLD, 0));
+    let pod = Pod::known_by(&agent, NAME, Some(OLD));
+    let _sidecar = cluster.run(&pod);
+    await_heartbeats(&agent, 10);
+    let asked = cluster.nameserver.asked();
+    assert!(asked.len() > 3, "{asked:?}");
+    assert!(asked[3..].iter().all(|it| it.name == WHOLE), "{asked:?}");
+}
