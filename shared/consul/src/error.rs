@@ -366,6 +366,11 @@ impl Cause {
     }
 }
 
+/// The anonymous token's accessor, which is the same everywhere.
+///
+/// Source: "ACL Tokens" of Consul's documentation.
+const ANONYMOUS: &str = "00000000-0000-0000-0000-000000000002";
+
 /// What to do about a 403, depending on the agent's words.
 fn hint_for_denied(words: &str, is_from_pod: bool) -> String {
     let has = |part: &str| words.contains(part);
@@ -378,8 +383,10 @@ fn hint_for_denied(words: &str, is_from_pod: bool) -> String {
         );
     } else if has("Endpoint is blocked") {
         "not a matter of ACLs: http_config.block_endpoints in the agent's configuration blocks this path"
+    } else if has(ANONYMOUS) {
+        "no ACL token was given, or its file is empty, and the anonymous token lacks a rule: give one (--token-file, CONSUL_HTTP_TOKEN_FILE) with service:write on the service's name and on its sidecar's"
     } else {
-        "the ACL token lacks a rule: registering a service needs service:write on its name and on its sidecar's"
+        "the ACL token lacks a rule: registering and deregistering a service need service:write on its name and on its sidecar's"
     };
     hint.to_owned()
 }
@@ -513,6 +520,11 @@ mod tests {
         let hint = |status, body| error(Cause::of_status(status, body)).hint();
         for (status, body, advice) in [
             (403, "Permission denied: Missing service:write on web", "lacks a rule"),
+            (
+                403,
+                "Permission denied: token with AccessorID '00000000-0000-0000-0000-000000000002' lacks permission 'service:write' on \"web\"",
+                "no ACL token was given",
+            ),
             (403, "ACL not found", "does not exist"),
             (403, "rpc error making call: ACL not found", "does not exist"),
             // Wordings of Consul 1.14.

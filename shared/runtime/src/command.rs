@@ -64,6 +64,11 @@ fn read<A: Parser>(command: Command, elsewhere: &[Elsewhere]) -> Result<A, ExitC
         .try_get_matches_from_mut(&line)
         .and_then(|mut matches| A::from_arg_matches_mut(&mut matches));
     parsed.map_err(|mut error| {
+        let is_page = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+        if let Some(word) = misread(&line).filter(|_| is_page) {
+            let problem = format!("unexpected argument '{word}' found");
+            error = command.error(ErrorKind::UnknownArgument, problem);
+        }
         let variables = variables_of(&error, &command, &line, &env);
         if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) {
             let value = without_credentials(value);
@@ -211,6 +216,14 @@ fn with_one_dash(command: &Command, line: &[OsString]) -> Option<String> {
         let flag = format!("--{}", name.split('=').next().filter(|name| name.len() > 1)?);
         find(command, &flag).map(|_| flag)
     })
+}
+
+/// The first word that clap reads as `-h` or `-V`, though it is a flag with one dash: of
+/// `-http-addr`, a script would see help and success.
+fn misread(line: &[OsString]) -> Option<&str> {
+    let words = line.iter().skip(1).filter_map(|word| word.to_str());
+    let mut words = words.take_while(|word| *word != "--");
+    words.find(|word| word.len() > 2 && (word.starts_with("-h") || word.starts_with("-V")))
 }
 
 /// The flag that an error names like `--port <PORT>`.

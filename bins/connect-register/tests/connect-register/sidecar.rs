@@ -125,4 +125,8 @@ fn flags_of_consuls_cli_are_answered_with_what_to_write() {
         ],
     );
     run(NOBODY, &["register", "-name", "web"]).failed(64, &["two dashes: --name"]);
+    // Not the help that `-h` asks for, and success.
+    run(NOBODY, &["register", "-http-addr=localhost:8500", "web.hcl"])
+        .failed(64, &["unexpected argument '-http-addr=", "two dashes: --http-addr"]);
+    run(NOBODY, &["-Version"]).failed(64, &["unexpected argument '-Version'"]);
 }
