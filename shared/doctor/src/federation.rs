@@ -49,9 +49,16 @@ pub async fn examine_peer(agent: &Agent, peer: &str) -> Finding {
         )
         .hint("establish it on the other side with the token that was generated on this one")
         .next(look()),
-        PeerState::Terminated | PeerState::Deleting => {
-            found(Verdict::Wrong, Reason::PeerEnded, "the peering has ended")
-                .hint("delete it and establish it again on both sides, or remove the upstream")
+        PeerState::Terminated => found(
+            Verdict::Wrong,
+            Reason::PeerEnded,
+            "the other side has ended the peering: none of its services is reached",
+        )
+        .hint("remove the upstream, or delete the peering here and establish it again")
+        .next(format!("consul peering delete -name {}", word(peer))),
+        PeerState::Deleting => {
+            found(Verdict::Wrong, Reason::PeerEnded, "the peering is being deleted here")
+                .hint("remove the upstream, or establish the peering again")
                 .next(look())
         }
         PeerState::Other => {
