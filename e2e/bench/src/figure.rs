@@ -23,6 +23,8 @@ pub enum Budget {
     /// So many times less than the peer.
     TimesLessThanPeer(f64),
     BelowFloor,
+    /// At most so many times the floor.
+    TimesFloor(f64),
 }
 
 /// A line of the table.
@@ -117,6 +119,7 @@ impl Row {
             Budget::AtMost(most) => Some(ours <= most),
             Budget::TimesLessThanPeer(times) => Some(ours * times <= self.peer?.median),
             Budget::BelowFloor => Some(ours < self.floor?.median),
+            Budget::TimesFloor(times) => Some(ours <= times * self.floor?.median),
         }
     }
 
@@ -188,6 +191,8 @@ mod tests {
             (Budget::TimesLessThanPeer(20.0), true),
             (Budget::TimesLessThanPeer(20.1), false),
             (Budget::BelowFloor, true),
+            (Budget::TimesFloor(0.9), true),
+            (Budget::TimesFloor(0.8), false),
         ] {
             assert_eq!(row.clone().budget(budget).met(), Some(met), "{budget:?}");
         }

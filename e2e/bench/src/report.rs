@@ -143,6 +143,7 @@ fn said(budget: Budget, unit: &str) -> String {
         Budget::AtMost(most) => format!("<= {} {unit}", number(most)).trim_end().to_owned(),
         Budget::TimesLessThanPeer(times) => format!("peer / {}", number(times)),
         Budget::BelowFloor => "< floor".to_owned(),
+        Budget::TimesFloor(times) => format!("<= {} x floor", number(times)),
     }
 }
 

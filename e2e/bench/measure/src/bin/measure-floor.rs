@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,11 +16,12 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
+use tokio::runtime::Builder;
 use tokio_rustls::TlsAcceptor;
 
 /// Answers every review with `allowed`, over TLS
@@ -40,10 +42,11 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const ALLOWED: &[u8] = br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"","allowed":true}}"#;
 
-// One thread, as the injector.
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    match serve(Args::parse()).await {
+fn main() -> ExitCode {
+    // As many threads as the injector has.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let event_loop = Builder::new_multi_thread().worker_threads(cores.min(2)).enable_all().build();
+    match event_loop.map_err(Error::from).and_then(|it| it.block_on(serve(Args::parse()))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "measure-floor: {error}");
@@ -69,7 +72,7 @@ async fn serve(Args { listen, cert, key }: Args) -> Result<(), Error> {
         let acceptor = acceptor.clone();
         tokio::spawn(async move {
             let Ok(stream) = acceptor.accept(stream).await else { return };
-            let connection = Builder::new(TokioExecutor::new())
+            let connection = auto::Builder::new(TokioExecutor::new())
                 .http1_only()
                 .serve_connection(TokioIo::new(stream), service_fn(answer))
                 .await;
