@@ -11,6 +11,9 @@ use crate::json::{WrongShape, escape};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pod<'a> {
     value: &'a Value,
+    /// Found once: they are read some fifty times for each pod.
+    annotations: Option<&'a Map<String, Value>>,
+    spec: Option<&'a Value>,
     /// The claim templates of its StatefulSet, whose controller adds a volume for
     /// each.
     claims: Option<&'a Value>,
@@ -40,7 +43,9 @@ const INIT_CONTAINERS: &str = "initContainers";
 
 impl<'a> Pod<'a> {
     pub(crate) fn new(value: &'a Value) -> Self {
-        Self { value, claims: None }
+        let annotations = value.get("metadata").and_then(|metadata| metadata.get("annotations"));
+        let annotations = annotations.and_then(Value::as_object);
+        Self { value, annotations, spec: value.get("spec"), claims: None }
     }
 
     /// The same in a StatefulSet with these `volumeClaimTemplates`.
@@ -55,7 +60,7 @@ impl<'a> Pod<'a> {
 
     /// The annotations; none if they are absent or no map.
     pub(crate) fn annotations(self) -> Option<&'a Map<String, Value>> {
-        self.value.get("metadata")?.get("annotations")?.as_object()
+        self.annotations
     }
 
     /// An annotation; none if it is absent.
@@ -82,7 +87,7 @@ impl<'a> Pod<'a> {
     }
 
     pub(crate) fn spec(self, field: &str) -> Option<&'a Value> {
-        self.value.get("spec")?.get(field)
+        self.spec?.get(field)
     }
 
     /// Whether the pod is in the node's network.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, Parser};
+use tokio::runtime::Builder;
 
 use crate::exit::{Exit, Failure};
 use crate::log::LogArgs;
@@ -239,8 +240,20 @@ pub fn start<F>(log: &LogArgs, body: impl FnOnce(Signals) -> F) -> ExitCode
 where
     F: Future<Output = Result<ExitCode, Failure>>,
 {
+    start_on(Builder::new_current_thread(), log, body)
+}
+
+/// As [`start`], but what `body` spawns runs on the event loop of that builder.
+pub fn start_on<F>(
+    mut event_loop: Builder,
+    log: &LogArgs,
+    body: impl FnOnce(Signals) -> F,
+) -> ExitCode
+where
+    F: Future<Output = Result<ExitCode, Failure>>,
+{
     log.init();
-    let outcome = tokio::runtime::Builder::new_current_thread()
+    let outcome = event_loop
         .enable_all()
         .build()
         .map_err(|error| {

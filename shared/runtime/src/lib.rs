@@ -18,7 +18,7 @@ pub mod retry;
 pub mod signal;
 pub mod stdout;
 
-pub use command::{parse, parse_command, start};
+pub use command::{parse, parse_command, start, start_on};
 pub use deadline::Deadline;
 pub use exit::{Exit, Failure};
 pub use log::{LogArgs, TerminationMessage};

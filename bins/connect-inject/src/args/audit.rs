@@ -11,7 +11,7 @@ use runtime::Failure;
 
 use super::{Mistakes, NO_IMAGE, PolicyArgs, given, unnamed};
 use crate::audit::{self, Code, Filter, Output, Repair, Settings};
-use crate::serve::api::Api;
+use crate::kubernetes::Api;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AuditArgs {

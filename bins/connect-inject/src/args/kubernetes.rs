@@ -13,7 +13,7 @@ use tower::retry::RetryLayer;
 use tower::util::option_layer;
 use tower::{BoxError, ServiceExt as _};
 
-use crate::serve::api::Api;
+use crate::kubernetes::Api;
 
 /// Access to the Kubernetes API. In a pod, no flag is needed.
 #[derive(Debug, clap::Args)]

@@ -16,8 +16,8 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use flags::AgentArgs;
 use runtime::{Exit, Failure, LogArgs};
 
+use crate::kubernetes::Api;
 use crate::policy::Policy;
-use crate::serve::api::Api;
 use crate::serve::certificates::Certificates;
 use crate::serve::self_managed::{Names, SelfManaged};
 use crate::serve::tls::Pair;

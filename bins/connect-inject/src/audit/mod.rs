@@ -18,8 +18,8 @@ use std::time::{Duration, SystemTime};
 use consul::Agent;
 use runtime::{Exit, Failure, Signals, stdout};
 
+use crate::kubernetes::Api;
 use crate::policy::{Cluster, Policy};
-use crate::serve::api::Api;
 use finding::Finding;
 use gather::Seen;
 use report::Counts;

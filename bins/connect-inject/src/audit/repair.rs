@@ -15,7 +15,7 @@ use super::finding::{Code, Finding};
 use super::judge::{Judging, is_ownerless, pod_of};
 use super::snapshot::{AgentNode, PodKey, Registration, Snapshot};
 use super::{Settings, gather};
-use crate::serve::api::Refusal;
+use crate::kubernetes::Refusal;
 
 /// How long the agent of a node has to answer.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -6,11 +6,10 @@ pub(crate) mod undo;
 use std::collections::{BTreeSet, HashSet};
 
 use k8s_openapi::api::core::v1::EnvVar;
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::annotation::{INJECTED, STATUS, UNDO};
-use crate::json::patch::{Edit, Editor};
+use crate::json::patch::{Edit, Editor, Text};
 use crate::json::{escape, find_mut};
 use crate::outcome::{Denial, Reason};
 use crate::plan::{LARGEST_ANNOTATIONS, Plan};
@@ -35,36 +34,32 @@ pub(crate) fn inject(pod: &Value, plan: &Plan, policy: &Policy) -> Result<Vec<Ed
         .iter()
         .map(|(key, value)| (*key, value.as_str()))
         .chain([(STATUS, INJECTED)])
-        .map(|(key, value)| (key.to_owned(), Value::from(value)));
+        .map(|(key, value)| (key, Text::of(&value)));
     editor.set(ANNOTATIONS, annotations.collect())?;
-    editor.set("/metadata/labels", Map::from_iter([(STATUS.to_owned(), INJECTED.into())]))?;
+    editor.set("/metadata/labels", [(STATUS, Text::of(&INJECTED))].into())?;
 
     // Before the lists of containers change: paths are those of the pod as it came.
     variables(&mut editor, view, plan)?;
     applications(&mut editor, plan)?;
 
-    editor.append("/spec/volumes", to_json(&containers::volume()))?;
+    editor.append("/spec/volumes", Text::of(&containers::volume()))?;
     if policy.acl_auth_method.is_some() {
-        editor.append("/spec/volumes", to_json(&containers::token_volume()))?;
+        editor.append("/spec/volumes", Text::of(&containers::token_volume()))?;
     }
     for volume in &plan.volumes.added {
-        editor.append("/spec/volumes", volume.clone())?;
+        editor.append("/spec/volumes", Text::of(volume))?;
     }
     let present: BTreeSet<&str> = view.pull_secret_names()?.collect();
     for secret in policy.lacking_pull_secrets(&present) {
-        editor.append("/spec/imagePullSecrets", to_json(&containers::pull_secret(secret)))?;
+        editor.append("/spec/imagePullSecrets", Text::of(&containers::pull_secret(secret)))?;
     }
 
-    let mut sidecars: Vec<Value> = containers::sidecars(plan, policy).iter().map(to_json).collect();
-    for sidecar in &mut sidecars {
-        if let Some(Value::Array(mounts)) = sidecar.get_mut("volumeMounts") {
-            mounts.extend(plan.volumes.mounts.iter().cloned());
-        }
-    }
-    let init = [to_json(&containers::init_container(plan, policy))];
+    let sidecars = containers::sidecars(plan, policy);
+    let sidecars = sidecars.iter().map(|sidecar| with_mounts(sidecar, &plan.volumes.mounts));
+    let init = [Text::of(&containers::init_container(plan, policy))];
     // Behind it: from then on, only Envoy's user reaches anybody until Envoy listens.
     let redirect = plan.transparent.as_ref();
-    let redirect = redirect.map(|it| to_json(&containers::redirect(it, plan, policy)));
+    let redirect = redirect.map(|it| Text::of(&containers::redirect(it, plan, policy)));
     let init = init.into_iter().chain(redirect);
     if plan.lifecycle.native {
         let ours = init.chain(sidecars);
@@ -81,7 +76,7 @@ pub(crate) fn inject(pod: &Value, plan: &Plan, policy: &Policy) -> Result<Vec<Ed
         }
         // In front, because the kubelet starts containers in order and waits for
         // each one's postStart.
-        editor.prepend("/spec/containers", sidecars)?;
+        editor.prepend("/spec/containers", sidecars.collect())?;
     }
     bounded(&editor)?;
     Ok(editor.finish())
@@ -120,17 +115,16 @@ pub(crate) fn edited(mut pod: Value, edits: Vec<Edit>) -> Result<Value, Denial> 
 /// The variables of the upstreams, for the user's containers that lack them and
 /// run while Envoy does.
 fn variables(editor: &mut Editor<'_>, pod: Pod<'_>, plan: &Plan) -> Result<(), Denial> {
-    let variables: Vec<(EnvVar, Value)> = containers::variables(plan)
-        .into_iter()
-        .map(|variable| (variable.clone(), to_json(&variable)))
-        .collect();
+    let variables = containers::variables(plan).into_iter();
+    let variables: Vec<(EnvVar, Text)> =
+        variables.map(|variable| (variable.clone(), Text::of(&variable))).collect();
     let reach = |container: &Container<'_>| plan.lifecycle.has_envoy(*container);
     for container in pod.init_containers()?.iter().filter(|c| reach(c)).chain(&pod.containers()?) {
         let own: HashSet<&str> = container.variable_names().collect();
-        let lacking: Vec<Value> = variables
+        let lacking: Vec<Text> = variables
             .iter()
             .filter(|(variable, _)| !own.contains(variable.name.as_str()))
-            .map(|(_, json)| json.clone())
+            .map(|(_, text)| text.clone())
             .collect();
         if !lacking.is_empty() {
             // In front, so that the user's own can refer to them.
@@ -144,17 +138,17 @@ fn variables(editor: &mut Editor<'_>, pod: Pod<'_>, plan: &Plan) -> Result<(), D
 /// What the user's own containers get besides.
 fn applications(editor: &mut Editor<'_>, plan: &Plan) -> Result<(), Denial> {
     for container in &plan.volumes.sharing {
-        let mount = to_json(&containers::shared_mount());
+        let mount = Text::of(&containers::shared_mount());
         editor.append(&format!("{container}/volumeMounts"), mount)?;
     }
     for probe in plan.transparent.iter().flat_map(|transparent| &transparent.rewritten) {
-        editor.set(&probe.pointer, Map::from_iter([("port".to_owned(), probe.port.into())]))?;
+        editor.set(&probe.pointer, [("port", Text::of(&probe.port))].into())?;
         bounded(editor)?;
     }
     if let Some((seconds, sleepers)) = &plan.lifecycle.sleep {
         for container in sleepers {
-            let hook = [("preStop".to_owned(), to_json(&containers::sleep(*seconds)))];
-            editor.set(&format!("{container}/lifecycle"), Map::from_iter(hook))?;
+            let hook = [("preStop", Text::of(&containers::sleep(*seconds)))];
+            editor.set(&format!("{container}/lifecycle"), hook.into())?;
             bounded(editor)?;
         }
     }
@@ -176,12 +170,22 @@ fn bounded(editor: &Editor<'_>) -> Result<(), Denial> {
     ))
 }
 
-fn to_json(object: &impl Serialize) -> Value {
-    serde_json::to_value(object).expect("Kubernetes objects have string keys only")
+/// A sidecar with mounts besides its own, of which any field goes through.
+fn with_mounts(sidecar: &k8s_openapi::api::core::v1::Container, more: &[Value]) -> Text {
+    if more.is_empty() {
+        return Text::of(sidecar);
+    }
+    let mut sidecar = json!(sidecar);
+    if let Some(Value::Array(mounts)) = sidecar.get_mut("volumeMounts") {
+        mounts.extend_from_slice(more);
+    }
+    Text::of(&sidecar)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::annotation;
     use crate::inject::undo::{Undone, uninject};
@@ -584,6 +588,11 @@ pub(crate) mod tests {
 
     /// A policy that writes all that can be written.
     pub(crate) fn generous() -> Policy {
+        static POLICY: LazyLock<Policy> = LazyLock::new(read_generous);
+        POLICY.clone()
+    }
+
+    fn read_generous() -> Policy {
         let file = tempfile::NamedTempFile::new().unwrap();
         let ca = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
         std::io::Write::write_all(&mut file.as_file(), ca.as_bytes()).unwrap();

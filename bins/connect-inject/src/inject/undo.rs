@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::annotation::{STATUS, UNDO};
-use crate::json::patch::Edit;
+use crate::json::patch::{Edit, Text};
 use crate::json::{child, escape, find_mut, unescape};
 
 /// What was done, of which the opposite is to be done.
@@ -80,6 +80,7 @@ pub(super) fn carry_out(document: &mut Value, edits: Vec<Edit>) -> Vec<Step> {
 fn edit_one(document: &mut Value, edit: Edit, steps: &mut Vec<Step>) {
     match edit {
         Edit::Make { path, value, was_null } => {
+            let value = value.value();
             let place = place(document, &path);
             steps.push(if was_null {
                 Step::MadeOfNull(place.clone())
@@ -98,18 +99,20 @@ fn edit_one(document: &mut Value, edit: Edit, steps: &mut Vec<Step>) {
         }
         Edit::Set { path, value, .. } => {
             let place = place(document, &path);
-            steps.push(match insert(document, &path, value) {
+            steps.push(match insert(document, &path, value.value()) {
                 Some(old) => Step::Replaced(place, old),
                 None => Step::Added(place),
             });
         }
         Edit::Front { path, values } => {
+            let values: Vec<Value> = values.iter().map(Text::value).collect();
             front(steps, place(document, &path), &values);
             if let Some(Value::Array(array)) = find_mut(document, &path) {
                 array.splice(0..0, values);
             }
         }
         Edit::Back { path, value } => {
+            let value = value.value();
             let wanted = name(&value).unwrap_or_default().to_owned();
             steps.push(Step::Back(place(document, &path), wanted));
             if let Some(Value::Array(array)) = find_mut(document, &path) {

@@ -2,11 +2,19 @@
 //!
 //! Source: RFC 6902 (JSON Patch) and RFC 6901 (JSON Pointer).
 
+use std::collections::BTreeMap;
+
 use serde::ser::SerializeSeq as _;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize as _, Serialize, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
-use super::{WrongShape, escape, find, weight};
+use super::{WrongShape, escape, find};
+
+/// A value as text. An injector that serves only writes what it adds: to build each
+/// value as a tree first, and to drop it, took longer than all else.
+#[derive(Clone, Debug)]
+pub(crate) struct Text(Box<RawValue>);
 
 /// One edit. The injector takes nothing away.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,21 +22,21 @@ pub(crate) enum Edit {
     /// Makes an object or array where there is none.
     Make {
         path: String,
-        value: Value,
+        value: Text,
         /// Whether there was a null.
         was_null: bool,
     },
     /// Sets a member of an object.
     Set {
         path: String,
-        value: Value,
+        value: Text,
         /// Whether it was there.
         replaces: bool,
     },
     /// Puts elements in front of those of an array.
-    Front { path: String, values: Vec<Value> },
+    Front { path: String, values: Vec<Text> },
     /// Puts an element behind those of an array.
-    Back { path: String, value: Value },
+    Back { path: String, value: Text },
 }
 
 /// Edits of a document, which is not changed itself: at JSON pointers, which
@@ -50,7 +58,7 @@ pub(crate) struct Patch<'e>(pub(crate) &'e [Edit]);
 struct Operation<'e> {
     op: &'static str,
     path: &'e str,
-    value: &'e Value,
+    value: &'e Text,
 }
 
 /// What an editor finds at a path.
@@ -58,6 +66,39 @@ enum Found<'d> {
     Object(Option<&'d Map<String, Value>>),
     Array,
     Nothing,
+}
+
+// === impl Text ===
+
+impl Text {
+    /// A value's text.
+    pub(crate) fn of(value: &impl Serialize) -> Self {
+        Self(to_raw_value(value).expect("what is added has string keys only"))
+    }
+
+    /// The value.
+    pub(crate) fn value(&self) -> Value {
+        let mut reader = serde_json::Deserializer::from_str(self.0.get());
+        // What stood in an annotation, as deep as that may be, stands deeper now.
+        reader.disable_recursion_limit();
+        Value::deserialize(&mut reader).expect("it was written as JSON")
+    }
+
+    fn len(&self) -> usize {
+        self.0.get().len()
+    }
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
+impl Serialize for Text {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
 }
 
 // === impl Editor ===
@@ -80,40 +121,40 @@ impl<'d> Editor<'d> {
     pub(crate) fn set(
         &mut self,
         path: &str,
-        members: Map<String, Value>,
+        members: BTreeMap<&str, Text>,
     ) -> Result<(), WrongShape> {
         match self.find(path, "an object")? {
             Found::Object(there) => {
                 for (key, value) in members {
-                    let replaces = there.is_some_and(|object| object.contains_key(&key));
-                    let path = format!("{path}/{}", escape(&key));
+                    let replaces = there.is_some_and(|object| object.contains_key(key));
+                    let path = format!("{path}/{}", escape(key));
                     self.push(Edit::Set { path, value, replaces });
                 }
                 Ok(())
             }
-            _ => self.make(path, Value::Object(members)),
+            _ => self.make(path, Text::of(&members)),
         }
     }
 
     /// Puts values in front of those of the array at `path`.
-    pub(crate) fn prepend(&mut self, path: &str, values: Vec<Value>) -> Result<(), WrongShape> {
+    pub(crate) fn prepend(&mut self, path: &str, values: Vec<Text>) -> Result<(), WrongShape> {
         match self.find(path, "an array")? {
             Found::Array => {
                 self.push(Edit::Front { path: path.to_owned(), values });
                 Ok(())
             }
-            _ => self.make(path, Value::Array(values)),
+            _ => self.make(path, Text::of(&values)),
         }
     }
 
     /// Puts a value behind those of the array at `path`.
-    pub(crate) fn append(&mut self, path: &str, value: Value) -> Result<(), WrongShape> {
+    pub(crate) fn append(&mut self, path: &str, value: Text) -> Result<(), WrongShape> {
         match self.find(path, "an array")? {
             Found::Array => {
                 self.push(Edit::Back { path: path.to_owned(), value });
                 Ok(())
             }
-            _ => self.make(path, Value::Array(vec![value])),
+            _ => self.make(path, Text::of(&[value])),
         }
     }
 
@@ -132,12 +173,12 @@ impl<'d> Editor<'d> {
     }
 
     /// Adds a member that is absent, and the objects above it that are.
-    fn make(&mut self, path: &str, value: Value) -> Result<(), WrongShape> {
+    fn make(&mut self, path: &str, value: Text) -> Result<(), WrongShape> {
         let Some((parent, _)) = path.rsplit_once('/') else {
             return Err(WrongShape::new(path, "an object", self.document));
         };
         if matches!(self.find(parent, "an object")?, Found::Nothing) {
-            self.make(parent, Value::Object(Map::new()))?;
+            self.make(parent, Text::of(&Map::new()))?;
         }
         let was_null = find(self.document, path).is_some();
         self.made.push(path.to_owned());
@@ -150,9 +191,9 @@ impl<'d> Editor<'d> {
         self.weight += match &edit {
             Edit::Make { path, value, .. }
             | Edit::Set { path, value, .. }
-            | Edit::Back { path, value } => OPERATION + path.len() + weight(value),
+            | Edit::Back { path, value } => OPERATION + path.len() + value.len(),
             Edit::Front { path, values } => {
-                values.iter().map(|value| OPERATION + path.len() + weight(value)).sum()
+                values.iter().map(|value| OPERATION + path.len() + value.len()).sum()
             }
         };
         self.edits.push(edit);
@@ -164,7 +205,7 @@ impl<'d> Editor<'d> {
 impl Serialize for Patch<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut operations = serializer.serialize_seq(None)?;
-        let mut add = |op, path: &str, value: &Value| {
+        let mut add = |op, path: &str, value: &Text| {
             operations.serialize_element(&Operation { op, path, value })
         };
         for edit in self.0 {
@@ -192,8 +233,12 @@ mod tests {
 
     use super::*;
 
-    fn members(value: &Value) -> Map<String, Value> {
-        value.as_object().unwrap().clone()
+    fn members(value: &Value) -> BTreeMap<&str, Text> {
+        value.as_object().unwrap().iter().map(|(key, it)| (&**key, Text::of(it))).collect()
+    }
+
+    fn text(value: &Value) -> Text {
+        Text::of(value)
     }
 
     /// Applies the operations as an API server would.
@@ -215,8 +260,8 @@ mod tests {
             let mut editor = Editor::new(&before);
             editor.set("/metadata/annotations", members(&json!({"a/b~c": "d"}))).unwrap();
             editor.set("/metadata/annotations", members(&json!({"e": "f"}))).unwrap();
-            editor.append("/spec/volumes", json!({"name": "v"})).unwrap();
-            editor.append("/spec/volumes", json!({"name": "w"})).unwrap();
+            editor.append("/spec/volumes", text(&json!({"name": "v"}))).unwrap();
+            editor.append("/spec/volumes", text(&json!({"name": "w"}))).unwrap();
             let (after, _) = patched(&before, editor);
             assert_eq!(
                 after,
@@ -231,8 +276,8 @@ mod tests {
         let before = json!({"m": {"x": 1, "y/z": 2}, "a": [1, 2]});
         let mut editor = Editor::new(&before);
         editor.set("/m", members(&json!({"y/z": 3, "n": 4}))).unwrap();
-        editor.prepend("/a", vec![json!(8), json!(9)]).unwrap();
-        editor.append("/a", json!(7)).unwrap();
+        editor.prepend("/a", vec![text(&json!(8)), text(&json!(9))]).unwrap();
+        editor.append("/a", text(&json!(7))).unwrap();
         let weight = editor.weight();
         let (after, operations) = patched(&before, editor);
         assert_eq!(after, json!({"m": {"x": 1, "y/z": 3, "n": 4}, "a": [8, 9, 1, 2, 7]}));
@@ -254,12 +299,12 @@ mod tests {
     fn another_type_is_an_error() {
         let document = json!({"m": [], "a": {}, "s": "text"});
         let mut editor = Editor::new(&document);
-        assert!(editor.set("/m", Map::new()).is_err());
-        assert!(editor.append("/a", Value::Null).is_err());
+        assert!(editor.set("/m", BTreeMap::new()).is_err());
+        assert!(editor.append("/a", text(&Value::Null)).is_err());
         assert!(editor.prepend("/a", Vec::new()).is_err());
-        let error = editor.append("/s/deep/er", Value::Null).unwrap_err().to_string();
+        let error = editor.append("/s/deep/er", text(&Value::Null)).unwrap_err().to_string();
         assert_eq!(error, "`s`: expected an object, found the string `text`");
-        assert!(Editor::new(&json!(5)).set("/m", Map::new()).is_err());
+        assert!(Editor::new(&json!(5)).set("/m", BTreeMap::new()).is_err());
     }
 
     proptest! {
@@ -267,7 +312,7 @@ mod tests {
         fn any_key_can_be_set(key in any::<String>(), value in any::<String>()) {
             let before = json!({"annotations": {"x": "y"}});
             let mut editor = Editor::new(&before);
-            editor.set("/annotations", Map::from_iter([(key.clone(), value.clone().into())])).unwrap();
+            editor.set("/annotations", BTreeMap::from([(&*key, Text::of(&value))])).unwrap();
             let (after, _) = patched(&before, editor);
             prop_assert_eq!(&after["annotations"][key], &value);
         }

@@ -34,6 +34,10 @@ pub(crate) fn sentence(text: &str) -> String {
 
 /// A text as one line of at most so many characters.
 pub(crate) fn one_line(text: &str, most: usize) -> String {
+    // Nearly all are so.
+    if text.len() <= most && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return text.to_owned();
+    }
     text.chars()
         .take(most)
         .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })

@@ -433,6 +433,8 @@ impl FromStr for SidecarMode {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::LazyLock;
+
     use clap::Parser;
 
     use super::*;
@@ -452,14 +454,18 @@ pub(crate) mod tests {
     /// The policy of an injector with no flags but the images, and without
     /// resources.
     pub(crate) fn policy() -> Policy {
-        policy_of(&[
-            "--default-sidecar-proxy-cpu-request=",
-            "--default-sidecar-proxy-memory-request=",
-            "--init-container-cpu-request=",
-            "--init-container-cpu-limit=",
-            "--init-container-memory-request=",
-            "--init-container-memory-limit=",
-        ])
+        // Read once: properties ask for it in each of their cases.
+        static POLICY: LazyLock<Policy> = LazyLock::new(|| {
+            policy_of(&[
+                "--default-sidecar-proxy-cpu-request=",
+                "--default-sidecar-proxy-memory-request=",
+                "--init-container-cpu-request=",
+                "--init-container-cpu-limit=",
+                "--init-container-memory-request=",
+                "--init-container-memory-limit=",
+            ])
+        });
+        POLICY.clone()
     }
 
     /// A cluster whose API server is of a version.

@@ -146,8 +146,8 @@ impl Class {
             {
                 self.leave(&silent);
                 silent.given_up.cancel();
-                // It frees its place when it is polled.
-                tokio::task::yield_now().await;
+                // It frees its place when it is polled, perhaps by another thread.
+                sleep(Duration::from_millis(1)).await;
             } else {
                 sleep(left.max(Duration::from_millis(10))).await;
             }

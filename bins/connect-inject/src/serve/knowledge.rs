@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::api::Api;
+use crate::kubernetes::Api;
 use crate::policy::Cluster;
 use crate::values::ca_certificates_in;
 

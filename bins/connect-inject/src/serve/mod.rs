@@ -1,7 +1,6 @@
 //! `connect-inject serve`: the webhook, its admin port and their end.
 
 mod admin;
-pub(crate) mod api;
 mod bodies;
 pub(crate) mod certificates;
 mod clock;
@@ -17,6 +16,7 @@ mod unread;
 mod webhook;
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,11 +24,12 @@ use std::time::Duration;
 
 use runtime::{Exit, Failure, Signals};
 use tokio::net::TcpListener;
+use tokio::runtime::Builder;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::kubernetes::Api;
 use crate::policy::Policy;
-use api::Api;
 use bodies::Bodies;
 use certificates::Certificates;
 use knowledge::{Knowledge, Sources};
@@ -39,6 +40,10 @@ use unread::Unread;
 /// How long reviews in flight may take once no new ones are accepted. It fits
 /// into the API server's own timeout for a webhook, which is 30 s at most.
 const DRAIN: Duration = Duration::from_secs(15);
+
+/// The most threads that answer reviews. Each answers some ten thousand a second, and
+/// keeps memory for itself.
+const MOST_THREADS: usize = 2;
 
 /// Connections of the webhook. API servers are few, and keep few each.
 const WEBHOOK: Limits = Limits { all: 128, peer: 96, requests: bodies::MOST_SMALL };
@@ -76,6 +81,18 @@ struct State {
     long: Arc<Semaphore>,
     /// The webhook's answers.
     unread: Unread,
+}
+
+/// The event loop, of two threads where there are two cores: a review does not wait for
+/// each other one, nor those of one connection for each other.
+pub(crate) fn event_loop() -> Builder {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    if cores == 1 {
+        return Builder::new_current_thread();
+    }
+    let mut event_loop = Builder::new_multi_thread();
+    event_loop.worker_threads(cores.min(MOST_THREADS));
+    event_loop
 }
 
 /// Serves until it is asked to end.

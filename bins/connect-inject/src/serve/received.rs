@@ -1,6 +1,7 @@
 //! A pod as it is received: only what the injector looks at is kept in memory,
 //! and no more of it than any pod has.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 
@@ -33,6 +34,9 @@ enum Keep {
     Names,
     /// Of environment variables, those that are named as one of ours may be.
     Variables,
+    Variable,
+    /// Null if it is another's.
+    VariableName,
     /// Of mounts, those in our place.
     Mounts,
     /// Of a probe that the kubelet alone runs, what it calls.
@@ -40,6 +44,9 @@ enum Keep {
     Handler,
     Name,
 }
+
+/// A member's key to be read, and what is kept of its value; none: nothing.
+struct Key(Keep);
 
 /// A value to be read.
 #[derive(Clone, Copy)]
@@ -96,6 +103,7 @@ impl Keep {
             (Self::Spec, "containers" | "initContainers") => Some(Self::Containers),
             (Self::Spec, "volumes" | "imagePullSecrets") => Some(Self::Names),
             (Self::Container, "env") => Some(Self::Variables),
+            (Self::Variable, "name") => Some(Self::VariableName),
             (Self::Container, "volumeMounts") => Some(Self::Mounts),
             _ => None,
         }
@@ -105,7 +113,8 @@ impl Keep {
     fn element(self) -> Self {
         match self {
             Self::Containers => Self::Container,
-            Self::Names | Self::Variables | Self::Mounts => Self::Name,
+            Self::Variables => Self::Variable,
+            Self::Names | Self::Mounts => Self::Name,
             _ => Self::All,
         }
     }
@@ -121,6 +130,32 @@ impl Keep {
     }
 }
 
+// === impl Key ===
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Option<(Cow<'de, str>, Keep)>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_identifier(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key {
+    type Value = Option<(Cow<'de, str>, Keep)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_borrowed_str<E: Error>(self, key: &'de str) -> Result<Self::Value, E> {
+        Ok(self.0.member(key).map(|keep| (key.into(), keep)))
+    }
+
+    fn visit_str<E: Error>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.member(key).map(|keep| (key.to_owned().into(), keep)))
+    }
+}
+
 // === impl Seed ===
 
 impl Seed<'_> {
@@ -128,11 +163,6 @@ impl Seed<'_> {
         let left = self.left.get().checked_sub(bytes).ok_or_else(|| E::custom(TOO_MANY_PARTS))?;
         self.left.set(left);
         Ok(())
-    }
-
-    fn text<E: Error>(&self, text: String) -> Result<Value, E> {
-        self.take(text.len())?;
-        Ok(Value::String(text))
     }
 }
 
@@ -172,11 +202,12 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
-        self.text(value.to_owned())
-    }
-
-    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
-        self.text(value)
+        // There may be thousands of them: nothing is allocated for those of others.
+        if matches!(self.keep, Keep::VariableName) && !value.contains(VARIABLE) {
+            return Ok(Value::Null);
+        }
+        self.take(value.len())?;
+        Ok(value.into())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
@@ -198,12 +229,17 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         self.take(OBJECT)?;
         let mut object = Map::new();
-        while let Some(key) = members.next_key::<String>()? {
-            if let Some(keep) = self.keep.member(&key) {
+        while let Some(key) = members.next_key_seed(Key(self.keep))? {
+            if let Some((key, keep)) = key {
                 // Beyond those for which there is room.
                 self.take(key.len() + if object.len() < 11 { 0 } else { OBJECT / 6 })?;
                 let value = members.next_value_seed(Self { keep, ..self })?;
-                object.insert(key, value);
+                if matches!((keep, &value), (Keep::VariableName, Value::Null)) {
+                    // Of a key that is there twice, the last counts.
+                    object.remove(&*key);
+                } else {
+                    object.insert(key.into_owned(), value);
+                }
             } else {
                 members.next_value::<IgnoredAny>()?;
             }
@@ -231,7 +267,8 @@ mod tests {
         let text = json!({"metadata": {"uid": "x", "name": "a"}, "status": {"big": [1, 2]},
             "spec": {"x": [[]], "containers": [{"name": "a", "image": "b",
                 "livenessProbe": {"periodSeconds": 1, "httpGet": {"port": 1, "httpHeaders": []}},
-                "env": [{"name": "DB_CONNECT_SERVICE_PORT", "value": "b"}, {"name": "A"}, 5],
+                "env": [{"name": "DB_CONNECT_SERVICE_PORT", "value": "b"}, {"name": "A"}, 5,
+                    {"name": ["A_CONNECT_SERVICE_HOST"]}],
                 "volumeMounts": [{"name": "a", "mountPath": "/consul/connect-inject/"},
                     {"name": "b", "mountPath": "/b"}]}]}});
         let kept = json!({"metadata": {"name": "a"},
@@ -239,6 +276,16 @@ mod tests {
                 "livenessProbe": {"httpGet": {"port": 1}},
                 "volumeMounts": [{"name": "a", "mountPath": "/consul/connect-inject/"}]}]}});
         assert_eq!(received(&text.to_string()).unwrap(), Some(kept));
+        let twice = |first: &str, last: &str| {
+            let variable = format!(r#"{{"name":{first},"\u006eame":{last}}}"#);
+            received(&format!(r#"{{"spec":{{"containers":[{{"env":[{variable}]}}]}}}}"#))
+                .unwrap()
+                .unwrap()["spec"]["containers"][0]["env"]
+                .clone()
+        };
+        let ours = r#""A_CONNECT_SERVICE_HOST""#;
+        assert_eq!(twice(ours, r#""A""#), json!([]));
+        assert_eq!(twice(r#""A""#, ours), json!([{"name": "A_CONNECT_SERVICE_HOST"}]));
         assert_eq!(received("null").unwrap(), None);
         assert_eq!(received("[]").unwrap(), Some(json!([])));
     }

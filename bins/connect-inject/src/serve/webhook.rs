@@ -7,8 +7,6 @@ use std::time::Instant;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use tracing::Instrument;
-use tracing::field::Empty;
 
 use super::State;
 use super::bodies::Arrived;
@@ -31,11 +29,6 @@ pub(super) struct Refusal {
 
 /// Answers a request, logs it and counts it.
 pub(crate) async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Bytes> {
-    let span = tracing::info_span!("review", uid = Empty, namespace = Empty, pod = Empty);
-    answer_logged(state, request).instrument(span).await
-}
-
-async fn answer_logged(state: Arc<State>, request: Request<Incoming>) -> Response<Bytes> {
     let began = Instant::now();
     let reviewed = review(&state, request).await;
     let reason = match &reviewed {
@@ -45,6 +38,13 @@ async fn answer_logged(state: Arc<State>, request: Request<Incoming>) -> Respons
     let duration = began.elapsed();
     state.metrics.count(reason, duration);
     let (reason, outcome) = (reason.code(), reason.outcome());
+    // Made when all of it is known: what is recorded later is formatted once more.
+    let span = if let Ok((Reviewed { uid, namespace, pod, .. }, _)) = &reviewed {
+        tracing::info_span!("review", uid, namespace, pod)
+    } else {
+        tracing::info_span!("review")
+    };
+    let _entered = span.enter();
     match reviewed {
         Ok((Reviewed { message, warnings, .. }, body)) => {
             for warning in &warnings {
@@ -107,12 +107,7 @@ async fn judge(
         drop(arrived);
         Ok(judged(review, &policy, &cluster))
     };
-    let (reviewed, answer) = in_turn(is_long, state, job).await?;
-    tracing::Span::current()
-        .record("uid", &reviewed.uid)
-        .record("namespace", &reviewed.namespace)
-        .record("pod", &reviewed.pod);
-    Ok((reviewed, answer))
+    in_turn(is_long, state, job).await
 }
 
 /// Judges a short review at once, and a long one apart and in turn, because it
@@ -154,7 +149,7 @@ fn read(body: &[u8]) -> Result<Review, Refusal> {
 /// What becomes of a review, and the answer's body.
 fn judged(review: Review, policy: &Policy, cluster: &Cluster) -> (Reviewed, Bytes) {
     let reviewed = review.review(policy, cluster);
-    let answer = serde_json::to_vec(&reviewed.answer).expect("an answer has string keys only");
+    let answer = reviewed.answer.to_json();
     (reviewed, answer.into())
 }
 

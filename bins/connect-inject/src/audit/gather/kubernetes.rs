@@ -15,7 +15,7 @@ use super::super::progress::Progress;
 use super::super::selector::Selector;
 use super::super::snapshot::{Node, Owner, Pod, PodKey, Served, Snapshot, Webhook};
 use super::{Seen, handshake};
-use crate::serve::api::Refusal;
+use crate::kubernetes::Refusal;
 use crate::values::Version;
 
 /// How many objects a page has: a pod may have 100 KiB.

@@ -15,7 +15,7 @@ use tracing::instrument::WithSubscriber as _;
 use tracing::subscriber::NoSubscriber;
 
 use super::material::Material;
-use crate::serve::api::{Api, Problem};
+use crate::kubernetes::{Api, Problem};
 
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -12,9 +12,9 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 
-use super::api::{Api, Problem};
 use super::clock::{LAST_MINUTE, now};
 use super::tls::server_config;
+use crate::kubernetes::{Api, Problem};
 use cluster::Cluster;
 use material::{Leaf, Material};
 

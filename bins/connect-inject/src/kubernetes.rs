@@ -14,7 +14,7 @@ use crate::values::Version;
 
 /// What the API server did not do.
 #[derive(Debug)]
-pub(super) enum Problem {
+pub(crate) enum Problem {
     /// Somebody else was faster: what they wrote is to be read.
     Overtaken,
     /// Why the answer is missing, in a sentence.
@@ -44,7 +44,7 @@ pub(crate) struct Api {
 
 impl Api {
     /// Waits for an answer, at most so long.
-    pub(super) async fn within<T>(
+    pub(crate) async fn within<T>(
         &self,
         patience: Duration,
         what: &str,
