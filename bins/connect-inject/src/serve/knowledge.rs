@@ -59,8 +59,10 @@ struct Mode {
 // === impl Knowledge ===
 
 impl Knowledge {
-    pub(super) fn new(needs_roots: bool) -> Self {
-        let (complete, _) = watch::channel(false);
+    /// `asks_version`: whether the API server is going to be asked. If not, nothing has
+    /// to be waited for from the first moment on.
+    pub(super) fn new(needs_roots: bool, asks_version: bool) -> Self {
+        let (complete, _) = watch::channel(!asks_version);
         Self { cluster: RwLock::default(), complete, needs_roots }
     }
 
@@ -94,10 +96,7 @@ impl Knowledge {
     }
 
     async fn keep_version(&self, api: Option<&Api>) {
-        let Some(api) = api else {
-            self.complete.send_replace(true);
-            return;
-        };
+        let Some(api) = api else { return };
         let mut pause = RETRY;
         let mut reported = None;
         loop {
@@ -200,5 +199,18 @@ impl Knowledge {
             let rest = if index > 0 { Duration::from_secs(1) } else { pause };
             sleep(rest).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The admin port answers on another thread than the one that asks.
+    #[test]
+    fn what_nobody_is_asked_for_is_not_waited_for() {
+        assert_eq!(Knowledge::new(false, false).unready(), None);
+        assert!(Knowledge::new(false, true).unready().is_some());
+        assert!(Knowledge::new(true, false).unready().is_some());
     }
 }

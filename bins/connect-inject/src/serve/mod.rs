@@ -100,7 +100,7 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
     let Settings { listen, admin_listen, tls, shutdown_delay, agent, policy, version_of } =
         settings;
     let tls = Arc::new(tls);
-    let knowledge = Knowledge::new(policy.auto_encrypt);
+    let knowledge = Knowledge::new(policy.auto_encrypt, version_of.is_some());
     let state = Arc::new(State {
         policies: webhook::Policies::new(policy),
         knowledge,
