@@ -138,7 +138,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(crate::cases(256)))]
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(2048)))]
 
         #[test]
         fn no_file_panics(text in "((allow-k8s-namespace|init-image|default-inject|sidecar-mode|kubernetes-version|[a-z-]{0,8}): (\\[[a-z*, ]{0,4}\\]|true|null|0?[0-9.]{1,4}|\"\"|\\{\\}|\\PC{0,4})\n){0,4}\\PC{0,4}") {

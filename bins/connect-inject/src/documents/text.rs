@@ -356,7 +356,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(crate::cases(512)))]
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(2048)))]
 
         #[test]
         fn any_text_comes_out_as_it_went_in(text in "((%YAML 1.1|---|\\.\\.\\.|a: [a-z0-9]{1,3}|- x|# c|\"\"|\\{\\}|--- b| *|\\PC{0,3})(\n|\r\n)){0,12}") {

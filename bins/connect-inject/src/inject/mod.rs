@@ -682,7 +682,7 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(crate::cases(1024)))]
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(2048)))]
 
         /// Pains 34, 35, 38 and 41: any pod at all, by the webhook as offline.
         #[test]

@@ -202,7 +202,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(crate::cases(512)))]
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(2048)))]
 
         /// Whatever is in the annotations: what is said of them is short, and what is
         /// made of them has its bounds.

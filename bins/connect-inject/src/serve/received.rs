@@ -322,7 +322,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(crate::cases(512)))]
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(2048)))]
 
         /// What is left out makes no difference.
         #[test]

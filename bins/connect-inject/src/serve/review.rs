@@ -369,7 +369,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(crate::cases(512)))]
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(2048)))]
 
         #[test]
         fn no_body_panics(

@@ -309,7 +309,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(crate::cases(512)))]
+        #![proptest_config(ProptestConfig::with_cases(crate::cases(1024)))]
 
         #[test]
         fn any_text_is_read_back(key: String, text: String, ascii in "[ -~\n\t]{0,20}", number: i64, float: f64) {
