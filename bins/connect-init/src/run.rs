@@ -183,7 +183,7 @@ fn refuse_a_copy() -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    /// P29: `--timeout 4s` took 9 s, because taking back had 5 s of its own.
+    /// `--timeout 4s` took 9 s, because taking back had 5 s of its own.
     #[tokio::test(start_paused = true)]
     async fn taking_back_is_within_the_timeout() {
         for (timeout, take_back) in [(4, 1), (20, 5), (120, 5)] {

@@ -199,7 +199,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let mut application = Application::on(port, None, Ipv4Addr::LOCALHOST.into());
-        // P17: nothing is said before anyone looked.
+        // Nothing is said before anyone looked.
         assert_eq!(application.check(), None);
         application.changed().await;
         assert_eq!(application.check().map(|(status, _)| status), Some(Status::Passing));

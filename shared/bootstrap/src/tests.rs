@@ -67,7 +67,7 @@ fn default_document() {
     assert!(document["static_resources"].get("secrets").is_none());
 }
 
-/// P48: by default Envoy's pauses between two tries grow to half a minute.
+/// By default Envoy's pauses between two tries grow to half a minute.
 #[test]
 fn envoy_is_connected_again_within_seconds_of_its_agents_return() {
     let pauses = "/dynamic_resources/ads_config/grpc_services/envoy_grpc/retry_policy/\

@@ -226,7 +226,7 @@ mod tests {
         );
     }
 
-    /// P43; and P30: it is on the host of the HTTP address, which in a pod is not `localhost`.
+    /// It is on the host of the HTTP address, which in a pod is not `localhost`.
     #[test]
     fn an_agent_with_both_ports_is_taken_over_tls_if_a_ca_is_given() {
         let http = "http://10.0.0.7:8500";

@@ -293,7 +293,7 @@ fn a_unix_socket_that_never_comes_is_reported() {
     pod.run().code(69).says(&[&agent.address(), "hint:", "the socket is mounted"]);
 }
 
-/// P33: waiting for it heals nothing.
+/// Waiting for it heals nothing.
 #[test]
 fn a_unix_socket_that_the_pods_user_may_not_open_is_final() {
     let agent = ScriptedAgent::start_unix();

@@ -77,7 +77,7 @@ fn the_application_is_passing_while_it_listens_on_loopback() {
     agent.await_that("the application to be passing", |state| {
         state.model.is("passing", APPLICATION)
     });
-    // P17: the first report is of what was seen.
+    // The first report is of what was seen.
     assert_eq!(agent.asked(Route::Update.of(APPLICATION))[0].json()["Status"], "passing");
     drop(listener);
     agent.await_that("the application to be critical", |state| {

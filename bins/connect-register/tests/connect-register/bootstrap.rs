@@ -135,7 +135,7 @@ fn a_gateway_has_a_document() {
     assert_eq!(document["node"]["id"], "gw-1");
 }
 
-/// P47: as `consul connect envoy -gateway ingress` does.
+/// As `consul connect envoy -gateway ingress` does.
 #[test]
 fn an_ingress_gateway_has_a_ready_listener() {
     let agent = agent(|line| {

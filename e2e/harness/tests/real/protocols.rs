@@ -115,7 +115,7 @@ fn an_event_stream_outlives_the_default_timeout_where_both_sides_are_told() {
     assert_eq!(text.matches("data: event").count(), 170);
 }
 
-/// P58: what the troubleshooting page says. Nothing in the server's pod can choose another
+/// What the troubleshooting page says. Nothing in the server's pod can choose another
 /// code: the response has begun, so the client's Envoy can only reset the stream.
 #[test]
 fn a_stream_that_outlives_the_drain_is_reset_as_an_internal_error() {

@@ -644,8 +644,8 @@ fn a_key_of_a_newer_release_says_so() {
     assert_eq!(message, "requires Consul 1.17 or newer");
 }
 
-/// P37: keys that Consul's CLI takes, with or without effect. A file with all of them is
-/// a registration, and what has no effect or needs a newer agent is a warning.
+/// Keys that Consul's CLI takes, with or without effect. A file with all of them is a
+/// registration, and what has no effect or needs a newer agent is a warning.
 #[test]
 fn a_key_that_consuls_cli_takes_is_accepted() {
     let file = json!({"services": [
