@@ -126,17 +126,16 @@ fn a_stream_that_outlives_the_drain_is_reset_as_an_internal_error() {
     let lifecycle = json!({"preStop": {"exec": {"command": ["sleep", "5"]}}});
     let [server, client] = mesh.application_with(&budget, &lifecycle);
     let url = format!("http://127.0.0.1:{UPSTREAM}/events/100000");
-    let line = format!("curl -sSN --http2-prior-knowledge {url} > /tmp/events");
-    let output = std::thread::scope(|scope| {
-        let asking = scope.spawn(|| client.exec("web", &["sh", "-c", &line]));
-        let begun = || {
-            let seen = client.exec("web", &["test", "-s", "/tmp/events"]);
-            seen.is_ok_and(|seen| seen.status.success())
-        };
-        until("the first event", begun).unwrap();
-        server.stop().unwrap();
-        asking.join().unwrap().unwrap()
-    });
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("INTERNAL_ERROR"), "{}: {said}", output.status);
+    let line = format!("curl -sSN --http2-prior-knowledge {url} > /tmp/events 2> /tmp/said &");
+    client.exec("web", &["sh", "-c", &line]).unwrap();
+    let has = |file: &str| {
+        let seen = client.exec("web", &["test", "-s", file]);
+        seen.is_ok_and(|seen| seen.status.success())
+    };
+    until("the first event", || has("/tmp/events")).unwrap();
+    server.stop().unwrap();
+    until("curl's end", || has("/tmp/said")).unwrap();
+    let output = client.exec("web", &["cat", "/tmp/said"]).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("INTERNAL_ERROR"), "{said}");
 }
