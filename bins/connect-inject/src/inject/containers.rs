@@ -17,7 +17,7 @@ use crate::names::{
     DNS_PORT, DOWNWARD, FOLDER, HELPER, INIT_CONTAINER, REDIRECT, SIDECAR, STATUS_VARIABLE,
     TOKEN_FILE, TOKEN_FOLDER, TOKEN_VOLUME, USER, VARIABLE, VOLUME, sidecar_of,
 };
-use crate::plan::{Envoy, Exposed, Plan, Readiness, Transparent};
+use crate::plan::{Envoy, Exposed, Plan, Readiness, Relay, Transparent};
 use crate::policy::Policy;
 use crate::values::quantity::Resources;
 
@@ -264,6 +264,12 @@ fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
         command.push(format!("--merged-metrics-port={}", merging.port));
         command.push(format!("--service-metrics-port={}", merging.service_port));
         command.push(literal(&format!("--service-metrics-path={}", merging.service_path)));
+    }
+    let relay = plan.transparent.as_ref().and_then(|transparent| transparent.relay.as_ref());
+    if let Some(Relay { port, probes }) = relay.filter(|_| of.index == 0) {
+        command.push(format!("--probe-port={port}"));
+        command
+            .extend(probes.iter().map(|(path, probe)| literal(&format!("--probe={path}={probe}"))));
     }
     // One for all of the pod's services.
     if of.index == 0 && plan.transparent.as_ref().is_some_and(|transparent| transparent.dns) {

@@ -142,7 +142,9 @@ fn applications(editor: &mut Editor<'_>, plan: &Plan) -> Result<(), Denial> {
         editor.append(&format!("{container}/volumeMounts"), mount)?;
     }
     for probe in plan.transparent.iter().flat_map(|transparent| &transparent.rewritten) {
-        editor.set(&probe.pointer, [("port", Text::of(&probe.port))].into())?;
+        let members = probe.members.iter();
+        let members = members.map(|(key, value)| (key.as_str(), Text::of(value))).collect();
+        editor.set(&probe.pointer, members)?;
         bounded(editor)?;
     }
     if let Some((seconds, sleepers)) = &plan.lifecycle.sleep {
@@ -477,8 +479,13 @@ pub(crate) mod tests {
             || ELEMENTS.contains(&path)
             || matches!(
                 parts[..],
-                ["", "spec", "containers" | "initContainers", _, "env"]
-                    | ["", "spec", "containers" | "initContainers", _, "env", _]
+                [
+                    "",
+                    "spec",
+                    "containers" | "initContainers",
+                    _,
+                    "env" | "readinessProbe" | "livenessProbe" | "startupProbe"
+                ] | ["", "spec", "containers" | "initContainers", _, "env", _]
                     | ["", "spec", "containers", _, "volumeMounts" | "lifecycle"]
                     | ["", "spec", "containers", _, "volumeMounts", "-"]
                     | ["", "spec", "containers", _, "lifecycle", "preStop"]

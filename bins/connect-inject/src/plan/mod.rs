@@ -31,7 +31,7 @@ pub(crate) use lifecycle::Lifecycle;
 pub(crate) use metrics::Metrics;
 pub(crate) use readiness::Readiness;
 pub(crate) use service::Service;
-pub(crate) use transparent::{Exposed, Transparent};
+pub(crate) use transparent::{Exposed, Relay, Transparent};
 pub(crate) use volumes::Volumes;
 
 /// The most bytes of annotations that Kubernetes accepts
@@ -111,10 +111,11 @@ pub(crate) fn plan(
     if let Some(metrics) = &metrics {
         metrics.announce(pod, &mut service, &mut defaults, warnings)?;
     }
+    let lifecycle = lifecycle::lifecycle(pod, &around, &service, policy, cluster, warnings)?;
     let transparent = is_transparent
         .then(|| {
-            let metrics = metrics.as_ref();
-            transparent::transparent(pod, &around, &service, metrics, &mut taken, policy, warnings)
+            let own = (&service, metrics.as_ref(), &lifecycle);
+            transparent::transparent(pod, &around, own, &mut taken, policy, warnings)
         })
         .transpose()?;
     let upstreams = upstreams::upstreams(pod, &around, &taken, warnings)?;
@@ -124,7 +125,6 @@ pub(crate) fn plan(
     upstreams::gateways(&upstreams, cluster, warnings);
     let envoy = envoy::envoy(pod, policy)?;
     pod_level::refuse(pod, &around, &envoy.resources)?;
-    let lifecycle = lifecycle::lifecycle(pod, &around, &service, policy, cluster, warnings)?;
     lifecycle.warn_of_early_containers(&around, &upstreams, warnings);
     let readiness = readiness::readiness(&around, &service, warnings)?;
     let volumes = volumes::volumes(pod, &around)?;

@@ -1,8 +1,10 @@
 //! The kubelet's probes of a transparent pod. They would come to Envoy's public
-//! listener, which takes mutual TLS only: so they go to listeners that serve one path
-//! each without it.
+//! listener, which takes mutual TLS only. So those of a path go to listeners of Envoy's
+//! that serve one path each without it, and the others to the sidecar, which runs them
+//! over loopback.
 
-use serde_json::Value;
+use probe::{NotRun, Probe};
+use serde_json::{Map, Value, json};
 
 use super::taken::Owner;
 use super::{Surroundings, Taken};
@@ -23,13 +25,22 @@ pub(crate) struct Exposed {
     pub(crate) http2: bool,
 }
 
-/// A probe that gets another port.
+/// A probe that is asked for elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rewritten {
-    /// The object with the port, as a JSON pointer.
+    /// The object of which members are set, as a JSON pointer.
     pub(crate) pointer: String,
-    /// Port of Envoy's listener, instead of the application's.
+    /// The members.
+    pub(crate) members: Map<String, Value>,
+}
+
+/// Probes that the sidecar runs over loopback.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Relay {
+    /// Where the kubelet asks.
     pub(crate) port: u16,
+    /// Each with the path of its page.
+    pub(crate) probes: Vec<(String, Probe)>,
 }
 
 /// What becomes of the probes.
@@ -37,6 +48,7 @@ pub(crate) struct Rewritten {
 pub(super) struct Probes {
     pub(super) exposed: Vec<Exposed>,
     pub(super) rewritten: Vec<Rewritten>,
+    pub(super) relay: Option<Relay>,
     /// Ports that are reached directly, because the probe can't be rewritten.
     pub(super) excluded: Vec<u16>,
 }
@@ -49,6 +61,12 @@ const KINDS: [(&str, u16); 3] =
 /// How many listeners there are of a kind.
 const LISTENERS: u16 = 100;
 
+/// The port at which the sidecar is asked, if it is free, or the next one.
+const RELAY: u16 = 20700;
+
+/// How a probe may ask.
+const HANDLERS: [&str; 4] = ["exec", "grpc", "httpGet", "tcpSocket"];
+
 /// What the kubelet calls in a gRPC probe.
 ///
 /// Source: "GRPC Health Checking Protocol" of gRPC's documentation.
@@ -57,57 +75,61 @@ const GRPC_HEALTH: &str = "/grpc.health.v1.Health/Check";
 enum Call<'p> {
     /// A path of HTTP, or of HTTP/2.
     Path { path: &'p str, http2: bool },
-    /// A path over TLS.
-    Tls,
-    /// A port that is to be open.
-    Open,
+    /// What Envoy has no listener for: a path over TLS, or a port that is to be open.
+    Other,
 }
 
-/// Plans the probes. From then on, the listeners of their paths are taken.
+/// Plans the probes. From then on, the listeners of their paths are taken. Init
+/// containers run behind the sidecar if it stands first.
 pub(super) fn probes(
     around: &Surroundings<'_>,
+    sidecar_is_first: bool,
     excluded: &[u16],
     taken: &mut Taken<'_>,
     warnings: &mut Warnings,
 ) -> Result<Probes, Denial> {
     let mut probes = Probes::default();
     let long_running = around.init_containers.iter().filter(|init| init.is_long_running());
-    for container in around.containers.iter().chain(long_running) {
+    for container in around.containers.iter().chain(long_running.clone()) {
+        warn_of_hooks(*container, warnings);
+    }
+    // The kubelet waits for the startup probe of one before it starts the sidecar.
+    for container in long_running.clone().filter(|_| !sidecar_is_first) {
+        probes.exclude(*container, excluded, warnings);
+    }
+    let late = long_running.filter(|_| sidecar_is_first);
+    for container in around.containers.iter().chain(late) {
         for (kind, first) in KINDS {
             let Some((handler, port, call)) = probe(*container, kind) else { continue };
             if excluded.contains(&port) || probes.excluded.contains(&port) {
                 continue;
             }
-            let pointer = format!("{}/{kind}/{handler}", container.pointer());
-            let named = || format!("{kind} of container `{}`", container.name);
             let exposed = match call {
                 Call::Path { path, http2 } => probes.expose(path, port, http2, first, taken)?,
-                Call::Open => {
+                Call::Other => None,
+            };
+            let rewritten = match exposed {
+                Some(port) => Ok(Rewritten {
+                    pointer: format!("{}/{kind}/{handler}", container.pointer()),
+                    members: Map::from_iter([("port".to_owned(), port.into())]),
+                }),
+                None => probes.relay(*container, kind, taken)?,
+            };
+            match rewritten {
+                Ok(rewritten) => probes.rewritten.push(rewritten),
+                Err(why) => {
+                    probes.excluded.push(port);
                     warnings.push(|| {
                         format!(
-                            "make the {} an httpGet, grpc or exec probe: a tcpSocket probe of port \
-                             {port} reaches Envoy, and always succeeds",
-                            named()
+                            "mend the {kind} of container `{}`, which the sidecar cannot run \
+                             ({why}): port {port} is as in `{EXCLUDE_INBOUND_PORTS}`, open past \
+                             all intentions",
+                            container.name
                         )
                     });
-                    continue;
                 }
-                Call::Tls => None,
-            };
-            if let Some(port) = exposed {
-                probes.rewritten.push(Rewritten { pointer, port });
-                continue;
             }
-            probes.excluded.push(port);
-            warnings.push(|| {
-                format!(
-                    "make the {} one of HTTP with a path of its own: it can't go through Envoy, so \
-                     port {port} is as in `{EXCLUDE_INBOUND_PORTS}`: open, past all intentions",
-                    named()
-                )
-            });
         }
-        warn_of_hooks(*container, warnings);
     }
     Ok(probes)
 }
@@ -132,7 +154,7 @@ fn probe<'p>(container: Container<'p>, kind: &str) -> Option<(&'static str, u16,
         let path = text(get, "path").filter(|path| path.starts_with('/')).unwrap_or("/");
         let path = path.split_once('?').map_or(path, |(path, _)| path);
         let call = match text(get, "scheme") {
-            Some("HTTPS") => Call::Tls,
+            Some("HTTPS") => Call::Other,
             _ => Call::Path { path, http2: false },
         };
         return Some(("httpGet", port_of(get.get("port"))?, call));
@@ -142,7 +164,7 @@ fn probe<'p>(container: Container<'p>, kind: &str) -> Option<(&'static str, u16,
         return Some(("grpc", port_of(grpc.get("port"))?, call));
     }
     let tcp = probe.get("tcpSocket").filter(|tcp| tcp.is_object() && is_here(tcp))?;
-    Some(("tcpSocket", port_of(tcp.get("port"))?, Call::Open))
+    Some(("tcpSocket", port_of(tcp.get("port"))?, Call::Other))
 }
 
 /// The kubelet's hooks are no probes: what they call is not to be open to all.
@@ -180,15 +202,73 @@ impl Probes {
             let is_same = (known.port, known.http2) == (port, http2);
             return Ok(is_same.then_some(known.listener));
         }
-        let mut listeners = first..first + LISTENERS;
-        let Some(listener) = listeners.find(|listener| taken.owner(*listener).is_none()) else {
-            let problem = format!("no port from {first} on is free for a listener of probes");
-            return Err(Denial::new(Reason::InvalidTransparentProxy, problem));
-        };
-        taken.add(listener, Owner::Exposed);
+        let listener = free(first, taken)?;
         self.exposed.push(Exposed { path: path.to_owned(), listener, port, http2 });
         Ok(Some(listener))
     }
+
+    /// Has the sidecar run a probe. The inner error says why it can't.
+    fn relay(
+        &mut self,
+        container: Container<'_>,
+        kind: &str,
+        taken: &mut Taken<'_>,
+    ) -> Result<Result<Rewritten, NotRun>, Denial> {
+        let Some(Value::Object(fields)) = container.fields.get(kind) else {
+            return Ok(Err(NotRun::Shape("it is no object".to_owned())));
+        };
+        let ports = container.ports()?;
+        let named: Vec<_> =
+            ports.iter().filter_map(|port| Some((port.name?, port.number))).collect();
+        let probe = match Probe::of(&Value::Object(fields.clone()), &named) {
+            Ok(probe) => probe,
+            Err(why) => return Ok(Err(why)),
+        };
+        let port = match &self.relay {
+            Some(relay) => relay.port,
+            None => free(RELAY, taken)?,
+        };
+        let relay = self.relay.get_or_insert(Relay { port, probes: Vec::new() });
+        let path = format!("/{}/{kind}", container.name);
+        relay.probes.push((path.clone(), probe));
+        let mut fields = fields.clone();
+        fields.retain(|field, _| !HANDLERS.contains(&field.as_str()));
+        fields.insert("httpGet".to_owned(), json!({"path": path, "port": port}));
+        Ok(Ok(Rewritten {
+            pointer: container.pointer(),
+            members: Map::from_iter([(kind.to_owned(), fields.into())]),
+        }))
+    }
+
+    /// Excludes the ports of a container's probes.
+    fn exclude(&mut self, container: Container<'_>, excluded: &[u16], warnings: &mut Warnings) {
+        for (kind, _) in KINDS {
+            let Some((_, port, _)) = probe(container, kind) else { continue };
+            if excluded.contains(&port) || self.excluded.contains(&port) {
+                continue;
+            }
+            self.excluded.push(port);
+            warnings.push(|| {
+                format!(
+                    "start init container `{}` behind the sidecar (a native one, in front): its \
+                     {kind} is asked before that, so port {port} is as in \
+                     `{EXCLUDE_INBOUND_PORTS}`, open past all intentions",
+                    container.name
+                )
+            });
+        }
+    }
+}
+
+/// The first port from there on that is free, which is taken.
+fn free(first: u16, taken: &mut Taken<'_>) -> Result<u16, Denial> {
+    let mut listeners = first..first + LISTENERS;
+    let Some(listener) = listeners.find(|listener| taken.owner(*listener).is_none()) else {
+        let problem = format!("no port from {first} on is free for a listener of probes");
+        return Err(Denial::new(Reason::InvalidTransparentProxy, problem));
+    };
+    taken.add(listener, Owner::Exposed);
+    Ok(listener)
 }
 
 #[cfg(test)]
@@ -234,7 +314,7 @@ mod tests {
                 {"name": "once", "startupProbe": get("/once", json!(7001))},
             ],
         });
-        let (transparent, warnings) = planned(&spec, &[]);
+        let (transparent, warnings) = planned(&spec, &[(annotation::SIDECAR_MODE, "native")]);
         assert_eq!(
             transparent.exposed,
             [
@@ -245,7 +325,10 @@ mod tests {
                 exposed("/", 20500, 7000, false),
             ]
         );
-        let at = |pointer: &str, port| Rewritten { pointer: pointer.to_owned(), port };
+        let at = |pointer: &str, port: u16| {
+            let members = Map::from_iter([("port".to_owned(), port.into())]);
+            Rewritten { pointer: pointer.to_owned(), members }
+        };
         assert_eq!(
             transparent.rewritten,
             [
@@ -261,24 +344,85 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_go_through_envoy_is_said() {
+    fn what_cannot_go_through_envoy_is_run_by_the_sidecar() {
+        let tcp = json!({"tcpSocket": {"port": "one"}, "periodSeconds": 5, "newField": 1});
         let spec = json!({"containers": [
-            {"name": "a", "readinessProbe": {"httpGet": {"path": "/h", "port": 1}},
-             "livenessProbe": {"tcpSocket": {"port": 1}}},
+            {"name": "a", "ports": [{"containerPort": 1, "name": "one"}, {"containerPort": 20700}],
+             "readinessProbe": {"httpGet": {"path": "/h", "port": 1}}, "livenessProbe": tcp},
             {"name": "b", "readinessProbe": {"httpGet": {"path": "/h", "port": 2}}},
-            {"name": "c", "readinessProbe": {"httpGet": {"port": 3, "scheme": "HTTPS"}},
+            {"name": "c", "startupProbe": {"httpGet": {"port": 3, "scheme": "HTTPS"}},
              "lifecycle": {"preStop": {"httpGet": {"path": "/stop", "port": 1}}}},
+            {"name": "d", "livenessProbe": {"grpc": {"port": 4}}},
+            {"name": "e", "livenessProbe": {"grpc": {"port": 5, "service": "x"}}},
         ]});
         let (transparent, warnings) = planned(&spec, &[]);
-        assert_eq!(transparent.exposed, [exposed("/h", 20300, 1, false)]);
-        assert_eq!(transparent.inbound_ports, [2, 3, 20300]);
-        for (index, words) in [
-            (0, "tcpSocket probe of port 1"),
-            (1, "readinessProbe of container `b`"),
-            (2, "port 3 is as in"),
-            (3, "preStop hook of container `c`"),
+        let paths = [exposed("/h", 20300, 1, false), exposed(GRPC_HEALTH, 20400, 4, true)];
+        assert_eq!(transparent.exposed, paths);
+        // 20700 is the application's. No port of the application's is open.
+        assert_eq!(transparent.inbound_ports, [20300, 20400, 20701]);
+        let Relay { port, probes } = transparent.relay.unwrap();
+        let probes: Vec<_> =
+            probes.iter().map(|(path, probe)| (path.as_str(), probe.to_string())).collect();
+        assert_eq!(port, 20701);
+        assert_eq!(
+            probes,
+            [
+                ("/a/livenessProbe", r#"{"periodSeconds":5,"tcpSocket":{"port":1}}"#.to_owned()),
+                ("/b/readinessProbe", r#"{"httpGet":{"path":"/h","port":2}}"#.to_owned()),
+                (
+                    "/c/startupProbe",
+                    r#"{"httpGet":{"path":"/","port":3,"scheme":"HTTPS"}}"#.to_owned()
+                ),
+                ("/e/livenessProbe", r#"{"grpc":{"port":5,"service":"x"}}"#.to_owned()),
+            ]
+        );
+        let of_a = &transparent.rewritten[1];
+        assert_eq!(of_a.pointer, "/spec/containers/0");
+        let get = json!({"path": "/a/livenessProbe", "port": 20701});
+        let whole = json!({"httpGet": get, "periodSeconds": 5, "newField": 1});
+        assert_eq!(of_a.members["livenessProbe"], whole);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("preStop hook of container `c`"), "{warnings:?}");
+    }
+
+    #[test]
+    fn what_the_sidecar_cannot_run_is_said() {
+        let path = format!("/{}", "x".repeat(9000));
+        let spec = json!({"containers": [{
+            "name": "a",
+            "livenessProbe": {"httpGet": {"path": path, "port": 1, "scheme": "HTTPS"}},
+        }]});
+        let (transparent, warnings) = planned(&spec, &[]);
+        assert_eq!(transparent.inbound_ports, [1]);
+        assert_eq!(transparent.relay, None);
+        let told = "mend the livenessProbe of container `a`";
+        assert!(warnings[0].starts_with(told), "{warnings:?}");
+        assert!(warnings[0].contains("more than 8192 bytes"), "{warnings:?}");
+    }
+
+    /// The kubelet starts the sidecar only when the startup probe has succeeded.
+    #[test]
+    fn a_container_that_starts_before_the_sidecar_keeps_its_probes() {
+        let spec = json!({
+            "containers": [{"name": "a"}],
+            "initContainers": [{
+                "name": "n", "restartPolicy": "Always",
+                "startupProbe": {"httpGet": {"path": "/n", "port": 7000}},
+                "livenessProbe": {"tcpSocket": {"port": 7000}},
+            }],
+        });
+        let native = (annotation::SIDECAR_MODE, "native");
+        let first = planned(&spec, &[native]).0;
+        assert_eq!(first.exposed, [exposed("/n", 20500, 7000, false)]);
+        assert_eq!(first.inbound_ports, [20500, 20700]);
+        for modes in [
+            &[(annotation::SIDECAR_MODE, "container")][..],
+            &[native, (annotation::POSITION, "last")],
         ] {
-            assert!(warnings[index].contains(words), "{warnings:?}");
+            let (late, warnings) = planned(&spec, modes);
+            assert_eq!((late.exposed, late.rewritten), (vec![], vec![]));
+            assert_eq!(late.inbound_ports, [7000]);
+            assert!(warnings[0].contains("init container `n` behind"), "{warnings:?}");
         }
     }
 

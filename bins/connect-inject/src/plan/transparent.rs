@@ -8,7 +8,7 @@ use registration::pod::PUBLIC_LISTENER_PORT;
 use registration::port;
 
 use super::taken::Owner;
-use super::{Metrics, Service, Surroundings, Taken, probes, read};
+use super::{Lifecycle, Metrics, Service, Surroundings, Taken, probes, read};
 use crate::annotation;
 use crate::names::REDIRECT;
 use crate::outcome::{Denial, Reason, Warnings};
@@ -16,8 +16,8 @@ use crate::pod::Pod;
 use crate::policy::Policy;
 use crate::values::switch;
 
-pub(crate) use super::probes::Exposed;
 use super::probes::Rewritten;
+pub(crate) use super::probes::{Exposed, Relay};
 
 /// How the pod's connections are redirected.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,7 +38,9 @@ pub(crate) struct Transparent {
     pub(crate) dns: bool,
     /// Paths that Envoy serves without mutual TLS, for probes.
     pub(crate) exposed: Vec<Exposed>,
-    /// The probes that use them.
+    /// Probes that the sidecar runs over loopback.
+    pub(crate) relay: Option<Relay>,
+    /// The probes that are asked for there or at those paths.
     pub(crate) rewritten: Vec<Rewritten>,
 }
 
@@ -112,8 +114,7 @@ fn wants_dns(pod: Pod<'_>, policy: &Policy) -> Result<bool, Denial> {
 pub(super) fn transparent(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
-    service: &Service,
-    metrics: Option<&Metrics>,
+    (service, metrics, lifecycle): (&Service, Option<&Metrics>, &Lifecycle),
     taken: &mut Taken<'_>,
     policy: &Policy,
     warnings: &mut Warnings,
@@ -145,10 +146,11 @@ pub(super) fn transparent(
     let overwrites = read(pod, annotation::OVERWRITE_PROBES, REASON, switch)?;
     let mut found = probes::Probes::default();
     if overwrites.unwrap_or(policy.overwrite_probes) {
-        found = probes::probes(around, &inbound_ports, taken, warnings)?;
+        found = probes::probes(around, lifecycle.first, &inbound_ports, taken, warnings)?;
     }
     inbound_ports.extend(found.excluded);
     inbound_ports.extend(found.exposed.iter().map(|exposed| exposed.listener));
+    inbound_ports.extend(found.relay.as_ref().map(|relay| relay.port));
     inbound_ports.sort_unstable();
     inbound_ports.dedup();
     warn_of_pod_security(warnings);
@@ -161,6 +163,7 @@ pub(super) fn transparent(
         services,
         dns: wants_dns(pod, policy)?,
         exposed: found.exposed,
+        relay: found.relay,
         rewritten: found.rewritten,
     })
 }
