@@ -247,7 +247,14 @@ impl<'n> Pod<'n> {
 
     /// What a container has written to its log.
     pub fn log(&self, container: &str) -> String {
-        self.running(container).map(|running| running.process.output()).unwrap_or_default()
+        let output =
+            self.running(container).map(|running| running.process.output()).unwrap_or_default();
+        // Envoy's list of what it was built with hides the rest of a failed test's output.
+        let is_list = |line: &str| line.contains("/server.cc:") && line.contains("]   ");
+        output
+            .lines()
+            .filter(|line| !is_list(line))
+            .fold(String::new(), |log, line| log + line + "\n")
     }
 
     pub fn log_file(&self, container: &str) -> PathBuf {

@@ -10,6 +10,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -174,7 +175,7 @@ esac
     }
 
     fn run(&self, script: &str, variables: &[(&str, &str)]) -> Ran {
-        Ran::from(self.command(script, variables).output().unwrap())
+        Ran::from(output(&mut self.command(script, variables)))
     }
 
     /// Runs `scripts/tools` for one part.
@@ -197,7 +198,22 @@ esac
     }
 }
 
+/// Held while a program is written, and while a process is started: a child that is
+/// forked in between has the open file until it runs its own program, and meanwhile
+/// nobody can run what was written (`ETXTBSY`).
+static PROGRAMS: Mutex<()> = Mutex::new(());
+
+fn start(command: &mut Command) -> Child {
+    let _held = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
+    command.spawn().unwrap()
+}
+
+fn output(command: &mut Command) -> Output {
+    start(command.stdout(Stdio::piped()).stderr(Stdio::piped())).wait_with_output().unwrap()
+}
+
 fn write(program: &Path, script: &str) {
+    let _held = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
     File::create(program).unwrap().write_all(script.as_bytes()).unwrap();
     fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
 }
@@ -243,7 +259,7 @@ impl Ran {
 /// The program that a build leaves, whole.
 #[track_caller]
 fn assert_whole(program: &Path) {
-    let output = Command::new(program).output().unwrap();
+    let output = output(&mut Command::new(program));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "whole\n");
 }
 
@@ -377,8 +393,8 @@ fn a_build_that_is_interrupted_goes_on_where_it_was() {
         let machine = Machine::new(Some("1.26.0"));
         machine.set("stuck", "kube-controller-manager");
         let mut run = machine.command(BUILD, &[]);
-        let run = run.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn();
-        let mut run = Group(run.unwrap());
+        run.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let mut run = Group(start(&mut run));
         harness::until("the build that does not end", || machine.path("waits").exists()).unwrap();
         run.signal(signal);
         assert!(!run.0.wait().unwrap().success());

@@ -103,11 +103,17 @@ fn with_pods(
     used.end();
 }
 
-/// What the client may do.
+/// What the client may do. An agent, or servers, that have just come back are asked
+/// until they take it.
 fn intend(acls: &Acls<'_>, action: &str) {
     let sources = json!([{"Name": "web", "Action": action}]);
     let entry = json!({"Kind": "service-intentions", "Name": "api", "Sources": sources});
-    acls.ask(Method::PUT, "/v1/config", Some(&entry)).unwrap();
+    let mut refusal = None;
+    until("the intention to be taken", || {
+        refusal = acls.ask(Method::PUT, "/v1/config", Some(&entry)).err();
+        refusal.is_none()
+    })
+    .unwrap_or_else(|error| panic!("{error}: {refusal:?}"));
 }
 
 // === impl Used ===
