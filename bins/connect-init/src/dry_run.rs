@@ -9,6 +9,7 @@ use consul::{Agent, token};
 use doctor::{Finding, Patient, Verdict};
 use flags::{BootstrapArgs, Report};
 use handoff::Handoff;
+use provision::Trust;
 use registration::Service;
 use registration::pod::Pair;
 use runtime::Failure;
@@ -33,6 +34,7 @@ pub(crate) async fn tell(
     agent: &Agent,
     flags: &BootstrapArgs,
     common: &Handoff,
+    trust: Trust,
 ) -> Result<Value, Failure> {
     for sidecar in sidecars {
         // The token of an earlier run works for the diagnosis.
@@ -58,7 +60,7 @@ pub(crate) async fn tell(
         .iter()
         .any(|finding| finding.verdict == Verdict::Wrong && finding.what == "agent");
     let (mut services, mut requests) = (Vec::new(), Vec::new());
-    let mut files = common_files(agent, common)?;
+    let mut files = common_files(agent, common, trust)?;
     for sidecar in sidecars {
         let Pair { service, proxy } = &sidecar.declared.pair;
         if answers {
@@ -124,7 +126,7 @@ async fn rehearse(sidecar: &Sidecar, common: &Handoff, answers: bool) -> Result<
         ),
     }
     let token = (session.is_some() || agent.token().is_some()).then(|| SecretString::from(TOKEN));
-    let files = provision::copies(common, &agent.config().tls);
+    let files = provision::copies(common, &agent.config().tls, Trust::Given);
     let rehearsal = bootstrap.rehearse(agent, &files, answers, &expected, token).await?;
     assumed.extend(rehearsal.assumed);
     Ok(json!({
@@ -214,7 +216,7 @@ fn files_of(sidecar: &Sidecar) -> Vec<Value> {
 }
 
 /// The files that all services share.
-fn common_files(agent: &Agent, handoff: &Handoff) -> Result<Vec<Value>, Failure> {
+fn common_files(agent: &Agent, handoff: &Handoff, trust: Trust) -> Result<Vec<Value>, Failure> {
     let config = agent.config();
     let mut files = vec![file(&handoff.helper(), 0o555, "connect-lifecycle")];
     if config.http_auth.is_some() {
@@ -222,6 +224,9 @@ fn common_files(agent: &Agent, handoff: &Handoff) -> Result<Vec<Value>, Failure>
     }
     if !config.tls.ca_pem().map_err(Report::failure)?.is_empty() {
         files.push(file(&handoff.ca(), 0o640, "the agent's CA certificates"));
+        if trust == Trust::Roots {
+            files.push(file(&handoff.roots(), 0o755, "the roots of Connect's CA, kept up with"));
+        }
     }
     if config.tls.client_cert.is_some() {
         files.push(file(&handoff.client_cert(), 0o640, "the certificate shown to the agent"));

@@ -8,6 +8,7 @@ use consul::Agent;
 use definition::Format;
 use flags::Report;
 use handoff::{Handoff, Milestone};
+use provision::Trust;
 use registration::pod::Pair;
 use runtime::deadline::race;
 use runtime::{Deadline, Exit, Failure, Signals, stdout};
@@ -46,6 +47,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         transparent,
         pod,
         agent,
+        auto_encrypt,
         login,
         bootstrap,
         dir,
@@ -62,7 +64,9 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     let budget = Budget::of(timeout);
     let deadline = budget.work;
     let admin = bootstrap.admin().await?;
-    let config = agent.config(pod.node_name.clone())?;
+    let mut config = agent.config(pod.node_name.clone())?;
+    let trust = if auto_encrypt { Trust::Roots } else { Trust::Given };
+    trust.remember(&common, &mut config.tls);
     let login = login.login(&pod);
     let TransparentArgs { transparent, virtual_address, expose } = transparent;
     let virtual_name = virtual_address.as_ref().and_then(|given| given.name(&pod.pod_namespace));
@@ -93,10 +97,10 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
     let agent = Agent::new(config).map_err(Report::failure)?;
     let sidecars: Vec<Sidecar> = declared
         .into_iter()
-        .map(|declared| Sidecar::new(declared, &dir, &agent, login.as_ref(), &bootstrap))
+        .map(|declared| Sidecar::new(declared, &dir, &agent, login.as_ref(), &bootstrap, trust))
         .collect();
     if dry_run {
-        let telling = dry_run::tell(&sidecars, &agent, &bootstrap, &common);
+        let telling = dry_run::tell(&sidecars, &agent, &bootstrap, &common, trust);
         return match race(deadline, &mut signals, telling).await {
             Ok(document) => print(&format!("{:#}\n", document?)),
             Err(cut) => Err(cut.failure(deadline)),
@@ -106,7 +110,7 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         common.note(Milestone::Tried)?;
     }
     let helper = Helper::find(helper)?;
-    let tls = provision::prepare(&common, agent.config())?;
+    let tls = provision::prepare(&common, agent.config(), trust)?;
     for sidecar in &sidecars {
         sidecar.prepare()?;
     }

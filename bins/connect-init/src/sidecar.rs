@@ -9,6 +9,7 @@ use flags::{BootstrapArgs, Report, XdsServer};
 use handoff::{Handoff, Login, Milestone, Record};
 use lifecycle::start::Step;
 use lifecycle::{Drive, Leftovers, Outcome, Session, Start, Unused};
+use provision::{Trust, Watched};
 use registration::pod::Pair;
 use runtime::file::write_whole;
 use runtime::{Deadline, Failure};
@@ -25,8 +26,7 @@ pub(crate) struct Sidecar {
     /// If the token comes from a login.
     pub(crate) session: Option<Session>,
     pub(crate) bootstrap: BootstrapArgs,
-    /// Whether Envoy can watch a file with the ACL token.
-    watches_token: bool,
+    watched: Watched,
     /// Progress.
     start: Cell<Start>,
 }
@@ -43,6 +43,7 @@ impl Sidecar {
         agent: &Agent,
         login: Option<&Login>,
         bootstrap: &BootstrapArgs,
+        trust: Trust,
     ) -> Self {
         let handoff = match declared.index {
             0 => Handoff::new(dir),
@@ -51,7 +52,7 @@ impl Sidecar {
         // Each service has its own token, because each ends by itself.
         let agent = agent.apart();
         let session = login.map(|login| Session::new(&agent, &handoff, login.clone()));
-        let watches_token = provision::watches_token(bootstrap.envoy_version.as_deref());
+        let watched = Watched::by(bootstrap.envoy_version.as_deref(), trust);
         let bootstrap = BootstrapArgs {
             admin_bind: declared.admin.to_string(),
             envoy_ready_bind_port: bootstrap
@@ -65,7 +66,7 @@ impl Sidecar {
         let has_token = session.is_some() && handoff.token().exists();
         let is_sent = has_token || handoff.record().exists();
         let start = Cell::new(Start::begin(session.is_some(), is_sent));
-        Self { declared, handoff, agent, session, bootstrap, watches_token, start }
+        Self { declared, handoff, agent, session, bootstrap, watched, start }
     }
 
     /// Prepares the files, before anything is registered.
@@ -115,12 +116,11 @@ impl Sidecar {
         helper: &Installing,
         deadline: Deadline,
     ) -> Result<(), Failure> {
-        let Self { declared, handoff, agent, session, bootstrap, watches_token, .. } = self;
+        let Self { declared, handoff, agent, session, bootstrap, watched, .. } = self;
         let Declared { pair, admin, virtual_name, .. } = declared;
         // On the heap, because it rarely runs.
         Box::pin(self.take_back_earlier(deadline)).await;
-        let watches = *watches_token;
-        provision::bootstrap(handoff, agent, bootstrap, pair, xds, watches, deadline).await?;
+        provision::bootstrap(handoff, agent, bootstrap, pair, xds, *watched, deadline).await?;
         // Last: a reader of the record must find all other files.
         helper.done().await?;
         let login = session.as_ref().map(|session| session.login().clone());

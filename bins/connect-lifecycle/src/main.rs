@@ -38,6 +38,7 @@ mod probe;
 mod ready;
 mod relay;
 mod restart;
+mod roots;
 mod run;
 mod stream;
 mod virtual_address;

@@ -22,6 +22,7 @@ use crate::merge::{Merge, Source};
 use crate::pod::Pod;
 use crate::relay::Relay;
 use crate::restart::Restart;
+use crate::roots;
 use crate::stream::Stream;
 use crate::virtual_address::VirtualAddress;
 
@@ -80,6 +81,7 @@ pub(crate) async fn run(
     let probe = readiness_probe.map(|probe| since_start(probe, &pod.handoff));
     let keeper = Keeper::new(&pod, &restart, stream, probe, virtual_address);
     let mut keeper = Box::pin(keeper.keep(stop.clone()));
+    let mut roots = Box::pin(roots::keep_up(&pod));
     let port = pod.record.pair.service.port;
     let busy = Busy {
         envoy: Envoy::at(pod.record.admin),
@@ -96,6 +98,7 @@ pub(crate) async fn run(
                 break None;
             }
             () = &mut keeper => break None, // it ends only when it is told to
+            never = &mut roots => match never {},
             () = restart.requested() => {}
         }
         tracing::info!("Envoy is restarted in place, so that it has the new ACL token");

@@ -10,6 +10,7 @@ use definition::Definition;
 use flags::{BootstrapArgs, Report};
 use handoff::{Handoff, Record};
 use lifecycle::{RegisterError, Registered};
+use provision::{Trust, Watched};
 use registration::machine;
 use registration::pod::Pair;
 use registration::service::Kind;
@@ -84,7 +85,7 @@ impl Sidecar {
     async fn provide(&self, definition: &Definition, deadline: Deadline) -> Result<(), Failure> {
         let Self { handoff, agent, pair, envoy, .. } = self;
         let admin = envoy.admin().await?;
-        let tls = provision::prepare(handoff, agent.config())?;
+        let tls = provision::prepare(handoff, agent.config(), Trust::Given)?;
         match agent.token() {
             Some(token) => {
                 write_whole(&handoff.token(), 0o600, token.expose_secret().as_bytes())?;
@@ -97,8 +98,8 @@ impl Sidecar {
         let xds = envoy.find_xds(agent, &tls, deadline).await?;
         self.refuse_taken_port(deadline).await?;
         self.register(deadline).await?;
-        let watches = provision::watches_token(envoy.envoy_version.as_deref());
-        provision::bootstrap(handoff, agent, envoy, pair, &xds, watches, deadline).await?;
+        let watched = Watched::by(envoy.envoy_version.as_deref(), Trust::Given);
+        provision::bootstrap(handoff, agent, envoy, pair, &xds, watched, deadline).await?;
         // Last: a reader of the record must find all other files.
         let agent = provision::agent_record(handoff, agent, &tls);
         Record::new(pair.clone(), agent, admin, None).write(handoff)?;

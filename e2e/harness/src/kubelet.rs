@@ -56,7 +56,8 @@ const SIDECAR: &str = "envoy-sidecar";
 const ADMIN_PORT: u16 = 19000;
 
 /// The statistics of Envoy by which [`is_settled`] and [`has_rejected`] decide.
-pub const XDS_STATS: &str = "(connected_state|update_rejected|lds.update_success)$";
+pub const XDS_STATS: &str =
+    "(connected_state|local_agent.upstream_rq_pending_active|update_rejected|lds.update_success)$";
 
 /// How long a pod has to end if it does not say, as Kubernetes has it.
 const GRACE: Duration = Duration::from_secs(30);
@@ -452,10 +453,11 @@ fn end(running: &mut Running, mut how: String, deadline: Instant) -> Result<(Str
 }
 
 /// Whether Envoy is connected to its xDS server and has heard of its listeners,
-/// by its statistics.
+/// by its statistics. A stream that waits for a connection counts as connected there.
 pub fn is_settled(stats: &str) -> bool {
     let count = |name: &str| stats.lines().find_map(|line| line.strip_prefix(name));
     count("control_plane.connected_state: ") == Some("1")
+        && count("cluster.local_agent.upstream_rq_pending_active: ") == Some("0")
         && (count("listener_manager.lds.update_success: ").is_some_and(|count| count != "0")
             || has_rejected(stats))
 }

@@ -71,6 +71,25 @@ pub fn await_passing(node: &Node, service: &str) -> Result<()> {
     })
 }
 
+/// Waits until the node's agent has a service and its proxy, with all checks passing: the
+/// catalog goes on with what an agent that was wiped had said.
+///
+/// # Errors
+/// It does not have them; with all its checks.
+pub fn await_registered(node: &Node, service: &str) -> Result<()> {
+    let registered = until(&format!("{service} to be registered with the agent"), || {
+        [service.to_owned(), format!("{service}-sidecar-proxy")].iter().all(|service| {
+            // Another status than 200 unless all of its checks pass.
+            node.get(&format!("/v1/agent/health/service/name/{service}")).is_ok()
+        })
+    });
+    registered.map_err(|error| {
+        let checks = node.get("/v1/agent/checks");
+        format!("{error}\n{}", checks.map(|checks| format!("{checks:#}")).unwrap_or_default())
+            .into()
+    })
+}
+
 /// Waits until the tutorial's curl prints that.
 ///
 /// # Errors

@@ -20,6 +20,7 @@
 //! ```
 
 mod access_log;
+mod ca;
 mod cluster;
 mod config;
 mod document;
@@ -34,6 +35,7 @@ mod template;
 mod token;
 
 pub use access_log::{AccessLogSink, AccessLogs};
+pub use ca::{ca_secret, watch_ca};
 pub use document::render;
 pub use error::Error;
 pub use grpc_address::{GrpcAddress, GrpcAddressError};

@@ -412,6 +412,27 @@ impl Agent {
         self.call(Method::GET, "/v1/agent/connect/ca/roots").answer().await
     }
 
+    /// The roots of Connect's CA, with their index: as soon as that is not `known`, or
+    /// when the wait is over.
+    ///
+    /// Source: "Blocking Queries" of Consul's API documentation.
+    pub async fn connect_roots_after(
+        &self,
+        known: u64,
+        wait: Duration,
+    ) -> Result<(Roots, u64), Error> {
+        let call = self.call(Method::GET, "/v1/agent/connect/ca/roots").unless(known, wait);
+        let request = call.request();
+        let Answered { status, body, index, .. } = call.answered().await?;
+        let failed = |cause| Error { request, cause };
+        if status != 200 {
+            return Err(failed(Cause::of_status(status, &String::from_utf8_lossy(&body))));
+        }
+        let roots = serde_json::from_slice(&body)
+            .map_err(|error| failed(Cause::Garbage(error.to_string())))?;
+        Ok((roots, next(index, known)))
+    }
+
     /// A config entry; `None` if it does not exist.
     pub async fn config_entry<T: DeserializeOwned>(
         &self,
@@ -442,19 +463,11 @@ impl Agent {
         wait: Duration,
     ) -> Result<(Option<T>, u64), Error> {
         let path = format!("/v1/config/{}/{}", segment(kind), segment(name));
-        let mut call = self.call(Method::GET, &path);
-        if known > 0 {
-            call = call
-                .query("index", &known.to_string())
-                .query("wait", &format!("{}ms", wait.as_millis()));
-            // The agent adds up to a sixteenth of the wait as jitter.
-            call.timeout = wait + wait / 16 + TIMEOUT;
-        }
+        let call = self.call(Method::GET, &path).unless(known, wait);
         let request = call.request();
         let Answered { status, body, index, .. } = call.answered().await?;
         let failed = |cause| Error { request, cause };
-        // An index that goes backwards has to be reset.
-        let index = index.filter(|index| *index >= known).unwrap_or_default();
+        let index = next(index, known);
         match status {
             200 => serde_json::from_slice(&body)
                 .map(|entry| (Some(entry), index))
@@ -546,6 +559,19 @@ impl Call<'_> {
         self.query.push_str(key);
         self.query.push('=');
         self.query.push_str(&segment(value));
+        self
+    }
+
+    /// Answered at once if the index is not `known`, else when that changes or the wait
+    /// is over.
+    fn unless(mut self, known: u64, wait: Duration) -> Self {
+        if known > 0 {
+            self = self
+                .query("index", &known.to_string())
+                .query("wait", &format!("{}ms", wait.as_millis()));
+            // The agent adds up to a sixteenth of the wait as jitter.
+            self.timeout = wait + wait / 16 + TIMEOUT;
+        }
         self
     }
 
@@ -647,6 +673,11 @@ impl Call<'_> {
             node: self.agent.config.node.clone(),
         }
     }
+}
+
+/// The index to ask with next: one that goes backwards is to be begun anew.
+fn next(index: Option<u64>, known: u64) -> u64 {
+    index.filter(|index| *index >= known).unwrap_or_default()
 }
 
 fn secret_header(value: &str) -> Result<HeaderValue, Cause> {

@@ -1,7 +1,7 @@
 //! TLS with the agent: the files, and how its certificate is verified.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -148,19 +148,8 @@ impl TlsFiles {
         name_check: NameCheck,
     ) -> Result<AgentVerifier, SetupError> {
         // Wrong files are reported even if verification is off.
-        let Cas { certificates, mut problems } = self.cas()?;
-        let mut roots = RootCertStore::empty();
-        for certificate in &certificates {
-            if let Err(error) = roots.add(certificate.clone()) {
-                problems.push(format!("a CA certificate can't be used: {error}"));
-            }
-        }
-        if roots.is_empty() && !certificates.is_empty() {
-            return Err(SetupError::UnusableCas(problems.join("; ")));
-        }
-        for problem in problems {
-            tracing::warn!("{problem}; the other CA certificates are used");
-        }
+        let trust = Trust::new(self.cas()?, &provider)?;
+        let trust = if self.skip_verify { Trust::Anybody } else { trust };
         let name = match &self.server_name {
             None => None,
             Some(name) => Some(
@@ -168,18 +157,7 @@ impl TlsFiles {
                     .map_err(|_| SetupError::ServerName(name.clone()))?,
             ),
         };
-        let trust = if self.skip_verify {
-            Trust::Anybody
-        } else if roots.is_empty() {
-            Trust::Nobody
-        } else {
-            let chain =
-                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-            let chain =
-                chain.build().map_err(|error| SetupError::UnusableCas(error.to_string()))?;
-            Trust::Cas { chain, given: certificates }
-        };
-        Ok(AgentVerifier { trust, name, name_check, provider })
+        Ok(AgentVerifier { files: self.clone(), trust: trust.into(), name, name_check, provider })
     }
 }
 
@@ -260,7 +238,10 @@ fn not_pem(flag: &'static str, path: &Path, source: pem::Error) -> SetupError {
 
 #[derive(Debug)]
 struct AgentVerifier {
-    trust: Trust,
+    /// They are read again for each connection: whoever rotates a CA has the next one
+    /// signed or written beside the one before, and a pod may live through many.
+    files: TlsFiles,
+    trust: Mutex<Trust>,
     /// Replaces the host of the address: pods reach the agent by the node's IP address,
     /// which its certificate may lack.
     name: Option<ServerName<'static>>,
@@ -269,7 +250,7 @@ struct AgentVerifier {
 }
 
 /// Whose certificates are accepted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Trust {
     /// All: verification is off.
     Anybody,
@@ -283,7 +264,34 @@ enum Trust {
     /// power: the server proves in the handshake that it has its key, and whoever has
     /// that key could sign a certificate for any name that this client would accept
     /// anyway. Its dates and name are still verified.
-    Cas { chain: Arc<WebPkiServerVerifier>, given: Vec<CertificateDer<'static>> },
+    Cas { chain: Arc<WebPkiServerVerifier>, given: Arc<[CertificateDer<'static>]> },
+}
+
+// === impl Trust ===
+
+impl Trust {
+    fn new(cas: Cas, provider: &Arc<CryptoProvider>) -> Result<Self, SetupError> {
+        let Cas { certificates, mut problems } = cas;
+        let mut roots = RootCertStore::empty();
+        for certificate in &certificates {
+            if let Err(error) = roots.add(certificate.clone()) {
+                problems.push(format!("a CA certificate can't be used: {error}"));
+            }
+        }
+        if roots.is_empty() && !certificates.is_empty() {
+            return Err(SetupError::UnusableCas(problems.join("; ")));
+        }
+        for problem in problems {
+            tracing::warn!("{problem}; the other CA certificates are used");
+        }
+        if roots.is_empty() {
+            return Ok(Self::Nobody);
+        }
+        let chain =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+        let chain = chain.build().map_err(|error| SetupError::UnusableCas(error.to_string()))?;
+        Ok(Self::Cas { chain, given: certificates.into() })
+    }
 }
 
 /// Verifies dates and name of a certificate that is trusted itself.
@@ -306,6 +314,28 @@ fn verify_given(
 
 // === impl AgentVerifier ===
 
+impl AgentVerifier {
+    /// Who is trusted by what the files hold now; if they can't be read, as before.
+    fn trust(&self) -> Trust {
+        let mut trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Trust::Cas { given, .. } = &*trust {
+            let read = match self.files.cas() {
+                Ok(cas) if cas.certificates[..] == given[..] => None,
+                Ok(cas) => Some(Trust::new(cas, &self.provider)),
+                Err(error) => Some(Err(error)),
+            };
+            match read {
+                None => {}
+                Some(Ok(read)) => *trust = read,
+                Some(Err(error)) => {
+                    tracing::warn!("{error}; the CA certificates of before are used");
+                }
+            }
+        }
+        trust.clone()
+    }
+}
+
 impl ServerCertVerifier for AgentVerifier {
     fn verify_server_cert(
         &self,
@@ -316,7 +346,7 @@ impl ServerCertVerifier for AgentVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let name = self.name.as_ref().unwrap_or(address);
-        let verified = match &self.trust {
+        let verified = match self.trust() {
             Trust::Anybody => return Ok(ServerCertVerified::assertion()),
             Trust::Nobody => return Err(CertificateError::UnknownIssuer.into()),
             Trust::Cas { chain, given } => {
@@ -406,6 +436,31 @@ mod tests {
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
         let verified = server.verify_server_cert(certificate, &[], &address, &[], now);
         verified.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// I31: a pod may live longer than the CA that it started with.
+    #[test]
+    fn whoever_is_trusted_is_read_again_for_each_connection() {
+        let (before, after) = (self_signed("agent.example"), self_signed("agent.example"));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, before.pem()).unwrap();
+        let files = TlsFiles { ca_file: Some(file.clone()), ..TlsFiles::default() };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let server = files.verifier(provider, NameCheck::Required).unwrap();
+        let trusts = |certificate: &rcgen::Certificate| {
+            let address = ServerName::try_from("agent.example").unwrap();
+            let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(NOON_2026));
+            server.verify_server_cert(certificate.der(), &[], &address, &[], now).is_ok()
+        };
+        assert!(trusts(&before) && !trusts(&after));
+        std::fs::write(&file, after.pem()).unwrap();
+        assert!(!trusts(&before) && trusts(&after));
+        // Half a file, or none, takes no trust away.
+        std::fs::write(&file, "").unwrap();
+        assert!(trusts(&after));
+        std::fs::remove_file(&file).unwrap();
+        assert!(trusts(&after));
     }
 
     /// As curl and Consul's CLI do.

@@ -92,10 +92,18 @@ impl Envoy {
     }
 
     /// Whether Envoy has an xDS stream to the agent.
+    ///
+    /// Envoy counts a stream as connected from its start, also while it waits for a
+    /// connection that never comes.
     pub async fn is_connected(self) -> Result<bool, Error> {
-        let path = "/stats?filter=^control_plane.connected_state$";
+        let path = "/stats?filter=^(control_plane.connected_state|cluster.local_agent.upstream_rq_pending_active)$";
         let stats = self.ask(Method::GET, path).await?;
-        Ok(stats.lines().any(|line| line.trim_end().ends_with("connected_state: 1")))
+        let value = |name: &str| {
+            let line = stats.lines().find_map(|line| line.trim_end().strip_prefix(name));
+            line.and_then(|value| value.strip_prefix(": "))
+        };
+        Ok(value("control_plane.connected_state") == Some("1")
+            && value("cluster.local_agent.upstream_rq_pending_active").unwrap_or("0") == "0")
     }
 
     /// The names of Envoy's listeners, and the number of consecutively rejected

@@ -182,6 +182,31 @@ impl Handoff {
         self.dir.join("consul-ca.pem")
     }
 
+    /// The directory with the roots of Connect's CA, where agents have their certificates
+    /// from it.
+    pub fn roots(&self) -> PathBuf {
+        self.dir.join("connect-roots")
+    }
+
+    /// Writes the roots of Connect's CA, in PEM.
+    pub fn write_roots(&self, pem: &str) -> Result<(), WriteError> {
+        let folder = self.roots();
+        std::fs::create_dir_all(&folder)
+            .map_err(|source| WriteError { path: folder.clone(), source })?;
+        write_whole(&folder.join("roots.pem"), 0o640, pem.as_bytes())
+    }
+
+    /// The CA certificates of the agent as Envoy reads them, and reads them again when
+    /// they change.
+    pub fn envoy_ca(&self) -> PathBuf {
+        self.dir.join("envoy-agent-ca.json")
+    }
+
+    /// Writes the CA certificates of the agent as Envoy reads them.
+    pub fn write_envoy_ca(&self, document: &Value) -> Result<(), WriteError> {
+        write_whole(&self.envoy_ca(), 0o640, format!("{document}\n").as_bytes())
+    }
+
     /// The client certificate for the agent.
     pub fn client_cert(&self) -> PathBuf {
         self.dir.join("client-cert.pem")

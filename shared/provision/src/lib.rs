@@ -4,5 +4,5 @@
 mod prepare;
 mod provide;
 
-pub use prepare::{copies, prepare};
-pub use provide::{agent_record, bootstrap, watches_token};
+pub use prepare::{Trust, copies, prepare};
+pub use provide::{Watched, agent_record, bootstrap};

@@ -11,18 +11,23 @@ use runtime::{Deadline, Exit, Failure};
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
-/// Writes the bootstrap, and the file with the ACL token if Envoy watches it.
+use crate::Trust;
+
+/// Writes the bootstrap, and the files that Envoy watches.
 pub async fn bootstrap(
     handoff: &Handoff,
     agent: &Agent,
     flags: &BootstrapArgs,
     pair: &Pair,
     xds: &XdsServer,
-    watches_token: bool,
+    watched: Watched,
     deadline: Deadline,
 ) -> Result<(), Failure> {
     let mut document = render(agent, flags, pair, xds, deadline).await?;
-    give_token(handoff, agent, &mut document, watches_token)?;
+    give_token(handoff, agent, &mut document, watched.token)?;
+    if watched.ca && has_ca_of(agent, xds) {
+        give_ca(handoff, &mut document, xds)?;
+    }
     handoff.write_bootstrap(&document)?;
     tracing::info!(file = %handoff.bootstrap().display(), "wrote Envoy's bootstrap");
     Ok(())
@@ -62,11 +67,41 @@ fn give_token(
     Ok(())
 }
 
-/// Whether this Envoy can read its token from a file again and again. An unknown
-/// release may not even start with that setting.
-pub fn watches_token(envoy: Option<&str>) -> bool {
-    let release = envoy.and_then(consul::envoy_version::release);
-    release.is_some_and(|release| release >= (1, bootstrap::WATCHES_TOKEN))
+/// Whether gRPC is served by whom HTTP is: a CA of its own is the user's affair.
+fn has_ca_of(agent: &Agent, xds: &XdsServer) -> bool {
+    let ca_pem = agent.config().tls.ca_pem().ok();
+    ca_pem.is_some() && ca_pem == xds.ca_pem
+}
+
+/// Gives the agent's CA certificates to Envoy in a file that it watches.
+fn give_ca(handoff: &Handoff, document: &mut Value, xds: &XdsServer) -> Result<(), Failure> {
+    let Some(pem) = &xds.ca_pem else { return Ok(()) };
+    // The file first: the document names it.
+    handoff.write_envoy_ca(&bootstrap::ca_secret(pem))?;
+    bootstrap::watch_ca(document, &handoff.envoy_ca().to_string_lossy());
+    Ok(())
+}
+
+/// What Envoy reads from files, and reads again when they change.
+#[derive(Clone, Copy, Debug)]
+pub struct Watched {
+    /// Its ACL token.
+    token: bool,
+    /// The agent's CA certificates.
+    ca: bool,
+}
+
+// === impl Watched ===
+
+impl Watched {
+    /// What the Envoy that is going to run can read like that: its token not before a
+    /// release that is known to, as one without may not even start. Every Envoy that
+    /// Consul supports can read CA certificates like that.
+    pub fn by(envoy: Option<&str>, trust: Trust) -> Self {
+        let release = envoy.and_then(consul::envoy_version::release);
+        let token = release.is_some_and(|release| release >= (1, bootstrap::WATCHES_TOKEN));
+        Self { token, ca: trust == Trust::Roots }
+    }
 }
 
 /// Whether the agent failed, which a retry may help; a wrong setting stays wrong.

@@ -73,6 +73,7 @@ pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
     let tls = [
         ("CONSUL_CACERT_PEM", plan.agents_ca.as_deref().map(literal)),
         ("CONSUL_TLS_SERVER_NAME", policy.consul_tls_server_name.0.clone()),
+        ("CONNECT_AUTO_ENCRYPT", policy.auto_encrypt.then(|| true.to_string())),
     ]
     .into_iter()
     .filter_map(|(name, value)| Some(variable(name.to_owned(), value?)));

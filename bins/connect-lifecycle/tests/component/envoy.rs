@@ -38,6 +38,8 @@ struct State {
     refuses_to_count: bool,
     connections: u32,
     is_cut_off: bool,
+    /// How often somebody asked whether it has its stream.
+    looks: u32,
     rejected: u32,
     listener: u16,
     asked: Vec<Asked>,
@@ -185,8 +187,13 @@ impl State {
             "POST /drain_listeners" => (200, "OK\n".to_owned()),
             "GET /stats/prometheus" => (200, "# TYPE envoy_up gauge\nenvoy_up 1\n".to_owned()),
             "GET /stats" if what.contains("connected_state") => {
-                let is_connected = u8::from(!self.is_cut_off);
-                (200, format!("control_plane.connected_state: {is_connected}\n"))
+                // A stream that is being opened counts as connected.
+                let opens = u8::from(self.is_cut_off && self.looks.is_multiple_of(2));
+                let is_connected = u8::from(!self.is_cut_off) | opens;
+                self.looks += 1;
+                let pending = "cluster.local_agent.upstream_rq_pending_active";
+                let state = "control_plane.connected_state";
+                (200, format!("{pending}: {opens}\n{state}: {is_connected}\n"))
             }
             "GET /stats" if what.contains("update_rejected") => {
                 let rejected = self.rejected;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use harness::node::{Injector, Node};
 use harness::parts::Parts;
 use harness::process::Process;
-use harness::tutorial::{ECHO_SERVER, await_passing, injected, started};
+use harness::tutorial::{ECHO_SERVER, await_registered, injected, started};
 use harness::until;
 use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -264,8 +264,8 @@ fn pods_trust_an_agent_whose_certificate_connects_ca_signed() {
     let _pod = started(&node, &pod).unwrap();
 }
 
-/// A pod has the roots of the day it was made. Connect's CA has each new root signed by
-/// the one before, too, and an agent's certificate comes with the signatures.
+/// A pod is made with the roots of the day. Connect's CA has each new root signed by
+/// the one before, and the pod learns it from the agent before the next one comes.
 #[test]
 fn a_pod_goes_on_trusting_its_agent_after_connects_ca_was_rotated() {
     let Some(parts) = Parts::find_or_skip() else { return };
@@ -278,7 +278,7 @@ fn a_pod_goes_on_trusting_its_agent_after_connects_ca_was_rotated() {
     let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
     let mut pod = started(&node, &pod).unwrap();
 
-    // Twice: it is not the root that the pod has which signs the last one.
+    // Twice: the root that the pod was made with has not signed the last one.
     let mut agent = Some(agent);
     for _ in 0..2 {
         let active = || node.get("/v1/connect/ca/roots").unwrap()["ActiveRootID"].clone();
@@ -300,7 +300,8 @@ fn a_pod_goes_on_trusting_its_agent_after_connects_ca_was_rotated() {
         let flag = format!("--ca-file={}", path.display());
         check(&node, &[HTTPS.to_owned(), GRPC_TLS.to_owned(), flag], Ends::Connected);
 
-        await_passing(&node, &name)
+        // The agent has lost it: only a pod that trusts it can have brought it back.
+        await_registered(&node, &name)
             .unwrap_or_else(|error| panic!("{error}\n{}", pod.log("envoy-sidecar")));
         pod.await_xds().unwrap();
     }
