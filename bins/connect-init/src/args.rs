@@ -89,8 +89,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
 
-    /// The agent has its certificate from Connect's CA (auto_encrypt): the pod keeps
-    /// up with the roots of that CA, so that it trusts the agent after each rotation
+    /// Connect's CA signs the agent's certificate (auto_encrypt): the sidecar follows
+    /// the roots of that CA, and trusts the agent after each rotation
     #[arg(long, env = "CONNECT_AUTO_ENCRYPT", value_name = "BOOL", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, default_missing_value = "true", default_value_t = false)]
     pub(crate) auto_encrypt: bool,
 

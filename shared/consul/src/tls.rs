@@ -398,6 +398,8 @@ impl ServerCertVerifier for AgentVerifier {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use rcgen::{
         BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, Issuer, KeyPair, date_time_ymd,
@@ -444,7 +446,10 @@ mod tests {
         let (before, after) = (self_signed("agent.example"), self_signed("agent.example"));
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ca.pem");
-        std::fs::write(&file, before.pem()).unwrap();
+        let write = |text: &str| {
+            std::fs::File::create(&file).unwrap().write_all(text.as_bytes()).unwrap();
+        };
+        write(&before.pem());
         let files = TlsFiles { ca_file: Some(file.clone()), ..TlsFiles::default() };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let server = files.verifier(provider, NameCheck::Required).unwrap();
@@ -454,10 +459,10 @@ mod tests {
             server.verify_server_cert(certificate.der(), &[], &address, &[], now).is_ok()
         };
         assert!(trusts(&before) && !trusts(&after));
-        std::fs::write(&file, after.pem()).unwrap();
+        write(&after.pem());
         assert!(!trusts(&before) && trusts(&after));
         // Half a file, or none, takes no trust away.
-        std::fs::write(&file, "").unwrap();
+        write("");
         assert!(trusts(&after));
         std::fs::remove_file(&file).unwrap();
         assert!(trusts(&after));
