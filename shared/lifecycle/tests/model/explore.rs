@@ -38,14 +38,21 @@ pub(crate) struct Space<W> {
     states: Vec<W>,
     /// By which state each was found first.
     found_by: Vec<u32>,
-    /// The calm steps: where they lead to, and from where.
-    calm: Vec<(u32, u32)>,
+    /// From where calm steps lead to a state: those of state N are between the Nth and
+    /// the next of the bounds.
+    calm: Vec<u32>,
+    bounds: Vec<u32>,
     pub(crate) steps: usize,
 }
 
-/// Millions of small values are looked up, none of them hostile.
+/// Millions of states are looked up, none of them hostile. They are made of flags and
+/// small enums: a byte of each is taken, and eight of them are mixed at once.
 #[derive(Default)]
-struct Quick(u64);
+struct Quick {
+    mixed: u64,
+    bytes: u64,
+    count: u32,
+}
 
 impl<W: World> Space<W> {
     /// Finds all states.
@@ -53,7 +60,9 @@ impl<W: World> Space<W> {
     /// # Errors
     /// One in which something is wrong, with the shortest way to it.
     pub(crate) fn explore(begin: W) -> Result<Self, String> {
-        let mut space = Self { states: vec![begin], found_by: vec![0], calm: Vec::new(), steps: 0 };
+        let (calm, bounds) = (Vec::new(), Vec::new());
+        let mut space = Self { states: vec![begin], found_by: vec![0], calm, bounds, steps: 0 };
+        let mut calm: Vec<(u32, u32)> = Vec::new();
         let mut numbers = HashMap::<W, u32, BuildHasherDefault<Quick>>::default();
         numbers.insert(begin, 0);
         let mut here = 0;
@@ -63,6 +72,9 @@ impl<W: World> Space<W> {
             }
             state.steps(&mut |step| {
                 space.steps += 1;
+                if step.to == state {
+                    return;
+                }
                 let there = match numbers.entry(step.to) {
                     Entry::Occupied(known) => *known.get(),
                     Entry::Vacant(new) => {
@@ -71,14 +83,32 @@ impl<W: World> Space<W> {
                         *new.insert(u32::try_from(space.states.len() - 1).expect("fewer states"))
                     }
                 };
-                if step.is_calm && there != here {
-                    space.calm.push((there, here));
+                if step.is_calm {
+                    calm.push((there, here));
                 }
             });
             here += 1;
         }
-        space.calm.sort_unstable();
+        space.index(&calm);
         Ok(space)
+    }
+
+    /// Notes the calm steps, each as where it leads to and from where.
+    fn index(&mut self, steps: &[(u32, u32)]) {
+        self.bounds = vec![0; self.states.len() + 1];
+        for (to, _) in steps {
+            self.bounds[*to as usize + 1] += 1;
+        }
+        for state in 0..self.states.len() {
+            self.bounds[state + 1] += self.bounds[state];
+        }
+        let mut free = self.bounds.clone();
+        self.calm = vec![0; steps.len()];
+        for (to, from) in steps {
+            let free = &mut free[*to as usize];
+            self.calm[*free as usize] = *from;
+            *free += 1;
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -108,8 +138,8 @@ impl<W: World> Space<W> {
         let mut open: Vec<u32> =
             (0..).zip(&these).filter(|(_, is_one)| **is_one).map(|(state, _)| state).collect();
         while let Some(state) = open.pop() {
-            let first = self.calm.partition_point(|(to, _)| *to < state);
-            for (_, from) in self.calm[first..].iter().take_while(|(to, _)| *to == state) {
+            let [begin, end] = [state, state + 1].map(|state| self.bounds[state as usize] as usize);
+            for from in &self.calm[begin..end] {
                 if !std::mem::replace(&mut these[*from as usize], true) {
                     open.push(*from);
                 }
@@ -142,27 +172,37 @@ impl<W: World> Space<W> {
     }
 }
 
+impl Quick {
+    fn mix(&mut self) {
+        self.mixed = (self.mixed.rotate_left(5) ^ self.bytes).wrapping_mul(0x517c_c1b7_2722_0a95);
+        (self.bytes, self.count) = (0, 0);
+    }
+}
+
 impl Hasher for Quick {
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.write_u64((*byte).into());
+            self.write_u8(*byte);
         }
     }
 
-    fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x517c_c1b7_2722_0a95);
-    }
-
     fn write_u8(&mut self, value: u8) {
-        self.write_u64(value.into());
+        self.bytes = self.bytes << 8 | u64::from(value);
+        self.count += 1;
+        if self.count == 8 {
+            self.mix();
+        }
     }
 
+    /// The variant of an enum.
     fn write_isize(&mut self, value: isize) {
-        self.write_u64(value.cast_unsigned() as u64);
+        self.write_u8(value.to_le_bytes()[0]);
     }
 
     fn finish(&self) -> u64 {
+        let mut last = Self { ..*self };
+        last.mix();
         // The table goes by the lowest bits, a product is mixed in its highest.
-        self.0.rotate_left(26)
+        last.mixed.rotate_left(26)
     }
 }

@@ -1,6 +1,8 @@
 //! What happens to a pod, and which rule the protocol lacks. Each scene is small
 //! enough to be walked through whole.
 
+use std::hash::{Hash, Hasher};
+
 /// What happens to a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scene {
@@ -62,7 +64,7 @@ pub(crate) enum Rule {
 }
 
 /// A scene, with or without one of the rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Variant {
     pub(crate) scene: Scene,
     pub(crate) left_out: Option<Rule>,
@@ -83,6 +85,11 @@ impl Scene {
 }
 
 // === impl Variant ===
+
+impl Hash for Variant {
+    /// It is the same for all states that are compared.
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
 
 impl Variant {
     pub(crate) fn lacks(self, rule: Rule) -> bool {
