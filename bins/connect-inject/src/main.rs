@@ -2,8 +2,8 @@
 //! pods that ask for it, and the same code offline.
 //!
 //! The road of a pod: [`args`] → [`audit`], [`serve`] or [`documents`] → [`judge`] → [`inject`] →
-//! [`plan`] → [`kubernetes`], [`outcome`], [`pod`], [`policy`] → [`values`], [`yaml`] →
-//! [`json`] → [`names`], [`annotation`]. No module imports one above it, or beside it.
+//! [`plan`] → [`kubernetes`], [`outcome`], [`pod`], [`policy`], [`results`] → [`values`],
+//! [`yaml`] → [`json`] → [`names`], [`annotation`]. No module imports one above it, or beside it.
 
 mod annotation;
 mod args;
@@ -18,6 +18,7 @@ mod outcome;
 mod plan;
 mod pod;
 mod policy;
+mod results;
 mod serve;
 mod values;
 mod yaml;
@@ -80,7 +81,7 @@ mod tests {
         &["judge"],
         &["inject"],
         &["plan"],
-        &["kubernetes", "outcome", "pod", "policy"],
+        &["kubernetes", "outcome", "pod", "policy", "results"],
         &["values", "yaml"],
         &["json"],
         &["annotation", "names"],

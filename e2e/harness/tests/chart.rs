@@ -423,6 +423,7 @@ fn samples() -> Vec<(Setting, Vec<Setting>)> {
         (("connectInject.audit.enabled", json!(true)), Vec::new()),
         (("connectInject.audit.schedule", json!("*/5 * * * *")), audit()),
         (("connectInject.audit.only", json!(["token-orphaned"])), audit()),
+        (("connectInject.audit.metrics", json!(false)), audit()),
         ((audit_token.0, json!("other")), of_audit_token.clone()),
         (("connectInject.audit.aclToken.secretKey", json!("other")), of_audit_token),
         ((token.0, json!("other")), of_token.clone()),
@@ -811,8 +812,9 @@ fn what_watches_the_injector_finds_it() {
         pods["selector"]["matchLabels"],
         json!({"consul.hashicorp.com/connect-inject-status": "injected"})
     );
-    let rules = objects.one("PrometheusRule")["spec"]["groups"].as_array().unwrap();
-    assert_eq!(rules.len(), 2);
+    let groups = objects.one("PrometheusRule")["spec"]["groups"].as_array().unwrap();
+    let groups: Vec<_> = groups.iter().map(|group| group["name"].as_str().unwrap()).collect();
+    assert_eq!(groups, ["connect-inject", "connect-audit", "connect-sidecars"]);
     let maps = objects.all("ConfigMap");
     let dashboard = maps.iter().find(|map| map["metadata"]["labels"]["grafana_dashboard"] == "1");
     let text = dashboard.unwrap()["data"]["mesh-connect-inject.json"].as_str().unwrap();
@@ -1379,6 +1381,24 @@ fn the_audit_only_reads_and_gets_no_reviews() {
     for rule in role["rules"].as_array().unwrap() {
         assert_eq!(rule["verbs"], json!(["get", "list"]), "{rule}");
     }
+    // Its results are all that it writes, into a ConfigMap that is there already.
+    let named = |objects: &Objects, kind: &str| {
+        let mut named = objects.documents.iter();
+        named.find(|one| one["kind"] == kind && one["metadata"]["name"] == *name).cloned()
+    };
+    let rules = &named(&objects, "Role").unwrap()["rules"];
+    let patch = json!([{"apiGroups": [""], "resources": ["configmaps"],
+        "resourceNames": [name], "verbs": ["patch"]}]);
+    assert_eq!(*rules, patch);
+    assert!(named(&objects, "ConfigMap").is_some());
+    let silent = [
+        ("connectInject.audit.enabled", json!(true)),
+        ("connectInject.audit.metrics", json!(false)),
+    ];
+    let objects = rendered(&tools, &silent);
+    assert_eq!((named(&objects, "Role"), named(&objects, "ConfigMap")), (None, None));
+    let injector = objects.one("Deployment").to_string();
+    assert!(!injector.contains("audit"), "{injector}");
 }
 
 #[test]

@@ -12,6 +12,11 @@
 {{- end -}}
 {{- end -}}
 
+{{- /* The audit's name, short enough for the names of a CronJob's Jobs. */ -}}
+{{- define "connect-inject.audit" -}}
+{{- printf "%s-audit" (include "connect-inject.fullname" . | trunc 46 | trimSuffix "-") -}}
+{{- end }}
+
 {{/* What the pods are selected by. */}}
 {{- define "connect-inject.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}

@@ -10,7 +10,7 @@ use kube::{Client, Config};
 use runtime::Failure;
 
 use super::{Mistakes, NO_IMAGE, PolicyArgs, given, unnamed};
-use crate::audit::{self, Code, Filter, Output, Repair, Settings};
+use crate::audit::{self, Code, ConfigMap, Filter, Output, Repair, Settings};
 use crate::kubernetes::Api;
 
 #[derive(Debug, clap::Args)]
@@ -44,6 +44,14 @@ pub(crate) struct AuditArgs {
         value_parser = duration::parse_length
     )]
     settle: Duration,
+    /// Write how often each code was found into this ConfigMap, which exists already, for
+    /// the metrics of the injector; not with --namespace or --node
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        conflicts_with_all = ["k8s_namespace", "node"]
+    )]
+    results_configmap: Option<ConfigMap>,
     /// Write the rights that are needed, and end: a ClusterRole and an ACL policy that
     /// only read
     #[arg(long)]
@@ -108,6 +116,7 @@ impl AuditArgs {
             output,
             grace,
             settle,
+            results_configmap: results,
             print_rbac: _,
             repair,
             yes,
@@ -136,6 +145,7 @@ impl AuditArgs {
                 knows_policy,
                 filter,
                 output,
+                results,
                 repair: repair.then_some(if yes { Repair::Agreed } else { Repair::Ask }),
                 grace,
                 settle,

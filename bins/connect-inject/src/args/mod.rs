@@ -90,6 +90,10 @@ pub(crate) struct ServeArgs {
         value_delimiter = ','
     )]
     tls_auto_hosts: Vec<String>,
+    /// Serve the results of the last audit in /metrics: the file that
+    /// `audit --results-configmap` leaves
+    #[arg(long, env = "CONNECT_INJECT_AUDIT_RESULTS_FILE", value_name = "FILE")]
+    audit_results_file: Option<PathBuf>,
     /// Keep serving this long after SIGTERM, while the API server learns to send reviews
     /// elsewhere
     #[arg(
@@ -260,6 +264,7 @@ impl ServeArgs {
             tls_auto,
             tls_auto_hosts,
             kubernetes,
+            audit_results_file: audit_results,
             shutdown_delay,
             agent,
             policy,
@@ -302,6 +307,7 @@ impl ServeArgs {
                     shutdown_delay,
                     agent,
                     policy,
+                    audit_results,
                     version_of,
                 })
             }

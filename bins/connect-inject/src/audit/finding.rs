@@ -14,6 +14,17 @@ pub(super) enum Severity {
     Info,
 }
 
+impl Severity {
+    /// The word: the same in table, JSON, metrics and README.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Info => "info",
+        }
+    }
+}
+
 /// Makes the enum, its codes, severities and advice from one table, so that they
 /// can't differ.
 macro_rules! codes {
@@ -80,7 +91,10 @@ codes! {
         "with --tls-auto the injector writes caBundle: see its log; otherwise set connectInject.certs.caBundle to the CA of the certificate";
     /// The injector does not answer at its Service.
     WebhookUnreachable = "webhook-unreachable", Error,
-        "check that the injector's pods are ready, and that no NetworkPolicy or firewall keeps the API server from their port";
+        "see why the injector's pods are not ready: `kubectl describe pods` in its namespace, and their log";
+    /// The certificate of the injector could not be looked at.
+    WebhookUnchecked = "webhook-unchecked", Info,
+        "look from inside of the cluster (connectInject.audit.enabled); a NetworkPolicy may have to let the audit reach the injector";
     /// The certificate of the injector ends soon.
     WebhookCertificateEnds = "webhook-certificate-ends", Warning,
         "renew the certificate; with --tls-auto the injector does: see its log";
@@ -158,6 +172,7 @@ impl Code {
                 | Self::TokenOrphaned
                 | Self::WebhookUntrusted
                 | Self::WebhookUnreachable
+                | Self::WebhookUnchecked
         )
     }
 }
@@ -293,9 +308,7 @@ mod tests {
             .collect();
         let coded: BTreeSet<(String, String)> = Code::ALL
             .iter()
-            .map(|code| {
-                (code.word().to_owned(), format!("{:?}", code.severity()).to_ascii_lowercase())
-            })
+            .map(|code| (code.word().to_owned(), code.severity().word().to_owned()))
             .collect();
         assert_eq!(documented, coded);
         assert_eq!(coded.len(), Code::ALL.len(), "a code is used twice");

@@ -1,10 +1,13 @@
 //! What does not add up in a cluster and its Consul. `gather` reads, `judge` decides
 //! without I/O, `report` writes, `repair` takes back what is nobody's.
 
+mod binding;
+mod condition;
 mod finding;
 mod gather;
 mod judge;
 mod progress;
+mod publish;
 mod repair;
 mod report;
 mod rights;
@@ -26,6 +29,7 @@ use report::Counts;
 use snapshot::Snapshot;
 
 pub(crate) use finding::{Code, Filter, code};
+pub(crate) use publish::ConfigMap;
 pub(crate) use repair::Repair;
 pub(crate) use report::Output;
 
@@ -33,7 +37,7 @@ pub(crate) use report::Output;
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) api: Api,
-    /// Whether it runs in a pod, from which everything in the cluster is reached.
+    /// Whether it runs in a pod, so that an address of the cluster is what it says.
     pub(crate) is_in_cluster: bool,
     pub(crate) agent: Agent,
     pub(crate) policy: Policy,
@@ -41,6 +45,8 @@ pub(crate) struct Settings {
     pub(crate) knows_policy: bool,
     pub(crate) filter: Filter,
     pub(crate) output: Output,
+    /// Where the injector's metrics have the results from.
+    pub(crate) results: Option<ConfigMap>,
     /// Whether to take back what is nobody's, and how.
     pub(crate) repair: Option<Repair>,
     /// How long a pod may be on its way.
@@ -62,6 +68,9 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
         let Found { findings, counts, snapshot, cluster } = find(&settings).await?;
         stdout::write(&report::write(&findings, counts, settings.output))?;
         summarize(&findings, counts);
+        if let Some(map) = &settings.results {
+            publish::publish(&settings, map, &findings, now()).await?;
+        }
         let mut left = findings.len();
         if let Some(repair) = settings.repair {
             let by = settings.judging(&cluster, now());

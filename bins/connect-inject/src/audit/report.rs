@@ -82,10 +82,9 @@ fn table(findings: &[Finding]) -> String {
 }
 
 fn row(finding: &Finding) -> [String; 5] {
-    let severity = format!("{:?}", finding.severity).to_ascii_lowercase();
     let node = if finding.node.is_empty() { "-" } else { &finding.node };
     [
-        severity,
+        finding.severity.word().to_owned(),
         finding.code.word().to_owned(),
         finding.object(),
         node.to_owned(),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use consul::catalog::{AuthMethod, BindingRule, Intention, LoginToken};
 
+use super::condition::Condition;
 use super::selector::Selector;
 
 /// What was seen at one time.
@@ -126,7 +127,9 @@ pub(super) struct Webhook {
     pub(super) service: Option<(String, String, u16)>,
     pub(super) namespaces: Selector,
     pub(super) objects: Selector,
-    /// What asking it found; none: it was not asked.
+    /// What else has to hold for a pod: expressions in CEL.
+    pub(super) conditions: Vec<Condition>,
+    /// What asking its Service found; none: it has none, or may not be read.
     pub(super) served: Option<Served>,
 }
 
@@ -139,15 +142,17 @@ pub(super) enum Owner {
     Consul,
 }
 
-/// What a TLS handshake with a webhook's Service found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a webhook's Service and TLS handshakes with its endpoints found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Served {
-    /// A certificate that the CAs have signed, and its end in seconds since 1970.
+    /// Certificates that the CAs have signed, and the first end in seconds since 1970.
     Trusted(i64),
     /// Another.
     Untrusted(String),
-    /// Nothing answers.
+    /// The API server has nobody to ask.
     Unreachable(String),
+    /// There are endpoints, and none can be reached from here.
+    Unchecked(String),
 }
 
 /// What there is of an auth method.

@@ -1,5 +1,6 @@
 //! What is counted and measured.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -12,6 +13,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::outcome::Reason;
+use crate::results::{Found, Results};
 
 /// What is counted and measured.
 #[derive(Debug)]
@@ -20,6 +22,21 @@ pub(crate) struct Metrics {
     reviews: Family<Review, Counter>,
     duration: Histogram,
     not_after: Gauge,
+    audit: Audit,
+}
+
+/// What the last audit found.
+#[derive(Debug)]
+struct Audit {
+    file: Option<PathBuf>,
+    findings: Family<Finding, Gauge>,
+    time: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Finding {
+    code: String,
+    severity: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -31,7 +48,8 @@ struct Review {
 // === impl Metrics ===
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    /// `audit_results`: the file with the results of the last audit.
+    pub(crate) fn new(audit_results: Option<PathBuf>) -> Self {
         let mut registry = Registry::with_prefix("connect_inject");
         let reviews = Family::default();
         registry.register(
@@ -54,7 +72,8 @@ impl Metrics {
         );
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The release that runs", build);
-        Self { registry, reviews, duration, not_after }
+        let audit = Audit::registered(&mut registry, audit_results);
+        Self { registry, reviews, duration, not_after, audit }
     }
 
     /// Counts a request.
@@ -67,9 +86,44 @@ impl Metrics {
     /// All of it as Prometheus reads it.
     pub(crate) fn text(&self, not_after: Option<i64>) -> Result<String, std::fmt::Error> {
         self.not_after.set(not_after.unwrap_or_default());
+        self.audit.read();
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+// === impl Audit ===
+
+impl Audit {
+    fn registered(registry: &mut Registry, file: Option<PathBuf>) -> Self {
+        let (findings, time) = (Family::default(), Gauge::default());
+        registry.register(
+            "audit_findings",
+            "What the last audit found, by its code",
+            findings.clone(),
+        );
+        registry.register(
+            "audit_timestamp_seconds",
+            "When the last audit looked, or 0 if that is unknown",
+            time.clone(),
+        );
+        Self { file, findings, time }
+    }
+
+    /// Reads the file again. One that can't be read tells nothing.
+    fn read(&self) {
+        let Some(file) = &self.file else { return };
+        let results = Results::read(file).unwrap_or_else(|problem| {
+            tracing::warn!("cannot read {}: {problem}", file.display());
+            None
+        });
+        self.findings.clear();
+        let Results { time, findings } = results.unwrap_or_default();
+        self.time.set(time);
+        for Found { code, severity, count } in findings {
+            self.findings.get_or_create(&Finding { code, severity }).set(count.into());
+        }
     }
 }
 
@@ -79,7 +133,13 @@ mod tests {
 
     #[test]
     fn the_names_are_those_of_the_readme() {
-        let metrics = Metrics::new();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("results.json");
+        let metrics = Metrics::new(Some(file.clone()));
+        assert!(!metrics.text(None).unwrap().contains("connect_inject_audit_findings{"));
+        let results = r#"{"time": 1795305601, "findings": [
+            {"code": "unreadable", "severity": "warning", "count": 2}]}"#;
+        runtime::file::write_whole(&file, 0o600, results.as_bytes()).unwrap();
         metrics.count(Reason::OptedOut, Duration::from_micros(150));
         let text = metrics.text(Some(1_795_305_600)).unwrap();
         for line in [
@@ -87,6 +147,8 @@ mod tests {
             "connect_inject_review_duration_seconds_bucket{le=\"0.0001\"} 0",
             "connect_inject_review_duration_seconds_bucket{le=\"0.0002\"} 1",
             "connect_inject_certificate_not_after_timestamp_seconds 1795305600",
+            "connect_inject_audit_findings{code=\"unreadable\",severity=\"warning\"} 2",
+            "connect_inject_audit_timestamp_seconds 1795305601",
             concat!("connect_inject_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

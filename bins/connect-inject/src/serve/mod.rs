@@ -17,6 +17,7 @@ mod webhook;
 
 use std::net::SocketAddr;
 use std::num::NonZero;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) agent: consul::Agent,
     /// What the operator decided.
     pub(crate) policy: Policy,
+    /// Where the results of the last audit are.
+    pub(crate) audit_results: Option<PathBuf>,
     /// The Kubernetes API, if it is asked for the cluster's version.
     pub(crate) version_of: Option<Api>,
 }
@@ -97,15 +100,23 @@ pub(crate) fn event_loop() -> Builder {
 
 /// Serves until it is asked to end.
 pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let Settings { listen, admin_listen, tls, shutdown_delay, agent, policy, version_of } =
-        settings;
+    let Settings {
+        listen,
+        admin_listen,
+        tls,
+        shutdown_delay,
+        agent,
+        policy,
+        audit_results,
+        version_of,
+    } = settings;
     let tls = Arc::new(tls);
     let knowledge = Knowledge::new(policy.auto_encrypt, version_of.is_some());
     let state = Arc::new(State {
         policies: webhook::Policies::new(policy),
         knowledge,
         tls: Arc::clone(&tls),
-        metrics: Metrics::new(),
+        metrics: Metrics::new(audit_results),
         ready: AtomicBool::new(true),
         bodies: Bodies::new(),
         long: Arc::new(Semaphore::new(1)),

@@ -1,15 +1,19 @@
 //! `connect-inject audit` against an API server and an agent on real sockets.
 
 use std::convert::Infallible;
+use std::io::Read as _;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -88,6 +92,9 @@ struct Cluster {
     nodes: Vec<Value>,
     namespaces: Vec<Value>,
     webhooks: Vec<Value>,
+    /// The injector's Services, and what else is read by its name.
+    services_of_kubernetes: Vec<Value>,
+    endpointslices: Vec<Value>,
     /// By node: the services and checks of the catalog.
     catalog: Vec<(Value, Vec<Value>, Vec<Value>)>,
     intentions: Vec<Value>,
@@ -171,6 +178,8 @@ impl Cluster {
                     "rules": [{"apiGroups": [""], "operations": ["CREATE"], "resources": ["pods"]}],
                     "namespaceSelector": selector,
                     "clientConfig": {"url": "https://inject.example/mutate"}}]})],
+            services_of_kubernetes: Vec::new(),
+            endpointslices: Vec::new(),
             catalog: vec![(
                 json!({"Node": "n1", "Address": "10.0.0.1"}),
                 pair("web-0"),
@@ -208,9 +217,11 @@ impl Cluster {
             "/api/v1/nodes" => &self.nodes,
             "/api/v1/namespaces" => &self.namespaces,
             "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations" => &self.webhooks,
+            "/apis/discovery.k8s.io/v1/namespaces/consul/endpointslices" => &self.endpointslices,
             _ => {
                 let name = path.rsplit('/').next().unwrap();
                 let all = self.pods.iter().chain(&self.nodes).chain(&self.late);
+                let all = all.chain(&self.services_of_kubernetes);
                 let found = all.into_iter().find(|object| object["metadata"]["name"] == name);
                 return found.map_or_else(|| status(404, "NotFound"), |found| (200, found.clone()));
             }
@@ -416,6 +427,111 @@ fn what_does_not_add_up_is_found() {
     let first: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().take(4).collect();
     assert_eq!(first, ["error", "pod-without-sidecar", "Pod", "shop/bare"], "{table}");
     assert!(table.contains("What to do:\n  pod-without-sidecar: restart it"), "{table}");
+}
+
+/// Shows a certificate for a host to everybody; returns the port, and what trusts it.
+fn showing(host: &str) -> (u16, String) {
+    let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let config = Arc::new(config);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
+            // To the end of the handshake, and of the client.
+            let _ = stream.read(&mut [0]);
+        }
+    });
+    (port, BASE64_STANDARD.encode(made.cert.pem()))
+}
+
+/// Without DNS, and once for all webhooks of a Service.
+#[test]
+fn a_webhooks_service_is_asked_at_its_endpoints() {
+    let host = "mesh-connect-inject.consul.svc";
+    let (port, ca_bundle) = showing(host);
+    let (_, another) = showing(host);
+    let cluster = |ca_bundle: &str, endpoints: Value| {
+        let mut cluster = Cluster::healthy();
+        let client = json!({"caBundle": ca_bundle,
+            "service": {"namespace": "consul", "name": "mesh-connect-inject", "port": 443}});
+        let webhooks = cluster.webhooks[0]["webhooks"].as_array_mut().unwrap();
+        webhooks[0]["clientConfig"] = client;
+        let mut advice = webhooks[0].clone();
+        advice["name"] = "advice.mesh-connect-inject.consul.hashicorp.com".into();
+        webhooks.push(advice);
+        cluster.services_of_kubernetes = vec![json!({"metadata": {"name": "mesh-connect-inject"},
+            // Nobody is there.
+            "spec": {"clusterIP": "127.0.0.1", "ports": [{"name": "webhook", "port": 443}]}})];
+        let of = json!({"kubernetes.io/service-name": "mesh-connect-inject"});
+        cluster.endpointslices = vec![json!({"metadata": {"labels": of}, "endpoints": endpoints,
+                "ports": [{"name": "webhook", "port": port}]})];
+        cluster
+    };
+    let at = |address: &str, ready: bool| json!({"addresses": [address], "conditions": {"ready": ready}});
+    let here = json!([at("127.0.0.1", true)]);
+    let away = json!([at("127.0.0.2", true)]);
+    assert_eq!(found(cluster(&ca_bundle, here.clone())), []);
+    for (ca_bundle, endpoints, code) in [
+        (&ca_bundle, json!([at("127.0.0.1", false)]), "webhook-unreachable"),
+        (&ca_bundle, json!([]), "webhook-unreachable"),
+        (&ca_bundle, away, "webhook-unchecked"),
+        // It may be another machine: the audit is not in the cluster.
+        (&another, here.clone(), "webhook-unchecked"),
+    ] {
+        let found = found(cluster(ca_bundle, endpoints.clone()));
+        assert_eq!(found, pairs(&[(code, "mesh-connect-inject")]), "{endpoints}");
+    }
+    let mut gone = cluster(&ca_bundle, here.clone());
+    gone.services_of_kubernetes.clear();
+    assert_eq!(found(gone), pairs(&[("webhook-unreachable", "mesh-connect-inject")]));
+    for (path, what) in [
+        ("/api/v1/namespaces/consul/services/mesh-connect-inject", "services"),
+        ("/apis/discovery.k8s.io/v1/namespaces/consul/endpointslices", "endpointslices"),
+    ] {
+        let mut cluster = cluster(&ca_bundle, here.clone());
+        cluster.forbidden = vec![path];
+        assert_eq!(found(cluster), pairs(&[("unreadable", what)]));
+    }
+}
+
+#[test]
+fn results_are_left_in_a_configmap_for_the_injectors_metrics() {
+    let mut cluster = orphaned();
+    cluster.services_of_kubernetes = vec![json!({"metadata": {"name": "results"}})];
+    let running = Running::start(cluster.clone());
+    let flag = "--results-configmap=consul/results";
+    assert_eq!(running.findings(&[flag]).len(), 3);
+    let written = running.kubernetes.asked("PATCH /api/v1/namespaces/consul/configmaps/results ");
+    assert_eq!(written.len(), 1);
+    let patch: Value = serde_json::from_str(
+        written[0].split_once(" {").map(|(_, patch)| format!("{{{patch}")).unwrap().as_str(),
+    )
+    .unwrap();
+    let results: Value =
+        serde_json::from_str(patch["data"]["results.json"].as_str().unwrap()).unwrap();
+    let orphaned = json!({"code": "registration-orphaned", "severity": "error", "count": 2});
+    let findings = results["findings"].as_array().unwrap();
+    assert!(findings.contains(&orphaned), "{results}");
+    assert!(
+        findings.contains(&json!({"code": "webhook-missing", "severity": "error", "count": 0}))
+    );
+    // Where it may not be written, or is not there, that is said after the findings.
+    cluster.services_of_kubernetes.clear();
+    let output = Running::start(cluster).audit(&[flag]);
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("there is no ConfigMap consul/results"), "{log}");
+    assert!(!output.stdout.is_empty());
 }
 
 #[test]

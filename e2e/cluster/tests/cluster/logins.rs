@@ -12,28 +12,38 @@ use serde_json::{Value, json};
 use crate::support::{self, await_answer};
 
 /// The token that may do everything, as the manifest has it.
-const MANAGEMENT: &str = "7d6e1a54-0000-4000-8000-5eed5eed5eed";
+pub(crate) const MANAGEMENT: &str = "7d6e1a54-0000-4000-8000-5eed5eed5eed";
 
 /// The Consul with ACLs and its injector. Both are taken away with it.
-struct Acls {
-    cluster: &'static Cluster,
-    helm: Helm,
+pub(crate) struct Acls {
+    pub(crate) cluster: &'static Cluster,
+    pub(crate) helm: Helm,
 }
 
 impl Acls {
     fn install(cluster: &'static Cluster) -> Result<Self> {
-        let acls = Self { cluster, helm: Helm::find()? };
-        cluster.kubectl(&["apply", "--filename=-"], mesh::ACL_CONSUL)?;
+        let acls = Self::start(cluster)?;
         acls.helm.apply("install", ACL, &mesh::acl_values())?;
-        let rollout = ["rollout", "status", "deployment/consul-acl", "--timeout=120s"];
-        cluster.kubectl(&[rollout.as_slice(), &["--namespace", ACL]].concat(), "")?;
-        acls.have_auth_method()?;
+        acls.await_consul()?;
+        acls.have_auth_method(&json!({}))?;
+        acls.have_rule(&json!({"Selector": "serviceaccount.name!=default"}))?;
         Ok(acls)
     }
 
-    /// The auth method, and the rule by which a service account acts for the
-    /// service of its name.
-    fn have_auth_method(&self) -> Result<()> {
+    /// Starts Consul only.
+    pub(crate) fn start(cluster: &'static Cluster) -> Result<Self> {
+        let acls = Self { cluster, helm: Helm::find()? };
+        cluster.kubectl(&["apply", "--filename=-"], mesh::ACL_CONSUL)?;
+        Ok(acls)
+    }
+
+    pub(crate) fn await_consul(&self) -> Result<()> {
+        let rollout = ["rollout", "status", "deployment/consul-acl", "--timeout=120s"];
+        self.cluster.kubectl(&[rollout.as_slice(), &["--namespace", ACL]].concat(), "").map(drop)
+    }
+
+    /// The auth method, with these settings.
+    pub(crate) fn have_auth_method(&self, own: &Value) -> Result<()> {
         let secret = format!("/api/v1/namespaces/{ACL}/secrets/consul-auth-method");
         harness::until("the token that reviews tokens", || {
             self.cluster.get(&secret).is_ok_and(|secret| secret["data"]["token"].is_string())
@@ -51,7 +61,7 @@ impl Acls {
             text(&subset["addresses"][0]["ip"]),
             subset["ports"][0]["port"]
         );
-        let method = json!({
+        let mut method = json!({
             "Name": ACL_METHOD,
             "Type": "kubernetes",
             "Config": {
@@ -60,18 +70,24 @@ impl Acls {
                 "ServiceAccountJWT": decoded("token")?,
             },
         });
-        self.ask(Method::PUT, "/v1/acl/auth-method", Some(&method))?;
-        let rule = json!({
+        json_patch::merge(&mut method, own);
+        self.ask(Method::PUT, "/v1/acl/auth-method", Some(&method)).map(drop)
+    }
+
+    /// A rule by which a service account acts for the service of its name, with these
+    /// settings.
+    pub(crate) fn have_rule(&self, own: &Value) -> Result<Value> {
+        let mut rule = json!({
             "AuthMethod": ACL_METHOD,
             "BindType": "service",
             "BindName": "${serviceaccount.name}",
-            "Selector": "serviceaccount.name!=default",
         });
-        self.ask(Method::PUT, "/v1/acl/binding-rule", Some(&rule)).map(drop)
+        json_patch::merge(&mut rule, own);
+        self.ask(Method::PUT, "/v1/acl/binding-rule", Some(&rule))
     }
 
     /// Asks that Consul as its administrator.
-    fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
+    pub(crate) fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
         let pods = format!("/api/v1/namespaces/{ACL}/pods?labelSelector=app%3Dconsul-acl");
         let pods = self.cluster.get(&pods)?;
         let pod = text(&pods["items"][0]["metadata"]["name"]);
@@ -99,7 +115,7 @@ impl Drop for Acls {
     }
 }
 
-fn with_account(mut pod: Value, account: &str) -> Value {
+pub(crate) fn with_account(mut pod: Value, account: &str) -> Value {
     pod["spec"]["serviceAccountName"] = account.into();
     pod
 }

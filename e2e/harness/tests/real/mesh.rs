@@ -31,9 +31,14 @@ impl Mesh {
 
     /// With further settings of the node's agent.
     pub(crate) fn start(parts: Parts, further: &Value) -> Self {
+        Self::start_with_injector(parts, further, &[])
+    }
+
+    /// With further settings of the node's agent, and flags of its injector.
+    pub(crate) fn start_with_injector(parts: Parts, further: &Value, flags: &[&str]) -> Self {
         let node = Node::new(parts).unwrap();
         let agent = Some(node.start_agent_with(further).unwrap());
-        let injector = node.start_injector().unwrap();
+        let injector = node.start_injector_with(flags).unwrap();
         Self { agent, injector, node }
     }
 

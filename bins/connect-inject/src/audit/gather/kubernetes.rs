@@ -10,11 +10,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::Settings;
+use super::super::condition::Condition;
 use super::super::judge::{Judging, pods};
 use super::super::progress::Progress;
 use super::super::selector::Selector;
-use super::super::snapshot::{Node, Owner, Pod, PodKey, Served, Snapshot, Webhook};
-use super::{Seen, handshake};
+use super::super::snapshot::{Node, Owner, Pod, PodKey, Snapshot, Webhook};
+use super::{Seen, handshake, service};
 use crate::kubernetes::Refusal;
 use crate::values::Version;
 
@@ -63,9 +64,7 @@ pub(super) async fn surroundings(settings: &Settings, seen: &mut Seen) -> Result
         webhooks.extend(self::webhooks(&configuration));
     });
     if allowed(read.await, seen, "mutatingwebhookconfigurations")? {
-        for webhook in webhooks.iter_mut().filter(|webhook| webhook.owner == Owner::Us) {
-            webhook.served = served(settings, webhook).await;
-        }
+        service::look(settings, seen, &mut webhooks).await?;
         seen.snapshot.webhooks = Some(webhooks);
     }
     Ok(())
@@ -127,7 +126,7 @@ pub(in super::super) async fn nodes(
     Ok(nodes)
 }
 
-async fn get(
+pub(super) async fn get(
     settings: &Settings,
     path: &str,
     name: &str,
@@ -143,7 +142,7 @@ async fn get(
 }
 
 /// Hands on all objects of a list, page by page.
-async fn each(
+pub(super) async fn each(
     settings: &Settings,
     path: &str,
     what: &str,
@@ -166,7 +165,11 @@ async fn each(
 }
 
 /// Whether it could be read; what may not be is a finding.
-fn allowed(read: Result<(), Refusal>, seen: &mut Seen, what: &str) -> Result<bool, Failure> {
+pub(super) fn allowed(
+    read: Result<(), Refusal>,
+    seen: &mut Seen,
+    what: &str,
+) -> Result<bool, Failure> {
     match read {
         Ok(()) => Ok(true),
         Err(Refusal::Failed(problem)) => Err(Failure::new(Exit::Unreachable, problem)
@@ -216,6 +219,7 @@ fn webhooks(configuration: &Value) -> Vec<Webhook> {
                 let port = service["port"].as_u64().and_then(|port| u16::try_from(port).ok());
                 (text(&service["namespace"]), text(&service["name"]), port.unwrap_or(443))
             });
+            let conditions = webhook["matchConditions"].as_array();
             Some(Webhook {
                 configuration: text(&metadata["name"]),
                 name,
@@ -225,6 +229,7 @@ fn webhooks(configuration: &Value) -> Vec<Webhook> {
                 service,
                 namespaces: Selector::of(&webhook["namespaceSelector"]),
                 objects: Selector::of(&webhook["objectSelector"]),
+                conditions: conditions.into_iter().flatten().map(Condition::of).collect(),
                 served: None,
             })
         })
@@ -243,22 +248,7 @@ fn is_about_new_pods(webhook: &Value) -> bool {
     })
 }
 
-/// Asks the Service of a webhook for its certificate. From outside of the cluster, one
-/// that can't be reached says nothing.
-async fn served(settings: &Settings, webhook: &Webhook) -> Option<Served> {
-    let (namespace, name, port) = webhook.service.as_ref()?;
-    if webhook.ca_bundle.is_empty() {
-        return None;
-    }
-    let path = format!("/api/v1/namespaces/{namespace}/services");
-    let service = get(settings, &path, name, "read the injector's Service").await.ok()??;
-    let address = service["spec"]["clusterIP"].as_str()?;
-    handshake::ask(address, *port, &format!("{name}.{namespace}.svc"), &webhook.ca_bundle)
-        .await
-        .filter(|served| settings.is_in_cluster || !matches!(served, Served::Unreachable(_)))
-}
-
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 

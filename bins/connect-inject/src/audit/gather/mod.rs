@@ -3,6 +3,7 @@
 mod consul;
 mod handshake;
 mod kubernetes;
+mod service;
 
 use runtime::Failure;
 

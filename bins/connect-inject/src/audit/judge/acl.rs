@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use consul::catalog::LoginToken;
 
+use super::super::binding::{Account, Selector};
 use super::super::finding::{Code, Finding};
 use super::super::snapshot::{Pod, PodKey, Snapshot};
 use super::Judging;
 
-/// How old a token is at least before its pod is missed.
-const YOUNG: i64 = 600;
+/// How many times as old as a pod that is on its way a token is at least before its pod
+/// is missed.
+const YOUNG: i64 = 5;
 
 pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     let Some(login) = &seen.login else { return Vec::new() };
@@ -38,7 +40,8 @@ fn orphaned(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for token in &login.tokens {
         let Some(pod) = pod_of(token) else { continue };
-        let is_young = token.created().is_none_or(|created| by.now - created < YOUNG.max(by.grace));
+        let is_young =
+            token.created().is_none_or(|created| by.now - created < by.grace.saturating_mul(YOUNG));
         let is_read = by.namespace.is_none_or(|namespace| namespace == pod.0);
         if is_young || !is_read || !is_ownerless(token, &pod, pods) {
             continue;
@@ -91,11 +94,11 @@ fn unmatched(seen: &Snapshot) -> Vec<Finding> {
         .rules
         .iter()
         .filter_map(|rule| {
-            let conditions = conditions(&rule.selector)?;
-            let matches = |(namespace, name): &(&str, &str)| {
-                conditions.iter().all(|condition| condition.holds(namespace, name))
+            let selector = Selector::of(&rule.selector)?;
+            let excludes = |(namespace, name): &(&str, &str)| {
+                selector.matches(&Account { namespace, name }) == Some(false)
             };
-            (!accounts.iter().any(matches)).then(|| {
+            accounts.iter().all(excludes).then(|| {
                 Finding::new(Code::BindingRuleUnmatched, "BindingRule", &rule.id).saying(
                     format_args!(
                         "its selector `{}` matches the service account of no pod with a sidecar",
@@ -103,48 +106,6 @@ fn unmatched(seen: &Snapshot) -> Vec<Finding> {
                     ),
                 )
             })
-        })
-        .collect()
-}
-
-/// A comparison of a binding rule's selector.
-#[derive(Debug, PartialEq, Eq)]
-struct Condition<'a> {
-    of_namespace: bool,
-    equals: bool,
-    value: &'a str,
-}
-
-impl Condition<'_> {
-    fn holds(&self, namespace: &str, name: &str) -> bool {
-        (if self.of_namespace { namespace } else { name } == self.value) == self.equals
-    }
-}
-
-/// The comparisons of a selector, all of which are to hold; none if it says more than
-/// this program understands.
-fn conditions(selector: &str) -> Option<Vec<Condition<'_>>> {
-    if selector.trim().is_empty() {
-        return Some(Vec::new());
-    }
-    selector
-        .split(" and ")
-        .map(|part| {
-            let (field, value, equals) = match (part.split_once("=="), part.split_once("!=")) {
-                (Some((field, value)), None) => (field, value, true),
-                (None, Some((field, value))) => (field, value, false),
-                _ => return None,
-            };
-            let of_namespace = match field.trim() {
-                "serviceaccount.namespace" => true,
-                "serviceaccount.name" => false,
-                _ => return None,
-            };
-            let value = value.trim();
-            let bare = value.strip_prefix(['"', '`']).and_then(|v| v.strip_suffix(['"', '`']));
-            let value = bare.unwrap_or(value);
-            let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-            value.chars().all(is_plain).then_some(Condition { of_namespace, equals, value })
         })
         .collect()
 }
@@ -263,9 +224,11 @@ mod tests {
             ("serviceaccount.name == \"web\" and serviceaccount.namespace==shop", false),
             ("serviceaccount.name==webb", true),
             ("serviceaccount.namespace==`bank`", true),
-            ("serviceaccount.name in [\"a\"]", false),
-            ("serviceaccount.name==a or serviceaccount.name==b", false),
+            ("serviceaccount.name==a or serviceaccount.name==b", true),
             ("serviceaccount.uid==x", false),
+            ("serviceaccount.name matches `a.*`", false),
+            ("serviceaccount.name==a and serviceaccount.uid==x", true),
+            ("no selector", false),
         ] {
             let mut seen = seen();
             let rule = BindingRule { selector: selector.to_owned(), ..BindingRule::default() };

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
+use super::super::condition::Condition;
 use super::super::finding::{Code, Finding};
 use super::super::sidecar::{self, Change};
 use super::super::snapshot::{Owner, Pod, PodKey, Snapshot};
@@ -78,16 +79,17 @@ fn finding(
             )))
         }
         Reason::Requested | Reason::ByDefault => {
-            if is_left_out(pod, &key.0, seen) {
+            let reach = reach(pod, &key.0, seen);
+            if reach == Reach::LeftOut {
                 // By default means those that the webhooks match.
                 return (verdict.reason == Reason::Requested).then(|| {
                     found(Code::WebhookExcludes).saying(
-                        "it asks for a sidecar, but no webhook of the injector selects its \
-                         namespace and labels",
+                        "it asks for a sidecar, but no webhook of the injector matches its \
+                         namespace, labels and annotations",
                     )
                 });
             }
-            let how = if pod["metadata"]["annotations"][STATUS].is_string() {
+            let mut how = if pod["metadata"]["annotations"][STATUS].is_string() {
                 format!(
                     "its annotation `{STATUS}` says that it was injected, but it has no sidecar"
                 )
@@ -96,6 +98,11 @@ fn finding(
                  before its namespace or its labels were selected"
                     .to_owned()
             };
+            if let Reach::Unknown(condition) = reach {
+                how = format!(
+                    "{how}; or the matchCondition {condition} leaves it out, which is not evaluated here"
+                );
+            }
             Some(found(Code::PodWithoutSidecar).saying(how))
         }
         reason if reason.outcome() == Outcome::Denied => {
@@ -109,20 +116,41 @@ fn finding(
     }
 }
 
-/// Whether there are webhooks of ours, none of which selects the pod. Their
-/// matchConditions are the chart's own, and not looked at.
-fn is_left_out(pod: &Value, namespace: &str, seen: &Snapshot) -> bool {
+/// Whether the API server asks about a pod.
+#[derive(Debug, PartialEq, Eq)]
+enum Reach {
+    /// It asks, or it is not known whom it asks.
+    Asked,
+    /// No webhook of ours matches.
+    LeftOut,
+    /// A condition decides, which is named here.
+    Unknown(String),
+}
+
+fn reach(pod: &Value, namespace: &str, seen: &Snapshot) -> Reach {
     let (Some(webhooks), Some(namespaces)) = (&seen.webhooks, &seen.namespaces) else {
-        return false;
+        return Reach::Asked;
     };
-    let Some(of_namespace) = namespaces.get(namespace) else { return false };
+    let Some(of_namespace) = namespaces.get(namespace) else { return Reach::Asked };
     let labels: BTreeMap<String, String> =
         serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
-    let mut ours = webhooks.iter().filter(|webhook| webhook.owner == Owner::Us).peekable();
-    ours.peek().is_some()
-        && !ours.any(|webhook| {
-            webhook.namespaces.matches(of_namespace) && webhook.objects.matches(&labels)
-        })
+    let ours: Vec<_> = webhooks.iter().filter(|webhook| webhook.owner == Owner::Us).collect();
+    let mut reach = if ours.is_empty() { Reach::Asked } else { Reach::LeftOut };
+    for webhook in ours.into_iter().filter(|webhook| {
+        webhook.namespaces.matches(of_namespace) && webhook.objects.matches(&labels)
+    }) {
+        let holds = |condition: &Condition| condition.holds(pod);
+        if webhook.conditions.iter().any(|condition| holds(condition) == Some(false)) {
+            continue;
+        }
+        match webhook.conditions.iter().find(|condition| holds(condition).is_none()) {
+            None => return Reach::Asked,
+            Some(condition) => {
+                reach = Reach::Unknown(format!("{condition} of {}", webhook.name));
+            }
+        }
+    }
+    reach
 }
 
 fn without_status(pod: &Value) -> Value {
@@ -254,6 +282,35 @@ mod tests {
         assert_eq!(code(judged(&pod("dark", &json!({})), &by_default, &seen)), None);
         let found = judged(&pod("shop", &json!({})), &by_default, &seen);
         assert_eq!(code(found), Some(Code::PodWithoutSidecar));
+    }
+
+    #[test]
+    fn a_pod_that_matchconditions_leave_out_is_told_apart() {
+        let policy = policy_of(&[]);
+        let asks = pod("shop", &json!({INJECT: "true"}));
+        let found = |webhooks: &[&[Condition]]| {
+            let webhook = |conditions: &&[Condition]| Webhook {
+                name: "w".to_owned(),
+                conditions: conditions.to_vec(),
+                ..Webhook::default()
+            };
+            let seen = Snapshot {
+                webhooks: Some(webhooks.iter().map(webhook).collect()),
+                namespaces: Some([("shop".to_owned(), BTreeMap::new())].into()),
+                ..Snapshot::default()
+            };
+            judged(&asks, &policy, &seen).unwrap()
+        };
+        let other = Condition::Other("mine".to_owned());
+        let code = |webhooks: &[&[Condition]]| found(webhooks).code;
+        assert_eq!(code(&[&[Condition::Asks]]), Code::PodWithoutSidecar);
+        assert_eq!(code(&[&[Condition::Silent]]), Code::WebhookExcludes);
+        assert_eq!(code(&[&[Condition::Silent, other.clone()]]), Code::WebhookExcludes);
+        let unknown = found(&[&[Condition::Asks, other.clone()], &[Condition::Silent]]);
+        assert_eq!(unknown.code, Code::PodWithoutSidecar);
+        assert!(unknown.detail.contains("matchCondition `mine` of w"), "{}", unknown.detail);
+        let either = found(&[&[other], &[Condition::Asks]]);
+        assert!(!either.detail.contains("matchCondition"), "{}", either.detail);
     }
 
     #[test]

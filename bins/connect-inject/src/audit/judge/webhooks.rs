@@ -1,6 +1,6 @@
 //! Who is asked about new pods.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::finding::{Code, Finding};
 use super::super::snapshot::{Owner, Served, Snapshot, Webhook};
@@ -22,8 +22,7 @@ pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
                 .saying("no webhook configuration has the injector: new pods get no sidecar"),
         ];
     }
-    let mut findings: Vec<Finding> =
-        ours.iter().filter_map(|webhook| trust(webhook, by.now)).collect();
+    let mut findings = trust(&ours, by.now);
     if !ours.iter().any(|webhook| webhook.fails_closed) {
         findings.push(
             Finding::new(Code::WebhookIgnoresFailures, KIND, &ours[0].configuration).saying(
@@ -36,31 +35,53 @@ pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Whether the API server can trust the injector.
-fn trust(webhook: &Webhook, now: i64) -> Option<Finding> {
-    let found = |code| Finding::new(code, KIND, &webhook.configuration);
-    let name = &webhook.name;
-    if webhook.service.is_some() && webhook.ca_bundle.is_empty() {
-        return Some(
-            found(Code::WebhookUntrusted).saying(format_args!("caBundle of {name} is empty")),
-        );
+/// Whether the API server reaches the injector and can trust it: once for each Service,
+/// which several webhooks share.
+fn trust(ours: &[&Webhook], now: i64) -> Vec<Finding> {
+    let mut problems: BTreeMap<(&str, Code, String), Vec<String>> = BTreeMap::new();
+    for webhook in ours {
+        let Some((code, problem)) = problem(webhook, now) else { continue };
+        let names = problems.entry((&webhook.configuration, code, problem)).or_default();
+        names.push(webhook.name.clone());
     }
-    match webhook.served.as_ref()? {
-        Served::Untrusted(problem) => Some(found(Code::WebhookUntrusted).saying(format_args!(
-            "caBundle of {name} does not verify the certificate that the injector shows: {problem}"
-        ))),
-        Served::Unreachable(problem) => Some(
-            found(Code::WebhookUnreachable)
-                .saying(format_args!("the injector does not answer for {name}: {problem}")),
+    problems
+        .into_iter()
+        .map(|((configuration, code, problem), names)| {
+            Finding::new(code, KIND, configuration)
+                .saying(format_args!("{problem}; webhooks: {}", some(&names)))
+        })
+        .collect()
+}
+
+fn problem(webhook: &Webhook, now: i64) -> Option<(Code, String)> {
+    let (namespace, name, _) = webhook.service.as_ref()?;
+    let service = format!("{namespace}/{name}");
+    if webhook.ca_bundle.is_empty() {
+        return Some((Code::WebhookUntrusted, "caBundle is empty".to_owned()));
+    }
+    Some(match webhook.served.as_ref()? {
+        Served::Untrusted(problem) => (
+            Code::WebhookUntrusted,
+            format!(
+                "caBundle does not verify the certificate that Service {service} shows: {problem}"
+            ),
         ),
-        Served::Trusted(end) if *end - now < SOON => {
-            Some(found(Code::WebhookCertificateEnds).saying(format_args!(
-                "the certificate that the injector shows for {name} ends at {}",
-                certificate::rfc3339(*end)
-            )))
+        Served::Unreachable(problem) => {
+            (Code::WebhookUnreachable, format!("nobody answers for Service {service}: {problem}"))
         }
-        Served::Trusted(_) => None,
-    }
+        Served::Unchecked(problem) => (
+            Code::WebhookUnchecked,
+            format!("the certificate of Service {service} can't be seen from here: {problem}"),
+        ),
+        Served::Trusted(end) if *end - now < SOON => (
+            Code::WebhookCertificateEnds,
+            format!(
+                "the certificate that Service {service} shows ends at {}",
+                certificate::rfc3339(*end)
+            ),
+        ),
+        Served::Trusted(_) => return None,
+    })
 }
 
 /// Namespaces about whose pods two injectors are asked. Conditions on pods are not looked
@@ -100,8 +121,6 @@ fn overlaps(seen: &Snapshot, webhooks: &[Webhook]) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use serde_json::json;
 
     use super::super::super::selector::Selector;
@@ -168,6 +187,10 @@ mod tests {
                 Code::WebhookUnreachable,
             ),
             (
+                Webhook { served: Some(Served::Unchecked("x".to_owned())), ..webhook() },
+                Code::WebhookUnchecked,
+            ),
+            (
                 Webhook { served: Some(Served::Trusted(NOW + 60)), ..webhook() },
                 Code::WebhookCertificateEnds,
             ),
@@ -176,6 +199,18 @@ mod tests {
             assert_eq!(codes(&with(vec![changed])), [code]);
         }
         assert_eq!(codes(&with(Vec::new())), [Code::WebhookMissing]);
+    }
+
+    /// The chart makes six webhooks of one Service.
+    #[test]
+    fn a_service_of_several_webhooks_is_found_once() {
+        let seen = |served: Served| {
+            let webhook = Webhook { served: Some(served), ..webhook() };
+            let advice = Webhook { name: "advice".to_owned(), ..webhook.clone() };
+            codes(&with(vec![webhook, advice]))
+        };
+        assert_eq!(seen(Served::Unreachable("x".to_owned())), [Code::WebhookUnreachable]);
+        assert_eq!(seen(Served::Unchecked("x".to_owned())), [Code::WebhookUnchecked]);
     }
 
     #[test]

@@ -1,0 +1,125 @@
+//! The matchConditions of a webhook. Those of the chart are known by their text; what any
+//! other leaves out is not known here, as this program does not evaluate CEL.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use crate::annotation::{INJECT, PREFIX};
+use crate::values::boolean;
+
+/// A condition that a webhook has beside its selectors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// The pod says that it wants a sidecar.
+    Asks,
+    /// The pod says neither that it wants a sidecar nor that it does not.
+    Silent,
+    /// The pod has an annotation or a label of ours.
+    Annotated,
+    /// Another, by its name.
+    Other(String),
+}
+
+/// Where the chart's expressions look for the annotation.
+const SAYS: &str = "has(object.metadata.annotations) && \
+                    'consul.hashicorp.com/connect-inject' in object.metadata.annotations";
+
+impl Condition {
+    /// Reads one, as a webhook has it.
+    pub(super) fn of(condition: &Value) -> Self {
+        let text = |field: &str| condition[field].as_str().unwrap_or_default();
+        let expression = text("expression");
+        if expression == asks() {
+            Self::Asks
+        } else if expression == format!("!({SAYS})") {
+            Self::Silent
+        } else if expression == annotated() {
+            Self::Annotated
+        } else {
+            Self::Other(text("name").to_owned())
+        }
+    }
+
+    /// Whether it holds for a pod; none if that is not known.
+    pub(super) fn holds(&self, pod: &Value) -> Option<bool> {
+        let metadata = &pod["metadata"];
+        let says = metadata["annotations"][INJECT].as_str();
+        match self {
+            Self::Asks => Some(says.is_some_and(|says| boolean(says) != Some(false))),
+            Self::Silent => Some(says.is_none()),
+            Self::Annotated => Some(
+                [&metadata["annotations"], &metadata["labels"]]
+                    .into_iter()
+                    .filter_map(Value::as_object)
+                    .flat_map(Map::keys)
+                    .any(|key| key.starts_with(PREFIX)),
+            ),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+fn asks() -> String {
+    format!(
+        "{SAYS} && !(object.metadata.annotations['consul.hashicorp.com/connect-inject'] in \
+         ['false', 'False', 'FALSE', 'f', 'F', '0'])"
+    )
+}
+
+fn annotated() -> String {
+    let has = |field: &str| {
+        format!(
+            "(has(object.metadata.{field}) && object.metadata.{field}.exists(key, \
+             key.startsWith('consul.hashicorp.com/')))"
+        )
+    };
+    format!("{} || {}", has("annotations"), has("labels"))
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Asks => "`asks`",
+            Self::Silent => "`does-not-say`",
+            Self::Annotated => "`is-annotated`",
+            Self::Other(name) => return write!(f, "`{name}`"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_conditions_of_the_chart_are_known_and_others_are_not_claimed_to_be() {
+        let of =
+            |expression: String| Condition::of(&json!({"name": "x", "expression": expression}));
+        assert_eq!(of(asks()), Condition::Asks);
+        assert_eq!(of(format!("!({SAYS})")), Condition::Silent);
+        assert_eq!(of(annotated()), Condition::Annotated);
+        assert_eq!(of("true".to_owned()), Condition::Other("x".to_owned()));
+    }
+
+    #[test]
+    fn a_condition_holds_as_the_api_server_says() {
+        let pod = |annotations: Value| json!({"metadata": {"annotations": annotations}});
+        for (pod, asks, silent, annotated) in [
+            (json!({"metadata": {}}), false, true, false),
+            (pod(json!({INJECT: "true"})), true, false, true),
+            (pod(json!({INJECT: "F"})), false, false, true),
+            (pod(json!({INJECT: "perhaps"})), true, false, true),
+            (pod(json!({"a": "b"})), false, true, false),
+            (pod(json!({"consul.hashicorp.com/connect-service": "s"})), false, true, true),
+            (json!({"metadata": {"labels": {"consul.hashicorp.com/x": ""}}}), false, true, true),
+        ] {
+            assert_eq!(Condition::Asks.holds(&pod), Some(asks), "{pod}");
+            assert_eq!(Condition::Silent.holds(&pod), Some(silent), "{pod}");
+            assert_eq!(Condition::Annotated.holds(&pod), Some(annotated), "{pod}");
+            assert_eq!(Condition::Other(String::new()).holds(&pod), None);
+        }
+    }
+}
