@@ -1386,10 +1386,10 @@ fn the_audit_only_reads_and_gets_no_reviews() {
         let mut named = objects.documents.iter();
         named.find(|one| one["kind"] == kind && one["metadata"]["name"] == *name).cloned()
     };
-    let rules = &named(&objects, "Role").unwrap()["rules"];
+    let allowed = &named(&objects, "Role").unwrap()["rules"];
     let patch = json!([{"apiGroups": [""], "resources": ["configmaps"],
         "resourceNames": [name], "verbs": ["patch"]}]);
-    assert_eq!(*rules, patch);
+    assert_eq!(*allowed, patch);
     assert!(named(&objects, "ConfigMap").is_some());
     let silent = [
         ("connectInject.audit.enabled", json!(true)),

@@ -34,7 +34,6 @@ enum Field {
 enum Test {
     Equals(String),
     Contains(String),
-    IsEmpty,
     /// A regular expression.
     Matches,
 }
@@ -98,7 +97,6 @@ impl Expression {
                 match test {
                     Test::Equals(wanted) => Some(value == wanted),
                     Test::Contains(part) => Some(value.contains(part.as_str())),
-                    Test::IsEmpty => Some(value.is_empty()),
                     Test::Matches => None,
                 }
             }
@@ -196,10 +194,6 @@ impl Parser {
             Token::Equals => (Test::Equals(self.value()?), false),
             Token::Differs => (Test::Equals(self.value()?), true),
             Token::Word(word) => match word.as_str() {
-                "is" => {
-                    let is_not = self.is_next("not");
-                    (self.is_next("empty").then_some(Test::IsEmpty)?, is_not)
-                }
                 "in" => return self.contained(first, false),
                 "contains" => (Test::Contains(self.value()?), false),
                 "matches" => {
@@ -279,8 +273,6 @@ mod tests {
             ("we not in serviceaccount.name", Some(false)),
             ("serviceaccount.name contains eb", Some(true)),
             ("serviceaccount.name not contains eb", Some(false)),
-            ("serviceaccount.name is empty", Some(false)),
-            ("serviceaccount.name is not empty", Some(true)),
             // What is not evaluated decides nothing, unless the rest does.
             ("serviceaccount.name matches `w.*`", None),
             ("serviceaccount.uid==1", None),
@@ -301,7 +293,8 @@ mod tests {
             "serviceaccount.name =",
             "serviceaccount.name == \"a",
             "serviceaccount.name == a b",
-            "serviceaccount.name is full",
+            // Consul refuses it: text has no such operator.
+            "serviceaccount.name is empty",
             "(serviceaccount.name == a",
             "and",
             "not",
