@@ -91,7 +91,17 @@ pub(crate) struct Args {
 
     /// Connect's CA signs the agent's certificate (auto_encrypt): the sidecar follows
     /// the roots of that CA, and trusts the agent after each rotation
-    #[arg(long, env = "CONNECT_AUTO_ENCRYPT", value_name = "BOOL", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, default_missing_value = "true", default_value_t = false)]
+    #[arg(
+        long,
+        help_heading = "Consul agent",
+        env = "CONNECT_AUTO_ENCRYPT",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        action = clap::ArgAction::Set,
+        default_missing_value = "true",
+        default_value_t = false
+    )]
     pub(crate) auto_encrypt: bool,
 
     #[command(flatten)]
