@@ -99,6 +99,30 @@ fn peers_have_a_verdict_a_cause_and_a_next_command() {
 }
 
 #[test]
+fn a_peering_that_the_other_side_ended_is_told() {
+    let Some(mesh) = Mesh::find_or_skip() else { return };
+    let node = &mesh.node;
+    let _elsewhere = Elsewhere::start(node, "dc3", &json!({"ports": {"grpc_tls": 8503}}));
+    peer(node);
+    let upstream =
+        json!({"destination_name": "web", "destination_peer": "here", "local_bind_port": 9001});
+    register(node, AGENT, "asker", &[upstream]);
+    let here = || verdict(&status(node, AGENT, &[]), "peer", "here").map(str::to_owned);
+    until("the peer", || here() == ["ok", ""]).unwrap();
+    node.as_holder(None, Method::DELETE, "/v1/peering/dc3", None).unwrap();
+    let mut seen = here();
+    until("the peering to be ended", || {
+        seen = here();
+        seen == ["wrong", "peer-ended"]
+    })
+    .unwrap_or_else(|error| panic!("{error}: {seen:?}"));
+    let findings = status(node, AGENT, &[]);
+    let told = findings.iter().find(|found| found["what"] == "peer").unwrap();
+    println!("{told:#}");
+    assert!(told["detail"].as_str().unwrap().contains("the other side"), "{told}");
+}
+
+#[test]
 fn datacenters_and_a_missing_leaf_have_a_verdict_a_cause_and_a_next_command() {
     let Some(mut mesh) = Mesh::find_or_skip() else { return };
     let (node, ip) = (&mesh.node, mesh.node.ip());

@@ -208,6 +208,35 @@ fn an_excluded_inbound_port_is_open_and_an_exposed_path_is_the_only_one() {
     assert_eq!(status(9100, "/"), "200");
 }
 
+/// Envoy accepts a connection to any port, so a connection proves nothing: the sidecar
+/// runs the probe.
+#[test]
+fn a_tcp_probe_says_whether_the_application_listens() {
+    let Some(mesh) = Mesh::find_or_skip() else { return };
+    let mut pod = server("api-1", &transparent(&json!({})), &Value::Null);
+    let container = &mut pod["spec"]["containers"][0];
+    container["readinessProbe"] = json!({"tcpSocket": {"port": 8080}});
+    container["livenessProbe"] = json!({"tcpSocket": {"port": 9999}});
+    let server = started(&mesh.node, &mesh.injector, &pod);
+    let curl = |args: &[&str]| {
+        let network = format!("--net={}", mesh.node.network().display());
+        let mut command = Command::new("nsenter");
+        command.arg(network).args(["curl", "-s", "--max-time", "3"]).args(args);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let status = |page: &str| {
+        let url = format!("http://{}:20700/api/{page}", server.ip);
+        curl(&["-o", "/dev/null", "-w", "%{http_code}", &url]).1
+    };
+    assert_eq!([status("readinessProbe"), status("livenessProbe")], ["200", "503"]);
+    // From outside, Envoy accepts connections to both ports alike.
+    for port in [8080, 9999] {
+        let url = format!("http://{}:{port}/", server.ip);
+        assert_ne!(curl(&[&url]).0, Some(7), "port {port}: refused");
+    }
+}
+
 /// A gRPC probe goes to a listener of HTTP/2.
 #[test]
 fn a_grpc_probe_reaches_the_application() {
