@@ -20,6 +20,9 @@ impl Mesh {
         let container = &mut pod["spec"]["containers"][0];
         container["image"] = image::APPLICATION.into();
         container["args"] = json!(["0.0.0.0:8080"]);
+        // As process 1 without a handler, the application survives SIGTERM: the end of this
+        // period kills it.
+        pod["spec"]["terminationGracePeriodSeconds"] = json!(15);
         let server = started(&self.node, &self.injector, &pod);
         let client = self.client();
         until("the application", || {
