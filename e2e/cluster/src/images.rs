@@ -23,6 +23,9 @@ pub const INJECT: &str = "localhost/connect-inject:test";
 /// A webhook that is not ours.
 pub const OTHER: &str = "localhost/other-webhook:test";
 
+/// The cluster DNS of a test.
+pub const NAMESERVER: &str = "localhost/nameserver:test";
+
 /// A layer's type: the registry sends it as it is.
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -74,6 +77,12 @@ pub fn make(folder: &Path, parts: &Parts) -> Result<()> {
             programs: vec![(parts.common.harness("other-webhook"), "/other-webhook")],
             entrypoint: vec!["/other-webhook"],
             shell: false,
+        },
+        Draft {
+            name: NAMESERVER,
+            programs: vec![(parts.common.harness("nameserver"), "/nameserver")],
+            entrypoint: vec!["/nameserver", "0.0.0.0:53", "/tmp/names"],
+            shell: true,
         },
         Draft {
             name: "hashicorp/http-echo:latest",

@@ -2,6 +2,8 @@
 //! pods log in with the token of their service account, which the API server
 //! reviews, and log out when they end.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use cluster::client::{Cluster, Namespace, text};
 use cluster::helm::Helm;
 use cluster::mesh::{self, ACL, ACL_METHOD};
@@ -9,16 +11,21 @@ use harness::Result;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{self, await_answer};
+use crate::support::{self, annotate, await_answer, shell};
+use crate::transparent::caller;
 
 /// The token that may do everything, as the manifest has it.
 pub(crate) const MANAGEMENT: &str = "7d6e1a54-0000-4000-8000-5eed5eed5eed";
 
-/// The Consul with ACLs and its injector. Both are taken away with it.
+/// The Consul with ACLs and its injector, for one test at a time. Both are taken away
+/// with it.
 pub(crate) struct Acls {
     pub(crate) cluster: &'static Cluster,
     pub(crate) helm: Helm,
+    _alone: MutexGuard<'static, ()>,
 }
+
+static ACLS: Mutex<()> = Mutex::new(());
 
 impl Acls {
     fn install(cluster: &'static Cluster) -> Result<Self> {
@@ -32,7 +39,11 @@ impl Acls {
 
     /// Starts Consul only.
     pub(crate) fn start(cluster: &'static Cluster) -> Result<Self> {
-        let acls = Self { cluster, helm: Helm::find()? };
+        let alone = ACLS.lock().unwrap_or_else(PoisonError::into_inner);
+        let acls = Self { cluster, helm: Helm::find()?, _alone: alone };
+        // The namespace of an earlier test may still be terminating.
+        let gone = ["delete", "namespace", ACL, "--ignore-not-found", "--timeout=120s"];
+        cluster.kubectl(&gone, "")?;
         cluster.kubectl(&["apply", "--filename=-"], mesh::ACL_CONSUL)?;
         Ok(acls)
     }
@@ -169,4 +180,72 @@ fn pods_log_in_by_their_service_accounts_and_log_out_at_their_end() {
                 .is_ok_and(|services| services == json!({}))
     })
     .unwrap();
+}
+
+/// A denied request fails, and is not passed on in plain text instead.
+#[test]
+fn a_transparent_client_reaches_what_is_allowed_and_nothing_else() {
+    let Some((cluster, _shared)) = support::ours() else { return };
+    let acls = Acls::install(cluster).unwrap();
+    let namespace = cluster.namespace("acls-transparent").unwrap();
+    cluster.kubectl(&["label", "namespace", &namespace.name, "mesh=acl"], "").unwrap();
+    for account in ["ledger", "notes", "teller"] {
+        namespace.kubectl(&["create", "serviceaccount", account]).unwrap();
+    }
+    let notes = support::server("notes", "open");
+    for mut pod in [support::server("ledger", "secret"), caller("teller"), notes] {
+        let name = text(&pod["metadata"]["name"]).to_owned();
+        let transparent = if name == "notes" { "false" } else { "true" };
+        annotate(&mut pod, &[("transparent-proxy", transparent)]);
+        create(&namespace, &with_account(pod, &name)).unwrap();
+    }
+    for pod in ["pod/ledger", "pod/notes", "pod/teller"] {
+        namespace.await_condition(pod, "Ready").unwrap();
+    }
+    let get = |url: &str| {
+        let line = format!("curl --silent --fail --max-time 3 {url}");
+        shell(&namespace, "teller", "teller", &line).map(|answer| answer.trim().to_owned())
+    };
+    let await_get = |url: &str, expected: Option<&str>| {
+        let mut seen = String::new();
+        harness::until(&format!("{expected:?} of {url}"), || {
+            let got = get(url);
+            seen = format!("{got:?}");
+            got.ok().as_deref() == expected
+        })
+        .unwrap_or_else(|error| panic!("{error}; last seen: {seen}"));
+    };
+    let direct = |pod: &str| {
+        format!("http://{}:8080/", text(&namespace.pod(pod).unwrap()["status"]["podIP"]))
+    };
+    let mut address = String::new();
+    harness::until("the virtual address", || {
+        let found = acls.ask(Method::GET, "/v1/catalog/service/ledger-sidecar-proxy", None);
+        let found = found.unwrap_or_default();
+        text(&found[0]["ServiceTaggedAddresses"]["consul-virtual"]["Address"])
+            .clone_into(&mut address);
+        !address.is_empty()
+    })
+    .unwrap();
+    let virtual_address = format!("http://{address}/");
+
+    // Denied: neither by its address nor past its sidecar.
+    get(&virtual_address).unwrap_err();
+    get(&direct("ledger")).unwrap_err();
+    // Whoever bypasses the sidecar of a service that is not transparent reaches it, until
+    // MeshDestinationsOnly forbids that.
+    await_get(&direct("notes"), Some("open"));
+    let only = json!({"Kind": "mesh", "TransparentProxy": {"MeshDestinationsOnly": true}});
+    acls.ask(Method::PUT, "/v1/config", Some(&only)).unwrap();
+    await_get(&direct("notes"), None);
+
+    let intention = json!({"Kind": "service-intentions", "Name": "ledger",
+        "Sources": [{"Name": "teller", "Action": "allow"}]});
+    acls.ask(Method::PUT, "/v1/config", Some(&intention)).unwrap();
+    await_get(&virtual_address, Some("secret"));
+    get(&direct("ledger")).unwrap_err();
+    get(&direct("notes")).unwrap_err();
+
+    acls.ask(Method::DELETE, "/v1/config/service-intentions/ledger", None).unwrap();
+    await_get(&virtual_address, None);
 }

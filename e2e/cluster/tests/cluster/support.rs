@@ -254,6 +254,9 @@ pub(crate) fn changes(cluster: &Cluster, service: &str) -> Result<u64> {
     Ok(indexes.filter_map(|check| check["ModifyIndex"].as_u64()).max().unwrap_or_default())
 }
 
+/// The line that asks for a page, without the URL.
+const GET: &str = "curl --silent --fail --max-time 5";
+
 /// The line that asks a client's upstream.
 pub(crate) const ASK: &str = "curl --silent --fail --max-time 5 http://127.0.0.1:1234/";
 
@@ -279,9 +282,14 @@ pub(crate) struct Load<'n, 'c> {
 
 impl<'n, 'c> Load<'n, 'c> {
     pub(crate) fn start(namespace: &'n Namespace<'c>, client: &str) -> Self {
+        Self::start_at(namespace, client, "http://127.0.0.1:1234/")
+    }
+
+    /// Starts a client's requests to that URL.
+    pub(crate) fn start_at(namespace: &'n Namespace<'c>, client: &str, url: &str) -> Self {
         let ask = format!(
             "while [ ! -e /tmp/end ]; do usleep 20000; \
-             if {ASK} > /dev/null; then echo >> /tmp/good; \
+             if {GET} {url} > /dev/null; then echo >> /tmp/good; \
              else echo \"curl: $?, $(date)\" >> /tmp/bad; fi; done"
         );
         let line = format!(

@@ -2,10 +2,13 @@
 //! what PodSecurity has against them.
 
 use cluster::client::{Cluster, Namespace, text};
+use cluster::images;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    annotate, in_container_mode, job_of, restarts, server, sharing, shell, shell_server,
+    Load, annotate, in_container_mode, job_of, ours, restarts, server, set_of, sharing, shell,
+    shell_server,
 };
 
 /// A namespace whose label makes its pods transparent.
@@ -34,11 +37,13 @@ fn probed(name: &str, address: &str) -> Value {
     let get = json!({"httpGet": {"path": "/index.html", "port": 8080}, "periodSeconds": 1});
     container["readinessProbe"] = get.clone();
     container["livenessProbe"] = get;
+    container["startupProbe"] =
+        json!({"tcpSocket": {"port": 8080}, "periodSeconds": 1, "failureThreshold": 60});
     pod
 }
 
 /// A client without upstreams.
-fn caller(name: &str) -> Value {
+pub(crate) fn caller(name: &str) -> Value {
     let mut pod = server(name, "");
     let container = &mut pod["spec"]["containers"][0];
     for (key, value) in [("image", json!("tutum/curl")), ("command", json!(["sleep", "1000000"]))] {
@@ -173,6 +178,200 @@ fn a_transparent_job_completes_and_its_init_container_has_the_mesh() {
     let init = ["logs", "unlinked", "--container=consul-connect-inject-init"];
     let said = namespace.kubectl(&init).unwrap();
     assert!(said.contains("Service `unlinked` gives no virtual address"), "{said}");
+}
+
+#[test]
+fn a_tcp_probe_fails_where_the_application_does_not_listen() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = labelled(cluster, "transparent-probe");
+    let mut pod = shell_server("mute", "hello");
+    pod["spec"]["containers"][0]["livenessProbe"] =
+        json!({"tcpSocket": {"port": 8081}, "periodSeconds": 1, "failureThreshold": 2});
+    namespace.apply(&pod.to_string()).unwrap();
+    namespace.await_condition("pod/mute", "Initialized").unwrap();
+    harness::until("the kubelet to restart it", || restarts(&namespace, "mute", "mute") > 0)
+        .unwrap_or_else(|error| {
+            panic!("{error}: {:#}", namespace.pod("mute").unwrap_or_default()["status"])
+        });
+}
+
+/// A nameserver that stands for the cluster DNS and answers with the names it was told.
+struct Names<'n, 'c> {
+    namespace: &'n Namespace<'c>,
+    address: String,
+}
+
+impl<'n, 'c> Names<'n, 'c> {
+    fn start(namespace: &'n Namespace<'c>) -> Self {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "nameserver"},
+            "spec": {"containers": [{
+                "name": "nameserver", "image": images::NAMESERVER,
+                "imagePullPolicy": "IfNotPresent",
+            }]},
+        });
+        namespace.apply(&pod.to_string()).unwrap();
+        namespace.await_condition("pod/nameserver", "Ready").unwrap();
+        let pod = namespace.pod("nameserver").unwrap();
+        Self { namespace, address: text(&pod["status"]["podIP"]).to_owned() }
+    }
+
+    /// Replaces the names it answers with; they are relative to the namespace.
+    fn know(&self, names: &[(&str, &str)]) {
+        let domain = format!("{}.svc.cluster.local", self.namespace.name);
+        let lines = names.iter().map(|(name, address)| format!("{name}.{domain} {address}"));
+        let lines = lines.collect::<Vec<_>>().join("\n");
+        // Renamed, so that no query reads half of the file.
+        let line = format!("echo '{lines}' > /tmp/new && mv /tmp/new /tmp/names");
+        shell(self.namespace, "nameserver", "nameserver", &line).unwrap();
+    }
+
+    /// Configures a pod to query it, as the kubelet configures pods to query the cluster DNS.
+    fn serve(&self, pod: &mut Value) {
+        let namespace = &self.namespace.name;
+        pod["spec"]["dnsPolicy"] = json!("None");
+        pod["spec"]["dnsConfig"] = json!({
+            "nameservers": [self.address],
+            "searches":
+                [format!("{namespace}.svc.cluster.local"), "svc.cluster.local", "cluster.local"],
+            "options": [{"name": "ndots", "value": "5"}],
+        });
+    }
+}
+
+#[test]
+fn names_of_consul_and_of_the_cluster_resolve_through_the_sidecar() {
+    let Some((cluster, _shared)) = ours() else { return };
+    let namespace = labelled(cluster, "transparent-names");
+    let names = Names::start(&namespace);
+    let first = service(&namespace, "named");
+    names.know(&[("named", &first)]);
+    let mut server = probed("named", "service:named");
+    // Without links it asks DNS for the cluster IP, as a pod created before the Service does.
+    server["spec"]["enableServiceLinks"] = json!(false);
+    names.serve(&mut server);
+    namespace.apply(&server.to_string()).unwrap();
+    let mut native = caller("native");
+    // The rules name Envoy's user by its number inside the user namespace.
+    native["spec"]["hostUsers"] = json!(false);
+    let beside = in_container_mode(caller("beside"));
+    for mut client in [native, beside] {
+        annotate(&mut client, &[("consul-dns", "true")]);
+        names.serve(&mut client);
+        namespace.apply(&client.to_string()).unwrap();
+    }
+    for pod in ["pod/named", "pod/native", "pod/beside"] {
+        namespace.await_condition(pod, "Ready").unwrap();
+    }
+    cluster.await_instances("named", 1).unwrap();
+    for client in ["native", "beside"] {
+        await_hello(&namespace, client, "http://named.virtual.consul/");
+        // The cluster's name resolves by the search list to the cluster IP.
+        await_hello(&namespace, client, "http://named/");
+        let missing = "curl --silent --max-time 5 http://missing.virtual.consul/";
+        let error = shell(&namespace, client, client, missing).unwrap_err().to_string();
+        assert!(error.contains('6'), "not `Couldn't resolve host`: {error}");
+    }
+
+    // A Service created again has another address, and the pods stay.
+    namespace.kubectl(&["delete", "service", "named"]).unwrap();
+    let second = service(&namespace, "named");
+    assert_ne!(first, second);
+    names.know(&[("named", &second)]);
+    harness::until("the new address", || {
+        let proxies = cluster.consul("/v1/catalog/service/named-sidecar-proxy");
+        proxies.is_ok_and(|found| {
+            found[0]["ServiceTaggedAddresses"]["virtual"]["Address"] == second.as_str()
+        })
+    })
+    .unwrap();
+    for client in ["native", "beside"] {
+        await_hello(&namespace, client, "http://named/");
+    }
+    assert_eq!(restarts(&namespace, "named", "envoy-sidecar"), 0);
+}
+
+#[test]
+fn no_request_fails_in_a_rollout_of_a_transparent_service() {
+    let Some((cluster, _shared)) = sharing() else { return };
+    let namespace = labelled(cluster, "transparent-rollout");
+    let pod = probed("flowing", "none");
+    let mut deployment = set_of("Deployment", &pod, 2);
+    deployment["spec"]["strategy"] = json!({"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}});
+    namespace.apply(&deployment.to_string()).unwrap();
+    namespace.apply(&caller("flowing-client").to_string()).unwrap();
+    namespace.await_rollout("deployment/flowing").unwrap();
+    namespace.await_condition("pod/flowing-client", "Ready").unwrap();
+    cluster.await_instances("flowing", 2).unwrap();
+    let url = format!("http://{}/", consuls(cluster, "flowing"));
+    await_hello(&namespace, "flowing-client", &url);
+    let load = Load::start_at(&namespace, "flowing-client", &url);
+    for _ in 0..2 {
+        namespace.kubectl(&["rollout", "restart", "deployment/flowing"]).unwrap();
+        namespace.await_rollout("deployment/flowing").unwrap();
+        cluster.await_instances("flowing", 2).unwrap();
+    }
+    load.end();
+}
+
+/// Databases call each other by name or address. Their Service is headless, so no
+/// virtual address stands for any of them.
+#[test]
+fn pods_of_a_statefulset_call_each_other_where_that_is_allowed() {
+    let Some((cluster, _shared)) = ours() else { return };
+    let namespace = labelled(cluster, "transparent-set");
+    let names = Names::start(&namespace);
+    let headless = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "store"},
+        "spec": {"clusterIP": "None", "selector": {"app": "store"}, "ports": [{"port": 8080}]},
+    });
+    namespace.apply(&headless.to_string()).unwrap();
+    let mut pod = probed("store", "service:store");
+    names.serve(&mut pod);
+    pod["metadata"]["annotations"]["consul.hashicorp.com/transparent-proxy-exclude-inbound-ports"] =
+        json!("9090");
+    let container = &mut pod["spec"]["containers"][0];
+    // This image has both curl and httpd. One httpd serves the service's port, the other
+    // the port by which the pods call each other.
+    container["image"] = json!("tutum/curl");
+    let line = "echo \"$0\" > /tmp/index.html; trap 'exit 0' TERM; \
+                httpd -p 9090 -h /tmp; httpd -f -p 8080 -h /tmp & wait";
+    container["command"] = json!(["sh", "-c", line]);
+    let mut set = set_of("StatefulSet", &pod, 2);
+    set["spec"]["podManagementPolicy"] = json!("Parallel");
+    namespace.apply(&set.to_string()).unwrap();
+    namespace.await_rollout("statefulset/store").unwrap();
+    cluster.await_instances("store", 2).unwrap();
+    let address = |pod: &str| text(&namespace.pod(pod).unwrap()["status"]["podIP"]).to_owned();
+    let addresses = ["store-0", "store-1"].map(address);
+    names.know(&[("store-0.store", &addresses[0]), ("store-1.store", &addresses[1])]);
+
+    let get = |pod: &str, container: &str, url: &str| {
+        let line = format!("curl --silent --fail --max-time 3 {url}");
+        shell(&namespace, pod, container, &line).map(|answer| answer.trim().to_owned())
+    };
+    let by_store = |url: &str| get("store-0", "store", url);
+    // A pod reaches itself, and the other by the excluded port.
+    assert_eq!(by_store("http://store-0.store:8080/").unwrap(), "hello");
+    assert_eq!(by_store("http://store-1.store:9090/").unwrap(), "hello");
+    // No service is its own upstream: neither by its virtual address nor by a pod's.
+    by_store(&format!("http://{}/", consuls(cluster, "store"))).unwrap_err();
+    by_store("http://store-1.store:8080/").unwrap_err();
+
+    // Another service calls each pod by its address once DialedDirectly allows it.
+    let mut outside = caller("outside");
+    names.serve(&mut outside);
+    namespace.apply(&outside.to_string()).unwrap();
+    namespace.await_condition("pod/outside", "Ready").unwrap();
+    get("outside", "outside", "http://store-1.store:8080/").unwrap_err();
+    let dialed = json!({
+        "Kind": "service-defaults", "Name": "store",
+        "TransparentProxy": {"DialedDirectly": true},
+    });
+    cluster.consul_request(Method::PUT, "/v1/config", Some(&dialed)).unwrap();
+    await_hello(&namespace, "outside", "http://store-1.store:8080/");
+    by_store("http://store-1.store:8080/").unwrap_err();
+    cluster.consul_request(Method::DELETE, "/v1/config/service-defaults/store", None).unwrap();
 }
 
 #[test]
