@@ -197,7 +197,7 @@ impl Serving {
         let mut params = rcgen::CertificateParams::new([host]).unwrap();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
-        params.not_before = epoch + (now - Duration::from_secs(3600));
+        params.not_before = epoch + now.saturating_sub(Duration::from_secs(3600));
         params.not_after = epoch + (now + Duration::from_secs(days * 24 * 3600));
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap().pem();
@@ -272,23 +272,6 @@ impl Ill<'_> {
         seen
     }
 
-    fn create(&self, namespace: &Namespace<'_>, pod: &Value) {
-        namespace.apply(&pod.to_string()).unwrap();
-    }
-
-    /// A pod again, as it is restarted.
-    fn restart(&self, namespace: &Namespace<'_>, pod: &Value) {
-        let name = text(&pod["metadata"]["name"]);
-        namespace.kubectl(&["delete", "pod", name]).unwrap();
-        self.create(namespace, pod);
-    }
-
-    fn ready(&self, namespace: &Namespace<'_>, names: &[&str]) {
-        for name in names {
-            namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
-        }
-    }
-
     fn intend(&self, source: &str, destination: &str) {
         let intention =
             json!({"SourceName": source, "DestinationName": destination, "Action": "allow"});
@@ -322,6 +305,23 @@ fn pod(name: &str) -> Value {
     pod
 }
 
+fn create(namespace: &Namespace<'_>, pod: &Value) {
+    namespace.apply(&pod.to_string()).unwrap();
+}
+
+/// A pod again, as it is restarted.
+fn restart(namespace: &Namespace<'_>, pod: &Value) {
+    let name = text(&pod["metadata"]["name"]);
+    namespace.kubectl(&["delete", "pod", name]).unwrap();
+    create(namespace, pod);
+}
+
+fn ready(namespace: &Namespace<'_>, names: &[&str]) {
+    for name in names {
+        namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
+    }
+}
+
 /// Without its management token, an audit reads by the policy that it prints.
 fn reading_token(acls: &Acls, auditor: &Auditor) -> String {
     let (_, rights, _) = auditor.run(&["--print-rbac"]);
@@ -339,6 +339,7 @@ fn reading_token(acls: &Acls, auditor: &Auditor) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one mesh goes through it all: each step needs the last")]
 fn each_code_is_found_explained_and_gone_after_its_advice() {
     let Some((cluster, _alone)) = alone().filter(|(cluster, _)| is_ours(cluster)) else { return };
     let acls = Acls::start(cluster).unwrap();
@@ -406,9 +407,9 @@ fn each_code_is_found_explained_and_gone_after_its_advice() {
     let mut excluded = server(EXCLUDED, "hello");
     excluded["metadata"]["namespace"] = "kube-system".into();
     cluster.kubectl(&["apply", "--filename=-"], &excluded.to_string()).unwrap();
-    ill.create(&ill.shop, &bare);
-    ill.create(&ill.shop, &wrong);
-    ill.create(&ill.bank, &outside);
+    create(&ill.shop, &bare);
+    create(&ill.shop, &wrong);
+    create(&ill.bank, &outside);
     ill.expect(
         &["--grace=0s"],
         &[
@@ -442,8 +443,8 @@ fn each_code_is_found_explained_and_gone_after_its_advice() {
     let rule = text(&rule["ID"]).to_owned();
     into_mesh(&ill.bank);
     ill.shop.kubectl(&["delete", "pod", "wrong", "--wait=false"]).unwrap();
-    ill.restart(&ill.bank, &outside);
-    ill.restart(&ill.shop, &bare);
+    restart(&ill.bank, &outside);
+    restart(&ill.shop, &bare);
     ill.auditor.start();
     ill.expect(
         &["--grace=0s"],
@@ -464,8 +465,8 @@ fn each_code_is_found_explained_and_gone_after_its_advice() {
     let selector = r#"not (serviceaccount.name == default or "kube-" in serviceaccount.namespace)"#;
     ill.acls.have_rule(&json!({"Selector": selector})).unwrap();
     // Sooner than by the kubelet's back-off.
-    ill.restart(&ill.bank, &outside);
-    ill.restart(&ill.shop, &bare);
+    restart(&ill.bank, &outside);
+    restart(&ill.shop, &bare);
 
     // Names, upstreams and intentions that do not add up.
     let db = pod("db");
@@ -473,12 +474,12 @@ fn each_code_is_found_explained_and_gone_after_its_advice() {
     annotate(&mut web, &[("connect-service-upstreams", "db:1234")]);
     let mut lost = web.clone();
     annotate(&mut lost, &[("connect-service-upstreams", "db:1234,nobody:1235")]);
-    ill.create(&ill.shop, &db);
-    ill.create(&ill.bank, &db);
-    ill.create(&ill.shop, &lost);
+    create(&ill.shop, &db);
+    create(&ill.bank, &db);
+    create(&ill.shop, &lost);
     ill.intend("ghost", "db");
-    ill.ready(&ill.shop, &["db", "web", "bare"]);
-    ill.ready(&ill.bank, &["db", "outside"]);
+    ready(&ill.shop, &["db", "web", "bare"]);
+    ready(&ill.bank, &["db", "outside"]);
     ill.auditor.start();
     ill.expect(
         &["--grace=0s"],
@@ -494,8 +495,8 @@ fn each_code_is_found_explained_and_gone_after_its_advice() {
     ill.acls.ask(Method::DELETE, ghost, None).unwrap();
     ill.intend("web", "db");
     ill.bank.kubectl(&["delete", "pod", "db", "--wait=false"]).unwrap();
-    ill.restart(&ill.shop, &web);
-    ill.ready(&ill.shop, &["web"]);
+    restart(&ill.shop, &web);
+    ready(&ill.shop, &["web"]);
     ill.expect(&["--grace=0s"], &[]);
 
     // Registrations and tokens that are nobody's, or wrong; a node that is too old.
@@ -545,9 +546,9 @@ fn each_code_is_found_explained_and_gone_after_its_advice() {
     // As advised. A token whose pod is still registered is not missed yet.
     ill.acls.ask(Method::PUT, "/v1/catalog/deregister", Some(&json!({"Node": ELSEWHERE}))).unwrap();
     cluster.kubectl(&["delete", "node", ELSEWHERE], "").unwrap();
-    ill.restart(&ill.shop, &db);
-    ill.restart(&ill.shop, &bare);
-    ill.ready(&ill.shop, &["db", "bare"]);
+    restart(&ill.shop, &db);
+    restart(&ill.shop, &bare);
+    ready(&ill.shop, &["db", "bare"]);
     let management = format!("--token={MANAGEMENT}");
     let repair = |ill: &Ill<'_>, code: &str| {
         let only = format!("--only={code}");
@@ -595,8 +596,8 @@ fn each_code_is_found_explained_and_gone_after_its_advice() {
     ill.auditor.start();
     let pods = ["bare", "db", "outside", "web"];
     ill.expect(&["--grace=0s"], &pods.map(|pod| ("sidecar-other-policy", pod)));
-    ill.restart(&ill.shop, &db);
-    ill.ready(&ill.shop, &["db"]);
+    restart(&ill.shop, &db);
+    ready(&ill.shop, &["db"]);
     ill.expect(
         &["--grace=0s"],
         &["bare", "outside", "web"].map(|pod| ("sidecar-other-policy", pod)),
@@ -604,7 +605,7 @@ fn each_code_is_found_explained_and_gone_after_its_advice() {
     own["imageEnvoy"] = "envoyproxy/envoy:v1.20.0".into();
     ill.upgrade(&own);
     ill.auditor.start();
-    ill.restart(&ill.shop, &db);
+    restart(&ill.shop, &db);
     ill.expect(
         // It never starts.
         &[],
@@ -617,8 +618,8 @@ fn each_code_is_found_explained_and_gone_after_its_advice() {
     );
     ill.upgrade(&values("good", &good, "Fail"));
     ill.auditor.start();
-    ill.restart(&ill.shop, &db);
-    ill.ready(&ill.shop, &["db"]);
+    restart(&ill.shop, &db);
+    ready(&ill.shop, &["db"]);
     // A pod whose sidecar never ran does not log out.
     repair(&ill, "token-orphaned");
     ill.expect(&["--grace=0s"], &[]);
