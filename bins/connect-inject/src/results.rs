@@ -1,5 +1,6 @@
-//! What the last audit found, by code: the audit's pod ends before Prometheus could ask it,
-//! so it leaves this in a ConfigMap, and the injector, which has that as a file, tells it.
+//! Findings of the last audit, counted by code. The audit's pod ends before Prometheus can
+//! scrape it, so it writes the counts to a ConfigMap; the injector mounts that as a file and
+//! exports them.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -7,22 +8,22 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// The key of the ConfigMap, and so the name of the file.
+/// Key in the ConfigMap, which is also the name of the mounted file.
 pub(crate) const KEY: &str = "results.json";
 
-/// How large the file may be: some thirty codes need 3 KiB.
+/// Maximum size of the file. About thirty codes need 3 KiB.
 const LARGEST: u64 = 64 * 1024;
 
 /// The results of an audit. The field names are an interface: releases read each other's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Results {
-    /// When it looked, in seconds since 1970.
+    /// When the audit ran, in seconds since 1970.
     pub(crate) time: i64,
-    /// Each code that was looked for.
+    /// Counts of all codes that the audit checked, including zeros.
     pub(crate) findings: Vec<Found>,
 }
 
-/// How often something was found.
+/// Number of findings of one code.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Found {
     pub(crate) code: String,
@@ -31,7 +32,7 @@ pub(crate) struct Found {
 }
 
 impl Results {
-    /// Reads a file; none while no audit has written it.
+    /// Reads the file; `None` until an audit has written it.
     ///
     /// # Errors
     /// Why it can't be read.

@@ -1,9 +1,9 @@
-//! The roots of Connect's CA, kept up with.
+//! Follows the roots of Connect's CA, which signs the agents' certificates with
+//! `auto_encrypt`.
 //!
-//! Where agents have their certificates from Connect's CA (`auto_encrypt`), a pod that
-//! lives long sees several roots. Consul has each new one signed by the one before, so
-//! that the pod trusts the agent after one rotation, and asks it for the new root before
-//! the next. Both this process and Envoy read the files again that are written here.
+//! Consul cross-signs each new root with the one before. So a pod still trusts its agent
+//! after one rotation, but not after two, unless it has read the new root in between. This
+//! process and Envoy both reload the files that are written here.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -15,15 +15,15 @@ use runtime::retry::jitter;
 
 use crate::pod::Pod;
 
-/// How long the agent holds back its answer while nothing changes.
+/// Wait time of the blocking query.
 const WAIT: Duration = Duration::from_secs(600);
 
-/// The pause after an answer that did not come: whoever keeps the registration says why.
+/// Pause after a failed request. The keeper of the registration logs why requests fail.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Writes the roots of Connect's CA whenever they change, for as long as it is polled;
-/// where the pod does not keep up with them, never.
-pub(crate) async fn keep_up(pod: &Pod) -> Infallible {
+/// Writes the roots of Connect's CA whenever they change. Never ends; does nothing unless
+/// the pod was registered with `--auto-encrypt`.
+pub(crate) async fn follow(pod: &Pod) -> Infallible {
     if pod.record.agent.tls.ca_path.is_none() {
         return std::future::pending().await;
     }
@@ -32,9 +32,8 @@ pub(crate) async fn keep_up(pod: &Pod) -> Infallible {
         match pod.agent.connect_roots_after(known, WAIT).await {
             Ok((roots, index)) => {
                 known = index;
-                let pem: String =
-                    roots.roots.iter().map(|root| with_newline(&root.root_cert)).collect();
-                if let Err(failure) = write(pod, &pem) {
+                let pem: Vec<_> = roots.roots.into_iter().map(|root| root.root_cert).collect();
+                if let Err(failure) = write(pod, pem.join("\n")) {
                     tracing::warn!("{failure}");
                 }
                 if index == 0 {
@@ -49,14 +48,11 @@ pub(crate) async fn keep_up(pod: &Pod) -> Infallible {
     }
 }
 
-fn with_newline(pem: &str) -> String {
-    format!("{}\n", pem.trim_end())
-}
-
-/// Writes them, if they hold anything, where this process and Envoy read them.
-fn write(pod: &Pod, pem: &str) -> Result<(), Failure> {
+/// Writes the roots for this process, and all trusted CAs for Envoy if it watches them.
+/// Fails if there is no certificate in `pem`.
+fn write(pod: &Pod, pem: String) -> Result<(), Failure> {
     let Pod { handoff, record, .. } = pod;
-    let text = TlsFiles { inline_ca_pem: Some(pem.to_owned()), ..TlsFiles::default() };
+    let text = TlsFiles { inline_ca_pem: Some(pem), ..TlsFiles::default() };
     handoff.write_roots(&text.ca_pem().map_err(Report::failure)?)?;
     if handoff.envoy_ca().exists() {
         let trusted = record.agent.tls.ca_pem().map_err(Report::failure)?;

@@ -81,7 +81,7 @@ pub(crate) async fn run(
     let probe = readiness_probe.map(|probe| since_start(probe, &pod.handoff));
     let keeper = Keeper::new(&pod, &restart, stream, probe, virtual_address);
     let mut keeper = Box::pin(keeper.keep(stop.clone()));
-    let mut roots = Box::pin(roots::keep_up(&pod));
+    let mut roots = Box::pin(roots::follow(&pod));
     let port = pod.record.pair.service.port;
     let busy = Busy {
         envoy: Envoy::at(pod.record.admin),

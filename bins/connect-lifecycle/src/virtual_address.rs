@@ -1,10 +1,10 @@
-//! The address by which transparent clients know the service, where it is that of a
-//! name. A Kubernetes Service that is created anew has another address, and one that is
-//! created after the pod has its first.
+//! Follows the virtual address of a service whose address is given as a Kubernetes Service
+//! (`service:NAME`). The cluster IP changes when the Service is recreated, and exists only
+//! later when the Service is created after the pod.
 //!
-//! An address that is found takes the place of the one before. A name that is gone, or
-//! has no single address, changes nothing: clients that hold the address still get
-//! through.
+//! A new address replaces the registered one. If the name no longer resolves, or resolves
+//! to several addresses, the registered one stays: clients that cached it can still
+//! connect.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -19,28 +19,28 @@ use tokio::time::Instant;
 use crate::dns::Lookup;
 use crate::pod::Pod;
 
-/// The address of a name, looked up again at heartbeats, when its TTL has ended.
+/// The virtual address, resolved again at a heartbeat once its TTL has expired.
 #[derive(Debug)]
 pub(crate) struct VirtualAddress {
-    /// None: it stays as it is.
+    /// `None` if the address is not that of a name.
     lookup: Option<Arc<Lookup>>,
-    /// The pod's own, which is that of a headless Service.
+    /// The pod's address: a headless Service resolves to it.
     pod: Option<IpAddr>,
     known: Option<Ipv4Addr>,
-    /// At most one look-up. It ends when this is dropped.
+    /// At most one lookup, aborted when this is dropped.
     asked: JoinSet<Option<(Vec<Ipv4Addr>, Duration)>>,
     due: Instant,
-    /// Whether the log says that the name has no single address.
+    /// Whether the warning about several addresses has been logged.
     is_unclear: bool,
 }
 
-/// The longest time for which an address is taken to hold.
+/// Upper limit of the TTL.
 const LONGEST: Duration = Duration::from_secs(5 * 60);
 
 // === impl VirtualAddress ===
 
 impl VirtualAddress {
-    /// That of the pod's service, by the nameservers of that `resolv.conf`.
+    /// The virtual address of the pod's service, resolved with that `resolv.conf`.
     pub(crate) fn of(pod: &Pod, resolv_conf: PathBuf) -> Self {
         let name = pod.record.virtual_name.as_deref();
         let name = name.and_then(|name| name.parse::<Domain>().ok());
@@ -56,7 +56,7 @@ impl VirtualAddress {
         }
     }
 
-    /// A heartbeat: looks it up if that is due.
+    /// Starts a lookup if one is due. Called at each heartbeat.
     pub(crate) fn look(&mut self) {
         if let Some(lookup) = &self.lookup
             && self.asked.is_empty()
@@ -67,13 +67,13 @@ impl VirtualAddress {
         }
     }
 
-    /// Waits until there is another address. It may be dropped and called again.
+    /// Waits for another address. Cancel safe.
     pub(crate) async fn changed(&mut self) -> Ipv4Addr {
         loop {
             let Some(found) = self.asked.join_next().await else {
                 return std::future::pending().await;
             };
-            // A task that panicked found nothing.
+            // A lookup that panicked counts as one without result.
             let Some((addresses, ttl)) = found.ok().flatten() else { continue };
             self.due = Instant::now() + ttl.min(LONGEST);
             if let Some(address) = self.single(&addresses)
@@ -84,8 +84,8 @@ impl VirtualAddress {
         }
     }
 
-    /// The address, if it is one, and not the pod's: of a headless Service, each pod is
-    /// one.
+    /// The address, if there is exactly one and it is not the pod's, which a headless
+    /// Service resolves to.
     fn single(&mut self, addresses: &[Ipv4Addr]) -> Option<Ipv4Addr> {
         let single = match addresses {
             [one] if self.pod != Some(IpAddr::V4(*one)) => Some(*one),

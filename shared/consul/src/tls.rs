@@ -238,8 +238,7 @@ fn not_pem(flag: &'static str, path: &Path, source: pem::Error) -> SetupError {
 
 #[derive(Debug)]
 struct AgentVerifier {
-    /// They are read again for each connection: whoever rotates a CA has the next one
-    /// signed or written beside the one before, and a pod may live through many.
+    /// Read again for each connection: CAs are rotated while a pod lives.
     files: TlsFiles,
     trust: Mutex<Trust>,
     /// Replaces the host of the address: pods reach the agent by the node's IP address,
@@ -315,7 +314,7 @@ fn verify_given(
 // === impl AgentVerifier ===
 
 impl AgentVerifier {
-    /// Who is trusted by what the files hold now; if they can't be read, as before.
+    /// Reloads the CA files if they changed; keeps the loaded ones if they can't be read.
     fn trust(&self) -> Trust {
         let mut trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
         if let Trust::Cas { given, .. } = &*trust {

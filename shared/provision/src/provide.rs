@@ -67,13 +67,13 @@ fn give_token(
     Ok(())
 }
 
-/// Whether gRPC is served by whom HTTP is: a CA of its own is the user's affair.
+/// Whether gRPC is verified with the same CAs as HTTP. A separate gRPC CA is not followed.
 fn has_ca_of(agent: &Agent, xds: &XdsServer) -> bool {
     let ca_pem = agent.config().tls.ca_pem().ok();
     ca_pem.is_some() && ca_pem == xds.ca_pem
 }
 
-/// Gives the agent's CA certificates to Envoy in a file that it watches.
+/// Writes the agent's CA certificates to a file that Envoy watches.
 fn give_ca(handoff: &Handoff, document: &mut Value, xds: &XdsServer) -> Result<(), Failure> {
     let Some(pem) = &xds.ca_pem else { return Ok(()) };
     // The file first: the document names it.
@@ -94,9 +94,9 @@ pub struct Watched {
 // === impl Watched ===
 
 impl Watched {
-    /// What the Envoy that is going to run can read like that: its token not before a
-    /// release that is known to, as one without may not even start. Every Envoy that
-    /// Consul supports can read CA certificates like that.
+    /// What this release of Envoy can watch. A token needs [`bootstrap::WATCHES_TOKEN`]: an
+    /// older or unknown Envoy might not even start with that setting. CA certificates can be
+    /// watched by every Envoy that Consul supports.
     pub fn by(envoy: Option<&str>, trust: Trust) -> Self {
         let release = envoy.and_then(consul::envoy_version::release);
         let token = release.is_some_and(|release| release >= (1, bootstrap::WATCHES_TOKEN));

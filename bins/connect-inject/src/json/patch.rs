@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 
 use super::{WrongShape, escape, find};
 
-/// A value as text. An injector that serves only writes what it adds: to build each
-/// value as a tree first, and to drop it, took longer than all else.
+/// A JSON value as text. The webhook only writes the values that it adds; building each as
+/// a [`Value`] first took most of a review's time.
 #[derive(Clone, Debug)]
 pub(crate) struct Text(Box<RawValue>);
 
@@ -71,15 +71,15 @@ enum Found<'d> {
 // === impl Text ===
 
 impl Text {
-    /// A value's text.
+    /// Serializes a value.
     pub(crate) fn of(value: &impl Serialize) -> Self {
         Self(to_raw_value(value).expect("what is added has string keys only"))
     }
 
-    /// The value.
     pub(crate) fn value(&self) -> Value {
         let mut reader = serde_json::Deserializer::from_str(self.0.get());
-        // What stood in an annotation, as deep as that may be, stands deeper now.
+        // A value from an annotation may be as deep as the limit allows, and is nested deeper
+        // here.
         reader.disable_recursion_limit();
         Value::deserialize(&mut reader).expect("it was written as JSON")
     }

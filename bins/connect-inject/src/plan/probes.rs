@@ -25,12 +25,12 @@ pub(crate) struct Exposed {
     pub(crate) http2: bool,
 }
 
-/// A probe that is asked for elsewhere.
+/// A probe that is changed to use another port or handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rewritten {
-    /// The object of which members are set, as a JSON pointer.
+    /// JSON pointer of the object to change.
     pub(crate) pointer: String,
-    /// The members.
+    /// Members to set in that object.
     pub(crate) members: Map<String, Value>,
 }
 

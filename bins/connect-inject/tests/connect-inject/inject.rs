@@ -51,7 +51,7 @@ fn documents_keep_their_order_and_form() {
     assert!(is_injected(&serde_json::from_str(&out).unwrap()), "{out}");
 }
 
-/// An injector that fights what is there already. Reported in
+/// Injecting a pod again must not add a second sidecar. Reported in
 /// <https://github.com/istio/istio/issues/25931>.
 #[test]
 fn a_second_time_changes_nothing() {

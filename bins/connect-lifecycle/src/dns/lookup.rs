@@ -1,5 +1,5 @@
-//! A name's addresses, asked of the pod's nameservers: with its search list, as the C
-//! library does it, but for IPv4 only and one query at a time.
+//! Resolves a name with the pod's nameservers and search list, as the C library does, but
+//! for IPv4 only and with one query at a time.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -11,19 +11,19 @@ use dns::{Addresses, Domain, Query, address};
 use super::exchange::Protocol;
 use super::upstreams::{Source, Upstreams};
 
-/// A name that is looked up again and again.
+/// A name that is resolved repeatedly.
 #[derive(Debug)]
 pub(crate) struct Lookup {
     name: Domain,
     nameservers: Upstreams,
-    /// The name as it was found: it is asked for first.
+    /// The fully qualified name that resolved last; tried first.
     whole: Mutex<Option<Domain>>,
 }
 
 // === impl Lookup ===
 
 impl Lookup {
-    /// A name of the nameservers of that `resolv.conf`.
+    /// Resolves the name with the nameservers in that `resolv.conf`.
     pub(crate) fn of(name: Domain, resolv_conf: PathBuf) -> Self {
         let nameservers = Upstreams::new(
             "the pod's nameserver",
@@ -34,8 +34,8 @@ impl Lookup {
         Self { name, nameservers, whole: Mutex::default() }
     }
 
-    /// The addresses, and for how long they hold. None if no nameserver answers, or if
-    /// there is no such name.
+    /// Returns the addresses and their TTL; `None` if no nameserver answers or the name
+    /// does not exist.
     pub(crate) async fn look_up(&self) -> Option<(Vec<Ipv4Addr>, Duration)> {
         let known = self.whole.lock().unwrap_or_else(PoisonError::into_inner).take();
         let searched = self.nameservers.search().into_iter();

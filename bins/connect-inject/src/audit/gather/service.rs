@@ -1,6 +1,6 @@
-//! The Service of a webhook: whether somebody is ready behind it, and with which
-//! certificate. Kubernetes says who is ready, and the certificate is asked for at the
-//! addresses of the endpoints and of the Service; no name is resolved.
+//! The Service of a webhook: whether it has ready endpoints, and which certificate they
+//! serve. EndpointSlices tell which endpoints are ready; TLS handshakes with them, or with
+//! the cluster IP, show the certificate. No name is resolved.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use super::kubernetes::{allowed, each, get, text};
 use super::{Seen, handshake};
 use crate::kubernetes::Refusal;
 
-/// How many endpoints are asked: each replica has the same certificate before long.
+/// Maximum number of endpoints to connect to: all replicas soon serve the same certificate.
 const ASKED: usize = 10;
 
-/// Looks at the Services of our webhooks, each once for each caBundle.
+/// Checks the Services of our webhooks, once for each pair of Service and caBundle.
 pub(super) async fn look(
     settings: &Settings,
     seen: &mut Seen,
@@ -49,19 +49,21 @@ pub(super) async fn look(
     Ok(())
 }
 
-/// Where a Service is reached.
+/// Addresses of a Service.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Addresses {
     /// The ready endpoints.
     endpoints: Vec<(String, u16)>,
-    /// How many are not ready.
+    /// Number of endpoints that are not ready.
     unready: usize,
-    /// Its own address, which not everybody can reach.
+    /// Cluster IP and port; reachable only where kube-proxy or the like runs.
     own: Option<(String, u16)>,
 }
 
-/// The addresses of a Service's port; none if there is no such Service. What can't be read
-/// has its name.
+/// Reads the addresses of a Service's port; `None` if the Service does not exist.
+///
+/// # Errors
+/// The resource that can't be read, and why.
 async fn addresses(
     settings: &Settings,
     namespace: &str,
@@ -94,7 +96,7 @@ async fn addresses(
     Ok(Some(addresses))
 }
 
-/// What the endpoints show; the Service's own address, where none of them is reached.
+/// Connects to the endpoints, or to the cluster IP if no endpoint is reachable.
 async fn served(addresses: &Addresses, name: &str, ca_bundle: &str) -> Served {
     if addresses.endpoints.is_empty() {
         return Served::Unreachable(match addresses.unready {
@@ -119,7 +121,8 @@ async fn served(addresses: &Addresses, name: &str, ca_bundle: &str) -> Served {
     sum(answers)
 }
 
-/// What an answer says of the cluster: elsewhere, an address may be another machine's.
+/// Outside the cluster, a pod's address may belong to another machine: an unexpected
+/// certificate proves nothing there.
 fn of_this_cluster(served: Served, is_in_cluster: bool) -> Served {
     match served {
         Served::Untrusted(problem) if !is_in_cluster => Served::Unchecked(format!(
@@ -134,7 +137,7 @@ const fn is_answer(served: &Served) -> bool {
     matches!(served, Served::Trusted(_) | Served::Untrusted(_))
 }
 
-/// What all answers together say: the worst of those that were had.
+/// Combines the results: the worst of the handshakes that completed.
 fn sum(answers: Vec<Served>) -> Served {
     let problem = answers.iter().find_map(|served| match served {
         Served::Unreachable(problem) | Served::Unchecked(problem) => Some(problem.clone()),
@@ -156,7 +159,7 @@ fn sum(answers: Vec<Served>) -> Served {
 // === impl Addresses ===
 
 impl Addresses {
-    /// Adds those of an EndpointSlice.
+    /// Adds the endpoints of an EndpointSlice.
     fn add(&mut self, slice: &Value, port_name: &str) {
         let ports = slice["ports"].as_array().into_iter().flatten();
         let port = ports
@@ -165,7 +168,7 @@ impl Addresses {
             .and_then(|port| u16::try_from(port["port"].as_u64()?).ok());
         let Some(port) = port else { return };
         for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
-            // One that says nothing counts as ready.
+            // An absent `ready` means ready.
             if endpoint["conditions"]["ready"] == false {
                 self.unready += 1;
                 continue;
