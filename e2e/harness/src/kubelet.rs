@@ -453,13 +453,22 @@ fn end(running: &mut Running, mut how: String, deadline: Instant) -> Result<(Str
 }
 
 /// Whether Envoy is connected to its xDS server and has heard of its listeners,
-/// by its statistics. A stream that waits for a connection counts as connected there.
+/// by its statistics.
 pub fn is_settled(stats: &str) -> bool {
-    let count = |name: &str| stats.lines().find_map(|line| line.strip_prefix(name));
-    count("control_plane.connected_state: ") == Some("1")
-        && count("cluster.local_agent.upstream_rq_pending_active: ") == Some("0")
-        && (count("listener_manager.lds.update_success: ").is_some_and(|count| count != "0")
+    is_connected(stats)
+        && (count(stats, "listener_manager.lds.update_success: ").is_some_and(|count| count != "0")
             || has_rejected(stats))
+}
+
+/// Whether Envoy is connected to its xDS server, by its statistics. In `connected_state`, a
+/// stream that still waits for a connection counts, too.
+pub fn is_connected(stats: &str) -> bool {
+    count(stats, "control_plane.connected_state: ") == Some("1")
+        && count(stats, "cluster.local_agent.upstream_rq_pending_active: ") == Some("0")
+}
+
+fn count<'s>(stats: &'s str, name: &str) -> Option<&'s str> {
+    stats.lines().find_map(|line| line.strip_prefix(name))
 }
 
 /// Whether Envoy has rejected an update.

@@ -60,20 +60,20 @@ impl Condition {
     }
 }
 
+/// The rest of the chart's expression for a pod that wants a sidecar.
+const NOT_FALSE: &str = "!(object.metadata.annotations['consul.hashicorp.com/connect-inject'] in \
+                         ['false', 'False', 'FALSE', 'f', 'F', '0'])";
+
+/// How the chart looks for a key of ours, in annotations and in labels.
+const OURS: &str = ".exists(key, key.startsWith('consul.hashicorp.com/'))";
+
 fn asks() -> String {
-    format!(
-        "{SAYS} && !(object.metadata.annotations['consul.hashicorp.com/connect-inject'] in \
-         ['false', 'False', 'FALSE', 'f', 'F', '0'])"
-    )
+    format!("{SAYS} && {NOT_FALSE}")
 }
 
 fn annotated() -> String {
-    let has = |field: &str| {
-        format!(
-            "(has(object.metadata.{field}) && object.metadata.{field}.exists(key, \
-             key.startsWith('consul.hashicorp.com/')))"
-        )
-    };
+    let has =
+        |field: &str| format!("(has(object.metadata.{field}) && object.metadata.{field}{OURS})");
     format!("{} || {}", has("annotations"), has("labels"))
 }
 
@@ -96,6 +96,18 @@ mod tests {
 
     #[test]
     fn the_conditions_of_the_chart_are_known_and_others_are_not_claimed_to_be() {
+        let chart = include_str!("../../chart/templates/webhook.yaml");
+        for written in [
+            SAYS.to_owned(),
+            format!("\"%s && {NOT_FALSE}\""),
+            "\"!(%s)\"".to_owned(),
+            format!("\"%s{OURS}\""),
+            "\"(has(object.metadata.annotations) && %s)\"".to_owned(),
+            "\"(has(object.metadata.labels) && %s)\"".to_owned(),
+            "\"%s || %s\"".to_owned(),
+        ] {
+            assert!(chart.contains(&written), "the chart has other conditions than {written}");
+        }
         let of =
             |expression: String| Condition::of(&json!({"name": "x", "expression": expression}));
         assert_eq!(of(asks()), Condition::Asks);

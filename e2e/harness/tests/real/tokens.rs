@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use harness::acl::{Acls, METHOD};
+use harness::kubelet::{XDS_STATS, is_connected};
 use harness::load::{self, Load, Tally};
 use harness::node::Node;
 use harness::parts::Parts;
@@ -137,9 +138,9 @@ impl Used<'_> {
     /// Whether each Envoy has its stream.
     fn are_connected(&self) -> bool {
         ADMIN.iter().all(|port| {
-            let url = format!("http://127.0.0.1:{port}/stats?filter=connected_state");
+            let url = format!("http://127.0.0.1:{port}/stats?filter={XDS_STATS}");
             let stats = self.node.request(Method::GET, &url, None).unwrap_or_default();
-            stats.to_string().contains("connected_state: 1")
+            stats.as_str().is_some_and(is_connected)
         })
     }
 

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use harness::acl::Acls;
+use harness::kubelet::{XDS_STATS, is_connected};
 use harness::node::Node;
 use harness::parts::Parts;
 use harness::process::{Process, run, tail};
@@ -405,8 +406,8 @@ impl Soak<'_> {
     fn look_at_mesh(&self, for_good: bool) -> Result<()> {
         let living: BTreeSet<&str> = self.living.values().map(|(who, _)| who.ip.as_str()).collect();
         for ip in living.iter().copied().chain([self.client.who.ip.as_str()]) {
-            let stats = self.admin(ip, "/stats?filter=control_plane.connected_state")?;
-            if !stats.to_string().contains("connected_state: 1") {
+            let stats = self.admin(ip, &format!("/stats?filter={XDS_STATS}"))?;
+            if !stats.as_str().is_some_and(is_connected) {
                 return Err(format!("the Envoy of {ip} has no stream: {stats}").into());
             }
         }
