@@ -1,19 +1,18 @@
-# Builds for another architecture than the machine's. To be sourced, after lib.sh; run
-# as a program, it is what cross_build runs in a namespace.
+# Builds for another architecture than the machine's. To be sourced after lib.sh; cross_build
+# runs it as a program in a namespace.
 # shellcheck shell=bash
 #
-# By the machine's own Rust where it has that target or rustup can add it, else by
-# Debian's in a directory of its own (root only): its archive has the standard library
-# for every architecture. Either way a static glibc is linked, by Debian's cross
-# compiler.
+# Uses the machine's own Rust if it has that target or rustup can add it, else Debian's in a
+# directory of its own (root only): Debian's archive has the standard library for every
+# architecture. Either way, Debian's cross compiler links a static glibc.
 
-# The suite whose Rust is new enough, and what of it is installed. It changes from day
-# to day: the directory is made once, and goes on being used.
+# The suite whose Rust is new enough, and the packages to install. The suite changes daily;
+# the directory is created once and then reused.
 cross_suite=sid
 cross_packages=(cargo rustc gcc libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
 
-# Decides how to build for another architecture: $target, and the directory $built that
-# cross_build leaves the binaries in.
+# Decides how to build for another architecture. Sets $target, and $built to the directory in
+# which cross_build puts the binaries.
 choose_cross() {
   [ "$1" = arm64 ] || fail "cannot build for $1 on $(own_arch)" "expected arm64, or $(own_arch)"
   target=aarch64-unknown-linux-gnu
@@ -40,22 +39,22 @@ choose_cross() {
   say "building static binaries for $target${cross_folder:+ with the Rust of Debian $cross_suite}"
 }
 
-# Builds for what choose_cross chose: cross_build CARGO-ARGUMENT...
+# Builds for the target of choose_cross: cross_build CARGO-ARGUMENT...
 cross_build() {
   set -- --locked --release --target "$target" "$@"
   if [ -z "$cross_folder" ]; then
     env "${cross_settings[@]}" cargo build "$@" >&2
     return
   fi
-  # There is no network inside.
+  # The namespace has no network.
   cargo fetch --locked >&2
-  # A namespace whose mounts end with it, however it ends.
+  # A mount namespace, so that the mounts are removed however the build ends.
   unshare --mount --propagation private "$BASH" "$root/scripts/cross.sh" \
     "$cross_folder" "$root" "${CARGO_HOME:-$HOME/.cargo}" "${CARGO_TARGET_DIR:-$root/target}" \
     "${cross_settings[@]}" -- "$@" >&2
 }
 
-# What is run in the namespace: FOLDER WORKSPACE CARGO-HOME TARGET-FOLDER SETTING... --
+# Runs in the namespace: FOLDER WORKSPACE CARGO-HOME TARGET-FOLDER SETTING... --
 # CARGO-ARGUMENT...
 inside() {
   local folder=$1 settings=()
@@ -70,15 +69,15 @@ inside() {
     shift
   done
   shift
-  # Profiles may be set by variables: those of CARGO_PROFILE pass.
+  # Variables may set profiles, so those of CARGO_PROFILE are passed on.
   while IFS= read -r variable; do settings+=("$variable"); done < <(env | grep '^CARGO_PROFILE_' || true)
   # shellcheck disable=SC2016 # they are the inner shell's
   exec env -i "${settings[@]}" PATH=/usr/bin:/bin HOME=/root CARGO_HOME=/cargo CARGO_TARGET_DIR=/built \
     chroot "$folder" /bin/sh -c 'cd /workspace && exec cargo build "$@"' sh "$@"
 }
 
-# Installs Debian with Rust into a directory, once; $cross_folder. What is interrupted is
-# made anew.
+# Installs Debian with Rust into the directory $cross_folder, once. Starts again after an
+# interruption.
 make_cross_folder() {
   cross_folder=$cache/cross-arm64-$cross_suite
   [ ! -e "$cross_folder/complete" ] || return 0
@@ -92,11 +91,10 @@ make_cross_folder() {
   flock 6
   [ ! -e "$cross_folder/complete" ] || return 0
   rm -rf "$cross_folder"
-  # debootstrap of a stable release has no suites that are newer than itself by name:
-  # the script of sid serves all of them.
+  # debootstrap of a stable release does not know newer suites; sid's script works for all.
   debootstrap --variant=minbase --include="$(IFS=,; echo "${cross_packages[*]}")" "$cross_suite" "$cross_folder" "$mirror" >&2 ||
     fail "cannot install Debian $cross_suite" "see $cross_folder/debootstrap/debootstrap.log"
-  # A mirror may be older than its lists allow.
+  # A mirror's lists may have expired.
   echo 'Acquire::Check-Valid-Until "false";' >"$cross_folder/etc/apt/apt.conf.d/cross"
   chroot "$cross_folder" /bin/sh -euc '
     export DEBIAN_FRONTEND=noninteractive

@@ -3,7 +3,7 @@
 # shellcheck shell=bash
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# The Go that is unpacked from Debian where the PATH has none that is new enough.
+# The version of Go to unpack from Debian if the PATH has none that is new enough.
 debian_go=1.26
 debian_go_suite=trixie-backports
 
@@ -20,9 +20,9 @@ packages_of() {
 # Builds the programs of a part that the cache directory does not have, and sets
 # $built to their directory: build_part PART [LDFLAGS [FLAG...]]
 #
-# The directory's name has the checksum of go.mod, go.sum and the flags, so that it
-# is another one when a pin changes. Each program is moved there as soon as it is
-# built. One run builds a part, others wait for it.
+# The directory's name contains the checksum of go.mod, go.sum and the flags, so it changes
+# with the pins. Each program is moved there as soon as it is built. If several runs need a
+# part, one builds it and the others wait.
 build_part() {
   local part=$1 module=$root/scripts/parts/$1 flags=(-trimpath -ldflags "-s -w${2:+ $2}" "${@:3}")
   local packages package sum missing=()
@@ -36,7 +36,7 @@ build_part() {
   find_go "$part" "$(sed -n 's/^go //p' "$module/go.mod")"
   hold_go_caches
   mkdir -p "$built"
-  # In a subshell, which takes the settings and the lock with it.
+  # In a subshell, which ends with its settings and the lock.
   (
     exec 9>"$built/lock"
     if ! flock --nonblock 9; then
@@ -53,7 +53,7 @@ build_part() {
   )
 }
 
-# Sets $go to one of that version or newer, from the PATH or from Debian:
+# Sets $go to a Go of that version or newer, from the PATH or from Debian:
 # find_go PART VERSION
 find_go() {
   local part=$1 wanted=$2 found why="the PATH has no Go"
@@ -84,12 +84,12 @@ get_debian_go() {
   for package in "$work/golang-$debian_go"-*.deb; do
     dpkg -x "$package" "$work/go"
   done
-  # Moved in one step: two runs at once do no harm.
+  # Moved atomically, because another run may do the same.
   mv -T "$work/go" "$cache/go-$debian_go" 2>/dev/null || [ -x "$go" ] || fail "cannot keep Go as $cache/go-$debian_go" "check the room in $cache"
 }
 
-# The pins and flags alone decide what is built, not the settings of the user's Go
-# (`go env -w`), except for those that say where modules come from.
+# Only pins and flags decide what is built, not the user's Go settings (`go env -w`), except
+# for those that say where modules come from.
 set_go_environment() {
   local name
   for name in GOPROXY GONOPROXY GOSUMDB GONOSUMDB GOPRIVATE GOINSECURE GOAUTH GOVCS; do
@@ -101,10 +101,9 @@ set_go_environment() {
   export GOCACHE=${GOCACHE:-$cache/go/build} GOMODCACHE=${GOMODCACHE:-$cache/go/mod}
 }
 
-# Go's caches are in our cache directory, not where the user's Go has its own: nothing
-# is left outside of it, and the last of all scripts that build removes them, which
-# saves gigabytes. Until then an interrupted build finds there what is compiled. A
-# machine that keeps caches for Go says where by GOCACHE and GOMODCACHE.
+# Go's caches are in our cache directory, not in the user's, so that nothing is left outside
+# of it. The last script that builds removes them, which saves gigabytes; until then, an
+# interrupted build reuses them. To keep caches for Go, set GOCACHE and GOMODCACHE.
 hold_go_caches() {
   make_cache
   mkdir -p "$cache/go"
@@ -113,7 +112,7 @@ hold_go_caches() {
   holds_go_caches=yes
 }
 
-# For the end of a script, when everything that it wanted is built.
+# Called at the end of a script, when everything is built.
 remove_go_caches() {
   [ -n "${holds_go_caches:-}" ] || return 0
   flock --exclusive --nonblock 8 || return 0
@@ -139,7 +138,7 @@ build_program() {
   say "$part: kept as $built/$program"
 }
 
-# Counts lines: on a terminal in place, else one line for so many.
+# Counts lines: on a terminal in place, else with one line for every N.
 progress() {
   local count=0
   while read -r _; do
@@ -151,7 +150,7 @@ progress() {
   [ ! -t 2 ] || [ "$count" -eq 0 ] || printf '\n' >&2
 }
 
-# Ends with the last lines of a log: blame LOG WHAT HINT
+# Fails with the last lines of a log: blame LOG WHAT HINT
 blame() {
   tail -n 10 "$1" >&2
   fail "$2; the log is $1" "$3"

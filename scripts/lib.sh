@@ -1,10 +1,10 @@
-# What the scripts share. To be sourced; it defines functions and variables only.
+# Shared by the scripts. To be sourced; it only defines functions and variables.
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export cache=${CONNECT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/connect-sidecar}
 
-# Makes the cache directory.
+# Creates the cache directory.
 make_cache() {
   { mkdir -p "$cache" 2>/dev/null && [ -w "$cache" ]; } || fail "cannot write to the cache directory $cache" "set CONNECT_CACHE to a directory of yours"
 }
@@ -29,7 +29,7 @@ need() {
   [ "$(id -u)" -eq 0 ] || fail "missing: ${missing[*]}" "install them as root: apt-get install ${missing[*]}"
   say "installing from Debian: ${missing[*]}"
   make_cache
-  # One script at a time: apt itself refuses a second.
+  # One script at a time, because apt fails while another one runs.
   (
     flock 7
     apt-get update -qq || true
@@ -42,10 +42,10 @@ need_cargo() {
 }
 
 need_root() {
-  [ "$(id -u)" -eq 0 ] || fail "pods are made of network namespaces, which takes root" "run it as root"
+  [ "$(id -u)" -eq 0 ] || fail "pods are made of network namespaces, which require root" "run it as root"
 }
 
-# The machine's architecture, as images name it.
+# The machine's architecture, by its name in images.
 own_arch() {
   case $(uname -m) in
     x86_64) echo amd64 ;;
@@ -54,10 +54,10 @@ own_arch() {
   esac
 }
 
-# Decides how binaries are built as they are shipped, static and small: $target,
-# for cargo, and RUSTFLAGS, which hold for these builds only: the tests and their
-# cache are not touched. By the musl target if the toolchain has it or rustup can
-# add it, else by glibc with crt-static; CONNECT_LIBC=musl or gnu decides otherwise.
+# Decides how to build release binaries, static and small. Sets $target for cargo, and
+# RUSTFLAGS for these builds only, so that tests keep their cache. Links with musl if the
+# toolchain has that target or rustup can add it, else with glibc and crt-static;
+# CONNECT_LIBC=musl or gnu overrides this.
 choose_target() {
   local arch musl libc=${CONNECT_LIBC:-}
   arch=$(uname -m)
@@ -68,7 +68,7 @@ choose_target() {
       timeout 120 rustup target add "$musl" >/dev/null 2>&1 || true
     fi
     libc=gnu
-    # ring has a little C and assembler, for which a compiler for musl is needed.
+    # ring contains some C and assembler, which need a compiler for musl.
     if has_musl && { command -v musl-gcc >/dev/null || [ "$(id -u)" -eq 0 ]; }; then libc=musl; fi
   fi
   case $libc in
@@ -82,20 +82,20 @@ choose_target() {
       ;;
     *) fail "CONNECT_LIBC is $libc" "expected musl or gnu" ;;
   esac
-  # A panic aborts: nothing is unwound, and nothing has to be found for that.
+  # A panic aborts, so there is no unwinding.
   export RUSTFLAGS="${RUSTFLAGS:-} -C link-arg=-Wl,--no-eh-frame-hdr"
-  # Nor need there be anything to find: a tenth of each binary.
+  # Unwind tables are not needed either: they are a tenth of each binary.
   if [[ $root != *" "* ]] && runs_with -C link-arg=-Wl,-T,"$root/scripts/no-unwinding.ld"; then
     RUSTFLAGS+=" -C link-arg=-Wl,-T,$root/scripts/no-unwinding.ld"
   fi
-  # Relocations take a sixtieth of their room if the linker can pack them, and
-  # the C library unpack them: musl can since 1.2.4.
+  # Packed relocations take a sixtieth of the space. The linker must support packing, and the
+  # C library unpacking, as musl does since 1.2.4.
   if runs_with -C link-arg=-Wl,-z,pack-relative-relocs; then
     RUSTFLAGS+=" -C link-arg=-Wl,-z,pack-relative-relocs"
   fi
 }
 
-# Whether a program that is built for $target with these flags runs.
+# Whether a program built for $target with these flags runs.
 runs_with() {
   local folder ran=
   folder=$(mktemp -d)
@@ -108,13 +108,12 @@ runs_with() {
   [ "$ran" = 1 ]
 }
 
-# Runs a command beside what follows, one at a time: beside COMMAND... Each line
-# that it says is marked. It ends with the script at the latest. The script waits
-# for it with join.
+# Runs one command in the background, and marks its output: beside COMMAND... It ends with
+# the script at the latest. The script waits for it with join.
 beside() {
   beside_folder=$(mktemp -d)
   trap stop_beside EXIT
-  # A process group of its own, which can be ended as a whole.
+  # In its own process group, which can be killed as a whole.
   set -m
   { "$@" 2>&1 >"$beside_folder/stdout" | tee "$beside_folder/stderr" | sed --unbuffered 's/^/[parts] /' >&2; } &
   beside=$!
@@ -142,8 +141,8 @@ stop_beside() {
 # Whether a file has that SHA-256.
 is_intact() { [ -f "$1" ] && echo "$2  $1" | sha256sum --check --status; }
 
-# Makes an empty directory for downloads, $work. It is removed when the script ends,
-# with the downloads of a run that is interrupted.
+# Creates an empty directory for downloads, $work. It is removed when the script ends, even
+# if it is interrupted.
 make_work_folder() {
   [ -z "${work:-}" ] || rm -rf "$work"
   make_cache
@@ -151,9 +150,9 @@ make_work_folder() {
   trap 'rm -rf "$work"' EXIT
 }
 
-# Runs apt-get in $work for a suite of Debian, with lists and a cache of its own:
-# the machine's apt settings stay as they are. from_debian SUITE COMMAND...
-# $without_debian, if set, is the hint for a machine that cannot.
+# Runs apt-get in $work for a suite of Debian, with its own lists and cache, so that the
+# machine's apt settings stay unchanged: from_debian SUITE COMMAND...
+# $without_debian, if set, is the hint for a machine without Debian's packages.
 from_debian() {
   local suite=$1 lists=$work/apt-$1 mirror
   local keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -174,11 +173,11 @@ from_debian() {
 }
 
 debian_mirror() {
-  # shellcheck disable=SC2016 # the variable is apt's
+  # shellcheck disable=SC2016 # apt expands the variable
   local ours=(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages') mirror
   mirror=$("${ours[@]}" 'Origin: Debian' | grep -v security | head -n 1) || true
   if [ -z "$mirror" ]; then
-    # The machine's lists may be empty: then it is not known whose they are.
+    # The machine's lists may be empty; then their origin is unknown.
     [ "$(id -u)" -ne 0 ] || apt-get update -qq >&2 || true
     mirror=$("${ours[@]}" | grep debian | grep -v security | head -n 1) || true
   fi

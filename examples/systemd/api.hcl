@@ -1,5 +1,5 @@
-# /etc/connect/api.hcl: a second service of the same machine. It has no port and
-# only reaches others: `web` at 127.0.0.1:9090.
+# /etc/connect/api.hcl: a second service on the same machine. It has no port and only sends
+# requests: to `web` at 127.0.0.1:9090.
 service {
   name = "api"
 

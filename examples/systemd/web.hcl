@@ -5,7 +5,7 @@ service {
 
   connect {
     sidecar_service {
-      # Where its Envoy listens: a port of its own for each sidecar of the machine.
+      # Envoy's public listener: another port for each sidecar on the machine.
       port = 20000
     }
   }

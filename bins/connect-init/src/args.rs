@@ -21,9 +21,9 @@ use crate::virtual_address::VirtualArg;
 #[derive(Debug, Parser)]
 #[command(version, after_help = runtime::exit::HELP)]
 pub(crate) struct Args {
-    /// Service, and the port on which the application listens; without a port the
+    /// Service, and the port on which the application listens; without a port, the
     /// service only makes requests. May be repeated: each service has its own sidecar,
-    /// whose ports are +1
+    /// with ports one above those of the previous sidecar
     #[arg(
         long = "service",
         env = "CONNECT_SERVICE",
@@ -47,12 +47,12 @@ pub(crate) struct Args {
     pub(crate) meta: Vec<(String, String)>,
 
     /// Proxy settings as a JSON object, such as {"envoy_prometheus_bind_addr":
-    /// "0.0.0.0:20200"}; may be repeated, later keys win
+    /// "0.0.0.0:20200"}. May be repeated: a key's last value applies
     #[arg(long = "proxy-config", value_name = "JSON", value_parser = parse_object)]
     pub(crate) proxy_config: Vec<Map<String, Value>>,
 
     /// Directory that the pod's injected containers share
-    #[arg(long, env = "CONNECT_DIR", default_value = handoff::DEFAULT_DIR, value_name = "FOLDER")]
+    #[arg(long, env = "CONNECT_DIR", default_value = handoff::DEFAULT_DIR, value_name = "DIR")]
     pub(crate) dir: PathBuf,
 
     /// connect-lifecycle program to copy into the directory [default: the one beside
@@ -65,8 +65,8 @@ pub(crate) struct Args {
     #[arg(long, env = "CONNECT_TIMEOUT", default_value = "2m", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) timeout: Duration,
 
-    /// Maximum time for the first run in this directory, if lower: a pod's status shows
-    /// why it failed, while the container runs again
+    /// Maximum time for the first run in this directory, if lower than --timeout: the pod's
+    /// status then shows why it failed while the container runs again
     #[arg(long, env = "CONNECT_FIRST_TIMEOUT", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) first_timeout: Option<Duration>,
 
@@ -183,7 +183,8 @@ pub(crate) struct LoginArgs {
     #[arg(long, env = "CONSUL_LOGIN_AUTH_METHOD", value_name = "NAME", conflicts_with_all = ["token", "token_file"])]
     pub(crate) acl_auth_method: Option<String>,
 
-    /// Bearer token for the auth method: a file with the service account's token
+    /// File with the bearer token for --acl-auth-method, such as the token of the pod's
+    /// service account
     #[arg(
         long,
         env = "CONSUL_LOGIN_BEARER_TOKEN_FILE",

@@ -145,7 +145,7 @@ fn check_ports(
         let name = &service.name;
         if services.iter().filter(|other| other.name == *name).count() > 1 {
             return Err(Failure::usage(format_args!("--service {name}: given twice"))
-                .hint("each service of a pod has another name"));
+                .hint("service names must be unique within a pod"));
         }
         let of_sidecar = name.strip_suffix("-sidecar-proxy");
         if let Some(other) = services.iter().find(|other| Some(other.name.as_str()) == of_sidecar) {

@@ -1,43 +1,52 @@
-//! From the flags to a pod that is registered and ready to start, and back out
-//! if a step fails.
+//! Goes from the flags to a registered pod that is ready to start, or rolls back.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use consul::Agent;
+use consul::{Agent, Config};
 use definition::Format;
-use flags::Report;
+use flags::{AgentArgs, BootstrapArgs, Report};
 use handoff::{Handoff, Milestone};
 use provision::Trust;
 use registration::pod::Pair;
 use runtime::deadline::race;
 use runtime::{Deadline, Exit, Failure, Signals, stdout};
 
-use crate::args::{Args, Output, TransparentArgs};
-use crate::declare::{Said, Transparent, declare};
+use crate::args::{Args, Output, PodArgs, TransparentArgs};
+use crate::declare::{Declared, Said, Transparent, declare};
 use crate::dry_run;
 use crate::helper::Helper;
 use crate::sidecar::Sidecar;
 use crate::virtual_address;
 
-/// How long taking back may take, after the work was cut short. It is part of the
-/// timeout, of which it takes a quarter at most.
+/// How long a rollback may take. Part of the timeout, and at most a quarter of it.
 const TAKE_BACK: Duration = Duration::from_secs(5);
 
-/// The timeout, and what is to be done within it.
+/// The deadlines of a run.
 #[derive(Clone, Copy, Debug)]
 struct Budget {
     whole: Deadline,
-    /// For the registration. Enough is left after it to take that back.
+    /// Deadline of the registration, which leaves time for a rollback.
     work: Deadline,
 }
 
-/// The pod's label by which the injector says that it injected it. It is set but empty
-/// where the label is gone.
+/// The pod's services, ready to be registered.
+struct Startup {
+    sidecars: Vec<Sidecar>,
+    /// The pod's directory.
+    common: Handoff,
+    agent: Agent,
+    trust: Trust,
+    budget: Budget,
+    signals: Signals,
+}
+
+/// The value of the label that marks an injected pod. Set but empty if the label is gone.
 const STATUS: &str = "CONNECT_INJECT_STATUS";
 
-/// Registers the pod's services and provides their sidecars, all or nothing.
-pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Failure> {
+/// Registers all of the pod's services and prepares their sidecars, or rolls back.
+pub(crate) async fn run(args: Args, signals: Signals) -> Result<ExitCode, Failure> {
     let Args {
         services,
         upstreams,
@@ -59,89 +68,136 @@ pub(crate) async fn run(args: Args, mut signals: Signals) -> Result<ExitCode, Fa
         log: _,
     } = args;
     let common = Handoff::new(&dir);
-    let is_first = !common.has_reached(Milestone::Tried);
-    let timeout = timeout.min(first_timeout.filter(|_| is_first && !dry_run).unwrap_or(timeout));
-    let budget = Budget::of(timeout);
-    let deadline = budget.work;
+    let budget = Budget::of(attempt(timeout, first_timeout.filter(|_| !dry_run), &common));
     let admin = bootstrap.admin().await?;
-    let mut config = agent.config(pod.node_name.clone())?;
-    let trust = if auto_encrypt { Trust::Roots } else { Trust::Given };
-    trust.remember(&common, &mut config.tls);
+    let (config, trust) = config(agent, auto_encrypt, &pod, &common)?;
     let login = login.login(&pod);
-    let TransparentArgs { transparent, virtual_address, expose } = transparent;
-    let virtual_name = virtual_address.as_ref().and_then(|given| given.name(&pod.pod_namespace));
-    let virtual_address = match virtual_address {
-        Some(given) => virtual_address::resolve(given, &pod.pod_namespace, pod.pod_ip).await,
-        None => None,
-    };
+    let transparent = resolve(transparent, &pod).await;
     let declared = declare(Said {
         services,
         upstreams: upstreams.into_iter().flat_map(|list| list.0).collect(),
         tags,
         meta,
         proxy_config,
-        transparent: Transparent { is_on: transparent, virtual_address, virtual_name, expose },
+        transparent,
         pod,
         consul_namespace: config.namespace.clone(),
         consul_partition: config.partition.clone(),
         admin,
     })?;
     if let Some(format) = output {
-        let pairs = declared.iter().map(|declared| &declared.pair);
-        let services = pairs.flat_map(|Pair { service, proxy }| [service, proxy]);
-        return print(&definition::print(services, format.into()));
+        return print(&definitions(&declared, format));
     }
     if !dry_run {
         refuse_a_copy()?;
     }
     let agent = Agent::new(config).map_err(Report::failure)?;
-    let sidecars: Vec<Sidecar> = declared
+    let sidecars = declared
         .into_iter()
         .map(|declared| Sidecar::new(declared, &dir, &agent, login.as_ref(), &bootstrap, trust))
         .collect();
+    let startup = Startup { sidecars, common, agent, trust, budget, signals };
     if dry_run {
-        let telling = dry_run::tell(&sidecars, &agent, &bootstrap, &common, trust);
-        return match race(deadline, &mut signals, telling).await {
-            Ok(document) => print(&format!("{:#}\n", document?)),
-            Err(cut) => Err(cut.failure(deadline)),
-        };
+        return startup.describe(&bootstrap).await;
     }
     if first_timeout.is_some() {
-        common.note(Milestone::Tried)?;
+        startup.common.note(Milestone::Tried)?;
     }
-    let helper = Helper::find(helper)?;
-    let tls = provision::prepare(&common, agent.config(), trust)?;
-    for sidecar in &sidecars {
-        sidecar.prepare()?;
-    }
-    let helper = helper.install(&common)?;
+    Box::pin(startup.provide(helper)).await
+}
 
-    let work = async {
-        for sidecar in &sidecars {
-            sidecar.provide(&tls, &helper, deadline).await?;
-        }
-        Ok(())
-    };
-    let failure = match race(deadline, &mut signals, work).await {
-        Ok(Ok(())) => return Ok(ExitCode::SUCCESS),
-        Ok(Err(failure)) => failure,
-        Err(cut) => cut.failure(deadline),
-    };
-    // A pod whose init container fails does not run: nobody may be sent to it.
-    // An agent that hangs on one of them must leave time for the others.
-    let deadline = budget.take_back();
-    for (index, sidecar) in sidecars.iter().enumerate().rev() {
-        let share = deadline.left() / u32::try_from(index + 1).unwrap_or(u32::MAX);
-        sidecar.take_back(Deadline::after(share)).await;
+/// The timeout of this attempt: `first` if it is shorter and no attempt was made before.
+fn attempt(timeout: Duration, first: Option<Duration>, common: &Handoff) -> Duration {
+    match first {
+        Some(first) if !common.has_reached(Milestone::Tried) => timeout.min(first),
+        _ => timeout,
     }
-    // It would be left half written.
-    let _ = tokio::time::timeout(deadline.left(), helper.done()).await;
-    Err(failure)
+}
+
+/// How to reach the agent, and where its CA certificates come from.
+fn config(
+    agent: AgentArgs,
+    auto_encrypt: bool,
+    pod: &PodArgs,
+    common: &Handoff,
+) -> Result<(Config, Trust), Failure> {
+    let mut config = agent.config(pod.node_name.clone())?;
+    let trust = if auto_encrypt { Trust::Roots } else { Trust::Given };
+    trust.remember(common, &mut config.tls);
+    Ok((config, trust))
+}
+
+/// Resolves the virtual address.
+async fn resolve(args: TransparentArgs, pod: &PodArgs) -> Transparent {
+    let TransparentArgs { transparent, virtual_address, expose } = args;
+    let virtual_name = virtual_address.as_ref().and_then(|given| given.name(&pod.pod_namespace));
+    let virtual_address = match virtual_address {
+        Some(given) => virtual_address::resolve(given, &pod.pod_namespace, pod.pod_ip).await,
+        None => None,
+    };
+    Transparent { is_on: transparent, virtual_address, virtual_name, expose }
+}
+
+/// The definitions of services and sidecars, which `connect-register` can read.
+fn definitions(declared: &[Declared], format: Output) -> String {
+    let pairs = declared.iter().map(|declared| &declared.pair);
+    let services = pairs.flat_map(|Pair { service, proxy }| [service, proxy]);
+    definition::print(services, format.into())
 }
 
 fn print(text: &str) -> Result<ExitCode, Failure> {
     stdout::write(text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+// === impl Startup ===
+
+impl Startup {
+    /// Prints what a run would do.
+    async fn describe(self, flags: &BootstrapArgs) -> Result<ExitCode, Failure> {
+        let Self { sidecars, common, agent, trust, budget, mut signals } = self;
+        let deadline = budget.work;
+        let work = dry_run::tell(&sidecars, &agent, flags, &common, trust);
+        match race(deadline, &mut signals, work).await {
+            Ok(document) => print(&format!("{:#}\n", document?)),
+            Err(cut) => Err(cut.failure(deadline)),
+        }
+    }
+
+    /// Registers the services and writes the directory's files. If a step fails, or the
+    /// deadline or a signal cuts it short, deregisters all of them.
+    async fn provide(self, helper: Option<PathBuf>) -> Result<ExitCode, Failure> {
+        let Self { sidecars, common, agent, trust, budget, mut signals } = self;
+        let helper = Helper::find(helper)?;
+        let tls = provision::prepare(&common, agent.config(), trust)?;
+        for sidecar in &sidecars {
+            sidecar.prepare()?;
+        }
+        let helper = helper.install(&common)?;
+
+        let deadline = budget.work;
+        let work = async {
+            for sidecar in &sidecars {
+                sidecar.provide(&tls, &helper, deadline).await?;
+            }
+            Ok(())
+        };
+        let failure = match race(deadline, &mut signals, work).await {
+            Ok(Ok(())) => return Ok(ExitCode::SUCCESS),
+            Ok(Err(failure)) => failure,
+            Err(cut) => cut.failure(deadline),
+        };
+        // A pod whose init container failed does not run, so clients must not be sent to it.
+        // An agent that hangs on one service must leave time for the others.
+        let deadline = budget.take_back();
+        for (index, sidecar) in sidecars.iter().enumerate().rev() {
+            let share = deadline.left() / u32::try_from(index + 1).unwrap_or(u32::MAX);
+            sidecar.take_back(Deadline::after(share)).await;
+        }
+        // Without waiting, the copy of the helper could be incomplete.
+        let _ = tokio::time::timeout(deadline.left(), helper.done()).await;
+        Err(failure)
+    }
 }
 
 // === impl Budget ===
@@ -152,7 +208,7 @@ impl Budget {
         Self { whole, work: whole.earlier_by(TAKE_BACK.min(timeout / 4)) }
     }
 
-    /// Of a registration that failed now, or was cut short.
+    /// Deadline of a rollback that starts now.
     fn take_back(self) -> Deadline {
         Deadline::after(TAKE_BACK.min(self.whole.left()))
     }
@@ -169,10 +225,10 @@ impl From<Output> for Format {
     }
 }
 
-/// Refuses to register a copy of an injected pod. `kubectl debug --copy-to` takes labels
-/// away, so that a copy gets no traffic; Consul would send it some.
+/// Refuses to register a copy of an injected pod. `kubectl debug --copy-to` removes labels, so
+/// that Services send no traffic to the copy; Consul must not either.
 fn refuse_a_copy() -> Result<(), Failure> {
-    // Clap takes a variable that is empty as absent, which here it is not.
+    // Not a flag, because clap treats an empty variable as unset.
     if std::env::var_os(STATUS).is_none_or(|status| !status.is_empty()) {
         return Ok(());
     }
@@ -187,13 +243,14 @@ fn refuse_a_copy() -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    /// `--timeout 4s` took 9 s, because taking back had 5 s of its own.
+    /// `--timeout 4s` took 9 s, because the rollback had another 5 s.
     #[tokio::test(start_paused = true)]
-    async fn taking_back_is_within_the_timeout() {
+    async fn a_rollback_is_part_of_the_timeout() {
         for (timeout, take_back) in [(4, 1), (20, 5), (120, 5)] {
             let budget = Budget::of(Duration::from_secs(timeout));
             let take_back = Duration::from_secs(take_back);
-            assert_eq!(budget.take_back().left(), TAKE_BACK.min(budget.whole.left()));
+            let most = TAKE_BACK.min(budget.whole.left());
+            assert_eq!(budget.take_back().left(), most, "the rollback outlasts {timeout} s");
             budget.work.passed().await;
             assert_eq!(budget.take_back().left(), take_back, "of {timeout} s");
             assert_eq!(budget.whole.left(), take_back, "of {timeout} s");

@@ -2,140 +2,133 @@
 
 use serde_json::{Map, Value};
 
-/// What all of ours begin with.
+/// Prefix of all annotations of Consul's injectors.
 pub(crate) const PREFIX: &str = "consul.hashicorp.com/";
 
-/// Makes the constants and the list of all from one table, so that they can't
-/// differ.
+/// Defines the constants and [`KNOWN`] in one table, so that they can't differ.
 macro_rules! annotations {
-    ($($(#[doc = $doc:literal])+ $name:ident = $key:literal,)+) => {
-        $($(#[doc = $doc])+ pub(crate) const $name: &str = concat!("consul.hashicorp.com/", $key);)+
+    ($($(#[doc = $doc:literal])* $name:ident = $key:literal,)+) => {
+        $($(#[doc = $doc])* pub(crate) const $name: &str = concat!("consul.hashicorp.com/", $key);)+
 
-        /// All that do something.
+        /// All annotations that have an effect, except those of [`META`].
         pub(crate) const KNOWN: &[&str] = &[$($name),+];
     };
 }
 
 annotations! {
-    /// Whether to inject.
+    /// Whether to inject the pod.
     INJECT = "connect-inject",
-    /// Written by the injector, as annotation and as label: the pod has its
-    /// sidecar.
+    /// Written by the injector, as annotation and as label, to mark an injected pod.
     STATUS = "connect-inject-status",
-    /// Written by the injector: how `uninject` takes it all back.
+    /// Written by `connect-inject inject`: the steps that `uninject` reverses.
     UNDO = "connect-inject-undo",
-    /// The name of the service.
+    /// Names of the services that the pod registers.
     SERVICE = "connect-service",
-    /// The port of the service.
+    /// Port of each service, as a number or a name.
     SERVICE_PORT = "connect-service-port",
-    /// What the pod reaches.
     UPSTREAMS = "connect-service-upstreams",
-    /// Tags of the service.
     TAGS = "service-tags",
-    /// The same by its old name.
+    /// Old name of [`TAGS`].
     CONNECT_TAGS = "connect-service-tags",
-    /// Settings of the proxy's own.
+    /// Opaque configuration of the proxy, as a JSON object.
     PROXY_CONFIG = "proxy-config-map",
-    /// Arguments for Envoy.
     ENVOY_ARGS = "envoy-extra-args",
-    /// Envoy's worker threads.
+    /// Number of Envoy's worker threads.
     CONCURRENCY = "consul-envoy-proxy-concurrency",
-    /// Resources of the sidecar.
     CPU_REQUEST = "sidecar-proxy-cpu-request",
-    /// Resources of the sidecar.
     CPU_LIMIT = "sidecar-proxy-cpu-limit",
-    /// Resources of the sidecar.
     MEMORY_REQUEST = "sidecar-proxy-memory-request",
-    /// Resources of the sidecar.
     MEMORY_LIMIT = "sidecar-proxy-memory-limit",
-    /// Resources of the sidecar.
     STORAGE_REQUEST = "sidecar-proxy-ephemeral-storage-request",
-    /// Resources of the sidecar.
     STORAGE_LIMIT = "sidecar-proxy-ephemeral-storage-limit",
-    /// The folder into which Envoy may write access logs.
+    /// Directory in the sidecar into which Envoy may write access logs.
     ACCESS_LOGS = "access-log-folder",
-    /// Volumes for the pod.
+    /// Volumes to add to the pod, as a JSON array.
     USER_VOLUMES = "consul-sidecar-user-volume",
-    /// Where they are in the sidecar.
+    /// Volume mounts to add to the sidecar, as a JSON array.
     USER_MOUNTS = "consul-sidecar-user-volume-mount",
-    /// The containers that get our volume.
+    /// Names of the user's containers in which the injector's volume is mounted.
     MOUNT_VOLUME = "connect-inject-mount-volume",
     /// Whether the sidecar has a readiness probe.
     PROXY_HEALTH = "use-proxy-health-check",
-    /// How long Envoy may take to become ready before it is started again.
+    /// Seconds after which an Envoy that does not become ready is restarted; 0 for never.
     STARTUP_FAILURE = "sidecar-proxy-startup-failure-seconds",
-    /// How long Envoy may be unready before it is started again.
+    /// Seconds after which an Envoy that is no longer ready is restarted; 0 for never.
     LIVENESS_FAILURE = "sidecar-proxy-liveness-failure-seconds",
-    /// Whether Prometheus can read Envoy's metrics.
+    /// Whether Envoy's metrics are exposed to Prometheus.
     METRICS = "enable-metrics",
-    /// On which port.
+    /// Port on which Prometheus scrapes Envoy's metrics.
     METRICS_PORT = "prometheus-scrape-port",
-    /// Under which path.
+    /// Path at which Prometheus scrapes Envoy's metrics.
     METRICS_PATH = "prometheus-scrape-path",
-    /// Whether the application's own are on the same page.
+    /// Whether the application's metrics are merged with Envoy's.
     METRICS_MERGING = "enable-metrics-merging",
-    /// The port of loopback at which they meet.
+    /// Loopback port on which `connect-lifecycle` serves the merged metrics.
     MERGED_METRICS_PORT = "merged-metrics-port",
-    /// The application's port for its own.
+    /// Port on which the application serves its own metrics.
     SERVICE_METRICS_PORT = "service-metrics-port",
-    /// Their path.
+    /// Path at which the application serves its own metrics.
     SERVICE_METRICS_PATH = "service-metrics-path",
-    /// CA certificates for that page.
+    /// File of CA certificates for TLS of Envoy's metrics.
     METRICS_CA_FILE = "prometheus-ca-file",
-    /// CA certificates for that page.
+    /// Directory of CA certificates for TLS of Envoy's metrics.
     METRICS_CA_PATH = "prometheus-ca-path",
-    /// The certificate of that page.
+    /// Certificate file for TLS of Envoy's metrics.
     METRICS_CERT = "prometheus-cert-file",
-    /// Its key.
+    /// Private key file for TLS of Envoy's metrics.
     METRICS_KEY = "prometheus-key-file",
-    /// How long the sidecar drains.
+    /// Maximum seconds that the sidecar drains.
     SHUTDOWN_GRACE = "sidecar-proxy-lifecycle-shutdown-grace-period-seconds",
-    /// How long the application is held for the proxy.
+    /// Maximum seconds that the application waits for Envoy to become ready.
     STARTUP_GRACE = "sidecar-proxy-lifecycle-startup-grace-period-seconds",
-    /// How long the application goes on when the pod is to end.
+    /// Seconds of the preStop sleep of the application's containers.
     SLEEP = "application-sleep-seconds",
-    /// How the sidecar is run.
+    /// Whether the sidecar is native or an ordinary container.
     SIDECAR_MODE = "sidecar-mode",
-    /// Whether a native sidecar stands before the user's init containers.
+    /// Whether a native sidecar precedes or follows the user's init containers.
     POSITION = "sidecar-position",
     /// Whether the pod's connections are redirected to its sidecar.
     TRANSPARENT_PROXY = "transparent-proxy",
-    /// Ports of the pod that are reached directly.
+    /// What loads the redirect rules: an init container or `connect-cni`.
+    TRANSPARENT_PROXY_BY = "transparent-proxy-by",
+    /// The redirect rules as JSON, which the injector writes and `connect-cni` reads.
+    REDIRECT = "transparent-proxy-redirect",
+    /// Ports of the pod that clients reach directly.
     EXCLUDE_INBOUND_PORTS = "transparent-proxy-exclude-inbound-ports",
-    /// Ports that the pod reaches directly.
+    /// Destination ports that the pod reaches directly.
     EXCLUDE_OUTBOUND_PORTS = "transparent-proxy-exclude-outbound-ports",
-    /// Addresses that the pod reaches directly.
+    /// Destination addresses that the pod reaches directly.
     EXCLUDE_OUTBOUND_CIDRS = "transparent-proxy-exclude-outbound-cidrs",
-    /// Users whose connections are not redirected.
+    /// User IDs whose connections are not redirected.
     EXCLUDE_UIDS = "transparent-proxy-exclude-uids",
     /// Whether probes are rewritten, so that they reach the application.
     OVERWRITE_PROBES = "transparent-proxy-overwrite-probes",
-    /// The address by which transparent clients know the service.
+    /// Additional address at which transparent clients reach the service.
     VIRTUAL_ADDRESS = "transparent-proxy-virtual-address",
-    /// Whether queries for names of Consul's are answered.
+    /// Whether the sidecar of a transparent pod answers DNS queries for Consul's names.
     CONSUL_DNS = "consul-dns",
-    /// The same as the mode, by its old name.
+    /// Old name of [`SIDECAR_MODE`], with a boolean value: whether the sidecar is native.
     AS_SIDECAR = "enable-consul-dataplane-as-sidecar",
 }
 
-/// What the meta of the service begins with; its key is behind it.
+/// Prefix of the annotations with service meta; the rest of the name is the key.
 pub(crate) const META: &str = "consul.hashicorp.com/service-meta-";
 
-/// The value of [`STATUS`].
+/// Value of [`STATUS`].
 pub(crate) const INJECTED: &str = "injected";
 
-/// The container that `kubectl logs` and `kubectl exec` take when none is named.
+/// Annotation with the container that `kubectl logs` and `kubectl exec` use by default.
 ///
 /// Source: "Well-Known Labels, Annotations and Taints" of the Kubernetes
 /// documentation.
 pub(crate) const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
-/// Whether an annotation does something.
+/// Whether an annotation has an effect.
 pub(crate) fn is_known(key: &str) -> bool {
     KNOWN.contains(&key) || key.strip_prefix(META).is_some_and(|key| !key.is_empty())
 }
 
-/// The annotations of ours among those of an object that is not a pod.
+/// Those keys of an object's annotations or labels that are annotations with an effect.
 pub(crate) fn ours(annotations: &Map<String, Value>) -> impl Iterator<Item = &str> {
     annotations.keys().map(String::as_str).filter(|key| is_known(key))
 }
@@ -146,7 +139,7 @@ mod tests {
 
     use super::*;
 
-    /// The names between the first column's backquotes, of a section.
+    /// Annotation names in the first column of a README section's table.
     fn listed(heading: &str) -> BTreeSet<&'static str> {
         include_str!("../README.md")
             .lines()

@@ -1,5 +1,5 @@
-//! Requests to the Kubernetes API, within bounds, and their errors: once, with
-//! what failed, where and why.
+//! Requests to the Kubernetes API, with timeouts. An error says what failed, at which
+//! server, and why.
 
 use std::error::Error as _;
 use std::fmt;
@@ -12,59 +12,59 @@ use tracing::subscriber::NoSubscriber;
 
 use crate::values::Version;
 
-/// What the API server did not do.
+/// Why a request to the API server failed.
 #[derive(Debug)]
 pub(crate) enum Problem {
-    /// Somebody else was faster: what they wrote is to be read.
+    /// Another client changed or created the object first (409 Conflict): read it again.
     Overtaken,
-    /// Why the answer is missing, in a sentence.
+    /// A sentence that says why there is no answer.
     Failed(String),
 }
 
-/// Why something could not be read.
+/// Why a resource could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// It may not be read: a sentence.
+    /// Access is denied (401 or 403); a sentence.
     Denied(String),
-    /// It does not exist.
+    /// 404 Not Found.
     Missing,
-    /// Why the answer is missing: a sentence.
+    /// There is no usable answer; a sentence that says why.
     Failed(String),
 }
 
-/// A way to the Kubernetes API.
+/// A client of the Kubernetes API.
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) client: Client,
-    /// Where it is, for errors.
+    /// The server's URL, for errors.
     pub(crate) server: String,
 }
 
 // === impl Api ===
 
 impl Api {
-    /// Waits for an answer, at most so long.
+    /// Waits for the answer for at most `patience`.
     pub(crate) async fn within<T>(
         &self,
         patience: Duration,
         what: &str,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Problem> {
-        // The client library reports each failure by itself, again and again.
+        // The client library logs every failure as well; that would be a second message.
         let request = request.with_subscriber(NoSubscriber::default());
         let failed = |problem| {
             Problem::Failed(format!("cannot {what}: Kubernetes API {}: {problem}", self.server))
         };
         match tokio::time::timeout(patience, request).await {
             Ok(Ok(answer)) => Ok(answer),
-            // Written by somebody since, or made by somebody already.
+            // Another client has updated or created the object.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(Problem::Overtaken),
             Ok(Err(error)) => Err(failed(cause(&error))),
             Err(_) => Err(failed(format!("no answer within {} s", patience.as_secs()))),
         }
     }
 
-    /// Reads what a request asks for, at most so long.
+    /// Sends a request and reads the answer, within `patience`.
     pub(crate) async fn read<T: DeserializeOwned>(
         &self,
         patience: Duration,
@@ -91,9 +91,9 @@ impl Api {
         }
     }
 
-    /// The version of the API server.
+    /// Asks the API server for its version.
     pub(crate) async fn version(&self, patience: Duration) -> Result<Version, String> {
-        let what = "ask for the cluster's version";
+        let what = "ask for the API server's version";
         match self.within(patience, what, self.client.apiserver_version()).await {
             Ok(info) => format!("{}.{}", info.major, info.minor).parse(),
             Err(Problem::Failed(problem)) => Err(problem),
@@ -108,7 +108,7 @@ impl fmt::Debug for Api {
     }
 }
 
-/// An error with what lies beneath it: its own words are only "client error".
+/// The error with its causes: on its own it says only "client error".
 fn cause(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return format!("{} ({} {})", status.message, status.code, status.reason);
@@ -117,7 +117,7 @@ fn cause(error: &kube::Error) -> String {
     let mut beneath = error.source();
     while let Some(error) = beneath {
         let more = error.to_string();
-        // Each layer repeats what it wraps, or doesn't.
+        // Some layers repeat the text of the error that they wrap; others don't.
         if !words.contains(&more) {
             words.push_str(": ");
             words.push_str(&more);

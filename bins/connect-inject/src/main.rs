@@ -1,9 +1,10 @@
 //! The injector: a mutating admission webhook that adds a Connect sidecar to
 //! pods that ask for it, and the same code offline.
 //!
-//! The road of a pod: [`args`] → [`audit`], [`serve`] or [`documents`] → [`judge`] → [`inject`] →
-//! [`plan`] → [`kubernetes`], [`outcome`], [`pod`], [`policy`], [`results`] → [`values`],
-//! [`yaml`] → [`json`] → [`names`], [`annotation`]. No module imports one above it, or beside it.
+//! A pod passes through these layers: [`args`] → [`audit`], [`serve`] or [`documents`] →
+//! [`judge`] → [`inject`] → [`plan`] → [`kubernetes`], [`outcome`], [`pod`], [`policy`],
+//! [`results`] → [`values`], [`yaml`] → [`json`] → [`names`], [`annotation`]. A module imports
+//! only modules of the layers below it.
 
 mod annotation;
 mod args;
@@ -51,15 +52,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// How many cases a property is tried with: `PROPTEST_CASES`, or so many.
+/// Number of cases of a property test: `PROPTEST_CASES`, or `usual` if that is not set.
 #[cfg(test)]
 fn cases(usual: u32) -> u32 {
-    let is_told = std::env::var_os("PROPTEST_CASES").is_some();
-    if is_told { proptest::test_runner::Config::default().cases } else { usual }
+    let is_set = std::env::var_os("PROPTEST_CASES").is_some();
+    if is_set { proptest::test_runner::Config::default().cases } else { usual }
 }
 
-/// Without the event loop: it would take over SIGINT, which is to end a program
-/// that waits for its standard input.
+/// Runs without an event loop, which would handle SIGINT: it must end a program that waits
+/// for its standard input.
 fn offline(log: &LogArgs, body: impl FnOnce() -> Result<ExitCode, Failure>) -> ExitCode {
     log.init();
     body().unwrap_or_else(|failure| {
@@ -73,8 +74,8 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    /// The rooms, from the door to the cellar.
-    const ROOMS: [&[&str]; 10] = [
+    /// The layers, top to bottom.
+    const LAYERS: [&[&str]; 10] = [
         &["main"],
         &["args"],
         &["audit", "documents", "serve"],
@@ -87,24 +88,24 @@ mod tests {
         &["annotation", "names"],
     ];
 
-    fn floor(room: &str) -> usize {
-        let floor = ROOMS.iter().position(|rooms| rooms.contains(&room));
-        floor.unwrap_or_else(|| panic!("`{room}` has no place in the list"))
+    fn layer(module: &str) -> usize {
+        let layer = LAYERS.iter().position(|modules| modules.contains(&module));
+        layer.unwrap_or_else(|| panic!("`{module}` is missing in LAYERS"))
     }
 
-    fn files(folder: &Path) -> Vec<PathBuf> {
-        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    fn files(directory: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
         entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
     }
 
-    /// What stands behind each `crate::`: a room, or several in braces.
+    /// The modules after each `crate::`: one, or several in braces.
     fn imported(code: &str) -> Vec<&str> {
         let word =
             |text: &'_ str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').count();
-        let mut rooms = Vec::new();
+        let mut modules = Vec::new();
         for rest in code.split("crate::").skip(1) {
             let Some(list) = rest.strip_prefix('{') else {
-                rooms.push(&rest[..word(rest)]);
+                modules.push(&rest[..word(rest)]);
                 continue;
             };
             let (mut depth, mut begins) = (1, true);
@@ -114,7 +115,7 @@ mod tests {
                     '}' => depth -= 1,
                     ',' => begins = true,
                     c if c.is_alphabetic() && begins && depth == 1 => {
-                        rooms.push(&list[at..at + word(&list[at..])]);
+                        modules.push(&list[at..at + word(&list[at..])]);
                         begins = false;
                     }
                     _ => {}
@@ -124,25 +125,25 @@ mod tests {
                 }
             }
         }
-        rooms
+        modules
     }
 
     #[test]
-    fn no_room_imports_one_above_or_beside_it() {
+    fn modules_import_only_from_lower_layers() {
         let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"));
-        let mut arrows = 0;
+        let mut imports = 0;
         for file in files(source) {
             let place = file.strip_prefix(source).unwrap().with_extension("");
-            let room = place.iter().next().unwrap().to_str().unwrap();
+            let module = place.iter().next().unwrap().to_str().unwrap();
             let text = fs::read_to_string(&file).unwrap();
-            // Tests may look around.
+            // Tests may import anything.
             let code = text.split("\n#[cfg(test)]\n").next().unwrap();
-            for other in imported(code).into_iter().filter(|other| *other != room) {
-                assert!(floor(other) > floor(room), "{}: imports {other}", file.display());
-                arrows += 1;
+            for other in imported(code).into_iter().filter(|other| *other != module) {
+                assert!(layer(other) > layer(module), "{}: imports {other}", file.display());
+                imports += 1;
             }
         }
-        assert!(arrows > 100, "{arrows}");
+        assert!(imports > 100, "{imports}");
         assert_eq!(imported("crate::{a, b::{c, d},\n e::f}; x crate::g::h"), ["a", "b", "e", "g"]);
     }
 }

@@ -1,41 +1,41 @@
-//! The names that an injected pod has of us: what `connect-init` and
-//! `connect-lifecycle` find there, and what users may not name their own.
+//! Names of the objects that the injector adds to a pod. `connect-init` and
+//! `connect-lifecycle` rely on them, and users' pods may not use them.
 
-/// The volume that the injected containers share.
+/// Volume that the injected containers share.
 pub(crate) const VOLUME: &str = "consul-connect-inject-data";
-/// The container that registers the pod before it starts.
+/// Init container that registers the pod.
 pub(crate) const INIT_CONTAINER: &str = "consul-connect-inject-init";
-/// The container that redirects the pod's connections to its sidecar.
+/// Init container that redirects the connections of a transparent pod to its sidecar.
 pub(crate) const REDIRECT: &str = "consul-connect-inject-redirect";
-/// The container with Envoy, of the pod's first service.
+/// Container that runs Envoy for the pod's first service.
 pub(crate) const SIDECAR: &str = "envoy-sidecar";
 
-/// The container with Envoy of a further service.
+/// Name of the container that runs Envoy for an additional service.
 pub(crate) fn sidecar_of(service: &str) -> String {
     format!("{SIDECAR}-{service}")
 }
 
-/// Where the volume is mounted: the folder that `connect-init` writes to and
-/// `connect-lifecycle` reads from by default.
+/// Mount path of [`VOLUME`]. It is the default directory of `connect-init` and
+/// `connect-lifecycle`.
 pub(crate) const FOLDER: &str = "/consul/connect-inject";
-/// The volume with a token of the pod's service account, for ACLs.
+/// Volume with a service account token, with which the pod logs in if ACLs are enabled.
 pub(crate) const TOKEN_VOLUME: &str = "consul-connect-inject-service-account";
-/// Where it is mounted.
+/// Mount path of [`TOKEN_VOLUME`].
 pub(crate) const TOKEN_FOLDER: &str = "/consul/service-account";
 pub(crate) const TOKEN_FILE: &str = "/consul/service-account/token";
-/// The volume into which Envoy writes access logs, where it does.
+/// Volume for Envoy's access logs, where the pod asks for one.
 pub(crate) const LOG_VOLUME: &str = "consul-connect-inject-access-logs";
-/// The lifecycle helper, which `connect-init` puts there.
+/// Path of `connect-lifecycle`, which `connect-init` copies into the volume.
 pub(crate) const HELPER: &str = "/consul/connect-inject/connect-lifecycle";
-/// What the names of the upstreams' variables have in them, behind the upstream's.
+/// Part of the names of upstream variables: `DB_CONNECT_SERVICE_HOST`.
 pub(crate) const VARIABLE: &str = "_CONNECT_SERVICE_";
-/// The port of loopback on which the sidecar answers queries for names, where it does.
+/// Loopback port on which the sidecar answers DNS queries for Consul's names, if enabled.
 pub(crate) const DNS_PORT: u16 = 8653;
-/// The user and group of the injected containers, but for the one that redirects.
+/// User and group of the injected containers, except [`REDIRECT`].
 pub(crate) const USER: i64 = 5995;
 
-/// The variables of the init container that say which pod it is, with the field
-/// of the pod that each is taken from.
+/// Environment variables of the init container that identify the pod, each with the pod's
+/// field that it is set from.
 ///
 /// Source: "Downward API" of the Kubernetes documentation.
 pub(crate) const DOWNWARD: [(&str, &str); 6] = [
@@ -47,9 +47,9 @@ pub(crate) const DOWNWARD: [(&str, &str); 6] = [
     ("NODE_NAME", "spec.nodeName"),
 ];
 
-/// The variable by which the init container learns that the pod is the one that
-/// was injected: a copy of it by `kubectl debug --copy-to` has no labels, so that
-/// nothing routes to it, and must not be registered. Not by the annotation, which
-/// the profile `legacy` of `kubectl debug` keeps.
+/// Environment variable that tells the init container whether the webhook injected this pod.
+/// A copy made by `kubectl debug --copy-to` has no labels, so no Service selects it and it
+/// must not be registered. An annotation can't tell, because the profile `legacy` of
+/// `kubectl debug` copies annotations.
 pub(crate) const STATUS_VARIABLE: (&str, &str) =
     ("CONNECT_INJECT_STATUS", "metadata.labels['consul.hashicorp.com/connect-inject-status']");

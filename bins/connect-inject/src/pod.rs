@@ -1,20 +1,20 @@
-//! A pod, or the template of one, read from raw JSON.
+//! Reads a pod, or a pod template, from raw JSON.
 //!
-//! Only what the injector needs is looked at, so that fields which it has never
-//! heard of do no harm. Null counts as absent, as it does for Kubernetes.
+//! Reads only the fields that the injector needs, so a pod may have fields that this
+//! release does not know. Null counts as absent, as in Kubernetes.
 
 use serde_json::{Map, Value};
 
 use crate::json::{WrongShape, escape};
 
-/// A pod, or the template of one.
+/// A pod or a pod template.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pod<'a> {
     value: &'a Value,
-    /// Found once: they are read some fifty times for each pod.
+    /// Looked up once, because a review reads about fifty of them.
     annotations: Option<&'a Map<String, Value>>,
     spec: Option<&'a Value>,
-    /// The claim templates of its StatefulSet, whose controller adds a volume for
+    /// `volumeClaimTemplates` of the pod's StatefulSet, whose controller adds a volume for
     /// each.
     claims: Option<&'a Value>,
 }
@@ -23,7 +23,7 @@ pub(crate) struct Pod<'a> {
 pub(crate) struct Container<'a> {
     pub(crate) fields: &'a Map<String, Value>,
     pub(crate) name: &'a str,
-    /// Where it stands: its list's field and its index there.
+    /// The field of its list, and its index there.
     position: (&'static str, usize),
 }
 
@@ -32,7 +32,6 @@ pub(crate) struct Container<'a> {
 pub(crate) struct Port<'a> {
     pub(crate) name: Option<&'a str>,
     pub(crate) number: u16,
-    /// The container's name.
     pub(crate) container: &'a str,
 }
 
@@ -48,22 +47,21 @@ impl<'a> Pod<'a> {
         Self { value, annotations, spec: value.get("spec"), claims: None }
     }
 
-    /// The same in a StatefulSet with these `volumeClaimTemplates`.
+    /// Adds the `volumeClaimTemplates` of the StatefulSet that the pod belongs to.
     pub(crate) fn with_claims(self, claims: Option<&'a Value>) -> Self {
         Self { claims, ..self }
     }
 
-    /// The pod as it came.
     pub(crate) fn value(self) -> &'a Value {
         self.value
     }
 
-    /// The annotations; none if they are absent or no map.
+    /// `None` if the annotations are absent or not an object.
     pub(crate) fn annotations(self) -> Option<&'a Map<String, Value>> {
         self.annotations
     }
 
-    /// An annotation; none if it is absent.
+    /// `None` if the annotation is absent or null.
     pub(crate) fn annotation(self, key: &str) -> Result<Option<&'a str>, WrongShape> {
         match self.annotations().and_then(|annotations| annotations.get(key)) {
             None | Some(Value::Null) => Ok(None),
@@ -75,12 +73,12 @@ impl<'a> Pod<'a> {
         }
     }
 
-    /// The labels; none if they are absent or no map.
+    /// `None` if the labels are absent or not an object.
     pub(crate) fn labels(self) -> Option<&'a Map<String, Value>> {
         self.value.get("metadata")?.get("labels")?.as_object()
     }
 
-    /// How many bytes its annotations have, as Kubernetes counts them.
+    /// Size of the annotations in bytes, as Kubernetes counts it: keys and values.
     pub(crate) fn annotations_size(self) -> usize {
         let of = |(key, value): (&String, &Value)| key.len() + value.as_str().map_or(0, str::len);
         self.annotations().into_iter().flatten().map(of).sum()
@@ -90,12 +88,11 @@ impl<'a> Pod<'a> {
         self.spec?.get(field)
     }
 
-    /// Whether the pod is in the node's network.
     pub(crate) fn host_network(self) -> bool {
         self.spec("hostNetwork") == Some(&Value::Bool(true))
     }
 
-    /// Whether it runs on Windows, where the injected containers can't.
+    /// Whether the pod runs on Windows; the injected containers need Linux.
     ///
     /// Source: "Windows in Kubernetes" of the Kubernetes documentation.
     pub(crate) fn is_windows(self) -> bool {
@@ -103,28 +100,26 @@ impl<'a> Pod<'a> {
         text("os", "name").or_else(|| text("nodeSelector", "kubernetes.io/os")) == Some("windows")
     }
 
-    /// Whether it mirrors a static pod, which the kubelet runs from a file: what is
-    /// injected would not run.
+    /// Whether this is the mirror of a static pod. The kubelet runs a static pod from a
+    /// file, so containers injected into the mirror would never run.
     ///
     /// Source: "Create static Pods" of the Kubernetes documentation.
     pub(crate) fn is_mirror(self) -> bool {
         self.annotations().is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"))
     }
 
-    /// Whether the pod as a whole has requests or limits.
+    /// Whether the pod has pod-level requests or limits.
     ///
-    /// Source: "Assign Pod-level CPU and memory resources" of the Kubernetes
-    /// documentation.
+    /// Source: "Assign Pod-level CPU and memory resources" of the Kubernetes documentation.
     pub(crate) fn has_resources(self) -> bool {
         self.spec("resources").and_then(Value::as_object).is_some_and(|all| !all.is_empty())
     }
 
-    /// A request or limit of the pod as a whole.
+    /// A pod-level request or limit.
     pub(crate) fn resource(self, bound: &str, name: &str) -> Option<&'a Value> {
         self.spec("resources")?.get(bound)?.get(name)
     }
 
-    /// The application's containers.
     pub(crate) fn containers(self) -> Result<Vec<Container<'a>>, WrongShape> {
         self.container_list(CONTAINERS)
     }
@@ -164,7 +159,7 @@ impl<'a> Pod<'a> {
         Ok(self.names("volumes")?.chain(claimed))
     }
 
-    /// The names of the secrets with which images are pulled.
+    /// Names of the pod's imagePullSecrets.
     pub(crate) fn pull_secret_names(self) -> Result<impl Iterator<Item = &'a str>, WrongShape> {
         self.names("imagePullSecrets")
     }
@@ -178,13 +173,13 @@ impl<'a> Pod<'a> {
 // === impl Container ===
 
 impl<'a> Container<'a> {
-    /// Where it is in the pod, as a JSON pointer.
+    /// JSON pointer of the container.
     pub(crate) fn pointer(self) -> String {
         let (list, index) = self.position;
         format!("/spec/{list}/{index}")
     }
 
-    /// Whether it runs as long as the pod does.
+    /// Whether it runs for as long as the pod: a sidecar or an application container.
     ///
     /// Source: "Sidecar Containers" of the Kubernetes documentation.
     pub(crate) fn is_long_running(self) -> bool {
@@ -192,12 +187,11 @@ impl<'a> Container<'a> {
             || self.fields.get("restartPolicy").and_then(Value::as_str) == Some("Always")
     }
 
-    /// Its request or limit of a resource.
+    /// The container's request or limit of a resource.
     pub(crate) fn resource(self, bound: &str, name: &str) -> Option<&'a Value> {
         self.fields.get("resources")?.get(bound)?.get(name)
     }
 
-    /// The names of its environment variables.
     pub(crate) fn variable_names(self) -> impl Iterator<Item = &'a str> {
         let variables = self.fields.get("env").and_then(Value::as_array);
         variables.into_iter().flatten().filter_map(|variable| variable.get("name")?.as_str())
@@ -207,7 +201,6 @@ impl<'a> Container<'a> {
         self.fields.get("readinessProbe").filter(|probe| !probe.is_null())
     }
 
-    /// Whether it has a hook that runs when the pod is to end.
     pub(crate) fn has_pre_stop(self) -> Result<bool, WrongShape> {
         match self.fields.get("lifecycle") {
             None | Some(Value::Null) => Ok(false),
@@ -219,7 +212,6 @@ impl<'a> Container<'a> {
         }
     }
 
-    /// Whether something is mounted at a path.
     pub(crate) fn mounts_at(self, path: &str) -> Result<bool, WrongShape> {
         let pointer = format!("{}/volumeMounts", self.pointer());
         let mounts = elements(self.fields.get("volumeMounts"), &pointer)?;
@@ -227,7 +219,7 @@ impl<'a> Container<'a> {
         Ok(paths.any(|mounted| mounted.trim_end_matches('/') == path))
     }
 
-    /// The TCP ports that it exposes; Connect carries no other protocol.
+    /// The container's TCP ports; Connect supports no other protocol.
     pub(crate) fn ports(self) -> Result<Vec<Port<'a>>, WrongShape> {
         let pointer = format!("{}/ports", self.pointer());
         let mut ports = Vec::new();
@@ -262,7 +254,7 @@ impl<'a> Container<'a> {
     }
 }
 
-/// The elements of an array; none if it is absent.
+/// The elements of an array; empty if it is absent.
 fn elements<'a>(value: Option<&'a Value>, pointer: &str) -> Result<&'a [Value], WrongShape> {
     match value {
         None | Some(Value::Null) => Ok(&[]),
@@ -278,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_those_of_tcp() {
+    fn only_tcp_ports_count() {
         let pod = json!({"spec": {"containers": [{"name": "app", "ports": [
             {"containerPort": 53, "protocol": "UDP"},
             {"containerPort": 8080, "name": "http"},
@@ -295,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_is_named_with_its_place() {
+    fn a_wrong_type_is_an_error_with_its_field() {
         for (pod, message) in [
             (
                 json!({"spec": {"containers": 5}}),

@@ -12,10 +12,10 @@ use handoff::Handoff;
 use probe::Probe;
 use runtime::LogArgs;
 
-use crate::relay::Relayed;
+use crate::probe::Relayed;
 
-/// Keep a pod's registration with the node's Consul agent correct, and deregister when
-/// the pod ends
+/// Run Envoy in a pod's sidecar container, maintain the pod's registration with the node's
+/// Consul agent, and deregister when the pod ends
 #[derive(Debug, Parser)]
 #[command(version, after_help = runtime::exit::HELP)]
 pub(crate) struct Args {
@@ -42,8 +42,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct HandoffArgs {
-    /// Directory with the files that connect-init left
-    #[arg(long, env = "CONNECT_DIR", default_value = handoff::DEFAULT_DIR, value_name = "FOLDER")]
+    /// Directory with connect-init's files
+    #[arg(long, env = "CONNECT_DIR", default_value = handoff::DEFAULT_DIR, value_name = "DIR")]
     pub(crate) dir: PathBuf,
 
     /// Service name, for a pod with several services [default: the pod's first]
@@ -73,8 +73,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) handoff: HandoffArgs,
 
-    /// Maximum drain time of open connections, from the preStop hook or SIGTERM on;
-    /// keep it 7 s below the pod's terminationGracePeriodSeconds
+    /// Maximum time to drain open connections, from the preStop hook or SIGTERM on; keep it
+    /// 7 s below the pod's terminationGracePeriodSeconds
     #[arg(long, env = "CONNECT_DRAIN_TIMEOUT", default_value = "20s", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) drain_timeout: Duration,
 
@@ -83,14 +83,14 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) deregister_timeout: Option<Duration>,
 
-    /// How long the agent may refuse Envoy's xDS stream, while agent and servers answer
-    /// other requests, before the pod is taken out of service
+    /// How long the agent may refuse Envoy's xDS stream, while agent and servers answer other
+    /// requests, before the pod becomes unready
     #[arg(long, env = "CONNECT_CUT_OFF_AFTER", default_value = "1m", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) cut_off_after: Duration,
 
-    /// Application's readiness probe as JSON in a Pod's form, with the port as a
-    /// number; decides whether Consul sends traffic. Without it, the application is
-    /// ready while its port accepts connections
+    /// Application's readiness probe as JSON, as in a Pod but with a port number; decides
+    /// whether Consul sends traffic. Without it, the application is ready while its port
+    /// accepts connections
     #[arg(long, env = "CONNECT_READINESS_PROBE", value_name = "JSON")]
     pub(crate) readiness_probe: Option<Probe>,
 
@@ -128,20 +128,21 @@ pub(crate) struct RunArgs {
     pub(crate) command: Vec<OsString>,
 }
 
-/// Probes of the kubelet, with transparent proxy.
+/// Kubelet probes that can't go through Envoy, for transparent proxy.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RelayArgs {
-    /// Port on which the kubelet asks for the pages of --probe
+    /// Port on which the kubelet requests the probes of --probe
     #[arg(long, env = "CONNECT_PROBE_PORT", value_name = "PORT", requires = "probe")]
     pub(crate) probe_port: Option<NonZeroU16>,
 
-    /// Probe to run over loopback when the page /PATH is requested, as JSON in a Pod's
-    /// form: status 200 if it succeeds, else 503; the log says why. May be repeated
+    /// Probe to run over loopback when the kubelet requests /PATH, as JSON, as in a Pod but
+    /// with a port number. The response is 200 if it succeeds, else 503, and the log says
+    /// why. May be repeated
     #[arg(long, value_name = "/PATH=JSON", requires = "probe_port")]
     pub(crate) probe: Vec<Relayed>,
 }
 
-/// The pod's DNS, with transparent proxy.
+/// The pod's DNS, for transparent proxy.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DnsArgs {
     /// Loopback port (UDP and TCP) on which to answer the pod's DNS queries: names
@@ -179,7 +180,7 @@ pub(crate) struct DeregisterArgs {
     #[command(flatten)]
     pub(crate) handoff: HandoffArgs,
 
-    /// Maximum time
+    /// Maximum time to deregister
     #[arg(long, env = "CONNECT_DEREGISTER_TIMEOUT", default_value = "5s", value_parser = duration::parse_length, value_name = "DURATION")]
     pub(crate) timeout: Duration,
 }

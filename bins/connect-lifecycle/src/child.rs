@@ -1,4 +1,4 @@
-//! A child process, and the orphans of the container.
+//! Starts and signals a child process, and reaps the container's orphans.
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 use runtime::{Exit, Failure};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
-/// A running child. As process 1 of the container we also inherit every orphan
-/// and have to reap it: all waiting is done here, by one call for all.
+/// A running child. As process 1 of the container we also inherit every orphan and have
+/// to reap it, so a single `waitpid` for all children does the waiting.
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: Pid,
@@ -24,19 +24,18 @@ pub(crate) struct Child {
 // === impl Child ===
 
 impl Child {
-    /// Starts a command.
     pub(crate) fn spawn(command: &[OsString]) -> Result<Self, Failure> {
         let stream = |kind| {
             signal(kind).map_err(|error| {
                 Failure::new(Exit::Failure, format_args!("cannot handle signals: {error}"))
             })
         };
-        // Before the child exists, so that its end is not missed.
+        // Before the child exists, so that its exit is not missed.
         let ended = stream(SignalKind::child())?;
         let forwarded = [
             (stream(SignalKind::hangup())?, Signal::SIGHUP),
             (stream(SignalKind::quit())?, Signal::SIGQUIT),
-            // Envoy reopens its log files on it.
+            // Envoy reopens its log files on SIGUSR1.
             (stream(SignalKind::user_defined1())?, Signal::SIGUSR1),
             (stream(SignalKind::user_defined2())?, Signal::SIGUSR2),
             (stream(SignalKind::window_change())?, Signal::SIGWINCH),
@@ -54,8 +53,8 @@ impl Child {
         Ok(Self { pid: Pid::from_raw(pid), name, ended, forwarded })
     }
 
-    /// Waits for its end, and reaps and forwards meanwhile. It may be dropped
-    /// and called again.
+    /// Waits until the child exits; meanwhile, reaps orphans and forwards signals. Cancel
+    /// safe.
     pub(crate) async fn end(&mut self) -> ExitStatus {
         loop {
             if let Some(status) = self.reap() {
@@ -74,7 +73,8 @@ impl Child {
         }
     }
 
-    /// Reaps whatever has ended; the child's status if it is among it.
+    /// Reaps all processes that have exited; returns the child's status if it is one of
+    /// them.
     fn reap(&self) -> Option<ExitStatus> {
         let mut own = None;
         loop {
@@ -84,7 +84,7 @@ impl Child {
                     (pid, ExitStatus::from_raw(signal as i32))
                 }
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return own,
-                // Stopped or continued: it lives.
+                // Stopped or continued, but still alive.
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(errno) => {
                     tracing::error!(%errno, "cannot wait for {}", self.name);
@@ -98,7 +98,6 @@ impl Child {
         }
     }
 
-    /// Sends it a signal.
     pub(crate) fn kill(&self, signal: Signal) {
         match kill(self.pid, signal) {
             Ok(()) => tracing::info!("sent {signal} to {}", self.name),
@@ -107,7 +106,7 @@ impl Child {
     }
 }
 
-/// The exit code that passes a child's end on, as shells do.
+/// The child's exit code, or 128 plus the signal that killed it, as in a shell.
 pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     ExitCode::from(u8::try_from(code).unwrap_or(1))

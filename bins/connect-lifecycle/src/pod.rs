@@ -1,5 +1,5 @@
-//! The pod as connect-init left it: one of its services, and the agent that has
-//! it registered.
+//! One service of the pod, as described by connect-init's files, and the agent with which
+//! it is registered.
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ use runtime::{Deadline, Failure, Signals};
 
 use crate::args::HandoffArgs;
 
-/// How long a login may take before Envoy is started. The kubelet starts the
-/// container again if it fails.
+/// How long a login may take before Envoy is started. If it fails, the kubelet restarts
+/// the container.
 const LOG_IN: Duration = Duration::from_secs(60);
 
-/// How long a logout may take if the login was for nothing.
+/// How long the logout after a failed start may take.
 const LOG_OUT: Duration = Duration::from_secs(2);
 
-/// One service of the pod, as connect-init left it.
+/// One service of the pod.
 #[derive(Debug)]
 pub(crate) struct Pod {
     pub(crate) handoff: Handoff,
     pub(crate) record: Record,
     pub(crate) agent: Agent,
-    /// With a token by login; none if a token was given, or none is needed.
+    /// `None` if the pod does not log in: it was given a token, or needs none.
     pub(crate) session: Option<Session>,
 }
 
@@ -45,16 +45,17 @@ impl Pod {
         Ok(Self { handoff, record, agent, session })
     }
 
-    /// The container starts, perhaps again: its pod lives. If it was logged out
-    /// when the container ended, it logs in anew. Envoy starts with the token,
-    /// even if whoever logged in was killed before the bootstrap had it.
+    /// Prepares a start of the container, which may be a restart: clears the tombstone,
+    /// and logs in again if the pod was logged out when the container ended. Writes the
+    /// token to Envoy's bootstrap, in case the process that logged in was killed before
+    /// it did.
     pub(crate) async fn revive(&self, signals: &mut Signals) -> Result<(), Failure> {
         self.handoff.unbury()?;
         self.handoff.forget(Milestone::Ready)?;
         self.handoff.forget(Milestone::InService)?;
         self.handoff.note_cut_off(None)?;
         let Some(session) = &self.session else {
-            // The file that it came from may have another by now.
+            // The token file may have changed.
             return match self.agent.token() {
                 Some(_) => session::settle(&self.handoff, &self.agent).map_err(Report::failure),
                 None => Ok(()),
@@ -69,14 +70,14 @@ impl Pod {
             Ok(Err(error)) => error.failure(),
             Err(cut) => cut.failure(deadline),
         };
-        // The token before that was logged out, and the new one registered nothing yet.
+        // The old token is logged out already, and the new one has registered nothing yet.
         let unused = Some(Unused::never_registered());
         self.log_out(unused, Deadline::after(LOG_OUT)).await;
         Err(failure)
     }
 
-    /// Logs out, if it was by login that there is a token, and if the agent needs it
-    /// no longer. Nothing is asked of the agent after that.
+    /// Logs out if the pod logs in and the agent no longer needs the token. No request
+    /// may follow.
     pub(crate) async fn log_out(&self, unused: Option<Unused>, deadline: Deadline) {
         if let Some(session) = &self.session
             && let Err(error) = session.close(unused, deadline).await

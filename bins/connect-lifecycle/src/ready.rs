@@ -1,11 +1,12 @@
-//! Whether the sidecar is ready: a probe, and the hold on the application's start.
+//! Whether the sidecar is ready: for the readiness probe, and for the postStart hook that
+//! delays the application's start.
 //!
-//! At first that means that Envoy serves, has its public listener, rejected no
-//! update and has its stream to the agent, and that Consul's checks of the
-//! sidecar pass. As a readiness probe, it also means that Consul would send
-//! traffic: the application's checks pass, and the servers list the proxy. Later,
-//! an agent or servers that are away make no ready pod unready: Envoy goes on with
-//! what it has. Only a pod that `run` found cut off is unready again.
+//! To become ready, Envoy must serve, have its public listener and its xDS stream, and
+//! have rejected no update; and Consul's checks of the sidecar must pass. For a readiness
+//! probe, Consul must also send traffic: the application's checks pass, and the servers
+//! list the proxy. A pod that is ready stays ready while agent or servers are away,
+//! because Envoy keeps its configuration. Only a pod whose xDS stream the agent refuses,
+//! as found by `run`, becomes unready.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -20,13 +21,13 @@ use runtime::{Deadline, Exit, Failure, Signals};
 
 use crate::args::ReadyArgs;
 
-/// Envoy needs some tens of milliseconds; nothing tells when it is done.
+/// How often to check Envoy, which needs some tens of milliseconds to start.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// How long until the agent is asked again: all pods of the node may start at once.
+/// How often to ask the agent: less often, because all pods of a node may start at once.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
-/// How long the agent may take to tell of a check: a probe is short.
+/// How long the agent may take to answer: less than the probe's timeout.
 const PATIENCE: Duration = Duration::from_millis(800);
 
 /// Why a sidecar is not ready.
@@ -42,19 +43,18 @@ enum NotReady {
     NoListener(u16),
     #[error("Envoy has no connection to the agent's gRPC port")]
     NoStream,
-    #[error("the agent does not tell the sidecar's checks: {0}")]
+    #[error("cannot read the sidecar's checks from the agent: {0}")]
     Agent(consul::Error),
     #[error("Consul's check `{check}` of the sidecar is {status}")]
     OutOfService { check: String, status: String },
     #[error("Consul's check `{check}` is critical: {why}")]
     NoApplication { check: String, why: String },
-    #[error("the servers do not tell whether the sidecar is in service: {0}")]
+    #[error("cannot ask the servers whether the sidecar is healthy: {0}")]
     Servers(consul::Error),
     #[error("the servers do not list the sidecar as healthy yet")]
     NotListed,
 }
 
-/// A sidecar that is looked at.
 struct Sidecar {
     handoff: Handoff,
     record: Record,
@@ -87,9 +87,9 @@ pub(crate) async fn run(args: ReadyArgs, mut signals: Signals) -> Result<ExitCod
         Ok(()) => {}
         Err(Cut::Deadline) => {
             let look = sidecar.look().await;
-            let reason = look.map_or_else(|why| why.to_string(), |()| "it is now".to_owned());
+            let reason = look.map_or_else(|why| why.to_string(), |()| "it is ready now".to_owned());
             tracing::warn!(
-                "the sidecar was not ready within {deadline}, the application starts without it: {reason}"
+                "the sidecar was not ready within {deadline}, the application starts anyway: {reason}"
             );
         }
         Err(Cut::Signal(signal)) => {
@@ -105,15 +105,14 @@ pub(crate) async fn run(args: ReadyArgs, mut signals: Signals) -> Result<ExitCod
 // === impl Sidecar ===
 
 impl Sidecar {
-    /// Waits until it is ready.
     async fn until_ready(&self) {
         while let Err(why) = self.look().await {
             tokio::time::sleep(why.pause()).await;
         }
     }
 
-    /// Looks again until it is ready, or no time is left; then the reason is that of
-    /// the last look.
+    /// Repeats the check until the sidecar is ready or no time is left; then fails with
+    /// the last reason.
     async fn look_until(&self, deadline: Deadline) -> Result<(), NotReady> {
         loop {
             let Err(why) = self.look().await else { return Ok(()) };
@@ -155,9 +154,10 @@ impl Sidecar {
         Ok(())
     }
 
-    /// Whether the agent has its checks, and none is critical. Those that tell of the
-    /// application count only where they are asked for: this holds the application's
-    /// start, too. Nobody is sent to a client, so that its listener does not matter.
+    /// Whether the agent has the sidecar's checks, and none is critical. The application's
+    /// checks count only with `--serving`: the application starts after the postStart hook.
+    /// The listener's check does not count for a service without a port, which gets no
+    /// traffic.
     async fn passes_on_agent(&self) -> Result<(), NotReady> {
         let Pair { service, proxy } = &self.record.pair;
         let (application, listener) = (application_id(service.id()), listener_id(proxy.id()));
@@ -174,10 +174,10 @@ impl Sidecar {
             let check = id.clone();
             match status {
                 "critical" if check == application => {
-                    // Until `run` has looked, the check has no words.
+                    // Until `run` has checked once, there is no output.
                     let why = there.map(|there| there.output.clone());
                     let why = why.filter(|why| !why.is_empty());
-                    let why = why.unwrap_or_else(|| "it was not looked at yet".to_owned());
+                    let why = why.unwrap_or_else(|| "it was not checked yet".to_owned());
                     return Err(NotReady::NoApplication { check, why });
                 }
                 "critical" | "missing" => {
@@ -189,8 +189,9 @@ impl Sidecar {
         Ok(())
     }
 
-    /// Whether the servers have heard of it: the agent tells them a moment later, or when
-    /// they are back. A container that starts again takes its place, servers or not.
+    /// Whether the servers list the proxy as healthy: the agent sends them a registration
+    /// a moment later, or when they are back. A container that restarts was listed before,
+    /// so it is ready without servers, too.
     async fn is_listed(&self) -> Result<(), NotReady> {
         let Pair { service, proxy } = &self.record.pair;
         if service.port == 0 || self.handoff.has_reached(Milestone::Listed) {
@@ -199,7 +200,7 @@ impl Sidecar {
         match self.agent.is_listed(proxy).await.map_err(NotReady::Servers)? {
             Some(false) => return Err(NotReady::NotListed),
             Some(true) => {}
-            None => tracing::debug!("the ACL token may not see what the servers list"),
+            None => tracing::debug!("the ACL token may not read what the servers list"),
         }
         self.note(Milestone::Listed);
         Ok(())
@@ -215,7 +216,7 @@ impl Sidecar {
 // === impl NotReady ===
 
 impl NotReady {
-    /// How long to wait before the next look. Until Envoy is ready, nobody else is asked.
+    /// How long to wait before the next check. The agent is asked only once Envoy is ready.
     fn pause(&self) -> Duration {
         match self {
             Self::Agent(_)
@@ -228,21 +229,20 @@ impl NotReady {
     }
 }
 
-/// Waits until Envoy is ready.
 pub(crate) async fn until_ready(envoy: Envoy) {
     while envoy.ready().await.is_err() {
         tokio::time::sleep(AGAIN).await;
     }
 }
 
-/// The names of the counters by which Envoy rejected something. How often it did is not
-/// told: the kubelet counts events that are the same.
+/// The names of Envoy's counters of rejected updates that are not 0. Without their values,
+/// so that the message stays the same and the kubelet merges its events.
 fn rejected(stats: &str) -> Vec<&str> {
     let counters = stats.lines().filter_map(|line| line.trim().split_once(": "));
     counters.filter(|(_, count)| *count != "0").map(|(name, _)| name).collect()
 }
 
-/// Whether one of Envoy's listeners, each `name::address:port`, has that port.
+/// Whether one of Envoy's listeners, each `name::address:port`, is on that port.
 fn has_listener(listeners: &str, port: u16) -> bool {
     let end = format!(":{port}");
     listeners.lines().any(|line| line.trim_end().ends_with(&end))
@@ -252,32 +252,32 @@ impl From<NotReady> for Failure {
     fn from(why: NotReady) -> Self {
         let hint = match &why {
             NotReady::Envoy(error) => advice(error),
-            NotReady::CutOff(_) => "compare the agent's log, its gRPC port and the ACL token",
+            NotReady::CutOff(_) => "check the agent's log, its gRPC port and the ACL token",
             NotReady::Rejected(_) => {
-                "the reason is in Envoy's log: compare the proxy's settings, and Consul's release with Envoy's"
+                "see Envoy's log for the reason; check the proxy's settings, and that Consul's release supports Envoy's"
             }
             NotReady::NoListener(_) | NotReady::NoStream => {
-                "check that gRPC is on, and that the agent knows the proxy"
+                "check that gRPC is enabled, and that the agent knows the proxy"
             }
             NotReady::Agent(_) => "check that the node's agent runs",
             NotReady::OutOfService { .. } => "see the log of the sidecar container",
             NotReady::NoApplication { .. } => {
-                "see the application's log; if it listens on another port than its service's, name that by the annotation consul.hashicorp.com/connect-service-port"
+                "see the application's log; if it listens on another port than its service's, name it in the annotation consul.hashicorp.com/connect-service-port"
             }
             NotReady::Servers(_) | NotReady::NotListed => {
-                "see the log of the node's agent: it tells the servers of the pod's checks"
+                "see the log of the node's agent, which sends the pod's checks to the servers"
             }
         };
         Self::new(Exit::Failure, why).hint(hint)
     }
 }
 
-/// What to do about an Envoy that is not ready.
+/// The hint for an Envoy that is not ready.
 pub(crate) fn advice(error: &envoy::Error) -> &'static str {
     match error {
         envoy::Error::Status { .. } => {
-            "it waits for its configuration from the agent's gRPC port: check that gRPC is on, and that the agent knows the proxy"
+            "it waits for its configuration from the agent's gRPC port: check that gRPC is enabled, and that the agent knows the proxy"
         }
-        _ => "it has not started yet, or ended: check its log",
+        _ => "it has not started yet, or it exited: check its log",
     }
 }

@@ -1,11 +1,11 @@
-//! Envoy, restarted in place: an Envoy that does not watch its token's file gets
-//! another token only so.
+//! Restarts Envoy in place, so that it uses a new ACL token. An Envoy that watches its
+//! token's file needs no restart.
 
 use std::cell::Cell;
 
 use tokio::sync::Notify;
 
-/// Whether Envoy is to be restarted, or is being.
+/// Whether a restart of Envoy is requested or in progress.
 #[derive(Debug, Default)]
 pub(crate) struct Restart {
     is_under_way: Cell<bool>,
@@ -16,18 +16,18 @@ pub(crate) struct Restart {
 // === impl Restart ===
 
 impl Restart {
-    /// Asks for it. From now on the pod is out of service.
+    /// Requests a restart. The pod's checks are critical until it is done.
     pub(crate) fn request(&self) {
         self.is_under_way.set(true);
         self.requested.notify_one();
     }
 
-    /// Waits until it is asked for.
+    /// Waits for a request.
     pub(crate) async fn requested(&self) {
         self.requested.notified().await;
     }
 
-    /// Envoy was started again.
+    /// Called when Envoy was started again.
     pub(crate) fn is_done(&self) {
         self.is_under_way.set(false);
         self.changed.notify_one();
@@ -37,7 +37,7 @@ impl Restart {
         self.is_under_way.get()
     }
 
-    /// Waits until it is done.
+    /// Waits until a restart is done.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }

@@ -1,7 +1,9 @@
-//! The sidecar's main process, from Envoy's start to its end.
+//! The sidecar's main process, from Envoy's start to its exit.
 
 use std::ffi::OsString;
+use std::num::NonZeroU16;
 use std::path::Path;
+use std::pin::Pin;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
@@ -12,32 +14,32 @@ use runtime::{Deadline, Failure, Signals, TerminationMessage};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::RunArgs;
+use crate::args::{DnsArgs, RelayArgs, RunArgs};
 use crate::child::{self, Child};
-use crate::dns::Dns;
-use crate::drain::{self, Busy};
+use crate::end::drain::{self, Busy};
 use crate::end::{self, Budget};
+use crate::keep::roots;
+use crate::keep::stream::Stream;
+use crate::keep::virtual_address::VirtualAddress;
 use crate::keep::{self, Keeper};
-use crate::merge::{Merge, Source};
 use crate::pod::Pod;
-use crate::relay::Relay;
 use crate::restart::Restart;
-use crate::roots;
-use crate::stream::Stream;
-use crate::virtual_address::VirtualAddress;
+use crate::serve::dns::Dns;
+use crate::serve::merge::{Merge, Source};
+use crate::serve::relay::Relay;
 
-/// How long Envoy may take to connect to the agent before there is a warning.
+/// How long Envoy may take to connect to the agent before a warning is logged.
 const LATE: Duration = Duration::from_secs(10);
 
-/// How long connections may take to end before Envoy is restarted in place.
+/// How long connections are drained before Envoy is restarted in place.
 const RESTART: Duration = Duration::from_secs(10);
 
-/// Runs Envoy, keeps it registered, and ends it well.
+/// Runs Envoy, keeps it registered, and shuts it down gracefully.
 ///
-/// Asked to end, it deregisters and drains side by side, quits Envoy and logs
-/// out. The exit code is then 0, and so it is if Envoy was asked to end: by
-/// `/quitquitquit` or a signal, which are its only ways to status 0. If it ends
-/// by itself, the exit code is Envoy's.
+/// On SIGTERM it deregisters and drains at the same time, then stops Envoy and logs out.
+/// The exit code is then 0. It is 0, too, if Envoy was told to exit, by `/quitquitquit`
+/// or a signal: Envoy has no other way to status 0. If Envoy crashes, the exit code is
+/// Envoy's.
 pub(crate) async fn run(
     args: RunArgs,
     message: TerminationMessage,
@@ -59,19 +61,13 @@ pub(crate) async fn run(
     let command = with_drain_strategy(command);
     let pod = Pod::open(handoff)?;
     let virtual_address = VirtualAddress::of(&pod, dns.resolv_conf.clone());
-    // First of all: where this container starts again, the application asks already.
-    if let Some(dns) = Dns::listen(dns, &pod.record.agent.http_addr).await? {
-        tokio::spawn(dns.serve());
-    }
-    if let Some(relay) = Relay::listen(relay, &pod.record.pair.service.address).await? {
-        tokio::spawn(relay.serve());
-    }
+    // First of all: if this container restarts, the application is already running and
+    // sends queries.
+    serve_dns_and_probes(dns, relay, &pod).await?;
     pod.revive(&mut signals).await?;
     if let Some((port, application)) = merged_metrics_port.zip(service_metrics_port) {
         let source = Source { port: application.get(), path: service_metrics_path };
-        let merge = Merge::listen(port.get(), pod.record.admin, source).await?;
-        // Until the very end: what is drained is of interest, too.
-        tokio::spawn(merge.serve());
+        serve_metrics(port, source, &pod).await?;
     }
     let mut child = Child::spawn(&command)?;
     tokio::spawn(warn_of_no_stream(Envoy::at(pod.record.admin)));
@@ -81,46 +77,16 @@ pub(crate) async fn run(
     let probe = readiness_probe.map(|probe| since_start(probe, &pod.handoff));
     let keeper = Keeper::new(&pod, &restart, stream, probe, virtual_address);
     let mut keeper = Box::pin(keeper.keep(stop.clone()));
-    let mut roots = Box::pin(roots::follow(&pod));
-    let port = pod.record.pair.service.port;
-    let busy = Busy {
-        envoy: Envoy::at(pod.record.admin),
-        pages: pages(&pod.handoff),
-        application: (port != 0).then_some(port),
-    };
-
-    let ended = loop {
-        tokio::select! {
-            biased;
-            status = child.end() => break Some(status),
-            signal = signals.next() => {
-                tracing::info!("{signal}: ending");
-                break None;
-            }
-            () = &mut keeper => break None, // it ends only when it is told to
-            never = &mut roots => match never {},
-            () = restart.requested() => {}
-        }
-        tracing::info!("Envoy is restarted in place, so that it has the new ACL token");
-        tokio::select! {
-            biased;
-            signal = signals.next() => {
-                tracing::info!("{signal}: ending");
-                break None;
-            }
-            _status = drain::restart(&busy, &mut child, Deadline::after(RESTART)) => {}
-            () = &mut keeper => break None,
-        }
-        child = Child::spawn(&command)?;
-        restart.is_done();
-    };
-    match ended {
-        Some(status) if status.success() => tracing::info!("Envoy was asked to end: ending"),
-        Some(status) => {
+    let busy = busy(&pod);
+    let ended =
+        supervise(&command, &mut child, keeper.as_mut(), &pod, &restart, &busy, &mut signals)
+            .await?;
+    if let Some(status) = ended {
+        if !status.success() {
             report_death(&pod, status).await;
             return Ok(child::exit_code(status));
         }
-        None => {}
+        tracing::info!("Envoy was told to exit: shutting down");
     }
     stop.cancel();
     let child = ended.is_none().then_some(child);
@@ -129,28 +95,93 @@ pub(crate) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// A probe with what is left of its initial delay, which begins with the pod: a
-/// container that starts again finds an application that runs.
+async fn serve_dns_and_probes(dns: DnsArgs, relay: RelayArgs, pod: &Pod) -> Result<(), Failure> {
+    if let Some(dns) = Dns::listen(dns, &pod.record.agent.http_addr).await? {
+        tokio::spawn(dns.serve());
+    }
+    if let Some(relay) = Relay::listen(relay, &pod.record.pair.service.address).await? {
+        tokio::spawn(relay.serve());
+    }
+    Ok(())
+}
+
+async fn serve_metrics(port: NonZeroU16, source: Source, pod: &Pod) -> Result<(), Failure> {
+    let merge = Merge::listen(port.get(), pod.record.admin, source).await?;
+    // Until the very end, so that the drain shows in the metrics.
+    tokio::spawn(merge.serve());
+    Ok(())
+}
+
+fn busy(pod: &Pod) -> Busy {
+    let port = pod.record.pair.service.port;
+    Busy {
+        envoy: Envoy::at(pod.record.admin),
+        pages: pages(&pod.handoff),
+        application: (port != 0).then_some(port),
+    }
+}
+
+/// Restarts Envoy in place when requested. Returns Envoy's status if it exits by itself, and
+/// `None` after a signal.
+async fn supervise(
+    command: &[OsString],
+    child: &mut Child,
+    mut keeper: Pin<&mut impl Future<Output = ()>>,
+    pod: &Pod,
+    restart: &Restart,
+    busy: &Busy,
+    signals: &mut Signals,
+) -> Result<Option<ExitStatus>, Failure> {
+    let mut roots = Box::pin(roots::follow(pod));
+    loop {
+        tokio::select! {
+            biased;
+            status = child.end() => return Ok(Some(status)),
+            signal = signals.next() => {
+                tracing::info!("received {signal}: shutting down");
+                return Ok(None);
+            }
+            () = &mut keeper => return Ok(None), // it returns only when it is told to stop
+            never = &mut roots => match never {},
+            () = restart.requested() => {}
+        }
+        tracing::info!("restarting Envoy in place so that it uses the new ACL token");
+        tokio::select! {
+            biased;
+            signal = signals.next() => {
+                tracing::info!("received {signal}: shutting down");
+                return Ok(None);
+            }
+            _status = drain::restart(busy, child, Deadline::after(RESTART)) => {}
+            () = &mut keeper => return Ok(None),
+        }
+        *child = Child::spawn(command)?;
+        restart.is_done();
+    }
+}
+
+/// The probe with the rest of its initial delay. The delay begins with the pod, because
+/// the application keeps running when only this container restarts.
 fn since_start(probe: Probe, handoff: &Handoff) -> Probe {
     let start = std::fs::metadata(handoff.record()).and_then(|record| record.modified());
     let age = start.ok().and_then(|start| start.elapsed().ok()).unwrap_or_default();
     Probe { initial_delay: probe.initial_delay.saturating_sub(age), ..probe }
 }
 
-/// Warns if Envoy has no configuration some seconds after its start: where gRPC is off on
-/// the agent, Envoy itself says so much later, and in its own words.
+/// Warns if Envoy has no xDS stream some seconds after its start. If gRPC is disabled on
+/// the agent, Envoy's own log says so much later and less clearly.
 async fn warn_of_no_stream(envoy: Envoy) {
     tokio::time::sleep(LATE).await;
     if !envoy.is_connected().await.unwrap_or(false) {
         tracing::warn!(
-            "Envoy has had no connection to the agent's gRPC port for {LATE:?}: the pod is not \
-             ready; hint: check that the agent runs and that gRPC is on"
+            "Envoy could not connect to the agent's gRPC port for {LATE:?}: the pod is not \
+             ready; hint: check that the agent runs and that gRPC is enabled"
         );
     }
 }
 
-/// Envoy's command, with the drain strategy by which all clients are told at once
-/// to go elsewhere, unless it has one: by default Envoy tells them over ten minutes.
+/// Adds `--drain-strategy immediate` to Envoy's command unless it has a drain strategy.
+/// By default, Envoy spreads the closing of connections over ten minutes.
 fn with_drain_strategy(mut command: Vec<OsString>) -> Vec<OsString> {
     let is_envoy = command.first().and_then(|program| Path::new(program).file_name());
     let is_envoy = is_envoy.is_some_and(|name| name == "envoy");
@@ -161,8 +192,8 @@ fn with_drain_strategy(mut command: Vec<OsString>) -> Vec<OsString> {
     command
 }
 
-/// The ports of the pages that Envoy serves itself, such as its metrics, by the
-/// names that they have in its bootstrap.
+/// The ports of the listeners in Envoy's bootstrap on which Envoy answers itself, such as
+/// the one for metrics.
 fn pages(handoff: &Handoff) -> Vec<u16> {
     let bootstrap = std::fs::read(handoff.bootstrap()).unwrap_or_default();
     let bootstrap: Value = serde_json::from_slice(&bootstrap).unwrap_or_default();
@@ -179,11 +210,11 @@ fn pages(handoff: &Handoff) -> Vec<u16> {
 const PAGES: [&str; 3] =
     ["envoy_prometheus_metrics_listener", "envoy_metrics_listener", "envoy_ready_listener"];
 
-/// The container restarts in a moment, or the pod is lost: until then no client
-/// is to be sent to a proxy that is not there.
+/// Makes the TTL checks critical at once: until the container restarts, clients must not
+/// be sent to a proxy that isn't running.
 async fn report_death(pod: &Pod, status: ExitStatus) {
-    tracing::error!(%status, "Envoy ended by itself");
-    let output = format!("Envoy ended: {status}");
+    tracing::error!(%status, "Envoy exited unexpectedly");
+    let output = format!("Envoy exited: {status}");
     let report = keep::report_death(&pod.agent, &pod.record, &output);
     match tokio::time::timeout(Duration::from_secs(2), report).await {
         Ok(Ok(())) => {}
@@ -200,7 +231,6 @@ async fn report_death(pod: &Pod, status: ExitStatus) {
 mod tests {
     use super::*;
 
-    /// Clients are told at once.
     #[test]
     fn envoy_drains_at_once_unless_its_command_says_otherwise() {
         let with = |command: &str| {

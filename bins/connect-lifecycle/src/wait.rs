@@ -1,6 +1,6 @@
-//! A command that runs while the proxy does: it is started when Envoy is ready,
-//! and with `--quit` Envoy is ended after it. For Jobs, whose pods complete only
-//! when all of their containers do.
+//! Runs a command while the proxy runs: starts it when Envoy is ready and, with `--quit`,
+//! stops the sidecar afterwards. For Jobs, whose pods complete only when all of their
+//! containers have exited.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,18 +14,17 @@ use crate::args::WaitArgs;
 use crate::child::{self, Child};
 use crate::ready;
 
-/// How long a sidecar is asked to end.
+/// How long to retry stopping a sidecar.
 const QUIT: Duration = Duration::from_secs(5);
 
-/// How often it is asked.
+/// Pause between requests to Envoy.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// Runs the command, and ends as it does.
+/// Runs the command, and exits with its exit code.
 ///
-/// Only Envoy is asked to end: `run` sees that, takes the registration back and
-/// ends well. Nothing of that is done here, because this process may run as a
-/// user who can't read the hand-off files; and nothing is lost by it, because
-/// the application is gone already.
+/// Only Envoy is told to exit; `run` notices that, deregisters and shuts down gracefully.
+/// This process can't deregister itself, because it may run as a user who can't read the
+/// hand-off files. Clients lose nothing: the application is gone already.
 pub(crate) async fn run(args: WaitArgs, mut signals: Signals) -> Result<ExitCode, Failure> {
     let WaitArgs { admin_bind, timeout, go_on_without, quit, command } = args;
     let envoys: Vec<Envoy> = admin_bind.into_iter().map(Envoy::at).collect();
@@ -36,7 +35,7 @@ pub(crate) async fn run(args: WaitArgs, mut signals: Signals) -> Result<ExitCode
         if let Some(patience) = go_on_without
             && tokio::time::timeout(patience, until_there(*envoy)).await.is_err()
         {
-            tracing::warn!("no sidecar runs: the command is started without one");
+            tracing::warn!("no sidecar is running: starting the command without one");
             has_sidecar = false;
             break;
         }
@@ -49,7 +48,7 @@ pub(crate) async fn run(args: WaitArgs, mut signals: Signals) -> Result<ExitCode
         Ok(child) => Ok(attend(child, &mut signals).await),
         Err(failure) => Err(failure),
     };
-    // Also if there never was a command: a sidecar alone would keep the pod.
+    // Also if the command was not started: the sidecar alone would keep the pod running.
     if quit && has_sidecar {
         let was_asked_to_end = matches!(outcome, Ok((_, true)));
         let patience = if was_asked_to_end { Duration::ZERO } else { QUIT };
@@ -60,14 +59,13 @@ pub(crate) async fn run(args: WaitArgs, mut signals: Signals) -> Result<ExitCode
     outcome.map(|(code, _)| code)
 }
 
-/// Waits until Envoy answers, ready or not.
+/// Waits until Envoy's admin interface answers, whether Envoy is ready or not.
 async fn until_there(envoy: Envoy) {
     while let Err(envoy::Error::Connect(..)) = envoy.ready().await {
         tokio::time::sleep(AGAIN).await;
     }
 }
 
-/// Waits for Envoy.
 async fn until_ready(
     envoy: Envoy,
     deadline: Deadline,
@@ -94,15 +92,15 @@ async fn until_ready(
     }
 }
 
-/// Waits for the command's end, and passes signals on. Its exit code, and
-/// whether it was asked to end.
+/// Waits until the command exits, and forwards signals. Returns its exit code, and whether
+/// it got a signal.
 async fn attend(mut child: Child, signals: &mut Signals) -> (ExitCode, bool) {
     let mut was_asked_to_end = false;
     loop {
         let signal = tokio::select! {
             biased;
             status = child.end() => {
-                tracing::info!(%status, "the command ended");
+                tracing::info!(%status, "the command exited");
                 return (child::exit_code(status), was_asked_to_end);
             }
             signal = signals.next() => signal,
@@ -115,19 +113,19 @@ async fn attend(mut child: Child, signals: &mut Signals) -> (ExitCode, bool) {
     }
 }
 
-/// Asks Envoy to end: again for so long, since the sidecar may be starting
-/// again just now. If the whole pod ends, it may be gone already.
+/// Tells Envoy to exit, and retries for that long, because the sidecar may be restarting
+/// right now. If the whole pod is being shut down, it may be gone already.
 ///
-/// A sidecar that does not end keeps the pod, but the command's exit code is
-/// not to be lost by it.
+/// Only logs a failure: a sidecar that keeps running keeps the pod running, but the
+/// command's exit code must not be lost.
 async fn end_sidecar(envoy: Envoy, patience: Duration) {
     let deadline = Deadline::after(patience);
     loop {
         match envoy.quit().await {
-            Ok(()) => return tracing::info!("told the sidecar to end"),
+            Ok(()) => return tracing::info!("told the sidecar to exit"),
             Err(error) if deadline.left().is_zero() => {
                 return tracing::warn!(
-                    "cannot tell the sidecar to end: {error}; hint: if it runs, it keeps the pod: check --admin-bind"
+                    "cannot tell the sidecar to exit: {error}; hint: check --admin-bind: a sidecar that runs keeps the pod from completing"
                 );
             }
             Err(_) => tokio::time::sleep(AGAIN).await,

@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand};
 use redirect::{Cidr, Plan};
 use runtime::{Failure, LogArgs};
 
-/// Has the connections of a transparent pod go through its Envoy: loads redirect
-/// rules into the kernel of the pod's network, and verifies them
+/// Redirect a pod's connections to its Envoy, for transparent proxy: load redirect rules
+/// into the pod's network namespace, and verify them
 #[derive(Debug, Parser)]
 #[command(version, after_help = runtime::exit::HELP)]
 pub(crate) struct Args {
@@ -22,42 +22,42 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Load the rules in place of older ones, read them back, and try a connection;
-    /// needs the capability NET_ADMIN
+    /// Replace the rules, read them back, and test a connection; requires NET_ADMIN
     Apply(PlanArgs),
-    /// See that connections go through Envoy: to be run before Envoy, by a user who
-    /// is not excluded; with NET_ADMIN the rules are read, too
+    /// Check that connections are redirected: run it before Envoy, as a user who is not
+    /// excluded; with NET_ADMIN, also compare the rules
     Verify(PlanArgs),
-    /// Print the rules as `nft -f` takes them, and do nothing else
+    /// Print the rules in the syntax of `nft -f`, without loading them
     Print(PlanArgs),
 }
 
-/// What is redirected. Flags that may be given several times take lists with
-/// commas, too.
+/// What to redirect.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Redirection")]
 pub(crate) struct PlanArgs {
-    /// The port of Envoy's public listener: where connections to the pod go
+    /// Port of Envoy's public listener, to which connections to the pod are redirected
     #[arg(long, env = "CONNECT_PROXY_INBOUND_PORT", default_value = "20000", value_name = "PORT")]
     proxy_inbound_port: NonZeroU16,
 
-    /// The port of Envoy's outbound listener: where the pod's own connections go
+    /// Port of Envoy's outbound listener, to which the pod's own connections are redirected
     #[arg(long, env = "CONNECT_PROXY_OUTBOUND_PORT", default_value = "15001", value_name = "PORT")]
     proxy_outbound_port: NonZeroU16,
 
-    /// The user that Envoy runs as: its own connections are left alone
+    /// User id that Envoy runs as, whose connections are not redirected
     #[arg(long, env = "CONNECT_PROXY_UID", default_value = "5995", value_name = "UID")]
     proxy_uid: u32,
 
-    /// A further user whose connections are left alone
+    /// Another user id whose connections are not redirected. May be repeated, or
+    /// comma-separated
     #[arg(long, env = "CONNECT_EXCLUDE_UIDS", value_delimiter = ',', value_name = "UID")]
     exclude_uid: Vec<u32>,
 
-    /// A port of the pod that is reached directly, and not through Envoy: probes
-    /// and metrics
+    /// Port of the pod that clients reach directly, such as for probes and metrics. May be
+    /// repeated, or comma-separated
     #[arg(long, env = "CONNECT_EXCLUDE_INBOUND_PORTS", value_delimiter = ',', value_name = "PORT")]
     exclude_inbound_port: Vec<NonZeroU16>,
 
-    /// A port of others that the pod reaches directly
+    /// Destination port that the pod reaches directly. May be repeated, or comma-separated
     #[arg(
         long,
         env = "CONNECT_EXCLUDE_OUTBOUND_PORTS",
@@ -66,7 +66,8 @@ pub(crate) struct PlanArgs {
     )]
     exclude_outbound_port: Vec<NonZeroU16>,
 
-    /// Addresses that the pod reaches directly: the node's Consul agent, at least
+    /// Addresses that the pod reaches directly: at least the node's Consul agent. May be
+    /// repeated, or comma-separated
     #[arg(
         long,
         env = "CONNECT_EXCLUDE_OUTBOUND_CIDRS",
@@ -75,7 +76,8 @@ pub(crate) struct PlanArgs {
     )]
     exclude_outbound_cidr: Vec<Cidr>,
 
-    /// A further service of the pod: its port, and that of its public listener
+    /// Another service of the pod: its port and that of its public listener, such as
+    /// 9090=20001. May be repeated, or comma-separated
     #[arg(
         long,
         env = "CONNECT_FURTHER_SERVICES",
@@ -85,7 +87,8 @@ pub(crate) struct PlanArgs {
     )]
     service: Vec<(NonZeroU16, NonZeroU16)>,
 
-    /// Where queries for names go, whichever nameserver they are for
+    /// Address to which DNS queries are redirected, whichever nameserver they are for
+    /// [default: DNS is not redirected]
     #[arg(long, env = "CONNECT_CONSUL_DNS", value_name = "IP:PORT")]
     consul_dns: Option<SocketAddr>,
 }
@@ -94,7 +97,7 @@ pub(crate) struct PlanArgs {
 
 impl PlanArgs {
     /// # Errors
-    /// What was given contradicts itself.
+    /// The flags contradict each other.
     pub(crate) fn plan(self) -> Result<Plan, Failure> {
         let Self {
             proxy_inbound_port,
@@ -144,6 +147,8 @@ fn hint_for(mistake: &redirect::Mistake) -> &'static str {
         Mistake::OneListener { .. } => "each --service has a listener of its own",
         Mistake::ServiceExcluded(_) => "it can stand in --service or --exclude-inbound-port",
         Mistake::NobodyExcluded => "--proxy-uid is the user that Envoy runs as",
+        Mistake::NoPort => "port numbers are 1 to 65535",
+        Mistake::TooMany(_) => "exclude CIDRs in place of single addresses",
     }
 }
 
@@ -160,12 +165,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_agrees_with_readme() {
-        testkit::agrees_with_readme(&Args::command(), include_str!("../README.md"));
+    fn the_command_line_agrees_with_its_pages() {
+        testkit::agrees_with_its_pages(
+            &Args::command(),
+            concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"),
+        );
     }
 
     #[test]
-    fn lists_may_have_commas() {
+    fn lists_may_be_comma_separated() {
         let line = "x print --exclude-inbound-port 80,81 --exclude-inbound-port 82 \
                     --exclude-outbound-cidr 10.0.0.1,fd00::/8 --service 9090=20001";
         let args = Args::try_parse_from(line.split_whitespace()).unwrap();

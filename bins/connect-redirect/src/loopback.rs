@@ -1,5 +1,5 @@
-//! Whether a connection really comes back to Envoy's port. In a pod whose rules
-//! are loaded from outside it is the only thing that can be seen from within.
+//! Tests whether a connection is redirected to Envoy's port. Without NET_ADMIN, this is the
+//! only way to see rules that were loaded from outside of the pod.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -12,44 +12,43 @@ use runtime::deadline::{Cut, race};
 use runtime::{Deadline, Exit, Failure, Signals};
 use tokio::net::{TcpListener, TcpStream};
 
-/// How long a connection may take to come back.
+/// How long the redirected connection may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Why nothing can be said, or that it did not come back.
+/// Why the test failed or is not possible.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// Envoy or another process has the port.
-    #[error("port {0} of 127.0.0.1 is taken")]
+    /// Envoy or another process listens on the port.
+    #[error("port {0} of 127.0.0.1 is in use")]
     Taken(u16),
     /// Another error of `bind`.
     #[error("cannot listen on port {0} of 127.0.0.1: {1}")]
     Listen(u16, io::Error),
-    /// There is no way out of the pod.
+    /// The pod has no default route.
     #[error("this pod has no route to IPv4 addresses: {0}")]
     NoRoute(io::Error),
-    /// The connection went elsewhere.
-    #[error("a connection to {to} did not come back to port {port}: {why}")]
+    /// The connection was not redirected.
+    #[error("a connection to {to} was not redirected to port {port}: {why}")]
     Elsewhere {
-        /// Where it was meant to go.
+        /// Where the connection was going.
         to: SocketAddrV4,
-        /// Where it should have come back.
+        /// Where it should have arrived.
         port: u16,
-        /// What was seen instead.
+        /// What happened instead.
         why: String,
     },
-    /// The plan leaves this user's connections alone, or all.
-    #[error("connections of user {0} are all excluded: nothing can be tried")]
+    /// The plan excludes this user's connections, or all destinations.
+    #[error("all connections of user {0} are excluded: none can be tested")]
     Excluded(u32),
-    /// A signal came.
     #[error("ended by a signal")]
     Signal,
 }
 
-/// Listens where Envoy will, and connects to an address that nobody has. Nothing
-/// leaves the pod but, without rules, the first packet of a connection.
+/// Listens on Envoy's outbound port, and connects to an address that no host has. Without
+/// rules, the connection's first packet leaves the pod.
 ///
 /// # Errors
-/// The connection did not come back, or that can't be tried.
+/// The connection was not redirected, or the test is not possible.
 pub(crate) async fn verify(plan: &Plan, mut signals: Signals) -> Result<(), Error> {
     let (port, uid) = (plan.outbound, nix::unistd::geteuid().as_raw());
     let to = plan.witness(uid).ok_or(Error::Excluded(uid))?;
@@ -71,25 +70,27 @@ pub(crate) async fn verify(plan: &Plan, mut signals: Signals) -> Result<(), Erro
             return Err(Error::NoRoute(error));
         }
         Ok(Err(error)) => return Err(elsewhere(error.to_string())),
-        Err(Cut::Deadline) => return Err(elsewhere(format!("nothing came within {PATIENCE:?}"))),
+        Err(Cut::Deadline) => {
+            return Err(elsewhere(format!("no connection arrived within {PATIENCE:?}")));
+        }
         Err(Cut::Signal(_)) => return Err(Error::Signal),
     };
-    // Anybody may have connected to the port.
+    // Another process may have connected to the port directly.
     let meant = getsockopt(&server.as_fd(), sockopt::OriginalDst)
-        .map_err(|errno| elsewhere(format!("the kernel knows no destination of it: {errno}")))?;
+        .map_err(|errno| elsewhere(format!("the kernel has no original destination: {errno}")))?;
     let address = Ipv4Addr::from(u32::from_be(meant.sin_addr.s_addr));
     let meant = SocketAddrV4::new(address, u16::from_be(meant.sin_port));
-    if meant == to { Ok(()) } else { Err(elsewhere(format!("one to {meant} did"))) }
+    if meant == to { Ok(()) } else { Err(elsewhere(format!("one to {meant} was"))) }
 }
 
 // === impl Error ===
 
 impl Error {
-    /// As the user reads it, with what to do next.
+    /// Adds the hint.
     pub(crate) fn failure(self) -> Failure {
         let hint = match &self {
             Self::Taken(_) => "verify before Envoy is started",
-            Self::Listen(..) | Self::Signal => "start it again",
+            Self::Listen(..) | Self::Signal => "run it again",
             Self::Excluded(_) => "verify as a user who is not excluded",
             Self::NoRoute(_) => "transparent proxy needs IPv4 in the pod",
             Self::Elsewhere { .. } => {

@@ -1,17 +1,15 @@
 //! Loads the redirect rules of a transparent pod, and verifies them.
 //!
 //! - [`args`]: the command line
-//! - [`netlink`]: the kernel: a transaction given to it, its rules read back
 //! - [`loopback`]: whether a connection really comes back to Envoy's port
 
 mod args;
 mod loopback;
-mod netlink;
 
 use std::process::ExitCode;
 
 use args::{Args, Command};
-use netlink::Netlink;
+use netfilter::Netlink;
 use redirect::{Plan, Transaction};
 use runtime::{Exit, Failure, Signals, stdout};
 
@@ -38,11 +36,10 @@ async fn apply(plan: &Plan, signals: Signals) -> Result<ExitCode, Failure> {
         netlink.load(&transaction)?;
         Ok(netlink)
     };
-    let netlink =
-        load().map_err(|error: netlink::Error| error.failure("cannot load the redirect rules"))?;
+    let netlink = load().map_err(|error| refused(&error, "cannot load the redirect rules"))?;
     netlink
         .verify(&transaction)
-        .map_err(|error| error.failure("the redirect rules are loaded, but"))?;
+        .map_err(|error| refused(&error, "the redirect rules are loaded, but"))?;
     match loopback::verify(plan, signals).await {
         // Rules are loaded into a pod that lives, or leave this user alone.
         Err(why @ (loopback::Error::Taken(_) | loopback::Error::Excluded(_))) => {
@@ -59,14 +56,41 @@ async fn apply(plan: &Plan, signals: Signals) -> Result<ExitCode, Failure> {
 /// Looks whether connections come back; and whether the rules are those, where
 /// that may be asked.
 async fn verify(plan: &Plan, signals: Signals) -> Result<ExitCode, Failure> {
-    match Netlink::open().and_then(|netlink| netlink.verify(&Transaction::from(plan))) {
-        Ok(()) => {}
-        Err(netlink::Error::Denied(_)) => {
-            tracing::info!("the rules can't be read without NET_ADMIN: only a connection is tried");
+    let read = Netlink::open().and_then(|netlink| netlink.verify(&Transaction::from(plan)));
+    let from_outside = match read {
+        Ok(()) => false,
+        Err(netfilter::Error::Denied(_)) => {
+            tracing::info!(
+                "the rules cannot be read without NET_ADMIN: only a connection is tried"
+            );
+            true
         }
-        Err(error) => return Err(error.failure("the redirect rules are not as they should be")),
-    }
-    loopback::verify(plan, signals).await.map_err(loopback::Error::failure)?;
+        Err(error) => return Err(refused(&error, "the redirect rules are not as they should be")),
+    };
+    loopback::verify(plan, signals).await.map_err(|error| match error {
+        loopback::Error::Elsewhere { .. } if from_outside => {
+            Failure::new(Exit::Failure, error).hint(UNREDIRECTED)
+        }
+        error => error.failure(),
+    })?;
     tracing::info!("connections of this pod go through Envoy");
     Ok(Exit::Done.into())
+}
+
+/// A container that starts again has the same network: only a new pod gets another one.
+const UNREDIRECTED: &str = "delete the pod, so that it gets a network with redirect rules: \
+     connect-cni was not in the node's CNI configuration when the pod was started, or the \
+     container runtime hands no annotations to CNI plugins";
+
+/// Adds the hint for a container.
+fn refused(error: &netfilter::Error, doing: &str) -> Failure {
+    let hint = match error {
+        netfilter::Error::Denied(_) => {
+            "give the container user 0 and the capability NET_ADMIN \
+             (securityContext.capabilities.add); PodSecurity baseline and restricted refuse \
+             that: use a namespace at the level privileged, or connect-cni"
+        }
+        error => error.hint(),
+    };
+    Failure::new(Exit::Failure, error).while_doing(doing).hint(hint)
 }

@@ -1,8 +1,7 @@
-//! The rules in a real kernel, and what becomes of connections: a pod and what
-//! is outside of it, each with a network of its own. This takes root, `ip` and
-//! `nft`.
+//! Loads the rules into a real kernel and makes connections between a pod and a host outside
+//! of it, each a network namespace. Requires root, `ip` and `nft`.
 
-#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+#![expect(clippy::unwrap_used, reason = "in fixtures, too, a panic reports the failure")]
 
 mod network;
 
@@ -23,7 +22,7 @@ fn connect_redirect(args: &[String]) -> Output {
     command.env("CONNECT_TERMINATION_LOG", "").args(args).output().unwrap()
 }
 
-/// Runs it in the pod; the log is in the failure.
+/// Runs the program in the pod. Returns the log, and panics with it on failure.
 fn succeed(pod: &Network, line: &str) -> String {
     let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     let output = pod.run(move || connect_redirect(&args));
@@ -32,7 +31,7 @@ fn succeed(pod: &Network, line: &str) -> String {
     log
 }
 
-/// Runs it as somebody without rights; the log.
+/// Runs the program without capabilities. Returns exit code and log.
 fn without_rights(pod: &Network, line: &str) -> (Option<i32>, String) {
     let program = assert_cmd::cargo::cargo_bin!("connect-redirect").display().to_string();
     let line = format!("--reuid 65534 --clear-groups {program} {line}");
@@ -45,7 +44,7 @@ fn listing(pod: &Network) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Any flags that make a plan.
+/// Any valid flags.
 fn flags() -> impl Strategy<Value = String> {
     let list = |flag: &'static str, values: BoxedStrategy<String>| {
         prop::collection::vec(values, 0..4).prop_map(move |values| {
@@ -75,10 +74,10 @@ fn flags() -> impl Strategy<Value = String> {
     Vec::from(parts).prop_map(|parts| parts.concat())
 }
 
-/// The kernel is given the rules by us, and again by `nft` from what is printed:
-/// it lists the same.
+/// The kernel lists the same rules after `apply` and after `nft -f` of the output of
+/// `print`.
 #[test]
-fn any_plan_is_loaded_as_nft_loads_it() {
+fn apply_loads_the_same_rules_as_nft() {
     let Some((pod, _outside)) = pod_and_outside() else { return };
     let mut runner =
         TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
@@ -102,13 +101,13 @@ fn succeed_with_output(pod: &Network, line: &str) -> String {
 }
 
 #[test]
-fn loading_twice_is_loading_once() {
+fn applying_twice_replaces_the_rules() {
     let Some((pod, _outside)) = pod_and_outside() else { return };
     succeed(&pod, "apply --exclude-uid 7");
     let once = listing(&pod);
     succeed(&pod, "apply --exclude-uid 7");
     assert_eq!(once, listing(&pod));
-    // What was there before is gone.
+    // The old rules are gone.
     succeed(&pod, "apply");
     assert!(!listing(&pod).contains("skuid 7"));
 }
@@ -122,25 +121,24 @@ fn two_thousand_exclusions_fit() {
     assert_eq!(listing(&pod).matches("ip daddr").count(), 2000);
 }
 
-/// As in a pod at PodSecurity level restricted, whose rules were loaded from
-/// outside.
+/// As in a pod at PodSecurity level restricted, whose rules are loaded from outside.
 #[test]
-fn verify_needs_no_rights() {
+fn verify_needs_no_capabilities() {
     let Some((pod, _outside)) = pod_and_outside() else { return };
     let (code, log) = without_rights(&pod, "verify");
     assert_eq!(code, Some(1), "{log}");
-    assert!(log.contains("did not come back to port 15001"), "{log}");
+    assert!(log.contains("was not redirected to port 15001"), "{log}");
     succeed(&pod, "apply");
     let (code, log) = without_rights(&pod, "verify");
     assert_eq!(code, Some(0), "{log}");
-    // That user's connections would go out.
+    // That user's connections are not redirected.
     succeed(&pod, "apply --exclude-uid 65534");
     let (code, log) = without_rights(&pod, "verify");
     assert_eq!(code, Some(1), "{log}");
 }
 
 #[test]
-fn verify_sees_other_rules_where_it_may_read_them() {
+fn verify_with_net_admin_reports_changed_rules() {
     let Some((pod, _outside)) = pod_and_outside() else { return };
     succeed(&pod, "apply");
     succeed(&pod, "verify");
@@ -153,7 +151,7 @@ fn verify_sees_other_rules_where_it_may_read_them() {
 }
 
 #[test]
-fn without_the_right_nothing_is_loaded_and_the_error_says_so() {
+fn apply_without_net_admin_fails_and_loads_nothing() {
     let Some((pod, _outside)) = pod_and_outside() else { return };
     let (code, log) = without_rights(&pod, "apply");
     assert_eq!(code, Some(1), "{log}");
@@ -161,9 +159,9 @@ fn without_the_right_nothing_is_loaded_and_the_error_says_so() {
     assert_eq!(listing(&pod), "");
 }
 
-/// User 0 that has one capability, can't raise its privileges and can't write.
+/// User 0 with this capability only, no_new_privs and a read-only root file system.
 #[test]
-fn apply_needs_net_admin_and_no_other_right() {
+fn apply_needs_only_net_admin() {
     let Some((pod, _outside)) = pod_and_outside() else { return };
     let program = assert_cmd::cargo::cargo_bin!("connect-redirect").display().to_string();
     let apply_with = |capabilities: &str| {
@@ -181,16 +179,16 @@ fn apply_needs_net_admin_and_no_other_right() {
 }
 
 #[test]
-fn envoy_that_listens_already_does_not_hinder() {
+fn apply_skips_the_test_connection_if_envoy_already_listens() {
     let Some((pod, _outside)) = pod_and_outside() else { return };
     pod.run(|| serve("127.0.0.1:15001"));
     let log = succeed(&pod, "apply");
-    assert!(log.contains("port 15001 of 127.0.0.1 is taken"), "{log}");
+    assert!(log.contains("port 15001 of 127.0.0.1 is in use"), "{log}");
 }
 
-/// Who gets a connection: each listener says its own port.
+/// Each listener sends its own port, so that the client knows which one it reached.
 #[test]
-fn connections_go_where_they_should() {
+fn connections_are_redirected_unless_excluded() {
     let Some((pod, outside)) = pod_and_outside() else { return };
     let (pod_is, outside_is) = (network::POD, network::OUTSIDE);
     for address in
@@ -205,7 +203,7 @@ fn connections_go_where_they_should() {
     let by_pod = |address: String| pod.run(move || connect(&address));
     let by_outside = |port: u16| outside.run(move || connect(&format!("{pod_is}:{port}")));
 
-    // Open since before there were rules, in both directions.
+    // Connections in both directions that were open before the rules.
     let mut into = outside.run(move || TcpStream::connect(format!("{pod_is}:8080")).unwrap());
     let mut out = pod.run(move || TcpStream::connect(format!("{outside_is}:7001")).unwrap());
 
@@ -215,13 +213,13 @@ fn connections_go_where_they_should() {
     );
 
     for (address, reached) in [
-        // Nobody has this one: it is only known where it was meant to go.
+        // No host has this address: only the redirection answers.
         ("198.51.100.1:80".to_owned(), Some(15001)),
         (format!("{outside_is}:7001"), Some(15001)),
         (format!("{outside_is}:7000"), Some(7000)),
         ("127.0.0.1:8080".to_owned(), Some(8080)),
         (format!("{pod_is}:8080"), Some(8080)),
-        // Envoy does not listen there: closed, not around it.
+        // Envoy does not listen on IPv6: the connection is refused and can't bypass it.
         (format!("[{}]:7001", network::OUTSIDE_V6), None),
     ] {
         assert_eq!(by_pod(address.clone()), reached, "{address}");
@@ -255,7 +253,7 @@ fn connections_go_where_they_should() {
 }
 
 #[test]
-fn queries_for_names_go_to_consul_dns() {
+fn dns_queries_are_redirected_to_consul_dns() {
     let Some((pod, _outside)) = pod_and_outside() else { return };
     pod.run(|| serve("127.0.0.1:8653"));
     let server = pod.run(|| UdpSocket::bind("127.0.0.1:8653").unwrap());
@@ -270,7 +268,7 @@ fn queries_for_names_go_to_consul_dns() {
     assert_eq!(&query[..length], b"web.virtual.consul?");
     server.send_to(b"240.0.0.1", from).unwrap();
     let (length, from) = asking.recv_from(&mut query).unwrap();
-    // The answer comes from whom was asked.
+    // The answer comes from the address that the client asked.
     assert_eq!((&query[..length], from), (&b"240.0.0.1"[..], nameserver));
     assert_eq!(pod.run(|| connect("10.96.0.10:53")), Some(8653));
 }

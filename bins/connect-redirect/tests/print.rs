@@ -1,5 +1,5 @@
-//! The whole program, as far as it goes without rights: what it prints, and what
-//! it refuses. The rules themselves are tried in the end-to-end tests.
+//! Runs the whole program as far as it works without capabilities: output of `print`, and
+//! rejected flags. `kernel.rs` tests the rules themselves.
 
 #![expect(clippy::unwrap_used, reason = "the panic is the report")]
 
@@ -15,7 +15,7 @@ fn connect_redirect(args: &[&str]) -> (i32, String, String) {
 }
 
 #[test]
-fn print_needs_no_rights() {
+fn print_needs_no_capabilities() {
     let (code, stdout, stderr) =
         connect_redirect(&["print", "--exclude-outbound-cidr", "10.1.2.3"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
@@ -23,7 +23,7 @@ fn print_needs_no_rights() {
 }
 
 #[test]
-fn what_can_not_be_is_refused() {
+fn invalid_flags_are_rejected() {
     for (args, named) in [
         (&["--exclude-outbound-cidr", "10.0.0.0/33"][..], "10.0.0.0/8"),
         (&["--exclude-inbound-port", "0"], "--exclude-inbound-port"),
@@ -40,7 +40,7 @@ fn what_can_not_be_is_refused() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_failure() {
+fn a_closed_pipe_is_not_a_failure() {
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("connect-redirect"));
     command.arg("print");
     testkit::Outcome::unread(command).code(0);

@@ -132,7 +132,7 @@ fn sidecar_of(id: &str, services: &BTreeMap<String, AgentService>) -> Result<Str
                 failure.hint("register the service and its sidecar first; with ACLs on, the token needs service:read on both")
             } else if !services.contains_key(id) {
                 failure.hint(format_args!(
-                    "--sidecar-for takes the id of a service; there are sidecars for: {}",
+                    "--sidecar-for requires the ID of a service; there are sidecars for: {}",
                     others.join(", ")
                 ))
             } else {
@@ -157,7 +157,7 @@ fn unknown(id: &str, agent: &Agent) -> Failure {
         Exit::Failure,
         format_args!("no service `{id}` is registered with the Consul agent at {address}"),
     )
-    .hint("register the proxy there first, or name its own agent with --http-addr; --proxy-id takes the id of a proxy, not its name")
+    .hint("register the proxy there first, or name its own agent with --http-addr; --proxy-id requires the ID of a proxy, not its name")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The servers' catalog, which follows the agent's registrations.
+//! The servers' catalog, to which agents synchronize their registrations.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use runtime::{Exit, Failure};
 
 use crate::agent::ask;
 
-/// Between two polls.
+/// Pause between two polls.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Waits until the catalog contains a service of this agent, or no longer does.
@@ -43,11 +43,11 @@ fn not_shown(id: &str, is_wanted: bool, deadline: Deadline) -> Failure {
         format!("service `{id}` is deregistered, but the catalog shows it after {deadline}")
     };
     Failure::new(Exit::Deadline, message)
-        .hint("the agent tells its servers as soon as it can: check its log, or raise --timeout")
+        .hint("the agent synchronizes with its servers as soon as it can: check its log, or raise --timeout")
 }
 
-/// Logs on which other nodes a service is registered that this agent lacks. Only a
-/// help: if the catalog can't be read, nothing is logged.
+/// For a service that this agent lacks, logs the nodes where it is registered. If the catalog
+/// can't be read, logs nothing.
 pub(crate) async fn say_where_else(agent: &Agent, id: &str, name: Option<&str>) {
     let Some(here) = node(agent).await else { return };
     let instances = agent.catalog_service(name.unwrap_or(id)).await.unwrap_or_default();
@@ -60,7 +60,7 @@ pub(crate) async fn say_where_else(agent: &Agent, id: &str, name: Option<&str>) 
     nodes.dedup();
     if nodes.contains(&here) {
         tracing::warn!(
-            "service `{id}` is still in the catalog for node {here}: the agent takes it out within a minute"
+            "service `{id}` is still in the catalog for node {here}: the agent removes it within a minute"
         );
     } else if !nodes.is_empty() {
         tracing::warn!(

@@ -64,7 +64,7 @@ pub(crate) async fn run(args: DeregisterArgs, mut signals: Signals) -> Result<()
     }
     let ids: Vec<_> = failures.iter().map(|(_, id)| format!("`{id}`")).collect();
     let message = format_args!("{} services are not deregistered: {}", ids.len(), ids.join(", "));
-    Err(Failure::new(failures[0].0.exit(), message).hint("each one's cause is listed above"))
+    Err(Failure::new(failures[0].0.exit(), message).hint("the causes are listed above"))
 }
 
 struct Target {

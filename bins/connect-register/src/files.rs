@@ -66,7 +66,7 @@ pub(crate) fn read(files: &[PathBuf], output: Output) -> Result<Read, Failure> {
         if let Err(error) = registration::name::check(&service.name) {
             let (file, line) = (&place.file, place.line);
             tracing::warn!(
-                "{file}:{line}: {error}; it is registered all the same, but DNS can't serve it"
+                "{file}:{line}: {error}; it is registered all the same, but DNS cannot serve it"
             );
         }
     }

@@ -5,7 +5,7 @@
 //!   `generate`: the subcommands
 //! - `flags`, `files`: services from flags and from definition files
 //! - `agent`: requests to the agent, retried until the deadline
-//! - `catalog`: what the servers know of a service
+//! - `catalog`: the servers' catalog
 //! - `output`: standard output
 
 mod agent;

@@ -22,7 +22,7 @@ pub(crate) enum Rows {
     Json,
 }
 
-/// Prints one line each.
+/// Prints each line.
 pub(crate) fn print(lines: impl IntoIterator<Item = String>) -> Result<(), Failure> {
     let mut text = String::new();
     for line in lines {

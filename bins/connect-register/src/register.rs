@@ -19,7 +19,7 @@ pub(crate) async fn run(args: RegisterArgs, mut signals: Signals) -> Result<(), 
         Some(definition) => {
             flags::check(&definition)?;
             if let Err(error) = registration::name::check(&definition.service.name) {
-                tracing::warn!("{error}; it is registered all the same, but DNS can't serve it");
+                tracing::warn!("{error}; it is registered all the same, but DNS cannot serve it");
             }
             vec![definition]
         }
@@ -46,7 +46,7 @@ pub(crate) async fn run(args: RegisterArgs, mut signals: Signals) -> Result<(), 
         // Rolling back has a time limit of its own, since the command's has run out. A
         // second signal interrupts it.
         let deadline = Deadline::after(reach.timeout);
-        if let Err(cut) = race(deadline, &mut signals, take_back(&sent, deadline)).await {
+        if let Err(cut) = race(deadline, &mut signals, roll_back(&sent, deadline)).await {
             tracing::error!(
                 "not everything was deregistered: {}",
                 cut_short(cut, &agent, deadline)
@@ -69,7 +69,7 @@ pub(crate) async fn run(args: RegisterArgs, mut signals: Signals) -> Result<(), 
             for failure in &failed {
                 tracing::error!("{failure}");
             }
-            Err(Failure::new(failed[0].exit(), message).hint("each one's cause is listed above"))
+            Err(Failure::new(failed[0].exit(), message).hint("the causes are listed above"))
         }
     }
 }
@@ -184,7 +184,7 @@ pub(crate) async fn require_newest(
     let plural = if count == 1 { "key" } else { "keys" };
     let address = &agent.config().address;
     let message = format_args!(
-        "the agent at {address} is Consul {version}, which can't take {count} {plural} of the \
+        "the agent at {address} is Consul {version}, which cannot take {count} {plural} of the \
          definition files: nothing was sent"
     );
     Err(Failure::new(Exit::Refused, message)
@@ -217,18 +217,18 @@ async fn wait_for(sent: &[Sent<'_>], deadline: Deadline) -> Result<(), Failure> 
 }
 
 /// Deregisters what this run added, in reverse order.
-async fn take_back(sent: &[Sent<'_>], deadline: Deadline) {
+async fn roll_back(sent: &[Sent<'_>], deadline: Deadline) {
     for Sent { agent, definition, before, .. } in sent.iter().rev() {
         let id = definition.service.id();
         match before {
             Before::Nothing => {}
             Before::AService => {
-                tracing::warn!("service `{id}` was there before: it stays, as this run defines it");
+                tracing::warn!("service `{id}` existed before: it stays, with its new definition");
                 continue;
             }
             Before::Unknown => {
                 tracing::warn!(
-                    "service `{id}` stays: the agent did not say whether it was there before; \
+                    "service `{id}` stays: the agent did not say whether it existed before; \
                      hint: to remove it, run connect-register deregister --id {id}"
                 );
                 continue;

@@ -25,12 +25,12 @@ use crate::output::{self, Output};
 use crate::{files, register};
 
 /// Time limit of the rollback.
-const TAKE_BACK: Duration = Duration::from_secs(5);
+const ROLLBACK: Duration = Duration::from_secs(5);
 
 /// Registers the service and its sidecar, and writes the files; rolls everything back
 /// if a step fails.
 pub(crate) async fn run(args: SidecarArgs, mut signals: Signals) -> Result<(), Failure> {
-    let SidecarArgs { file, dir, envoy, reach } = args;
+    let SidecarArgs { file, dir, auto_encrypt, envoy, reach } = args;
     let definition = only(&[file])?;
     let pair = machine::pair(definition.service.clone()).map_err(|problem| {
         let place = &definition.place;
@@ -39,10 +39,19 @@ pub(crate) async fn run(args: SidecarArgs, mut signals: Signals) -> Result<(), F
             place.file, place.line, definition.service.name
         ))
     })?;
-    let agent = with_token(&reach.agent.agent(None)?, definition.token.as_ref())?;
+    let handoff = Handoff::new(dir);
+    let trust = if auto_encrypt { Trust::Roots } else { Trust::Given };
+    let mut config = reach.agent.config(None)?;
+    trust.remember(&handoff, &mut config.tls);
+    if auto_encrypt && !config.tls.has_ca() {
+        return Err(Failure::usage("--auto-encrypt: the roots of Connect's CA are missing").hint(
+            "save them to a file and give it with --ca-file (CONSUL_CACERT); any agent that you trust has them: GET /v1/connect/ca/roots?pem=true",
+        ));
+    }
+    let agent = Agent::new(config).map_err(Report::failure)?;
+    let agent = with_token(&agent, definition.token.as_ref())?;
     let deadline = Deadline::after(reach.timeout);
-    let sidecar =
-        Sidecar { handoff: Handoff::new(dir), agent, pair, envoy, arrived: Cell::new(false) };
+    let sidecar = Sidecar { handoff, agent, pair, envoy, trust, arrived: Cell::new(false) };
     let work = sidecar.provide(&definition, deadline);
     let failure = match race(deadline, &mut signals, work).await {
         Ok(Ok(())) => {
@@ -53,7 +62,7 @@ pub(crate) async fn run(args: SidecarArgs, mut signals: Signals) -> Result<(), F
         Ok(Err(failure)) => failure,
         Err(cut) => cut_short(cut, &sidecar.agent, deadline),
     };
-    sidecar.take_back().await;
+    sidecar.roll_back().await;
     Err(failure.while_doing(format_args!("the sidecar of service `{}`", sidecar.pair.service.id())))
 }
 
@@ -64,7 +73,7 @@ fn only(files: &[PathBuf]) -> Result<Definition, Failure> {
         1 => Ok(definitions.remove(0)),
         count => Err(Failure::usage(format_args!("the definition file defines {count} services"))
             .hint(
-                "each sidecar has a file, a directory and an Envoy of its own: expected one service",
+                "expected one service: each sidecar has a file, a directory and an Envoy of its own",
             )),
     }
 }
@@ -75,6 +84,7 @@ struct Sidecar {
     agent: Agent,
     pair: Pair,
     envoy: BootstrapArgs,
+    trust: Trust,
     /// Whether the agent may have received a registration.
     arrived: Cell<bool>,
 }
@@ -83,9 +93,9 @@ struct Sidecar {
 
 impl Sidecar {
     async fn provide(&self, definition: &Definition, deadline: Deadline) -> Result<(), Failure> {
-        let Self { handoff, agent, pair, envoy, .. } = self;
+        let Self { handoff, agent, pair, envoy, trust, .. } = self;
         let admin = envoy.admin().await?;
-        let tls = provision::prepare(handoff, agent.config(), Trust::Given)?;
+        let tls = provision::prepare(handoff, agent.config(), *trust)?;
         match agent.token() {
             Some(token) => {
                 write_whole(&handoff.token(), 0o600, token.expose_secret().as_bytes())?;
@@ -98,7 +108,7 @@ impl Sidecar {
         let xds = envoy.find_xds(agent, &tls, deadline).await?;
         self.refuse_taken_port(deadline).await?;
         self.register(deadline).await?;
-        let watched = Watched::by(envoy.envoy_version.as_deref(), Trust::Given);
+        let watched = Watched::by(envoy.envoy_version.as_deref(), *trust);
         provision::bootstrap(handoff, agent, envoy, pair, &xds, watched, deadline).await?;
         // Last: a reader of the record must find all other files.
         let agent = provision::agent_record(handoff, agent, &tls);
@@ -118,8 +128,8 @@ impl Sidecar {
                 && other.address == proxy.address
         });
         let Some(other) = other else { return Ok(()) };
-        Err(Failure::usage(format_args!("port {} is that of `{}`", proxy.port, other.id))
-            .hint("give connect.sidecar_service.port another one, and --admin-bind (CONNECT_ADMIN_BIND), too: both are one for each sidecar of the machine"))
+        Err(Failure::usage(format_args!("port {} is in use by `{}`", proxy.port, other.id))
+            .hint("set connect.sidecar_service.port and --admin-bind (CONNECT_ADMIN_BIND) to other ports: each sidecar of a machine needs its own"))
     }
 
     async fn register(&self, deadline: Deadline) -> Result<(), Failure> {
@@ -136,16 +146,18 @@ impl Sidecar {
         match done.await.map_err(|stopped| why(stopped, agent, deadline))? {
             Registered::Done => Ok(()),
             Registered::Buried => Err(Failure::new(Exit::Failure, "it is being deregistered")
-                .hint("a connect-lifecycle of this directory is ending: run this again after it")),
+                .hint(
+                    "a connect-lifecycle with this directory is ending: run this again afterwards",
+                )),
         }
     }
 
-    /// Deregisters what the agent may have: without Envoy no client may be sent here.
-    async fn take_back(&self) {
+    /// Deregisters what the agent may have received: without Envoy, no client may be sent here.
+    async fn roll_back(&self) {
         let Self { handoff, agent, pair, arrived, .. } = self;
         if arrived.get()
             && let Err(leftovers) =
-                lifecycle::retract(handoff, agent, pair, Deadline::after(TAKE_BACK)).await
+                lifecycle::retract(handoff, agent, pair, Deadline::after(ROLLBACK)).await
         {
             tracing::warn!("{}", leftovers.failure());
         }

@@ -1,4 +1,4 @@
-//! `status`: what is registered, and the doctor.
+//! The subcommand `status`: shows registered services, and diagnoses agent and sidecars.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,8 +20,8 @@ use crate::args::StatusArgs;
 use crate::catalog;
 use crate::output::{self, Rows};
 
-/// Shows what is registered with the agent. Each question is asked once: whoever
-/// looks for a fault is not to wait for one that is away.
+/// Shows what is registered with the agent. Does not retry requests: diagnostics must stay
+/// quick when the agent is unreachable.
 pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Failure> {
     let StatusArgs { ids, output, grpc_addr, envoy_version, admin_bind, timeout, agent } = args;
     let agent = agent.agent(None)?;
@@ -31,7 +31,7 @@ pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Fa
         Err(cut @ Cut::Signal(_)) => return Err(cut_short(cut, &agent, deadline)),
         Err(cut) => Err(cut_short(cut, &agent, deadline)),
     };
-    // An agent that can't be asked needs the doctor most.
+    // The diagnostics run even if the agent did not answer: they say why.
     let tls = &agent.config().tls;
     let patient = Patient {
         agent: &agent,
@@ -55,20 +55,7 @@ pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Fa
     };
     let examined = race(Deadline::after(EXAMINATION), &mut signals, examined).await;
     let findings = examined.map_err(|cut| cut_short(cut, &agent, deadline))?;
-    match (output, &looked) {
-        (Rows::Json, looked) => {
-            let services = looked
-                .as_ref()
-                .ok()
-                .map(|looked| looked.rows.iter().map(Row::to_json).collect::<Vec<Value>>());
-            output::print_json(&json!({"services": services, "diagnosis": findings}))?;
-        }
-        (Rows::Table, Ok(looked)) => {
-            let lines = table(&looked.rows).into_iter().chain([String::new()]);
-            output::print(lines.chain(findings_table(&findings)))?;
-        }
-        (Rows::Table, Err(_)) => output::print(findings_table(&findings))?,
-    }
+    show(output, looked.as_ref().ok(), &findings)?;
     let Looked { unknown, .. } = looked?;
     if unknown.is_empty() {
         return Ok(());
@@ -76,6 +63,26 @@ pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Fa
     for id in &unknown {
         catalog::say_where_else(&agent, id, None).await;
     }
+    Err(not_registered(&agent, &unknown, &findings))
+}
+
+/// Prints the services, unless the agent did not answer, and the findings.
+fn show(output: Rows, looked: Option<&Looked<'_>>, findings: &[Finding]) -> Result<(), Failure> {
+    match (output, looked) {
+        (Rows::Json, looked) => {
+            let services =
+                looked.map(|looked| looked.rows.iter().map(Row::to_json).collect::<Vec<Value>>());
+            output::print_json(&json!({"services": services, "diagnosis": findings}))
+        }
+        (Rows::Table, Some(looked)) => {
+            let lines = table(&looked.rows).into_iter().chain([String::new()]);
+            output::print(lines.chain(findings_table(findings)))
+        }
+        (Rows::Table, None) => output::print(findings_table(findings)),
+    }
+}
+
+fn not_registered(agent: &Agent, unknown: &[&str], findings: &[Finding]) -> Failure {
     let address = &agent.config().address;
     let ids: Vec<String> = unknown.iter().map(|id| format!("`{id}`")).collect();
     let failure = Failure::new(
@@ -85,49 +92,49 @@ pub(crate) async fn run(args: StatusArgs, mut signals: Signals) -> Result<(), Fa
     let reasons = [Reason::TokenMissing, Reason::TokenUnknown];
     let lacks_token =
         findings.iter().filter_map(|found| found.reason).any(|it| reasons.contains(&it));
-    Err(failure.hint(if lacks_token {
+    failure.hint(if lacks_token {
         "ACLs are on: services that the token may not read are not shown; give --token-file (CONSUL_HTTP_TOKEN_FILE)"
     } else {
-        "an id is not a name: status without ids shows all that the agent has"
-    }))
+        "an ID is not a service name: status without IDs shows all services of the agent"
+    })
 }
 
-/// How long the doctor may take: some questions, each with a patience of its own.
+/// Time limit of the diagnostics. Each of their requests has a timeout of its own.
 const EXAMINATION: Duration = Duration::from_secs(30);
 
-/// How long the agent may take for one answer.
+/// Timeout of each request to the agent.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long all lookups of upstreams may take together. After that, the rest are reported as unknown.
+/// Time limit of all upstream lookups together. The remaining upstreams are reported as
+/// unknown.
 const UPSTREAMS: Duration = Duration::from_secs(10);
 
-/// What the agent has.
+/// The agent's services and checks.
 struct Looked<'i> {
     services: BTreeMap<String, AgentService>,
-    /// None: the agent does not tell.
     checks: Result<BTreeMap<String, AgentCheck>, consul::Error>,
     rows: Vec<Row>,
-    /// Ids that the agent does not have.
+    /// Requested IDs that the agent does not have.
     unknown: Vec<&'i str>,
 }
 
-/// A service, and what belongs to it.
+/// A service with its checks, sidecar and upstreams.
 struct Row {
     service: AgentService,
-    /// None: the agent does not tell.
+    /// `None` if the agent did not list its checks.
     checks: Option<Vec<AgentCheck>>,
-    /// The id of its sidecar.
+    /// ID of the service's sidecar.
     sidecar: Option<String>,
     upstreams: Vec<UpstreamRow>,
 }
 
 struct UpstreamRow {
     upstream: Upstream,
-    /// None: the catalog does not tell.
+    /// Number of healthy instances; `None` if unknown.
     healthy: Option<usize>,
 }
 
-/// What the agent has, of these ids if there are any.
+/// Reads the agent's services, or only those with the given IDs.
 async fn look<'i>(agent: &Agent, ids: &'i [String]) -> Result<Looked<'i>, Failure> {
     let agent = &agent.within(PATIENCE);
     let services = agent.services().await.map_err(Report::failure)?;
@@ -162,7 +169,7 @@ async fn look<'i>(agent: &Agent, ids: &'i [String]) -> Result<Looked<'i>, Failur
     Ok(Looked { services, checks, rows, unknown })
 }
 
-/// What is to be said of the services, and of what their upstreams name.
+/// Judges the services, the node's checks, and the upstreams with their datacenters and peers.
 async fn examine(agent: &Agent, looked: &Looked<'_>) -> Vec<Finding> {
     let Looked { services, checks, rows, .. } = looked;
     let node = catalog::node(&agent.within(PATIENCE)).await;
@@ -202,8 +209,8 @@ fn sidecar_of(service: &AgentService, services: &BTreeMap<String, AgentService>)
     services.values().find(is_its).map(|sidecar| sidecar.id.clone())
 }
 
-/// How many healthy instances there are; it is additional, so that a catalog
-/// that can't be asked hides nothing else.
+/// The number of an upstream's healthy instances; `None`, with a warning, if the catalog can't
+/// be read, so that everything else is shown all the same.
 async fn healthy(agent: &Agent, upstream: &Upstream) -> Option<usize> {
     if upstream.destination_type != DestinationType::Service {
         return None;
@@ -218,7 +225,7 @@ async fn healthy(agent: &Agent, upstream: &Upstream) -> Option<usize> {
 
 impl Row {
     fn kind(&self) -> String {
-        // A kind is a word.
+        // A kind serializes to a string.
         let kind = serde_json::to_value(self.service.kind).unwrap_or_default();
         kind.as_str().unwrap_or_default().to_owned()
     }
@@ -233,7 +240,7 @@ impl Row {
         }
     }
 
-    /// The worst first, which counts.
+    /// The number of checks of each status, the worst status first.
     fn checks(&self) -> String {
         let Some(checks) = &self.checks else { return "?".to_owned() };
         let counted = ["critical", "warning", "passing"].map(|status| {
@@ -287,7 +294,7 @@ impl Row {
     }
 }
 
-/// The rows, in columns.
+/// Formats the services as a table with aligned columns.
 fn table(rows: &[Row]) -> Vec<String> {
     let head =
         ["SERVICE", "ID", "ADDRESS", "KIND", "CHECKS", "SIDECAR", "UPSTREAMS"].map(str::to_owned);
@@ -318,8 +325,8 @@ fn table(rows: &[Row]) -> Vec<String> {
     shown.collect()
 }
 
-/// What was found, a line each, with what to do below it. Services that are as
-/// they should be share a line.
+/// Formats the findings: a line for each, with hint and next command below. All healthy
+/// services share one line.
 fn findings_table(findings: &[Finding]) -> Vec<String> {
     let is_well = |found: &&Finding| found.what == "service" && found.verdict == Verdict::Ok;
     let well = findings.iter().filter(is_well).count();
@@ -335,7 +342,7 @@ fn findings_table(findings: &[Finding]) -> Vec<String> {
         if is_well(&found) {
             if !is_well_told {
                 let of = findings.iter().filter(|found| found.what == "service").count();
-                let detail = format!("{well} of {of} registered as they should be");
+                let detail = format!("{well} of {of} are registered and healthy");
                 lines.push(line("services", Verdict::Ok.word(), &detail));
             }
             is_well_told = true;
@@ -349,7 +356,7 @@ fn findings_table(findings: &[Finding]) -> Vec<String> {
     lines
 }
 
-/// The column of what was looked at is no wider than that, whatever the ids are.
+/// Subjects longer than this, because of long IDs, do not widen the column.
 const WIDEST: usize = 40;
 
 #[cfg(test)]

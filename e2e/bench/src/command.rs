@@ -1,4 +1,4 @@
-//! Commands that are measured as whole processes.
+//! Measures commands as whole processes.
 
 use std::path::Path;
 
@@ -10,15 +10,15 @@ use super::figure::Figure;
 use harness::Result;
 use harness::process::run;
 
-/// Commands that follow each other, measured together.
+/// A sequence of commands, measured together.
 #[derive(Clone, Debug, Default)]
 pub struct Steps(Vec<Value>);
 
-/// What several runs took.
+/// Measurements of several runs.
 #[derive(Clone, Debug, Default)]
 pub struct Taken(Vec<Usage>);
 
-/// What one run took, as `measure-command` prints it.
+/// Measurements of one run, as `measure-command` prints them.
 #[derive(Clone, Copy, Debug, Deserialize)]
 struct Usage {
     wall_us: f64,
@@ -30,13 +30,13 @@ struct Usage {
 // === impl Steps ===
 
 impl Steps {
-    /// With one more command, whose output is dropped.
+    /// Adds a command, whose output is dropped.
     #[must_use]
     pub fn then(self, args: &[&str]) -> Self {
         self.then_into(args, None)
     }
 
-    /// With one more command, whose output goes into a file.
+    /// Adds a command, whose output goes to a file.
     #[must_use]
     pub fn then_into(mut self, args: &[&str], file: Option<&Path>) -> Self {
         self.0.push(json!({"args": args, "stdout": file}));
@@ -47,17 +47,17 @@ impl Steps {
 // === impl Taken ===
 
 impl Taken {
-    /// Runs the commands once more, and adds what they took.
+    /// Runs the commands once more, and adds the measurements.
     ///
     /// # Errors
-    /// One of them fails; with its output.
+    /// A command fails; with its output.
     pub fn add(&mut self, plan: &Plan, steps: &Steps) -> Result<()> {
         let program = plan.measure.join("measure-command");
         let output = run(&program.to_string_lossy(), &[Value::Array(steps.0.clone()).to_string()])?;
         let usage: Usage = serde_json::from_str(&output)?;
         if usage.peak_kib <= usage.own_kib {
             return Err(format!(
-                "a peak of {} KiB can't be told from that of the measuring program, {} KiB",
+                "a peak of {} KiB cannot be told from that of the measuring program, {} KiB",
                 usage.peak_kib, usage.own_kib
             )
             .into());
@@ -66,7 +66,7 @@ impl Taken {
         Ok(())
     }
 
-    /// Adds what other runs took.
+    /// Adds the measurements of other runs.
     pub fn append(&mut self, mut further: Self) {
         self.0.append(&mut further.0);
     }
@@ -76,12 +76,12 @@ impl Taken {
         self.figure(|usage| usage.wall_us / 1000.0)
     }
 
-    /// Processor time, user and system, in milliseconds.
+    /// CPU time, user and system, in milliseconds.
     pub fn cpu(&self) -> Option<Figure> {
         self.figure(|usage| usage.cpu_us / 1000.0)
     }
 
-    /// The largest memory of any of the commands, in MiB.
+    /// The largest peak memory of any command, in MiB.
     pub fn peak(&self) -> Option<Figure> {
         self.figure(|usage| usage.peak_kib / 1024.0)
     }

@@ -1,22 +1,22 @@
-//! A run against one that was stored: what is better, worse, or within the spread.
+//! Compares a run with a stored one: better, worse, or within the spread.
 
 use std::path::Path;
 
 use harness::Result;
 use serde::Deserialize;
 
-use super::figure::{Figure, Row};
-use super::report::{Section, number};
+use super::figure::{Figure, Row, number};
+use super::report::Section;
 
-/// How much a figure without a spread may differ: five percent.
+/// Tolerance for a figure without a spread: five percent.
 const TOLERANCE: f64 = 0.05;
 
-/// What became of a figure.
+/// Verdict on a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// All runs are better than any before.
+    /// Every run is better than all runs before.
     Better,
-    /// All runs are worse than any before.
+    /// Every run is worse than all runs before.
     Worse,
     /// The spreads overlap.
     Noise,
@@ -24,7 +24,7 @@ pub enum Verdict {
     New,
 }
 
-/// A run that was stored.
+/// A stored run.
 #[derive(Debug, Deserialize)]
 pub struct Stored {
     cases: Vec<StoredCase>,
@@ -45,17 +45,17 @@ struct StoredRow {
 // === impl Stored ===
 
 impl Stored {
-    /// Reads the `results.json` of a run: before the next run overwrites it.
+    /// Reads the `results.json` of a run.
     ///
     /// # Errors
-    /// The file is not one.
+    /// The file can't be read or is invalid.
     pub fn read(file: &Path) -> Result<Self> {
         let unusable = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
         let text = std::fs::read_to_string(file).map_err(|error| unusable(&error))?;
         Ok(serde_json::from_str(&text).map_err(|error| unusable(&error))?)
     }
 
-    /// A line for each row of another run: before, now, and the verdict.
+    /// A line for each row of the new run: before, now, and the verdict.
     pub fn against(&self, sections: &[Section]) -> Vec<String> {
         let rows = sections.iter().flat_map(|section| &section.rows);
         rows.map(|row| self.line(row)).collect()
@@ -73,7 +73,7 @@ impl Stored {
     }
 }
 
-/// Of throughput, more is better; of all else, less.
+/// More is better for throughput, less for everything else.
 fn judge(before: Figure, now: Figure, more_is_better: bool) -> Verdict {
     let (before, now) = (spread(before), spread(now));
     let (is_above, is_below) = (now.0 > before.1, now.1 < before.0);
@@ -104,13 +104,14 @@ fn said(verdict: Verdict) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Found;
 
     fn of(runs: &[f64]) -> Figure {
         Figure::of(runs.to_vec()).unwrap()
     }
 
     #[test]
-    fn only_spreads_that_do_not_overlap_are_a_difference() {
+    fn figures_differ_only_if_their_spreads_do_not_overlap() {
         let before = of(&[7.0, 8.0, 9.0]);
         assert_eq!(judge(before, of(&[8.5, 10.0, 12.0]), false), Verdict::Noise);
         assert_eq!(judge(before, of(&[9.5, 10.0, 12.0]), false), Verdict::Worse);
@@ -128,12 +129,12 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_run_is_read_and_rows_are_told_apart_by_name_and_unit() {
+    fn rows_of_a_stored_run_are_matched_by_name_and_unit() {
         let folder = tempfile::tempdir().unwrap();
         let section = |ours: f64| {
             let row = |what: &str, unit| Row::new(what, unit, Figure::exact(ours));
             let rows = vec![row("start: wall", "ms"), row("webhook: rate", "/s")];
-            Section { name: "start", title: "The start", rows, lines: Vec::new() }
+            Section::new("start", "The start", Found { rows, ..Found::default() })
         };
         super::super::report::save(folder.path(), &[section(10.0)], &[]).unwrap();
         let file = folder.path().join("results.json");
@@ -148,7 +149,7 @@ mod tests {
                 "new    end: wall: 1.00 ms",
             ]
         );
-        super::super::start::write(&file, "[]").unwrap();
+        super::super::cases::start::write(&file, "[]").unwrap();
         assert!(Stored::read(&file).unwrap_err().to_string().contains("results.json"));
     }
 }

@@ -2,64 +2,61 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The median of several runs, with the least and the most.
+/// The median of several runs, with minimum and maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
-    /// Half of the runs were below it.
     pub median: f64,
-    /// The least.
     pub min: f64,
-    /// The most.
     pub max: f64,
-    /// How many runs there were.
+    /// Number of runs.
     pub runs: usize,
 }
 
-/// What ours is to be.
+/// A budget for our figure.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Budget {
     AtMost(f64),
-    /// So many times less than the peer.
+    /// At most the peer's figure divided by this.
     TimesLessThanPeer(f64),
     BelowFloor,
-    /// At most so many times the floor.
+    /// At most the floor's figure times this.
     TimesFloor(f64),
 }
 
 /// A line of the table.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// What is measured.
+    /// Name of the measurement.
     pub what: String,
-    /// In what: `ms`, `MiB`, `/s` and so on.
+    /// Unit, such as `ms`, `MiB` or `/s`.
     pub unit: &'static str,
     pub ours: Figure,
-    /// What a user would pick instead.
+    /// The alternative that a user could pick.
     pub peer: Option<Figure>,
-    /// The least that it can cost.
+    /// The minimum that the job can cost.
     pub floor: Option<Figure>,
-    /// What ours is to be. Empty: it is told, not judged.
+    /// Budgets; without any, the figure is only reported.
     pub budgets: Vec<Budget>,
 }
 
-/// How something grows with something else.
+/// Growth of a measurement with a size.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
-    /// What grows.
+    /// Name of the measurement.
     pub what: String,
-    /// With what, and its unit.
+    /// Name and unit of the size.
     pub with: &'static str,
-    /// Its own unit.
+    /// Unit of the measurement.
     pub unit: &'static str,
-    /// The points: with what, how much.
+    /// Points: size and measurement.
     pub points: Vec<(f64, f64)>,
 }
 
 // === impl Figure ===
 
 impl Figure {
-    /// Of several runs; none without any.
+    /// The figure of several runs; `None` without runs.
     pub fn of(mut runs: Vec<f64>) -> Option<Self> {
         runs.sort_by(f64::total_cmp);
         let (min, max) = (*runs.first()?, *runs.last()?);
@@ -72,7 +69,7 @@ impl Figure {
         Some(Self { median, min, max, runs: runs.len() })
     }
 
-    /// Of what does not differ from run to run.
+    /// The figure of a measurement that does not vary.
     pub fn exact(value: f64) -> Self {
         Self { median: value, min: value, max: value, runs: 1 }
     }
@@ -81,19 +78,19 @@ impl Figure {
 // === impl Row ===
 
 impl Row {
-    /// A row that has neither peer nor floor nor budget yet.
+    /// A row without peer, floor and budgets.
     pub fn new(what: impl Into<String>, unit: &'static str, ours: Figure) -> Self {
         Self { what: what.into(), unit, ours, peer: None, floor: None, budgets: Vec::new() }
     }
 
-    /// With what a user would pick instead.
+    /// Adds the peer.
     #[must_use]
     pub fn peer(mut self, peer: impl Into<Option<Figure>>) -> Self {
         self.peer = peer.into();
         self
     }
 
-    /// With the least that it can cost.
+    /// Adds the floor.
     #[must_use]
     pub fn floor(mut self, floor: impl Into<Option<Figure>>) -> Self {
         self.floor = floor.into();
@@ -106,13 +103,13 @@ impl Row {
         self
     }
 
-    /// How many times more the peer takes, or else the floor.
+    /// Ratio of the peer's figure, or else the floor's, to ours.
     pub fn ratio(&self) -> Option<f64> {
         let other = self.peer.or(self.floor)?;
         (self.ours.median > 0.0).then(|| other.median / self.ours.median)
     }
 
-    /// Whether a budget is met; none if there is nothing to hold it against.
+    /// Whether a budget is met; `None` if the peer or floor is missing.
     pub fn meets(&self, budget: Budget) -> Option<bool> {
         let ours = self.ours.median;
         match budget {
@@ -123,7 +120,7 @@ impl Row {
         }
     }
 
-    /// Whether all budgets are met; none if there are none.
+    /// Whether all budgets are met; `None` without budgets.
     pub fn met(&self) -> Option<bool> {
         let judged: Vec<bool> =
             self.budgets.iter().filter_map(|budget| self.meets(*budget)).collect();
@@ -134,9 +131,8 @@ impl Row {
 // === impl Line ===
 
 impl Line {
-    /// The exponent of the power law nearest to the points, by least squares of
-    /// their logarithms: 1 is a line, 2 a parabola. What does not grow takes
-    /// its share of it: with a constant part it is below 1.
+    /// The exponent of the power law nearest to the points, by least squares of their
+    /// logarithms: 1 is a line, 2 a parabola. A constant part lowers it below 1.
     pub fn exponent(&self) -> Option<f64> {
         let logs: Vec<(f64, f64)> = self
             .points
@@ -148,7 +144,7 @@ impl Line {
         slope.is_finite().then_some(slope)
     }
 
-    /// How much is added for one more of what it grows with, by least squares.
+    /// The slope, by least squares.
     pub fn slope(&self) -> Option<f64> {
         slope(&self.points)
     }
@@ -166,12 +162,23 @@ fn slope(points: &[(f64, f64)]) -> Option<f64> {
     Some(both / square)
 }
 
+/// Formats with three significant digits.
+pub(super) fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        value if value >= 100.0 || value == 0.0 => 0,
+        value if value >= 10.0 => 1,
+        value if value >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{value:.digits$}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_median_of_odd_and_even_runs() {
+    fn the_median_of_an_odd_and_an_even_number_of_runs() {
         let odd = Figure::of(vec![3.0, 1.0, 2.0]).unwrap();
         assert_eq!((odd.median, odd.runs), (2.0, 3));
         let even = Figure::of(vec![4.0, 1.0, 2.0, 3.0]).unwrap();
@@ -180,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_held_against_its_budgets() {
+    fn a_row_is_compared_with_its_budgets() {
         let row = Row::new("x", "ms", Figure::exact(5.0))
             .peer(Figure::exact(100.0))
             .floor(Figure::exact(6.0));
@@ -198,13 +205,13 @@ mod tests {
         }
         let row = row.budget(Budget::BelowFloor).budget(Budget::AtMost(1.0));
         assert_eq!(row.met(), Some(false));
-        // Nothing to hold it against is not the same as met.
+        // A missing peer does not mean that the budget is met.
         let alone = Row::new("x", "ms", Figure::exact(5.0)).budget(Budget::BelowFloor);
         assert_eq!(alone.met(), None);
     }
 
     #[test]
-    fn a_line_and_a_parabola_are_told_apart() {
+    fn a_line_and_a_parabola_have_different_exponents() {
         let line =
             |points: Vec<(f64, f64)>| Line { what: String::new(), with: "", unit: "", points };
         let near = |value: Option<f64>, expected: f64| (value.unwrap() - expected).abs() < 1e-9;

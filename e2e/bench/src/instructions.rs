@@ -1,6 +1,6 @@
-//! How many instructions a job takes, by callgrind: that hardly differs from
-//! run to run, whatever else the machine does, and so it is what a regression
-//! is told by. Each is held against the number that is noted in the repository.
+//! Counts the instructions of a job with callgrind. The count hardly varies between runs,
+//! whatever else the machine does, so it shows regressions. Each count is compared with the
+//! number in the repository.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,21 +9,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Plan;
+use super::cases::start::{Bench, text, write};
+use super::cases::webhook::padded;
 use super::command::Taken;
-use super::start::{Bench, text, write};
-use super::webhook::padded;
 use harness::Result;
 use harness::node::Node;
 use harness::process::run as output_of;
 use harness::tutorial::ECHO_SERVER;
 
-/// How much more than noted it may be. Runs differ by less than a thousandth.
+/// Allowed increase. Runs differ by less than a thousandth.
 const MARGIN: f64 = 0.05;
 
-/// Counts all jobs.
+/// Counts the instructions of all jobs.
 ///
 /// # Errors
-/// A part does not do what it is for, or there is no valgrind.
+/// A program fails, or valgrind is missing.
 pub fn count(plan: &Plan) -> Result<BTreeMap<String, u64>> {
     let mut counts = BTreeMap::new();
     let folder = tempfile::tempdir()?;
@@ -51,7 +51,8 @@ pub fn count(plan: &Plan) -> Result<BTreeMap<String, u64>> {
                         if https { bench.with_tls(&node)? } else { serde_json::json!({}) };
                     let _agent = node.start_agent_with(&further)?;
                     bench.describe()?;
-                    // Once before: the counted one finds the agent as it left it.
+                    // One run before, so that the counted run finds the agent in the same
+                    // state each time.
                     let first = bench.init()?;
                     Taken::default().add(plan, &first)?;
                     let args = bench.init_command()?;
@@ -73,17 +74,17 @@ pub fn count(plan: &Plan) -> Result<BTreeMap<String, u64>> {
     Ok(counts)
 }
 
-/// What is noted in the repository.
+/// Instruction counts in the repository.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Noted {
-    /// What the binaries were built with: another compiler writes others.
+    /// Compiler of the binaries: another one generates other instructions.
     pub built_with: String,
-    /// The instructions of each job.
+    /// Instructions by job.
     pub instructions: BTreeMap<String, u64>,
 }
 
-/// A line for each job, and whether none of them takes more than is noted. What
-/// was built with something else can't be compared, and is told only.
+/// A line for each job, and whether no job needs more instructions than noted. Binaries of
+/// another compiler can't be compared, so their counts are only reported.
 pub fn compare(found: &Noted, noted: &Noted) -> (Vec<String>, bool) {
     let mut lines = Vec::new();
     let mut good = true;
@@ -115,12 +116,12 @@ pub fn compare(found: &Noted, noted: &Noted) -> (Vec<String>, bool) {
     (lines, good)
 }
 
-/// As a floating-point number: exact enough to tell a hundredth.
+/// Converts to a floating-point number, exact enough to see a hundredth.
 fn thousands(count: u64) -> f64 {
     f64::from(u32::try_from(count / 1000).unwrap_or(u32::MAX))
 }
 
-/// The instructions of a command, the kernel's not counted.
+/// The instructions of a command, without the kernel's.
 fn callgrind(out: &Path, args: &[String]) -> Result<u64> {
     let mut all =
         vec!["--tool=callgrind".to_owned(), format!("--callgrind-out-file={}", text(out))];
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_noted_is_told() {
+    fn an_increase_is_reported() {
         let before = noted("1.95", "a", 1_000_000);
         let good = |built_with, job, count| compare(&noted(built_with, job, count), &before).1;
         for count in [1_000_000, 1_049_000, 500_000] {

@@ -7,47 +7,47 @@ use std::time::Instant;
 
 use bench::compare::Stored;
 use bench::instructions::{self, Noted};
-use bench::report::{Section, rewrite, save, table};
-use bench::{CASES, Case, Plan};
+use bench::report::{Place, Section, rewrite, save, table};
+use bench::{CASES, CLUSTER_CASES, Case, Plan};
 use clap::Parser;
 use harness::parts::Parts;
 use harness::process::run as output_of;
 
-/// Measures the binaries against what a user would pick instead, and against the
-/// least that it can cost
+/// Measure the binaries, and compare them with an alternative that a user could pick, and
+/// with the minimum cost of the job
 #[derive(Parser)]
 struct Args {
-    /// What is measured: start, end, footprint, webhook, scale, redirect, parsers; by
-    /// default all of them
+    /// Cases: start, end, footprint, webhook, scale, writes, redirect, audit, parsers [default:
+    /// all of these]; or pods, on the cluster of KUBECONFIG
     cases: Vec<String>,
-    /// How often each command is run
+    /// Number of runs of each command
     #[arg(long, default_value_t = 15)]
     runs: usize,
-    /// Take the time that it takes: a million reviews, 500 pods
+    /// Measure a million reviews and 500 pods, which takes longer
     #[arg(long)]
     full: bool,
-    /// Where results and plots go
+    /// Directory for results and plots
     #[arg(long)]
     out: PathBuf,
-    /// The folder with the programs of the package `measure`
+    /// Directory with the programs of the package `measure`
     #[arg(long)]
     measure: PathBuf,
-    /// What the binaries are built for
+    /// Target triple of the binaries
     #[arg(long, default_value = "unknown")]
     target: String,
-    /// Where criterion left its results
+    /// Directory with criterion's results
     #[arg(long)]
     criterion: Option<PathBuf>,
-    /// Say what is better or worse than in the results.json of another run
+    /// Compare with the results.json of another run
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-    /// A Markdown file whose figures are replaced by those of this run
+    /// Markdown file in which to replace the figures
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// Measure nothing; count instructions and hold them against this file
+    /// Only count instructions, and compare them with this file
     #[arg(long, value_name = "FILE")]
     check_instructions: Option<PathBuf>,
-    /// Measure nothing; count instructions and note them in this file
+    /// Only count instructions, and write them to this file
     #[arg(long, value_name = "FILE")]
     note_instructions: Option<PathBuf>,
 }
@@ -95,8 +95,9 @@ fn run(args: Args) -> harness::Result<ExitCode> {
 
     let mut chosen: Vec<&Case> = Vec::new();
     for name in &cases {
-        let case = CASES.iter().find(|case| case.name == name);
-        let names: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+        let all = || CASES.iter().chain(CLUSTER_CASES);
+        let case = all().find(|case| case.name == name);
+        let names: Vec<&str> = all().map(|case| case.name).collect();
         chosen
             .push(case.ok_or_else(|| format!("no case `{name}`: there are {}", names.join(", ")))?);
     }
@@ -123,7 +124,10 @@ fn run(args: Args) -> harness::Result<ExitCode> {
     }
     save(&out, &sections, &machine)?;
     if let Some(document) = document {
-        rewrite(&document, &sections, &machine)?;
+        let on_cluster =
+            |section: &Section| CLUSTER_CASES.iter().any(|case| case.name == section.name);
+        let place = if sections.iter().any(on_cluster) { Place::Cluster } else { Place::Machine };
+        rewrite(&document, place, &sections, &machine)?;
     }
     write!(std::io::stdout(), "{}", table(&sections))?;
     if let Some(stored) = stored {
@@ -140,7 +144,7 @@ fn note(found: &Noted, file: &Path) -> harness::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The machine and the releases: figures mean nothing without.
+/// Describes the machine and the versions, which figures depend on.
 fn machine(parts: &Parts) -> Vec<(String, String)> {
     let line = |program: &str, args: &[&str]| {
         let output = output_of(program, args).unwrap_or_default();
@@ -151,7 +155,7 @@ fn machine(parts: &Parts) -> Vec<(String, String)> {
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let model = model.map_or("unknown", |(_, model)| model.trim());
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    // Before it stands the path of the program.
+    // The program's path comes before the version.
     let envoy = line(&parts.envoy.to_string_lossy(), &["--version"]);
     let envoy = envoy.rsplit("version: ").next().unwrap_or_default().to_owned();
     [
@@ -168,6 +172,6 @@ fn machine(parts: &Parts) -> Vec<(String, String)> {
 }
 
 fn say(line: &str) {
-    // Nobody may be reading.
+    // Standard output may be closed.
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! What a process that runs has taken so far.
+//! CPU time and memory of a running process.
 //!
 //! Source: proc(5).
 
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use harness::Result;
 
-/// The time on a processor of all its threads that live.
+/// CPU time of all its living threads.
 ///
 /// # Errors
-/// It has ended.
+/// The process has exited.
 pub fn cpu(pid: i32) -> Result<Duration> {
     let mut nanos = 0;
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -21,10 +21,10 @@ pub fn cpu(pid: i32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanos))
 }
 
-/// A line of its memory in MiB: `Rss` or `Pss`.
+/// Its memory in MiB: `Rss` or `Pss`.
 ///
 /// # Errors
-/// It has ended, or there is no such line.
+/// The process has exited, or the kernel has no such line.
 pub fn memory(pid: i32, name: &str) -> Result<f64> {
     let text = read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));

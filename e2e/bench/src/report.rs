@@ -6,22 +6,25 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::json;
 
-use super::figure::{Budget, Figure, Line, Row};
-use super::start::write;
+use super::cases::start::write;
+use super::figure::{Budget, Figure, Line, Row, number};
+use super::timeline::Timeline;
 use super::{Found, svg};
 use harness::Result;
 
-/// A case, and what it found.
+/// A case and its results.
 #[derive(Clone, Debug, Serialize)]
 pub struct Section {
-    /// Its name on the command line.
+    /// Name on the command line.
     pub name: &'static str,
-    /// What it measures.
+    /// Title.
     pub title: &'static str,
     /// The table's rows.
     pub rows: Vec<Row>,
-    /// How something grows.
+    /// Growth of measurements.
     pub lines: Vec<Line>,
+    /// What happened to one of many.
+    pub timelines: Vec<Timeline>,
 }
 
 const HEAD: [&str; 7] = ["what", "ours", "peer", "floor", "ratio", "budget", "met"];
@@ -31,7 +34,8 @@ const HEAD: [&str; 7] = ["what", "ours", "peer", "floor", "ratio", "budget", "me
 impl Section {
     /// Of a case.
     pub fn new(name: &'static str, title: &'static str, found: Found) -> Self {
-        Self { name, title, rows: found.rows, lines: found.lines }
+        let Found { rows, lines, timelines } = found;
+        Self { name, title, rows, lines, timelines }
     }
 }
 
@@ -68,7 +72,7 @@ pub fn markdown(sections: &[Section], machine: &[(String, String)]) -> String {
 /// Writes `results.json`, `results.md` and a plot of each case.
 ///
 /// # Errors
-/// The folder can't be written to.
+/// The directory can't be written to.
 pub fn save(folder: &Path, sections: &[Section], machine: &[(String, String)]) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     let machine_object: serde_json::Map<_, _> =
@@ -85,28 +89,55 @@ pub fn save(folder: &Path, sections: &[Section], machine: &[(String, String)]) -
             let name = format!("{}-growth-{}.svg", section.name, index + 1);
             write(&folder.join(name), &svg::line(line))?;
         }
+        for (index, timeline) in section.timelines.iter().enumerate() {
+            let name = format!("{}-timeline-{}.svg", section.name, index + 1);
+            write(&folder.join(name), &svg::timeline(timeline))?;
+        }
     }
     Ok(())
 }
 
-/// Replaces the figures of a Markdown file, which stand between two comments.
+/// Replaces the figures of a Markdown file, between two comments.
 ///
 /// # Errors
 /// The file can't be read or written, or lacks the comments.
-pub fn rewrite(file: &Path, sections: &[Section], machine: &[(String, String)]) -> Result<()> {
+pub fn rewrite(
+    file: &Path,
+    place: Place,
+    sections: &[Section],
+    machine: &[(String, String)],
+) -> Result<()> {
     let text = std::fs::read_to_string(file)?;
-    let text = between(&text, &markdown(sections, machine))
-        .ok_or_else(|| format!("{} lacks `{BEGIN}` or `{END}`", file.display()))?;
+    let begin = place.begin();
+    let text = between(&text, begin, &markdown(sections, machine))
+        .ok_or_else(|| format!("{} lacks `{begin}` or `{END}`", file.display()))?;
     write(file, &text)
 }
 
-const BEGIN: &str = "<!-- figures: written by scripts/bench --write -->\n";
+/// Which figures of a Markdown file are replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Those of processes.
+    Machine,
+    /// Those of a cluster, which are measured by themselves.
+    Cluster,
+}
+
+impl Place {
+    fn begin(self) -> &'static str {
+        match self {
+            Self::Machine => "<!-- figures: written by scripts/bench --write -->\n",
+            Self::Cluster => "<!-- figures: written by scripts/bench --write pods -->\n",
+        }
+    }
+}
+
 const END: &str = "<!-- end of figures -->\n";
 
-fn between(text: &str, figures: &str) -> Option<String> {
-    let (before, rest) = text.split_once(BEGIN)?;
+fn between(text: &str, begin: &str, figures: &str) -> Option<String> {
+    let (before, rest) = text.split_once(begin)?;
     let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n{figures}\n{END}{after}"))
+    Some(format!("{before}{begin}\n{figures}\n{END}{after}"))
 }
 
 fn cells(row: &Row) -> [String; 7] {
@@ -147,38 +178,30 @@ fn said(budget: Budget, unit: &str) -> String {
     }
 }
 
-/// With three digits that count.
-pub(super) fn number(value: f64) -> String {
-    let digits = match value.abs() {
-        value if value >= 100.0 || value == 0.0 => 0,
-        value if value >= 10.0 => 1,
-        value if value >= 1.0 => 2,
-        _ => 3,
-    };
-    format!("{value:.digits$}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn figures_are_replaced_and_the_rest_stays() {
-        let text = format!("# Title\n{BEGIN}old\n{END}the rest\n");
-        let once = between(&text, "new\n").unwrap();
-        assert_eq!(once, format!("# Title\n{BEGIN}\nnew\n\n{END}the rest\n"));
-        assert_eq!(between(&once, "new\n").unwrap(), once);
-        assert_eq!(between("# Title\n", "new\n"), None);
+        let [machine, cluster] = [Place::Machine, Place::Cluster].map(Place::begin);
+        let text = format!("# Title\n{machine}old\n{END}{cluster}older\n{END}the rest\n");
+        let once = between(&text, machine, "new\n").unwrap();
+        let rest = format!("{END}{cluster}older\n{END}the rest\n");
+        assert_eq!(once, format!("# Title\n{machine}\nnew\n\n{rest}"));
+        assert_eq!(between(&once, machine, "new\n").unwrap(), once);
+        assert!(between(&once, cluster, "newer\n").unwrap().contains("\nnewer\n\n"));
+        assert_eq!(between("# Title\n", machine, "new\n"), None);
     }
 
     #[test]
-    fn a_row_says_what_is_met() {
+    fn a_row_shows_which_budgets_are_met() {
         let ours = Figure::of(vec![16.0, 17.25, 30.0]).unwrap();
         let row = Row::new("start", "ms", ours)
             .peer(Figure::exact(222.0))
             .budget(Budget::TimesLessThanPeer(20.0));
-        let section =
-            Section { name: "start", title: "The start", rows: vec![row], lines: Vec::new() };
+        let found = Found { rows: vec![row], ..Found::default() };
+        let section = Section::new("start", "The start", found);
         let table = table(std::slice::from_ref(&section));
         let expected = "start  17.2 ms (16.0-30.0)  222 ms         12.9x  peer / 20.0  NO";
         assert_eq!(table.lines().nth(1), Some(expected), "{table}");

@@ -1,21 +1,22 @@
-//! Plots: bars of a case, and how something grows.
+//! Plots: bars of a case, and the growth of a measurement.
 
 use std::fmt::Write as _;
 
-use super::figure::{Figure, Line, Row};
-use super::report::number;
+use super::figure::{Figure, Line, Row, number};
+use super::timeline::{Timeline, Whose};
 
 const WIDTH: f64 = 900.0;
-/// Where the bars begin.
+/// Left edge of the bars.
 const LEFT: f64 = 380.0;
-/// Of one bar.
+/// Height of a bar.
 const HEIGHT: f64 = 12.0;
 const OURS: &str = "#2a6fb0";
 const PEER: &str = "#c25b2a";
 const FLOOR: &str = "#8a8a8a";
+const MESH: &str = "#5a9a4a";
 
-/// Ours, peer and floor of each row, with their spread. Each row has a scale of
-/// its own: their units differ.
+/// Ours, peer and floor of each row, with their spread. Each row has its own scale, because
+/// units differ.
 pub fn bars(title: &str, rows: &[Row]) -> String {
     let mut body = String::new();
     let mut y = 50.0;
@@ -64,7 +65,7 @@ pub fn bars(title: &str, rows: &[Row]) -> String {
     document(title, y + 10.0, &(legend + &body))
 }
 
-/// How something grows, both axes from 0: a line looks like one.
+/// Growth of a measurement. Both axes start at 0, so that linear growth looks linear.
 pub fn line(line: &Line) -> String {
     const HEIGHT: f64 = 400.0;
     let most =
@@ -101,6 +102,51 @@ pub fn line(line: &Line) -> String {
     let exponent = line.exponent().map(|found| format!(", to the power of {}", number(found)));
     let title = format!("{}, by {}{}", line.what, line.with, exponent.unwrap_or_default());
     document(&title, HEIGHT, &body)
+}
+
+/// A bar for each span, in its place on one axis.
+pub fn timeline(timeline: &Timeline) -> String {
+    let end = timeline.end().max(f64::MIN_POSITIVE);
+    let at = |time: f64| LEFT + (WIDTH - LEFT - 70.0) * time / end;
+    let mut body = String::new();
+    for (index, whose) in (0..).map(f64::from).zip(Whose::ALL) {
+        let x = LEFT + index * 110.0;
+        let _ = writeln!(
+            body,
+            r#"<rect x="{x}" y="28" width="10" height="10" fill="{}"/><text x="{}" y="37">{}</text>"#,
+            colour(whose),
+            x + 14.0,
+            whose.name(),
+        );
+    }
+    let mut y = 50.0;
+    for span in &timeline.spans {
+        let (begin, end) = (at(span.begin), at(span.end));
+        let _ = writeln!(
+            body,
+            r#"<text x="{}" y="{}" text-anchor="end">{}</text><rect x="{begin:.1}" y="{y}" width="{:.1}" height="{HEIGHT}" fill="{}"/><text x="{:.1}" y="{}">{} ms</text>"#,
+            LEFT - 8.0,
+            y + 10.0,
+            escaped(span.what),
+            (end - begin).max(1.0),
+            colour(span.whose),
+            end + 5.0,
+            y + 10.0,
+            number(span.end - span.begin),
+        );
+        y += HEIGHT + 6.0;
+    }
+    let title = format!("{}: {} ms in all", timeline.title, number(timeline.end()));
+    document(&title, y + 10.0, &body)
+}
+
+fn colour(whose: Whose) -> &'static str {
+    match whose {
+        Whose::Ours => OURS,
+        Whose::Envoy => PEER,
+        Whose::Kubernetes => FLOOR,
+        Whose::Mesh => MESH,
+    }
 }
 
 fn document(title: &str, height: f64, body: &str) -> String {

@@ -1,6 +1,5 @@
-//! What a user of a cluster has: kubectl, the API, and Consul on the node.
-//! Everything goes through the API server, so that it does not matter where the
-//! cluster is.
+//! A user's access to a cluster: kubectl, the API, and Consul on the node. Everything goes
+//! through the API server, so that the cluster can be anywhere.
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -8,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::{Client, Method};
 use serde_json::Value;
@@ -23,18 +22,18 @@ const UNSET: &str = "KUBECONFIG is not set: run it by scripts/cluster run";
 
 const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 
-/// A cluster, by `KUBECONFIG`.
+/// The cluster of `KUBECONFIG`.
 #[derive(Debug)]
 pub struct Cluster {
     runtime: Runtime,
     client: Client,
-    /// The address of `kubectl proxy`, which knows how to log in.
+    /// The address of `kubectl proxy`, which authenticates.
     api: String,
     _proxy: Process,
     _folder: TempDir,
 }
 
-/// A namespace of its own. It is deleted when this is dropped.
+/// A new namespace, deleted on drop.
 #[derive(Debug)]
 pub struct Namespace<'c> {
     cluster: &'c Cluster,
@@ -44,11 +43,8 @@ pub struct Namespace<'c> {
 // === impl Cluster ===
 
 impl Cluster {
-    /// Finds the cluster that `KUBECONFIG` names.
-    ///
     /// # Errors
-    /// It is not set, the cluster can't be reached, or it lacks the mesh; with a
-    /// hint.
+    /// `KUBECONFIG` is not set, or the cluster can't be reached or lacks the mesh; with a hint.
     pub fn find() -> Result<Self> {
         let Some(files) = std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()) else {
             return Err(UNSET.into());
@@ -56,7 +52,7 @@ impl Cluster {
         if !std::env::split_paths(&files).any(|file| file.is_file()) {
             return Err(format!(
                 "KUBECONFIG names {}, which does not exist\n\
-                 hint: without it, scripts/cluster makes a cluster of its own",
+                 hint: without KUBECONFIG, scripts/cluster starts a new cluster",
                 files.display()
             )
             .into());
@@ -66,13 +62,13 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Whether the tests' and the demo's pods can run there.
+    /// Checks that pods of tests and demo can run on the cluster.
     fn check(&self) -> Result<()> {
         self.get("/version").map_err(|error| {
             format!(
                 "the cluster of KUBECONFIG does not answer: {}\n\
-                 hint: `kubectl version` is to show its release; without KUBECONFIG, \
-                 scripts/cluster makes a cluster of its own",
+                 hint: check it with `kubectl version`; without KUBECONFIG, scripts/cluster \
+                 starts a new cluster",
                 error.to_string().trim_end()
             )
         })?;
@@ -85,7 +81,7 @@ impl Cluster {
         self.consul("/v1/agent/self").map_err(|error| {
             format!(
                 "Consul's client agent does not answer: {}\n\
-                 hint: the tests ask it as the agent's pod, HTTP on port 8500, without a token",
+                 hint: the tests send requests to the agent's pod: HTTP on port 8500, without a token",
                 error.to_string().trim_end()
             )
         })?;
@@ -99,7 +95,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts `kubectl proxy`, through which the API is asked.
+    /// Starts `kubectl proxy`, which forwards requests to the API.
     fn reach() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let log = folder.path().join("proxy.log");
@@ -140,11 +136,11 @@ impl Cluster {
         })
     }
 
-    /// For tests: the cluster that all of them share, or none with a line that
-    /// says so if no cluster is named. In CI, where `CI` is set, that is a failure.
+    /// For tests: the cluster that all of them share, or `None` with a message on stderr if
+    /// `KUBECONFIG` is not set. If `CI` is set, that is a failure.
     ///
     /// # Panics
-    /// The cluster that is named can't be used; in CI, if there is none.
+    /// The cluster can't be used; or, in CI, `KUBECONFIG` is not set.
     pub fn find_or_skip() -> Option<&'static Self> {
         static SHARED: OnceLock<std::result::Result<Cluster, String>> = OnceLock::new();
         let shared = SHARED.get_or_init(|| Self::find().map_err(|error| error.to_string()));
@@ -155,18 +151,18 @@ impl Cluster {
         }
     }
 
-    /// Asks the API.
+    /// Sends a GET request to the API.
     ///
     /// # Errors
-    /// It does not answer, or not with success.
+    /// There is no response, or its status is not a success.
     pub fn get(&self, path: &str) -> Result<Value> {
         self.request(Method::GET, path, None)
     }
 
-    /// Asks the API anything.
+    /// Sends a request to the API.
     ///
     /// # Errors
-    /// It does not answer, or not with success.
+    /// There is no response, or its status is not a success.
     pub fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
         let mut request = self.client.request(method, format!("{}{path}", self.api));
         if let Some(body) = body {
@@ -175,28 +171,69 @@ impl Cluster {
         answer_to(&self.runtime, request, path)
     }
 
-    /// Whether the cluster's Kubernetes is of release 1.`minor` or newer.
+    /// Watches objects until `see` returns true; it gets each event with the time of its
+    /// arrival. Calls `opened` when the watch has started, so that no later event is missed.
     ///
     /// # Errors
-    /// It does not answer, or not with a release.
+    /// The API does not answer or ends the watch, or `see` did not return true within
+    /// `patience`.
+    pub fn watch(
+        &self,
+        path: &str,
+        patience: Duration,
+        opened: impl FnOnce(),
+        mut see: impl FnMut(&Value, SystemTime) -> bool,
+    ) -> Result<()> {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        // resourceVersion=0 accepts any state. Otherwise the API server first waits until its
+        // cache is as new as etcd, and fails after three seconds if etcd does not report its
+        // progress.
+        let url = format!("{}{path}{separator}watch=true&resourceVersion=0", self.api);
+        self.runtime.block_on(async {
+            let answer = self.client.get(url).timeout(patience).send().await?;
+            let mut answer = answer.error_for_status()?;
+            opened();
+            let mut rest = Vec::new();
+            while let Some(piece) = answer.chunk().await? {
+                let at = SystemTime::now();
+                rest.extend_from_slice(&piece);
+                while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = rest.drain(..=end).collect();
+                    let event: Value = serde_json::from_slice(&line)?;
+                    if event["type"] == "ERROR" {
+                        return Err(format!("the watch of {path}: {}", event["object"]).into());
+                    }
+                    if see(&event, at) {
+                        return Ok(());
+                    }
+                }
+            }
+            Err(format!("the watch of {path} ended").into())
+        })
+    }
+
+    /// Whether the cluster's Kubernetes is 1.`minor` or newer.
+    ///
+    /// # Errors
+    /// There is no response, or it has no version.
     pub fn is_at_least(&self, minor: u32) -> Result<bool> {
         let version = self.get("/version")?;
         let has: u32 = text(&version["minor"]).trim_end_matches('+').parse()?;
         Ok(has >= minor)
     }
 
-    /// Asks the Consul agent of the node, whichever pod that is now.
+    /// Sends a GET request to the node's Consul agent, in whichever pod it runs now.
     ///
     /// # Errors
-    /// There is none, or it does not answer.
+    /// There is no agent, or it does not answer.
     pub fn consul(&self, path: &str) -> Result<Value> {
         self.consul_request(Method::GET, path, None)
     }
 
-    /// Asks the Consul agent of the node anything.
+    /// Sends a request to the node's Consul agent.
     ///
     /// # Errors
-    /// There is none, or it does not answer.
+    /// There is no agent, or it does not answer.
     pub fn consul_request(
         &self,
         method: Method,
@@ -210,10 +247,10 @@ impl Cluster {
         self.request(method, &path, body)
     }
 
-    /// The pod of the node's Consul agent, by the labels of Consul's chart.
+    /// The pod of the node's Consul agent, found by the labels of Consul's chart.
     ///
     /// # Errors
-    /// There is none that runs.
+    /// No such pod is running.
     pub fn agent(&self) -> Result<Value> {
         let pods = self.get("/api/v1/pods?labelSelector=app%3Dconsul,component%3Dclient")?;
         let mut pods = pods["items"].as_array().cloned().unwrap_or_default();
@@ -223,10 +260,10 @@ impl Cluster {
         pods.pop().ok_or_else(|| "no pod has the labels app=consul, component=client".into())
     }
 
-    /// Runs kubectl to its end.
+    /// Runs kubectl, and returns its output.
     ///
     /// # Errors
-    /// It can't be started, or ends with another code than 0; with its output.
+    /// It can't be started, or its exit code is not 0; with its output.
     pub fn kubectl(&self, args: &[impl AsRef<OsStr>], input: &str) -> Result<String> {
         let output = self.try_kubectl(args, input)?;
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -238,7 +275,7 @@ impl Cluster {
         Err(format!("kubectl {}: {}\n{errors}", args.join(" "), output.status).into())
     }
 
-    /// Runs kubectl to its end, and returns its output whether it succeeds or not.
+    /// Runs kubectl, and returns its output even if it fails.
     ///
     /// # Errors
     /// It can't be started.
@@ -251,17 +288,16 @@ impl Cluster {
             .spawn()
             .map_err(|error| format!("cannot start kubectl: {error}"))?;
         if let Some(mut stdin) = child.stdin.take() {
-            // It may not want it.
+            // kubectl may exit without reading its stdin.
             let _ = stdin.write_all(input.as_bytes());
         }
         Ok(child.wait_with_output()?)
     }
 
-    /// Makes a namespace of its own for a test, and waits until pods can be
-    /// created in it.
+    /// Creates a namespace for a test, and waits until pods can be created in it.
     ///
     /// # Errors
-    /// It can't be made.
+    /// It can't be created.
     pub fn namespace(&self, purpose: &str) -> Result<Namespace<'_>> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -285,7 +321,7 @@ impl Cluster {
         Ok(found.as_array().cloned().unwrap_or_default())
     }
 
-    /// Whether the catalog has no instance of a service, of whatever health.
+    /// Whether the catalog has no instance of a service, healthy or not.
     ///
     /// # Errors
     /// The agent does not answer.
@@ -297,7 +333,7 @@ impl Cluster {
     /// Waits until a service and its proxy have exactly `count` instances, all healthy.
     ///
     /// # Errors
-    /// They don't; with all checks.
+    /// They don't have; with all checks.
     pub fn await_instances(&self, service: &str, count: usize) -> Result<()> {
         let services = [service.to_owned(), format!("{service}-sidecar-proxy")];
         until(&format!("{count} healthy instances of {service}"), || {
@@ -318,15 +354,15 @@ impl Cluster {
 // === impl Namespace ===
 
 impl Namespace<'_> {
-    /// Runs kubectl in it.
+    /// Runs kubectl in this namespace.
     ///
     /// # Errors
-    /// It ends with another code than 0; with its output.
+    /// Its exit code is not 0; with its output.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         self.cluster.kubectl(&self.with(args), "")
     }
 
-    /// Runs kubectl in it, and returns its output whether it succeeds or not.
+    /// Runs kubectl in this namespace, and returns its output even if it fails.
     ///
     /// # Errors
     /// It can't be started.
@@ -334,18 +370,18 @@ impl Namespace<'_> {
         self.cluster.try_kubectl(&self.with(args), input)
     }
 
-    /// Applies a manifest; returns all that kubectl says.
+    /// Applies a manifest, and returns kubectl's output.
     ///
     /// # Errors
-    /// It is not accepted.
+    /// The API server rejects it.
     pub fn apply(&self, manifest: &str) -> Result<String> {
         self.cluster.kubectl(&self.with(&["apply", "--filename=-"]), manifest)
     }
 
-    /// A pod as the API has it.
+    /// A pod's object.
     ///
     /// # Errors
-    /// There is none.
+    /// The pod does not exist.
     pub fn pod(&self, name: &str) -> Result<Value> {
         self.cluster.get(&format!("/api/v1/namespaces/{}/pods/{name}", self.name))
     }
@@ -360,10 +396,10 @@ impl Namespace<'_> {
         Ok(self.cluster.get(&list)?["items"].as_array().cloned().unwrap_or_default())
     }
 
-    /// Waits until a condition of something holds, such as `Ready` of `pod/web`.
+    /// Waits until an object's condition is true, such as `Ready` of `pod/web`.
     ///
     /// # Errors
-    /// It does not; with the pods of the namespace.
+    /// It is not true in time; with the pods of the namespace.
     pub fn await_condition(&self, what: &str, condition: &str) -> Result<()> {
         let condition = format!("--for=condition={condition}");
         self.described(self.kubectl(&["wait", what, &condition, "--timeout=90s"]))
@@ -372,7 +408,7 @@ impl Namespace<'_> {
     /// Waits until a rollout is done.
     ///
     /// # Errors
-    /// It is not in time; with the pods of the namespace.
+    /// It is not done in time; with the pods of the namespace.
     pub fn await_rollout(&self, what: &str) -> Result<()> {
         self.described(self.kubectl(&["rollout", "status", what, "--timeout=120s"]))
     }
@@ -391,13 +427,13 @@ impl Namespace<'_> {
 
 impl Drop for Namespace<'_> {
     fn drop(&mut self) {
-        // Its pods have their grace; nobody waits for that.
+        // Don't wait for the grace period of its pods.
         let path = format!("/api/v1/namespaces/{}", self.name);
         let _ = self.cluster.request(Method::DELETE, &path, None);
     }
 }
 
-/// The text of a field, or nothing.
+/// A field's text, or the empty string.
 pub fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The tutorial, played on a cluster by the commands that it has.
+//! Plays the tutorial on a cluster, with its own commands.
 
 use reqwest::Method;
 use serde_json::json;
@@ -7,15 +7,14 @@ use crate::client::{Cluster, Namespace, text};
 use harness::tutorial::{DEPLOYMENT, ECHO_CLIENT, ECHO_SERVER, HELLO};
 use harness::{Result, until};
 
-/// The command of the document, behind `kubectl`.
+/// Arguments of the tutorial's `kubectl` command.
 const EXEC: [&str; 6] = ["exec", "echo-client", "--", "curl", "-s", "http://127.0.0.1:1234/"];
 
-/// Plays the whole document, in a namespace of its own. `say` gets a line for
-/// each step as it happens; a line that begins with a blank belongs to the step
-/// before.
+/// Plays the whole tutorial in a new namespace. `say` gets a line for each step; a line that
+/// begins with a blank belongs to the step before.
 ///
 /// # Errors
-/// The first step that did not happen, with what was seen instead.
+/// A step failed; with what happened instead.
 pub fn play(cluster: &Cluster, say: &mut dyn FnMut(&str)) -> Result<()> {
     let version = cluster.get("/version")?;
     let release = cluster.consul("/v1/agent/self")?["Config"]["Version"].clone();
@@ -48,11 +47,11 @@ pub fn play(cluster: &Cluster, say: &mut dyn FnMut(&str)) -> Result<()> {
     let made = cluster.consul_request(Method::POST, "/v1/connect/intentions", Some(&intention))?;
     let code = await_refusal(&namespace);
     let path = format!("/v1/connect/intentions/{}", text(&made["ID"]));
-    // Whatever was seen: an intention is the whole mesh's.
+    // Even on failure, because an intention affects the whole mesh.
     cluster.consul_request(Method::DELETE, &path, None)?;
     say(&format!("  command terminated with exit code {}", code?));
     await_answer(&namespace)?;
-    say(&format!("  taken back: {}", HELLO.trim_end()));
+    say(&format!("  after the intention is deleted: {}", HELLO.trim_end()));
 
     say("kubectl apply -f deployment.yaml");
     namespace.apply(DEPLOYMENT)?;
@@ -73,7 +72,7 @@ pub fn play(cluster: &Cluster, say: &mut dyn FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-/// Says what the cluster has of a pod; it is to be injected.
+/// Prints a pod's containers. Fails if it is not injected.
 fn show_pod(namespace: &Namespace<'_>, name: &str, say: &mut dyn FnMut(&str)) -> Result<()> {
     let pod = namespace.pod(name)?;
     let status = &pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-status"];
@@ -89,7 +88,7 @@ fn show_pod(namespace: &Namespace<'_>, name: &str, say: &mut dyn FnMut(&str)) ->
     Ok(())
 }
 
-/// Says what the catalog has of a service and its proxy.
+/// Prints a service and its proxy in the catalog.
 fn show_catalog(cluster: &Cluster, service: &str, say: &mut dyn FnMut(&str)) -> Result<()> {
     for name in [service.to_owned(), format!("{service}-sidecar-proxy")] {
         for instance in cluster.passing(&name)? {
@@ -105,7 +104,7 @@ fn show_catalog(cluster: &Cluster, service: &str, say: &mut dyn FnMut(&str)) -> 
     Ok(())
 }
 
-/// Waits until the tutorial's command prints what the server says.
+/// Waits until the tutorial's command prints the server's response.
 fn await_answer(namespace: &Namespace<'_>) -> Result<()> {
     let mut seen = String::new();
     until("the answer to curl", || {
@@ -118,7 +117,7 @@ fn await_answer(namespace: &Namespace<'_>) -> Result<()> {
     .map_err(|error| format!("{error}; last seen: {seen:?}").into())
 }
 
-/// Waits until the tutorial's command fails as it says: with exit code 52.
+/// Waits until the tutorial's command fails as the tutorial says: with exit code 52.
 fn await_refusal(namespace: &Namespace<'_>) -> Result<i32> {
     let mut seen = None;
     until("curl to end with exit code 52", || {

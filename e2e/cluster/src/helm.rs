@@ -13,7 +13,7 @@ use crate::write;
 /// The injector's chart.
 pub const CHART: &str = harness::python::CHART;
 
-/// Helm, with folders of its own: nothing is left in the user's.
+/// Helm, with temporary directories instead of the user's.
 #[derive(Debug)]
 pub struct Helm {
     program: PathBuf,
@@ -24,10 +24,8 @@ pub struct Helm {
 // === impl Helm ===
 
 impl Helm {
-    /// Finds Helm.
-    ///
     /// # Errors
-    /// `HELM_BIN` does not name it; with a hint.
+    /// `HELM_BIN` does not name a program; with a hint.
     pub fn find() -> Result<Self> {
         let program = std::env::var_os("HELM_BIN")
             .map(PathBuf::from)
@@ -36,13 +34,13 @@ impl Helm {
         Ok(Self { program, folder: tempfile::tempdir()?, kubeconfig: None })
     }
 
-    /// For another cluster than that of `KUBECONFIG`.
+    /// Uses another cluster than that of `KUBECONFIG`.
     #[must_use]
     pub fn on(self, kubeconfig: &Path) -> Self {
         Self { kubeconfig: Some(kubeconfig.to_owned()), ..self }
     }
 
-    /// Runs it to its end.
+    /// Runs a command, and returns its output.
     ///
     /// # Errors
     /// It can't be started, or fails; with its output.

@@ -1,6 +1,5 @@
-//! The images of a cluster, as a registry keeps them: those of
-//! `Dockerfile.init` as they are, and small ones of a single layer that hold
-//! programs of this machine with the libraries that they ask for.
+//! The images of a cluster, in a registry's layout: those of `Dockerfile.init` unchanged, and
+//! small images with one layer, which contain programs of this machine and their libraries.
 //!
 //! Source: the OCI image and distribution specifications.
 
@@ -18,34 +17,36 @@ use harness::{Result, image};
 /// The image of a pod's sandbox.
 pub const PAUSE: &str = "localhost/pause:test";
 pub const CONSUL: &str = "localhost/consul:test";
+/// Where that image has [`Parts::outdated_consul`], if it was found.
+pub const OUTDATED_CONSUL: &str = "/bin/consul-outdated";
 pub const INJECT: &str = "localhost/connect-inject:test";
 
-/// A webhook that is not ours.
+/// Another mutating webhook.
 pub const OTHER: &str = "localhost/other-webhook:test";
 
 /// The cluster DNS of a test.
 pub const NAMESERVER: &str = "localhost/nameserver:test";
 
-/// A layer's type: the registry sends it as it is.
+/// Media type of a layer, not compressed.
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// The type of a manifest, which a registry has to name.
+/// Media type of a manifest, which a registry must send.
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// An image that is being made.
+/// An image to build.
 struct Draft {
     name: &'static str,
-    /// Programs: on this machine, and in the image.
+    /// Programs: path on this machine, and in the image.
     programs: Vec<(PathBuf, &'static str)>,
     entrypoint: Vec<&'static str>,
-    /// The shell and its tools, as busybox has them.
+    /// Whether it has busybox's shell and tools.
     shell: bool,
 }
 
-/// Makes all images in a folder: `blobs/DIGEST` and `manifests/NAME/TAG`.
+/// Builds all images into a directory: `blobs/DIGEST` and `manifests/NAME/TAG`.
 ///
 /// # Errors
-/// A program is missing, or the folder can't be written to.
+/// A program is missing, or the directory can't be written to.
 pub fn make(folder: &Path, parts: &Parts) -> Result<()> {
     for name in ["blobs", "manifests", "work"] {
         fs::create_dir_all(folder.join(name))?;
@@ -62,7 +63,10 @@ pub fn make(folder: &Path, parts: &Parts) -> Result<()> {
         },
         Draft {
             name: CONSUL,
-            programs: vec![(parts.common.consul.clone(), "/bin/consul")],
+            programs: [(parts.common.consul.clone(), "/bin/consul")]
+                .into_iter()
+                .chain(parts.outdated_consul.clone().map(|consul| (consul, OUTDATED_CONSUL)))
+                .collect(),
             entrypoint: vec!["/bin/consul"],
             shell: true,
         },
@@ -90,7 +94,7 @@ pub fn make(folder: &Path, parts: &Parts) -> Result<()> {
             entrypoint: vec!["/http-echo"],
             shell: false,
         },
-        // Whatever it is that nginx serves: the document only has it run.
+        // The tutorial only starts nginx, so any server will do.
         Draft {
             name: "library/nginx:latest",
             programs: vec![(echo, "/http-echo")],
@@ -161,13 +165,13 @@ impl Draft {
     }
 }
 
-/// What is known of a blob.
+/// Size and digest of a blob.
 struct Blob {
     digest: String,
     size: u64,
 }
 
-/// Puts an archive of `docker save`'s form into the folder.
+/// Adds an image archive in the format of `docker save`.
 fn archived(folder: &Path, archive: &Path, name: &str) -> Result<()> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -217,9 +221,9 @@ fn publish(folder: &Path, name: &str, config: &Blob, layers: &[Blob]) -> Result<
     write(&place.join(tag), &manifest.digest)
 }
 
-/// The libraries that a program asks for, by the paths at which it looks.
+/// The libraries of a program, by the paths at which it looks for them.
 fn libraries_of(program: &Path) -> Vec<PathBuf> {
-    // A static program has none, and ldd says so with a failure.
+    // ldd fails for a static program, which has none.
     let Ok(listed) = run("ldd", &[program]) else { return Vec::new() };
     let paths = listed.lines().filter_map(|line| {
         line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from)

@@ -1,10 +1,10 @@
-//! The cluster from outside: its namespaces are made, and nothing of it is
-//! left, however it ends.
+//! The cluster from outside: creates its Linux namespaces, and leaves nothing behind, however
+//! the cluster ends.
 //!
-//! Four processes stand in a row. The *keeper* makes the namespaces; its end is
-//! the cluster's. The *sweeper* waits for that end and takes away what the
-//! kernel does not: control groups and the cluster's folder. *Init* is process 1
-//! in there, and buries the dead. Its child, the *node*, runs the programs.
+//! There are four processes. The *keeper* creates the namespaces; when it ends, the cluster
+//! ends. The *sweeper* waits for that and removes what the kernel does not: control groups
+//! and the cluster's directory. *Init* is process 1 in the namespaces and reaps orphans. Its
+//! child, the *node*, runs the programs.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -26,30 +26,30 @@ use crate::{mesh, write};
 use harness::process::tail;
 use harness::{Result, until};
 
-/// How long a cluster may take to come up: many times what it takes.
+/// How long a cluster may take to become ready: many times what it needs.
 const START: Duration = Duration::from_secs(300);
 
-/// What `up` says to the keeper when the cluster is to stay.
+/// What `up` writes to the keeper's stdin to let the cluster stay.
 const STAY: &[u8] = b"stay";
 
-/// A cluster that this process keeps.
+/// A cluster that ends with this process.
 struct Kept {
     folder: PathBuf,
     namespaces: Child,
     sweeper: Child,
 }
 
-/// Starts a cluster of its own for a command, and ends as the command does.
+/// Starts a cluster for a command, and returns the command's exit code.
 ///
 /// # Errors
-/// The cluster did not come up, or the command can't be started.
+/// The cluster did not become ready, or the command can't be started.
 pub fn run(command: &[String]) -> Result<ExitCode> {
     let kept = Kept::start(&format!("run-{}", std::process::id()))?;
     let [program, args @ ..] = command else { return Err("there is no command".into()) };
     let bin = kept.folder.join("bin");
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths([bin].into_iter().chain(std::env::split_paths(&path)))?;
-    // If this process is killed, the command is told to end.
+    // If this process is killed, the command gets a signal.
     let status = Command::new("setpriv")
         .args(["--pdeathsig", "TERM", "--", program])
         .args(args)
@@ -60,17 +60,17 @@ pub fn run(command: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
-/// Starts a cluster that stays, unless it is there already, and returns how it
-/// is reached: as assignments for a shell.
+/// Starts a cluster that stays, unless it runs already. Returns shell assignments that say
+/// how to reach it.
 ///
 /// # Errors
-/// It did not come up.
+/// It did not become ready.
 pub fn up(name: &str) -> Result<String> {
     let folder = folder_of(name);
     if !folder.join("ready").exists() {
         let log = tempfile::tempfile()?;
-        // In a group of its own: it stays when this terminal goes. Until the
-        // cluster is up, it ends with this process, which holds its input.
+        // In its own process group, so that it survives the terminal. Until the cluster is
+        // ready, it ends with this process, which holds its stdin open.
         let mut keeper = Command::new(std::env::current_exe()?)
             .args(["keep", name])
             .stdin(Stdio::piped())
@@ -99,17 +99,16 @@ pub fn up(name: &str) -> Result<String> {
     ))
 }
 
-/// Keeps a cluster until this process is ended, or nobody wants it to stay: its
-/// input ends without [`STAY`].
+/// Keeps a cluster until this process gets a signal, or its stdin closes without [`STAY`].
 ///
 /// # Errors
-/// It did not come up, or ended by itself.
+/// The cluster did not become ready, or ended by itself.
 pub fn keep(name: &str) -> Result<()> {
     std::thread::spawn(|| {
         let mut said = Vec::new();
         let read = std::io::stdin().read_to_end(&mut said);
         if read.is_err() || said != STAY {
-            // As if it were told to by anybody.
+            // Ends it like any other signal.
             let _ = kill(Pid::this(), Signal::SIGTERM);
         }
     });
@@ -122,25 +121,25 @@ pub fn keep(name: &str) -> Result<()> {
 /// Ends a cluster that stayed, and waits until nothing of it is left.
 ///
 /// # Errors
-/// There is none of that name.
+/// There is no cluster with that name.
 pub fn down(name: &str) -> Result<()> {
     let folder = folder_of(name);
     let pid = fs::read_to_string(folder.join("pid"))
         .map_err(|_| format!("there is no cluster `{name}`"))?;
-    // It may be gone already, and its sweeper at work.
+    // It may have ended already, while its sweeper still runs.
     let _ = kill(Pid::from_raw(pid.trim().parse()?), Signal::SIGTERM);
     until(&format!("the end of the cluster `{name}`"), || !folder.exists())
 }
 
-/// What remains of a cluster when its keeper has ended: called before it begins,
-/// and waits for that by an input that the keeper holds.
+/// Cleans up a cluster after its keeper has exited. Started before the cluster;
+/// waits until its stdin closes, which the keeper holds open.
 ///
 /// # Errors
-/// Something can't be taken away.
+/// Something can't be removed.
 pub fn sweep(name: &str) -> Result<()> {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     until("the end of all processes of the cluster", || {
-        // They end when the kernel comes to it, and make groups until then.
+        // The kernel kills the processes with some delay; until then they create groups.
         let mut left = processes_of(name);
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             remove_groups(&hierarchy.path().join(cgroup_of(name)), &mut left);
@@ -150,13 +149,12 @@ pub fn sweep(name: &str) -> Result<()> {
     Ok(fs::remove_dir_all(folder_of(name))?)
 }
 
-/// Process 1 of a cluster: starts the node, buries what else ends, and ends
-/// with it.
+/// Process 1 of a cluster: starts the node, reaps orphans, and ends with the node.
 ///
 /// # Errors
 /// The node can't be started.
 pub fn init(name: &str) -> Result<ExitCode> {
-    // Its input is the door, which it passes on.
+    // Its stdin is the socket that the node forwards to the API server; the node inherits it.
     let node = Command::new("/proc/self/exe").args(["node", name]).spawn()?;
     let node = Pid::from_raw(node.id().cast_signed());
     loop {
@@ -170,10 +168,10 @@ pub fn init(name: &str) -> Result<ExitCode> {
     }
 }
 
-/// The node: starts all programs, installs the mesh, and watches.
+/// The node: starts all programs, installs the mesh, and watches the programs.
 ///
 /// # Errors
-/// Something did not come up, or ended.
+/// A program did not become ready, or ended.
 pub fn node(name: &str, family: Family) -> Result<()> {
     let parts = Parts::find()?;
     let folder = folder_of(name);
@@ -192,20 +190,21 @@ pub fn node(name: &str, family: Family) -> Result<()> {
 impl Kept {
     /// Starts a cluster, and waits until everything in it is ready.
     fn start(name: &str) -> Result<Self> {
-        // What is missing is said before anything is made.
+        // Report missing parts before anything is created.
         Parts::find()?;
         let folder = folder_of(name);
         fs::create_dir(&folder).map_err(|error| {
             format!("cannot make {}: {error}; is there a cluster `{name}`?", folder.display())
         })?;
-        // In a group of its own: what a terminal sends does not reach it.
+        // In its own process group, so that signals of the terminal don't reach it.
         let sweeper = Command::new("/proc/self/exe")
             .args(["sweep", name])
             .stdin(Stdio::piped())
             .process_group(0)
             .spawn()?;
         write(&folder.join("pid"), &std::process::id().to_string())?;
-        // A socket of this network: who connects to it is led into the cluster's.
+        // A socket in this network namespace: the node forwards its connections to the API
+        // server.
         let door = OwnedFd::from(TcpListener::bind("127.0.0.1:0")?);
         let log = fs::File::create(folder.join("node.log"))?;
         let namespaces = Command::new("setpriv")
@@ -239,16 +238,16 @@ impl Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        // The kernel ends every process of the namespaces with it.
+        // The kernel kills all other processes of the PID namespace with it.
         let _ = self.namespaces.kill();
         let _ = self.namespaces.wait();
-        // The sweeper sees that nobody holds the other end of its input any more.
+        // This closes the sweeper's stdin.
         drop(self.sweeper.stdin.take());
         let _ = self.sweeper.wait();
     }
 }
 
-/// Where a cluster's folder is, by its name.
+/// A cluster's directory, by its name.
 fn folder_of(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("connect-cluster-{name}"))
 }
@@ -258,7 +257,7 @@ fn cgroup_of(name: &str) -> String {
     format!("connect-cluster-{name}")
 }
 
-/// The processes in a cluster's namespaces: all of them name it, or its folder.
+/// The processes of a cluster: each has its name or its directory in its arguments.
 fn processes_of(name: &str) -> Vec<PathBuf> {
     let folder = folder_of(name).display().to_string();
     let namespace_of = |process: &Path| fs::read_link(process.join("ns/pid")).ok();
@@ -267,7 +266,7 @@ fn processes_of(name: &str) -> Vec<PathBuf> {
         let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
         let arguments = String::from_utf8_lossy(&arguments);
         let says = |command| arguments.ends_with(&format!("\0{command}\0{name}\0"));
-        // One out here may only read what is in the folder.
+        // A process outside of the cluster may be reading a file of the directory.
         let is_inside = namespace_of(process).is_some_and(|its| Some(its) != ours);
         is_inside && (arguments.contains(&folder) || says("init") || says("node"))
     };
@@ -275,7 +274,7 @@ fn processes_of(name: &str) -> Vec<PathBuf> {
     all.filter(is_of_it).collect()
 }
 
-/// Removes a control group with those in it; what has processes yet, stays.
+/// Removes a control group and its children, except those that still have processes.
 fn remove_groups(group: &Path, left: &mut Vec<PathBuf>) {
     for inner in fs::read_dir(group).into_iter().flatten().flatten() {
         if inner.file_type().is_ok_and(|kind| kind.is_dir()) {

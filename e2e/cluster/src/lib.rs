@@ -1,17 +1,17 @@
-//! A real one-node Kubernetes, in namespaces of its own: etcd, API server,
-//! controller manager, scheduler, kubelet and containerd, with a Consul server,
-//! the node's Consul client and the injector in it.
+//! A real one-node Kubernetes in its own Linux namespaces: etcd, API server, controller
+//! manager, scheduler, kubelet and containerd, with a Consul server, the node's Consul client
+//! agent and the injector.
 //!
-//! - [`parts`]: the programs that run
-//! - [`keeper`]: from outside: starts a cluster and leaves nothing of it behind
+//! - [`parts`]: finds the programs
+//! - [`keeper`]: starts a cluster from outside, and leaves nothing of it behind
 //! - [`network`]: its addresses
-//! - [`node`]: from inside: mounts, network, and the programs in their order
-//! - [`images`]: the images, made of programs of this machine
+//! - [`node`]: inside of the cluster: mounts, network, and the programs in their order
+//! - [`images`]: builds the images from programs of this machine
 //! - [`registry`]: serves them
 //! - [`helm`]: the `helm` command
-//! - [`mesh`]: what is installed: Consul and the injector
-//! - [`client`]: what a user has: kubectl, the API, Consul
-//! - [`demo`]: the tutorial, played on a cluster
+//! - [`mesh`]: installs Consul and the injector
+//! - [`client`]: kubectl, the API and Consul, for tests
+//! - [`demo`]: plays the tutorial on a cluster
 
 pub mod client;
 pub mod demo;
@@ -30,7 +30,7 @@ use std::path::Path;
 
 use harness::Result;
 
-/// Writes a file of the cluster's, which nothing reads before it is written.
+/// Writes a file of the cluster, which no program reads before.
 fn write(path: &Path, text: &str) -> Result<()> {
     File::create(path)
         .and_then(|mut file| file.write_all(text.as_bytes()))

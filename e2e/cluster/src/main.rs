@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use cluster::{client::Cluster, demo, keeper, network::Family};
 use harness::Result;
 
-/// Starts and ends clusters
+/// Start and stop clusters
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -17,24 +17,24 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Do {
-    /// Start a cluster that stays, and print how it is reached
+    /// Start a cluster that stays, and print shell assignments to reach it
     Up {
         #[arg(default_value = "default")]
         name: String,
     },
-    /// End it
+    /// Stop it
     Down {
         #[arg(default_value = "default")]
         name: String,
     },
-    /// Start a cluster for a command, and end it with that
+    /// Start a cluster for a command, and stop it when the command exits
     Run {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// See whether the tests can run on the cluster that KUBECONFIG names
+    /// Check whether the tests can run on the cluster of KUBECONFIG
     Check,
-    /// Play the tutorial on the cluster that KUBECONFIG names
+    /// Play the tutorial on the cluster of KUBECONFIG
     Demo,
     #[command(hide = true)]
     Keep { name: String },
@@ -45,7 +45,7 @@ enum Do {
     #[command(hide = true)]
     Node {
         name: String,
-        /// By the environment, which reaches it through all that is between
+        /// From the environment, which all processes in between pass on
         #[arg(long, env = "CLUSTER_FAMILY", value_enum, default_value_t)]
         family: Family,
     },
@@ -76,6 +76,6 @@ fn say(text: &str) -> Result<()> {
 
 fn demo_line(line: &str) {
     let mark = if line.starts_with(' ') { "  " } else { "\n==" };
-    // Nobody may be reading.
+    // Standard output may be closed.
     let _ = say(&format!("{mark} {line}\n"));
 }

@@ -1,5 +1,5 @@
-//! What is installed on a cluster of ours: Consul by manifests, the injector by
-//! its chart.
+//! Installs Consul with manifests and the injector with its chart, on a cluster of
+//! `scripts/cluster`.
 
 use std::path::Path;
 
@@ -15,8 +15,8 @@ const CONSUL: &str = include_str!("../manifests/consul.yaml");
 
 /// The namespace of both.
 pub const NAMESPACE: &str = "consul";
-/// The injector's Deployment, Service and webhook, as the chart names them for
-/// a release that is called as the namespace is.
+/// Name of the injector's Deployment, Service and webhook: the chart's for a release named
+/// like the namespace.
 pub const INJECT: &str = "consul-connect-inject";
 
 /// Installs both, and waits until they are ready.
@@ -48,10 +48,10 @@ pub fn install(kubectl: &Path, kubeconfig: &Path, family: Family) -> Result<()> 
         Family::Ipv4 => json!({}),
         Family::Ipv6 => json!({"listenAddress": "[::]"}),
     };
-    // The cluster's, for the helm command as for others.
+    // The cluster's, for helm and for other commands.
     let helm = Helm::find()?.on(kubeconfig);
     let installed = helm.apply("install", NAMESPACE, &values(&own));
-    // Says why, if the injector did not come up.
+    // Reports why the injector did not become ready.
     rolled_out(&format!("deployment/{INJECT}"))?;
     installed?;
     rolled_out("deployment/consul-server")?;
@@ -59,10 +59,10 @@ pub fn install(kubectl: &Path, kubeconfig: &Path, family: Family) -> Result<()> 
     Ok(())
 }
 
-/// The manifest of a second Consul, whose ACLs are on.
+/// The manifest of a second Consul, with ACLs.
 pub const ACL_CONSUL: &str = include_str!("../manifests/acl.yaml");
-/// Its namespace, and the release of its injector there. Its webhook is asked
-/// before the first one, by its name.
+/// Its namespace, and the release of its injector there. By its name, its webhook is called
+/// before the first one.
 pub const ACL: &str = "acl";
 /// Its auth method.
 pub const ACL_METHOD: &str = "pods";
@@ -78,7 +78,7 @@ pub fn acl_values() -> Value {
     }))
 }
 
-/// The manifest of Consul, for a cluster of such addresses.
+/// The manifest of Consul, for a cluster with these addresses.
 fn consul(family: Family) -> String {
     let server = family.network().server;
     let host = "$(HOST_IP)";
@@ -88,7 +88,7 @@ fn consul(family: Family) -> String {
         .replace("HOST_IN_URL", &family.in_url(host))
 }
 
-/// The chart's values for a release with the images of a cluster of ours.
+/// The chart's values for a release with the images of a cluster of `scripts/cluster`.
 pub fn values(own: &Value) -> Value {
     let mut values = json!({"connectInject": {
         "image": images::INJECT,

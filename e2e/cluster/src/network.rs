@@ -1,37 +1,37 @@
-//! The addresses of a cluster: all of one family.
+//! The addresses of a cluster, all of one family.
 
 use harness::Result;
 use harness::process::run;
 
-/// Which family the addresses of a cluster are of.
+/// Address family of a cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Family {
-    /// As most clusters.
+    /// Like most clusters.
     #[default]
     Ipv4,
-    /// Neither node nor pods have an IPv4 address but loopback.
+    /// Node and pods have no IPv4 address except loopback.
     Ipv6,
 }
 
 /// A cluster's network.
 #[derive(Debug)]
 pub(super) struct Network {
-    /// The node's address, which is its pods' host's.
+    /// The node's address, which is the pods' `status.hostIP`.
     pub(super) node: &'static str,
-    /// Where the Consul server is, on the same node.
+    /// The Consul server's address, on the same node.
     pub(super) server: &'static str,
-    /// The address under which pods know the API server.
+    /// The API server's address for pods.
     pub(super) api: &'static str,
-    /// The addresses of pods.
+    /// CIDR of pods.
     pub(super) pods: &'static str,
-    /// The addresses of Services.
+    /// CIDR of Services.
     pub(super) services: &'static str,
-    /// All addresses: what a server binds to.
+    /// The unspecified address, to bind a server to all addresses.
     pub(super) any: &'static str,
-    /// All networks: where a route leads to.
+    /// CIDR of a default route.
     pub(super) everywhere: &'static str,
-    /// What `ip` is told behind an address: it is a single one. Of IPv6, nobody is
-    /// asked whether it is theirs, which would take a second.
+    /// Suffix of an address for `ip`: a single address. For IPv6, without duplicate address
+    /// detection, which takes a second.
     alone: &'static str,
 }
 
@@ -67,7 +67,7 @@ impl Family {
         }
     }
 
-    /// A host's address in a URL, or in front of a port.
+    /// A host's address for a URL, or for HOST:PORT.
     pub(super) fn in_url(self, address: &str) -> String {
         match self {
             Self::Ipv4 => address.to_owned(),
@@ -79,16 +79,15 @@ impl Family {
 // === impl Network ===
 
 impl Network {
-    /// Makes it in this network namespace.
+    /// Creates it in this network namespace.
     pub(super) fn make(&self) -> Result<()> {
         let Self { node, server, api, everywhere, alone, .. } = self;
         let mut commands = vec![
             "link set lo up".to_owned(),
-            // An empty bridge: it stands for the node's way out, of which there is none.
+            // An empty bridge in place of the node's uplink, which does not exist.
             "link add out type bridge".to_owned(),
         ];
-        // The last one instead of a proxy that would lead to the API server's only
-        // address.
+        // The last address makes the API server's Service reachable without kube-proxy.
         for address in [node, server, api] {
             commands.push(format!("addr add {address}{alone}"));
         }

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -20,6 +21,11 @@ use harness::{Result, until};
 pub const NAME: &str = "node-1";
 const REGISTRY: &str = "127.0.0.1:5000";
 const TOKEN: &str = "of-this-cluster-only";
+
+/// Directory of the node's CNI plugins.
+pub const CNI_BIN_DIR: &str = "/var/lib/cni/bin";
+/// Directory of the node's CNI configurations.
+pub const CNI_NET_DIR: &str = "/var/lib/cni/net.d";
 
 /// The kernel settings that the kubelet wants. It sees files with these values; the
 /// machine's own settings stay as they are.
@@ -343,7 +349,13 @@ impl Starter<'_> {
 
     fn containerd(&self) -> Result<Program> {
         let (data, bin) = (self.data.display(), self.parts.node.display());
-        fs::create_dir_all(self.data.join("cni"))?;
+        // Directories of this cluster only: a test installs another plugin there.
+        for folder in [CNI_BIN_DIR, CNI_NET_DIR] {
+            fs::create_dir_all(folder)?;
+        }
+        for plugin in ["bridge", "host-local", "loopback"] {
+            symlink(self.parts.node(plugin), Path::new(CNI_BIN_DIR).join(plugin))?;
+        }
         let config = format!(
             r#"version = 2
 root = "{data}/containerd"
@@ -355,8 +367,8 @@ state = "{data}/containerd-state"
   restrict_oom_score_adj = true
   stream_server_address = "127.0.0.1"
 [plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "{bin}"
-  conf_dir = "{data}/cni"
+  bin_dir = "{CNI_BIN_DIR}"
+  conf_dir = "{CNI_NET_DIR}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
@@ -389,7 +401,7 @@ state = "{data}/containerd-state"
                 },
             }],
         });
-        write(&self.data.join("cni/pods.conflist"), &network.to_string())?;
+        write(&Path::new(CNI_NET_DIR).join("10-pods.conflist"), &network.to_string())?;
         Ok(self.program(self.parts.node("containerd"), [self.file("config", "containerd.toml")]))
     }
 

@@ -1,4 +1,4 @@
-//! The programs of a cluster: where they are.
+//! Finds the programs of a cluster.
 
 use std::path::PathBuf;
 
@@ -8,15 +8,17 @@ use harness::{Result, parts};
 /// The programs that a cluster runs.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// Consul, Envoy, our own binaries and the harness's.
+    /// Consul, Envoy, our binaries, and those of the harness.
     pub common: parts::Parts,
+    /// A Consul whose HTTP listeners Envoy rejects, from `CONSUL_OUTDATED_BIN`.
+    pub outdated_consul: Option<PathBuf>,
     /// The archive of the image of `connect-init`.
     pub init_image: PathBuf,
     /// The archive of the image of `connect-inject`, from `E2E_INJECT_IMAGE`.
     pub inject_image: PathBuf,
-    /// The folder with Kubernetes, from `KUBERNETES_DIR`.
+    /// The directory with Kubernetes, from `KUBERNETES_DIR`.
     pub kubernetes: PathBuf,
-    /// The folder with what else a node runs, from `NODE_DIR`.
+    /// The directory with the other programs of a node, from `NODE_DIR`.
     pub node: PathBuf,
 }
 
@@ -26,10 +28,10 @@ impl Parts {
     /// Finds all parts.
     ///
     /// # Errors
-    /// What is missing, and what to do.
+    /// A part is missing; with a hint.
     pub fn find() -> Result<Self> {
         let common = parts::Parts::find()?;
-        // The mesh is installed with it.
+        // Needed to install the mesh.
         Helm::find()?;
         let part = |variable: &str| -> Result<PathBuf> {
             let path = std::env::var_os(variable)
@@ -46,14 +48,17 @@ impl Parts {
                 .clone()
                 .ok_or("E2E_INIT_IMAGE is not set: scripts/cluster sets it")?,
             common,
+            outdated_consul: std::env::var_os("CONSUL_OUTDATED_BIN")
+                .map(|_| part("CONSUL_OUTDATED_BIN"))
+                .transpose()?,
             inject_image: part("E2E_INJECT_IMAGE")?,
             kubernetes: part("KUBERNETES_DIR")?,
             node: part("NODE_DIR")?,
         })
     }
 
-    /// For tests: all parts, or none with a line that says so; in CI, a missing
-    /// part is a failure.
+    /// For tests: all parts, or `None` with a message on stderr. In CI, a missing part is a
+    /// failure.
     ///
     /// # Panics
     /// In CI, if a part is missing.
@@ -66,7 +71,7 @@ impl Parts {
         self.kubernetes.join(name)
     }
 
-    /// One of the others that a node runs.
+    /// One of the other programs of a node.
     pub fn node(&self, name: &str) -> PathBuf {
         self.node.join(name)
     }

@@ -1,5 +1,4 @@
-//! A registry, so that a kubelet pulls the manifests' images as it would pull
-//! them anywhere. It only answers what a pull asks for.
+//! A registry from which the kubelet pulls the manifests' images. It only supports pulling.
 //!
 //! Source: the OCI distribution specification, section "Pull".
 
@@ -11,12 +10,12 @@ use std::path::{Path, PathBuf};
 use crate::images::MANIFEST;
 use harness::Result;
 
-/// Serves the images of a folder until the program ends.
+/// Serves the images of a directory until the program ends.
 pub fn serve(listener: TcpListener, folder: PathBuf) {
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let folder = folder.clone();
-            // A client that goes away asks again.
+            // A client that disconnects tries again.
             std::thread::spawn(move || drop(answer(&stream, &folder)));
         }
     });
@@ -56,7 +55,7 @@ fn answer(mut stream: &TcpStream, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The blob that a path names, with its type.
+/// The blob at a path, with its media type.
 fn find(path: &str, folder: &Path) -> Option<(String, &'static str)> {
     let path = path.strip_prefix("/v2/")?;
     let is_known =

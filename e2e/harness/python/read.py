@@ -16,5 +16,5 @@ def read(text):
 
 
 answer = [read(text) for text in json.load(sys.stdin)]
-# A date is a text to Kubernetes.
+# Kubernetes reads a date as a string.
 json.dump(answer, sys.stdout, default=str)

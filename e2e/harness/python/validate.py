@@ -8,7 +8,7 @@ import sys
 
 from kubernetes_validate import utils
 
-# Read once instead of for each document.
+# Read once instead of once per document.
 utils.schema_contents = functools.cache(utils.schema_contents)
 utils.all_versions = functools.cache(utils.all_versions)
 

@@ -1,6 +1,6 @@
-//! An agent with ACLs and the default policy "deny", and an auth method that
-//! stands for the Kubernetes one: bearer tokens are JSON web tokens of the same
-//! claims, signed with a key of our own.
+//! An agent with ACLs and the default policy "deny", and an auth method of type `jwt` in
+//! place of `kubernetes`: bearer tokens are JSON web tokens with the same claims, signed
+//! with a key of our own.
 //!
 //! Sources: Consul's "JWT Auth Method" page, RFC 7519 (JSON Web Token).
 
@@ -20,13 +20,13 @@ use crate::{Result, until};
 /// The auth method's name.
 pub const METHOD: &str = "pods";
 
-/// The token that may do everything. It is known to the tests only.
+/// The initial management token, known to the tests only.
 const MANAGEMENT: &str = "7d6e1a54-0000-4000-8000-5eed5eed5eed";
 
 const ISSUER: &str = "https://kubernetes.default.svc";
 const AUDIENCE: &str = "consul";
 
-/// The agent's ACLs, and who may log in.
+/// The agent's ACLs and auth method.
 pub struct Acls<'n> {
     node: &'n Node,
     key: EcdsaKeyPair,
@@ -36,15 +36,15 @@ pub struct Acls<'n> {
 // === impl Acls ===
 
 impl<'n> Acls<'n> {
-    /// Starts the server and the node's agent with ACLs. Nobody may log in yet.
+    /// Starts the server and the node's agent with ACLs, without an auth method.
     ///
     /// # Errors
-    /// It does not come up.
+    /// Server or agent does not become ready.
     pub fn start(node: &'n Node) -> Result<(Self, Process)> {
         Self::start_with(node, &json!({}))
     }
 
-    /// As [`Self::start`], with further settings of the agent's.
+    /// Like [`Self::start`], with additional settings of the agent.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -65,15 +65,15 @@ impl<'n> Acls<'n> {
         Ok((acls, agent))
     }
 
-    /// Starts the node's agent again, with ACLs and the data that it has.
+    /// Starts the node's agent again, with ACLs and its old data.
     ///
     /// # Errors
-    /// It does not come up.
+    /// It does not become ready.
     pub fn start_agent(&self) -> Result<Process> {
         self.node.start_agent_with(&settings())
     }
 
-    /// The settings of server and agent.
+    /// Settings of server and agent.
     pub fn server_settings(&self) -> Value {
         settings()
     }
@@ -82,15 +82,15 @@ impl<'n> Acls<'n> {
         until("the agent's ACLs", || self.ask(Method::GET, "/v1/acl/tokens", None).is_ok())
     }
 
-    /// Has the auth method, for everybody whose bearer token is by our key.
+    /// Creates the auth method, which accepts bearer tokens signed with our key.
     ///
     /// # Errors
-    /// The agent refuses it.
+    /// The agent rejects it.
     pub fn have_method(&self) -> Result<()> {
         self.have_method_with(&json!({}))
     }
 
-    /// As [`Self::have_method`], with further settings of the auth method.
+    /// Like [`Self::have_method`], with additional settings of the auth method.
     ///
     /// # Errors
     /// As [`Self::have_method`].
@@ -110,18 +110,18 @@ impl<'n> Acls<'n> {
         self.ask(Method::PUT, "/v1/acl/auth-method", Some(&method)).map(drop)
     }
 
-    /// Lets those who log in act for a service: `${value.account}` is their own
-    /// name.
+    /// Creates a binding rule that gives each login the identity of a service;
+    /// `${value.account}` is the name of the service account.
     ///
     /// # Errors
-    /// The agent refuses it.
+    /// The agent rejects it.
     pub fn bind(&self, service: &str) -> Result<()> {
         let rule = json!({"AuthMethod": METHOD, "BindType": "service", "BindName": service});
         self.ask(Method::PUT, "/v1/acl/binding-rule", Some(&rule)).map(drop)
     }
 
-    /// A bearer token of a service account, as the kubelet would project it;
-    /// good for that many seconds.
+    /// A bearer token of a service account, as the kubelet projects it, valid for that many
+    /// seconds.
     ///
     /// # Errors
     /// It can't be signed.
@@ -139,7 +139,7 @@ impl<'n> Acls<'n> {
         Ok(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)))
     }
 
-    /// The tokens that were made by login: what their descriptions say.
+    /// Descriptions of the tokens created by login.
     ///
     /// # Errors
     /// The agent does not answer.
@@ -147,7 +147,7 @@ impl<'n> Acls<'n> {
         self.of_logins("Description")
     }
 
-    /// The ids of the tokens that were made by login.
+    /// Accessor ids of the tokens created by login.
     ///
     /// # Errors
     /// The agent does not answer.
@@ -162,7 +162,7 @@ impl<'n> Acls<'n> {
         Ok(logins.map(|token| token[field].as_str().unwrap_or_default().to_owned()).collect())
     }
 
-    /// Deletes the tokens that were made by login, behind the pods' backs.
+    /// Deletes the tokens created by login, without telling the pods.
     ///
     /// # Errors
     /// The agent does not answer.
@@ -182,16 +182,16 @@ impl<'n> Acls<'n> {
         Ok(services.as_object().into_iter().flat_map(|all| all.keys().cloned()).collect())
     }
 
-    /// Asks the agent for anything.
+    /// Sends a request to the agent, with the management token.
     ///
     /// # Errors
-    /// It does not answer, or not with 200.
+    /// There is no response, or its status is not a success.
     pub fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
         self.node.as_holder(Some(MANAGEMENT), method, path, body)
     }
 
-    /// The public key as PEM: the point, behind the fixed words that say which
-    /// curve it is on (RFC 5480).
+    /// The public key as PEM: the point, after the fixed bytes that name its curve
+    /// (RFC 5480).
     fn public_key_pem(&self) -> String {
         const P256: [u8; 26] = [
             0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06,

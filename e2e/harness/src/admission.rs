@@ -1,4 +1,4 @@
-//! What the API server does with a pod before it is stored: it asks the
+//! The API server's part before it stores a pod: it sends an admission review to the
 //! injector and applies the patch.
 //!
 //! Source: the Kubernetes page "Dynamic Admission Control".
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::Result;
 
-/// The question that the API server asks about a new pod.
+/// The admission review of a new pod.
 pub fn review(pod: &Value, namespace: &str, uid: &str) -> Value {
     json!({
         "apiVersion": "admission.k8s.io/v1",
@@ -29,10 +29,10 @@ pub fn review(pod: &Value, namespace: &str, uid: &str) -> Value {
     })
 }
 
-/// The pod as the injector's answer makes it.
+/// The pod, with the patch of the injector's response.
 ///
 /// # Errors
-/// It was denied, or the answer is not one to this question.
+/// The pod was denied, or the response is not for this review.
 pub fn admitted(pod: &Value, answer: &Value, uid: &str) -> Result<Value> {
     let response = &answer["response"];
     if response["uid"] != uid {

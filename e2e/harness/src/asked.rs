@@ -1,8 +1,8 @@
-//! What an agent was asked, as it counts itself.
+//! Counts the requests that an agent received, with the agent's own metrics.
 //!
-//! A development agent logs each request, and at each change every service and
-//! check that is as before: with hundreds of pods it does little else. Agents of
-//! nodes don't, and neither do those with these settings.
+//! An agent at log level debug logs each request and, at each change, every unchanged
+//! service and check: with hundreds of pods that takes most of its time. These settings
+//! turn that off, as on production nodes.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::Result;
 use crate::node::Node;
 
-/// What the harness itself asks, to look at the agent.
+/// Requests of the harness itself.
 const OURS: [&str; 4] = [
     "GET_v1_agent_checks",
     "GET_v1_agent_metrics",
@@ -19,13 +19,12 @@ const OURS: [&str; 4] = [
     "GET_v1_connect_ca_roots",
 ];
 
-/// Settings of an agent that counts what it is asked.
+/// Settings of an agent that counts its requests.
 pub fn settings() -> Value {
     json!({"log_level": "info", "telemetry": {"prometheus_retention_time": "1h"}})
 }
 
-/// How often each thing was asked since the agent started, but for what the
-/// harness asks itself.
+/// Number of requests since the agent started, by kind, without those of the harness.
 ///
 /// # Errors
 /// The agent does not answer, or has other [`settings`].
@@ -34,7 +33,7 @@ pub fn by_kind(node: &Node) -> Result<BTreeMap<String, u32>> {
     Ok(counts(page.as_str().ok_or("the agent's metrics are no text")?))
 }
 
-/// The same, in all.
+/// Total number of requests.
 ///
 /// # Errors
 /// As [`by_kind`].
@@ -42,7 +41,7 @@ pub fn in_all(node: &Node) -> Result<u32> {
     Ok(by_kind(node)?.values().sum())
 }
 
-/// Of a page of metrics:
+/// Reads lines such as
 /// `consul_api_http_count{method="PUT",path="v1_agent_service_register"} 2`.
 fn counts(page: &str) -> BTreeMap<String, u32> {
     let count = |line: &str| {

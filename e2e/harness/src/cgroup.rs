@@ -1,5 +1,4 @@
-//! A limit on memory: a cgroup of its own, of version 1 or 2, that is gone when
-//! it is dropped.
+//! A memory limit: a cgroup of version 1 or 2, which is removed on drop.
 //!
 //! Sources: the kernel's "Control Group v2" and "Memory Resource Controller"
 //! (v1) documents.
@@ -11,19 +10,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::{Result, until};
 
-/// A cgroup in which processes have that much memory and no swap.
+/// A cgroup with limited memory and without swap.
 #[derive(Debug)]
 pub struct MemoryLimit {
     folder: PathBuf,
     names: &'static Names,
 }
 
-/// What the files of a version are called.
+/// File names of a cgroup version.
 #[derive(Debug)]
 struct Names {
     limit: &'static str,
     swap: &'static str,
-    /// Whether that limit is of memory and swap together.
+    /// Whether that limit includes memory and swap.
     swap_has_memory: bool,
     peak: &'static str,
 }
@@ -44,10 +43,10 @@ static V2: Names = Names {
 // === impl MemoryLimit ===
 
 impl MemoryLimit {
-    /// Makes one.
+    /// Creates the cgroup.
     ///
     /// # Errors
-    /// No cgroup can be made: this takes root and a writable hierarchy.
+    /// It can't be created: this requires root and a writable hierarchy.
     pub fn new(bytes: u64) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -69,19 +68,19 @@ impl MemoryLimit {
             put(&parent.join("cgroup.subtree_control"), "+memory")?;
         }
         put(&self.folder.join(self.names.limit), &bytes.to_string())?;
-        // Without the right to swap, nothing is hidden there.
+        // Without swap, all memory in use counts.
         let swap = if self.names.swap_has_memory { bytes } else { 0 };
         let _ = put(&self.folder.join(self.names.swap), &swap.to_string());
         fs::read(self.folder.join(self.names.peak))?;
         Ok(())
     }
 
-    /// The file by which a process joins.
+    /// The file to which a process writes to join.
     pub fn entrance(&self) -> PathBuf {
         self.folder.join("cgroup.procs")
     }
 
-    /// The most memory that was used so far, in bytes.
+    /// Peak memory so far, in bytes.
     ///
     /// # Errors
     /// It can't be read.
@@ -92,15 +91,14 @@ impl MemoryLimit {
 
 impl Drop for MemoryLimit {
     fn drop(&mut self) {
-        // The last process in it may not be gone altogether.
+        // The last process in it may still be exiting.
         let _ = until("the end of the cgroup", || {
             !self.folder.exists() || fs::remove_dir(&self.folder).is_ok()
         });
     }
 }
 
-/// Where a cgroup for memory may be made: beside the one that we are in, in it,
-/// and at the root.
+/// Where to try to create a memory cgroup: beside our own, in it, and at the root.
 fn parents() -> Result<Vec<(PathBuf, &'static Names)>> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     let own = fs::read_to_string("/proc/self/cgroup")?;

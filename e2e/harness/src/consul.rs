@@ -1,6 +1,5 @@
-//! Consul as it is deployed: a server, and the client agent of a node. Each is
-//! a process of its own with its data on disk, at an address of its own, so
-//! that a default of `localhost` shows itself.
+//! Consul as it is deployed: a server, and a node's client agent. Each is a process with its
+//! data on disk and its own address, so that a wrong default of `localhost` fails.
 //!
 //! Sources: Consul's pages "Agents Configuration File Reference" and "Consul
 //! Agent" (command line).
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 use crate::Result;
 use crate::process::{Process, run};
 
-/// A release of Consul: major and minor.
+/// A release of Consul: major and minor version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Release(pub u32, pub u32);
 
@@ -22,25 +21,25 @@ pub struct Release(pub u32, pub u32);
 pub struct Agent {
     /// The name of its node.
     pub name: String,
-    /// The address on which it listens with all its ports.
+    /// The address on which it listens.
     pub ip: String,
     /// The data center.
     pub datacenter: String,
-    /// How many servers elect a leader; 0: this is a client agent.
+    /// Number of servers in the data center (`bootstrap_expect`); 0 for a client agent.
     pub servers: u8,
     /// The addresses of other agents of the data center to join.
     pub join: Vec<String>,
-    /// Settings merged over the ones that follow from the rest.
+    /// Additional settings, which win.
     pub further: Value,
 }
 
 // === impl Release ===
 
 impl Release {
-    /// Asks the program.
+    /// Runs `consul version`.
     ///
     /// # Errors
-    /// It does not run, or prints something else than a release.
+    /// It does not run, or does not print a version.
     pub fn of(consul: &Path) -> Result<Self> {
         let text = run(&consul.to_string_lossy(), &["version"])?;
         Self::parse(&text).ok_or_else(|| format!("`consul version` printed: {text}").into())
@@ -52,7 +51,7 @@ impl Release {
         Some(Self(numbers.next()?.ok()?, numbers.next()?.ok()?))
     }
 
-    /// Whether the gRPC port that speaks TLS is a port of its own.
+    /// Whether gRPC over TLS has its own port.
     pub fn has_grpc_tls(self) -> bool {
         self >= Self(1, 14)
     }
@@ -85,8 +84,7 @@ impl Agent {
         }
     }
 
-    /// Starts it with its data in a folder, which it finds again when it starts
-    /// again there.
+    /// Starts it with its data in a directory, from which it can be started again.
     ///
     /// # Errors
     /// It can't be started.
@@ -112,7 +110,7 @@ impl Agent {
             "retry_interval": "1s",
             "ports": {"grpc": grpc, "dns": -1},
             "disable_update_check": true,
-            // Elections that are as quick as a production cluster's.
+            // Elections as fast as in production.
             "performance": {"raft_multiplier": 1},
         });
         if is_server {
@@ -127,8 +125,8 @@ impl Agent {
     }
 }
 
-/// Removes what an agent has stored, but for the id of its node: servers refuse
-/// a node that comes back under its old name with another id.
+/// Removes an agent's data except its node id: servers reject a node that returns under its
+/// old name with another id.
 ///
 /// # Errors
 /// A file can't be removed.

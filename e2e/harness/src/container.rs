@@ -1,9 +1,8 @@
-//! What a container is to the harness, and the small runtime that makes one:
-//! namespaces of its own for mounts, processes and the like, the network of its
-//! pod, a root of read-only mounts, a user.
+//! A small container runtime: own namespaces for mounts, processes and IPC, the pod's
+//! network namespace, a root of read-only mounts, and a user.
 //!
-//! The runtime is the binary `pod-runtime`. It needs no daemon and leaves
-//! nothing behind: whatever ends it, the kernel takes its namespaces away.
+//! The runtime is the binary `pod-runtime`. It needs no daemon and leaves nothing behind:
+//! when it ends, the kernel removes its namespaces.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -23,49 +22,46 @@ use serde::{Deserialize, Serialize};
 /// A container to run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Spec {
-    /// An empty folder for the container's root to be built on.
+    /// An empty directory on which to build the container's root.
     pub root: PathBuf,
-    /// What the root holds.
+    /// Mounts in the root.
     pub mounts: Vec<Mount>,
-    /// Links in the root: link, then target.
+    /// Symbolic links in the root: link, then target.
     pub links: Vec<(PathBuf, PathBuf)>,
-    /// Whether nothing may be written outside of writable mounts.
+    /// Whether everything but the writable mounts is read-only.
     pub read_only_root: bool,
-    /// The network to be in: a file that names a namespace.
+    /// The network namespace to join, as a file.
     pub network: PathBuf,
     /// Program and arguments.
     pub command: Vec<String>,
     /// The whole environment.
     pub env: BTreeMap<String, String>,
-    /// The user.
     pub uid: u32,
-    /// The group.
     pub gid: u32,
-    /// Written to right before the program starts.
+    /// A file that the runtime writes right before the program starts.
     pub started: PathBuf,
-    /// The file by which the program joins a cgroup, if it is to be in one.
+    /// The file to which to write to join a cgroup, if any.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
 }
 
-/// A file or folder of the host in the container.
+/// A file or directory of the host in the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// On the host.
+    /// Path on the host.
     pub source: PathBuf,
-    /// In the container.
+    /// Path in the container.
     pub target: PathBuf,
-    /// Whether it may be written to.
     pub writable: bool,
 }
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Runs a container and ends as its program does. The program is process 1 of
-/// a namespace of its own: nothing of it outlives it.
+/// Runs a container and returns its program's exit code. The program is process 1 of its PID
+/// namespace, so none of its children outlives it.
 ///
 /// # Errors
-/// A namespace that can't be made: this takes root.
+/// A namespace can't be created: this requires root.
 pub fn run(spec: &Path) -> Result<ExitCode> {
     die_with_parent()?;
     let Spec { network, .. } = read(spec)?;
@@ -81,11 +77,11 @@ pub fn run(spec: &Path) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
-/// Builds the container's root and becomes its program. Called in the
-/// namespaces that [`run`] made.
+/// Builds the container's root and executes its program. Called in the namespaces that
+/// [`run`] created.
 ///
 /// # Errors
-/// A mount that fails, or a program that can't be started.
+/// A mount fails, or the program can't be started.
 pub fn enter(spec: &Path) -> Result<ExitCode> {
     let spec = read(spec)?;
     // Before the root changes.
@@ -96,7 +92,7 @@ pub fn enter(spec: &Path) -> Result<ExitCode> {
         return Err("the container has no command".into());
     };
     if let Some(file) = cgroup {
-        // 0 stands for whoever writes it.
+        // 0 means the process that writes it.
         file?.write_all(b"0\n")?;
     }
     setgroups(&[])?;
@@ -104,7 +100,7 @@ pub fn enter(spec: &Path) -> Result<ExitCode> {
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
     prctl::set_no_new_privs()?;
-    // Only now: a change of user would undo it.
+    // Only now, because a change of user resets it.
     die_with_parent()?;
     started.write_all(b"started\n")?;
     let error = Command::new(program).args(args).env_clear().envs(&spec.env).exec();
@@ -114,7 +110,7 @@ pub fn enter(spec: &Path) -> Result<ExitCode> {
 /// Holds a network namespace until stdin closes: a pod's sandbox.
 ///
 /// # Errors
-/// The namespace can't be made: this takes root.
+/// The namespace can't be created: this requires root.
 pub fn sandbox() -> Result<ExitCode> {
     die_with_parent()?;
     unshare(CloneFlags::CLONE_NEWNET)?;
@@ -136,7 +132,7 @@ fn die_with_parent() -> Result<()> {
 fn build_root(spec: &Spec) -> Result<()> {
     let none: Option<&str> = None;
     let root = spec.root.as_path();
-    // Nothing that is mounted here is to be seen outside.
+    // Keep these mounts out of the host's mount namespace.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     mount(Some("tmpfs"), root, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
     for folder in ["proc", "dev", "tmp"] {

@@ -1,5 +1,5 @@
-//! The tutorial, played: its two pods, unchanged, are injected,
-//! registered, proxied and deregistered.
+//! Plays the tutorial: injects its two unchanged pods, runs them, sends a request through
+//! their Envoys, and deregisters them.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,11 @@ use crate::tutorial::{
 };
 use crate::{Result, until};
 
-/// Plays the whole document. `say` gets a line for each step as it happens; a
-/// line that begins with a blank belongs to the step before.
+/// Plays the whole tutorial. `say` gets a line for each step; a line that begins with a
+/// blank belongs to the step before.
 ///
 /// # Errors
-/// The first step that did not happen, with what was seen instead.
+/// A step failed; with what happened instead.
 pub fn play(parts: Parts, say: &mut dyn FnMut(&str)) -> Result<()> {
     say("A Consul server, and a node with its own network and a client agent");
     let node = Node::new(parts)?;
@@ -62,9 +62,9 @@ pub fn play(parts: Parts, say: &mut dyn FnMut(&str)) -> Result<()> {
     say(&format!("  the same curl ends with exit code {code}"));
     node.consul(&["intention", "delete", "echo-client", "echo-server"])?;
     await_answer(&client, HELLO)?;
-    say(&format!("  taken back: {}", HELLO.trim_end()));
+    say(&format!("  after the intention is deleted: {}", HELLO.trim_end()));
 
-    say("The server's pod stops, as a kubelet would stop it");
+    say("The server's pod stops, as the kubelet would stop it");
     let gone = server.ip.clone();
     let processes = server.processes();
     let ended = server.stop()?;
@@ -75,7 +75,7 @@ pub fn play(parts: Parts, say: &mut dyn FnMut(&str)) -> Result<()> {
         ["envoy-sidecar", "echo-server"].map(|name| (name.to_owned(), "exit status: 0".to_owned())),
     );
     if ended != clean {
-        return Err(format!("the containers were to end with exit status 0: {ended:?}").into());
+        return Err(format!("the containers did not exit with status 0: {ended:?}").into());
     }
     let left: Vec<_> = processes.iter().filter(|pid| is_alive(**pid)).collect();
     if !left.is_empty() {
@@ -92,7 +92,7 @@ pub fn play(parts: Parts, say: &mut dyn FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-/// Says what the injector made of a pod.
+/// Prints what the injector added to a pod.
 fn show_pod(pod: &Value, say: &mut dyn FnMut(&str)) {
     let status = &pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-status"];
     say(&format!(
@@ -107,7 +107,7 @@ fn show_pod(pod: &Value, say: &mut dyn FnMut(&str)) {
     }
 }
 
-/// Says what the catalog has: services, proxies and their checks.
+/// Prints services, proxies and their checks in the catalog.
 fn show_catalog(node: &Node, say: &mut dyn FnMut(&str)) -> Result<()> {
     say("The catalog");
     for service in
@@ -128,8 +128,7 @@ fn show_catalog(node: &Node, say: &mut dyn FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-/// The SPIFFE id in the certificate that the sidecar shows, which the Connect CA
-/// has signed; and that it has shown it in a handshake.
+/// The SPIFFE id in the sidecar's certificate. Fails if Envoy has counted no TLS handshake.
 fn connect_certificate(server: &Pod<'_>) -> Result<String> {
     let admin = |path: &str| -> Result<String> {
         let url = format!("http://127.0.0.1:19000{path}");
@@ -151,8 +150,8 @@ fn connect_certificate(server: &Pod<'_>) -> Result<String> {
     Ok(uri.to_owned())
 }
 
-/// A client without a certificate is not let in, and is told why. The reset of
-/// the connection may overtake the alert that says so: then it is tried again.
+/// Checks that a client without a certificate is rejected, with a TLS alert. If the reset of
+/// the connection overtakes the alert, the check is repeated.
 fn refuse_without_certificate(ip: &str, say: &mut dyn FnMut(&str)) -> Result<()> {
     let url = format!("https://{ip}:20000/");
     let mut answered = false;
@@ -166,7 +165,7 @@ fn refuse_without_certificate(ip: &str, say: &mut dyn FnMut(&str)) -> Result<()>
     })
     .map_err(|error| format!("{error}; last seen: {why}"))?;
     if answered {
-        return Err("a client without a certificate was let in".into());
+        return Err("a client without a certificate was accepted".into());
     }
     say(&format!("  without a client certificate: {}", why.lines().last().unwrap_or_default()));
     Ok(())

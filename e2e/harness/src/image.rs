@@ -1,5 +1,5 @@
-//! What stands in for container images: a root made of files of this machine,
-//! and what an image's configuration would say.
+//! Stand-ins for container images: a root made of this machine's files, and an image
+//! configuration.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,12 +8,11 @@ use serde::Deserialize;
 
 use crate::Result;
 use crate::container::Mount;
-use crate::node::Node;
 use crate::parts::Parts;
 
-/// The image of `connect-init`, as the injector is told.
+/// The image of `connect-init`, as passed to the injector.
 pub const INIT: &str = "localhost/connect-init:test";
-/// The image of Envoy, as the injector is told.
+/// The image of Envoy, as passed to the injector.
 pub const ENVOY: &str = "localhost/envoy:test";
 
 /// The image of an application that speaks HTTP/1, HTTP/2, gRPC and websocket.
@@ -21,40 +20,39 @@ pub const APPLICATION: &str = "localhost/application:test";
 
 #[derive(Clone, Debug, Default)]
 pub struct Image {
-    /// What its root holds.
+    /// Mounts in its root.
     pub mounts: Vec<Mount>,
-    /// Links in its root: link, then target.
+    /// Symbolic links in its root: link, then target.
     pub links: Vec<(PathBuf, PathBuf)>,
-    /// What runs if a container has no command.
+    /// Default command.
     pub entrypoint: Vec<String>,
-    /// Where programs are looked for.
+    /// Value of `PATH`.
     pub path: String,
-    /// The user if a container names none.
+    /// Default user.
     pub user: u32,
 }
 
-/// Finds the image of that name.
+/// Finds the image of that name. An archive is unpacked to `folder`.
 ///
 /// # Errors
 /// There is no stand-in for it.
-pub fn find(name: &str, node: &Node) -> Result<Image> {
-    let parts = node.parts();
+pub fn find(name: &str, parts: &Parts, folder: &Path) -> Result<Image> {
     match name {
         INIT => match &parts.init_image {
-            Some(archive) => unpack(archive, &node.folder("init-image")?),
+            Some(archive) => unpack(archive, folder),
             None => Ok(init(parts)),
         },
         ENVOY => Ok(envoy(parts)),
         "hashicorp/http-echo:latest" => Ok(own(parts, "http-echo")),
         APPLICATION => Ok(own(parts, "application")),
-        // A shell and curl, as the machine has them.
+        // The machine's own shell and curl.
         "tutum/curl:latest" => Ok(machine()),
         _ => Err(format!("there is no stand-in for the image {name}").into()),
     }
 }
 
-/// As `Dockerfile.init` makes it, and nothing else: no shell, no libraries, no
-/// certificates, no temporary folder that could be written to.
+/// The contents of the image that `Dockerfile.init` builds: no shell, no libraries, no
+/// certificates, no writable temporary directory.
 fn init(parts: &Parts) -> Image {
     let file = |name: &str| read_only(parts.bins.join(name), Path::new("/").join(name));
     Image {
@@ -65,8 +63,7 @@ fn init(parts: &Parts) -> Image {
     }
 }
 
-/// An image as `docker save` and its kin write it: a list of layers, which are
-/// laid over each other, and a configuration.
+/// An image in the format of `docker save`: a list of layers and a configuration.
 fn unpack(archive: &Path, folder: &Path) -> Result<Image> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]

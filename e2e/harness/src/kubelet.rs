@@ -1,6 +1,5 @@
-//! What a kubelet does for a pod, from its specification: volumes, downward
-//! API, init containers in order, native sidecars among them, containers with
-//! their hooks, and the end.
+//! The kubelet's part for a pod: volumes, the downward API, init containers in order, native
+//! sidecars among them, containers with their hooks, and termination.
 //!
 //! Sources: the Kubernetes pages "Pod Lifecycle", "Sidecar Containers",
 //! "Container Lifecycle Hooks", "Downward API" and "Define Dependent
@@ -22,12 +21,11 @@ use nix::unistd::Pid as ProcessId;
 use serde_json::Value;
 
 use crate::container::{Mount, Spec};
-use crate::image;
 use crate::node::Node;
 use crate::process::{Process, tail};
 use crate::{Result, until};
 
-/// A pod that was made from a specification.
+/// A pod.
 #[derive(Debug)]
 pub struct Pod<'n> {
     node: &'n Node,
@@ -40,7 +38,7 @@ pub struct Pod<'n> {
     containers: Vec<Running>,
 }
 
-/// A container that runs, or ran.
+/// A container that was started.
 #[derive(Debug)]
 struct Running {
     container: Container,
@@ -49,26 +47,26 @@ struct Running {
     user: (u32, u32),
 }
 
-/// What the names of sidecars begin with.
+/// Prefix of the names of sidecars.
 const SIDECAR: &str = "envoy-sidecar";
 
-/// The admin port of the first sidecar; those of further services follow.
+/// The admin port of the first sidecar; additional services have the next ports.
 const ADMIN_PORT: u16 = 19000;
 
-/// The statistics of Envoy by which [`is_settled`] and [`has_rejected`] decide.
+/// The statistics of Envoy that [`is_settled`] and [`has_rejected`] use.
 pub const XDS_STATS: &str =
     "(connected_state|local_agent.upstream_rq_pending_active|update_rejected|lds.update_success)$";
 
-/// How long a pod has to end if it does not say, as Kubernetes has it.
+/// Kubernetes' default of `terminationGracePeriodSeconds`.
 const GRACE: Duration = Duration::from_secs(30);
 
 // === impl Pod ===
 
 impl<'n> Pod<'n> {
-    /// Makes a pod's sandbox: its network and its folder. Nothing runs yet.
+    /// Creates a pod's sandbox: its network and its directory. Starts no container.
     ///
     /// # Errors
-    /// The specification is none, or the network can't be made.
+    /// The specification is invalid, or the network can't be created.
     pub fn create(node: &'n Node, pod: &Value) -> Result<Self> {
         let manifest: Manifest = serde_json::from_value(pod.clone())?;
         let name = manifest.metadata.name.clone().ok_or("the pod has no name")?;
@@ -84,9 +82,9 @@ impl<'n> Pod<'n> {
         Ok(Self { node, manifest, name, ip, folder, sandbox, containers: Vec::new() })
     }
 
-    /// Runs the init containers, each to its end, then starts the containers in
-    /// their order, each postStart hook before the next container. Then waits for
-    /// Envoy, see [`Self::await_xds`].
+    /// Runs the init containers one after the other, and then starts the containers in order;
+    /// each postStart hook finishes before the next container starts. Then waits for Envoy,
+    /// see [`Self::await_xds`].
     ///
     /// # Errors
     /// An init container or a hook failed; with its output.
@@ -94,8 +92,7 @@ impl<'n> Pod<'n> {
         self.start_with(|_| Ok(()))
     }
 
-    /// As [`Self::start`], and calls `meanwhile` once, while the first init
-    /// container runs.
+    /// Like [`Self::start`], and calls `meanwhile` once while the first init container runs.
     ///
     /// # Errors
     /// As [`Self::start`], or `meanwhile` failed.
@@ -139,10 +136,9 @@ impl<'n> Pod<'n> {
         self.await_xds()
     }
 
-    /// Ends the pod: for all containers at once, the preStop hook and then
-    /// SIGTERM, which a native sidecar gets when the others have ended; what is
-    /// left after the grace period is killed. Returns how each container ended,
-    /// by name.
+    /// Terminates the pod: all containers at the same time get the preStop hook and then
+    /// SIGTERM; a native sidecar gets SIGTERM when the other containers have exited. After
+    /// the grace period the rest is killed. Returns how each container ended, by name.
     ///
     /// # Errors
     /// A process can't be signalled or waited for.
@@ -169,7 +165,8 @@ impl<'n> Pod<'n> {
                 .map(|(running, told)| {
                     scope.spawn(move || {
                         let how = pre_stop(running);
-                        // Nothing is sent: it ends when the others have.
+                        // Nothing is ever sent: the channel closes when the others have
+                        // exited.
                         let _ = told.recv();
                         end(running, how, deadline)
                     })
@@ -190,7 +187,7 @@ impl<'n> Pod<'n> {
         })
     }
 
-    /// The pod's network: a file that names it.
+    /// The pod's network namespace, as a file.
     pub fn network(&self) -> PathBuf {
         network_of(self.sandbox.id())
     }
@@ -204,11 +201,11 @@ impl<'n> Pod<'n> {
         exec_in(running, command)
     }
 
-    /// Waits until the Envoys of the pod are connected to Consul's xDS and have
-    /// accepted all that it sent: their silence alone is not success.
+    /// Waits until the pod's Envoys are connected to Consul's xDS and have accepted all
+    /// updates.
     ///
     /// # Errors
-    /// One is not connected in time, or has rejected something; with its log.
+    /// An Envoy is not connected in time, or has rejected an update; with its log.
     pub fn await_xds(&mut self) -> Result<()> {
         let is_sidecar = |running: &&mut Running| running.container.name.starts_with(SIDECAR);
         for (port, running) in (ADMIN_PORT..).zip(self.containers.iter_mut().filter(is_sidecar)) {
@@ -220,7 +217,7 @@ impl<'n> Pod<'n> {
                     Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
                     Err(error) => error.to_string(),
                 };
-                // One that has ended never will be.
+                // Don't wait for an Envoy that has exited.
                 is_settled(&seen) || !matches!(running.process.ended(), Ok(None))
             })
             .map_err(|error| format!("{error}: {seen}\n{}", tail(&running.process.output(), 20)))?;
@@ -246,11 +243,11 @@ impl<'n> Pod<'n> {
         found.ok_or_else(|| format!("pod {} has no container {container}", self.name).into())
     }
 
-    /// What a container has written to its log.
+    /// A container's log.
     pub fn log(&self, container: &str) -> String {
         let output =
             self.running(container).map(|running| running.process.output()).unwrap_or_default();
-        // Envoy's list of what it was built with hides the rest of a failed test's output.
+        // Envoy's list of extensions would hide the rest of a failed test's output.
         let is_list = |line: &str| line.contains("/server.cc:") && line.contains("]   ");
         output
             .lines()
@@ -262,22 +259,22 @@ impl<'n> Pod<'n> {
         self.folder.join(container).join("log")
     }
 
-    /// A container's files, as this machine sees them while it runs.
+    /// The root of a running container, as a directory of this machine.
     ///
     /// # Errors
-    /// It does not run.
+    /// The container does not run.
     pub fn root(&self, container: &str) -> Result<PathBuf> {
         let process = main_process(&self.running(container)?.process)?;
         Ok(PathBuf::from(format!("/proc/{process}/root")))
     }
 
-    /// The processes in the pod's network, by id.
+    /// Ids of the processes in the pod's network namespace.
     pub fn processes(&self) -> Vec<i32> {
         in_network_of(self.sandbox.id().cast_signed())
     }
 
     fn run_container(&self, container: Container) -> Result<Running> {
-        let image = image::find(container.image.as_deref().unwrap_or_default(), self.node)?;
+        let image = self.node.image(container.image.as_deref().unwrap_or_default())?;
         let context = container.security_context.as_ref();
         let number = |field: Option<i64>, default: u32| field.map_or(Ok(default), u32::try_from);
         let uid = number(context.and_then(|context| context.run_as_user), image.user)?;
@@ -361,7 +358,8 @@ impl<'n> Pod<'n> {
                 (Some(value), _) => expand(value, &env),
                 (None, None) => String::new(),
                 (None, Some(source)) => {
-                    let field = source.field_ref.as_ref().ok_or("only fieldRef is known here")?;
+                    let field =
+                        source.field_ref.as_ref().ok_or("the harness supports only fieldRef")?;
                     self.field(&field.field_path)?
                 }
             };
@@ -387,10 +385,10 @@ impl<'n> Pod<'n> {
                     (Some(key), _) => (&metadata.annotations, key),
                     (None, Some(key)) => (&metadata.labels, key),
                     (None, None) => {
-                        return Err(format!("the downward API has no {path} here").into());
+                        return Err(format!("the harness does not support the field {path}").into());
                     }
                 };
-                // Empty without it, as the kubelet does it.
+                // Empty if it is missing, as in the kubelet.
                 all.as_ref().and_then(|all| all.get(key)).cloned().unwrap_or_default()
             }
         })
@@ -399,7 +397,7 @@ impl<'n> Pod<'n> {
 
 impl Drop for Pod<'_> {
     fn drop(&mut self) {
-        // Its network goes with it, and with that its end of the node's bridge.
+        // This also removes its network and its port of the node's bridge.
         self.containers.clear();
         let _ = self.sandbox.kill();
         let _ = self.sandbox.wait();
@@ -409,7 +407,7 @@ impl Drop for Pod<'_> {
 // === impl Running ===
 
 impl Running {
-    /// Whether it is an init container that goes on running.
+    /// Whether it is a native sidecar.
     fn is_native_sidecar(&self) -> bool {
         self.container.restart_policy.as_deref() == Some("Always")
     }
@@ -426,8 +424,8 @@ impl Running {
     }
 }
 
-/// Runs a container's preStop hook, if it has one. Returns what there is to say
-/// of it: a hook that fails is an event, and does not keep the pod.
+/// Runs a container's preStop hook, if it has one. Returns a message if it failed: a failed
+/// hook does not stop the termination.
 fn pre_stop(running: &Running) -> String {
     let hook =
         running.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
@@ -435,7 +433,7 @@ fn pre_stop(running: &Running) -> String {
     failed.map(|error| format!("preStop failed: {error}; ")).unwrap_or_default()
 }
 
-/// Ends one container: SIGTERM, and SIGKILL at the deadline.
+/// Terminates one container: SIGTERM, and SIGKILL at the deadline.
 fn end(running: &mut Running, mut how: String, deadline: Instant) -> Result<(String, String)> {
     let name = running.container.name.clone();
     let process = main_process(&running.process)?;
@@ -452,8 +450,7 @@ fn end(running: &mut Running, mut how: String, deadline: Instant) -> Result<(Str
     Ok((name, format!("{how}{status}")))
 }
 
-/// Whether Envoy is connected to its xDS server and has heard of its listeners,
-/// by its statistics.
+/// Whether Envoy is connected to its xDS server and has its listeners, by its statistics.
 pub fn is_settled(stats: &str) -> bool {
     is_connected(stats)
         && (count(stats, "listener_manager.lds.update_success: ").is_some_and(|count| count != "0")
@@ -500,7 +497,7 @@ fn run_hook(running: &Running, hook: &LifecycleHandler) -> Result<()> {
         .exec
         .as_ref()
         .and_then(|exec| exec.command.as_ref())
-        .ok_or("only exec and sleep hooks are known here")?;
+        .ok_or("the harness supports only exec and sleep hooks")?;
     let output = exec_in(running, exec)?;
     if output.status.success() {
         return Ok(());
@@ -509,8 +506,8 @@ fn run_hook(running: &Running, hook: &LifecycleHandler) -> Result<()> {
     Err(format!("hook of {name}: {}: {errors}", output.status).into())
 }
 
-/// Replaces `$(NAME)` by a variable's value and `$$` by `$`; what names no
-/// variable stays as it is.
+/// Replaces `$(NAME)` by a variable's value and `$$` by `$`. An unknown variable stays as it
+/// is.
 pub fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
     let mut expanded = String::new();
     let mut rest = text;
@@ -539,11 +536,11 @@ pub fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
     expanded
 }
 
-/// Process 1 of a container, as this machine counts: the runtime's only child.
+/// Id of a container's process 1 on this machine: the runtime's only child.
 fn main_process(runtime: &Process) -> Result<ProcessId> {
     let pid = runtime.pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    let child = children.split_whitespace().next().ok_or("the container has ended")?;
+    let child = children.split_whitespace().next().ok_or("the container has exited")?;
     Ok(ProcessId::from_raw(child.parse()?))
 }
 
@@ -551,7 +548,7 @@ fn network_of(pid: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/ns/net"))
 }
 
-/// The processes that share a process's network.
+/// The processes in the network namespace of a process.
 fn in_network_of(pid: i32) -> Vec<i32> {
     let network = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
     let Some(wanted) = network(pid) else { return Vec::new() };

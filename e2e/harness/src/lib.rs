@@ -1,24 +1,24 @@
-//! The end-to-end harness: a node with a Consul agent, pods made of namespaces,
-//! and what a kubelet and an API server do for them. Programs are known to it
-//! only as processes.
+//! The end-to-end harness: a node with a Consul agent, pods made of Linux namespaces, and
+//! the parts of a kubelet and an API server that they need. It runs the programs as
+//! processes and does not link them.
 //!
-//! - [`parts`]: the programs that run, ours and the real ones
-//! - [`consul`]: Consul as it is deployed: servers and client agents
+//! - [`parts`]: finds the programs, ours and the real ones
+//! - [`consul`]: Consul servers and client agents
 //! - [`node`]: a node: its network, agent and injector
 //! - [`acl`]: an agent with ACLs, and an auth method for its pods
-//! - [`asked`]: what an agent was asked
-//! - [`admission`]: what the API server does: review and patch
-//! - [`kubelet`]: what a kubelet does: a pod's life from its specification
-//! - [`image`]: what stands in for container images
-//! - [`container`]: one container, and the runtime that makes it
+//! - [`asked`]: counts the requests that an agent received
+//! - [`admission`]: the API server's part: admission review and patch
+//! - [`kubelet`]: the kubelet's part: runs a pod from its specification
+//! - [`image`]: stand-ins for container images
+//! - [`container`]: one container, and the runtime that creates it
 //! - [`load`]: constant load from a pod
-//! - [`cgroup`]: a limit on memory
-//! - [`volume`]: a volume in memory of a given size
+//! - [`cgroup`]: a memory limit
+//! - [`volume`]: an in-memory volume of a given size
 //! - [`process`]: child processes that end with their parent
 //! - [`tutorial`]: the pods of the tutorial "Connect Sidecar on Kubernetes"
 //! - [`demo`]: plays the tutorial
 //! - [`python`]: Helm, and Kubernetes' schemas
-//! - [`pod_security`]: what PodSecurity has against a pod
+//! - [`pod_security`]: violations of PodSecurity `restricted`
 
 pub mod acl;
 pub mod admission;
@@ -38,28 +38,28 @@ pub mod python;
 pub mod tutorial;
 pub mod volume;
 
-/// Why something of the harness did not work. It ends a test or the demo.
+/// An error of the harness, which ends the test or the demo.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// How long anything may take: more than any of it needs on a busy machine.
+/// Timeout of everything: more than anything needs on a busy machine.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// Between two looks at what is waited for.
+/// Pause between two checks of a condition.
 const SHORTEST_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 const LONGEST_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Waits for a condition that nothing announces.
+/// Polls until a condition holds.
 ///
 /// # Errors
-/// It did not come within [`PATIENCE`]; with what was waited for.
+/// It does not hold within [`PATIENCE`]. The error names it.
 pub fn until(what: &str, condition: impl FnMut() -> bool) -> Result<()> {
     until_within(PATIENCE, what, condition)
 }
 
-/// As [`until`], for what takes its time by design.
+/// Like [`until`], with another timeout.
 ///
 /// # Errors
-/// It did not come within `patience`; with what was waited for.
+/// It does not hold within `patience`. The error names it.
 pub fn until_within(
     patience: std::time::Duration,
     what: &str,
@@ -74,16 +74,16 @@ pub fn until_within(
         if start.elapsed() > patience {
             return Err(format!("waited {patience:?} in vain: {what}").into());
         }
-        // What is looked at has work to do, too.
+        // Leave processor time to the programs under test.
         let pause = 4 * look.elapsed();
         std::thread::sleep(pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE));
     }
 }
 
-/// Sends a request; what is answered, as JSON if it is that.
+/// Sends a request. Returns the response's body as JSON, or as a string if it is not JSON.
 ///
 /// # Errors
-/// There is no answer, or not one of success; with `what` was asked.
+/// There is no response, or its status is not a success. The error names `what`.
 pub fn answer_to(
     runtime: &tokio::runtime::Runtime,
     request: reqwest::RequestBuilder,

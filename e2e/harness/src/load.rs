@@ -1,5 +1,5 @@
-//! Constant load from a pod: requests from its own network, one after another,
-//! each over a connection of its own or all over one.
+//! Constant load from a pod: requests from its network namespace, one after the other, each
+//! over a new connection or all over one.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use crate::kubelet::Pod;
 use crate::{PATIENCE, Result, until};
 
-/// Load that goes on until it is stopped.
+/// Load that continues until it is stopped.
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -24,40 +24,40 @@ pub struct Load {
     workers: Vec<JoinHandle<()>>,
 }
 
-/// What came of the requests.
+/// Results of the requests.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// The bodies that came back, and how often.
+    /// Number of responses, by body.
     pub answers: BTreeMap<String, u64>,
-    /// What went wrong, with the time since the load began.
+    /// Failures, with the time since the load began.
     pub failures: Vec<String>,
-    /// The longest that an answer took.
+    /// The longest time of a response.
     pub slowest: Duration,
 }
 
-/// Between the requests of one worker: two cores serve all that is tested here.
+/// Pause between the requests of one worker, because everything under test shares two cores.
 const PACE: Duration = Duration::from_millis(5);
 
 // === impl Load ===
 
 impl Load {
-    /// Starts so many workers, which ask that port of the pod's loopback.
+    /// Starts that many workers, which send requests to that port of the pod's loopback.
     pub fn start(pod: &Pod<'_>, port: u16, workers: u8) -> Self {
         Self::start_in(&pod.network(), port, workers)
     }
 
-    /// As [`Self::start`], in the network that a file names.
+    /// Like [`Self::start`], in a network namespace given as a file.
     pub fn start_in(network: &Path, port: u16, workers: u8) -> Self {
         Self::start_by(network, workers, move |network| connect_in(network, port).and_then(get))
     }
 
-    /// Starts one worker that asks over one connection, which it makes anew only
-    /// when it breaks. That is a failure.
+    /// Starts one worker that uses one connection. If it breaks, the worker counts a failure
+    /// and connects again.
     pub fn start_kept(pod: &Pod<'_>, port: u16) -> Self {
         Self::start_kept_in(&pod.network(), port)
     }
 
-    /// As [`Self::start_kept`], in the network that a file names.
+    /// Like [`Self::start_kept`], in a network namespace given as a file.
     pub fn start_kept_in(network: &Path, port: u16) -> Self {
         let kept = Mutex::new(None);
         Self::start_by(network, 1, move |network| {
@@ -111,15 +111,15 @@ impl Load {
         Self { stop, tally, workers }
     }
 
-    /// What came of it so far.
+    /// The results so far.
     pub fn so_far(&self) -> Tally {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until each of these has answered once more.
+    /// Waits for one more response with each of these bodies.
     ///
     /// # Errors
-    /// One did not; with what came of the load.
+    /// One did not arrive; with the results so far.
     pub fn await_answers(&self, bodies: &[&str]) -> Result<()> {
         let count = |tally: &Tally, body: &str| tally.answers.get(body).copied().unwrap_or(0);
         let before = self.so_far();
@@ -130,7 +130,7 @@ impl Load {
         waited.map_err(|error| format!("{error}; {:?}", self.so_far()).into())
     }
 
-    /// Stops it. The last requests are brought to their end.
+    /// Finishes the current requests and stops.
     pub fn stop(mut self) -> Tally {
         self.end();
         self.so_far()
@@ -139,7 +139,7 @@ impl Load {
     fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for worker in self.workers.drain(..) {
-            // One that panicked has no answers to add.
+            // A worker that panicked has no results to add.
             let _ = worker.join();
         }
     }
@@ -148,7 +148,7 @@ impl Load {
 // === impl Tally ===
 
 impl Tally {
-    /// Adds what came of further requests.
+    /// Adds the results of other requests.
     pub fn add(&mut self, further: Self) {
         let Self { answers, failures, slowest } = further;
         for (body, count) in answers {
@@ -165,18 +165,18 @@ impl Drop for Load {
     }
 }
 
-/// A connection to that port of the loopback of a [`Pod::network`].
+/// Connects to that port on loopback, in a [`Pod::network`].
 ///
 /// # Errors
 /// It is refused, or the pod is gone.
 pub fn connect(network: &Path, port: u16) -> Result<TcpStream> {
     let network = network.to_owned();
-    // In a thread of its own, which changes its network for good.
+    // In a thread of its own, which stays in that network namespace.
     let connected = std::thread::spawn(move || connect_in(&network, port)).join();
     connected.unwrap_or_else(|_| Err("the connecting thread panicked".into()))
 }
 
-/// The same, for a thread that is in no other network afterwards.
+/// Moves the thread into the network namespace and connects.
 fn connect_in(network: &Path, port: u16) -> Result<TcpStream> {
     setns(File::open(network)?, CloneFlags::CLONE_NEWNET)?;
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
@@ -184,10 +184,10 @@ fn connect_in(network: &Path, port: u16) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Asks for `/`, and returns the body.
+/// Requests `/`, and returns the body.
 ///
 /// # Errors
-/// The answer does not come whole, or is no success.
+/// The response is incomplete, or its status is not a success.
 pub fn get(mut stream: TcpStream) -> Result<String> {
     stream.write_all(REQUEST)?;
     answer(&stream)
@@ -196,11 +196,11 @@ pub fn get(mut stream: TcpStream) -> Result<String> {
 /// A request for `/` over a connection that stays open.
 pub const KEPT_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
-/// A request for `/` over a connection that is closed behind the answer.
+/// A request for `/` over a connection that is closed after the response.
 pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
 
-/// Reads one answer of success and nothing behind it, and returns its body
-/// without the last newline.
+/// Reads one successful response and nothing after it. Returns its body without the last
+/// newline.
 ///
 /// # Errors
 /// As [`get`].
@@ -211,18 +211,18 @@ pub fn answer(stream: &TcpStream) -> Result<String> {
     }
 }
 
-/// Reads one answer and nothing behind it, and returns its status and its body
-/// without the last newline.
+/// Reads one response and nothing after it. Returns its status, and its body without the
+/// last newline.
 ///
 /// # Errors
-/// The answer does not come whole.
+/// The response is incomplete.
 pub fn response(stream: &TcpStream) -> Result<(u16, String)> {
     let mut stream = BufReader::new(stream);
     let (mut head, mut length) = (String::new(), None);
     while !head.ends_with("\r\n\r\n") {
         let start = head.len();
         if stream.read_line(&mut head)? == 0 {
-            return Err(format!("the answer is cut off: {head:?}").into());
+            return Err(format!("the response is incomplete: {head:?}").into());
         }
         if let Some((name, value)) = head[start..].split_once(": ")
             && name.eq_ignore_ascii_case("content-length")
@@ -231,8 +231,8 @@ pub fn response(stream: &TcpStream) -> Result<(u16, String)> {
         }
     }
     let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
-    let status = status.ok_or_else(|| format!("the answer has no status: {head:?}"))?;
-    let mut body = vec![0; length.ok_or("the answer does not tell its length")?];
+    let status = status.ok_or_else(|| format!("the response has no status: {head:?}"))?;
+    let mut body = vec![0; length.ok_or("the response has no content-length")?];
     stream.read_exact(&mut body)?;
     Ok((status, String::from_utf8(body)?.trim_end().to_owned()))
 }

@@ -1,5 +1,5 @@
-//! A node: a network of its own with a bridge for pods, a Consul client agent
-//! at the node's address, and a Consul server at another.
+//! A node: a network namespace with a bridge for pods, a Consul client agent at the node's
+//! address, and a Consul server at another address.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -14,19 +14,20 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::consul::{self, Agent, Release};
+use crate::image::{self, Image};
 use crate::parts::Parts;
 use crate::process::{Process, run, tail};
-use crate::{Result, admission, answer_to, image, until};
+use crate::{Result, admission, answer_to, until};
 
-/// A node. Its network is that of the thread that made it: the node lives and
-/// ends with that thread, and so does everything that runs on it.
+/// A node. Its network namespace is that of the thread that created it: the node, and
+/// everything that runs on it, ends with that thread.
 #[derive(Debug)]
 pub struct Node {
     parts: Parts,
     runtime: Runtime,
     client: Client,
     release: Release,
-    /// Before the folder, so that it ends before its data goes.
+    /// Before the directory, so that it stops before its data is removed.
     server: RefCell<Option<Process>>,
     folder: TempDir,
     pods: Cell<u8>,
@@ -51,10 +52,10 @@ pub const RELAY: u16 = 8602;
 // === impl Node ===
 
 impl Node {
-    /// Makes a network for this thread, and nothing in it but a bridge.
+    /// Creates a network namespace for this thread, with a bridge.
     ///
     /// # Errors
-    /// The network can't be made: this takes root and iproute2.
+    /// It can't be created: this requires root and iproute2.
     pub fn new(parts: Parts) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET)
             .map_err(|errno| format!("cannot make a network namespace: {errno}"))?;
@@ -64,7 +65,7 @@ impl Node {
             ip(&format!("addr add {address}/24 dev {BRIDGE}"))?;
         }
         ip(&format!("link set {BRIDGE} up"))?;
-        // After the network: its threads are to be in it.
+        // After the network namespace, so that its threads are in it.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let folder = tempfile::Builder::new().prefix("connect-e2e-").tempdir()?;
         Ok(Self {
@@ -79,14 +80,14 @@ impl Node {
         })
     }
 
-    /// The node's network: a file that names it.
+    /// The node's network namespace, as a file.
     pub fn network(&self) -> PathBuf {
-        // That of the thread that made the node, not of the process.
+        // That of the thread that created the node, not that of the process.
         let (process, thread) = (std::process::id(), nix::unistd::gettid());
         PathBuf::from(format!("/proc/{process}/task/{thread}/ns/net"))
     }
 
-    /// The node's address, which pods know as their host's.
+    /// The node's address, which is the pods' `status.hostIP`.
     pub fn ip(&self) -> &'static str {
         IP
     }
@@ -105,16 +106,16 @@ impl Node {
         NAME
     }
 
-    /// The programs that run here.
+    /// The programs that run on the node.
     pub fn parts(&self) -> &Parts {
         &self.parts
     }
 
-    /// A folder of that name for files of the node, made if it is not there. It
-    /// can be reached by every user, as a kubelet's can.
+    /// A directory of the node with that name, created if it does not exist. Every user can
+    /// enter it, like the kubelet's.
     ///
     /// # Errors
-    /// It can't be made.
+    /// It can't be created.
     pub fn folder(&self, name: &str) -> Result<PathBuf> {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o755))?;
@@ -123,16 +124,24 @@ impl Node {
         Ok(folder)
     }
 
-    /// Starts a Consul server, unless it runs, and the node's client agent, and
-    /// waits until the agent's Connect CA works.
+    /// The image of that name.
     ///
     /// # Errors
-    /// One of them ends or does not come up; with the agent's output.
+    /// There is no stand-in for it.
+    pub fn image(&self, name: &str) -> Result<Image> {
+        image::find(name, &self.parts, &self.folder("init-image")?)
+    }
+
+    /// Starts a Consul server, unless it runs, and the node's client agent, and waits until
+    /// the agent's Connect CA works.
+    ///
+    /// # Errors
+    /// One of them exits or does not become ready; with its output.
     pub fn start_agent(&self) -> Result<Process> {
         self.start_agent_with(&serde_json::json!({}))
     }
 
-    /// As [`Self::start_agent`], with further settings of the client agent.
+    /// Like [`Self::start_agent`], with additional settings of the client agent.
     ///
     /// # Errors
     /// As [`Self::start_agent`].
@@ -149,8 +158,7 @@ impl Node {
         Ok(agent)
     }
 
-    /// Starts an agent as [`Self::start_agent_with`] does, and waits for nothing.
-    /// It has the data that it had when it ended.
+    /// Starts an agent like [`Self::start_agent_with`], with its old data, but does not wait.
     ///
     /// # Errors
     /// It can't be started.
@@ -163,7 +171,7 @@ impl Node {
         agent.start(&self.parts.consul, self.release, &self.folder("agent")?)
     }
 
-    /// Removes all data of the node's agent but its node id. It is not to run.
+    /// Removes all data of the node's agent except its node id. The agent must not be running.
     ///
     /// # Errors
     /// A file can't be removed.
@@ -171,8 +179,7 @@ impl Node {
         consul::wipe(&self.folder("agent")?)
     }
 
-    /// Starts the Consul server with further settings, and with the data that it
-    /// had when it ended.
+    /// Starts the Consul server with additional settings and its old data.
     ///
     /// # Errors
     /// It can't be started.
@@ -184,16 +191,16 @@ impl Node {
         Ok(())
     }
 
-    /// Kills the Consul server. Its data stays.
+    /// Kills the Consul server, and leaves its data.
     pub fn kill_server(&self) {
         self.server.replace(None);
     }
 
-    /// Starts a relay in front of the agent's gRPC port, which Envoys reach at
-    /// the port [`RELAY`]. Stopped by SIGSTOP, it keeps all news from them.
+    /// Starts a relay in front of the agent's gRPC port, on port [`RELAY`]. Stopped with
+    /// SIGSTOP, it holds back all updates for Envoys.
     ///
     /// # Errors
-    /// It ends or does not come up; with its output.
+    /// It exits or does not become ready; with its output.
     pub fn start_relay(&self) -> Result<Process> {
         let args = [format!("{IP}:{RELAY}"), format!("{IP}:8502")];
         let mut relay = self.start(&self.parts.harness("relay"), &args)?;
@@ -201,18 +208,18 @@ impl Node {
         Ok(relay)
     }
 
-    /// Starts the injector, over HTTPS with a certificate that is made now.
+    /// Starts the injector with HTTPS and a new certificate.
     ///
     /// # Errors
-    /// It ends or does not come up; with its output.
+    /// It exits or does not become ready; with its output.
     pub fn start_injector(&self) -> Result<Injector> {
         self.start_injector_with(&[])
     }
 
-    /// As [`Self::start_injector`], with further flags.
+    /// Like [`Self::start_injector`], with additional flags.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Self::start_injector`].
     pub fn start_injector_with(&self, flags: &[&str]) -> Result<Injector> {
         let folder = self.folder("injector")?;
         let made = rcgen::generate_simple_self_signed([IP.to_owned()])?;
@@ -256,10 +263,10 @@ impl Node {
         })
     }
 
-    /// The pod as the API server would store it, after asking the injector.
+    /// The pod as the API server would store it, after a review by the injector.
     ///
     /// # Errors
-    /// It was denied, or the injector did not answer.
+    /// The pod was denied, or the injector did not answer.
     pub fn admit(&self, injector: &Injector, pod: &Value, namespace: &str) -> Result<Value> {
         let uid = format!("review-of-{}", pod["metadata"]["name"].as_str().unwrap_or_default());
         let review = admission::review(pod, namespace, &uid);
@@ -269,26 +276,26 @@ impl Node {
         admission::admitted(pod, &answer, &uid)
     }
 
-    /// Asks the agent.
+    /// Sends a GET request to the agent.
     ///
     /// # Errors
-    /// It does not answer, or not with 200.
+    /// There is no response, or its status is not a success.
     pub fn get(&self, path: &str) -> Result<Value> {
         self.request(Method::GET, &format!("http://{IP}:8500{path}"), None)
     }
 
-    /// Tells the agent.
+    /// Sends a PUT request to the agent.
     ///
     /// # Errors
-    /// It does not answer, or not with 200.
+    /// There is no response, or its status is not a success.
     pub fn put(&self, path: &str, body: Option<&Value>) -> Result<Value> {
         self.request(Method::PUT, &format!("http://{IP}:8500{path}"), body)
     }
 
-    /// Does that with the agent as the holder of an ACL token; none: anonymously.
+    /// Sends a request to the agent with an ACL token, or without one.
     ///
     /// # Errors
-    /// It does not answer, or not with 200.
+    /// There is no response, or its status is not a success.
     pub fn as_holder(
         &self,
         token: Option<&str>,
@@ -323,10 +330,10 @@ impl Node {
         run(&self.parts.consul.to_string_lossy(), &args)
     }
 
-    /// Asks anything in the node's network.
+    /// Sends a request in the node's network namespace.
     ///
     /// # Errors
-    /// There is no answer, or not one of success.
+    /// There is no response, or its status is not a success.
     pub fn request(&self, method: Method, url: &str, body: Option<&Value>) -> Result<Value> {
         self.send(None, method, url, body)
     }
@@ -378,7 +385,6 @@ impl Injector {
         self.process.output()
     }
 
-    /// Its process id.
     pub fn pid(&self) -> i32 {
         self.process.pid()
     }
@@ -389,7 +395,7 @@ fn ip(command: &str) -> Result<()> {
     run("ip", &args).map(drop)
 }
 
-/// A client that trusts just these certificates.
+/// A client that trusts only these certificates.
 fn client(certificates: &[Certificate]) -> Result<Client> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::builder()

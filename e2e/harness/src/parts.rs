@@ -1,4 +1,4 @@
-//! The real parts: where they are.
+//! Finds the programs that the harness runs.
 
 use std::path::{Path, PathBuf};
 
@@ -11,12 +11,12 @@ pub struct Parts {
     pub consul: PathBuf,
     /// Envoy, from `ENVOY_BIN`.
     pub envoy: PathBuf,
-    /// The folder with our four binaries as they are shipped, from `E2E_BIN_DIR`.
+    /// The directory with our release binaries, from `E2E_BIN_DIR`.
     pub bins: PathBuf,
-    /// The archive of the image that `Dockerfile.init` makes, from
-    /// `E2E_INIT_IMAGE`. Without it, the binaries stand for the image.
+    /// The archive of the image that `Dockerfile.init` builds, from `E2E_INIT_IMAGE`. Without
+    /// it, the binaries are mounted in its place.
     pub init_image: Option<PathBuf>,
-    /// The folder with the harness's own programs.
+    /// The directory with the harness's own programs.
     pub harness: PathBuf,
 }
 
@@ -24,7 +24,7 @@ impl Parts {
     /// Finds all parts.
     ///
     /// # Errors
-    /// What is missing, and what to do.
+    /// A part is missing; with a hint.
     pub fn find() -> Result<Self, String> {
         if !nix::unistd::Uid::effective().is_root() {
             return Err(
@@ -41,6 +41,7 @@ impl Parts {
             harness: harness()?,
         };
         for name in [
+            "connect-cni",
             "connect-inject",
             "connect-init",
             "connect-lifecycle",
@@ -54,8 +55,8 @@ impl Parts {
         Ok(parts)
     }
 
-    /// For tests: all parts, or none with a line that says so. In CI, where
-    /// `CI` is set, a missing part is a failure.
+    /// For tests: all parts, or `None` with a message on stderr. If `CI` is set, a missing
+    /// part is a failure.
     ///
     /// # Panics
     /// In CI, if a part is missing.
@@ -63,7 +64,7 @@ impl Parts {
         or_skip(Self::find())
     }
 
-    /// As [`Self::find_or_skip`], with the oldest Consul that is supported, from
+    /// Like [`Self::find_or_skip`], with the oldest supported Consul, from
     /// `CONSUL_OLDEST_BIN`.
     ///
     /// # Panics
@@ -74,7 +75,7 @@ impl Parts {
         or_skip(parts)
     }
 
-    /// As [`Self::find_or_skip`], with the oldest Envoy that is supported, from
+    /// Like [`Self::find_or_skip`], with the oldest supported Envoy, from
     /// `ENVOY_OLDEST_BIN`.
     ///
     /// # Panics
@@ -85,7 +86,7 @@ impl Parts {
         or_skip(parts)
     }
 
-    /// As [`Self::find_or_skip`], and Prometheus, from `PROMETHEUS_BIN`.
+    /// Like [`Self::find_or_skip`], and Prometheus, from `PROMETHEUS_BIN`.
     ///
     /// # Panics
     /// In CI, if a part is missing.
@@ -99,7 +100,7 @@ impl Parts {
     }
 }
 
-/// The file or folder that a variable names.
+/// The file or directory in an environment variable.
 fn part(variable: &str) -> Result<PathBuf, String> {
     match std::env::var_os(variable).map(PathBuf::from) {
         Some(path) if path.exists() => Ok(path),
@@ -108,8 +109,8 @@ fn part(variable: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// The folder of this program, which cargo fills with the other binaries of the
-/// package; a test's is one folder below.
+/// The directory of this program, in which cargo puts the other binaries of the package; a
+/// test is one directory below.
 fn harness() -> Result<PathBuf, String> {
     let program = std::env::current_exe()
         .map_err(|error| format!("cannot tell where this program is: {error}"))?;

@@ -1,7 +1,7 @@
-//! What PodSecurity's level `restricted` has against a pod.
+//! Finds violations of PodSecurity's level `restricted`.
 //!
-//! Source: "Pod Security Standards" of the Kubernetes documentation: the
-//! policies of `restricted`, and those of `baseline`, which it includes.
+//! Source: "Pod Security Standards" of the Kubernetes documentation: the policies of
+//! `restricted`, which include those of `baseline`.
 
 use serde_json::Value;
 
@@ -32,8 +32,8 @@ const SYSCTLS: [&str; 11] = [
     "net.ipv4.tcp_rmem",
 ];
 
-/// What `restricted` has against a pod's specification. Of the containers, only
-/// those of that name are looked at, or all.
+/// Violations of `restricted` in a pod's specification: of the container with that name, or
+/// of all.
 pub fn violations(spec: &Value, container: Option<&str>) -> Vec<String> {
     let mut found = Vec::new();
     let mut forbid = |is_so: bool, what: String| {
@@ -61,7 +61,7 @@ pub fn violations(spec: &Value, container: Option<&str>) -> Vec<String> {
         {
             let name = &container["name"];
             let own = &container["securityContext"];
-            // A container's own setting wins over the pod's.
+            // A container's own setting overrides the pod's.
             let set = |field: &str| if own[field].is_null() { &pod[field] } else { &own[field] };
             let mut forbid = |is_so, what: &str| forbid(is_so, format!("{name}: {what}"));
             forbid(of_the_host(own), "options of the host's");
@@ -99,8 +99,8 @@ pub fn violations(spec: &Value, container: Option<&str>) -> Vec<String> {
     found
 }
 
-/// Whether a security context has AppArmor or SELinux options that `baseline`
-/// forbids, or a process of Windows' host.
+/// Whether a security context has AppArmor, SELinux or Windows HostProcess options that
+/// `baseline` forbids.
 fn of_the_host(context: &Value) -> bool {
     let selinux = &context["seLinuxOptions"];
     let kinds = ["", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"];

@@ -41,7 +41,7 @@ impl Process {
         Self::spawn(name, log, command)
     }
 
-    /// Starts a command that takes care of its end itself.
+    /// Starts a command that is not killed with the calling thread.
     pub(crate) fn spawn(name: &str, log: PathBuf, mut command: Command) -> Result<Self> {
         let out = File::options().create(true).append(true).open(&log)?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
@@ -49,34 +49,32 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log })
     }
 
-    /// What it is called.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it has written.
+    /// Its output so far.
     pub fn output(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its process id.
     pub fn pid(&self) -> i32 {
-        // A process id fits: the kernel's are below 2^22.
+        // No overflow: the kernel's process ids are below 2^22.
         self.child.id().cast_signed()
     }
 
-    /// Its status, if it has ended.
+    /// Its exit status, if it has exited.
     ///
     /// # Errors
-    /// It can't be asked.
+    /// The status can't be read.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Waits for its end.
+    /// Waits until it exits.
     ///
     /// # Errors
-    /// It did not end in time.
+    /// It did not exit in time.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let mut status = None;
         until(&format!("the end of {}", self.name), || {
@@ -86,10 +84,10 @@ impl Process {
         status.ok_or_else(|| format!("{} did not end", self.name).into())
     }
 
-    /// Waits until its output has a text.
+    /// Waits until its output contains a text.
     ///
     /// # Errors
-    /// It ended before, or did not write it in time; with its output.
+    /// It exited before, or did not write the text in time; with its output.
     pub fn await_output(&mut self, text: &str) -> Result<()> {
         let log = self.log.clone();
         let mut ended = false;
@@ -104,10 +102,8 @@ impl Process {
         Err(format!("{why}; its output:\n{}", self.output()).into())
     }
 
-    /// Sends it a signal.
-    ///
     /// # Errors
-    /// It has ended.
+    /// It has exited.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(Pid::from_raw(self.pid()), signal)?)
     }
@@ -115,13 +111,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Writes a file whole.
+/// Writes a file atomically.
 ///
 /// # Errors
 /// It can't be written.
@@ -135,10 +131,10 @@ pub fn tail(output: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// Runs a short command to its end.
+/// Runs a command, and returns its output.
 ///
 /// # Errors
-/// It can't be started, or ends with another code than 0; with its output.
+/// It can't be started, or its exit code is not 0; with its output.
 pub fn run(program: &str, args: &[impl AsRef<OsStr>]) -> Result<String> {
     let output = Command::new(program).args(args).stdin(Stdio::null()).output();
     let output = output.map_err(|error| format!("cannot start {program}: {error}"))?;

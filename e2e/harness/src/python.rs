@@ -1,5 +1,5 @@
-//! What the chart is tested with: Helm, and Python packages with Kubernetes' schemas
-//! and a strict reader of YAML.
+//! Tools to test the chart: Helm, and Python packages with Kubernetes' schemas and a strict
+//! YAML parser.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,45 +9,45 @@ use serde_json::{Value, json};
 
 use crate::Result;
 
-/// The tools, and the injector that they are held against.
+/// The tools, and the injector to compare them with.
 #[derive(Clone, Debug)]
 pub struct Tools {
-    /// The folder with the packages, from `PYTHON_TOOLS`.
+    /// The directory with the packages, from `PYTHON_TOOLS`.
     packages: PathBuf,
     /// The `helm` command, from `HELM_BIN`.
     helm: PathBuf,
-    /// `connect-inject` as it is shipped, from `E2E_BIN_DIR`.
+    /// The release binary of `connect-inject`, from `E2E_BIN_DIR`.
     pub injector: PathBuf,
 }
 
-/// What a chart is installed as.
+/// A release of a chart.
 #[derive(Clone, Debug)]
 pub struct Release {
     pub name: &'static str,
     pub namespace: &'static str,
-    /// What the user sets.
+    /// Values set by the user.
     pub values: Value,
 }
 
-/// A chart, and what became of its releases.
+/// A chart, and its rendered releases.
 #[derive(Debug)]
 pub struct Rendered {
-    /// What Helm's linter says, strictly, if it is an error.
+    /// The error of `helm lint --strict`, if any.
     pub lint: std::result::Result<(), String>,
     /// `Chart.yaml`.
     pub metadata: Value,
     /// `values.yaml`.
     pub values: Value,
-    /// For each release its objects and notes, or why it was refused.
+    /// For each release its objects and notes, or why Helm rejected it.
     pub releases: Vec<std::result::Result<Objects, String>>,
 }
 
-/// What a release consists of.
+/// The contents of a release.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Objects {
     /// Kubernetes' objects.
     pub documents: Vec<Value>,
-    /// What the user is told.
+    /// The notes that Helm prints.
     pub notes: String,
 }
 
@@ -57,13 +57,13 @@ impl Tools {
     /// Finds the tools.
     ///
     /// # Errors
-    /// What is missing, and what to do.
+    /// A tool is missing; with a hint.
     pub fn find() -> std::result::Result<Self, String> {
         let folder = |variable: &str| {
             let folder = std::env::var_os(variable).map(PathBuf::from);
             folder
                 .filter(|folder| folder.is_dir())
-                .ok_or_else(|| format!("{variable} names no folder: scripts/test sets it"))
+                .ok_or_else(|| format!("{variable} names no directory: scripts/test sets it"))
         };
         let injector = folder("E2E_BIN_DIR")?.join("connect-inject");
         if !injector.is_file() {
@@ -76,8 +76,8 @@ impl Tools {
         Ok(Self { packages: folder("PYTHON_TOOLS")?, helm, injector })
     }
 
-    /// For tests: the tools, or none with a line that says so. In CI, where `CI`
-    /// is set, a missing tool is a failure.
+    /// For tests: the tools, or `None` with a message on stderr. If `CI` is set, a missing
+    /// tool is a failure.
     ///
     /// # Panics
     /// In CI, if a tool is missing.
@@ -93,10 +93,10 @@ impl Tools {
         self.render_chart(Path::new(CHART), releases)
     }
 
-    /// The same for another chart, such as one that has ours as a part.
+    /// The same for another chart, such as one that has ours as a dependency.
     ///
     /// # Errors
-    /// The chart can't be loaded, or what is rendered has a key twice.
+    /// The chart can't be loaded, or a rendered object has a duplicate key.
     pub fn render_chart(&self, chart: &Path, releases: &[Release]) -> Result<Rendered> {
         let folder = tempfile::tempdir()?;
         let install = |(i, release): (usize, &Release)| {
@@ -156,14 +156,14 @@ impl Tools {
         })
     }
 
-    /// One release as Helm describes it, or why Helm refuses it.
+    /// One release in Helm's JSON form, or why Helm rejects it.
     fn install(
         &self,
         chart: &Path,
         release: &Release,
         values: &Path,
     ) -> Result<std::result::Result<Value, String>> {
-        #[expect(clippy::disallowed_methods, reason = "nobody reads it yet")]
+        #[expect(clippy::disallowed_methods, reason = "no program reads the file yet")]
         std::fs::write(values, release.values.to_string())?;
         let (chart, values) = (chart.to_string_lossy(), values.to_string_lossy());
         let namespace = ["--namespace", release.namespace, "--values", &values];
@@ -175,7 +175,7 @@ impl Tools {
         Ok(Err(String::from_utf8_lossy(&output.stderr).into_owned()))
     }
 
-    /// Runs the `helm` command, which reaches no cluster and keeps nothing.
+    /// Runs the `helm` command without a cluster, in a temporary home.
     ///
     /// # Errors
     /// It can't be started.
@@ -189,17 +189,17 @@ impl Tools {
         Ok(command.args(args).output().map_err(|error| format!("cannot start helm: {error}"))?)
     }
 
-    /// The documents of a YAML text, by a reader that takes no key twice.
+    /// Parses YAML documents strictly.
     ///
     /// # Errors
-    /// It is no YAML, or a key is there twice.
+    /// The YAML is invalid, or a key is duplicate.
     pub fn strict(&self, yaml: &str) -> Result<Vec<Value>> {
         let parsed = self.ask(include_str!("../python/strict.py"), &json!([yaml]))?;
         Ok(serde_json::from_value(parsed[0].clone())?)
     }
 
-    /// What is wrong with each document by the schemas of Kubernetes, from a
-    /// version such as `1.25` on; with the versions that there are.
+    /// Validates objects against the schemas of Kubernetes, each from a version such as `1.25`
+    /// on. Returns the available versions, and the errors of each object.
     ///
     /// # Errors
     /// The schemas can't be read.
@@ -209,10 +209,10 @@ impl Tools {
         Ok((versions, serde_json::from_value(answer["wrong"].clone())?))
     }
 
-    /// The documents of a text in YAML, as PyYAML reads them.
+    /// Parses YAML documents with PyYAML.
     ///
     /// # Errors
-    /// Why it can't.
+    /// PyYAML rejects the text.
     pub fn read_yaml(&self, text: &str) -> Result<Vec<Value>> {
         let answer = self.ask(include_str!("../python/read.py"), &json!([text]))?;
         match &answer[0]["documents"] {
@@ -221,7 +221,7 @@ impl Tools {
         }
     }
 
-    /// Runs a script: a question in, an answer out.
+    /// Runs a script with JSON on stdin, and returns the JSON from its stdout.
     fn ask(&self, script: &str, question: &Value) -> Result<Value> {
         let mut python = Command::new("python3")
             .args(["-c", script])
@@ -234,7 +234,7 @@ impl Tools {
             .map_err(|error| format!("cannot start python3: {error}"))?;
         let mut stdin = python.stdin.take().ok_or("python3 has no input")?;
         let question = question.to_string();
-        // It reads all of it before it writes.
+        // No deadlock: the script reads its whole input before it writes.
         let written = stdin.write_all(question.as_bytes());
         drop(stdin);
         let output = python.wait_with_output()?;
@@ -246,7 +246,7 @@ impl Tools {
     }
 }
 
-/// How many releases are rendered at once.
+/// Number of releases rendered at once.
 const THREADS: usize = 4;
 
 pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bins/connect-inject/chart");
@@ -254,7 +254,7 @@ pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bins/connect
 // === impl Objects ===
 
 impl Objects {
-    /// The one object of a kind.
+    /// The only object of a kind.
     ///
     /// # Panics
     /// There is none, or more than one.

@@ -1,4 +1,4 @@
-//! The tutorial "Connect Sidecar on Kubernetes": its two pods, word for word, and what they do.
+//! The tutorial "Connect Sidecar on Kubernetes": its unchanged manifests and its steps.
 
 use serde_json::Value;
 
@@ -6,32 +6,31 @@ use crate::kubelet::Pod;
 use crate::node::{Injector, Node};
 use crate::{Result, until};
 
-/// The server of the document, word for word.
+/// The tutorial's server pod.
 pub const ECHO_SERVER: &str = include_str!("../manifests/echo-server.yaml");
-/// The client of the two.
+/// The tutorial's client pod.
 pub const ECHO_CLIENT: &str = include_str!("../manifests/echo-client.yaml");
-/// The Deployment of the document.
+/// The tutorial's Deployment.
 pub const DEPLOYMENT: &str = include_str!("../manifests/deployment.yaml");
 
-/// What the tutorial's `kubectl exec` runs in the client.
+/// The command of the tutorial's `kubectl exec` in the client.
 const CURL: [&str; 3] = ["curl", "-s", "http://127.0.0.1:1234/"];
 
-/// What it prints.
+/// Its output.
 pub const HELLO: &str = "\"hello world\"\n";
 
-/// A pod of the document as the API server would store it: posted to the
-/// injector unchanged, with the patch that comes back applied.
+/// A pod of the tutorial as the API server would store it, with the injector's patch.
 ///
 /// # Errors
-/// It was denied, or not injected.
+/// The pod was denied or not injected.
 pub fn injected(node: &Node, injector: &Injector, manifest: &str) -> Result<Value> {
     injected_pod(node, injector, &serde_saphyr::from_str(manifest)?)
 }
 
-/// As [`injected`], for a pod that is no text.
+/// Like [`injected`], for a parsed pod.
 ///
 /// # Errors
-/// As there.
+/// As [`injected`].
 pub fn injected_pod(node: &Node, injector: &Injector, pod: &Value) -> Result<Value> {
     let pod = node.admit(injector, pod, "default")?;
     let status = &pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-status"];
@@ -44,7 +43,7 @@ pub fn injected_pod(node: &Node, injector: &Injector, pod: &Value) -> Result<Val
 /// Starts a pod and waits until every check of its service passes.
 ///
 /// # Errors
-/// It does not start, or a check does not pass; with what was seen.
+/// It does not start, or a check does not pass; with the sidecar's log.
 pub fn started<'n>(node: &'n Node, manifest: &Value) -> Result<Pod<'n>> {
     let mut pod = Pod::create(node, manifest)?;
     pod.start()?;
@@ -71,15 +70,15 @@ pub fn await_passing(node: &Node, service: &str) -> Result<()> {
     })
 }
 
-/// Waits until the node's agent has a service and its proxy, with all checks passing: the
-/// catalog goes on with what an agent that was wiped had said.
+/// Waits until the node's agent has a service and its proxy, with all checks passing. The
+/// catalog may still list the entries of an agent that lost its data.
 ///
 /// # Errors
-/// It does not have them; with all its checks.
+/// The agent does not have them; with all its checks.
 pub fn await_registered(node: &Node, service: &str) -> Result<()> {
     let registered = until(&format!("{service} to be registered with the agent"), || {
         [service.to_owned(), format!("{service}-sidecar-proxy")].iter().all(|service| {
-            // Another status than 200 unless all of its checks pass.
+            // The status is 200 only if all checks pass.
             node.get(&format!("/v1/agent/health/service/name/{service}")).is_ok()
         })
     });
@@ -90,10 +89,10 @@ pub fn await_registered(node: &Node, service: &str) -> Result<()> {
     })
 }
 
-/// Waits until the tutorial's curl prints that.
+/// Waits until the tutorial's curl prints the expected output.
 ///
 /// # Errors
-/// It prints something else; with what.
+/// It prints something else; with that output.
 pub fn await_answer(client: &Pod<'_>, expected: &str) -> Result<()> {
     let mut seen = String::new();
     let waited = until("the answer to curl", || {
@@ -108,11 +107,11 @@ pub fn await_answer(client: &Pod<'_>, expected: &str) -> Result<()> {
     })
 }
 
-/// Waits until the tutorial's curl fails, with an exit code that says that the
-/// connection was closed on it: 52 (no answer) or 56 (closed while reading).
+/// Waits until the tutorial's curl fails because the connection was closed: exit code 52 (no
+/// response) or 56 (closed while reading).
 ///
 /// # Errors
-/// It goes on answering, or fails otherwise.
+/// It still succeeds, or fails with another code.
 pub fn await_refusal(client: &Pod<'_>) -> Result<i32> {
     let mut code = None;
     until("curl to fail", || {
@@ -121,6 +120,6 @@ pub fn await_refusal(client: &Pod<'_>) -> Result<i32> {
     })?;
     match code {
         Some(code @ (52 | 56)) => Ok(code),
-        other => Err(format!("curl was to end with exit code 52 or 56, not {other:?}").into()),
+        other => Err(format!("expected curl's exit code 52 or 56, not {other:?}").into()),
     }
 }

@@ -1,4 +1,4 @@
-//! A volume in memory of a given size, as a kubelet makes one for an emptyDir.
+//! An in-memory volume of a given size, like an emptyDir with `medium: Memory`.
 
 use std::path::{Path, PathBuf};
 
@@ -7,16 +7,16 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::Result;
 
-/// A volume in memory, until this is dropped.
+/// An in-memory volume, unmounted on drop.
 #[derive(Debug)]
 #[must_use = "it is gone when this is dropped"]
 pub struct Volume(PathBuf);
 
-/// Mounts one for this thread, and for the processes that it starts from now
-/// on. Nobody else sees it.
+/// Mounts a volume for this thread and the processes that it starts afterwards. Other
+/// processes don't see it.
 ///
 /// # Errors
-/// It can't be mounted: this takes root.
+/// It can't be mounted: this requires root.
 pub fn mount_in_memory(folder: &Path, kibibytes: u32) -> Result<Volume> {
     let none: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS)?;
@@ -27,7 +27,7 @@ pub fn mount_in_memory(folder: &Path, kibibytes: u32) -> Result<Volume> {
 }
 
 impl Volume {
-    /// Where it is mounted.
+    /// The mount point.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -35,7 +35,7 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        // While it is mounted, its folder can't be removed.
+        // The directory can be removed only after the unmount.
         let _ = umount2(&self.0, MntFlags::MNT_DETACH);
     }
 }

@@ -1,5 +1,5 @@
-//! The injector's chart: what Helm makes of it is what Kubernetes, PodSecurity
-//! and the injector itself accept.
+//! The injector's chart: Kubernetes, PodSecurity and the injector itself accept what Helm
+//! renders.
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
@@ -13,19 +13,19 @@ use harness::python::{CHART, Objects, Release, Rendered, Tools};
 use harness::tutorial::ECHO_SERVER;
 use serde_json::{Value, json};
 
-/// A PEM certificate in base64 is not looked at by Helm.
+/// A PEM certificate in base64, which Helm does not check.
 const BUNDLE: &str = "LS0tLS1CRUdJTg==";
 
 fn release(values: &Value) -> Release {
     Release { name: "mesh", namespace: "consul", values: with_images(values) }
 }
 
-/// The values without which nothing is installed.
+/// The required values.
 fn with_images(values: &Value) -> Value {
     let mut all = json!({"connectInject": {
         "image": "registry.example/connect-inject:1", "imageInit": "registry.example/connect-init:1",
     }});
-    // Not a JSON merge patch: null is a value of Helm's.
+    // Not a JSON merge patch, because null is a value in Helm.
     for (key, value) in values.as_object().unwrap() {
         match (key.as_str(), value.as_object()) {
             ("connectInject", Some(own)) => {
@@ -76,12 +76,12 @@ fn config(objects: &Objects) -> &str {
     maps.iter().find_map(|map| map["data"]["config.yaml"].as_str()).unwrap()
 }
 
-/// Holds every object against the schemas of every version.
+/// Validates every object against the schemas of every version.
 fn is_valid(tools: &Tools, objects: &[Objects]) {
     let distinct: BTreeMap<String, &Value> = objects
         .iter()
         .flat_map(|objects| &objects.documents)
-        // Kubernetes has no schemas of the Prometheus operator's.
+        // Kubernetes has no schemas for objects of the Prometheus operator.
         .filter(|document| document["apiVersion"] != "monitoring.coreos.com/v1")
         .map(|document| (document.to_string(), document))
         .collect();
@@ -100,7 +100,7 @@ fn is_valid(tools: &Tools, objects: &[Objects]) {
     }
     for document in distinct.values().filter(|document| document["kind"] == "Deployment") {
         let spec = &document["spec"]["template"]["spec"];
-        // Which PodSecurity forbids, whatever else is right.
+        // PodSecurity forbids these in any case.
         if spec["hostNetwork"] == true {
             continue;
         }
@@ -109,7 +109,7 @@ fn is_valid(tools: &Tools, objects: &[Objects]) {
 }
 
 #[test]
-fn the_defaults_are_what_the_design_promises() {
+fn the_defaults_render_the_documented_objects() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let mut rendered = render(&tools, &[json!({})]);
     assert_eq!(rendered.lint, Ok(()));
@@ -119,11 +119,11 @@ fn the_defaults_are_what_the_design_promises() {
     is_valid(&tools, std::slice::from_ref(&objects));
 
     let webhooks = objects.one("MutatingWebhookConfiguration");
-    // One for what the label of a namespace says: yes, no or nothing.
+    // One webhook each for namespaces whose label says yes, no or nothing.
     assert_eq!(webhooks["webhooks"].as_array().unwrap().len(), 3);
     let webhook = &webhooks["webhooks"][0];
     for (field, expected) in [
-        // Every pod is asked about: an outage must not stop the cluster.
+        // The webhook gets every pod, so an outage must not stop the cluster.
         ("failurePolicy", json!("Ignore")),
         ("sideEffects", json!("None")),
         ("timeoutSeconds", json!(5)),
@@ -141,7 +141,7 @@ fn the_defaults_are_what_the_design_promises() {
     assert_eq!(left_out["key"], "app.kubernetes.io/name");
     assert_eq!(left_out["values"], json!([pod["metadata"]["labels"]["app.kubernetes.io/name"]]));
 
-    // What one object says of another.
+    // References between objects.
     let service = objects.one("Service");
     let to = &webhook["clientConfig"]["service"];
     assert_eq!(to["name"], service["metadata"]["name"]);
@@ -169,7 +169,7 @@ fn the_defaults_are_what_the_design_promises() {
 
     assert_eq!(deployment["spec"]["replicas"], 2);
     assert_eq!(budget["spec"]["maxUnavailable"], 1);
-    // 5 s of answering and 15 s of finishing fit.
+    // Has room for 5 s of answering and 15 s of finishing.
     assert!(pod["spec"]["terminationGracePeriodSeconds"].as_u64() > Some(20));
     assert_eq!(pod["spec"]["securityContext"]["runAsUser"], 5995);
     assert_eq!(container(&objects)["securityContext"]["readOnlyRootFilesystem"], true);
@@ -177,7 +177,7 @@ fn the_defaults_are_what_the_design_promises() {
 }
 
 #[test]
-fn the_injectors_own_certificate_takes_the_least_of_rights() {
+fn the_injectors_own_certificate_requires_minimal_rights() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let objects = rendered(&tools, &[]);
     let name = objects.one("MutatingWebhookConfiguration")["metadata"]["name"].clone();
@@ -192,7 +192,7 @@ fn the_injectors_own_certificate_takes_the_least_of_rights() {
 
     let secret = objects.one("Secret");
     assert_eq!(secret["metadata"]["name"], format!("{}-tls", name.as_str().unwrap()));
-    // An upgrade would take back what the injector wrote.
+    // An upgrade would overwrite what the injector wrote.
     assert!(secret.get("data").is_none() && secret.get("stringData").is_none());
     assert_eq!(
         objects.one("Role")["rules"],
@@ -225,7 +225,7 @@ fn the_injectors_own_certificate_takes_the_least_of_rights() {
             json!([{"kind": "ServiceAccount", "name": account["name"], "namespace": "consul"}])
         );
     }
-    // Written by the injector, and left alone by Helm.
+    // Written by the injector, not managed by Helm.
     let webhook = &objects.one("MutatingWebhookConfiguration")["webhooks"][0];
     assert!(webhook["clientConfig"].get("caBundle").is_none());
 }
@@ -266,10 +266,10 @@ fn with_a_certificate_in_files_there_is_no_access_to_the_api() {
     is_valid(&tools, &[with_bundle, with_cert_manager]);
 }
 
-/// The path of a value, and what it is set to.
+/// The path of a value, and the value.
 type Setting = (&'static str, Value);
 
-/// For each value another than the default.
+/// For each path, a value other than the default.
 fn plain() -> Vec<Setting> {
     vec![
         ("enabled", json!(false)),
@@ -342,6 +342,7 @@ fn plain() -> Vec<Setting> {
         ("connectInject.transparentProxy.defaultEnabled", json!(true)),
         ("connectInject.transparentProxy.defaultOverwriteProbes", json!(false)),
         ("connectInject.transparentProxy.defaultConsulDNS", json!(true)),
+        ("connectInject.cni.enabled", json!(true)),
         ("connectInject.envoyExtraArgs", json!("--log-level debug --component-log-level 'a:b'")),
         ("connectInject.sidecarProxy.mode", json!("container")),
         ("connectInject.sidecarProxy.concurrency", json!(0)),
@@ -360,12 +361,12 @@ fn plain() -> Vec<Setting> {
         ("connectInject.initContainer.resources.requests.cpu", json!("10m")),
         ("connectInject.initContainer.resources.requests.memory", json!("10Mi")),
         ("connectInject.initContainer.resources.limits.cpu", json!("1")),
-        // Taken away.
+        // Removed.
         ("connectInject.initContainer.resources.limits.memory", json!(null)),
     ]
 }
 
-/// The same, and what each takes besides.
+/// The same, with the other values that each requires.
 fn samples() -> Vec<(Setting, Vec<Setting>)> {
     let version = ("connectInject.kubernetesVersion", json!("1.28"));
     let files = || in_files_mode().to_vec();
@@ -382,6 +383,7 @@ fn samples() -> Vec<(Setting, Vec<Setting>)> {
         }]
     };
     let audit = || vec![("connectInject.audit.enabled", json!(true))];
+    let cni = || vec![("connectInject.cni.enabled", json!(true))];
     let audit_token = ("connectInject.audit.aclToken.secretName", json!("token"));
     let of_audit_token = [
         audit(),
@@ -393,6 +395,15 @@ fn samples() -> Vec<(Setting, Vec<Setting>)> {
     let mut samples: Vec<_> = plain().into_iter().map(|setting| (setting, Vec::new())).collect();
     samples.extend([
         (("global.enabled", json!(false)), vec![by_global]),
+        (("connectInject.cni.cniBinDir", json!("/var/lib/cni/bin")), cni()),
+        (("connectInject.cni.cniNetDir", json!("/var/lib/cni/net.d")), cni()),
+        (("connectInject.cni.logLevel", json!("debug")), cni()),
+        (("connectInject.cni.nodeSelector", json!({"mesh": "on"})), cni()),
+        (("connectInject.cni.tolerations", json!([{"key": "a", "operator": "Exists"}])), cni()),
+        (("connectInject.cni.priorityClassName", json!("")), cni()),
+        (("connectInject.cni.resources.requests.cpu", json!("1m")), cni()),
+        (("connectInject.cni.resources.requests.memory", json!("8Mi")), cni()),
+        (("connectInject.cni.resources.limits.memory", json!("64Mi")), cni()),
         (("connectInject.networkPolicy.metricsFrom", json!([{"podSelector": {}}])), policy()),
         (("connectInject.networkPolicy.egress", json!([{"ports": [{"port": 6443}]}])), policy()),
         (
@@ -444,7 +455,7 @@ fn paths(values: &Value, prefix: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_value_changes_something_and_the_injector_takes_it() {
+fn every_value_has_an_effect_that_the_injector_accepts() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let samples = samples();
     let releases: Vec<_> = samples
@@ -476,13 +487,13 @@ fn every_value_changes_something_and_the_injector_takes_it() {
     assert!(refused.unwrap_err().contains("`nothing`: unknown setting"));
 }
 
-/// Whether the injector takes a policy, or what it says.
+/// Whether the injector accepts a policy, or its error.
 #[expect(clippy::disallowed_methods, reason = "nobody reads it meanwhile")]
 fn explained(tools: &Tools, file: &Path, config: &str) -> Result<(), String> {
     let ca = file.with_file_name("ca.pem");
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     std::fs::write(&ca, made.cert.pem()).unwrap();
-    // Where this machine has it.
+    // With this machine's path.
     let config = config
         .replace("/consul/ca/tls.crt", ca.to_str().unwrap())
         .replace("/consul/ca/ca.pem", ca.to_str().unwrap());
@@ -499,10 +510,10 @@ fn explained(tools: &Tools, file: &Path, config: &str) -> Result<(), String> {
 }
 
 #[test]
-fn the_chart_says_every_flag_of_the_policy_and_its_default() {
+fn the_chart_sets_every_flag_of_the_policy_with_its_default() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let readme = include_str!("../../../bins/connect-inject/README.md");
-    let policy = readme.split("take the policy.").nth(1).unwrap().split("In the templates").next();
+    let policy = readme.split("### Policy\n").nth(1).unwrap().split("\n### ").next();
     let flags: BTreeMap<&str, &str> = policy
         .unwrap()
         .lines()
@@ -541,7 +552,7 @@ fn the_chart_says_every_flag_of_the_policy_and_its_default() {
 }
 
 #[test]
-fn the_real_injector_starts_as_the_deployment_says() {
+fn the_real_injector_starts_with_the_deployments_arguments() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let objects = rendered(&tools, &in_files_mode());
     let folder = tempfile::tempdir().unwrap();
@@ -562,7 +573,7 @@ fn the_real_injector_starts_as_the_deployment_says() {
         .iter()
         .map(|arg| {
             let arg = arg.as_str().unwrap();
-            // Where this machine has the files and ports.
+            // With this machine's files and ports.
             arg.replace("/config/config.yaml", &config)
                 .replace("/tls/tls.crt", &cert)
                 .replace("/tls/tls.key", &key)
@@ -591,7 +602,7 @@ fn the_real_injector_starts_as_the_deployment_says() {
 }
 
 #[test]
-fn without_files_the_real_injector_misses_the_cluster_only() {
+fn without_certificate_files_the_real_injector_fails_only_for_lack_of_a_cluster() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let objects = rendered(&tools, &[]);
     let folder = tempfile::tempdir().unwrap();
@@ -609,12 +620,12 @@ fn without_files_the_real_injector_misses_the_cluster_only() {
         .unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{log}");
-    let (before, _) = log.split_once("--tls-auto: no way to the Kubernetes API").unwrap();
+    let (before, _) = log.split_once("--tls-auto: cannot reach the Kubernetes API").unwrap();
     assert!(!before.contains("--"), "another mistake: {log}");
 }
 
 #[test]
-fn what_is_wrong_is_refused_with_the_reason() {
+fn invalid_values_are_rejected_with_the_reason() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let cases = [
         ("connectInject.replica", json!(2), "replica"),
@@ -635,13 +646,14 @@ fn what_is_wrong_is_refused_with_the_reason() {
         ("connectInject.sidecarProxy.resources.limit.cpu", json!(1), "limit"),
         ("connectInject.sidecarProxy.mode", json!("both"), "mode"),
         ("connectInject.certs.secretName", json!("serving"), "caBundle"),
-        ("connectInject.namespaceSelector", json!("a: [b"), "no label selector"),
+        ("connectInject.namespaceSelector", json!("a: [b"), "not a label selector"),
         ("connectInject.certs.caBundle", json!(BUNDLE), "secretName"),
         ("connectInject.certs.caBundle", json!("-----BEGIN"), "caBundle"),
         ("connectInject.aclInjectToken.secretName", json!("token"), "secretKey"),
         ("connectInject.audit.schedule", json!(""), "schedule"),
+        ("connectInject.cni.cniNetDir", json!("etc/cni/net.d"), "pattern"),
         ("global.imagePullSecrets", json!(["two words"]), "pattern"),
-        ("global.extraLabels", json!("team: [a"), "no YAML map"),
+        ("global.extraLabels", json!("team: [a"), "not a YAML map"),
         ("global.logLevel", json!("verbose"), "logLevel"),
         ("fullnameOverride", json!("Injector"), "pattern"),
     ];
@@ -653,13 +665,12 @@ fn what_is_wrong_is_refused_with_the_reason() {
     }
 }
 
-/// A value that is null, as a parent chart or a copied file may have it, is the
-/// default, whichever it is.
+/// A value that is null, as in a parent chart or a copied file, means the default.
 #[test]
 fn null_is_the_default() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let all = render(&tools, &[json!({})]);
-    // Where null is none.
+    // Values whose default is unset.
     let paths = paths(&all.values, "").into_iter().filter(|path| !path.contains(".resources."));
     let paths: Vec<_> = paths.filter(|path| !path.starts_with("connectInject.image")).collect();
     let sections = paths.iter().filter_map(|path| path.rsplit_once('.')).map(|(path, _)| path);
@@ -675,10 +686,10 @@ fn null_is_the_default() {
     }
 }
 
-/// What a values file of Consul's own chart says in places: multi-line texts, `-` and
-/// nulls, other components, x- keys for anchors.
+/// Features of values files of Consul's own chart: multi-line strings, `-`, nulls, other
+/// components, and x- keys for anchors.
 #[test]
-fn a_values_file_of_consuls_own_chart_is_taken() {
+fn a_values_file_of_consuls_own_chart_is_accepted() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let values: Value = serde_saphyr::from_str(
         r#"
@@ -757,15 +768,15 @@ connectInject:
     ] {
         assert!(config.lines().any(|found| found == line), "{line}\n{config}");
     }
-    // What was guessed is said.
+    // The notes name guessed values.
     for part in ["consul/consul-ca-cert", "consul-k8s-auth-method", "global.name"] {
         assert!(objects.notes.contains(part), "{part}: {}", objects.notes);
     }
 }
 
-/// What the operator of Prometheus, Grafana and a network plug-in select by is there.
+/// The labels exist by which the Prometheus operator, Grafana and a network plug-in select.
 #[test]
-fn what_watches_the_injector_finds_it() {
+fn monitoring_finds_the_injector() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let objects = rendered(
         &tools,
@@ -805,7 +816,7 @@ fn what_watches_the_injector_finds_it() {
     assert_eq!(open("webhook"), Value::Null);
     assert_eq!(open("admin"), json!([{"namespaceSelector": {}}]));
 
-    // The port's name and the label are the injector's: bins/connect-inject.
+    // bins/connect-inject sets the port's name and the label.
     let pods = &objects.one("PodMonitor")["spec"];
     assert_eq!(pods["podMetricsEndpoints"][0]["port"], "prometheus");
     assert_eq!(
@@ -823,9 +834,9 @@ fn what_watches_the_injector_finds_it() {
     is_valid(&tools, &[objects]);
 }
 
-/// Where the API server reaches nodes only.
+/// For clusters whose API server reaches only nodes.
 #[test]
-fn it_runs_in_the_network_of_the_nodes() {
+fn it_can_run_in_the_network_of_the_nodes() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let host = ("connectInject.hostNetwork", json!(true));
     let objects = rendered(&tools, std::slice::from_ref(&host));
@@ -834,16 +845,16 @@ fn it_runs_in_the_network_of_the_nodes() {
     assert_eq!(pod["hostNetwork"], true);
     assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
     assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux"}));
-    // A new one may have no node whose ports are free.
+    // A new pod may find no node whose ports are free.
     assert_eq!(spec["strategy"]["rollingUpdate"], json!({"maxSurge": 0, "maxUnavailable": 1}));
     let both = [host, ("connectInject.networkPolicy.enabled", json!(true))];
     let error = render(&tools, &[values_of(&both)]).releases.remove(0).unwrap_err();
     assert!(error.contains("turn one of them off"), "{error}");
 }
 
-/// The injector asks a server, whose CA is known, for the roots of Connect's CA.
+/// The injector reads the roots of Connect's CA from a server whose CA is known.
 #[test]
-fn with_auto_encrypt_trust_stands_on_the_cas_of_the_servers() {
+fn with_auto_encrypt_trust_is_based_on_the_servers_ca() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let mut settings = vec![
         ("global.name", json!("consul")),
@@ -873,9 +884,9 @@ fn with_auto_encrypt_trust_stands_on_the_cas_of_the_servers() {
     assert!(error.contains("the Secret with the CA of Consul's servers"), "{error}");
 }
 
-/// The default named images that nobody can pull.
+/// Earlier defaults named images that nobody can pull.
 #[test]
-fn images_that_nobody_has_pushed_are_asked_for() {
+fn images_are_required() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let release = |values: Value| Release { name: "mesh", namespace: "consul", values };
     let off = json!({"connectInject": {"enabled": false}});
@@ -887,17 +898,16 @@ fn images_that_nobody_has_pushed_are_asked_for() {
     }
 }
 
-/// `consul.yaml` of the chart: its values of Consul's own chart.
+/// `consul.yaml` of the chart: a list of values of Consul's own chart.
 fn of_consul(list: &str) -> Vec<Value> {
     let text = include_str!("../../../bins/connect-inject/chart/consul.yaml");
     let all: Value = serde_saphyr::from_str(text).unwrap();
     all[list].as_array().unwrap().clone()
 }
 
-/// They were ignored in silence. Each is refused with what to do instead, and all of a
-/// file at once.
+/// They were ignored silently. Each is rejected with a hint, and all of a file at once.
 #[test]
-fn values_that_cannot_be_followed_are_refused_with_what_to_set() {
+fn unsupported_values_are_rejected_with_a_hint() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let refused = of_consul("refused");
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -925,7 +935,7 @@ fn values_that_cannot_be_followed_are_refused_with_what_to_set() {
         assert!(release.is_ok(), "{values}: {release:?}");
     }
     let both = [
-        ("connectInject.cni.enabled", json!(true)),
+        ("connectInject.cni.multus", json!(true)),
         ("global.enableConsulNamespaces", json!(true)),
         ("connectInject.image", json!("hashicorp/consul-k8s-control-plane:1.0.0")),
     ];
@@ -947,10 +957,9 @@ fn leaves(schema: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// The schema, the list that the templates read and the table of the document say the
-/// same.
+/// The schema, the list in the templates and the table of the migration page agree.
 #[test]
-fn the_table_of_consuls_values_is_what_the_chart_does() {
+fn the_table_of_consuls_values_agrees_with_the_chart() {
     let upgrading = include_str!("../../../bins/connect-inject/docs/upgrading.md");
     let schema: Value =
         serde_json::from_str(include_str!("../../../bins/connect-inject/chart/values.schema.json"))
@@ -958,7 +967,7 @@ fn the_table_of_consuls_values_is_what_the_chart_does() {
     let ours: Value =
         serde_saphyr::from_str(include_str!("../../../bins/connect-inject/chart/values.yaml"))
             .unwrap();
-    // What the schema says nothing about is open.
+    // Values that the schema does not mention are accepted.
     let accepts = |path: &str| {
         let mut place = &schema;
         path.split('.').all(|key| match place.get("properties") {
@@ -970,11 +979,11 @@ fn the_table_of_consuls_values_is_what_the_chart_does() {
         })
     };
     let (mut expected, mut known) = (BTreeSet::new(), paths(&ours, ""));
-    for (list, column) in [("taken", "as"), ("refused", "instead"), ("ignored", "why")] {
+    for (list, column) in [("adopted", "as"), ("refused", "instead"), ("ignored", "why")] {
         for entry in of_consul(list) {
             let text = |key: &str| entry[key].as_str().unwrap().to_owned();
             let path = text("value");
-            // What is global is other charts', too: the schema leaves it open.
+            // The schema accepts all global values, which other charts use, too.
             assert!(path.starts_with("global.") || accepts(&path), "{path}");
             expected.insert(format!("| `{path}` | {list} | {} |", text(column)));
             assert!(known.insert(path.clone()), "{path}");
@@ -983,13 +992,15 @@ fn the_table_of_consuls_values_is_what_the_chart_does() {
     let table: BTreeSet<_> = upgrading
         .lines()
         .filter(|line| {
-            [" | taken | ", " | refused | ", " | ignored | "].iter().any(|part| line.contains(part))
+            [" | adopted | ", " | refused | ", " | ignored | "]
+                .iter()
+                .any(|part| line.contains(part))
         })
         .map(str::to_owned)
         .collect();
     assert_eq!(table, expected);
 
-    // And the other way around: what the schema accepts is one of them.
+    // Conversely, every value in the schema is in the table.
     let mut accepted = Vec::new();
     leaves(&schema, "", &mut accepted);
     for path in accepted {
@@ -1002,10 +1013,10 @@ fn the_table_of_consuls_values_is_what_the_chart_does() {
     }
 }
 
-/// As a part of another chart: with a condition, under another name, twice, and with
-/// what is global for all.
+/// As a dependency of another chart: with a condition, under an alias, twice, and with global
+/// values.
 #[test]
-fn it_is_a_part_of_another_chart() {
+fn it_can_be_a_dependency_of_another_chart() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let folder = tempfile::tempdir().unwrap();
     let parent = folder.path().join("platform");
@@ -1053,7 +1064,7 @@ fn it_is_a_part_of_another_chart() {
     let names: Vec<_> =
         two.all("Deployment").iter().map(|each| each["metadata"]["name"].clone()).collect();
     assert_eq!(names, ["platform-connect-inject", "second"]);
-    // Each selects its own pods only.
+    // Each release selects only its own pods.
     let selectors: BTreeSet<_> =
         two.all("Deployment").iter().map(|each| each["spec"]["selector"].to_string()).collect();
     assert_eq!(selectors.len(), 2);
@@ -1063,9 +1074,9 @@ fn it_is_a_part_of_another_chart() {
 }
 
 #[test]
-fn it_is_installed_beside_consuls_chart() {
+fn it_can_be_installed_beside_consuls_chart() {
     let Some(tools) = Tools::find_or_skip() else { return };
-    // With the same names, and what a parent chart hands on to all of its own.
+    // With the same names, and the values that a parent chart passes to all its charts.
     let values = json!({"global": {"name": "consul", "datacenter": "dc1"}});
     let release = Release { name: "consul", namespace: "consul", values: with_images(&values) };
     let objects = tools.render(&[release]).unwrap().releases.remove(0).unwrap();
@@ -1079,10 +1090,10 @@ fn it_is_installed_beside_consuls_chart() {
 }
 
 #[test]
-fn what_is_newer_is_used_where_the_version_is_known() {
+fn newer_features_are_used_if_the_version_is_known() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let with = |version| rendered(&tools, &[("connectInject.kubernetesVersion", json!(version))]);
-    // Rendering alone tells nothing of the cluster, whatever Helm's own idea is.
+    // `helm template` does not know the cluster's version: Helm assumes one.
     let unknown = rendered(&tools, &[]);
     assert!(!config(&unknown).contains("kubernetes-version"));
     assert!(unknown.notes.contains("version is not known"), "{}", unknown.notes);
@@ -1096,11 +1107,11 @@ fn what_is_newer_is_used_where_the_version_is_known() {
     }
 }
 
-/// What Argo CD hands over of the cluster is the cluster's; Helm's own is not. An
-/// injector that asks the API server by itself is not told a version that would be
-/// stale after the cluster's next upgrade.
+/// Argo CD passes the cluster's version; the one that Helm assumes does not count. An
+/// injector that asks the API server gets no version from the chart, which would be stale
+/// after the cluster's next upgrade.
 #[test]
-fn a_cluster_that_is_only_described_is_known() {
+fn a_version_passed_by_argo_cd_is_used() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let template = |more: &[&str]| {
         let images = "--set=connectInject.image=a,connectInject.imageInit=b";
@@ -1116,20 +1127,20 @@ fn a_cluster_that_is_only_described_is_known() {
     let objects = template(&[known]);
     assert!(webhooks(&objects)[0]["matchConditions"].is_array());
     assert!(!config(&objects).contains("kubernetes-version"));
-    // With a certificate in files it can't ask.
+    // With a certificate in files, the injector has no access to the API server.
     let files = "--set=connectInject.certs.secretName=serving,connectInject.certs.caBundle=QQ==";
     assert!(config(&template(&[known, files])).contains("kubernetes-version: \"v1.29.3\""));
 }
 
-/// Those for namespaces that don't say whether their pods have a transparent proxy.
+/// The webhooks for namespaces without a transparent-proxy label.
 fn webhooks(objects: &Objects) -> &[Value] {
     let all = objects.one("MutatingWebhookConfiguration")["webhooks"].as_array().unwrap();
     &all[..all.len() / 3]
 }
 
-/// Reviews carry no labels of namespaces: the API server posts to a path for each.
+/// Reviews don't contain labels of namespaces, so there is one path per label value.
 #[test]
-fn a_namespaces_label_says_whether_its_pods_are_transparent() {
+fn a_namespaces_label_decides_whether_its_pods_are_transparent() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let objects = rendered(&tools, &[("connectInject.kubernetesVersion", json!("1.30"))]);
     let all = objects.one("MutatingWebhookConfiguration")["webhooks"].as_array().unwrap();
@@ -1157,8 +1168,7 @@ fn a_namespaces_label_says_whether_its_pods_are_transparent() {
     }
 }
 
-/// The names, what becomes of pods while no injector answers, and the conditions of
-/// each webhook.
+/// Name, failure policy and match conditions of each webhook.
 fn asked(objects: &Objects) -> Vec<(&str, &str, Vec<&str>)> {
     fn text(value: &Value) -> &str {
         value.as_str().unwrap()
@@ -1174,10 +1184,10 @@ fn asked(objects: &Objects) -> Vec<(&str, &str, Vec<&str>)> {
         .collect()
 }
 
-/// Without conditions, it failed closed for every pod of every namespace. Only pods
-/// that ask are refused while no injector answers, unless the operator says so.
+/// Without conditions, every pod of every namespace was rejected while no injector answered.
+/// Now only pods that ask for injection are, unless the operator sets otherwise.
 #[test]
-fn it_fails_closed_for_pods_that_ask_only() {
+fn it_fails_closed_only_for_pods_that_ask_for_injection() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let name = "mesh-connect-inject";
     let advice = ("advice.mesh-connect-inject", "Ignore", vec!["does-not-say", "is-annotated"]);
@@ -1195,7 +1205,7 @@ fn it_fails_closed_for_pods_that_ask_only() {
     let silent = "default.mesh-connect-inject";
     for (settings, expected) in [
         (vec![default.clone()], "Ignore"),
-        // By the operator's will, pods that don't say are refused as well.
+        // If the operator sets it, pods without an annotation are rejected, too.
         (vec![default, policy("Fail")], "Fail"),
     ] {
         let objects = with(&settings);
@@ -1209,7 +1219,7 @@ fn it_fails_closed_for_pods_that_ask_only() {
     assert!(notes(&rendered(&tools, &[])) && !notes(&with(&[])));
 }
 
-/// The selector by which the API server asks, as Kubernetes evaluates it.
+/// Evaluates a webhook's namespaceSelector as Kubernetes does.
 fn is_selected(webhook: &Value, namespace: &str, labels: &Value) -> bool {
     let mut labels = labels.as_object().cloned().unwrap_or_default();
     labels.insert("kubernetes.io/metadata.name".to_owned(), json!(namespace));
@@ -1232,10 +1242,10 @@ fn is_selected(webhook: &Value, namespace: &str, labels: &Value) -> bool {
         })
 }
 
-/// A trial for one namespace blocked annotated pods of every namespace while the
-/// injector was down.
+/// An injector installed for one namespace blocked annotated pods of every namespace while
+/// it was down.
 #[test]
-fn the_api_server_asks_about_the_namespaces_of_the_policy_only() {
+fn the_webhook_selects_only_the_namespaces_of_the_policy() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let selector = json!({"matchExpressions": [{"key": "mesh", "operator": "Exists"}]});
     let version = ("connectInject.kubernetesVersion", json!("1.30"));
@@ -1257,7 +1267,7 @@ fn the_api_server_asks_about_the_namespaces_of_the_policy_only() {
             vec![("shop", &none, false), ("shop", &mesh, true)],
         ),
         (
-            // As a text, as Consul's chart has it.
+            // As a string, like in Consul's chart.
             vec![
                 ("connectInject.namespaceSelector", json!(selector.to_string())),
                 ("connectInject.k8sAllowNamespaces", json!(["shop"])),
@@ -1274,7 +1284,7 @@ fn the_api_server_asks_about_the_namespaces_of_the_policy_only() {
                 let found = is_selected(webhook, namespace, labels);
                 assert_eq!(found, *expected, "{namespace} {labels} by {settings:?}");
             }
-            // Whatever is chosen: the injector's own, and what a cluster stands on.
+            // Never selected: the injector's own namespace and those of the cluster itself.
             for system in
                 ["consul", "kube-system", "kube-public", "calico-system", "longhorn-system"]
             {
@@ -1285,8 +1295,8 @@ fn the_api_server_asks_about_the_namespaces_of_the_policy_only() {
     is_valid(&tools, &releases);
 }
 
-/// Labels of both levels and of the chart itself made a key appear twice, which Flux
-/// and kustomize refuse. The reader of each rendering is strict.
+/// Labels of both levels and of the chart itself made a key appear twice, which Flux and
+/// kustomize reject. Each rendering is parsed strictly.
 #[test]
 fn labels_and_annotations_of_the_user_replace_those_of_the_chart() {
     let Some(tools) = Tools::find_or_skip() else { return };
@@ -1318,7 +1328,7 @@ fn labels_and_annotations_of_the_user_replace_those_of_the_chart() {
 }
 
 #[test]
-fn the_notes_verify_the_installation_as_the_document_does() {
+fn the_notes_verify_the_installation_like_the_installing_page() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let objects = rendered(&tools, &[]);
     let pod: String = ECHO_SERVER.lines().flat_map(|line| ["  ", line, "\n"]).collect();
@@ -1330,7 +1340,7 @@ fn the_notes_verify_the_installation_as_the_document_does() {
     ] {
         assert!(objects.notes.contains(part), "{part}\n{}", objects.notes);
     }
-    // What the commands name.
+    // Names in the commands.
     let deployment = objects.one("Deployment");
     assert_eq!(deployment["metadata"]["name"], "mesh-connect-inject");
     assert!(objects.notes.contains("rollout status deployment/mesh-connect-inject\n"));
@@ -1340,7 +1350,7 @@ fn the_notes_verify_the_installation_as_the_document_does() {
     }
 }
 
-/// Where the release is in `default`, or the allow list leaves it out, the pod of the
+/// If the release is in `default`, or the allow list excludes its namespace, the pod in the
 /// notes would not be injected.
 #[test]
 fn the_notes_name_a_namespace_whose_pods_are_injected() {
@@ -1362,9 +1372,9 @@ fn the_notes_name_a_namespace_whose_pods_are_injected() {
     assert!(nobody.contains("no pod is injected") && !nobody.contains("<<EOF"), "{nobody}");
 }
 
-/// Issue "Audit": what looks at the cluster only reads, and is not taken for an injector.
+/// The audit has read access only, and the webhook's Service does not select its pods.
 #[test]
-fn the_audit_only_reads_and_gets_no_reviews() {
+fn the_audit_only_reads_and_gets_no_admission_reviews() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let objects = rendered(&tools, &[("connectInject.audit.enabled", json!(true))]);
     let job = objects.one("CronJob");
@@ -1381,7 +1391,7 @@ fn the_audit_only_reads_and_gets_no_reviews() {
     for rule in role["rules"].as_array().unwrap() {
         assert_eq!(rule["verbs"], json!(["get", "list"]), "{rule}");
     }
-    // Its results are all that it writes, into a ConfigMap that is there already.
+    // It only writes its results, into an existing ConfigMap.
     let named = |objects: &Objects, kind: &str| {
         let mut named = objects.documents.iter();
         named.find(|one| one["kind"] == kind && one["metadata"]["name"] == *name).cloned()
@@ -1401,8 +1411,39 @@ fn the_audit_only_reads_and_gets_no_reviews() {
     assert!(!injector.contains("audit"), "{injector}");
 }
 
+/// Its pods mount the node's two directories, and have no other rights.
 #[test]
-fn turned_off_there_is_nothing() {
+fn connect_cni_is_installed_without_rights() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let objects = rendered(&tools, &[("connectInject.cni.enabled", json!(true))]);
+    assert!(config(&objects).contains("transparent-proxy-by: cni"));
+    let daemon = objects.one("DaemonSet");
+    let pod = &daemon["spec"]["template"];
+    let spec = &pod["spec"];
+    assert_eq!(spec["automountServiceAccountToken"], false);
+    assert_eq!(spec["serviceAccountName"], daemon["metadata"]["name"]);
+    let rights = objects.documents.iter().filter(|object| {
+        let kind = object["kind"].as_str().unwrap();
+        kind.contains("Role") && object.to_string().contains("-cni")
+    });
+    assert_eq!(rights.count(), 0);
+    let volumes = spec["volumes"].as_array().unwrap();
+    let paths: Vec<_> = volumes.iter().map(|volume| &volume["hostPath"]["path"]).collect();
+    assert_eq!(paths, ["/etc/cni/net.d", "/opt/cni/bin"]);
+    let security = &spec["containers"][0]["securityContext"];
+    assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
+    assert_eq!(security["readOnlyRootFilesystem"], true);
+    let selector = &objects.one("Service")["spec"]["selector"];
+    let labels = &pod["metadata"]["labels"];
+    assert!(selector.as_object().unwrap().iter().any(|(key, value)| labels[key] != *value));
+    let own = daemon["spec"]["selector"]["matchLabels"].as_object().unwrap();
+    assert!(own.iter().all(|(key, value)| labels[key] == *value));
+    assert_eq!(daemon["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"], 1);
+    is_valid(&tools, &[objects]);
+}
+
+#[test]
+fn a_disabled_chart_renders_nothing() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let objects = rendered(&tools, &[("connectInject.enabled", json!(false))]);
     assert_eq!(objects, Objects { documents: Vec::new(), notes: String::new() });

@@ -1,5 +1,5 @@
-//! The policy of `deny.toml`, held without cargo-deny: nobody has to build 170 more
-//! crates to run the tests. Asks cargo only, and no network.
+//! Checks the policy in `deny.toml` without cargo-deny, which would need 170 more crates.
+//! Uses `cargo metadata` and no network.
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
@@ -9,8 +9,8 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-/// What is held of `deny.toml`. A key that stands here under no name is refused, so
-/// that nobody writes a rule that nothing looks at.
+/// The part of `deny.toml` that is checked. Unknown keys are rejected, so that there is no
+/// rule that nothing checks.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Policy {
@@ -61,7 +61,7 @@ struct Crate {
     reason: String,
 }
 
-/// What `cargo metadata` says.
+/// Output of `cargo metadata`.
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<Package>,
@@ -92,8 +92,8 @@ fn packages(target: &str) -> Vec<Package> {
     serde_json::from_slice::<Metadata>(&output.stdout).unwrap().packages
 }
 
-/// Whether an SPDX expression can be met with these licences. Of what SPDX knows, it
-/// reads what crates use: `AND` before `OR`, parentheses, and the old `/` for `OR`.
+/// Whether an SPDX expression can be satisfied with these licences. Supports the part of
+/// SPDX that crates use: `AND` before `OR`, parentheses, and the old `/` for `OR`.
 fn is_allowed(expression: &str, allowed: &BTreeSet<String>) -> bool {
     fn alternatives(
         words: &mut std::iter::Peekable<std::slice::Iter<'_, String>>,
@@ -135,7 +135,7 @@ fn is_allowed(expression: &str, allowed: &BTreeSet<String>) -> bool {
     alternatives(&mut words, allowed) && words.next().is_none()
 }
 
-/// `name` or `name@1.2`, as far as it is given.
+/// Whether `name` or `name@1.2` matches a package.
 fn is_meant(spec: &str, package: &Package) -> bool {
     let (name, version) = spec.split_once('@').unwrap_or((spec, ""));
     let is_of_version = |rest: &str| rest.is_empty() || rest.starts_with('.');
@@ -143,7 +143,7 @@ fn is_meant(spec: &str, package: &Package) -> bool {
         && (version.is_empty() || package.version.strip_prefix(version).is_some_and(is_of_version))
 }
 
-/// What the packages do against the policy, a line for each.
+/// Violations of the policy, one per line.
 fn faults(policy: &Policy, packages: &[Package]) -> Vec<String> {
     let Bans { multiple_versions: Level::Deny, deny, skip } = &policy.bans;
     let Sources { unknown_registry: Level::Deny, unknown_git: Level::Deny } = &policy.sources;
@@ -177,7 +177,7 @@ fn policy() -> Policy {
 }
 
 #[test]
-fn dependencies_keep_to_the_policy() {
+fn dependencies_comply_with_the_policy() {
     let policy = policy();
     assert!(!policy.graph.targets.is_empty());
     for target in &policy.graph.targets {
@@ -193,7 +193,7 @@ fn dependencies_keep_to_the_policy() {
 }
 
 #[test]
-fn what_breaks_the_policy_is_named() {
+fn violations_of_the_policy_are_reported() {
     let package = |name: &str, version: &str, license: &str| Package {
         name: name.to_owned(),
         version: version.to_owned(),
@@ -226,7 +226,7 @@ fn what_breaks_the_policy_is_named() {
 }
 
 #[test]
-fn licences_are_read_as_spdx_has_them() {
+fn licences_are_read_as_spdx_expressions() {
     let allowed = ["MIT", "ISC", "Apache-2.0 WITH LLVM-exception"].map(str::to_owned).into();
     for (expression, is_met) in [
         ("MIT", true),

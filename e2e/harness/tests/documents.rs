@@ -1,9 +1,9 @@
-//! `connect-inject inject` and `uninject`, held against two readers that have
-//! nothing in common with ours: kubectl, which decides what is created in the end,
-//! and PyYAML, for what stands around the objects. What they make of a document
-//! before and after is the same, but for the edit.
+//! Compares `connect-inject inject` and `uninject` with two independent YAML parsers:
+//! kubectl, which decides what is created in the end, and PyYAML, for files that kubectl
+//! does not accept. Before and after the injection, both parse the same objects except for
+//! the injected parts.
 //!
-//! kubectl reads with `annotate --local`, which asks no API server.
+//! kubectl reads with `annotate --local`, which needs no API server.
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
@@ -17,7 +17,7 @@ use harness::parts::or_skip;
 use harness::python::Tools;
 use serde_json::{Map, Value, json};
 
-/// The programs: two readers, and ours.
+/// The two parsers, and our program.
 struct Readers {
     tools: Tools,
     kubectl: PathBuf,
@@ -34,7 +34,7 @@ impl Readers {
         }))
     }
 
-    /// The objects of a text, lists taken apart.
+    /// The objects of a text, with lists split.
     fn kubectl(&self, text: &str) -> Result<Vec<Value>> {
         let args =
             ["annotate", "--local", "--kubeconfig=/dev/null", "-f", "-", "-o", "json", "read=by"];
@@ -66,7 +66,7 @@ fn run(program: &Path, args: &[&str], input: &str) -> Output {
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     std::thread::scope(|scope| {
-        // One that does not like what it reads need not read on.
+        // A parser may stop reading at the first error.
         scope.spawn(move || {
             let _ = stdin.write_all(input.as_bytes());
         });
@@ -79,8 +79,8 @@ fn written(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// A document without what injection adds, and without what is empty where it does:
-/// whether an empty map was there before is the readers' to say only of the rest.
+/// An object without the parts that injection adds, and without empty maps and lists at
+/// these places, which injection may also add.
 fn without_the_edit(value: &Value) -> Value {
     const OURS: [&str; 3] =
         ["consul-connect-inject-init", "consul-connect-inject-data", "envoy-sidecar"];
@@ -118,7 +118,7 @@ fn without_the_edit(value: &Value) -> Value {
     }
 }
 
-/// How many pods in it have a sidecar.
+/// Number of pods with a sidecar.
 fn sidecars(value: &Value) -> usize {
     match value {
         Value::Array(all) => all.iter().map(sidecars).sum(),
@@ -130,7 +130,7 @@ fn sidecars(value: &Value) -> usize {
     }
 }
 
-/// A pod that asks, with a field `x` of its specification.
+/// A pod that asks for injection, with a field `x` in its specification.
 fn pod(x: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  annotations:\n    \
@@ -143,10 +143,9 @@ fn field(x: &str) -> String {
     pod(&format!("  x: {x}\n"))
 }
 
-/// Plain scalars, and what kubectl makes of them; then what PyYAML does, where it
-/// differs: both read YAML 1.1, but kubectl's library leaves out numbers to base 60,
-/// knows 0o as well, and takes `1e3` and the short booleans, as Go and YAML 1.1 have
-/// them.
+/// Plain scalars and their values in kubectl, then in PyYAML if they differ. Both parse YAML
+/// 1.1, but kubectl's library omits numbers to base 60, also knows `0o`, and accepts `1e3`
+/// and the short booleans.
 fn scalars() -> Vec<(&'static str, Value, Option<Value>)> {
     let same = |text, value| (text, value, None);
     let but = |text, value, other| (text, value, Some(other));
@@ -220,12 +219,12 @@ fn scalars_mean_the_same_before_and_after() {
         assert_eq!(&read[index], expected, "kubectl: {text}");
         assert_eq!(&again[index], expected, "kubectl, after: {text}");
         assert_eq!(&python[index], differs.as_ref().unwrap_or(expected), "PyYAML: {text}");
-        // What is written means the same to everybody.
+        // The output means the same to both parsers.
         assert_eq!(&python_again[index], expected, "PyYAML, after: {text}");
     }
 }
 
-/// What only one of the readers takes, or takes otherwise.
+/// Which of the parsers accept a document.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Which {
     Both,
@@ -233,7 +232,8 @@ enum Which {
     Python,
 }
 
-/// Documents with pods that ask, how many, and who can read them.
+/// Documents, the number of pods in them that ask for injection, and which parsers accept
+/// them.
 fn corpus() -> Vec<(&'static str, String, usize, Which)> {
     use Which::{Both, Kubectl, Python};
     let list = |items: &[String]| {
@@ -272,11 +272,11 @@ fn corpus() -> Vec<(&'static str, String, usize, Which)> {
         ("plain", pod(""), 1, Both),
         ("mode", pod("  volumes:\n  - name: key\n    secret: {secretName: key, defaultMode: 0400}\n"), 1, Both),
         ("comments", format!("# first\n{}# last\n", pod("  # inside\n")), 1, Both),
-        // A byte order mark, and the line ends of Windows.
+        // A byte order mark, and Windows line ends.
         ("mark", format!("\u{feff}{}", pod("")), 1, Both),
         ("crlf", crlf(pod("  x: |\n    a\n    b\n  z: 0400\n")), 1, Both),
         ("mark and crlf", crlf(format!("\u{feff}{}---\n{}", pod(""), pod(""))), 2, Both),
-        // kubectl splits at `---` before it reads, and is left with directives alone.
+        // kubectl splits at `---` before it parses, which leaves directives alone.
         ("directive", format!("%YAML 1.1\n---\n{}", field("0400")), 1, Python),
         ("directives", format!("%YAML 1.1\n%TAG ! tag:example.com,2026:\n--- # c\n{}...\n%YAML 1.1\n---\n{}", pod(""), pod("")), 2, Python),
         ("content behind a marker", format!("--- {{apiVersion: v1, kind: Service}}\n---\n{}", pod("")), 1, Python),
@@ -294,7 +294,7 @@ fn corpus() -> Vec<(&'static str, String, usize, Which)> {
         ("tab first", field("\"\\tx\\ny\\n\""), 1, Both),
         ("tab alone", field("\"\\t\""), 1, Both),
         ("tab behind", field("a\t# comment"), 1, Both),
-        // Lines and characters that readers take for more than one thing.
+        // Lines and characters that parsers interpret in different ways.
         ("several lines", field("one\n    two\n\n    three"), 1, Both),
         ("quoted lines", field("\"one\n    two\\\n    \\ three\""), 1, Both),
         ("characters", field("\"é ☺ 😀 \\u0085 \\u2028 \\u2029 \\ufeff \\x7f \\xa0 \\e \\0\""), 1, Both),
@@ -306,7 +306,7 @@ fn corpus() -> Vec<(&'static str, String, usize, Which)> {
         ("anchors", field("\n    one: &one {a: 0400}\n    two: *one\n    three: [*one, &s on, *s]"), 1, Both),
         ("aliases", field(&aliases), 1, Both),
         ("merge", field("\n    one: &one {a: 1, b: 2}\n    two: {<<: *one, b: 3}\n    three:\n      <<: [*one, {c: 0400}]\n      d: 4"), 1, Both),
-        // kubectl's library lets a merge win over what stood before it.
+        // In kubectl's library a merge overrides the keys before it.
         ("late merge", field("\n    one: &one {a: 1, b: 2}\n    two: {b: 3, <<: *one}"), 1, Kubectl),
         ("equal keys", format!("{}---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\ndata: {{a: \"1\", a: \"2\"}}\n", pod("  x: 1\n  x: 2\n")), 1, Both),
         // Depth and size.
@@ -321,17 +321,17 @@ fn corpus() -> Vec<(&'static str, String, usize, Which)> {
         ("Rollout", template("argoproj.io/v1alpha1", "Rollout", &["spec", "template"]), 1, Both),
         ("DeploymentConfig", template("apps.openshift.io/v1", "DeploymentConfig", &["spec", "template"]), 1, Both),
         ("CloneSet", template("apps.kruise.io/v1alpha1", "CloneSet", &["spec", "template"]), 1, Both),
-        // Others' documents around it.
+        // Other objects around it.
         ("stream", format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\ndata:\n  y: |\n    ---x\n    on: 0400\n---\n{}---\napiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {{x: 0400}}\n", pod("")), 1, Both),
         ("json", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "annotations": {"consul.hashicorp.com/connect-inject": "true"}}, "spec": {"containers": [{"name": "web", "x": ["0400", 1.0, 1e3, "\t\u{1f600}", null]}]}}).to_string(), 1, Both),
     ]
 }
 
-/// How a reader reads a text.
+/// Parses a text.
 type Read<'r> = Box<dyn Fn(&str) -> Result<Vec<Value>> + 'r>;
 
-/// The same objects for each reader, but for the edit; and the very same after it
-/// was taken back.
+/// Each parser gives the same objects except for the injected parts, and exactly the same
+/// after `uninject`.
 #[test]
 fn documents_mean_the_same_before_and_after() {
     let Some(readers) = Readers::find_or_skip() else { return };
@@ -359,7 +359,7 @@ fn documents_mean_the_same_before_and_after() {
                         is_wrong(&format!("another meaning: {after:.2000}"));
                     }
                     if input != taken_back {
-                        is_wrong(&format!("another meaning, taken back: {back:.2000}"));
+                        is_wrong(&format!("another meaning after uninject: {back:.2000}"));
                     }
                 }
                 read => is_wrong(&format!("{:.2000}", format!("{read:?}"))),
@@ -372,10 +372,10 @@ fn documents_mean_the_same_before_and_after() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
-/// Documents whose pods decline come out byte for byte, and so does what nobody
-/// could read, where it can have no pod.
+/// Documents whose pods opt out are written unchanged, and so is text without pods that no
+/// parser accepts.
 #[test]
-fn a_document_that_is_not_changed_comes_out_byte_for_byte() {
+fn a_document_without_injected_pods_is_written_unchanged() {
     let Some(readers) = Readers::find_or_skip() else { return };
     for (name, asks, ..) in corpus() {
         let text = asks.replace("connect-inject: \"true\"", "connect-inject: \"false\"");

@@ -1,6 +1,5 @@
-//! What the documents say of the house itself: their links lead somewhere, and the
-//! table of dependencies in ARCHITECTURE.md is that of the Cargo.toml files. Needs
-//! no real part.
+//! Rules about the repository: links in the pages work, and the table of dependencies in
+//! ARCHITECTURE.md matches the Cargo.toml files. Needs no real part.
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
@@ -14,7 +13,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// The Markdown files that the project keeps, relative to its root.
+/// The repository's Markdown files, relative to its root.
 fn documents() -> Vec<PathBuf> {
     let files = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard", "*.md"])
@@ -42,7 +41,7 @@ fn links(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The anchors of its headings, as the usual forges make them.
+/// The anchors of the headings, as on GitHub.
 fn anchors(text: &str) -> BTreeSet<String> {
     let headings = prose(text).filter_map(|line| line.strip_prefix('#'));
     headings
@@ -55,7 +54,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_link_of_the_documents_leads_somewhere() {
+fn every_link_of_the_pages_works() {
     let root = root();
     let documents = documents();
     assert!(documents.len() > 10, "{documents:?}");
@@ -81,7 +80,7 @@ fn every_link_of_the_documents_leads_somewhere() {
 }
 
 #[test]
-fn the_dependencies_in_the_architecture_are_those_of_the_code() {
+fn the_dependencies_in_architecture_md_are_those_of_the_code() {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--format-version=1", "--offline", "--locked"])
         .current_dir(root())
@@ -121,7 +120,8 @@ fn the_dependencies_in_the_architecture_are_those_of_the_code() {
     assert_eq!(drawn, code);
 }
 
-/// A program that writes to standard output itself fails when its reader is gone.
+/// `runtime::stdout` ignores a closed pipe; a program that writes to standard output
+/// directly would fail.
 #[test]
 fn the_product_writes_to_stdout_in_one_place() {
     let found = Command::new("git")

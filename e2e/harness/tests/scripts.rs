@@ -1,6 +1,5 @@
-//! How `scripts/tools` comes by a part, with stand-ins for `go`, `consul`,
-//! `apt-get` and `dpkg` on a `PATH` that has nothing else but what a shell
-//! script needs. Nothing is downloaded.
+//! How `scripts/tools` gets a part, with stand-ins for `go`, `consul`, `apt-get` and `dpkg` on
+//! a `PATH` that otherwise has only basic commands. Nothing is downloaded.
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
@@ -16,7 +15,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// What the scripts use of every machine.
+/// Basic commands that the scripts use.
 const COMMANDS: [&str; 25] = [
     "basename",
     "bash",
@@ -45,7 +44,7 @@ const COMMANDS: [&str; 25] = [
     "wc",
 ];
 
-/// The release that Debian's Go has here.
+/// Version of the fake Debian's Go.
 const DEBIAN_GO: &str = "1.26.1";
 
 /// A machine: its `PATH`, its home and our cache directory.
@@ -56,7 +55,7 @@ struct Machine {
 // === impl Machine ===
 
 impl Machine {
-    /// With that Go on the `PATH`, if any.
+    /// A machine with that version of Go on the `PATH`, if any.
     fn new(go: Option<&str>) -> Self {
         let machine = Self { folder: tempfile::tempdir().unwrap() };
         fs::create_dir(machine.path("bin")).unwrap();
@@ -77,12 +76,12 @@ impl Machine {
         self.folder.path().join(name)
     }
 
-    /// Has a command on the `PATH`.
+    /// Puts a command on the `PATH`.
     fn have(&self, name: &str, script: &str) {
         write(&self.path("bin").join(name), script);
     }
 
-    /// A Consul of that release; none: it does not run.
+    /// A Consul of that version; `None`: one that fails.
     fn consul(&self, release: Option<&str>) -> String {
         let command = release.map_or("exit 1".to_owned(), |release| {
             format!("[ \"$*\" = version ]\necho 'Consul v{release}'\necho 'Revision 0123abcd'")
@@ -90,9 +89,8 @@ impl Machine {
         format!("#!{}\nset -e\n{command}\n", self.path("bin/sh").display())
     }
 
-    /// A Go of that release. It logs what it builds and by which settings. It
-    /// finds no modules while the file `offline` is there, and never ends with the
-    /// program that the file `stuck` names.
+    /// A Go of that version. It logs what it builds, and its settings. It finds no modules
+    /// while the file `offline` exists, and hangs on the program named in the file `stuck`.
     fn go(&self, release: &str) -> String {
         let (bash, folder) = (self.path("bin/bash"), self.folder.path());
         let (bash, folder) = (bash.display(), folder.display());
@@ -128,7 +126,7 @@ esac
         )
     }
 
-    /// Has the archive of a Debian that has that Go.
+    /// Makes Debian's package of Go available.
     fn have_debian(&self) {
         let (bash, folder) = (self.path("bin/bash"), self.folder.path());
         let (bash, folder) = (bash.display(), folder.display());
@@ -157,8 +155,7 @@ esac
     }
 
     fn command(&self, script: &str, variables: &[(&str, &str)]) -> Command {
-        // What is started in the background of a shell ignores SIGINT, and so would all of
-        // its children.
+        // A background process of a shell ignores SIGINT, and its children inherit that.
         let mut command = Command::new("/usr/bin/env");
         command
             .arg("--default-signal=INT,TERM")
@@ -183,7 +180,7 @@ esac
         self.run(&format!("scripts/tools {part}"), &[])
     }
 
-    /// The programs that were built, with the Go and its settings.
+    /// The programs that were built, each with the version and settings of Go.
     fn built(&self) -> Vec<String> {
         let log = fs::read_to_string(self.path("built")).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
@@ -198,9 +195,9 @@ esac
     }
 }
 
-/// Held while a program is written, and while a process is started: a child that is
-/// forked in between has the open file until it runs its own program, and meanwhile
-/// nobody can run what was written (`ETXTBSY`).
+/// Held while a program is written and while a process is started. A child that is forked
+/// while the file is open has it open until `exec`, and meanwhile running the written
+/// program fails with `ETXTBSY`.
 static PROGRAMS: Mutex<()> = Mutex::new(());
 
 fn start(command: &mut Command) -> Child {
@@ -218,7 +215,7 @@ fn write(program: &Path, script: &str) {
     fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// What a script wrote, and whether it succeeded.
+/// A script's output, and whether it succeeded.
 struct Ran {
     good: bool,
     assignments: String,
@@ -237,7 +234,7 @@ impl From<Output> for Ran {
 }
 
 impl Ran {
-    /// The program that the only assignment names.
+    /// The program in the only assignment that the script printed.
     #[track_caller]
     fn program(&self, variable: &str) -> PathBuf {
         assert!(self.good, "{}", self.said);
@@ -245,8 +242,7 @@ impl Ran {
         PathBuf::from(value.unwrap_or_else(|| panic!("{}", self.assignments)))
     }
 
-    /// It failed, said each of these words, and printed nothing that could be
-    /// evaluated.
+    /// Asserts that the script failed with these words, and printed no assignment.
     #[track_caller]
     fn is_refused_with(&self, words: &[&str]) {
         assert!(!self.good && self.assignments.is_empty(), "{}", self.said);
@@ -256,7 +252,7 @@ impl Ran {
     }
 }
 
-/// The program that a build leaves, whole.
+/// Asserts that the built program is complete.
 #[track_caller]
 fn assert_whole(program: &Path) {
     let output = output(&mut Command::new(program));
@@ -264,7 +260,7 @@ fn assert_whole(program: &Path) {
 }
 
 #[test]
-fn a_program_that_a_variable_names_is_taken_as_it_is() {
+fn a_program_named_by_a_variable_is_used_unchecked() {
     let machine = Machine::new(Some("1.26.0"));
     let own = machine.path("own-consul");
     write(&own, &machine.consul(Some("1.99.0")));
@@ -278,7 +274,7 @@ fn a_program_that_a_variable_names_is_taken_as_it_is() {
 }
 
 #[test]
-fn a_consul_on_the_path_is_taken_only_if_its_release_fits() {
+fn a_consul_on_the_path_is_used_only_if_its_version_fits() {
     for (part, variable, release, fits) in [
         ("consul", "CONSUL_BIN", Some("1.14.11"), true),
         ("consul", "CONSUL_BIN", Some("1.14.3"), true),
@@ -288,6 +284,7 @@ fn a_consul_on_the_path_is_taken_only_if_its_release_fits() {
         ("consul", "CONSUL_BIN", None, false),
         ("consul-oldest", "CONSUL_OLDEST_BIN", Some("1.12.2"), true),
         ("consul-oldest", "CONSUL_OLDEST_BIN", Some("1.14.11"), false),
+        ("consul-outdated", "CONSUL_OUTDATED_BIN", Some("1.11.11"), true),
     ] {
         let machine = Machine::new(Some("1.26.0"));
         machine.have("consul", &machine.consul(release));
@@ -305,7 +302,7 @@ fn a_consul_on_the_path_is_taken_only_if_its_release_fits() {
     }
 }
 
-/// Go's caches go with the last script that builds; the program stays.
+/// The last script that builds removes Go's caches; the program stays.
 #[test]
 fn a_consul_is_built_once_and_nothing_else_is_left() {
     let machine = Machine::new(Some("1.26.0"));
@@ -324,9 +321,9 @@ fn a_consul_is_built_once_and_nothing_else_is_left() {
     assert!(!machine.path("home").exists());
 }
 
-/// `go env -w` of the user's: only where modules come from is theirs to say.
+/// Of the user's `go env -w`, only the source of modules applies.
 #[test]
-fn the_settings_of_the_users_go_do_not_reach_a_build() {
+fn the_users_go_settings_do_not_affect_a_build() {
     let machine = Machine::new(Some("1.26.0"));
     machine
         .run("scripts/tools consul", &[("GOFLAGS", "-mod=mod -tags=theirs"), ("GOOS", "plan9")])
@@ -353,7 +350,7 @@ fn a_go_that_is_too_old_or_missing_is_replaced_by_debians() {
 }
 
 #[test]
-fn a_go_that_is_new_enough_is_taken() {
+fn a_go_that_is_new_enough_is_used() {
     for go in ["1.24.0", "1.26.8", "1.100.1"] {
         let machine = Machine::new(Some(go));
         machine.have_debian();
@@ -363,7 +360,7 @@ fn a_go_that_is_new_enough_is_taken() {
 }
 
 #[test]
-fn where_there_is_neither_go_nor_debian_the_script_says_which_go_to_install() {
+fn without_go_and_debian_the_script_says_which_go_to_install() {
     for go in [Some("1.19.8"), None] {
         let machine = Machine::new(go);
         machine.get("consul").is_refused_with(&["no apt-get", "hint: install Go 1.24.0 or newer"]);
@@ -371,7 +368,7 @@ fn where_there_is_neither_go_nor_debian_the_script_says_which_go_to_install() {
 }
 
 #[test]
-fn without_a_network_the_script_says_so_and_goes_on_when_there_is_one() {
+fn without_a_network_the_script_says_so_and_continues_later() {
     let machine = Machine::new(Some("1.26.0"));
     machine.set("offline", "");
     machine.get("consul").is_refused_with(&[
@@ -384,10 +381,10 @@ fn without_a_network_the_script_says_so_and_goes_on_when_there_is_one() {
     assert_whole(&machine.get("consul").program("CONSUL_BIN"));
 }
 
-/// A part of several programs: those that are whole are kept, the one that is not
-/// is built anew.
+/// Of a part with several programs, complete programs are kept, and the incomplete one is
+/// built again.
 #[test]
-fn a_build_that_is_interrupted_goes_on_where_it_was() {
+fn an_interrupted_build_continues_where_it_stopped() {
     const BUILD: &str = ". scripts/go-parts.sh; build_part kubernetes-1.34; echo \"$built\"";
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
         let machine = Machine::new(Some("1.26.0"));
@@ -417,7 +414,7 @@ fn a_build_that_is_interrupted_goes_on_where_it_was() {
     }
 }
 
-/// A script and all that it started.
+/// A script and its child processes.
 struct Group(Child);
 
 impl Group {
@@ -428,7 +425,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = killpg(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGKILL);
         let _ = self.0.wait();
     }

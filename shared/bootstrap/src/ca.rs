@@ -19,10 +19,9 @@ pub fn ca_secret(pem: &str) -> Value {
     })
 }
 
-/// Lets Envoy read the CA certificates of the agent from a file, which holds what
-/// [`ca_secret`] makes, and read it again when another is moved there. Returns whether
-/// the document is one of ours, in which that can be done: one by a template of the
-/// user's keeps what it has.
+/// Lets Envoy read the agent's CA certificates from a file in the form of [`ca_secret`], and
+/// read it again when it is replaced. Returns whether the bootstrap could be changed: one made
+/// from a user's template stays unchanged.
 ///
 /// Source: `SdsSecretConfig` and `PathConfigSource` of Envoy's API.
 pub fn watch_ca(document: &mut Value, file: &str) -> bool {

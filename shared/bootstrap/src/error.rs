@@ -69,7 +69,7 @@ pub enum Error {
     /// `envoy_bootstrap_json_tpl` uses a construct of Go's templates that is not
     /// supported.
     #[error(
-        "proxy config envoy_bootstrap_json_tpl can't be rendered: {{{{ {action} }}}} {problem}; \
+        "proxy config envoy_bootstrap_json_tpl cannot be rendered: {{{{ {action} }}}} {problem}; \
          accepted: fields, variables, texts, if, else, range, with, not, and, or, eq, ne, lt, le, \
          gt, ge, len and comments; fields: {fields}; hint: write the part out, or use the \
          envoy_extra_* keys instead of a template"

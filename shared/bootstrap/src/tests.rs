@@ -329,11 +329,9 @@ fn a_template_replaces_the_document() {
         "envoy_bootstrap_json_tpl is not a JSON object: expected value at line 1 column 1; \
          hint: it must begin with { and end with }"
     );
-    assert!(
-        error(&template("{{ range .Nope }}")).starts_with(
-            "proxy config envoy_bootstrap_json_tpl can't be rendered: {{ range .Nope }}"
-        )
-    );
+    assert!(error(&template("{{ range .Nope }}")).starts_with(
+        "proxy config envoy_bootstrap_json_tpl cannot be rendered: {{ range .Nope }}"
+    ));
     // The other keys are still checked.
     let mut both = template("{}");
     both.proxy.config.insert("envoy_stats_bind_addr".to_owned(), json!("x"));

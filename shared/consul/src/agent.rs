@@ -675,7 +675,9 @@ impl Call<'_> {
     }
 }
 
-/// The index to ask with next: one that goes backwards is to be begun anew.
+/// The index of the next blocking query: 0 if the index went backwards.
+///
+/// Source: "Implementation Details" of the Consul documentation on blocking queries.
 fn next(index: Option<u64>, known: u64) -> u64 {
     index.filter(|index| *index >= known).unwrap_or_default()
 }

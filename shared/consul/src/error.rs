@@ -246,15 +246,9 @@ impl Error {
                 "the agent limits requests or connections (limits.http_max_conns_per_client): raise it, or try again later".to_owned()
             }
             Cause::Unavailable(..) => format!(
-                "the agent answers but can't work: check its log {place}, and that it has joined servers with a leader"
+                "the agent answers but cannot work: check its log {place}, and that it has joined servers with a leader"
             ),
-            Cause::Refusal(300..=399, _) => format!(
-                "{agent} redirects: name the agent itself with --http-addr (CONSUL_HTTP_ADDR)"
-            ),
-            Cause::Refusal(_, words) if words.contains(NOT_IMPLEMENTED) => {
-                "the agent's operating system or release has no such check: use another".to_owned()
-            }
-            Cause::Refusal(..) => "correct what the agent names".to_owned(),
+            Cause::Refusal(status, words) => hint_for_refusal(*status, words, agent),
             Cause::Garbage(_) => format!(
                 "what listens at {agent} does not answer as a Consul agent does: check the address"
             ),
@@ -389,6 +383,17 @@ fn hint_for_denied(words: &str, is_from_pod: bool) -> String {
         "the ACL token lacks a rule: registering and deregistering a service need service:write on its name and on its sidecar's"
     };
     hint.to_owned()
+}
+
+/// What to do about a request that the agent rejects.
+fn hint_for_refusal(status: u16, words: &str, agent: &str) -> String {
+    if (300..=399).contains(&status) {
+        format!("{agent} redirects: name the agent itself with --http-addr (CONSUL_HTTP_ADDR)")
+    } else if words.contains(NOT_IMPLEMENTED) {
+        "the agent's operating system or release has no such check: use another".to_owned()
+    } else {
+        "fix the field named in the agent's response".to_owned()
+    }
 }
 
 /// What to do about a failed handshake, depending on rustls' words.

@@ -274,7 +274,7 @@ impl Trust {
         let mut roots = RootCertStore::empty();
         for certificate in &certificates {
             if let Err(error) = roots.add(certificate.clone()) {
-                problems.push(format!("a CA certificate can't be used: {error}"));
+                problems.push(format!("a CA certificate cannot be used: {error}"));
             }
         }
         if roots.is_empty() && !certificates.is_empty() {

@@ -1,4 +1,4 @@
-//! Upstreams beyond the agent's own cluster: peers and datacenters.
+//! Checks upstreams in peered clusters and other datacenters.
 
 use consul::Agent;
 use consul::answer::PeerState;
@@ -6,53 +6,58 @@ use consul::answer::PeerState;
 use crate::PATIENCE;
 use crate::finding::{Finding, Reason, Verdict, word};
 
+/// The subject of the findings about peers.
+const PEER: &str = "peer";
+
 /// Whether the peer of an upstream exists and is connected.
 pub async fn examine_peer(agent: &Agent, peer: &str) -> Finding {
-    const WHAT: &str = "peer";
-    let look = || format!("consul peering read -name {}", word(peer));
-    let found =
-        |verdict, reason, detail: &str| Finding::new(WHAT, verdict, reason, detail).of(peer);
-    let state = match agent.within(PATIENCE).peer(peer).await {
+    match agent.within(PATIENCE).peer(peer).await {
+        Ok(Some(state)) => judge_peer(peer, state),
+        Ok(None) => Finding::new(
+            PEER,
+            Verdict::Wrong,
+            Reason::NoPeer,
+            "an upstream names it, but the servers have no such peer",
+        )
+        .of(peer)
+        .hint("correct the upstream's peer, or establish the peering")
+        .next("consul peering list"),
         Err(error) => {
-            let found = Finding::unknown(WHAT, &error).of(peer);
+            let found = Finding::unknown(PEER, &error).of(peer);
             let is_denied = found.reason == Some(Reason::Denied);
-            return if is_denied {
+            if is_denied {
                 found.hint("an ACL token with `peering = \"read\"` shows it")
             } else {
                 found
-            };
+            }
         }
-        Ok(None) => {
-            return found(
-                Verdict::Wrong,
-                Reason::NoPeer,
-                "an upstream names it, but the servers have no such peer",
-            )
-            .hint("correct the upstream's peer, or establish the peering")
-            .next("consul peering list");
-        }
-        Ok(Some(state)) => state,
-    };
+    }
+}
+
+fn judge_peer(peer: &str, state: PeerState) -> Finding {
+    let look = || format!("consul peering read -name {}", word(peer));
+    let found =
+        |verdict, reason, detail: &str| Finding::new(PEER, verdict, reason, detail).of(peer);
     match state {
-        PeerState::Active => Finding::ok(WHAT, "connected").of(peer),
+        PeerState::Active => Finding::ok(PEER, "connected").of(peer),
         PeerState::Failing => found(
             Verdict::Wrong,
             Reason::PeerFailing,
-            "the servers have lost the stream to it: what is known of its services is old",
+            "the servers have lost the stream to it: information about its services is outdated",
         )
-        .hint("check that the other cluster's servers, or its mesh gateways, are reached on their gRPC TLS port")
+        .hint("check that the other cluster's servers, or its mesh gateways, are reachable on their gRPC TLS port")
         .next(look()),
         PeerState::Pending | PeerState::Establishing => found(
             Verdict::Warning,
             Reason::PeerPending,
-            "the peering is not completed",
+            "the peering is not complete",
         )
         .hint("establish it on the other side with the token that was generated on this one")
         .next(look()),
         PeerState::Terminated => found(
             Verdict::Wrong,
             Reason::PeerEnded,
-            "the other side has ended the peering: none of its services is reached",
+            "the other side has ended the peering: none of its services is reachable",
         )
         .hint("remove the upstream, or delete the peering here and establish it again")
         .next(format!("consul peering delete -name {}", word(peer))),
@@ -62,8 +67,8 @@ pub async fn examine_peer(agent: &Agent, peer: &str) -> Finding {
                 .next(look())
         }
         PeerState::Other => {
-            found(Verdict::Unknown, Reason::NotTold, "this program does not know that state")
-                .hint("read it by Consul's own CLI")
+            found(Verdict::Unknown, Reason::NotTold, "this program does not know the peering's state")
+                .hint("read it with the Consul CLI")
                 .next(look())
         }
     }

@@ -1,4 +1,4 @@
-//! A finding: verdict, reason, and what to do.
+//! The result of a check: verdict, reason, and what to do.
 
 use consul::error::{Cause, Error};
 use serde::Serialize;
@@ -7,40 +7,40 @@ use serde::Serialize;
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Ok,
-    /// It works, or may work, but not as it should.
+    /// Works, or may work, but not as it should.
     Warning,
-    /// It can't work, or gets no traffic.
+    /// Can't work, or gets no traffic.
     Wrong,
-    /// There was no answer to judge.
+    /// Could not be checked.
     Unknown,
 }
 
-/// The result of one check of the diagnostics. Field names and the words of verdicts
-/// and reasons are an interface for programs.
+/// The result of one check. Programs read the JSON, so field names, verdicts and reasons must
+/// not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The subject, one of a fixed set of words.
     pub what: &'static str,
-    /// Which subject, if there are several: a service's id, a peer's name.
+    /// Distinguishes several subjects of a kind: a service's ID, a peer's name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub id: String,
     pub verdict: Verdict,
-    /// Why the verdict is not `ok`, as a word for programs.
+    /// Why the verdict is not `ok`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
-    /// The id of the agent's check that decided.
+    /// ID of the agent's health check that decided the verdict; empty if none did.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub check: String,
     pub detail: String,
     /// Likely cause and what to do, unless the verdict is `ok`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// The next command, ready for a shell.
+    /// The next command, quoted for a shell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
-/// Lists the reasons once, so that a test can compare the reference with them.
+/// Generates the enum and the list of all its variants, which a test compares with the README.
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident => $word:literal,)*) => {
         /// Why a verdict is not `ok`.
@@ -60,11 +60,11 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// The token lacks the right to read it.
+    /// The token lacks the permission to read this.
     Denied => "denied",
     /// The agent did not answer this question in time.
     NotTold => "not-told",
-    /// A flag is missing, so it was not checked.
+    /// Not checked, because a flag is missing.
     NotAsked => "not-asked",
 
     /// No agent answers.
@@ -75,7 +75,7 @@ reasons! {
     NoLeader => "no-leader",
     /// TLS with the agent failed.
     TlsFailed => "tls-failed",
-    /// The agent's certificate ends soon.
+    /// The agent's certificate expires soon.
     CertificateEnds => "certificate-ends",
     /// The servers do not know the ACL token.
     TokenUnknown => "token-unknown",
@@ -85,7 +85,7 @@ reasons! {
     AclsOff => "acls-off",
     /// The agent belongs to another node.
     OtherNode => "other-node",
-    /// The agent's release is too old for today's Envoys.
+    /// The agent's release is too old for current Envoy releases.
     OldConsul => "old-consul",
     /// Connect is off.
     ConnectOff => "connect-off",
@@ -93,20 +93,20 @@ reasons! {
     NoRoot => "no-root",
     /// No address for xDS that Envoy could use.
     NoGrpc => "no-grpc",
-    /// Nothing listens at the gRPC port.
+    /// Nothing listens on the gRPC port.
     GrpcUnreachable => "grpc-unreachable",
     /// TLS with the gRPC port failed.
     GrpcTls => "grpc-tls-failed",
     /// The gRPC port is addressed with the wrong scheme.
     GrpcScheme => "grpc-scheme",
-    /// The gRPC port speaks something else.
+    /// The port does not speak gRPC.
     GrpcOther => "grpc-not-spoken",
     /// The agent does not support this Envoy.
     EnvoyUnsupported => "envoy-unsupported",
 
     /// An operator put the node or the service into maintenance mode.
     Maintenance => "maintenance",
-    /// Nobody renews the TTL check of a registration.
+    /// The TTL check of a registration is not renewed.
     NoHeartbeat => "no-heartbeat",
     /// The application does not listen.
     ApplicationDown => "application-down",
@@ -141,7 +141,7 @@ reasons! {
     /// The other side ended the peering.
     PeerEnded => "peer-ended",
 
-    /// Nothing listens at Envoy's admin address.
+    /// Nothing listens on Envoy's admin address.
     EnvoyDown => "envoy-down",
     /// Envoy waits for its first configuration.
     EnvoyStarting => "envoy-starting",
@@ -171,7 +171,6 @@ pub(crate) fn reason_of(error: &Error) -> Reason {
 // === impl Finding ===
 
 impl Finding {
-    /// A finding without a fault.
     pub(crate) fn ok(what: &'static str, detail: impl Into<String>) -> Self {
         Self {
             what,
@@ -213,7 +212,7 @@ impl Finding {
     pub(crate) fn unknown(what: &'static str, error: &Error) -> Self {
         let hint = match &error.cause {
             Cause::Denied(words) if words.starts_with("Permission denied") => {
-                format!("the ACL token lacks the rule that {} takes", error.request.path)
+                format!("the ACL token lacks the permission that {} requires", error.request.path)
             }
             _ => error.hint(),
         };
@@ -222,17 +221,17 @@ impl Finding {
             .next(ask_for_token(error))
     }
 
-    /// The subject, and which one.
+    /// The subject, with its ID if there are several.
     pub fn subject(&self) -> String {
         if self.id.is_empty() { self.what.to_owned() } else { format!("{} {}", self.what, self.id) }
     }
 }
 
-/// How to find out what a token may do, or why a request fails.
+/// The command that shows what a token permits, or why a request fails.
 fn ask_for_token(error: &Error) -> String {
     match error.cause {
         Cause::Denied(_) => "consul acl token read -self".to_owned(),
-        _ => format!("curl --verbose {}{}", error.request.agent, error.request.path),
+        _ => curl("--verbose", &error.request.agent, &error.request.path),
     }
 }
 
@@ -246,6 +245,17 @@ impl Verdict {
             Self::Wrong => "wrong",
             Self::Unknown => "unknown",
         }
+    }
+}
+
+/// The command that requests a path of the agent at this URL, which may be `unix://PATH`.
+pub(crate) fn curl(flag: &str, agent: &str, path: &str) -> String {
+    match agent.strip_prefix("unix://") {
+        Some(socket) => {
+            let url = format!("http://localhost{path}");
+            format!("curl {flag} --unix-socket {} {}", word(socket), word(&url))
+        }
+        None => format!("curl {flag} {}", word(&format!("{agent}{path}"))),
     }
 }
 
@@ -264,7 +274,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_of_a_command_is_quoted_if_a_shell_would_read_it_otherwise() {
+    fn a_command_reaches_the_agent_by_url_or_socket() {
+        let shown = |agent| curl("--silent", agent, "/v1/agent/self?a&b");
+        assert_eq!(shown("http://a:8500"), "curl --silent 'http://a:8500/v1/agent/self?a&b'");
+        assert_eq!(
+            shown("unix:///run/consul.sock"),
+            "curl --silent --unix-socket /run/consul.sock 'http://localhost/v1/agent/self?a&b'"
+        );
+    }
+
+    #[test]
+    fn a_word_of_a_command_is_quoted_if_a_shell_would_change_it() {
         assert_eq!(word("web-1"), "web-1");
         assert_eq!(word("w b/1"), "'w b/1'");
         assert_eq!(word("$(x)'y"), r"'$(x)'\''y'");
@@ -272,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_written_as_its_word() {
+    fn a_reason_is_serialized_as_its_word() {
         for reason in Reason::ALL {
             let written = serde_json::to_value(reason).unwrap();
             assert_eq!(written, reason.word());

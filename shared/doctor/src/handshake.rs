@@ -1,5 +1,5 @@
-//! Whether an address speaks gRPC, by the handshakes that Envoy would make: TLS and
-//! HTTP/2. No call is made.
+//! Finds out whether an address speaks gRPC, with the handshakes that Envoy would make: TLS
+//! and HTTP/2. Makes no gRPC call.
 
 use std::error::Error as StdError;
 use std::io;
@@ -37,8 +37,8 @@ const SETTINGS: u8 = 4;
 /// First bytes of a TLS alert: record type and major version.
 const TLS_ALERT: [u8; 2] = [0x15, 0x03];
 
-/// Connects and waits for the first HTTP/2 frame. Only then it is known whether the
-/// server accepted the client certificate: in TLS 1.3 the client finishes first.
+/// Connects and waits for the first HTTP/2 frame. Only this frame shows that the server
+/// accepted the client certificate: in TLS 1.3, the client finishes the handshake first.
 pub(crate) async fn greet(address: &GrpcAddress, tls: Option<ClientConfig>) -> Result<(), Trouble> {
     match address {
         GrpcAddress::Tcp { host, port, .. } => {

@@ -1,8 +1,8 @@
-//! Diagnostics: whether an agent can serve sidecars, check by check, each with a
-//! verdict and what to do.
+//! Diagnostics: whether a Consul agent can serve sidecars. Each check has a verdict and says
+//! what to do.
 //!
-//! [`examine`] asks; the `judge` functions see answers only. Nothing is changed, and a
-//! check that the ACL token does not permit hides no other.
+//! [`examine`] sends requests, which change nothing; the `judge` functions only evaluate the
+//! answers. If the ACL token does not permit a check, the others run all the same.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ use consul::grpc::{Cas, Choice, Served, Source, choose};
 use consul::tls::NameCheck;
 use consul::{Address, Agent, TlsFiles};
 
-use crate::finding::{reason_of, word};
+use crate::finding::{curl, reason_of, word};
 use crate::handshake::{Trouble, greet};
 
 pub use federation::{examine_datacenter, examine_peer};
@@ -37,14 +37,14 @@ mod transparent;
 #[derive(Clone, Copy, Debug)]
 pub struct Patient<'a> {
     pub agent: &'a Agent,
-    /// Address of xDS as given to Envoy; `None`: the port that the agent reports.
+    /// The xDS address that Envoy is given; `None` to use the port that the agent reports.
     pub grpc: Option<&'a GrpcAddress>,
     pub grpc_tls: &'a TlsFiles,
-    /// Which CA certificates were given for it.
+    /// Which CA certificates are configured.
     pub cas: Cas,
     /// Version or image of the Envoy that will run.
     pub envoy: Option<&'a str>,
-    /// Auth method of the login.
+    /// Auth method for logging in.
     pub auth_method: Option<&'a str>,
 }
 
@@ -105,17 +105,15 @@ fn judge_agent(address: &Address, leader: &Result<Leader, Error>) -> Finding {
     }
 }
 
-/// How to look at an agent that does not answer: whether it runs, on its own machine;
-/// whether it is reachable, from another.
+/// The next command for an agent that does not answer: on the agent's machine, whether it
+/// runs; on any other, whether it is reachable.
 fn look_at(address: &Address) -> String {
     match address {
         Address::Unix(_) => "systemctl status consul".to_owned(),
         Address::Url(url) if is_here(url.host_str().unwrap_or_default()) => {
             "systemctl status consul".to_owned()
         }
-        Address::Url(_) => {
-            format!("curl --verbose {}", word(&format!("{address}/v1/status/leader")))
-        }
+        Address::Url(_) => curl("--verbose", &address.to_string(), "/v1/status/leader"),
     }
 }
 
@@ -150,19 +148,22 @@ fn judge_tls(address: &Address, leader: &Result<Leader, Error>, now: i64) -> Fin
                 what,
                 Verdict::Warning,
                 Reason::CertificateEnds,
-                format!("the agent's certificate is good, but ends {}", rfc3339(*not_after)),
+                format!("the agent's certificate is valid, but expires {}", rfc3339(*not_after)),
             )
             .hint("renew it: connections fail from then on")
             .next(look)
         }
         (_, Ok(Leader { certificate: Some(Validity { not_after, .. }), .. })) => Finding::ok(
             what,
-            format!("the agent's certificate is by the given CA, and ends {}", rfc3339(*not_after)),
+            format!(
+                "the given CA signed the agent's certificate, which expires {}",
+                rfc3339(*not_after)
+            ),
         ),
-        (_, Ok(_)) => Finding::ok(what, "the agent's certificate is by the given CA"),
+        (_, Ok(_)) => Finding::ok(what, "the given CA signed the agent's certificate"),
         (_, Err(error)) => {
             Finding::new(what, Verdict::Unknown, reason_of(error), error.cause.to_string())
-                .hint("what is to be said of the agent comes first")
+                .hint("resolve the finding about the agent first")
                 .next(look_at(address))
         }
     }
@@ -187,9 +188,9 @@ fn judge_token(has_token: bool, auth_method: Option<&str>, known: &Result<bool, 
             what,
             Verdict::Wrong,
             Reason::AclsOff,
-            format!("a login with auth method `{method}`, but ACLs are off on the agent"),
+            format!("auth method `{method}` is set for a login, but ACLs are off on the agent"),
         )
-        .hint("leave --acl-auth-method away, or turn ACLs on")
+        .hint("omit --acl-auth-method, or enable ACLs")
         .next("consul acl auth-method list"),
         (Ok(true), _) if has_token => Finding::ok(what, "the servers know the ACL token"),
         (_, Some(method)) if !has_token => Finding::new(
@@ -198,7 +199,7 @@ fn judge_token(has_token: bool, auth_method: Option<&str>, known: &Result<bool, 
             Reason::NotAsked,
             format!("this command does not log in with auth method `{method}`, so it has no token"),
         )
-        .hint("what needs a token can't be asked until then")
+        .hint("checks that require a token are not possible without a login")
         .next(format!("consul acl auth-method read -name {}", word(method))),
         (Ok(false), _) if has_token => Finding::new(
             what,
@@ -206,7 +207,7 @@ fn judge_token(has_token: bool, auth_method: Option<&str>, known: &Result<bool, 
             Reason::TokenUnknown,
             "the servers do not know the ACL token",
         )
-        .hint("it has expired, was deleted, or is of another datacenter: give another one. With a login, connect-init gets one itself")
+        .hint("it has expired, was deleted, or belongs to another datacenter: use another one. With a login, connect-init gets one itself")
         .next("consul acl token read -self"),
         (Ok(_) | Err(Error { cause: Cause::Denied(_), .. }), _) if !has_token => Finding::new(
             what,
@@ -214,7 +215,7 @@ fn judge_token(has_token: bool, auth_method: Option<&str>, known: &Result<bool, 
             Reason::TokenMissing,
             "none, but ACLs are on at the agent",
         )
-        .hint("registering needs service:write, unless the anonymous token has it; services that the anonymous token may not read are not shown")
+        .hint("registering requires service:write, unless the anonymous token has it; services that the anonymous token may not read are not shown")
         .next("export CONSUL_HTTP_TOKEN_FILE=FILE"),
         (Err(error), _) => {
             let detail = format!("{given}: {}", error.cause);
@@ -236,9 +237,9 @@ fn judge_node(expected: Option<&str>, about: &Result<AgentSelf, Error>) -> Findi
                 what,
                 Verdict::Warning,
                 Reason::OtherNode,
-                format!("the agent is that of node {name}, the pod is on {node}"),
+                format!("the agent belongs to node {name}, but the pod is on {node}"),
             )
-            .hint("fine if the agent only has another name for the node; else the pod speaks to another node's agent")
+            .hint("harmless if the agent only has another name for the same node; otherwise, the pod uses the agent of another node")
             .next("consul members")
         }
         (Ok(about), _) => Finding::ok(
@@ -282,7 +283,7 @@ fn judge_connect(roots: &Result<Roots, Error>) -> Finding {
             Reason::NoRoot,
             "enabled, but its CA has no root yet",
         )
-        .hint("sidecars get no certificates until it has: check the servers' log")
+        .hint("sidecars get no certificates until it has one: check the servers' log")
         .next(look),
         Err(Error { cause: Cause::Unavailable(_, words), .. })
             if words.contains("Connect must be enabled") =>
@@ -295,7 +296,7 @@ fn judge_connect(roots: &Result<Roots, Error>) -> Finding {
     }
 }
 
-/// Checks the agent's xDS port by the handshakes that Envoy would make.
+/// Checks the agent's xDS port with the handshakes that Envoy would make.
 async fn examine_grpc(patient: Patient<'_>, about: &Result<AgentSelf, Error>) -> Finding {
     let Patient { agent, grpc, grpc_tls, cas, .. } = patient;
     let http = &agent.config().address;
@@ -308,7 +309,7 @@ async fn examine_grpc(patient: Patient<'_>, about: &Result<AgentSelf, Error>) ->
                 .next(ports_of(http));
         }
     };
-    // Envoy verifies against the CA, and does not compare names.
+    // Like Envoy: verify the certificate against the CA, but don't compare names.
     let files = TlsFiles { server_name: None, skip_verify: false, ..grpc_tls.clone() };
     let tls = choice.tls.then(|| files.client_config(NameCheck::Skipped)).transpose();
     let greeted = match tls {
@@ -341,7 +342,7 @@ fn judge_grpc(choice: &Choice, greeted: Result<(), Trouble>, http: &Address) -> 
     let trouble = match greeted {
         Ok(()) => {
             let how = if *tls { "over TLS" } else { "in plain text" };
-            let detail = format!("{place} is spoken {how}");
+            let detail = format!("{place} answers {how}");
             return match warning {
                 Some(warning) => Finding::new(GRPC, Verdict::Warning, Reason::GrpcScheme, detail)
                     .hint(warning)
@@ -356,7 +357,7 @@ fn judge_grpc(choice: &Choice, greeted: Result<(), Trouble>, http: &Address) -> 
     let found = match trouble {
         Trouble::Unreachable(problem) => {
             Finding::new(GRPC, wrong, Reason::GrpcUnreachable, format!("{place}: {problem}"))
-                .hint("set `ports { grpc = 8502 }` in the agent's configuration and let it be reached from here, or name where xDS is served with --grpc-addr (CONSUL_GRPC_ADDR)")
+                .hint("set `ports { grpc = 8502 }` in the agent's configuration and make this port reachable from here, or set --grpc-addr (CONSUL_GRPC_ADDR) to the address of xDS")
         }
         Trouble::Tls(words) => {
             is_wrong(Reason::GrpcTls, format!("{place}: TLS failed: {words}"))
@@ -371,7 +372,7 @@ fn judge_grpc(choice: &Choice, greeted: Result<(), Trouble>, http: &Address) -> 
             .hint("if that port speaks TLS, write https:// in --grpc-addr (CONSUL_GRPC_ADDR), and give --grpc-ca-file"),
         Trouble::Strange => {
             is_wrong(Reason::GrpcOther, format!("{place} does not speak HTTP/2"))
-                .hint("name the agent's gRPC port, which is not its HTTP port")
+                .hint("use the agent's gRPC port, which is not its HTTP port")
         }
     };
     found.next(match address {
@@ -382,15 +383,7 @@ fn judge_grpc(choice: &Choice, greeted: Result<(), Trouble>, http: &Address) -> 
 
 /// The command that shows the agent's gRPC ports.
 fn ports_of(http: &Address) -> String {
-    match http {
-        Address::Url(_) => {
-            format!("curl --silent {} | jq .xDS", word(&format!("{http}/v1/agent/self")))
-        }
-        Address::Unix(socket) => format!(
-            "curl --silent --unix-socket {} http://localhost/v1/agent/self | jq .xDS",
-            word(&socket.display().to_string())
-        ),
-    }
+    format!("{} | jq .xDS", curl("--silent", &http.to_string(), "/v1/agent/self"))
 }
 
 const VERIFY_INCOMING: &str = "the agent requires a client certificate for gRPC: set `tls { grpc { verify_incoming = false } }` in its configuration (from Consul 1.14 on, `tls.defaults.verify_incoming` covers gRPC, too), or give --client-cert and --client-key";
@@ -402,7 +395,7 @@ fn hint_for_tls(words: &str, http: &Address) -> String {
         VERIFY_INCOMING.to_owned()
     } else if has("UnknownIssuer") {
         format!(
-            "--grpc-ca-file must hold the CA that signed this certificate. If the agent made it by itself (-dev, auto_encrypt), that is Connect's CA: {http}/v1/connect/ca/roots?pem=true"
+            "--grpc-ca-file must hold the CA that signed this certificate. If the agent created the certificate itself (-dev, auto_encrypt), that is Connect's CA: {http}/v1/connect/ca/roots?pem=true"
         )
     } else if has("InvalidContentType") {
         "that port speaks plain text: write http:// in --grpc-addr (CONSUL_GRPC_ADDR)".to_owned()
@@ -433,23 +426,23 @@ fn judge_envoy(envoy: Option<&str>, about: &Result<AgentSelf, Error>) -> Finding
             Reason::NotAsked,
             format!("the agent supports {supported}"),
         )
-        .hint("name the Envoy that runs with --envoy-version to have it compared")
+        .hint("set --envoy-version to the release of your Envoy, to compare it")
         .next(look),
         Some(envoy) => match (release(envoy), misfit(envoy, about.supported_envoys())) {
             (None, _) => Finding::new(
                 what,
                 Verdict::Unknown,
                 Reason::NotAsked,
-                format!("`{envoy}` names no release; the agent supports {supported}"),
+                format!("`{envoy}` does not contain a release; the agent supports {supported}"),
             )
             .hint("give a version, or an image with one in its tag")
             .next(look),
             (_, Some(words)) => {
                 Finding::new(what, Verdict::Warning, Reason::EnvoyUnsupported, words)
-                    .hint("use an Envoy of one of these, or a newer Consul agent")
+                    .hint("use one of these releases of Envoy, or a newer Consul agent")
                     .next(look)
             }
-            (_, None) => Finding::ok(what, format!("{envoy} is one that the agent supports")),
+            (_, None) => Finding::ok(what, format!("the agent supports {envoy}")),
         },
     }
 }
@@ -487,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_judged_by_what_is_left_of_it() {
+    fn a_certificate_is_judged_by_its_remaining_lifetime() {
         let address: Address = "https://h:8501".parse().unwrap();
         let verdict = |left: i64| {
             let certificate = Some(Validity { not_before: 0, not_after: 1_000_000 + left });
@@ -515,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_judged_by_what_servers_say_and_how_it_is_had() {
+    fn a_token_is_judged_by_the_servers_answer_and_its_origin() {
         let off = || failed(Cause::Refusal(401, "ACL support disabled".to_owned()));
         let denied = || failed(Cause::Denied("Permission denied".to_owned()));
         for (has, method, known, verdict) in [
@@ -541,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_todays_envoys_reject_is_warned_of() {
+    fn an_agent_too_old_for_current_envoys_causes_a_warning() {
         let verdict = |version: &str| {
             let mut about = AgentSelf::default();
             about.config.version = version.to_owned();
@@ -557,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_is_judged_by_the_handshake() {
+    fn the_grpc_port_is_judged_by_the_handshake() {
         let http = "http://h:8500".parse().unwrap();
         let judge = |given: Option<&str>, served, greeted| {
             let given = given.map(|given| given.parse().unwrap());
@@ -566,7 +559,7 @@ mod tests {
         };
         let both = Served::On { plain: Some(8502), tls: Some(8503) };
         let told = judge(None, both, Ok(()));
-        assert_eq!(told.detail, "https://h:8503 (the agent's port) is spoken over TLS");
+        assert_eq!(told.detail, "https://h:8503 (the agent's port) answers over TLS");
         assert_eq!(told.verdict, Verdict::Ok);
         let other = judge(Some("http://h:8503"), both, Ok(()));
         assert_eq!(other.verdict, Verdict::Warning);

@@ -1,5 +1,6 @@
-//! A running Envoy, by its admin interface. Nothing is changed, and the agent is not
-//! asked for the certificate: it would sign one and then renew it for days.
+//! Checks a running Envoy through its admin interface, without changing anything. The
+//! certificate is not requested from the agent, which would then sign one and renew it for
+//! days.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,8 +13,8 @@ use registration::service::Kind;
 use crate::finding::{Finding, Reason, Verdict, word};
 use crate::now;
 
-/// Checks the Envoy behind an admin listener. `services` are the agent's by id, if they
-/// are known.
+/// Checks the Envoy behind an admin listener. `services` are the agent's services by ID;
+/// `None` if unknown.
 pub async fn examine_envoy(
     admin: SocketAddr,
     services: Option<&BTreeMap<String, AgentService>>,
@@ -36,14 +37,22 @@ pub async fn examine_envoy(
     }
 }
 
-/// Envoy's answers, beside what it says of itself.
+/// Envoy's answers, besides [`About`].
 struct Seen {
     is_connected: bool,
     leaves: Vec<Leaf>,
     rejections: String,
 }
 
-/// The subject of these findings; `Envoy` is the one on the release.
+/// The Envoy that is judged.
+struct Judged<'a> {
+    admin: SocketAddr,
+    /// The id of its proxy.
+    proxy: &'a str,
+    state: &'a str,
+}
+
+/// The subject of these findings; `Envoy` is the subject of the check of the release.
 const WHAT: &str = "sidecar";
 
 fn unreachable(admin: SocketAddr, error: &Error) -> Finding {
@@ -54,12 +63,12 @@ fn unreachable(admin: SocketAddr, error: &Error) -> Finding {
             let detail = format!("Envoy's admin listener does not answer: {problem}");
             Finding::new(WHAT, Verdict::Wrong, Reason::EnvoyDown, detail)
                 .of(&id)
-                .hint("Envoy does not run, or --admin-bind is another Envoy's: start it, or see why it ended")
+                .hint("Envoy does not run, or uses another --admin-bind: start it, or find out why it ended")
                 .next("journalctl --lines 50 --unit 'connect-sidecar@*'")
         }
         _ => Finding::new(WHAT, Verdict::Unknown, Reason::NotTold, error.to_string())
             .of(&id)
-            .hint("what listens there is not Envoy, or it hangs")
+            .hint("Envoy hangs, or something else listens there")
             .next(look),
     }
 }
@@ -71,79 +80,116 @@ fn judge_envoy(
     services: Option<&BTreeMap<String, AgentService>>,
     now: &str,
 ) -> Finding {
-    let About { state, node } = about;
-    let found = |verdict, reason, detail: String| {
-        Finding::new(WHAT, verdict, reason, detail).of(&admin.to_string())
-    };
-    let ask = |path: &str| format!("curl --silent {}", word(&format!("http://{admin}{path}")));
-    let proxy = node.id.as_str();
-    let service = services.and_then(|services| services.get(proxy));
+    let envoy = Judged { admin, proxy: &about.node.id, state: &about.state };
+    let service = services.and_then(|services| services.get(envoy.proxy));
     if services.is_some() && service.is_none() {
-        let detail = format!("Envoy runs as `{proxy}`, which is not registered with this agent");
-        return found(Verdict::Wrong, Reason::EnvoyForeign, detail)
-            .hint("without its registration it gets no configuration: register it again, or name the agent that has it with --http-addr")
-            .next("connect-register status");
+        return envoy.foreign();
     }
     if !seen.is_connected {
-        let detail = format!("Envoy (`{proxy}`, {state}) has no stream to the agent");
-        return found(Verdict::Wrong, Reason::NoStream, detail)
-            .hint("it goes on with what it has, without news of endpoints and intentions: see `gRPC` and `token` above, and the agent's log at `envoy`")
-            .next(ask("/stats?filter=local_agent"));
+        return envoy.without_stream();
     }
     if is_rejected(&seen.rejections) {
-        let detail = format!("Envoy (`{proxy}`, {state}) rejected its last configuration");
-        return found(Verdict::Wrong, Reason::Rejected, detail)
-            .hint("see `version` and `Envoy` above, and escape hatches such as envoy_public_listener_json; Envoy's log has the reason")
-            .next(ask("/config_dump?resource=dynamic_listeners"));
+        return envoy.rejecting();
     }
     // A mesh gateway passes TLS through and has no certificate of its own.
     let needs_leaf = service.is_none_or(|service| service.kind != Kind::MeshGateway);
     let leaf = seen.leaves.iter().find(|leaf| uri_of(leaf).is_some());
     match leaf {
-        None if needs_leaf => {
-            let detail = format!("Envoy (`{proxy}`, {state}) has no certificate of Connect's");
-            return found(Verdict::Wrong, Reason::NoLeaf, detail)
-                .hint("the agent gets it from the servers: the proxy's ACL token needs service:write on the service, and Connect's CA must work; see `Connect` above and the agent's log at `leaf`")
-                .next("consul connect ca get-config");
-        }
-        Some(leaf) if leaf.expiration_time.as_str() < now => {
-            let detail =
-                format!("Envoy (`{proxy}`): its certificate ended {}", leaf.expiration_time);
-            return found(Verdict::Wrong, Reason::LeafExpired, detail)
-                .hint("every connection fails: the agent could not renew it; see its log at `leaf`, and compare the clocks")
-                .next(ask("/certs"));
-        }
+        None if needs_leaf => return envoy.without_leaf(),
+        Some(leaf) if leaf.expiration_time.as_str() < now => return envoy.expired(leaf),
         _ => {}
     }
-    match state.as_str() {
-        "LIVE" => {}
-        "DRAINING" => {
-            let detail = format!("Envoy (`{proxy}`) is about to end");
-            return found(Verdict::Warning, Reason::EnvoyDraining, detail)
-                .hint("somebody stops it")
-                .next(ask("/server_info"));
-        }
-        _ => {
-            let detail = format!("Envoy (`{proxy}`) is {state}: it waits for configuration");
-            return found(Verdict::Wrong, Reason::EnvoyStarting, detail)
-                .hint("it listens when it has all of it: see what is warming")
-                .next(ask("/config_dump?resource=dynamic_listeners"));
-        }
+    match envoy.state {
+        "LIVE" => envoy.live(leaf),
+        "DRAINING" => envoy.draining(),
+        _ => envoy.starting(),
     }
-    let detail = match leaf.and_then(|leaf| Some((uri_of(leaf)?, &leaf.expiration_time))) {
-        Some((uri, until)) => {
-            format!("Envoy (`{proxy}`) is live; its certificate is for {uri}, until {until}")
-        }
-        None => format!("Envoy (`{proxy}`) is live"),
-    };
-    Finding::ok(WHAT, detail).of(&admin.to_string())
+}
+
+// === impl Judged ===
+
+impl Judged<'_> {
+    fn foreign(&self) -> Finding {
+        let Self { proxy, .. } = self;
+        let detail = format!("Envoy runs as `{proxy}`, which is not registered with this agent");
+        self.found(Verdict::Wrong, Reason::EnvoyForeign, detail)
+            .hint("without its registration it gets no configuration: register it again, or name the agent that has it with --http-addr")
+            .next("connect-register status")
+    }
+
+    fn without_stream(&self) -> Finding {
+        let Self { proxy, state, .. } = self;
+        let detail = format!("Envoy (`{proxy}`, {state}) has no xDS stream to the agent");
+        self.found(Verdict::Wrong, Reason::NoStream, detail)
+            .hint("it keeps its last configuration and misses changes of endpoints and intentions: see `gRPC` and `token` above, and search the agent's log for `envoy`")
+            .next(self.ask("/stats?filter=local_agent"))
+    }
+
+    fn rejecting(&self) -> Finding {
+        let Self { proxy, state, .. } = self;
+        let detail = format!("Envoy (`{proxy}`, {state}) rejected its last configuration");
+        self.found(Verdict::Wrong, Reason::Rejected, detail)
+            .hint("see `version` and `Envoy` above, and escape hatches such as envoy_public_listener_json; Envoy's log has the reason")
+            .next(self.ask("/config_dump?resource=dynamic_listeners"))
+    }
+
+    fn without_leaf(&self) -> Finding {
+        let Self { proxy, state, .. } = self;
+        let detail = format!("Envoy (`{proxy}`, {state}) has no Connect certificate");
+        self.found(Verdict::Wrong, Reason::NoLeaf, detail)
+            .hint("the agent gets it from the servers: the proxy's ACL token needs service:write on the service, and Connect's CA must work; see `Connect` above, and search the agent's log for `leaf`")
+            .next("consul connect ca get-config")
+    }
+
+    fn expired(&self, leaf: &Leaf) -> Finding {
+        let (proxy, until) = (self.proxy, &leaf.expiration_time);
+        let detail = format!("Envoy (`{proxy}`): its certificate expired {until}");
+        self.found(Verdict::Wrong, Reason::LeafExpired, detail)
+            .hint("every connection fails: the agent could not renew it; search its log for `leaf`, and compare the clocks")
+            .next(self.ask("/certs"))
+    }
+
+    fn draining(&self) -> Finding {
+        let detail = format!("Envoy (`{}`) is draining", self.proxy);
+        self.found(Verdict::Warning, Reason::EnvoyDraining, detail)
+            .hint("it is being stopped, and soon ends")
+            .next(self.ask("/server_info"))
+    }
+
+    fn starting(&self) -> Finding {
+        let Self { proxy, state, .. } = self;
+        let detail = format!("Envoy (`{proxy}`) is {state}: it waits for configuration");
+        self.found(Verdict::Wrong, Reason::EnvoyStarting, detail)
+            .hint("it listens once the configuration is complete: see what is still warming")
+            .next(self.ask("/config_dump?resource=dynamic_listeners"))
+    }
+
+    fn live(&self, leaf: Option<&Leaf>) -> Finding {
+        let Self { proxy, .. } = self;
+        let detail = match leaf.and_then(|leaf| Some((uri_of(leaf)?, &leaf.expiration_time))) {
+            Some((uri, until)) => {
+                format!("Envoy (`{proxy}`) is live; its certificate is for {uri}, until {until}")
+            }
+            None => format!("Envoy (`{proxy}`) is live"),
+        };
+        Finding::ok(WHAT, detail).of(&self.admin.to_string())
+    }
+
+    fn found(&self, verdict: Verdict, reason: Reason, detail: String) -> Finding {
+        Finding::new(WHAT, verdict, reason, detail).of(&self.admin.to_string())
+    }
+
+    /// The command that shows a page of Envoy's admin interface.
+    fn ask(&self, path: &str) -> String {
+        format!("curl --silent {}", word(&format!("http://{}{path}", self.admin)))
+    }
 }
 
 fn uri_of(leaf: &Leaf) -> Option<&str> {
     leaf.subject_alt_names.iter().map(|name| name.uri.as_str()).find(|uri| !uri.is_empty())
 }
 
-/// Whether a counter is not 0.
+/// Whether any of Envoy's counters is above 0.
 fn is_rejected(counters: &str) -> bool {
     let mut values = counters.lines().filter_map(|line| line.rsplit_once(": "));
     values.any(|(_, count)| count.trim() != "0")
@@ -180,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn an_envoy_is_judged_by_what_it_has() {
+    fn an_envoy_is_judged_by_its_stream_certificate_and_state() {
         type Change = fn(&mut About, &mut Seen, &mut AgentService);
         let wrong: [(Reason, Change); 6] = [
             (Reason::EnvoyForeign, |_, _, service| service.id = "other".to_owned()),

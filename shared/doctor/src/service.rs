@@ -1,4 +1,4 @@
-//! A registered service, judged by the agent's checks.
+//! Judges a registered service by the agent's health checks.
 
 use std::collections::BTreeMap;
 
@@ -9,27 +9,32 @@ use registration::pod::{application_id, lease_id, listener_id};
 use registration::service::Kind;
 
 use crate::PATIENCE;
-use crate::finding::{Finding, Reason, Verdict, word};
+use crate::finding::{Finding, Reason, Verdict, curl, word};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Registered<'a> {
     pub service: &'a AgentService,
     /// The agent's checks of that service.
     pub checks: &'a [AgentCheck],
-    /// All services of the agent by id, if they are known.
+    /// All services of the agent by ID; `None` if unknown.
     pub all: Option<&'a BTreeMap<String, AgentService>>,
-    /// The agent's node, if it is known.
+    /// The agent's node; `None` if unknown.
     pub node: Option<&'a str>,
 }
 
-/// The purpose of a check. In order of precedence: the cause of the others comes first.
+/// The purpose of a check. The order is the precedence: if several checks fail, the first
+/// role is the likely cause of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Role {
     Maintenance,
+    /// The TTL check that connect-lifecycle renews.
     Heartbeat,
     Application,
+    /// A check that the user defined.
     Own,
+    /// The check of Envoy's public listener.
     Listener,
+    /// The alias check of a proxy's destination service.
     Destination,
 }
 
@@ -44,14 +49,13 @@ enum Place<'a> {
 /// Source: "Enable Maintenance Mode" of Consul's agent API.
 const MAINTENANCE: &str = "_service_maintenance:";
 
-/// The same for a node.
+/// ID of a node's maintenance check.
 const NODE_MAINTENANCE: &str = "_node_maintenance";
 
-/// The agent's output of a TTL check that nobody renewed.
+/// Prefix of the agent's output for an expired TTL check.
 const EXPIRED: &str = "TTL expired";
 
-/// Checks a registered service. It is not a fault by itself that a service is not
-/// registered.
+/// Checks a service. The verdict is `ok` if the service is not registered.
 pub async fn examine_service(agent: &Agent, id: &str) -> Finding {
     let agent = &agent.within(PATIENCE);
     let service = match agent.service(id, None).await {
@@ -82,14 +86,13 @@ pub fn judge_service(registered: Registered<'_>) -> Finding {
     let proxy = service.proxy.as_ref().filter(|_| service.kind == Kind::ConnectProxy);
     let destination = proxy.map_or("", |proxy| proxy.destination_service_id.as_str());
     if !destination.is_empty() && all.is_some_and(|all| !all.contains_key(destination)) {
-        let detail =
-            format!("registered, but the service `{destination}`, for which it stands, is not");
+        let detail = format!("registered, but its destination service `{destination}` is not");
         return found(Verdict::Wrong, Reason::NoDestination, detail)
-            .hint("the service was deregistered and its proxy was left: deregister it, or register the service again")
+            .hint("the service was deregistered without its proxy: deregister the proxy, or register the service again")
             .next(format!("connect-register deregister --id {}", word(id)));
     }
     let failing = checks.iter().filter(|check| check.status != "passing");
-    // The first cause explains the others.
+    // Only the most likely cause is described; the others are counted.
     let worst =
         failing.clone().min_by_key(|check| (check.status != "critical", role_of(service, check)));
     if let Some(check) = worst {
@@ -118,15 +121,14 @@ fn passing(count: usize) -> String {
     }
 }
 
-/// Whether `other` is the proxy of the service with this id.
+/// Whether `other` is the proxy of the service with this ID.
 fn stands_for(other: &AgentService, id: &str) -> bool {
     let proxy = other.proxy.as_ref();
     other.kind == Kind::ConnectProxy
         && proxy.is_some_and(|proxy| proxy.destination_service_id == id)
 }
 
-/// Judges a check that is not passing. It is recognized by its id: its name is free
-/// text.
+/// Judges a check that is not passing.
 fn judge_check(
     service: &AgentService,
     check: &AgentCheck,
@@ -141,14 +143,19 @@ fn judge_check(
             "an operator took it out of service: no traffic is sent to it until maintenance is over",
             format!("consul maint -disable -service {id}"),
         ),
+        Role::Heartbeat if status == "warning" => (
+            Reason::CheckFailing,
+            "connect-lifecycle warns of what is about to fail; the pod still gets traffic",
+            place.log_of_sidecar(service),
+        ),
         Role::Heartbeat => (
             Reason::NoHeartbeat,
-            "connect-lifecycle renews it for as long as it runs: it has ended, hangs, or does not reach the agent",
+            "connect-lifecycle renews this check while it runs: it has ended, hangs, or cannot reach the agent",
             place.log_of_sidecar(service),
         ),
         Role::Application => (
             Reason::ApplicationDown,
-            "the application does not listen on the registered port: it is down, starts yet, or uses another port",
+            "the application does not listen on the registered port: it is down, is still starting, or uses another port",
             place.application(service),
         ),
         Role::Listener => (
@@ -158,17 +165,17 @@ fn judge_check(
         ),
         Role::Destination => (
             Reason::DestinationDown,
-            "the service that the proxy stands for is not passing: see that one",
+            "the proxy's destination service is not passing: see its finding",
             format!("connect-register status {}", word(destination_of(service))),
         ),
         Role::Own if output.starts_with(EXPIRED) => (
             Reason::CheckFailing,
-            "it was not renewed in time: the process that renews it has ended, or can't reach the agent",
+            "it was not renewed in time: the process that renews it has ended, or cannot reach the agent",
             all_of(&id),
         ),
         Role::Own => (
             Reason::CheckFailing,
-            "no traffic is sent to a service with a critical check; one that warns still gets it",
+            "a service with a critical check gets no traffic; with a warning, it still does",
             all_of(&id),
         ),
     };
@@ -192,8 +199,8 @@ fn destination_of(service: &AgentService) -> &str {
     proxy.map_or(service.id.as_str(), |proxy| proxy.destination_service_id.as_str())
 }
 
-/// The purpose of a check: by its id if connect-init made it, else by its type, which
-/// identifies the checks that the agent makes for a `sidecar_service`.
+/// The purpose of a check. The checks of connect-init have known IDs; those that the agent
+/// creates for a `sidecar_service` are recognized by their type. Names are free text.
 fn role_of(service: &AgentService, check: &AgentCheck) -> Role {
     let AgentCheck { check_id, kind, .. } = check;
     let id = service.id.as_str();
@@ -246,8 +253,8 @@ pub fn judge_node_checks<'a>(checks: impl IntoIterator<Item = &'a AgentCheck>) -
     Some(Finding { check: check_id.clone(), ..found }.hint(hint).next(next))
 }
 
-/// A finding for an upstream without a healthy instance; `None` if it has one, or if
-/// that is unknown.
+/// A finding for an upstream without healthy instances; `None` if it has some, or if their
+/// number is unknown.
 pub fn judge_upstream(
     agent: &Agent,
     proxy: &str,
@@ -258,30 +265,33 @@ pub fn judge_upstream(
         return None;
     }
     let Upstream { destination_name, datacenter, destination_peer, .. } = upstream;
-    let mut url = format!("{}/v1/health/connect/{destination_name}", agent.config().address);
+    let mut path = format!("/v1/health/connect/{destination_name}");
     let mut place = String::new();
     for (key, what, value) in [("dc", "datacenter", datacenter), ("peer", "peer", destination_peer)]
     {
         if !value.is_empty() {
-            let mark = if url.contains('?') { '&' } else { '?' };
-            url = format!("{url}{mark}{key}={value}");
+            let mark = if path.contains('?') { '&' } else { '?' };
+            path = format!("{path}{mark}{key}={value}");
             place = format!(" in {what} {value}");
         }
     }
-    let detail = format!("`{proxy}` reaches it, but it has no healthy instance{place}");
+    let detail = format!("it is an upstream of `{proxy}`, but has no healthy instance{place}");
     Some(
         Finding::new("upstream", Verdict::Warning, Reason::NoInstances, detail)
             .of(destination_name)
             .hint("requests to it fail: it is not registered with a sidecar there, or its checks fail; with ACLs on, the token may not be allowed to see it")
-            .next(format!("curl --silent {} | jq .", word(&url))),
+            .next(format!(
+                "{} | jq .",
+                curl("--silent", &agent.config().address.to_string(), &path)
+            )),
     )
 }
 
 // === impl Place ===
 
 impl<'a> Place<'a> {
-    /// By the meta that connect-init writes. On a virtual machine, the pod's name is
-    /// the node's.
+    /// Decides by the meta that connect-init writes. On a virtual machine, `pod-name` is the
+    /// name of the node.
     fn of(service: &'a AgentService, node: Option<&str>) -> Self {
         let meta = |key: &str| service.meta.as_ref()?.get(key).map(String::as_str);
         match (meta("k8s-namespace"), meta("pod-name")) {
@@ -371,7 +381,7 @@ mod tests {
 
     /// A check's name is free text: a user's own check may be called `Pod Lease`.
     #[test]
-    fn a_check_is_told_by_its_id() {
+    fn a_check_is_recognized_by_its_id() {
         let named =
             |id: &str, name: &str| AgentCheck { name: name.to_owned(), ..check(id, "critical") };
         for (check, reason) in [
@@ -388,10 +398,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_ttl_check_with_a_warning_counts_as_renewed() {
+        let found = judge(&service("web-1"), &[check("web-1-lease", "warning")]);
+        assert_eq!((found.verdict, found.reason), (Verdict::Warning, Some(Reason::CheckFailing)));
+    }
+
     /// Checks that the agent makes for a `sidecar_service` have ids such as
     /// `service:ID:1`.
     #[test]
-    fn a_proxys_check_of_the_agents_making_is_told_by_its_type() {
+    fn a_proxys_check_that_the_agent_created_is_recognized_by_its_type() {
         let typed = |kind: &str| AgentCheck {
             kind: kind.to_owned(),
             ..check("service:web-1-p:1", "critical")
@@ -407,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_cause_is_told() {
+    fn the_most_likely_cause_is_reported() {
         let alias = AgentCheck { kind: "alias".to_owned(), ..check("a", "critical") };
         let checks = [
             alias,
@@ -426,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_of_a_registration_are_missed() {
+    fn a_service_without_its_proxy_or_a_proxy_without_its_service_is_found() {
         let judge = |service: &AgentService, checks: &[AgentCheck], all: &[AgentService]| {
             let all = all.iter().map(|each| (each.id.clone(), each.clone())).collect();
             judge_service(Registered { service, checks, all: Some(&all), node: None })
@@ -445,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_command_is_for_where_the_service_runs() {
+    fn the_next_command_depends_on_where_the_service_runs() {
         let meta = [("pod-name", "web-0"), ("k8s-namespace", "shop")];
         let meta = meta.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let pod = AgentService { meta: Some(meta), ..service("web-1") };
@@ -458,7 +474,7 @@ mod tests {
             next(&pod, Some("n1"), "web-1-lease"),
             "kubectl --namespace shop logs web-0 --container envoy-sidecar"
         );
-        // The pod's name is that of the machine.
+        // A machine: `pod-name` is the node's name.
         assert_eq!(
             next(&pod, Some("web-0"), "web-1-lease"),
             "journalctl --lines 50 --unit connect-sidecar@web"
@@ -470,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_in_maintenance_is_told() {
+    fn a_critical_check_of_the_node_is_found_and_maintenance_comes_first() {
         let node = |id, status| check(id, status);
         let of_service = AgentCheck { service_id: "web".to_owned(), ..check("x", "critical") };
         assert_eq!(judge_node_checks(&[of_service, node("disk", "warning")]), None);

@@ -1,5 +1,5 @@
-//! Transparent proxies: virtual addresses that services share or lose to an upstream,
-//! and connections that bypass Envoy.
+//! Checks transparent proxies: virtual addresses that several services claim or that an
+//! upstream hides, and connections that leave in plain text.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use registration::upstream::DestinationType;
 use serde::Deserialize;
 
 use crate::PATIENCE;
-use crate::finding::{Finding, Reason, Verdict, word};
+use crate::finding::{Finding, Reason, Verdict, curl, word};
 
-/// Limits on the search of the catalog, which needs a request for each proxy: total
-/// time, and number of proxies.
+/// Limits of the search in the catalog, which sends a request for each proxy: total time, and
+/// number of proxies.
 const LOOKING: Duration = Duration::from_secs(5);
 const MOST_NAMES: usize = 300;
 
@@ -44,7 +44,8 @@ pub async fn examine_transparent(
     let mut findings: Vec<Finding> = services.values().filter_map(judge_upstreams).collect();
     let mut claims = claims(services.values());
     findings.extend(look_in_catalog(agent, &mut claims).await);
-    findings.extend(claims.iter().filter_map(|(address, names)| judge_claim(address, names)));
+    let url = agent.config().address.to_string();
+    findings.extend(claims.iter().filter_map(|(address, names)| judge_claim(&url, address, names)));
     if services.values().any(is_transparent) {
         findings.extend(match agent.config_entry::<MeshEntry>("mesh", "mesh").await {
             Ok(entry) => judge_mesh(&entry.unwrap_or_default()),
@@ -103,19 +104,23 @@ async fn look_in_catalog(
     None
 }
 
-fn judge_claim(address: &str, names: &BTreeSet<String>) -> Option<Finding> {
+fn judge_claim(agent: &str, address: &str, names: &BTreeSet<String>) -> Option<Finding> {
     if names.len() < 2 {
         return None;
     }
     let all: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-    let detail = format!("{} claim one virtual address", all.join(" and "));
+    let detail = format!("{} claim the same virtual address", all.join(" and "));
     Some(
         Finding::new(WHAT, Verdict::Wrong, Reason::SharedAddress, detail)
             .of(address)
-            .hint("Envoy rejects the outbound listener of every client of both, which keep what they had: give each service an address of its own (annotation transparent-proxy-virtual-address)")
+            .hint("the Envoy of every client of both rejects its new outbound listener and keeps the previous one: give each service an address of its own (annotation transparent-proxy-virtual-address)")
             .next(format!(
-                "curl --silent {} | jq '.[].ServiceTaggedAddresses'",
-                word(&format!("/v1/catalog/service/{}-sidecar-proxy", names.first()?))
+                "{} | jq '.[].ServiceTaggedAddresses'",
+                curl(
+                    "--silent",
+                    agent,
+                    &format!("/v1/catalog/service/{}-sidecar-proxy", names.first()?)
+                )
             )),
     )
 }
@@ -138,7 +143,7 @@ fn judge_upstreams(proxy: &AgentService) -> Option<Finding> {
         return None;
     }
     let detail = format!(
-        "its upstreams take the virtual addresses of {} away: only their local ports lead there",
+        "its upstreams hide the virtual addresses of {}: only the upstreams' local ports lead there",
         names.join(", ")
     );
     Some(
@@ -153,11 +158,11 @@ fn judge_mesh(entry: &MeshEntry) -> Option<Finding> {
     if entry.transparent_proxy.mesh_destinations_only {
         return None;
     }
-    let detail = "MeshDestinationsOnly is off: a client that an intention denies, and whatever \
-                  has no instance, is passed through in plain text";
+    let detail = "MeshDestinationsOnly is off: connections of a client that an intention denies, \
+                  or to a service without instances, pass through Envoy in plain text";
     Some(
         Finding::new(WHAT, Verdict::Warning, Reason::PlainText, detail)
-            .hint("write a config entry of kind mesh with TransparentProxy { MeshDestinationsOnly = true }, and exclude what pods reach outside of the mesh")
+            .hint("write a config entry of kind mesh with TransparentProxy { MeshDestinationsOnly = true }, and exclude the destinations outside the mesh")
             .next("consul config read -kind mesh -name mesh"),
     )
 }
@@ -188,7 +193,7 @@ mod tests {
         ];
         let judged = |all: &[AgentService]| {
             let claims = claims(all.iter());
-            claims.iter().find_map(|(address, names)| judge_claim(address, names))
+            claims.iter().find_map(|(address, names)| judge_claim("http://a:1", address, names))
         };
         assert_eq!(judged(&all), None);
         let mut all = all.to_vec();
@@ -199,13 +204,15 @@ mod tests {
             (found.id.as_str(), found.detail.contains("`api` and `web`")),
             ("10.96.0.10", true)
         );
+        let next = "curl --silent http://a:1/v1/catalog/service/api-sidecar-proxy | jq '.[].ServiceTaggedAddresses'";
+        assert_eq!(found.next.as_deref(), Some(next));
     }
 
     #[test]
-    fn an_upstream_that_takes_an_address_away_is_named() {
+    fn an_upstream_that_hides_a_virtual_address_is_named() {
         let found = |upstreams| judge_upstreams(&proxy("web", "", &upstreams));
         let taken = found(json!([{"DestinationName": "db", "LocalBindPort": 1234}])).unwrap();
-        assert!(taken.detail.contains("addresses of `db` away"), "{}", taken.detail);
+        assert!(taken.detail.contains("hide the virtual addresses of `db`"), "{}", taken.detail);
         for other in [
             json!([]),
             json!([{"DestinationName": "*"}]),
@@ -220,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_in_plain_text_is_said() {
+    fn passing_through_in_plain_text_causes_a_finding() {
         let judged = |entry| judge_mesh(&serde_json::from_value(entry).unwrap());
         let on = json!({"Kind": "mesh", "TransparentProxy": {"MeshDestinationsOnly": true}});
         assert_eq!(judged(on), None);

@@ -44,6 +44,8 @@ pub struct Leaf {
     /// A Connect certificate has one URI.
     pub subject_alt_names: Vec<AltName>,
     /// In RFC 3339.
+    pub valid_from: String,
+    /// In RFC 3339.
     pub expiration_time: String,
     /// Whole days until expiry, as a number or a text.
     pub days_until_expiration: serde_json::Value,

@@ -29,7 +29,7 @@ pub struct AgentArgs {
     #[arg(long, env = "CONSUL_HTTP_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub token: Option<SecretString>,
 
-    /// File with the ACL token; wins over --token
+    /// File with the ACL token. Takes precedence over --token, unless the file is empty
     #[arg(long, env = "CONSUL_HTTP_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
@@ -42,10 +42,11 @@ pub struct AgentArgs {
     pub ca_file: Option<PathBuf>,
 
     /// Directory of PEM files with CA certificates that verify the agent's
-    #[arg(long, env = "CONSUL_CAPATH", value_name = "FOLDER")]
+    #[arg(long, env = "CONSUL_CAPATH", value_name = "DIR")]
     pub ca_path: Option<PathBuf>,
 
-    /// The same CA certificates as PEM text; meant for the environment
+    /// CA certificates that verify the agent's, as PEM text, in addition to those of
+    /// --ca-file and --ca-path; usually set through the environment
     #[arg(long, env = "CONSUL_CACERT_PEM", hide_env_values = true, value_name = "PEM")]
     pub ca_pem: Option<String>,
 

@@ -1,15 +1,12 @@
-//! The Envoy bootstrap of a registered proxy: its flags, and the requests to the agent
-//! that it needs. The crate `bootstrap` renders it.
+//! The Envoy bootstrap of a registered proxy, and the requests to the agent that it needs.
+//! The crate `bootstrap` renders it.
 //!
 //! Source: Consul's "consul connect envoy" command page.
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use ::bootstrap::GrpcAddress;
 use ::bootstrap::{AccessLogs, Admin, Input, Prometheus, PrometheusTls, Proxy, Token, Xds};
-use clap::Args;
 use consul::answer::AgentService;
 use consul::{Agent, TlsFiles};
 use registration::service::Kind;
@@ -18,101 +15,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::envoy::BootstrapArgs;
 use crate::report::{Report, exit};
 use crate::xds::{XdsServer, resolve_host};
-
-/// Settings of Envoy, named as in `consul connect envoy`.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Envoy bootstrap")]
-pub struct BootstrapArgs {
-    /// Address of Envoy's admin listener
-    #[arg(
-        long,
-        env = "CONNECT_ADMIN_BIND",
-        default_value = "127.0.0.1:19000",
-        value_name = "HOST:PORT"
-    )]
-    pub admin_bind: String,
-
-    /// File to which Envoy logs requests to its admin listener
-    #[arg(
-        long,
-        env = "CONNECT_ADMIN_ACCESS_LOG_PATH",
-        default_value = "/dev/null",
-        value_name = "FILE"
-    )]
-    pub admin_access_log_path: String,
-
-    /// Do not merge the proxy's central configuration and proxy-defaults into the
-    /// bootstrap
-    #[arg(long, env = "CONNECT_NO_CENTRAL_CONFIG")]
-    pub no_central_config: bool,
-
-    /// Agent's xDS (gRPC) address: host:port, http(s)://host:port or unix:///path.
-    /// Default: the host of --http-addr, over TLS if a CA is given and the agent serves
-    /// TLS
-    #[arg(long, env = "CONSUL_GRPC_ADDR", value_name = "ADDRESS")]
-    pub grpc_addr: Option<GrpcAddress>,
-
-    /// PEM file with the CA certificates that verify xDS; default: those of HTTP
-    #[arg(long, env = "CONSUL_GRPC_CACERT", value_name = "FILE")]
-    pub grpc_ca_file: Option<PathBuf>,
-
-    /// Directory of PEM files with CA certificates that verify xDS
-    #[arg(long, env = "CONSUL_GRPC_CAPATH", value_name = "FOLDER")]
-    pub grpc_ca_path: Option<PathBuf>,
-
-    /// Version or image of Envoy, such as envoyproxy/envoy:v1.40.0; logs a warning if
-    /// the agent does not support it
-    #[arg(long, env = "CONNECT_ENVOY_VERSION", value_name = "VERSION")]
-    pub envoy_version: Option<String>,
-
-    /// Leave out the metric tags that Consul keeps for old dashboards
-    #[arg(long, env = "CONNECT_OMIT_DEPRECATED_TAGS")]
-    pub omit_deprecated_tags: bool,
-
-    /// Local port proxied to Prometheus instead of Envoy's /stats
-    #[arg(long, env = "CONNECT_PROMETHEUS_BACKEND_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub prometheus_backend_port: Option<u16>,
-
-    /// Path that Prometheus scrapes
-    #[arg(
-        long,
-        env = "CONNECT_PROMETHEUS_SCRAPE_PATH",
-        default_value = "/metrics",
-        value_name = "PATH"
-    )]
-    pub prometheus_scrape_path: String,
-
-    /// PEM file with the CA certificates that verify Prometheus' client certificate
-    #[arg(long, env = "CONNECT_PROMETHEUS_CA_FILE", value_name = "FILE")]
-    pub prometheus_ca_file: Option<String>,
-
-    /// Directory of PEM files with CA certificates that verify Prometheus' client certificate
-    #[arg(long, env = "CONNECT_PROMETHEUS_CA_PATH", value_name = "FOLDER")]
-    pub prometheus_ca_path: Option<String>,
-
-    /// PEM file with the certificate of Envoy's metrics endpoint, which turns TLS on
-    #[arg(long, env = "CONNECT_PROMETHEUS_CERT_FILE", value_name = "FILE")]
-    pub prometheus_cert_file: Option<String>,
-
-    /// PEM file with the private key of --prometheus-cert-file
-    #[arg(long, env = "CONNECT_PROMETHEUS_KEY_FILE", value_name = "FILE")]
-    pub prometheus_key_file: Option<String>,
-
-    /// Address of Envoy's /ready listener; requires --envoy-ready-bind-port
-    #[arg(
-        long,
-        env = "CONNECT_ENVOY_READY_BIND_ADDRESS",
-        value_name = "IP",
-        requires = "envoy_ready_bind_port"
-    )]
-    pub envoy_ready_bind_address: Option<IpAddr>,
-
-    /// Port of Envoy's /ready listener
-    #[arg(long, env = "CONNECT_ENVOY_READY_BIND_PORT", value_name = "PORT", requires = "envoy_ready_bind_address", value_parser = clap::value_parser!(u16).range(1..))]
-    pub envoy_ready_bind_port: Option<u16>,
-}
 
 /// The agent's answers that a bootstrap is made from.
 struct Seen {
@@ -200,6 +105,35 @@ impl BootstrapArgs {
         seen: Seen,
     ) -> Result<Value, Failure> {
         let Seen { xds: XdsServer { address, ca_pem, client_certificate }, access_logs } = seen;
+        let token =
+            agent.token().map(|token| Token::new(token.expose_secret())).unwrap_or_default();
+        let input = Input {
+            proxy: self.proxy(agent, proxy)?,
+            xds: Xds { address, ca_pem, client_certificate, token },
+            admin: Admin {
+                bind: self.admin().await?,
+                access_log_path: self.admin_access_log_path.clone(),
+                access_logs,
+            },
+            prometheus: self.prometheus()?,
+            ready_bind: self
+                .envoy_ready_bind_address
+                .zip(self.envoy_ready_bind_port)
+                .map(SocketAddr::from),
+            omit_deprecated_tags: self.omit_deprecated_tags,
+        };
+        // Statsd addresses may contain an environment variable, which is not known yet.
+        let env = |name: &str| std::env::var_os(name).and_then(|value| value.into_string().ok());
+        ::bootstrap::render(&input, &env).map_err(|error| {
+            Failure::usage(error).while_doing(format_args!("the bootstrap of `{}`", proxy.id))
+        })
+    }
+
+    /// Which proxy Envoy is, and its settings.
+    ///
+    /// # Errors
+    /// The entry is not a proxy.
+    fn proxy(&self, agent: &Agent, proxy: &AgentService) -> Result<Proxy, Failure> {
         let id = &proxy.id;
         let registered = match (&proxy.kind, &proxy.proxy) {
             (Kind::Typical, _) | (_, None) => {
@@ -216,50 +150,33 @@ impl BootstrapArgs {
             _ => (&registered.destination_service_name, &registered.destination_service_name),
         };
         let config = agent.config();
-        let token =
-            agent.token().map(|token| Token::new(token.expose_secret())).unwrap_or_default();
-        let prometheus_tls = PrometheusTls::from_flags(
+        Ok(Proxy {
+            id: id.clone(),
+            cluster: cluster.clone(),
+            source_service: Some(source_service.clone()),
+            namespace: proxy.namespace.clone().or_else(|| config.namespace.clone()),
+            partition: proxy.partition.clone().or_else(|| config.partition.clone()),
+            datacenter: proxy.datacenter.clone(),
+            node_name: None,
+            config: if self.no_central_config {
+                serde_json::Map::new()
+            } else {
+                registered.config.clone()
+            },
+        })
+    }
+
+    fn prometheus(&self) -> Result<Prometheus, Failure> {
+        let tls = PrometheusTls::from_flags(
             self.prometheus_ca_file.as_deref(),
             self.prometheus_ca_path.as_deref(),
             self.prometheus_cert_file.as_deref(),
             self.prometheus_key_file.as_deref(),
         );
-        let input = Input {
-            proxy: Proxy {
-                id: id.clone(),
-                cluster: cluster.clone(),
-                source_service: Some(source_service.clone()),
-                namespace: proxy.namespace.clone().or_else(|| config.namespace.clone()),
-                partition: proxy.partition.clone().or_else(|| config.partition.clone()),
-                datacenter: proxy.datacenter.clone(),
-                node_name: None,
-                config: if self.no_central_config {
-                    serde_json::Map::new()
-                } else {
-                    registered.config.clone()
-                },
-            },
-            xds: Xds { address, ca_pem, client_certificate, token },
-            admin: Admin {
-                bind: self.admin().await?,
-                access_log_path: self.admin_access_log_path.clone(),
-                access_logs,
-            },
-            prometheus: Prometheus {
-                scrape_path: self.prometheus_scrape_path.clone(),
-                backend_port: self.prometheus_backend_port,
-                tls: prometheus_tls.map_err(Failure::usage)?,
-            },
-            ready_bind: self
-                .envoy_ready_bind_address
-                .zip(self.envoy_ready_bind_port)
-                .map(SocketAddr::from),
-            omit_deprecated_tags: self.omit_deprecated_tags,
-        };
-        // Statsd addresses may contain an environment variable, which is not known yet.
-        let env = |name: &str| std::env::var_os(name).and_then(|value| value.into_string().ok());
-        ::bootstrap::render(&input, &env).map_err(|error| {
-            Failure::usage(error).while_doing(format_args!("the bootstrap of `{id}`"))
+        Ok(Prometheus {
+            scrape_path: self.prometheus_scrape_path.clone(),
+            backend_port: self.prometheus_backend_port,
+            tls: tls.map_err(Failure::usage)?,
         })
     }
 

@@ -114,15 +114,19 @@ impl Report for RegisterError {
 impl Report for Leftovers {
     fn failure(self) -> Failure {
         let words = self.to_string();
-        let Self { services, tombstone, lock, unused: _ } = self;
+        let Self { services, tombstone, lock, login, unused: _ } = self;
         let agent = services.iter().find_map(|(_, stays)| match stays {
             Stays::Agent(error) => Some(exit(error)),
             Stays::StillThere | Stays::Unanswered => None,
         });
         let other = tombstone.map(Report::failure).or(lock.map(Report::failure));
         let exit = agent.or(other.map(|other| other.exit())).unwrap_or(Exit::Deadline);
-        Failure::new(exit, words)
-            .hint("anything left behind becomes critical when its TTL check expires; the agent removes it a minute later")
+        match login {
+            // Without a token that exists, the agent can't tell the servers anything.
+            Some(login) => (*login).failure().saying(words),
+            None => Failure::new(exit, words)
+                .hint("anything left behind becomes critical when its TTL check expires; the agent removes it a minute later"),
+        }
     }
 }
 

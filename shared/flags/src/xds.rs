@@ -13,7 +13,7 @@ use consul::{Agent, TlsFiles};
 use runtime::retry::{self, NODE_AGENT};
 use runtime::{Deadline, Exit, Failure};
 
-use crate::bootstrap::BootstrapArgs;
+use crate::envoy::BootstrapArgs;
 use crate::report::{Report, exit};
 
 /// The xDS server that Envoy will use.

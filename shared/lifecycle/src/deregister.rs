@@ -9,6 +9,8 @@ pub struct Deregister {
     step: Step,
     whole: bool,
     is_locked: bool,
+    /// Whether this process can log in, as far as it knows.
+    can_log_in: bool,
 }
 
 /// Steps of a deregistration. Each is taken even if the one before failed.
@@ -17,6 +19,12 @@ pub enum Step {
     Bury,
     /// Take the lock, but leave time for the rest.
     Lock,
+    /// Log in again, unless the servers know the token. Without one that they know, the
+    /// agent can't tell them of a deregistration.
+    LogIn,
+    /// Wait before a retry, because the agent may have cached that it did not find the
+    /// token; fails when there is no time left.
+    Pause,
     /// Deregister service and proxy.
     TakeBack(TakeBack),
     /// The end; releases the lock.
@@ -34,12 +42,17 @@ pub enum Step {
 impl Deregister {
     /// Deregisters for good: with a tombstone.
     pub fn for_good() -> Self {
-        Self { step: Step::Bury, whole: true, is_locked: false }
+        Self { step: Step::Bury, whole: true, is_locked: false, can_log_in: false }
+    }
+
+    /// Like [`Self::for_good`], but logs in again if the ACL token no longer exists.
+    pub fn for_good_with_login() -> Self {
+        Self { can_log_in: true, ..Self::for_good() }
     }
 
     /// Deregisters without a tombstone: the pod may register again.
     pub fn for_now() -> Self {
-        Self { step: Step::Lock, whole: true, is_locked: false }
+        Self { step: Step::Lock, ..Self::for_good() }
     }
 
     /// The step to take now.
@@ -58,12 +71,22 @@ impl Deregister {
         let done = matches!(outcome, Outcome::Done);
         match self.step {
             Step::Bury => Self { step: Step::Lock, whole: done, ..self },
-            Step::Lock => Self {
+            Step::Lock => {
+                let take_back = Step::TakeBack(TakeBack::begin());
+                let step = if self.can_log_in { Step::LogIn } else { take_back };
+                Self { step, whole: self.whole && done, is_locked: done, ..self }
+            }
+            Step::LogIn => Self {
                 step: Step::TakeBack(TakeBack::begin()),
-                whole: self.whole && done,
-                is_locked: done,
+                can_log_in: outcome != Outcome::Refused,
+                ..self
             },
+            Step::Pause if done => Self { step: Step::LogIn, ..self },
+            Step::Pause => Self { step: Step::End { whole: false, rest: Rest::Something }, ..self },
             Step::TakeBack(step) => match step.next(outcome) {
+                TakeBack::End(Rest::TokenUnknown) if self.can_log_in => {
+                    Self { step: Step::Pause, ..self }
+                }
                 TakeBack::End(rest) => {
                     let whole = self.whole && rest == Rest::Nothing;
                     let rest = if self.is_locked { rest } else { Rest::Something };
@@ -79,6 +102,37 @@ impl Deregister {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Half;
+
+    /// Ends a deregistration whose token the agent does not know, with these outcomes of
+    /// the logins. Returns how often the entries were tried.
+    fn tries(logins: &[Outcome]) -> (usize, Rest) {
+        let mut machine = Deregister::for_good_with_login();
+        let (mut logins, mut tries) = (logins.iter(), 0);
+        loop {
+            machine = machine.next(match machine.step() {
+                Step::End { rest, .. } => return (tries, rest),
+                Step::LogIn => *logins.next().unwrap(),
+                Step::TakeBack(TakeBack::Look(Half::Proxy, _)) => {
+                    tries += 1;
+                    Outcome::NoToken
+                }
+                // No time is left.
+                Step::Pause if tries == 3 => Outcome::Failed,
+                Step::TakeBack(TakeBack::Delete(..) | TakeBack::Look(..)) => Outcome::NoToken,
+                _ => Outcome::Done,
+            });
+        }
+    }
+
+    #[test]
+    fn an_agent_that_does_not_know_the_token_is_asked_until_the_deadline_or_a_refused_login() {
+        let (done, failed, refused) = (Outcome::Done, Outcome::Failed, Outcome::Refused);
+        assert_eq!(tries(&[done; 3]), (3, Rest::Something));
+        assert_eq!(tries(&[failed, done, done]), (3, Rest::Something));
+        assert_eq!(tries(&[refused]), (1, Rest::TokenUnknown));
+        assert_eq!(tries(&[failed, refused]), (2, Rest::TokenUnknown));
+    }
 
     /// The registration in flight that holds the lock may still arrive.
     #[test]

@@ -15,7 +15,8 @@ use super::deregister::Step;
 use super::error::Stays;
 use super::register::Ending;
 use super::{
-    Deregister, Entry, Half, Leftovers, Outcome, Register, RegisterError, Rest, TakeBack, Unused,
+    Deregister, Entry, Half, Leftovers, Outcome, Register, RegisterError, Rest, Session,
+    SessionError, TakeBack, Unused,
 };
 
 /// Result of an attempt to register.
@@ -34,6 +35,9 @@ pub struct Drive<'a> {
     /// Boxed, because it is part of every future that awaits this.
     pair: Box<Pair>,
     deadline: Deadline,
+    /// `None` if the pod does not log in, or if another process does.
+    session: Option<&'a Session>,
+    no_login: Option<Box<SessionError>>,
     /// Held until the end.
     lock: Option<Lock>,
     removal: Removal,
@@ -101,6 +105,19 @@ pub async fn deregister(
     Drive::new(handoff, agent, pair.clone(), deadline).deregister(Deregister::for_good()).await
 }
 
+/// Like [`deregister`], but logs in again if the ACL token of the session no longer exists.
+/// The caller logs the new token out.
+pub async fn deregister_with_login(
+    handoff: &Handoff,
+    session: &Session,
+    agent: &Agent,
+    pair: &Pair,
+    deadline: Deadline,
+) -> Result<Unused, Leftovers> {
+    let drive = Drive::new(handoff, agent, pair.clone(), deadline).with_session(Some(session));
+    drive.deregister(Deregister::for_good_with_login()).await
+}
+
 // === impl Drive ===
 
 impl<'a> Drive<'a> {
@@ -116,11 +133,20 @@ impl<'a> Drive<'a> {
             agent,
             pair: Box::new(pair),
             deadline,
+            session: None,
+            no_login: None,
             lock: None,
             removal,
             no_tombstone: None,
             no_lock: None,
         }
+    }
+
+    /// With the pod's session: what was registered with a token that it has replaced is
+    /// registered again before it is deregistered.
+    #[must_use]
+    pub fn with_session(self, session: Option<&'a Session>) -> Self {
+        Self { session, ..self }
     }
 
     /// Performs a step of a registration.
@@ -158,6 +184,8 @@ impl<'a> Drive<'a> {
                     Outcome::Failed
                 })
             }
+            Step::LogIn => self.log_in().await,
+            Step::Pause => self.pause().await,
             Step::TakeBack(step) => self.take_back(step).await,
             Step::End { .. } => Outcome::Done,
         }
@@ -166,12 +194,12 @@ impl<'a> Drive<'a> {
     /// The result of a deregistration. `rest` is what the agent may still have.
     pub fn taken_back(mut self, rest: Rest) -> Result<Unused, Leftovers> {
         let services = self.left();
-        let Self { no_tombstone: tombstone, no_lock: lock, .. } = self;
+        let Self { no_tombstone: tombstone, no_lock: lock, no_login: login, .. } = self;
         match rest.unused() {
             Some(unused) if rest == Rest::Nothing && tombstone.is_none() && lock.is_none() => {
                 Ok(unused)
             }
-            unused => Err(Leftovers { services, tombstone, lock, unused }),
+            unused => Err(Leftovers { services, tombstone, lock, login, unused }),
         }
     }
 
@@ -191,6 +219,37 @@ impl<'a> Drive<'a> {
 
     fn look(&self) -> Outcome {
         if self.handoff.is_buried() { Outcome::Buried } else { Outcome::Done }
+    }
+
+    /// Logs in again, unless the servers know the token.
+    async fn log_in(&mut self) -> Outcome {
+        let Some(session) = self.session else { return Outcome::Refused };
+        self.no_login = None;
+        let left = self.deadline.left();
+        match session.look_first(left).await {
+            Ok(true) => return Outcome::Done,
+            Ok(false) => {}
+            // While the servers don't answer, the agent may still deregister.
+            Err(error) if error.is_unanswered() && !left.is_zero() => return Outcome::Failed,
+            Err(error) => {
+                self.no_login = Some(Box::new(error));
+                return Outcome::Refused;
+            }
+        }
+        // It looks again: a login that nobody waited for may have replaced the token meanwhile.
+        // It leaves time for the deregistration.
+        match session.reopen(Deadline::after(self.deadline.left() / 2)).await {
+            Ok(is_another) => {
+                if is_another {
+                    tracing::info!("logged in again: the ACL token no longer existed");
+                }
+                Outcome::Done
+            }
+            Err(error) => {
+                self.no_login = Some(Box::new(error));
+                Outcome::Refused
+            }
+        }
     }
 
     async fn put(&self, half: Half) -> Result<Outcome, RegisterError> {
@@ -223,6 +282,9 @@ impl<'a> Drive<'a> {
                     Deadline::after(self.deadline.left() / left.to_be_tried_from(half));
                 (half, self.in_time(self.is_ours(half)).await)
             }
+            TakeBack::RegisterAgain(half, _) => {
+                (half, self.in_time(self.register_again(half)).await)
+            }
             TakeBack::Delete(half, _) => (half, self.in_time(self.delete(half)).await),
             TakeBack::Confirm(half, _) => (half, self.in_time(self.is_gone(half)).await),
             TakeBack::Pause(_) => return self.pause().await,
@@ -237,6 +299,11 @@ impl<'a> Drive<'a> {
     ) -> Result<Outcome, Stays> {
         let share = self.removal.share.left();
         tokio::time::timeout(share, act).await.unwrap_or(Err(Stays::Unanswered))
+    }
+
+    async fn register_again(&self, half: Half) -> Result<Outcome, Stays> {
+        self.agent.register_keeping_checks(half.of(&self.pair)).await?;
+        Ok(Outcome::Done)
     }
 
     async fn delete(&self, half: Half) -> Result<Outcome, Stays> {
@@ -262,6 +329,11 @@ impl<'a> Drive<'a> {
         Ok(match there {
             None => Outcome::Missing,
             Some(there) => match Entry::of(sent, &there) {
+                Entry::Ours | Entry::Changed(_)
+                    if self.session.is_some_and(Session::has_replaced) =>
+                {
+                    Outcome::Outdated
+                }
                 Entry::Ours | Entry::Changed(_) => Outcome::Ours,
                 Entry::Foreign(whose) => {
                     tracing::warn!(service = sent.id(), "left alone: it is {whose} by now");

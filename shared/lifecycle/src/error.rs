@@ -6,7 +6,7 @@ use consul::Error;
 use handoff::lock::LockError;
 use runtime::file::WriteError;
 
-use super::{Outcome, Unused};
+use super::{Outcome, SessionError, Unused};
 
 /// Why service and proxy are not both registered.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,8 @@ pub struct Leftovers {
     pub tombstone: Option<WriteError>,
     /// Why it proceeded without the lock.
     pub lock: Option<LockError>,
+    /// Why it could not log in again.
+    pub login: Option<Box<SessionError>>,
     /// Present if the pod may log out nevertheless.
     pub unused: Option<Unused>,
 }
@@ -97,7 +99,8 @@ impl fmt::Display for Leftovers {
         let services =
             self.services.iter().map(|(id, error)| format!("{id} is left on the agent: {error}"));
         let all = services.chain(self.tombstone.iter().map(ToString::to_string));
-        let all: Vec<String> = all.chain(self.lock.iter().map(ToString::to_string)).collect();
+        let all = all.chain(self.lock.iter().map(ToString::to_string));
+        let all: Vec<String> = all.chain(self.login.iter().map(ToString::to_string)).collect();
         f.write_str(&all.join("; "))
     }
 }

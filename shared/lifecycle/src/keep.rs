@@ -70,7 +70,7 @@ impl Keep {
 
     /// Starts with a registration that may have been made with an older ACL token,
     /// because the earlier run was cut short.
-    pub fn begin_anew() -> Self {
+    pub fn begin_with_registration_due() -> Self {
         Self { is_due: true, ..Self::begin() }
     }
 
@@ -230,7 +230,9 @@ mod tests {
     /// <https://github.com/hashicorp/consul-k8s/issues/690>.
     #[test]
     fn another_pods_entry_is_neither_replaced_nor_renewed() {
-        for seen in [Keep::begin(), Keep::begin_anew(), Keep::begin().next(Outcome::Ours)] {
+        for seen in
+            [Keep::begin(), Keep::begin_with_registration_due(), Keep::begin().next(Outcome::Ours)]
+        {
             let keep = seen.next(Outcome::Foreign);
             assert_eq!(keep.step(), Step::Pause);
             let keep = keep.next(Outcome::Done).next(Outcome::Foreign);

@@ -35,7 +35,7 @@ use registration::Service;
 use registration::pod::Pair;
 
 pub use deregister::Deregister;
-pub use drive::{Drive, Registered, deregister, register, retract};
+pub use drive::{Drive, Registered, deregister, deregister_with_login, register, retract};
 pub use entry::Entry;
 pub use error::{Leftovers, RegisterError, Stays};
 pub use keep::Keep;
@@ -63,6 +63,9 @@ pub enum Outcome {
     Ours,
     /// The agent has the entry, but somebody changed it.
     Changed,
+    /// The agent has the entry as it was registered with an ACL token that was replaced
+    /// since.
+    Outdated,
     /// The agent has another pod's entry under this id.
     Foreign,
     /// The agent does not have the entry or check.

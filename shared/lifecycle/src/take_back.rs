@@ -9,6 +9,9 @@ use super::{Half, Outcome, Rest};
 pub enum TakeBack {
     /// Read whether this entry is ours.
     Look(Half, Left),
+    /// Register this entry again with the current ACL token: the agent tells the servers
+    /// of a deregistration with the token of the registration, which they no longer know.
+    RegisterAgain(Half, Left),
     /// Deregister this entry.
     Delete(Half, Left),
     /// Read whether this entry is gone: with ACLs, an older agent reports success
@@ -52,6 +55,11 @@ impl TakeBack {
                 | Outcome::Refused
                 | Outcome::NoToken,
             ) => Self::Delete(half, left),
+            (Self::Look(half, left), Outcome::Outdated) => Self::RegisterAgain(half, left),
+            // A token that may not register may perhaps deregister.
+            (Self::RegisterAgain(half, left), Outcome::Done | Outcome::Refused) => {
+                Self::Delete(half, left)
+            }
             (Self::Delete(half, left), Outcome::Done) => Self::Confirm(half, left),
             (Self::Look(half, left), Outcome::Foreign)
             | (Self::Confirm(half, left), Outcome::Missing | Outcome::Foreign) => {
@@ -60,12 +68,19 @@ impl TakeBack {
             (Self::Delete(half, left) | Self::Confirm(half, left), Outcome::Refused) => {
                 Left { refused: true, ..left.without(half) }.after(half)
             }
-            (Self::Delete(half, left) | Self::Confirm(half, left), Outcome::NoToken) => {
-                Left { token_unknown: true, ..left.without(half) }.after(half)
-            }
-            (Self::Look(half, left) | Self::Delete(half, left) | Self::Confirm(half, left), _) => {
-                left.after(half)
-            }
+            (
+                Self::RegisterAgain(half, left)
+                | Self::Delete(half, left)
+                | Self::Confirm(half, left),
+                Outcome::NoToken,
+            ) => Left { token_unknown: true, ..left.without(half) }.after(half),
+            (
+                Self::Look(half, left)
+                | Self::RegisterAgain(half, left)
+                | Self::Delete(half, left)
+                | Self::Confirm(half, left),
+                _,
+            ) => left.after(half),
             (Self::Pause(left), Outcome::Done) => left.first(),
             (Self::Pause(_), _) => Self::End(Rest::Something),
             (Self::End(_), _) => self,
@@ -129,6 +144,7 @@ mod tests {
         loop {
             step = step.next(match step {
                 TakeBack::Look(..) => Outcome::Ours,
+                TakeBack::RegisterAgain(..) => Outcome::Done,
                 TakeBack::Delete(Half::Proxy, _) => proxy,
                 TakeBack::Delete(Half::Service, _) => service,
                 TakeBack::Confirm(..) => Outcome::Missing,

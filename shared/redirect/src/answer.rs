@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use crate::attribute::is_in;
-use crate::message::{List, Transaction};
+use crate::TABLE;
+use crate::attribute::{Attribute, is_in};
+use crate::message::{List, NFTABLES, Transaction};
 
 /// One message of the kernel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +82,19 @@ impl List {
     /// What of an answer to this list is about our table.
     pub fn ours(self, bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> + use<'_> {
         answers(bytes).filter_map(move |answer| self.of_table(&answer).map(<[u8]>::to_vec))
+    }
+
+    /// The attributes of the answer, if it is one to that request about our table.
+    fn of_table<'a>(self, answer: &Answer<'a>) -> Option<&'a [u8]> {
+        // An answer has the kind of the message that would make it.
+        let kind = NFTABLES << 8 | (self as u16 - 1);
+        match *answer {
+            Answer::Item { kind: got, attributes } if got == kind => {
+                let table = [Attribute::text(1, TABLE)];
+                is_in(&table, attributes).then_some(attributes)
+            }
+            _ => None,
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::TABLE;
 use crate::attribute::{Attribute, encode};
 use crate::plan::Plan;
 use crate::rule::{Chain, Cidr, Condition, Family, Protocol, Rule, Verdict};
-use crate::{TABLE, answer};
 
 /// What replaces the table, whatever was in it: the kernel takes all of it or
 /// nothing.
@@ -55,7 +55,7 @@ mod flag {
 const REPLACING: usize = 2;
 
 /// The part of netfilter that is spoken to, in front of each kind.
-const NFTABLES: u16 = 10;
+pub(crate) const NFTABLES: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 /// The family of a table for both IPv4 and IPv6.
@@ -147,19 +147,6 @@ impl List {
         let mut bytes = Vec::new();
         push(&mut bytes, NFTABLES << 8 | self as u16, flag::DUMP, 0, INET, 0, &[]);
         bytes
-    }
-
-    /// The attributes of the answer, if it is one to that request about our table.
-    pub(crate) fn of_table<'a>(self, answer: &answer::Answer<'a>) -> Option<&'a [u8]> {
-        // An answer has the kind of the message that would make it.
-        let kind = NFTABLES << 8 | (self as u16 - 1);
-        match *answer {
-            answer::Answer::Item { kind: got, attributes } if got == kind => {
-                let table = [Attribute::text(1, TABLE)];
-                crate::attribute::is_in(&table, attributes).then_some(attributes)
-            }
-            _ => None,
-        }
     }
 }
 

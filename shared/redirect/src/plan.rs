@@ -4,11 +4,18 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
+use serde::{Deserialize, Serialize};
+
 use crate::TABLE;
 use crate::rule::{Chain, Cidr, Condition, Protocol, Rule, Verdict};
 
 /// Which of a pod's connections go through Envoy. Everything else is left alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// As JSON, it is the value of an annotation that `connect-inject` writes and
+/// `connect-cni` reads, perhaps of another release. A reader rejects unknown fields:
+/// without them, the rules would differ from what the writer meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Plan {
     /// The port of Envoy's public listener: where connections to the pod go.
     pub inbound: u16,
@@ -18,22 +25,30 @@ pub struct Plan {
     /// Users whose connections are left alone: Envoy's first.
     pub exclude_uids: Vec<u32>,
     /// Ports of the pod that are reached directly.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_inbound_ports: Vec<u16>,
     /// Ports of others that the pod reaches directly.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_outbound_ports: Vec<u16>,
     /// Addresses that the pod reaches directly: the node's agent first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_outbound_cidrs: Vec<Cidr>,
     /// Further services of the pod: the port of each, and that of its public
     /// listener.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub services: BTreeMap<u16, u16>,
     /// Where the pod's queries for names go instead of to its nameserver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<SocketAddr>,
 }
+
+/// The longest list of a plan. The injector allows 256 elements.
+const MOST: usize = 4096;
 
 /// Why a plan would not do what it says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mistake {
-    #[error("inbound and outbound connections can't both go to port {0}")]
+    #[error("inbound and outbound connections cannot both go to port {0}")]
     OnePort(u16),
     /// Two services have one listener, or one has the first service's.
     #[error("port {port} goes to {listener}, which is the listener of another service")]
@@ -49,6 +64,12 @@ pub enum Mistake {
     /// Nobody is left alone: Envoy's own connections would come back to it.
     #[error("no user is excluded: Envoy's own connections would come back to it")]
     NobodyExcluded,
+    /// No port is 0.
+    #[error("port 0: expected 1 to 65535")]
+    NoPort,
+    /// Each element of a list becomes a rule.
+    #[error("a list of {0} elements: at most {MOST}")]
+    TooMany(usize),
 }
 
 // === impl Plan ===
@@ -61,6 +82,25 @@ impl Plan {
     pub fn check(&self) -> Result<(), Mistake> {
         if self.exclude_uids.is_empty() {
             return Err(Mistake::NobodyExcluded);
+        }
+        let lengths = [
+            self.exclude_uids.len(),
+            self.exclude_inbound_ports.len(),
+            self.exclude_outbound_ports.len(),
+            self.exclude_outbound_cidrs.len(),
+            self.services.len(),
+        ];
+        if let Some(length) = lengths.into_iter().find(|length| *length > MOST) {
+            return Err(Mistake::TooMany(length));
+        }
+        let mut ports = [self.inbound, self.outbound]
+            .into_iter()
+            .chain(self.services.iter().flat_map(|(port, listener)| [*port, *listener]))
+            .chain(self.exclude_inbound_ports.iter().copied())
+            .chain(self.exclude_outbound_ports.iter().copied())
+            .chain(self.dns.map(|dns| dns.port()));
+        if ports.any(|port| port == 0) {
+            return Err(Mistake::NoPort);
         }
         if self.inbound == self.outbound {
             return Err(Mistake::OnePort(self.inbound));
@@ -239,5 +279,34 @@ table inet connect_redirect {
         assert_eq!(mistake(|p| p.services.extend([(9091, 20001)])), again);
         let first = Mistake::OneListener { port: 80, listener: 20000 };
         assert_eq!(mistake(|p| p.services.extend([(80, 20000)])), first);
+        assert_eq!(mistake(|p| p.exclude_outbound_ports.push(0)), Mistake::NoPort);
+        assert_eq!(mistake(|p| p.exclude_uids = vec![1; 4097]), Mistake::TooMany(4097));
+    }
+
+    #[test]
+    fn a_plan_survives_json() {
+        let text = serde_json::to_string(&plan()).unwrap();
+        let expected = r#"{"inbound":20000,"outbound":15001,"excludeUids":[5995,7],"excludeInboundPorts":[9100],"excludeOutboundPorts":[7000],"excludeOutboundCidrs":["10.77.0.1","fd00::/8"],"services":{"9090":20001},"dns":"127.0.0.1:8653"}"#;
+        assert_eq!(text, expected);
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan());
+        let least = r#"{"inbound":20000,"outbound":15001,"excludeUids":[5995]}"#;
+        let read: Plan = serde_json::from_str(least).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), least);
+    }
+
+    #[test]
+    fn json_that_is_not_a_plan_is_rejected_by_field() {
+        for (text, problem) in [
+            (r#"{"inbound":20000,"outbound":15001}"#, "excludeUids"),
+            (r#"{"inbound":20000,"outbound":15001,"excludeUids":[1],"later":1}"#, "later"),
+            (r#"{"inbound":70000,"outbound":15001,"excludeUids":[1]}"#, "70000"),
+            (
+                r#"{"inbound":1,"outbound":2,"excludeUids":[1],"excludeOutboundCidrs":["a"]}"#,
+                "CIDR",
+            ),
+        ] {
+            let error = serde_json::from_str::<Plan>(text).unwrap_err().to_string();
+            assert!(error.contains(problem), "{text}: {error}");
+        }
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Where in a packet's way a rule stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chain {
@@ -69,7 +71,8 @@ pub enum Protocol {
 }
 
 /// Addresses that begin alike: `10.0.0.0/8`, or one of them: `10.0.0.1`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     network: IpAddr,
     prefix: u8,
@@ -173,6 +176,20 @@ impl FromStr for Cidr {
             }
             Some(_) => Err(NoCidr),
         }
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = NoCidr;
+
+    fn try_from(text: String) -> Result<Self, NoCidr> {
+        text.parse()
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(cidr: Cidr) -> Self {
+        cidr.to_string()
     }
 }
 

@@ -81,28 +81,10 @@ fn proxy(service: &Service, service_id: &str, sidecar: SidecarService) -> Servic
     let or = |own: String, other: &str| if own.is_empty() { other.to_owned() } else { own };
     let id = or(id, &format!("{service_id}-sidecar-proxy"));
     let address = or(address, &service.address);
-    let mut proxy = proxy.unwrap_or_default();
-    proxy.destination_service_name.clone_from(&service.name);
-    service_id.clone_into(&mut proxy.destination_service_id);
-    if proxy.local_service_socket_path.is_empty() && service.port != 0 {
-        let Proxy { local_service_address, local_service_port, .. } = &mut proxy;
-        if local_service_address.is_empty() {
-            "127.0.0.1".clone_into(local_service_address);
-        }
-        if *local_service_port == 0 {
-            *local_service_port = service.port;
-        }
-    }
     let mut checks = with_ids(&id, checks);
     if checks.is_empty() {
-        // An agent checks its own machine if no address is given.
-        let host = match address.as_str() {
-            "" => "127.0.0.1".to_owned(),
-            ip if ip.contains(':') => format!("[{ip}]"),
-            host => host.to_owned(),
-        };
-        checks =
-            vec![public_listener(&id, &format!("{host}:{port}")), destination(&id, service_id)];
+        let listener = listener(&address, port);
+        checks = vec![public_listener(&id, &listener), destination(&id, service_id)];
     }
     checks.push(lease(&id));
     Service {
@@ -117,13 +99,39 @@ fn proxy(service: &Service, service_id: &str, sidecar: SidecarService) -> Servic
         meta: if meta.is_empty() { service.meta.clone() } else { meta },
         weights,
         enable_tag_override,
-        proxy: Some(proxy),
+        proxy: Some(in_front_of(service, service_id, proxy.unwrap_or_default())),
         connect: None,
         checks,
         locality: locality.or_else(|| service.locality.clone()),
         namespace: service.namespace.clone(),
         partition: service.partition.clone(),
         id,
+    }
+}
+
+/// The proxy's settings with its service as destination.
+fn in_front_of(service: &Service, service_id: &str, mut proxy: Proxy) -> Proxy {
+    proxy.destination_service_name.clone_from(&service.name);
+    service_id.clone_into(&mut proxy.destination_service_id);
+    if proxy.local_service_socket_path.is_empty() && service.port != 0 {
+        let Proxy { local_service_address, local_service_port, .. } = &mut proxy;
+        if local_service_address.is_empty() {
+            "127.0.0.1".clone_into(local_service_address);
+        }
+        if *local_service_port == 0 {
+            *local_service_port = service.port;
+        }
+    }
+    proxy
+}
+
+/// Where the agent reaches the public listener: on its own machine if the sidecar has no
+/// address.
+fn listener(address: &str, port: u16) -> String {
+    match address {
+        "" => format!("127.0.0.1:{port}"),
+        ip if ip.contains(':') => format!("[{ip}]:{port}"),
+        host => format!("{host}:{port}"),
     }
 }
 

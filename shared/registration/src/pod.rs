@@ -92,72 +92,70 @@ impl Pair {
 
 /// Makes the registrations of one service of a pod.
 pub fn pair(pod: &Identity, declared: Declaration) -> Pair {
-    let Declaration {
-        name,
-        port,
-        tags,
-        mut meta,
-        upstreams,
-        proxy_config,
-        transparent,
-        virtual_address,
-        expose,
-        consul_namespace,
-        consul_partition,
-        index,
-    } = declared;
-    let id = service_id(pod, &name);
-    let proxy_id = format!("{id}-sidecar-proxy");
-    let listener = SocketAddr::new(pod.ip, PUBLIC_LISTENER_PORT.saturating_add(index));
+    let service = service(pod, &declared);
+    let proxy = proxy(pod, &service, declared);
+    Pair { service, proxy }
+}
+
+fn service(pod: &Identity, declared: &Declaration) -> Service {
+    let Declaration { name, port, tags, meta, consul_namespace, consul_partition, .. } = declared;
+    let id = service_id(pod, name);
+    let mut meta = meta.clone();
     meta.insert("pod-name".to_owned(), pod.name.clone());
     meta.insert("k8s-namespace".to_owned(), pod.namespace.clone());
-
     let mut checks = vec![lease(&id)];
     checks.extend(port.map(|port| application(&id, port)));
-    let service = Service {
-        id: id.clone(),
+    Service {
+        id,
         name: name.clone(),
-        tags,
+        tags: tags.clone(),
         meta,
         address: pod.ip.to_string(),
         port: port.unwrap_or_default(),
-        namespace: consul_namespace.unwrap_or_default(),
-        partition: consul_partition.unwrap_or_default(),
+        namespace: consul_namespace.clone().unwrap_or_default(),
+        partition: consul_partition.clone().unwrap_or_default(),
         checks,
         ..Service::default()
+    }
+}
+
+/// The registration of a service's sidecar, which shares address, tags and metadata with
+/// the service.
+fn proxy(pod: &Identity, service: &Service, declared: Declaration) -> Service {
+    let id = format!("{}-sidecar-proxy", service.id);
+    let listener = SocketAddr::new(pod.ip, PUBLIC_LISTENER_PORT.saturating_add(declared.index));
+    let virtual_address = declared.virtual_address.map(|address| (VIRTUAL.to_owned(), address));
+    let mode = if declared.transparent { "transparent" } else { "" };
+    let outbound_listener_port = if declared.transparent { OUTBOUND_LISTENER_PORT } else { 0 };
+    let proxy = Proxy {
+        destination_service_name: service.name.clone(),
+        destination_service_id: service.id.clone(),
+        local_service_address: declared.port.map(|_| "127.0.0.1".to_owned()).unwrap_or_default(),
+        local_service_port: declared.port.unwrap_or_default(),
+        mode: mode.to_owned(),
+        transparent_proxy: TransparentProxy {
+            outbound_listener_port,
+            ..TransparentProxy::default()
+        },
+        config: declared.proxy_config,
+        upstreams: declared.upstreams,
+        expose: Expose { paths: declared.expose, ..Expose::default() },
+        ..Proxy::default()
     };
-    let proxy = Service {
+    Service {
         kind: Kind::ConnectProxy,
-        id: proxy_id.clone(),
-        name: format!("{name}-sidecar-proxy"),
+        name: format!("{}-sidecar-proxy", service.name),
         port: listener.port(),
-        tagged_addresses: virtual_address
-            .map(|address| (VIRTUAL.to_owned(), address))
-            .into_iter()
-            .collect(),
+        tagged_addresses: virtual_address.into_iter().collect(),
         checks: vec![
-            public_listener(&proxy_id, &listener.to_string()),
-            destination(&proxy_id, &id),
-            lease(&proxy_id),
+            public_listener(&id, &listener.to_string()),
+            destination(&id, &service.id),
+            lease(&id),
         ],
-        proxy: Some(Proxy {
-            destination_service_name: name,
-            destination_service_id: id,
-            local_service_address: port.map(|_| "127.0.0.1".to_owned()).unwrap_or_default(),
-            local_service_port: port.unwrap_or_default(),
-            mode: if transparent { "transparent".to_owned() } else { String::new() },
-            transparent_proxy: TransparentProxy {
-                outbound_listener_port: if transparent { OUTBOUND_LISTENER_PORT } else { 0 },
-                ..TransparentProxy::default()
-            },
-            config: proxy_config,
-            upstreams,
-            expose: Expose { paths: expose, ..Expose::default() },
-            ..Proxy::default()
-        }),
+        proxy: Some(proxy),
+        id,
         ..service.clone()
-    };
-    Pair { service, proxy }
+    }
 }
 
 /// The id of a pod's service. No two pods share one: Kubernetes allows no `_` in the

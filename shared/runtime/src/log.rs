@@ -86,7 +86,7 @@ enum LogLevel {
 enum LogFormat {
     /// For people
     Plain,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::Request;
+use crate::request::Request;
 
 /// An endpoint of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

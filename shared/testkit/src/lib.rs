@@ -8,9 +8,9 @@
 //! - [`port`]: a [`Port`] that is reserved while nobody listens on it
 //! - [`process`]: the [`Process`] under test, while it runs
 //! - [`reference`]: reference tables of Markdown files, generated from the code
+//! - [`request`]: a [`Request`] to the scripted agent
 //! - [`outcome`]: the [`Outcome`] of a process
 //! - [`skip`]: skips a test, or fails in CI, where the machine lacks something
-//! - `server`, `stream`: HTTP over TCP, TLS and unix sockets, with faults
 //!
 //! Nothing here sleeps for a fixed time: a test waits for a condition, and fails with
 //! what it saw if that takes longer than [`PATIENCE`].
@@ -25,16 +25,16 @@ pub mod outcome;
 pub mod port;
 pub mod process;
 pub mod reference;
-mod server;
+pub mod request;
 pub mod skip;
-mod stream;
 
-pub use agent::{Request, ScriptedAgent};
+pub use agent::ScriptedAgent;
 pub use command_line::{agrees_with_its_pages, agrees_with_readme};
 pub use fault::{Fault, Route, Times};
 pub use outcome::Outcome;
 pub use port::Port;
 pub use process::Process;
+pub use request::Request;
 pub use skip::or_skip;
 
 /// How long a test waits for what must happen. It is never used up by a test

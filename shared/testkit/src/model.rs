@@ -9,7 +9,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::{Map, Value, json};
 
-use crate::{Request, Route};
+use crate::fault::Route;
+use crate::request::Request;
 
 #[derive(Debug)]
 pub struct Model {

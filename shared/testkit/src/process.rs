@@ -1,8 +1,8 @@
 //! The process under test.
 
-use std::io::Read;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use nix::sys::signal::Signal;
@@ -17,30 +17,21 @@ use crate::PATIENCE;
 pub struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
-    log: Arc<Log>,
-}
-
-/// Collected stderr.
-#[derive(Debug, Default)]
-struct Log {
-    text: Mutex<String>,
-    grown: Condvar,
+    /// Stderr. A file, so that it can be read as soon as it is written.
+    log: File,
 }
 
 // === impl Process ===
 
 impl Process {
     pub fn start(command: &mut Command) -> Self {
+        let log = tempfile::tempfile().expect("a temporary file");
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(log.try_clone().expect("another descriptor"))
             .spawn()
             .expect("the program is there");
-        let log = Arc::new(Log::default());
-        let stderr = child.stderr.take().expect("stderr is a pipe");
-        let written = Arc::clone(&log);
-        std::thread::spawn(move || written.follow(stderr));
         Self { stdin: child.stdin.take(), child, log }
     }
 
@@ -58,19 +49,21 @@ impl Process {
         kill(Pid::from_raw(id), signal).expect("the process is there");
     }
 
+    /// Everything that it and its children have written to stderr.
     pub fn log(&self) -> String {
-        self.log.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let length = self.log.metadata().expect("the file's length").len();
+        let mut text = vec![0; usize::try_from(length).expect("a short log")];
+        self.log.read_exact_at(&mut text, 0).expect("the file only grows");
+        String::from_utf8_lossy(&text).into_owned()
     }
 
     /// Waits until stderr contains these words.
     pub fn await_log(&self, words: &str) {
-        let text = self.log.text.lock().unwrap_or_else(PoisonError::into_inner);
-        let (text, waited) = self
-            .log
-            .grown
-            .wait_timeout_while(text, PATIENCE, |text| !text.contains(words))
-            .unwrap_or_else(PoisonError::into_inner);
-        assert!(!waited.timed_out(), "`{words}` is not in the log:\n{text}");
+        let waiting = Instant::now();
+        while !self.log().contains(words) {
+            assert!(waiting.elapsed() < PATIENCE, "`{words}` is not in the log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Waits for the end, and returns the exit code; `None` if a signal ended it.
@@ -104,18 +97,5 @@ pub fn await_that(what: &str, is_so: impl Fn() -> bool) {
     while !is_so() {
         assert!(waiting.elapsed() < PATIENCE, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-// === impl Log ===
-
-impl Log {
-    fn follow(&self, mut stderr: impl Read) {
-        let mut buffer = [0; 4096];
-        while let Ok(length @ 1..) = stderr.read(&mut buffer) {
-            let text = String::from_utf8_lossy(&buffer[..length]);
-            self.text.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
-            self.grown.notify_all();
-        }
     }
 }

@@ -113,7 +113,7 @@ fn a_token_that_is_not_known_yet_is_waited_for() {
 
 /// Somebody deletes it, or the servers lost it, while the agent is waited for.
 #[test]
-fn a_token_that_is_deleted_meanwhile_is_had_anew() {
+fn a_deleted_token_is_replaced_in_the_next_attempt() {
     let agent = agent();
     let pod = pod(&agent);
     let held = agent.hold(Route::Register.of(SERVICE));
@@ -251,7 +251,7 @@ fn a_token_that_lacks_a_rule_says_which() {
 #[test]
 fn an_agent_without_acls_says_so() {
     let agent = ScriptedAgent::start();
-    pod(&agent).run().code(78).says(&["401 ACL support disabled", "leave --acl-auth-method away"]);
+    pod(&agent).run().code(78).says(&["401 ACL support disabled", "omit --acl-auth-method"]);
 }
 
 #[test]

@@ -261,7 +261,7 @@ fn what_is_wrong_with_an_agent_is_found() {
     let (told, _) = told(&agent, pod);
     for (what, verdict, words, hint) in [
         ("agent", "warning", "500 No known Consul servers", "servers with a leader"),
-        ("node", "warning", "node other", "another node's agent"),
+        ("node", "warning", "node other", "the agent of another node"),
         ("Connect", "wrong", "off", "connect { enabled = true }"),
         ("gRPC", "wrong", "off on the agent", "ports { grpc = 8502 }"),
         ("Envoy", "warning", "Envoy 1.40 is not supported", "newer Consul agent"),
@@ -290,7 +290,7 @@ fn tls_that_is_wrong_is_found_and_a_good_certificates_end_is_told() {
     let (told, _) = self::told(&agent, pod.with_path("--ca-file", &ca));
     let found = finding(&told, "TLS");
     // The end of certificates that name none, by rcgen's documentation.
-    assert!(found["detail"].as_str().unwrap().contains("ends 4096-01-01T00:00:00Z"), "{found}");
+    assert!(found["detail"].as_str().unwrap().contains("expires 4096-01-01T00:00:00Z"), "{found}");
 }
 
 #[test]

@@ -108,7 +108,10 @@ impl Pod {
         open(self.folder.path());
         // The directory of the build may be closed to others.
         let copy = self.folder.path().join("etc/connect-init");
-        std::fs::copy(&self.program, &copy).unwrap();
+        // By another process: one that another test starts meanwhile would inherit the open file,
+        // and the copy could not be run ("text file busy").
+        let copied = Command::new("cp").args([&self.program, &copy]).status().unwrap();
+        assert!(copied.success());
         open(&copy);
         let log = self.folder.path().join("etc/termination-log");
         std::fs::set_permissions(log, std::fs::Permissions::from_mode(0o666)).unwrap();

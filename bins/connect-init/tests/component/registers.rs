@@ -109,7 +109,8 @@ fn the_files_are_whole_and_only_for_those_whom_they_concern() {
     assert_eq!(bootstrap["admin"]["address"]["socket_address"]["port_value"], 19000);
 }
 
-/// The form of the record is read by other releases (pain 44).
+/// Other releases read the record: pods keep their sidecar in an upgrade of the injector, as in
+/// <https://github.com/istio/istio/issues/16432>.
 #[test]
 fn the_record_says_what_was_registered_and_with_whom() {
     let agent = ScriptedAgent::start();

@@ -110,7 +110,7 @@ fn a_ca_that_is_none_is_found_before_anything_is_sent() {
 fn an_agent_that_wants_a_certificate_is_shown_one() {
     let agent = ScriptedAgent::start_mutual_tls("127.0.0.1");
     let pod = with_ca_of(Pod::of(&agent), &agent).with("--timeout", "3s");
-    pod.run().code(69).says(&[&agent.address(), "--client-cert"]);
+    pod.run().code(69).says(&[&agent.address(), "verify_incoming", "--client-cert"]);
     assert!(agent.requests().is_empty());
 
     let (cert, key) = agent.client_pem();

@@ -17,21 +17,21 @@
 {{- printf "%s-audit" (include "connect-inject.fullname" . | trunc 46 | trimSuffix "-") -}}
 {{- end }}
 
-{{/* What the pods are selected by. */}}
+{{/* The labels that select the injector's pods. */}}
 {{- define "connect-inject.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{/*
-The labels of all objects. Those of global.extraLabels win, but for what pods are
-selected by; each key is there once.
+The labels of all objects, each key once. Those of global.extraLabels take precedence,
+except over the labels that select pods.
 */}}
 {{- define "connect-inject.labels" -}}
 {{- include "connect-inject.labelsWith" (list . dict) -}}
 {{- end -}}
 
-{{/* The same and more of them: a list of context and labels. */}}
+{{/* These labels and additional ones: a list of context and labels. */}}
 {{- define "connect-inject.labelsWith" -}}
 {{- $context := index . 0 -}}
 {{- with $context -}}
@@ -46,7 +46,7 @@ selected by; each key is there once.
 {{- range $each := $more -}}
 {{- range $key, $value := $each -}}
 {{- if hasKey $selector $key -}}
-{{- fail (printf "extraLabels: %s is what the injector's pods are selected by: choose another key" $key) -}}
+{{- fail (printf "extraLabels: %s is a label that selects the injector's pods: choose another key" $key) -}}
 {{- end -}}
 {{- $_ := set $labels $key $value -}}
 {{- end -}}
@@ -55,7 +55,7 @@ selected by; each key is there once.
 {{- end -}}
 {{- end -}}
 
-{{/* Whether the certificate is the injector's own: "true" or nothing. */}}
+{{/* Whether the injector issues its own certificate: "true" or nothing. */}}
 {{- define "connect-inject.tlsAuto" -}}
 {{- if not .Values.connectInject.certs.secretName -}}true{{- end -}}
 {{- end -}}
@@ -66,9 +66,10 @@ selected by; each key is there once.
 {{- end -}}
 
 {{/*
-Whether what Helm knows of the cluster is the cluster's: "true" or nothing. Where
-it only renders, it has a version of its own. A look-up tells, and where there is
-none, as in Argo CD, the list of APIs: Helm's own lacks what every cluster has.
+Whether Helm's capabilities are those of the real cluster: "true" or nothing. Where Helm
+only renders, it assumes a version of its own. With access to the cluster, a lookup finds
+a Namespace. Without, as in Argo CD, the list of APIs tells: Helm's built-in list lacks
+apiregistration.k8s.io, which every cluster has.
 */}}
 {{- define "connect-inject.knowsCluster" -}}
 {{- if or (.Capabilities.APIVersions.Has "apiregistration.k8s.io/v1") (lookup "v1" "Namespace" "" "kube-system") -}}
@@ -76,7 +77,7 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* The cluster's version, or nothing where none is known. */}}
+{{/* The cluster's version, or nothing if it is not known. */}}
 {{- define "connect-inject.kubernetesVersion" -}}
 {{- if .Values.connectInject.kubernetesVersion -}}
 {{- .Values.connectInject.kubernetesVersion -}}
@@ -86,8 +87,8 @@ true
 {{- end -}}
 
 {{/*
-The version that the injector is told: the operator's, or, where it can't ask the
-API server, the one of the time of the installation.
+The version that the injector gets as a flag: the one in the values or, if the injector
+can't ask the API server, the one at the time of the installation.
 */}}
 {{- define "connect-inject.versionToTell" -}}
 {{- if or .Values.connectInject.kubernetesVersion (not (include "connect-inject.tlsAuto" .)) -}}
@@ -96,8 +97,8 @@ API server, the one of the time of the installation.
 {{- end -}}
 
 {{/*
-Whether the cluster's version is known and in a range, a list of context and
-range: "true" or nothing.
+Whether the cluster's version is known and in a range: "true" or nothing. Takes a list of
+context and range.
 */}}
 {{- define "connect-inject.isVersion" -}}
 {{- $version := include "connect-inject.kubernetesVersion" (index . 0) -}}
@@ -106,14 +107,14 @@ range: "true" or nothing.
 {{- end -}}
 {{- end -}}
 
-{{/* What becomes of pods that ask while no injector answers. */}}
+{{/* The failure policy for pods that ask for a sidecar. */}}
 {{- define "connect-inject.failurePolicy" -}}
 {{- .Values.connectInject.failurePolicy | default (include "connect-inject.isVersion" (list . ">=1.28-0") | empty | ternary "Ignore" "Fail") -}}
 {{- end -}}
 
 {{/*
-The namespaces whose pods the API server never asks about: the injector's own, and
-those without which a cluster does not start or heal.
+The namespaces for whose pods the API server never calls the webhook: the injector's own,
+and those without which a cluster does not start or recover.
 */}}
 {{- define "connect-inject.systemNamespaces" -}}
 {{- concat (list .Release.Namespace) (list
@@ -126,8 +127,9 @@ those without which a cluster does not start or heal.
 {{- end -}}
 
 {{/*
-The namespaces whose pods the API server asks about, as a label selector: the
-operator's, without the system's, and within the lists of the policy.
+Label selector of the namespaces for whose pods the API server calls the webhook:
+connectInject.namespaceSelector without system namespaces, restricted to the namespaces
+that the policy allows.
 */}}
 {{- define "connect-inject.namespaceSelector" -}}
 {{- $label := index . 1 -}}
@@ -137,7 +139,7 @@ operator's, without the system's, and within the lists of the policy.
 {{- with $c.namespaceSelector -}}
 {{- $selector = include "connect-inject.yaml" (list $root .) | fromYaml -}}
 {{- if hasKey $selector "Error" -}}
-{{- fail (printf "connectInject.namespaceSelector is no label selector: %s" $selector.Error) -}}
+{{- fail (printf "connectInject.namespaceSelector is not a label selector: %s" $selector.Error) -}}
 {{- end -}}
 {{- end -}}
 {{- $name := "kubernetes.io/metadata.name" -}}
@@ -146,7 +148,7 @@ operator's, without the system's, and within the lists of the policy.
       (dict "key" $name "operator" "NotIn" "values" $without)
       (dict "key" "openshift.io/cluster-monitoring" "operator" "DoesNotExist")) -}}
 {{- if not $c.k8sAllowNamespaces -}}
-{{- /* Every namespace has that label: nobody is asked about. */ -}}
+{{- /* Every namespace has this label, so that the selector matches none. */ -}}
 {{- $expressions = append $expressions (dict "key" $name "operator" "DoesNotExist") -}}
 {{- else if not (has "*" $c.k8sAllowNamespaces) -}}
 {{- $expressions = append $expressions (dict "key" $name "operator" "In" "values" $c.k8sAllowNamespaces) -}}
@@ -155,8 +157,8 @@ operator's, without the system's, and within the lists of the policy.
 {{- end -}}
 
 {{/*
-A namespace of the user's whose pods are injected if they ask, for an example;
-nothing if it is not known.
+A namespace for the example in the notes, whose pods are injected if they ask; nothing if
+no such namespace is known.
 */}}
 {{- define "connect-inject.exampleNamespace" -}}
 {{- $c := .Values.connectInject -}}
@@ -171,7 +173,7 @@ nothing if it is not known.
 {{- $found -}}
 {{- end -}}
 
-{{/* A text as a template, or anything else, as YAML: a list of context and value. */}}
+{{/* A value as YAML; a string is a template of it. A list of context and value. */}}
 {{- define "connect-inject.yaml" -}}
 {{- $context := index . 0 -}}
 {{- $value := index . 1 -}}
@@ -182,7 +184,7 @@ nothing if it is not known.
 {{- end -}}
 {{- end -}}
 
-{{/* A quantity as a text; empty if there is none. */}}
+{{/* A quantity as a string, empty if it is not set. */}}
 {{- define "connect-inject.quantity" -}}
 {{- if kindIs "invalid" . -}}
 ""
@@ -236,6 +238,7 @@ default-sidecar-proxy-lifecycle-shutdown-grace-period-seconds: {{ $proxy.lifecyc
 {{- end }}
 default-application-sleep-seconds: {{ $proxy.lifecycle.defaultApplicationSleepSeconds }}
 default-transparent-proxy: {{ $c.transparentProxy.defaultEnabled }}
+transparent-proxy-by: {{ $c.cni.enabled | ternary "cni" "init-container" }}
 default-transparent-proxy-overwrite-probes: {{ $c.transparentProxy.defaultOverwriteProbes }}
 default-consul-dns: {{ $c.transparentProxy.defaultConsulDNS }}
 default-use-proxy-health-check: {{ $proxy.defaultUseProxyHealthCheck }}

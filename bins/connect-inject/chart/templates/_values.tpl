@@ -1,7 +1,7 @@
 {{/*
-Makes of what people set what the other templates read, in place; each of them begins
-with it. Values of Consul's own chart are taken or refused by consul.yaml; null is the
-default; texts that stand for YAML are read.
+Normalizes the values in place; every other template includes it first. It adopts or
+refuses values of Consul's own chart as consul.yaml says, replaces null by the default,
+and parses strings that contain YAML.
 */}}
 {{- define "connect-inject.init" -}}
 {{- include "connect-inject.fill" (list .Values (.Files.Get "defaults.yaml" | fromYaml)) -}}
@@ -13,7 +13,7 @@ default; texts that stand for YAML are read.
 
 {{- range $place := list
       (list $global "extraLabels") (list $c "extraLabels") (list $c "annotations")
-      (list $c "webhookAnnotations") (list $c.serviceAccount "annotations") (list $c "resources") -}}
+      (list $c "webhookAnnotations") (list $c.serviceAccount "annotations") (list $c "resources") (list $c.cni "resources") -}}
 {{- include "connect-inject.read" (prepend $place $) -}}
 {{- end -}}
 {{- range $place := list (list $global "imagePullSecrets") (list $c.sidecarProxy "imagePullSecrets") -}}
@@ -24,7 +24,7 @@ default; texts that stand for YAML are read.
 {{- $_ := set (index $place 0) (index $place 1) $secrets -}}
 {{- end -}}
 
-{{- /* What Consul's own chart calls otherwise. */ -}}
+{{- /* Values that have other names in Consul's own chart. */ -}}
 {{- if not $c.imageEnvoy -}}
 {{- $_ := set $c "imageEnvoy" ($global.imageEnvoy | default "envoyproxy/envoy:v1.40.0") -}}
 {{- end -}}
@@ -55,7 +55,7 @@ default; texts that stand for YAML are read.
 {{- $_ := set $auto "serverName" (printf "server.%s.%s" ($global.datacenter | default "dc1") ($global.domain | default "consul")) -}}
 {{- end -}}
 {{- if not $c.agent.caCert.secretName -}}
-{{- fail "connectInject.agent.autoEncrypt is on, but connectInject.agent.caCert.secretName is not set: it is the Secret with the CA of Consul's servers, which vouch for the roots of Connect's CA" -}}
+{{- fail "connectInject.agent.autoEncrypt is on, but connectInject.agent.caCert.secretName is not set: set it to the Secret with the CA of Consul's servers, from which the injector reads the roots of Connect's CA" -}}
 {{- end -}}
 {{- end -}}
 {{- if eq (include "connect-inject.consulValue" (list . "global.acls.manageSystemACLs")) "true" -}}
@@ -77,8 +77,8 @@ default; texts that stand for YAML are read.
 {{- end -}}
 
 {{/*
-Fills a map with the defaults of another where it has none or null: a list of both.
-Resources stay as they are: there, null is none.
+Fills the first of two maps, given as a list, with the defaults of the second where the
+first has no value or null. Resources are left alone: there, null means none.
 */}}
 {{- define "connect-inject.fill" -}}
 {{- $values := index . 0 -}}
@@ -92,7 +92,7 @@ Resources stay as they are: there, null is none.
 {{- end -}}
 {{- end -}}
 
-{{/* Reads a text in a map as a template of YAML: a list of context, map and key. */}}
+{{/* Parses a string in a map as a template of YAML: a list of context, map and key. */}}
 {{- define "connect-inject.read" -}}
 {{- $map := index . 1 -}}
 {{- $key := index . 2 -}}
@@ -100,20 +100,20 @@ Resources stay as they are: there, null is none.
 {{- if kindIs "string" $value -}}
 {{- $read := tpl $value (index . 0) | fromYaml -}}
 {{- if hasKey $read "Error" -}}
-{{- fail (printf "%s is a text that is no YAML map: %s" $key $read.Error) -}}
+{{- fail (printf "%s is a string that is not a YAML map: %s" $key $read.Error) -}}
 {{- end -}}
 {{- $_ := set $map $key $read -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Whether there is anything at all: "true" or "false". */}}
+{{/* Whether the chart installs anything: "true" or "false". */}}
 {{- define "connect-inject.isOn" -}}
 {{- $enabled := .Values.connectInject.enabled -}}
 {{- $on := eq (toString $enabled) "-" | ternary .Values.global.enabled $enabled -}}
 {{- and (ne (toString .Values.enabled) "false") (eq (toString $on) "true") -}}
 {{- end -}}
 
-{{/* A value as a text, empty if there is none: a list of context and path. */}}
+{{/* A value as a string, empty if it is not set: a list of context and path. */}}
 {{- define "connect-inject.consulValue" -}}
 {{- $value := (index . 0).Values -}}
 {{- range $key := splitList "." (index . 1) -}}
@@ -128,7 +128,7 @@ Resources stay as they are: there, null is none.
 {{- end -}}
 {{- end -}}
 
-{{/* Fails if there are values of Consul's own chart that can't be followed. */}}
+{{/* Fails if values of Consul's own chart are set that are not supported. */}}
 {{- define "connect-inject.refuse" -}}
 {{- $refused := list -}}
 {{- range (.Files.Get "consul.yaml" | fromYaml).refused -}}
@@ -147,13 +147,13 @@ Resources stay as they are: there, null is none.
 {{- if eq (include "connect-inject.isOn" .) "true" -}}
 {{- range $value, $image := dict "image" "connect-inject" "imageInit" "connect-init" -}}
 {{- if not (get $.Values.connectInject $value) -}}
-{{- $refused = append $refused (printf "connectInject.%s is not set: push the image %s that scripts/image builds to a registry of yours, and set it to that, such as registry.example/mesh/%s:%s" $value $image $image $.Chart.AppVersion) -}}
+{{- $refused = append $refused (printf "connectInject.%s is not set: push the image %s that scripts/image builds to your registry, and set the value to its name there, such as registry.example/mesh/%s:%s" $value $image $image $.Chart.AppVersion) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.connectInject.image -}}
 {{- if contains "consul-k8s" . -}}
-{{- $refused = append $refused (printf "connectInject.image is %s, another injector: set it to the image connect-inject that scripts/image builds" .) -}}
+{{- $refused = append $refused (printf "connectInject.image is %s, the image of another injector: set it to the image connect-inject that scripts/image builds" .) -}}
 {{- end -}}
 {{- end -}}
 {{- with $refused -}}

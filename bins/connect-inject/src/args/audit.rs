@@ -15,19 +15,19 @@ use crate::kubernetes::Api;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct AuditArgs {
-    /// Look at pods of this Kubernetes namespace only, and at what has none
+    /// Check only pods of this Kubernetes namespace, and what has no namespace
     #[arg(short = 'n', long = "namespace", value_name = "NAMESPACE")]
     k8s_namespace: Option<String>,
-    /// Name findings of this node only, and of what has none
+    /// Report only findings of this node, and those without a node
     #[arg(long, value_name = "NODE")]
     node: Option<String>,
-    /// Name findings of this code only; repeatable, or separated by commas
+    /// Report only findings of this code; repeatable or comma-separated
     #[arg(long, value_name = "CODE", value_delimiter = ',', value_parser = audit::code)]
     only: Vec<Code>,
-    /// How findings are written
+    /// Format of the findings
     #[arg(short = 'o', long, value_name = "FORMAT", value_enum, default_value = "table")]
     output: Output,
-    /// How long a new pod may be on its way before its registration is missed
+    /// How long a new pod may take to register before a missing registration is reported
     #[arg(
         long,
         value_name = "DURATION",
@@ -35,8 +35,8 @@ pub(crate) struct AuditArgs {
         value_parser = duration::parse_length
     )]
     grace: Duration,
-    /// How long to wait for a second look at what may be on its way; 0s for none. The
-    /// default is longer than a registration lives without its pod
+    /// Pause before a second look at findings that may be transient; 0s for none. The
+    /// default is longer than a registration outlives its pod
     #[arg(
         long,
         value_name = "DURATION",
@@ -44,30 +44,30 @@ pub(crate) struct AuditArgs {
         value_parser = duration::parse_length
     )]
     settle: Duration,
-    /// Write how often each code was found into this ConfigMap, which exists already, for
-    /// the metrics of the injector; not with --namespace or --node
+    /// Write the number of findings of each code to this existing ConfigMap, for the
+    /// injector's metrics; not with --namespace or --node
     #[arg(
         long,
         value_name = "NAMESPACE/NAME",
         conflicts_with_all = ["k8s_namespace", "node"]
     )]
     results_configmap: Option<ConfigMap>,
-    /// Write the rights that are needed, and end: a ClusterRole and an ACL policy that
-    /// only read
+    /// Print the required permissions, a ClusterRole and an ACL policy that only read, and
+    /// exit
     #[arg(long)]
     pub(crate) print_rbac: bool,
-    /// Take back registrations and ACL tokens whose pod is provably gone, after showing
-    /// them and asking
+    /// Remove registrations and ACL tokens whose pod is provably gone, after showing them
+    /// and asking
     #[arg(long)]
     repair: bool,
     /// With --repair: do not ask
     #[arg(long, requires = "repair")]
     yes: bool,
-    /// A kubeconfig file; by default as kubectl: KUBECONFIG, ~/.kube/config or, in a pod,
-    /// its service account
+    /// kubeconfig file [default: as kubectl: KUBECONFIG, ~/.kube/config or, in a pod, its
+    /// service account]
     #[arg(long, value_name = "FILE", help_heading = "Kubernetes API")]
     kubeconfig: Option<PathBuf>,
-    /// The context of the kubeconfig file; by default its current one
+    /// Context of the kubeconfig file [default: its current context]
     #[arg(long, value_name = "NAME", help_heading = "Kubernetes API")]
     context: Option<String>,
     #[command(flatten)]
@@ -76,7 +76,7 @@ pub(crate) struct AuditArgs {
     policy: PolicyArgs,
 }
 
-/// The agent's flags: but here `--namespace` is that of Kubernetes.
+/// The agent's flags. `--namespace` is taken by Kubernetes, so Consul's is renamed.
 #[derive(Debug)]
 struct ConsulArgs(AgentArgs);
 
@@ -107,7 +107,7 @@ impl FromArgMatches for ConsulArgs {
 // === impl AuditArgs ===
 
 impl AuditArgs {
-    /// What to look at, or all that is wrong with the flags.
+    /// Checks the flags; the error lists everything that is wrong with them.
     pub(crate) async fn settings(self) -> Result<Settings, Failure> {
         let Self {
             k8s_namespace,
@@ -130,7 +130,7 @@ impl AuditArgs {
         let knows_policy = policy.init_image != NO_IMAGE;
         if !knows_policy {
             tracing::warn!(
-                "no --config: sidecars are not compared with what the injector would give now"
+                "no --config: sidecars are not compared with the injector's current settings"
             );
         }
         let api = mistakes.note("--kubeconfig", access(kubeconfig, context).await);
@@ -155,7 +155,8 @@ impl AuditArgs {
     }
 }
 
-/// The way to the API, as kubectl finds it, and whether it is that of a pod.
+/// Connects to the API server as kubectl would; also returns whether it uses a pod's
+/// service account.
 async fn access(file: Option<PathBuf>, context: Option<String>) -> Result<(Api, bool), String> {
     let kubeconfig = match &file {
         Some(file) => Some(
@@ -172,11 +173,13 @@ async fn access(file: Option<PathBuf>, context: Option<String>) -> Result<(Api, 
                 .map_err(|error| error.to_string())?
         }
         None => Config::incluster().map_err(|error| {
-            format!("no way to the Kubernetes API: no kubeconfig, and in no pod: {error}")
+            format!(
+                "cannot reach the Kubernetes API: no kubeconfig and not running in a pod: {error}"
+            )
         })?,
     };
     let server = config.cluster_url.to_string();
     let client = Client::try_from(config)
-        .map_err(|error| format!("no way to the Kubernetes API {server}: {error}"))?;
+        .map_err(|error| format!("cannot use the Kubernetes API {server}: {error}"))?;
     Ok((Api { client, server }, is_in_cluster))
 }

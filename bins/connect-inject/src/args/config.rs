@@ -1,6 +1,6 @@
-//! The file of `--config`: its values become the defaults of the policy's flags,
-//! so that a flag wins over the environment, and the environment over the file. The
-//! file may also be the ConfigMap that the chart makes of them.
+//! The file of `--config`. Its values become the defaults of the policy's flags, so a flag
+//! takes precedence over the environment, and the environment over the file. The file may
+//! also be the ConfigMap that the chart creates from these values.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,34 +12,33 @@ use crate::policy::Policy;
 use crate::values::nearest;
 use crate::yaml;
 
-/// A value of the file.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Setting {
-    /// As if the flag were not in the file.
+    /// Null: as if the flag were not in the file.
     Unset(()),
     Switch(bool),
     Number(u64),
-    /// `1.30` would be read as 1.3.
+    /// Rejected, because an unquoted `1.30` is read as 1.3.
     Fraction(f64),
     Text(String),
     List(Vec<Setting>),
 }
 
-/// The flag that names a file.
+/// Flag whose value is the name of a file.
 const CA_FLAG: &str = "consul-ca-cert";
 
-/// Makes the file's values the defaults of a command's flags.
+/// Sets the values of the file as defaults of a command's flags.
 ///
 /// # Errors
-/// All that is wrong with the file, a sentence each.
+/// Every problem in the file, one sentence each.
 pub(super) fn apply(mut command: Command, file: &Path) -> Result<Command, Vec<String>> {
     let settings = read(file).map_err(|mistake| vec![mistake])?;
     let mut mistakes = Vec::new();
     let flags = Policy::augment_args(Command::new("policy"));
     for (key, setting) in settings {
-        // A file of the injector's pod, which is not there elsewhere. Nothing is judged
-        // by it, and elsewhere a flag may name another.
+        // This names a file in the injector's pod, which usually doesn't exist elsewhere.
+        // `explain` and `audit` don't need it; `inject` can name another file by flag.
         if key == CA_FLAG
             && (command.get_name() == "explain"
                 || command.get_name() == "audit" && !setting.is_readable())
@@ -56,7 +55,7 @@ pub(super) fn apply(mut command: Command, file: &Path) -> Result<Command, Vec<St
         match values(setting, flag) {
             Ok(None) => {}
             Ok(Some(values)) => {
-                // clap keeps defaults for as long as the program runs.
+                // clap requires defaults that live as long as the program.
                 let values: Vec<&'static str> =
                     values.into_iter().map(|value| &*value.leak()).collect();
                 command = command.mut_arg(flag.get_id(), |flag| {
@@ -70,7 +69,8 @@ pub(super) fn apply(mut command: Command, file: &Path) -> Result<Command, Vec<St
 }
 
 impl Setting {
-    /// Whether it names a file that is there: in the injector's namespace it may be mounted.
+    /// Whether the setting names a readable file: if the audit runs in the injector's
+    /// namespace, the file may be mounted there.
     fn is_readable(&self) -> bool {
         matches!(self, Self::Text(file) if std::fs::File::open(file).is_ok())
     }
@@ -88,8 +88,7 @@ fn read(file: &Path) -> Result<BTreeMap<String, Setting>, String> {
     Ok(settings.unwrap_or_default())
 }
 
-/// What a setting means for its flag; none: nothing. Checked by the flag's own
-/// parser.
+/// The flag's values for a setting, checked by the flag's own parser; `None` for null.
 fn values(setting: Setting, flag: &Arg) -> Result<Option<Vec<String>>, String> {
     let values = match setting {
         Setting::Unset(()) => return Ok(None),
@@ -102,12 +101,12 @@ fn values(setting: Setting, flag: &Arg) -> Result<Option<Vec<String>>, String> {
     let alone = Command::new("policy")
         .no_binary_name(true)
         .arg(flag.clone().required(false).env(None::<&str>));
-    // It is read if no other file is named, and refused then.
+    // Not checked here: the parser would read the file, though a flag may name another one.
     let values_to_check = if flag.get_long() == Some(CA_FLAG) { &[][..] } else { &values[..] };
     for value in values_to_check {
         let line = format!("--{}={value}", flag.get_long().unwrap_or_default());
         if let Err(error) = alone.clone().try_get_matches_from([line]) {
-            // The parser's own sentence is the source of clap's error.
+            // clap's error has the parser's message as its source.
             let problem = std::error::Error::source(&error).map(ToString::to_string);
             return Err(problem.unwrap_or_else(|| format!("invalid value for `{id}`")));
         }
@@ -122,7 +121,7 @@ fn text(setting: Setting) -> Result<String, String> {
         Setting::Number(number) => Ok(number.to_string()),
         Setting::Fraction(number) => Err(format!("write {number} in quotes")),
         Setting::Unset(()) | Setting::List(_) => {
-            Err("expected a text, a number or `true` or `false`".to_owned())
+            Err("expected a string, a number, `true` or `false`".to_owned())
         }
     }
 }

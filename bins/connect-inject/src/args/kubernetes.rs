@@ -15,7 +15,7 @@ use tower::{BoxError, ServiceExt as _};
 
 use crate::kubernetes::Api;
 
-/// Access to the Kubernetes API. In a pod, no flag is needed.
+/// Access to the Kubernetes API. A pod needs none of these flags.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Kubernetes API")]
 pub(super) struct KubernetesArgs {
@@ -27,31 +27,31 @@ pub(super) struct KubernetesArgs {
     pod_namespace: Option<String>,
 }
 
-/// A way to the Kubernetes API.
+/// Client of the Kubernetes API and the injector's namespace there.
 #[derive(Clone)]
 pub(super) struct Access {
     pub(super) api: Api,
-    /// The namespace of what is ours.
+    /// Namespace of the injector's own objects.
     pub(super) namespace: String,
 }
 
 // === impl KubernetesArgs ===
 
 impl KubernetesArgs {
-    /// Whether a way is given, by which the API is to be reached.
+    /// Whether a kubeconfig file is given.
     pub(super) fn is_given(&self) -> bool {
         self.file().is_some()
     }
 
-    /// The kubeconfig file; an empty name counts as none.
+    /// The kubeconfig file; an empty name counts as absent.
     fn file(&self) -> Option<&Path> {
         self.kubeconfig.as_deref().filter(|file| !file.is_empty()).map(Path::new)
     }
 
-    /// The way to the API that the flags or the pod say.
+    /// Connects as the flags say, or with the pod's service account.
     ///
     /// # Errors
-    /// A sentence: there is none.
+    /// A sentence that says why the API can't be reached.
     pub(super) async fn access(&self) -> Result<Access, String> {
         let config = match self.file() {
             Some(file) => {
@@ -64,24 +64,23 @@ impl KubernetesArgs {
                     .map_err(|error| named(&error))?
             }
             None => Config::incluster().map_err(|error| {
-                format!("no way to the Kubernetes API: no --kubeconfig, and in no pod: {error}")
+                format!("cannot reach the Kubernetes API: no --kubeconfig and not running in a pod: {error}")
             })?,
         };
         let namespace = super::given(self.pod_namespace.clone())
             .unwrap_or_else(|| config.default_namespace.clone());
         let server = config.cluster_url.to_string();
         let client = client(config)
-            .map_err(|error| format!("no way to the Kubernetes API {server}: {error}"))?;
+            .map_err(|error| format!("cannot use the Kubernetes API {server}: {error}"))?;
         Ok(Access { api: Api { client, server }, namespace })
     }
 }
 
-/// A client as the library makes it, but for its connections: by default a small
-/// write waits until the server has confirmed the one before, so that the first
-/// request waits 40 ms for the end of the TLS handshake to be acknowledged.
+/// Builds the library's default client, but with TCP_NODELAY. With Nagle's algorithm the
+/// first request waits 40 ms until the server acknowledges the end of the TLS handshake.
 fn client(config: Config) -> kube::Result<Client> {
     if config.proxy_url.is_some() {
-        return Client::try_from(config); // which says what it can't do
+        return Client::try_from(config); // it rejects proxies that it does not support
     }
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
@@ -98,7 +97,7 @@ fn client(config: Config) -> kube::Result<Client> {
     Ok(builder.build())
 }
 
-/// Reads the hosts of a certificate.
+/// Parses the host names and IP addresses of a certificate.
 pub(super) fn hosts(names: Vec<String>) -> Result<Vec<ServerName<'static>>, String> {
     let hosts: Vec<_> = names
         .into_iter()

@@ -1,5 +1,5 @@
-//! The command line: flags, environment and the file of `--config`, turned into
-//! settings. Nothing below knows any of it.
+//! The command line: turns flags, environment variables and the file of `--config` into
+//! settings. No other module reads these sources.
 
 mod audit;
 mod config;
@@ -114,10 +114,10 @@ pub(crate) struct ServeArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct InjectArgs {
-    /// A file with documents, or - for standard input; repeatable
+    /// Manifest file, or - for standard input; repeatable
     #[arg(short = 'f', long = "filename", value_name = "FILE", default_value = "-")]
     files: Vec<PathBuf>,
-    /// The namespace of documents that name none
+    /// Default namespace for manifests without one
     #[arg(
         long,
         env = "CONNECT_INJECT_K8S_NAMESPACE",
@@ -131,25 +131,25 @@ pub(crate) struct InjectArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct UninjectArgs {
-    /// A file with documents, or - for standard input; repeatable
+    /// Manifest file, or - for standard input; repeatable
     #[arg(short = 'f', long = "filename", value_name = "FILE", default_value = "-")]
     pub(crate) files: Vec<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
 struct PolicyArgs {
-    /// YAML file with the values of these flags, by flag name without dashes; flags and
-    /// environment variables win over it
+    /// YAML file with values of these flags, keyed by flag name without dashes. Flags and
+    /// environment variables take precedence
     #[arg(long, env = "CONNECT_INJECT_CONFIG", value_name = "FILE", help_heading = "Policy")]
     config: Option<PathBuf>,
     #[command(flatten)]
     policy: Policy,
 }
 
-/// Reads the command line, and the file that it names.
+/// Reads the command line and the file of `--config`.
 ///
 /// # Errors
-/// The code to exit with at once; why is said on stderr.
+/// The exit code; help, version or error is already printed.
 pub(crate) fn parse() -> Result<Args, ExitCode> {
     runtime::command::write_pages(&Args::command())?;
     read(std::env::args_os().collect()).map_err(|error| {
@@ -165,7 +165,7 @@ pub(crate) fn parse() -> Result<Args, ExitCode> {
 fn read(line: Vec<OsString>) -> Result<Args, clap::Error> {
     let mut command = Args::command()
         .mut_subcommands(without_empty_variables)
-        // What is explained does not depend on the images.
+        // The decision does not depend on the images.
         .mut_subcommand("explain", without_images)
         .mut_subcommand("audit", without_images);
     if let Some(file) = config_file(&command, &line) {
@@ -189,18 +189,18 @@ fn read(line: Vec<OsString>) -> Result<Args, clap::Error> {
     Args::from_arg_matches_mut(&mut command.try_get_matches_from(line)?)
 }
 
-/// The images of who names none.
+/// Stands for the images where none are given.
 const NO_IMAGE: &str = "none";
 
-/// Lets a command do without the images.
+/// Makes the image flags of a command optional.
 fn without_images(command: clap::Command) -> clap::Command {
     ["init_image", "envoy_image"].iter().fold(command, |command, image| {
         command.mut_arg(image, |image| image.required(false).default_value(NO_IMAGE))
     })
 }
 
-/// The file that the command line or the environment names, whatever else is
-/// wrong or missing there.
+/// The file of `--config` or its environment variable, found even if other flags are wrong
+/// or missing.
 fn config_file(command: &clap::Command, line: &[OsString]) -> Option<PathBuf> {
     let lenient = command.clone().mut_subcommands(|subcommand| {
         subcommand.mut_args(|arg| arg.required(false)).ignore_errors(true)
@@ -215,7 +215,7 @@ fn has_config(command: &clap::Command) -> bool {
     command.get_arguments().any(|arg| arg.get_id() == "config")
 }
 
-/// A variable that is set but empty counts as absent.
+/// Ignores environment variables that are set but empty.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
     command.mut_args(|arg| {
         let is_empty = arg
@@ -225,14 +225,14 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     })
 }
 
-/// The mistakes in a command line, so that all are reported in one run.
+/// Errors in a command line, collected so that one run reports all of them.
 #[derive(Debug, Default)]
 struct Mistakes(Vec<String>);
 
 // === impl Mistakes ===
 
 impl Mistakes {
-    /// Takes the value, or notes what is wrong with the flag.
+    /// Returns the value, or records the error under the flag's name.
     fn note<T, E: std::fmt::Display>(&mut self, flag: &str, value: Result<T, E>) -> Option<T> {
         value.map_err(|error| self.0.push(format!("{flag}: {error}"))).ok()
     }
@@ -242,11 +242,11 @@ impl Mistakes {
         args.policy
     }
 
-    /// All of them as one failure, unless there are none.
+    /// Combines the errors into one failure; `None` if there are none.
     fn failure(self) -> Option<Failure> {
         (!self.0.is_empty()).then(|| {
             Failure::usage(self.0.join("; "))
-                .hint("see `connect-inject help` and the README for what each flag accepts")
+                .hint("`connect-inject COMMAND --help` says what each flag accepts")
         })
     }
 }
@@ -254,7 +254,7 @@ impl Mistakes {
 // === impl ServeArgs ===
 
 impl ServeArgs {
-    /// What to serve, or all that is wrong with the flags.
+    /// Checks the flags; the error lists everything that is wrong with them.
     pub(crate) async fn settings(self) -> Result<serve::Settings, Failure> {
         let Self {
             listen,
@@ -274,7 +274,7 @@ impl ServeArgs {
         let tls_auto = given(tls_auto);
         let flag = if tls_auto.is_some() { "--tls-auto" } else { "--kubeconfig" };
         let access = match kubernetes.access().await {
-            // In no cluster, which is fine if nothing of it is needed.
+            // Outside a cluster, which is fine if no flag needs the API.
             Err(_) if tls_auto.is_none() && !kubernetes.is_given() => None,
             access => mistakes.note(flag, access),
         };
@@ -319,12 +319,13 @@ impl ServeArgs {
 // === impl InjectArgs ===
 
 impl InjectArgs {
-    /// The same for documents that are written: what their pods trust is to be known.
+    /// The settings of a command that writes manifests, which must contain the CA that pods
+    /// trust.
     pub(crate) fn settings_to_write(self) -> Result<documents::Settings, Failure> {
         let settings = self.settings()?;
         if settings.policy.auto_encrypt {
-            let problem = "--enable-auto-encrypt: offline, nobody is asked for the roots of \
-                           Connect's CA";
+            let problem = "--enable-auto-encrypt: this command works offline and cannot read the \
+                           roots of Connect's CA";
             return Err(Failure::usage(problem).hint(
                 "set --enable-auto-encrypt=false, and --consul-ca-cert to a file with the \
                  certificates of /v1/connect/ca/roots",
@@ -333,7 +334,7 @@ impl InjectArgs {
         Ok(settings)
     }
 
-    /// What to inject, or all that is wrong with the flags.
+    /// Checks the flags; the error lists everything that is wrong with them.
     pub(crate) fn settings(self) -> Result<documents::Settings, Failure> {
         let Self { files, k8s_namespace, policy } = self;
         let mut mistakes = Mistakes::default();
@@ -345,12 +346,12 @@ impl InjectArgs {
     }
 }
 
-/// An empty value counts as none.
+/// An empty value counts as absent.
 fn given(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
 }
 
-/// A value is missing only where a mistake was noted.
+/// Unreachable in practice: a value is missing only if an error was recorded.
 fn unnamed() -> Failure {
     Failure::usage("a flag is wrong")
 }
@@ -377,7 +378,7 @@ mod tests {
                     .find(|line| line.starts_with("| ") && line.contains(&format!("`--{name}` |")));
                 let row = row.unwrap_or_else(|| panic!("no row for --{name}"));
                 let cell = row.split('|').nth(3).unwrap_or_default().trim();
-                // What an empty one means, the README says in words.
+                // The README says in words what an empty default means.
                 if default.is_empty() {
                     assert!(!cell.is_empty() && !cell.starts_with("`\""), "--{name}");
                     continue;

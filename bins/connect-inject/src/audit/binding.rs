@@ -1,13 +1,14 @@
-//! The selector of a binding rule: which service accounts it matches.
+//! Evaluates the selector of a binding rule: which service accounts it matches. Regular
+//! expressions and the UID of a service account are not evaluated; a result that depends on
+//! them is unknown.
 //!
-//! Source: "Filtering" of Consul's API documentation. Regular expressions and the UID of a
-//! service account are not evaluated: what depends on them is not known.
+//! Source: "Filtering" of Consul's API documentation.
 
-/// A selector that was understood.
+/// A parsed selector; an empty one matches every account.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Selector(Option<Expression>);
 
-/// A service account.
+/// A Kubernetes service account.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Account<'a> {
     pub(super) namespace: &'a str,
@@ -26,7 +27,7 @@ enum Expression {
 enum Field {
     Namespace,
     Name,
-    /// One that is not known here.
+    /// Any other field, whose value is unknown.
     Other,
 }
 
@@ -34,7 +35,7 @@ enum Field {
 enum Test {
     Equals(String),
     Contains(String),
-    /// A regular expression.
+    /// A regular expression, which is not evaluated.
     Matches,
 }
 
@@ -49,13 +50,13 @@ enum Token {
     Quoted(String),
 }
 
-/// How deep parentheses and negations may be nested.
+/// Maximum nesting depth of parentheses and negations.
 const DEEPEST: usize = 32;
 
 // === impl Selector ===
 
 impl Selector {
-    /// Reads one; none if it is not understood.
+    /// Parses a selector; `None` if the syntax is unknown.
     pub(super) fn of(text: &str) -> Option<Self> {
         let tokens = tokens(text)?;
         if tokens.is_empty() {
@@ -66,7 +67,7 @@ impl Selector {
         parser.tokens.next().is_none().then_some(Self(Some(expression)))
     }
 
-    /// Whether it matches; none if that is not known.
+    /// Whether the selector matches; `None` if unknown.
     pub(super) fn matches(&self, account: &Account<'_>) -> Option<bool> {
         self.0.as_ref().map_or(Some(true), |expression| expression.holds(account))
     }
@@ -119,7 +120,7 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
             '"' | '`' => {
                 let end = rest[1..].find(first)?;
                 let value = &rest[1..=end];
-                // No name of Kubernetes has a character that is to be escaped.
+                // No Kubernetes name has a character that requires escaping.
                 if value.contains('\\') {
                     return None;
                 }
@@ -228,7 +229,7 @@ impl Parser {
         }
     }
 
-    /// Takes a keyword, if it is next.
+    /// Consumes the next token if it is this keyword.
     fn is_next(&mut self, keyword: &str) -> bool {
         self.tokens.next_if(|token| matches!(token, Token::Word(word) if word == keyword)).is_some()
     }
@@ -249,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_selector_matches_as_consul_says() {
+    fn a_selector_matches_the_same_accounts_as_in_consul() {
         let account = Account { namespace: "shop", name: "web" };
         for (selector, expected) in [
             ("", Some(true)),
@@ -258,7 +259,7 @@ mod tests {
             ("serviceaccount.namespace == \"shop\" and serviceaccount.name==`web`", Some(true)),
             ("serviceaccount.name==a or serviceaccount.name==b", Some(false)),
             ("serviceaccount.name==a or serviceaccount.name==web", Some(true)),
-            // `and` binds more than `or`.
+            // `and` binds more tightly than `or`.
             (
                 "serviceaccount.name==web or serviceaccount.name==a and serviceaccount.name==b",
                 Some(true),
@@ -273,7 +274,7 @@ mod tests {
             ("we not in serviceaccount.name", Some(false)),
             ("serviceaccount.name contains eb", Some(true)),
             ("serviceaccount.name not contains eb", Some(false)),
-            // What is not evaluated decides nothing, unless the rest does.
+            // A part that is not evaluated makes the result unknown, unless the rest decides.
             ("serviceaccount.name matches `w.*`", None),
             ("serviceaccount.uid==1", None),
             ("serviceaccount.uid==1 and serviceaccount.name==a", Some(false)),
@@ -286,14 +287,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_selector_is_not_understood() {
+    fn an_invalid_selector_is_not_parsed() {
         let deep = "(".repeat(100_000);
         for text in [
             "serviceaccount.name",
             "serviceaccount.name =",
             "serviceaccount.name == \"a",
             "serviceaccount.name == a b",
-            // Consul refuses it: text has no such operator.
+            // Consul rejects this operator for text.
             "serviceaccount.name is empty",
             "(serviceaccount.name == a",
             "and",

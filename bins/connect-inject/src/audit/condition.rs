@@ -1,5 +1,5 @@
-//! The matchConditions of a webhook. Those of the chart are known by their text; what any
-//! other leaves out is not known here, as this program does not evaluate CEL.
+//! The matchConditions of a webhook. This program does not evaluate CEL: it recognizes the
+//! chart's conditions by their text, and treats the result of any other as unknown.
 
 use std::fmt;
 
@@ -8,25 +8,24 @@ use serde_json::{Map, Value};
 use crate::annotation::{INJECT, PREFIX};
 use crate::values::boolean;
 
-/// A condition that a webhook has beside its selectors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
-    /// The pod says that it wants a sidecar.
+    /// The annotation `connect-inject` asks for a sidecar.
     Asks,
-    /// The pod says neither that it wants a sidecar nor that it does not.
+    /// The pod has no annotation `connect-inject`.
     Silent,
-    /// The pod has an annotation or a label of ours.
+    /// The pod has an annotation or a label under our prefix.
     Annotated,
-    /// Another, by its name.
+    /// A condition that the chart does not have, by its name.
     Other(String),
 }
 
-/// Where the chart's expressions look for the annotation.
+/// The chart's expression for a pod with the annotation `connect-inject`.
 const SAYS: &str = "has(object.metadata.annotations) && \
                     'consul.hashicorp.com/connect-inject' in object.metadata.annotations";
 
 impl Condition {
-    /// Reads one, as a webhook has it.
+    /// Reads an element of a webhook's `matchConditions`.
     pub(super) fn of(condition: &Value) -> Self {
         let text = |field: &str| condition[field].as_str().unwrap_or_default();
         let expression = text("expression");
@@ -41,7 +40,7 @@ impl Condition {
         }
     }
 
-    /// Whether it holds for a pod; none if that is not known.
+    /// Whether the condition holds for a pod; `None` if unknown.
     pub(super) fn holds(&self, pod: &Value) -> Option<bool> {
         let metadata = &pod["metadata"];
         let says = metadata["annotations"][INJECT].as_str();
@@ -64,7 +63,7 @@ impl Condition {
 const NOT_FALSE: &str = "!(object.metadata.annotations['consul.hashicorp.com/connect-inject'] in \
                          ['false', 'False', 'FALSE', 'f', 'F', '0'])";
 
-/// How the chart looks for a key of ours, in annotations and in labels.
+/// How the chart looks for keys under our prefix, in annotations and in labels.
 const OURS: &str = ".exists(key, key.startsWith('consul.hashicorp.com/'))";
 
 fn asks() -> String {
@@ -95,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_conditions_of_the_chart_are_known_and_others_are_not_claimed_to_be() {
+    fn the_conditions_of_the_chart_are_recognized_and_others_are_not() {
         let chart = include_str!("../../chart/templates/webhook.yaml");
         for written in [
             SAYS.to_owned(),
@@ -117,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_condition_holds_as_the_api_server_says() {
+    fn a_condition_holds_for_the_same_pods_as_in_the_api_server() {
         let pod = |annotations: Value| json!({"metadata": {"annotations": annotations}});
         for (pod, asks, silent, annotated) in [
             (json!({"metadata": {}}), false, true, false),

@@ -1,21 +1,20 @@
-//! What does not add up: one code for table, JSON and README.
+//! The findings of the audit. Table, JSON, metrics and README use the same codes.
 
 use serde::{Serialize, Serializer};
 
-/// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Severity {
-    /// Traffic is lost or goes where it must not, or will at the next restart.
+    /// Traffic is lost or goes where it must not, now or after the next restart.
     Error,
-    /// It works by luck, or only until something ends.
+    /// Works by luck, or only until something expires or restarts.
     Warning,
-    /// Worth knowing.
+    /// Worth knowing; nothing fails because of it.
     Info,
 }
 
 impl Severity {
-    /// The word: the same in table, JSON, metrics and README.
+    /// The severity's name in table, JSON, metrics and README.
     pub(super) const fn word(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -25,31 +24,27 @@ impl Severity {
     }
 }
 
-/// Makes the enum, its codes, severities and advice from one table, so that they
-/// can't differ.
+/// Generates the enum, its codes, severities and advice from one table, so that none can be
+/// missing.
 macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $severity:ident, $advice:literal;)+) => {
-        /// What was found.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub(crate) enum Code {
             $($(#[doc = $doc])+ $name,)+
         }
 
         impl Code {
-            /// All of them.
             pub(super) const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// The code: the same in table, JSON and README.
+            /// The code's name in table, JSON, metrics and README.
             pub(super) const fn word(self) -> &'static str {
                 match self { $(Self::$name => $code,)+ }
             }
 
-            /// How bad it is.
             pub(super) const fn severity(self) -> Severity {
                 match self { $(Self::$name => Severity::$severity,)+ }
             }
 
-            /// What to do about it.
             const fn advice(self) -> &'static str {
                 match self { $(Self::$name => $advice,)+ }
             }
@@ -61,29 +56,29 @@ codes! {
     /// A pod asks for a sidecar and has none.
     PodWithoutSidecar = "pod-without-sidecar", Error,
         "restart it: delete the pod, or `kubectl rollout restart` its owner";
-    /// A pod asks for a sidecar in a namespace that the policy leaves out.
+    /// A pod asks for a sidecar in a namespace that the policy excludes.
     PodExcluded = "pod-excluded", Warning,
         "allow the namespace (connectInject.k8sAllowNamespaces, k8sDenyNamespaces), or remove the annotation";
     /// A pod asks for a sidecar, has none, and would be denied now.
     PodDenied = "pod-denied", Warning,
-        "correct the pod template as the sentence says: its next pod is denied";
-    /// A sidecar is of other images than the injector gives now.
+        "correct the pod template as the finding says: its next pod will be denied";
+    /// A sidecar's images differ from those that the injector would use now.
     SidecarOutdated = "sidecar-outdated", Info,
         "restart the pod's owner: `kubectl rollout restart`";
-    /// A sidecar is configured otherwise than the injector would now.
+    /// The injector would now configure a sidecar differently.
     SidecarOtherPolicy = "sidecar-other-policy", Info,
         "restart the pod's owner: `kubectl rollout restart`";
     /// The pod's annotations changed after it was injected.
     AnnotationsChanged = "annotations-changed", Warning,
         "annotations are read when a pod is created: change them in the pod template, which restarts its pods";
-    /// A kubelet is too old for the sidecars that pods get.
+    /// A kubelet is too old for the native sidecars that pods get.
     KubeletTooOld = "kubelet-too-old", Error,
         "set connectInject.oldestKubeletVersion to the oldest kubelet's version, or upgrade the node";
 
-    /// No webhook configuration asks this injector.
+    /// No webhook configuration calls this injector.
     WebhookMissing = "webhook-missing", Error,
         "install the chart again: `helm upgrade`";
-    /// No webhook of the injector matches a pod that asks.
+    /// A pod asks for a sidecar, but no webhook of the injector matches it.
     WebhookExcludes = "webhook-excludes", Error,
         "change connectInject.namespaceSelector, or the labels of the namespace or the pod; then restart the pod's owner";
     /// The API server can't trust the injector.
@@ -92,23 +87,23 @@ codes! {
     /// The injector does not answer at its Service.
     WebhookUnreachable = "webhook-unreachable", Error,
         "see why the injector's pods are not ready: `kubectl describe pods` in its namespace, and their log";
-    /// The certificate of the injector could not be looked at.
+    /// The certificate of the injector could not be checked.
     WebhookUnchecked = "webhook-unchecked", Info,
-        "look from inside of the cluster (connectInject.audit.enabled); a NetworkPolicy may have to let the audit reach the injector";
-    /// The certificate of the injector ends soon.
+        "run the audit inside the cluster (connectInject.audit.enabled); a NetworkPolicy may have to allow it to reach the injector";
+    /// The certificate of the injector expires soon.
     WebhookCertificateEnds = "webhook-certificate-ends", Warning,
-        "renew the certificate; with --tls-auto the injector does: see its log";
-    /// Pods that ask are created without a sidecar while the injector is away.
+        "renew the certificate; with --tls-auto the injector renews it itself: see its log";
+    /// Pods that ask for a sidecar are created without one while the injector is unreachable.
     WebhookIgnoresFailures = "webhook-ignores-failures", Warning,
-        "set connectInject.failurePolicy to Fail: on Kubernetes 1.28 and newer it concerns pods that ask only";
-    /// Two injectors are asked about the same pods.
+        "set connectInject.failurePolicy to Fail: on Kubernetes 1.28 and newer this affects only pods that ask for a sidecar";
+    /// The API server calls two injectors for the same pods.
     WebhookOverlaps = "webhook-overlaps", Warning,
-        "let each namespace have one injector, by the namespaceSelector of either";
+        "restrict the namespaceSelector of one injector, so that each namespace has only one";
 
     /// The pod of a registration is gone.
     RegistrationOrphaned = "registration-orphaned", Error,
-        "take it back: `connect-inject audit --repair`";
-    /// A registration has an address that is not its pod's.
+        "deregister it: `connect-inject audit --repair`";
+    /// A registration's address is not an address of its pod.
     RegistrationStaleAddress = "registration-stale-address", Error,
         "see the sidecar's log: connect-lifecycle registers a pod by its address; restart the pod";
     /// A pod is registered with the agent of another node.
@@ -116,13 +111,16 @@ codes! {
         "check that connectInject.agent.httpAddr leads to the agent of the pod's own node";
     /// A pod with a sidecar is registered nowhere.
     PodUnregistered = "pod-unregistered", Error,
-        "see the log of consul-connect-inject-init and envoy-sidecar, and whether the agent of the node is well";
+        "see the logs of the containers consul-connect-inject-init and envoy-sidecar, and check the node's agent";
     /// Pods of several namespaces are instances of one service.
     ServiceShared = "service-shared", Warning,
-        "if that is not meant, give one of them another name by the annotation connect-service";
-    /// A sidecar says that it can't serve.
+        "if this is not intended, give one of them another name with the annotation connect-service";
+    /// A sidecar reports that it can't serve.
     SidecarCritical = "sidecar-critical", Error,
         "see the sidecar's log, and restart the pod if it does not recover";
+    /// The agent does not renew the certificate of a sidecar.
+    SidecarCertificateEnds = "sidecar-certificate-ends", Error,
+        "search the log of the node's agent for `leaf`, and check that Connect's CA works: `consul connect ca get-config`";
 
     /// An agent is too old for the pods' Envoy.
     AgentTooOld = "agent-too-old", Error,
@@ -133,32 +131,32 @@ codes! {
     /// The pod of an ACL token is gone.
     TokenOrphaned = "token-orphaned", Warning,
         "delete it: `connect-inject audit --repair`";
-    /// The auth method's tokens never end.
+    /// The auth method's tokens never expire.
     TokensWithoutExpiry = "tokens-without-expiry", Warning,
-        "set MaxTokenTTL of the auth method: pods log in again ahead of its end";
+        "set MaxTokenTTL of the auth method: pods log in again before their token expires";
     /// The auth method of the policy does not exist.
     AuthMethodMissing = "auth-method-missing", Error,
         "create it, or correct connectInject.overrideAuthMethodName";
     /// A binding rule matches no pod's service account.
     BindingRuleUnmatched = "binding-rule-unmatched", Info,
-        "delete the rule if nobody is to log in by it";
+        "delete the rule if nobody needs it to log in";
     /// An intention names a service that nobody registers.
     IntentionUnmatched = "intention-unmatched", Info,
         "correct the name, or delete the intention";
-    /// Nobody registers a service that pods have as an upstream.
+    /// Pods have an upstream that nobody registers.
     UpstreamUnserved = "upstream-unserved", Error,
         "correct the name in connect-service-upstreams, or start the service";
-    /// Intentions deny a connection that pods are configured for.
+    /// Intentions deny the connection to an upstream.
     UpstreamDenied = "upstream-denied", Error,
-        "allow it by an intention, or remove the upstream";
+        "allow it with an intention, or remove the upstream";
 
-    /// Something could not be read, so that nothing is said of it.
+    /// Something could not be read, and was not checked.
     Unreadable = "unreadable", Warning,
-        "give the rights that `connect-inject audit --print-rbac` prints";
+        "grant the permissions that `connect-inject audit --print-rbac` prints";
 }
 
 impl Code {
-    /// Whether what looks like it may be on its way, so that a second look decides.
+    /// Whether the finding may be transient, so that only a second look confirms it.
     pub(super) const fn may_settle(self) -> bool {
         matches!(
             self,
@@ -167,6 +165,7 @@ impl Code {
                 | Self::RegistrationWrongNode
                 | Self::PodUnregistered
                 | Self::SidecarCritical
+                | Self::SidecarCertificateEnds
                 | Self::UpstreamUnserved
                 | Self::UpstreamDenied
                 | Self::TokenOrphaned
@@ -183,25 +182,25 @@ impl Serialize for Code {
     }
 }
 
-/// Something that does not add up. The field names are an interface: programs read
-/// them.
+/// An inconsistency. Programs read the JSON, so the field names must not change.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(super) struct Finding {
     pub(super) severity: Severity,
     pub(super) code: Code,
-    /// What kind of object it is about, such as `Pod`.
+    /// Kind of the object, such as `Pod`.
     pub(super) kind: &'static str,
-    /// Its Kubernetes namespace; empty if it has none.
+    /// Kubernetes namespace of the object; empty if it has none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) namespace: String,
-    /// Its name or id.
+    /// Name or ID of the object.
     pub(super) name: String,
-    /// The Kubernetes node, or that of Consul for a registration; empty if there is none.
+    /// Kubernetes node of the object, or Consul node of a registration whose Kubernetes node
+    /// is unknown; empty if there is none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) node: String,
-    /// What was seen: a sentence.
+    /// A sentence about what was seen.
     pub(super) detail: String,
-    /// What to do.
+    /// What to do about it.
     pub(super) advice: String,
 }
 
@@ -219,25 +218,22 @@ impl Finding {
         }
     }
 
-    /// The same in a namespace.
     pub(super) fn within(mut self, namespace: &str) -> Self {
         namespace.clone_into(&mut self.namespace);
         self
     }
 
-    /// The same on a node.
     pub(super) fn on(mut self, node: &str) -> Self {
         node.clone_into(&mut self.node);
         self
     }
 
-    /// The same with what was seen.
     pub(super) fn saying(mut self, detail: impl std::fmt::Display) -> Self {
         self.detail = detail.to_string();
         self
     }
 
-    /// The object as people name it, such as `Pod shop/web-0`.
+    /// The object's kind, namespace and name, such as `Pod shop/web-0`.
     pub(super) fn object(&self) -> String {
         if self.namespace.is_empty() {
             format!("{} {}", self.kind, self.name)
@@ -246,7 +242,7 @@ impl Finding {
         }
     }
 
-    /// Whether it is the same again, seen later.
+    /// Whether an earlier look had the same finding, even if its details differ.
     pub(super) fn is_again(&self, earlier: &Self) -> bool {
         let identity = |finding: &Self| {
             (finding.code, finding.kind, finding.namespace.clone(), finding.name.clone())
@@ -255,14 +251,14 @@ impl Finding {
     }
 }
 
-/// What is looked for.
+/// Which findings are reported.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
-    /// Objects of this Kubernetes namespace only, and those of none.
+    /// Only objects in this Kubernetes namespace, and objects without a namespace.
     pub(crate) namespace: Option<String>,
-    /// Objects of this node only, and those of none.
+    /// Only objects on this node, and objects without a node.
     pub(crate) node: Option<String>,
-    /// Findings of these codes only; empty: all.
+    /// Only findings of these codes; empty for all.
     pub(crate) only: Vec<Code>,
 }
 
@@ -277,7 +273,7 @@ impl Filter {
     }
 }
 
-/// Reads a code.
+/// Parses a value of `--only`.
 pub(crate) fn code(text: &str) -> Result<Code, String> {
     Code::ALL.iter().find(|code| code.word() == text).copied().ok_or_else(|| {
         let near = crate::values::nearest(text, Code::ALL.iter().map(|code| code.word()));
@@ -315,14 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_read_by_its_word_and_a_mistake_gets_the_nearest() {
+    fn a_misspelt_code_is_rejected_with_the_nearest_one() {
         assert_eq!(code("token-orphaned"), Ok(Code::TokenOrphaned));
         assert!(code("token-orphan").unwrap_err().contains("`token-orphaned`"));
         assert!(code("x").is_err());
     }
 
     #[test]
-    fn a_filter_keeps_what_has_no_namespace() {
+    fn a_filter_keeps_objects_without_a_namespace() {
         let pod = Finding::new(Code::PodWithoutSidecar, "Pod", "web").within("shop").on("n1");
         let hook = Finding::new(Code::WebhookMissing, "MutatingWebhookConfiguration", "x");
         let shop = Filter { namespace: Some("shop".to_owned()), ..Filter::default() };

@@ -1,5 +1,6 @@
-//! What does not add up in a cluster and its Consul. `gather` reads, `judge` decides
-//! without I/O, `report` writes, `repair` takes back what is nobody's.
+//! Checks a cluster and its Consul for inconsistencies. `gather` reads both into a
+//! `snapshot`, `judge` derives findings from it without I/O, `report` writes them, and
+//! `repair` removes registrations and tokens whose pod is gone.
 
 mod binding;
 mod condition;
@@ -33,25 +34,24 @@ pub(crate) use publish::ConfigMap;
 pub(crate) use repair::Repair;
 pub(crate) use report::Output;
 
-/// What to look at, and how.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) api: Api,
-    /// Whether it runs in a pod, so that an address of the cluster is what it says.
+    /// Whether the audit runs in a pod. Only there does a pod IP surely lead to that pod.
     pub(crate) is_in_cluster: bool,
     pub(crate) agent: Agent,
     pub(crate) policy: Policy,
-    /// Whether the policy is the injector's, not only the flags' defaults.
+    /// Whether the policy is the injector's, rather than the flags' defaults.
     pub(crate) knows_policy: bool,
     pub(crate) filter: Filter,
     pub(crate) output: Output,
-    /// Where the injector's metrics have the results from.
+    /// Where to write the results, from which the injector exports metrics.
     pub(crate) results: Option<ConfigMap>,
-    /// Whether to take back what is nobody's, and how.
+    /// `None` only reports.
     pub(crate) repair: Option<Repair>,
-    /// How long a pod may be on its way.
+    /// How long a new pod may take to register.
     pub(crate) grace: Duration,
-    /// After how long a second look decides about what may be on its way.
+    /// Pause before the second look, which confirms findings that may be transient.
     pub(crate) settle: Duration,
 }
 
@@ -62,7 +62,7 @@ struct Found {
     cluster: Cluster,
 }
 
-/// Looks, and says what does not add up; and takes back what is nobody's, if asked to.
+/// Reports the findings, publishes their number, and repairs them, as the settings say.
 pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<ExitCode, Failure> {
     let work = async {
         let Found { findings, counts, snapshot, cluster } = find(&settings).await?;
@@ -84,21 +84,23 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
     }
 }
 
-/// Writes the rights that are needed.
+/// Prints the required permissions.
 pub(crate) fn print_rights() -> Result<ExitCode, Failure> {
     stdout::write(rights::RIGHTS)?;
     Ok(Exit::Done.into())
 }
 
-/// What does not add up: seen twice, if it may have been on its way.
+/// Reads and judges everything once, and again if a finding may be transient.
 async fn find(settings: &Settings) -> Result<Found, Failure> {
     let mut found = look(settings).await?;
     let unsettled = found.findings.iter().filter(|finding| finding.code.may_settle()).count();
     if unsettled > 0 && !settings.settle.is_zero() {
         let seconds = settings.settle.as_secs();
-        tracing::info!("looks again in {seconds} s at {unsettled} that may be on their way");
+        tracing::info!(
+            "looking again in {seconds} s at {unsettled} findings that may be transient"
+        );
         tokio::time::sleep(settings.settle).await;
-        // Only one snapshot at a time is in memory.
+        // Dropped before the second look, so that only one snapshot is in memory at a time.
         let earlier = found.findings;
         drop(found.snapshot);
         found = look(settings).await?;
@@ -130,7 +132,7 @@ fn now() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// One line a code, for those who read logs.
+/// Logs one line for each code, for readers of the log only.
 fn summarize(findings: &[Finding], counts: Counts) {
     let Counts { pods, sidecars, registrations } = counts;
     tracing::info!(

@@ -1,13 +1,13 @@
-//! How far it has come, on a terminal only.
+//! Shows the progress of the audit, only on a terminal.
 
 use std::io::{IsTerminal, Write as _};
 
-/// A line on stderr that counts what was read; gone when it is dropped.
+/// A line on stderr with the number of objects read so far; erased on drop.
 pub(super) struct Progress {
     is_shown: bool,
 }
 
-/// After how many objects it is written anew.
+/// Number of objects after which the line is updated.
 const STEP: usize = 100;
 
 impl Progress {
@@ -17,7 +17,7 @@ impl Progress {
 
     pub(super) fn at(&mut self, what: &str, count: usize) {
         if self.is_shown && count.is_multiple_of(STEP) {
-            // Nobody misses it.
+            // A failure to show progress is harmless.
             let _ = write!(std::io::stderr(), "\r\x1b[Kread {count} {what}");
         }
     }

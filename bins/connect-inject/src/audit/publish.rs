@@ -1,4 +1,4 @@
-//! Leaves the results in a ConfigMap, from which the injector's metrics have them.
+//! Writes the number of findings to a ConfigMap, from which the injector exports metrics.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,10 +13,9 @@ use super::finding::{Code, Filter, Finding};
 use crate::kubernetes::Refusal;
 use crate::results::{Found, KEY, Results};
 
-/// How long it may take.
+/// Timeout of the request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A ConfigMap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ConfigMap {
     namespace: String,
@@ -36,7 +35,7 @@ impl FromStr for ConfigMap {
     }
 }
 
-/// Writes what was found into the ConfigMap, which is to exist.
+/// Writes the results to the ConfigMap, which must exist.
 pub(super) async fn publish(
     settings: &Settings,
     map: &ConfigMap,
@@ -56,14 +55,17 @@ pub(super) async fn publish(
             Exit::Failure,
             match refusal {
                 Refusal::Denied(problem) | Refusal::Failed(problem) => problem,
-                Refusal::Missing => format!("there is no ConfigMap {namespace}/{name}"),
+                Refusal::Missing => format!("ConfigMap {namespace}/{name} does not exist"),
             },
         );
-        failure.hint("the chart makes the ConfigMap and gives the right to patch it: connectInject.audit.metrics")
+        failure.hint(
+            "set connectInject.audit.metrics: the chart then creates the ConfigMap and grants the \
+             permission to patch it",
+        )
     })
 }
 
-/// Each code that was looked for, found or not.
+/// The number of findings of each code that the filter includes, even if 0.
 fn results(filter: &Filter, findings: &[Finding], time: i64) -> Results {
     let looked_for = |code: &&Code| filter.only.is_empty() || filter.only.contains(code);
     let count = |code: &Code| Found {
@@ -80,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_code_that_was_looked_for_is_counted() {
+    fn each_code_that_the_filter_includes_is_counted() {
         let findings = [Finding::new(Code::TokenOrphaned, "Token", "a")];
         let all = results(&Filter::default(), &findings, 7);
         assert_eq!((all.time, all.findings.len()), (7, Code::ALL.len()));
@@ -92,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configmap_is_named_with_its_namespace() {
+    fn a_configmap_is_parsed_from_namespace_and_name() {
         let map = ConfigMap { namespace: "consul".to_owned(), name: "a.b-c".to_owned() };
         assert_eq!("consul/a.b-c".parse(), Ok(map));
         for text in ["", "a", "/a", "a/", "a/b/c", "a/b?c"] {

@@ -1,5 +1,5 @@
-//! Takes back what is provably nobody's: registrations and tokens of pods that are gone.
-//! It shows a plan, asks, and looks again right before each act.
+//! Removes registrations and ACL tokens whose pod is provably gone. Shows the plan, asks for
+//! confirmation, and checks each of them again right before removing it.
 
 use std::fmt;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
@@ -17,35 +17,35 @@ use super::snapshot::{AgentNode, PodKey, Registration, Snapshot};
 use super::{Settings, gather};
 use crate::kubernetes::Refusal;
 
-/// How long the agent of a node has to answer.
+/// Timeout of each request to the agent of a node.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Whether it asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Repair {
-    /// At the terminal, before anything is taken back.
+    /// Ask on the terminal before anything is removed.
     Ask,
-    /// Not at all: `--yes`.
+    /// `--yes`: don't ask.
     Agreed,
 }
 
-/// What is to be taken back.
+/// A candidate for removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Item {
     Registration(Registration),
     Token(LoginToken, PodKey),
 }
 
-/// What became of an item, in a sentence.
+/// The result for an item: how it was removed, or why it was kept.
 enum Done {
-    Taken(String),
-    Left(String),
+    Removed(String),
+    Kept(String),
 }
 
-/// Takes back what can be, of what was found. Returns how much was.
+/// Removes the registrations and tokens of the findings whose pod is provably gone. Returns
+/// the number of removed items.
 ///
 /// # Errors
-/// Nobody can be asked.
+/// `--yes` is not set, and there is no terminal to ask on.
 pub(super) async fn repair(
     settings: &Settings,
     seen: &Snapshot,
@@ -53,39 +53,39 @@ pub(super) async fn repair(
     by: Judging<'_>,
     how: Repair,
 ) -> Result<usize, Failure> {
-    let (plan, left) = plan(seen, findings);
-    for (item, why) in left {
-        tracing::warn!("left {item}: {why}");
+    let (plan, kept) = plan(seen, findings);
+    for (item, why) in kept {
+        tracing::warn!("kept {item}: {why}");
     }
     if plan.is_empty() {
-        tracing::info!("nothing to take back");
+        tracing::info!("nothing to remove");
         return Ok(0);
     }
     if !is_agreed(&plan, how)? {
-        tracing::info!("nothing was taken back");
+        tracing::info!("nothing was removed");
         return Ok(0);
     }
     let again = Again { settings, seen, by };
     let mut count = 0;
     for item in plan {
         let done = match &item {
-            Item::Registration(registration) => again.take_back(registration).await,
+            Item::Registration(registration) => again.deregister(registration).await,
             Item::Token(token, pod) => again.delete(token, pod).await,
         };
-        let done = done.unwrap_or_else(Done::Left);
+        let done = done.unwrap_or_else(Done::Kept);
         match done {
-            Done::Taken(how) => {
+            Done::Removed(how) => {
                 count += 1;
-                tracing::info!("took back {item}: {how}");
+                tracing::info!("removed {item}: {how}");
             }
-            Done::Left(why) => tracing::warn!("left {item}: {why}"),
+            Done::Kept(why) => tracing::warn!("kept {item}: {why}"),
         }
     }
     Ok(count)
 }
 
-/// What of the findings is provably nobody's, sidecars before their services; and why the
-/// rest is not.
+/// The items to remove, sidecars before their services; and the items to keep, with the
+/// reason.
 fn plan(seen: &Snapshot, findings: &[Finding]) -> (Vec<Item>, Vec<(Item, String)>) {
     let names = |code: Code, name: &str, namespace: &str| {
         findings.iter().any(|finding| {
@@ -99,12 +99,12 @@ fn plan(seen: &Snapshot, findings: &[Finding]) -> (Vec<Item>, Vec<(Item, String)
         let pod = pod_of(token)?;
         names(Code::TokenOrphaned, &token.accessor_id, &pod.0).then_some((token, pod))
     });
-    let (mut sure, mut left) = (Vec::new(), Vec::new());
+    let (mut sure, mut kept) = (Vec::new(), Vec::new());
     for registration in registrations {
         let item = Item::Registration(registration.clone());
         match why_not(seen, registration) {
             None => sure.push(item),
-            Some(why) => left.push((item, why)),
+            Some(why) => kept.push((item, why)),
         }
     }
     sure.sort_by_key(|item| !matches!(item, Item::Registration(r) if r.is_proxy));
@@ -112,74 +112,75 @@ fn plan(seen: &Snapshot, findings: &[Finding]) -> (Vec<Item>, Vec<(Item, String)
         let item = Item::Token(token.clone(), pod.clone());
         match why_not_token(seen, token, &pod) {
             None => sure.push(item),
-            Some(why) => left.push((item, why)),
+            Some(why) => kept.push((item, why)),
         }
     }
-    (sure, left)
+    (sure, kept)
 }
 
-/// Why a registration may be somebody's.
+/// Why a registration may still belong to something; `None` if it provably doesn't.
 fn why_not(seen: &Snapshot, registration: &Registration) -> Option<String> {
     if !registration.is_ours() {
         return Some(
-            "its id is not one that connect-init gives: somebody registered it".to_owned(),
+            "its ID is not in the form of connect-init: something else registered it".to_owned(),
         );
     }
-    let Some(pods) = &seen.pods else { return Some("pods may not be read".to_owned()) };
+    let Some(pods) = &seen.pods else { return Some("pods cannot be read".to_owned()) };
     if pods.get(&registration.pod).is_some_and(|pod| !pod.ended) {
-        return Some("its pod is there".to_owned());
+        return Some("its pod exists".to_owned());
     }
     let Some((name, node)) = seen.node_of(&registration.node) else {
         return Some("its node is not one of this cluster".to_owned());
     };
     if !node.ready {
-        return Some(format!("the kubelet of {name} is away: the pod may run there yet"));
+        return Some(format!("the kubelet of {name} is unreachable: the pod may still run there"));
     }
-    let is_renewed = registration.heartbeat.as_ref().is_some_and(|(status, _)| status == "passing");
+    let is_renewed =
+        registration.heartbeat.as_ref().is_some_and(|(status, _)| status != "critical");
     (is_renewed && seen.is_alive(&registration.node))
-        .then(|| format!("its heartbeat is renewed: something of the pod runs on {name} yet"))
+        .then(|| format!("its TTL check has not expired: the pod may still run on {name}"))
 }
 
-/// Why a token of a pod may be somebody's. Which node the pod was on, a token does not
-/// say.
+/// Why a pod's token may still be in use; `None` if it provably isn't. A token does not name
+/// the pod's node, so all kubelets must be reachable.
 fn why_not_token(seen: &Snapshot, token: &LoginToken, pod: &PodKey) -> Option<String> {
     let (Some(pods), Some(nodes)) = (&seen.pods, &seen.nodes) else {
-        return Some("pods and nodes may not be read".to_owned());
+        return Some("pods and nodes cannot be read".to_owned());
     };
     if !is_ownerless(token, pod, pods) {
-        return Some("its pod is there".to_owned());
+        return Some("its pod exists".to_owned());
     }
     if let Some((name, _)) = nodes.iter().find(|(_, node)| !node.ready) {
-        return Some(format!("the kubelet of {name} is away: the pod may run there yet"));
+        return Some(format!("the kubelet of {name} is unreachable: the pod may still run there"));
     }
-    // One of its name is another's.
+    // If a pod of that name exists, the registration is that pod's.
     let is_registered = !pods.contains_key(pod)
         && seen.registrations.iter().any(|registration| registration.pod == *pod);
     is_registered.then(|| "its pod is still registered".to_owned())
 }
 
-/// Shows the plan and asks.
+/// Shows the plan and asks for confirmation.
 fn is_agreed(plan: &[Item], how: Repair) -> Result<bool, Failure> {
     let mut stderr = std::io::stderr();
     for item in plan {
         // Nothing can be done about a closed stderr.
-        let _ = writeln!(stderr, "would take back {item}");
+        let _ = writeln!(stderr, "would remove {item}");
     }
     if how == Repair::Agreed {
         return Ok(true);
     }
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
-        return Err(Failure::usage("--repair: there is no terminal to ask at")
-            .hint("look at the list above, and add --yes"));
+        return Err(Failure::usage("--repair: no terminal to ask for confirmation on")
+            .hint("check the list above, and add --yes"));
     }
-    let _ = write!(stderr, "Take back these {}? [y/N] ", plan.len());
+    let _ = write!(stderr, "Remove these {}? [y/N] ", plan.len());
     let mut answer = String::new();
     let read = stdin.lock().read_line(&mut answer);
     Ok(read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// Takes a registration back at the agent of its node; none if the agent does not have it.
+/// Deregisters at the agent of the registration's node; `None` if the agent does not have it.
 async fn at_the_agent(
     agent: &Agent,
     planned: &Registration,
@@ -190,18 +191,20 @@ async fn at_the_agent(
         && meta.get("k8s-namespace") == Some(&planned.pod.0)
         && held.address == planned.address;
     if !is_it {
-        return Ok(Some(Done::Left("the agent has another of that id".to_owned())));
+        return Ok(Some(Done::Kept("the agent has another service with this ID".to_owned())));
     }
     Ok(match agent.deregister(&planned.id).await? {
-        Deregistered::Gone => Some(Done::Taken(format!("at the agent of {}", planned.node))),
+        Deregistered::Gone => {
+            Some(Done::Removed(format!("deregistered at the agent of {}", planned.node)))
+        }
         Deregistered::WasUnknown => None,
     })
 }
 
-/// Looks again, and acts.
+/// Checks each item again and removes it.
 struct Again<'a> {
     settings: &'a Settings,
-    /// What was seen at first.
+    /// The snapshot of the findings.
     seen: &'a Snapshot,
     by: Judging<'a>,
 }
@@ -209,18 +212,18 @@ struct Again<'a> {
 // === impl Again ===
 
 impl Again<'_> {
-    /// Takes a registration back at the agent that holds it or, if that can't be reached,
+    /// Deregisters at the agent of the registration's node or, if the agent can't be reached,
     /// in the catalog.
     ///
     /// # Errors
-    /// Why it was left.
-    async fn take_back(&self, planned: &Registration) -> Result<Done, String> {
+    /// Why the registration was kept.
+    async fn deregister(&self, planned: &Registration) -> Result<Done, String> {
         let seen = self.look(planned).await?;
         let Some(now) = seen.registrations.iter().find(|now| now.id == planned.id) else {
-            return Err("it is gone by now".to_owned());
+            return Err("it no longer exists".to_owned());
         };
         if now.pod != planned.pod || now.address != planned.address {
-            return Err("it was replaced meanwhile".to_owned());
+            return Err("it was replaced in the meantime".to_owned());
         }
         if let Some(why) = why_not(&seen, now) {
             return Err(why);
@@ -231,19 +234,20 @@ impl Again<'_> {
                 Ok(Some(done)) => return Ok(done),
                 Ok(None) => {}
                 Err(error) if error.is_no_answer() => {
-                    tracing::debug!("the agent of {node} can't be reached: {error}");
+                    tracing::debug!("the agent of {node} cannot be reached: {error}");
                 }
                 Err(error) => return Err(error.to_string()),
             }
         }
-        let taken = self.settings.agent.deregister_from_catalog(node, &planned.id).await;
-        taken.map_err(|error| error.to_string())?;
-        Ok(Done::Taken(format!(
-            "out of the catalog; if the agent of {node} still holds it, it puts it back"
+        let removed = self.settings.agent.deregister_from_catalog(node, &planned.id).await;
+        removed.map_err(|error| error.to_string())?;
+        Ok(Done::Removed(format!(
+            "deregistered from the catalog; if the agent of {node} still has it, the agent \
+             registers it again"
         )))
     }
 
-    /// What matters of a registration, as it is now.
+    /// The current state of everything that decides about a registration.
     async fn look(&self, planned: &Registration) -> Result<Snapshot, String> {
         let Some((name, _)) = self.seen.node_of(&planned.node) else {
             return Err("its node is not one of this cluster".to_owned());
@@ -265,8 +269,8 @@ impl Again<'_> {
         })
     }
 
-    /// The agent of a registration's node, as pods of that node reach it; none if that is
-    /// not known.
+    /// The agent of a registration's node, at the address that pods of that node use; `None`
+    /// if the address is unknown.
     fn agent_of(&self, seen: &Snapshot, planned: &Registration) -> Option<Agent> {
         let (name, node) = seen.node_of(&planned.node)?;
         let host = node.addresses.iter().find_map(|address| address.parse::<IpAddr>().ok())?;
@@ -285,7 +289,7 @@ impl Again<'_> {
     /// Deletes a token.
     ///
     /// # Errors
-    /// Why it was left.
+    /// Why the token was kept.
     async fn delete(&self, planned: &LoginToken, key: &PodKey) -> Result<Done, String> {
         let agent = &self.settings.agent;
         let pod = gather::pod(self.settings, key, self.by).await.map_err(words)?;
@@ -300,18 +304,18 @@ impl Again<'_> {
         }
         let now = agent.login_token(&planned.accessor_id).await;
         match now.map_err(|error| error.to_string())? {
-            None => return Err("it is gone by now".to_owned()),
+            None => return Err("it no longer exists".to_owned()),
             Some(now) if now.description != planned.description => {
-                return Err("it is another token now".to_owned());
+                return Err("its description changed in the meantime".to_owned());
             }
             Some(_) => {}
         }
         agent.delete_token(&planned.accessor_id).await.map_err(|error| error.to_string())?;
-        Ok(Done::Taken("deleted".to_owned()))
+        Ok(Done::Removed("deleted".to_owned()))
     }
 }
 
-/// Why something can't be looked at again.
+/// Why something can't be read again.
 fn words(refusal: Refusal) -> String {
     match refusal {
         Refusal::Denied(problem) | Refusal::Failed(problem) => problem,
@@ -353,7 +357,7 @@ mod tests {
         }
     }
 
-    /// A pod that is gone, with a registration and a token.
+    /// A registration and a token of a pod that is gone.
     fn seen() -> Snapshot {
         let ready = Node { ready: true, ..Node::default() };
         let alive = AgentNode { alive: true, ..AgentNode::default() };
@@ -379,30 +383,33 @@ mod tests {
     }
 
     #[test]
-    fn a_registration_of_a_pod_that_is_gone_is_nobodys() {
+    fn a_registration_whose_pod_is_gone_may_be_removed() {
         assert_eq!(guarded(|_| {}), "");
         let ended = Pod { ended: true, ..Pod::default() };
         assert_eq!(guarded(|seen| seen.pods = Some([(pod(), ended)].into())), "");
     }
 
     #[test]
-    fn a_registration_that_may_be_somebodys_is_left() {
+    fn a_registration_that_may_be_in_use_is_kept() {
         let there = |seen: &mut Snapshot| seen.pods = Some([(pod(), Pod::default())].into());
-        assert_eq!(guarded(there), "its pod is there");
+        assert_eq!(guarded(there), "its pod exists");
         let away = |seen: &mut Snapshot| {
             seen.nodes.as_mut().unwrap().get_mut("n1").unwrap().ready = false;
         };
-        assert!(guarded(away).contains("kubelet of n1 is away"));
+        assert!(guarded(away).contains("kubelet of n1 is unreachable"));
         let by_hand = |seen: &mut Snapshot| seen.registrations[0].id = "web".to_owned();
-        assert!(guarded(by_hand).contains("somebody registered it"));
+        assert!(guarded(by_hand).contains("something else registered it"));
         let elsewhere = |seen: &mut Snapshot| seen.nodes = Some(BTreeMap::new());
         assert_eq!(guarded(elsewhere), "its node is not one of this cluster");
-        let renewed = |seen: &mut Snapshot| {
-            seen.registrations[0].heartbeat = Some(("passing".to_owned(), String::new()));
+        let renewed_as = |seen: &mut Snapshot, status: &str| {
+            seen.registrations[0].heartbeat = Some((status.to_owned(), String::new()));
         };
-        assert!(guarded(renewed).contains("heartbeat is renewed"));
-        assert_eq!(guarded(|seen| seen.pods = None), "pods may not be read");
-        // An agent that is away says passing for ever.
+        let renewed = |seen: &mut Snapshot| renewed_as(seen, "passing");
+        assert!(guarded(renewed).contains("TTL check has not expired"));
+        let warned = guarded(|seen| renewed_as(seen, "warning"));
+        assert!(warned.contains("TTL check has not expired"), "{warned}");
+        assert_eq!(guarded(|seen| seen.pods = None), "pods cannot be read");
+        // Without its agent, a TTL check stays passing in the catalog.
         let stale = |seen: &mut Snapshot| {
             renewed(seen);
             seen.agents.as_mut().unwrap().get_mut("n1").unwrap().alive = false;
@@ -411,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_may_be_somebodys_is_left() {
+    fn a_token_that_may_be_in_use_is_kept() {
         let guarded = |change: &dyn Fn(&mut Snapshot)| {
             let mut seen = seen();
             seen.registrations.clear();
@@ -422,11 +429,11 @@ mod tests {
         assert_eq!(guarded(&|_| {}), "");
         assert_eq!(
             guarded(&|seen| seen.pods = Some([(pod(), Pod::default())].into())),
-            "its pod is there"
+            "its pod exists"
         );
         assert!(
             guarded(&|seen| seen.nodes.as_mut().unwrap().get_mut("n1").unwrap().ready = false)
-                .contains("kubelet of n1 is away")
+                .contains("kubelet of n1 is unreachable")
         );
         assert_eq!(
             guarded(&|seen| seen.registrations.push(registration())),
@@ -435,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_found_is_planned_sidecars_first() {
+    fn only_findings_are_planned_and_sidecars_come_first() {
         let mut seen = seen();
         seen.registrations.push(Registration {
             id: "shop_web-0_web-sidecar-proxy".to_owned(),
@@ -450,7 +457,7 @@ mod tests {
             found(Code::RegistrationOrphaned, "shop_web-0_web-sidecar-proxy"),
             found(Code::TokenOrphaned, "a"),
         ];
-        let (sure, left) = plan(&seen, &findings);
+        let (sure, kept) = plan(&seen, &findings);
         let names: Vec<String> = sure.iter().map(ToString::to_string).collect();
         assert_eq!(
             names,
@@ -459,6 +466,6 @@ mod tests {
                 "registration shop_web-0_web of node n1",
             ]
         );
-        assert_eq!(left.len(), 1, "the token, whose pod is still registered");
+        assert_eq!(kept.len(), 1, "the token, whose pod is still registered");
     }
 }

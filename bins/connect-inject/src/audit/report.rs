@@ -1,4 +1,4 @@
-//! Findings for people and for programs.
+//! Formats findings for people and for programs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,16 +7,16 @@ use serde::Serialize;
 
 use super::finding::{Code, Finding};
 
-/// How findings are written.
+/// Format of the findings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Output {
-    /// A line for each, and what to do below.
+    /// A line for each finding, followed by what to do about each code
     Table,
-    /// One JSON object, for programs.
+    /// One JSON object, for programs
     Json,
 }
 
-/// What was looked at. The field names are an interface.
+/// The number of objects that were checked. The field names are part of the JSON interface.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct Counts {
     pub(super) pods: usize,
@@ -31,7 +31,7 @@ pub(super) fn write(findings: &[Finding], counts: Counts, output: Output) -> Str
     }
 }
 
-/// How many findings there are of each code.
+/// The number of findings of each code.
 pub(super) fn by_code(findings: &[Finding]) -> BTreeMap<&'static str, usize> {
     let mut counted = BTreeMap::new();
     for finding in findings {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_aligned_columns_and_says_what_to_do_once() {
+    fn a_table_has_aligned_columns_and_gives_each_advice_once() {
         let text = write(&findings(), Counts::default(), Output::Table);
         let lines: Vec<&str> = text.lines().collect();
         let column = lines[0].find("WHAT").unwrap();

@@ -1,6 +1,6 @@
-//! The rights with which nothing is left unread, and none beside.
+//! The permissions that a complete audit requires, and no others.
 
-/// A ClusterRole, and as a comment a policy of Consul's ACLs, as one document of YAML.
+/// A YAML document: a ClusterRole, and in comments the rules of a Consul ACL policy.
 pub(super) const RIGHTS: &str = r#"# Kubernetes: kubectl apply -f -
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -27,6 +27,6 @@ rules:
 # }
 # acl = "read"
 #
-# --repair also requires, for what it takes back: node_prefix "" and service_prefix ""
-# with policy = "write", and acl = "write".
+# --repair also requires write access to what it removes: policy = "write" for
+# node_prefix "" and service_prefix "", and acl = "write".
 "#;

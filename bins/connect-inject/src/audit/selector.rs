@@ -1,4 +1,4 @@
-//! Label selectors, as the API server reads those of webhooks.
+//! Label selectors of webhooks, evaluated as the API server does.
 //!
 //! Source: "Labels and Selectors" of the Kubernetes documentation.
 
@@ -24,7 +24,7 @@ struct Expression {
 }
 
 impl Selector {
-    /// Reads one; none is empty.
+    /// Reads a selector; an absent one is empty.
     pub(super) fn of(value: &Value) -> Self {
         serde_json::from_value(value.clone()).unwrap_or_default()
     }
@@ -44,7 +44,7 @@ impl Expression {
             "NotIn" => !is_listed,
             "Exists" => value.is_some(),
             "DoesNotExist" => value.is_none(),
-            // A newer operator: nothing is claimed of what it leaves out.
+            // A newer operator may exclude objects, but that is unknown here.
             _ => true,
         }
     }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_selector_matches_as_the_api_servers() {
+    fn a_selector_matches_the_same_labels_as_in_the_api_server() {
         let labels = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
         for (selector, matches) in [
             (json!(null), true),

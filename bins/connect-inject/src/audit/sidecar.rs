@@ -1,4 +1,4 @@
-//! The sidecar that a pod has, against the one that the injector would give it now.
+//! Compares a pod's sidecar with the one that the injector would give the pod now.
 
 use serde_json::{Map, Value};
 
@@ -10,19 +10,27 @@ use crate::names::{HELPER, INIT_CONTAINER, REDIRECT, SIDECAR, VOLUME};
 use crate::outcome::Outcome;
 use crate::policy::{Cluster, Policy};
 
-/// What a restart would change.
+/// What a restart of the pod would change, with details for the finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// An image differs from what the injector would use now.
+    /// An image differs from the one that the injector would use now.
     Images(String),
-    /// What is registered: the annotations are not those of the injection.
+    /// The annotations that define the registration changed after the injection.
     Annotations(String),
-    /// Another setting of the injector's.
+    /// Anything else, because of other settings of the injector.
     Policy(String),
 }
 
-/// The parts of a container that the injector decides. Not its resources, which the
-/// API server writes in other words and a LimitRange fills in, nor its mounts.
+/// One of our containers.
+struct Ours<'p> {
+    /// As the injector would add it now.
+    wanted: &'p Value,
+    /// As it is in the pod.
+    found: Option<&'p Value>,
+}
+
+/// The fields of a container that the injector sets. Resources are not compared, because the
+/// API server normalizes quantities and a LimitRange adds defaults; nor are mounts.
 const COMPARED: [&str; 8] = [
     "args",
     "command",
@@ -34,16 +42,17 @@ const COMPARED: [&str; 8] = [
     "restartPolicy",
 ];
 
-/// The flags of `connect-init` that annotations alone decide.
+/// The flags of `connect-init` that depend on annotations only.
 const ANNOTATED: [&str; 5] = ["--service=", "--upstream=", "--tag=", "--meta=", "--proxy-config="];
 
-/// The CA of the agents, which only the injector's pod knows.
+/// Holds the agents' CA. The audit may not know this CA, because its file is in the injector's
+/// pod.
 const CA: &str = "CONSUL_CACERT_PEM";
 
-/// What depends on whether there is such a CA.
+/// Variables whose default depends on whether there is such a CA.
 const ADDRESSES: [&str; 2] = ["CONSUL_HTTP_ADDR", "CONSUL_GRPC_ADDR"];
 
-/// The sidecar of a pod; none if it has none of ours.
+/// Reads the sidecar of a pod; `None` if the pod has none of ours.
 pub(super) fn sidecar(pod: &Value) -> Option<Sidecar> {
     let init = container(pod, INIT_CONTAINER)?;
     let services: Vec<String> = strings(&init["args"])
@@ -67,14 +76,15 @@ pub(super) fn has_another(pod: &Value) -> bool {
     [SIDECAR, "consul-dataplane"].iter().any(|name| container(pod, name).is_some())
 }
 
-/// What a restart would change of a pod with a sidecar of ours.
+/// What a restart would change in a pod with our sidecar.
 pub(super) fn change(
     pod: &Value,
     namespace: &str,
     policy: &Policy,
     cluster: &Cluster,
 ) -> Option<Change> {
-    // Whether the sleep before an application's end is ours, the pod does not say.
+    // The pod does not show whether it brought its preStop sleep or the injector added it. A
+    // change is reported only if both assumptions lead to one.
     let mut first = None;
     for keeps_sleep in [false, true] {
         let change = change_of(pod, &as_it_came(pod, keeps_sleep), namespace, policy, cluster)?;
@@ -93,66 +103,29 @@ fn change_of(
     let verdict = judge(before, namespace, policy, cluster);
     let Some(edits) = verdict.edits else {
         let is_skipped = verdict.reason.outcome() == Outcome::Skipped;
-        return is_skipped.then(|| {
-            Change::Policy(format!("the injector would give it none now: {}", verdict.message))
-        });
+        return is_skipped
+            .then(|| Change::Policy(format!("the pod would get no sidecar: {}", verdict.message)));
     };
     let now = inject::edited(before.clone(), edits).ok()?;
-    let ours: Vec<(&Value, Option<&Value>)> = containers(&now)
+    let ours: Vec<Ours<'_>> = containers(&now)
         .filter(|container| is_ours(container))
-        .map(|wanted| (wanted, self::container(pod, name(wanted))))
+        .map(|wanted| Ours { wanted, found: container(pod, name(wanted)) })
         .collect();
-    let images = ours.iter().find_map(|(wanted, found)| {
-        let (wanted, found) = (wanted["image"].as_str()?, (*found)?["image"].as_str()?);
-        (wanted != found).then(|| format!("{found}, where the injector gives {wanted}"))
-    });
-    let declared = ours.iter().find_map(|(wanted, found)| {
-        let (wanted, found) = (declared(wanted), declared((*found)?));
-        (wanted != found).then(|| {
-            let only = |these: &[&str], those: &[&str]| {
-                let only: Vec<_> =
-                    these.iter().filter(|arg| !those.contains(arg)).copied().collect();
-                if only.is_empty() { "nothing".to_owned() } else { only.join(" ") }
-            };
-            format!("{} became {}", only(&found, &wanted), only(&wanted, &found))
-        })
-    });
-    if let Some(declared) = declared {
+    if let Some(declared) = ours.iter().find_map(Ours::declared) {
         return Some(Change::Annotations(declared));
     }
-    if let Some(images) = images {
+    if let Some(images) = ours.iter().find_map(Ours::image) {
         return Some(Change::Images(images));
     }
-    // The probes of a transparent pod were rewritten, and what they were is not known.
+    // The injector rewrote the probes of a transparent pod; their original form is unknown.
     if container(pod, REDIRECT).is_some() {
         return None;
     }
-    let mut differences = Vec::new();
-    for (wanted, found) in ours {
-        let name = name(wanted);
-        let Some(found) = found else {
-            differences.push(format!("container {name}"));
-            continue;
-        };
-        let knows_ca = has_variable(wanted, CA) || !has_variable(found, CA);
-        for field in COMPARED {
-            let mut wanted = wanted.clone();
-            if let Some(Value::Array(variables)) = wanted.get_mut("env") {
-                variables.retain(|variable| {
-                    let name = self::name(variable);
-                    name != CA && (knows_ca || !ADDRESSES.contains(&name))
-                });
-            }
-            compare(&wanted[field], &found[field], &format!("{name}.{field}"), &mut differences);
-        }
-        if !wanted["restartPolicy"].is_string() && found["restartPolicy"].is_string() {
-            differences.push(format!("{name}.restartPolicy"));
-        }
-    }
+    let differences: Vec<String> = ours.iter().flat_map(Ours::differences).collect();
     (!differences.is_empty()).then(|| Change::Policy(differences.join(", ")))
 }
 
-/// The pod as it came to the injector, as far as can be told.
+/// Reconstructs the pod as it was before the injection, as far as possible.
 fn as_it_came(pod: &Value, keeps_sleep: bool) -> Value {
     let mut pod = pod.clone();
     for (field, key) in [("annotations", STATUS), ("annotations", UNDO), ("labels", STATUS)] {
@@ -210,15 +183,15 @@ fn strings(list: &Value) -> impl Iterator<Item = &str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// What annotations alone decide of a container.
+/// The arguments of a container that depend on annotations only.
 fn declared(container: &Value) -> Vec<&str> {
     strings(&container["args"])
         .filter(|arg| ANNOTATED.iter().any(|flag| arg.starts_with(flag)))
         .collect()
 }
 
-/// Notes what of the wanted is not found. The API server and other webhooks may have
-/// added to it.
+/// Notes the places where `found` lacks or contradicts something in `wanted`. Additional
+/// values are fine, because the API server and other webhooks add some.
 fn compare(wanted: &Value, found: &Value, place: &str, differences: &mut Vec<String>) {
     match (wanted, found) {
         (Value::Null, _) => {}
@@ -251,6 +224,49 @@ fn is_named(element: &Value) -> bool {
     element.as_object().and_then(|fields: &Map<_, _>| fields.get("name")).is_some()
 }
 
+// === impl Ours ===
+
+impl Ours<'_> {
+    /// How the image differs.
+    fn image(&self) -> Option<String> {
+        let (wanted, found) = (self.wanted["image"].as_str()?, self.found?["image"].as_str()?);
+        (wanted != found).then(|| format!("{found}, but the injector would now use {wanted}"))
+    }
+
+    /// How the arguments that depend on annotations differ.
+    fn declared(&self) -> Option<String> {
+        let (wanted, found) = (declared(self.wanted), declared(self.found?));
+        let only = |these: &[&str], those: &[&str]| {
+            let only: Vec<_> = these.iter().filter(|arg| !those.contains(arg)).copied().collect();
+            if only.is_empty() { "nothing".to_owned() } else { only.join(" ") }
+        };
+        (wanted != found)
+            .then(|| format!("from {} to {}", only(&found, &wanted), only(&wanted, &found)))
+    }
+
+    /// The places where the fields that the injector sets differ.
+    fn differences(&self) -> Vec<String> {
+        let name = name(self.wanted);
+        let Some(found) = self.found else { return vec![format!("container {name}")] };
+        let mut wanted = self.wanted.clone();
+        let knows_ca = has_variable(&wanted, CA) || !has_variable(found, CA);
+        if let Some(Value::Array(variables)) = wanted.get_mut("env") {
+            variables.retain(|variable| {
+                let name = self::name(variable);
+                name != CA && (knows_ca || !ADDRESSES.contains(&name))
+            });
+        }
+        let mut differences = Vec::new();
+        for field in COMPARED {
+            compare(&wanted[field], &found[field], &format!("{name}.{field}"), &mut differences);
+        }
+        if !wanted["restartPolicy"].is_string() && found["restartPolicy"].is_string() {
+            differences.push(format!("{name}.restartPolicy"));
+        }
+        differences
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -259,7 +275,7 @@ mod tests {
     use crate::annotation;
     use crate::policy::tests::{cluster, policy, policy_of};
 
-    /// A pod as it runs: injected, and with what API server and kubelet add.
+    /// A running pod: injected, and with the fields that API server and kubelet add.
     pub(crate) fn running(annotations: &Value, policy: &Policy, cluster: &Cluster) -> Value {
         let pod = json!({
             "metadata": {"name": "web-0", "namespace": "shop", "annotations": annotations},
@@ -302,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_the_injector_would_make_the_same_again_has_no_change() {
+    fn a_pod_that_the_injector_would_inject_the_same_way_again_has_no_change() {
         let modern = cluster("1.34");
         for flags in [
             &[][..],
@@ -329,9 +345,9 @@ mod tests {
         }
     }
 
-    /// On a machine without the injector's files.
+    /// The audit may run on a machine without the injector's files.
     #[test]
-    fn agents_with_a_ca_that_is_not_known_here_are_no_change() {
+    fn a_ca_that_the_audit_does_not_know_counts_as_unchanged() {
         let modern = cluster("1.34");
         let known = crate::policy::Cluster { roots: Some("ROOT".to_owned()), ..modern.clone() };
         let pod = running(&asking(), &policy_of(&["--enable-auto-encrypt"]), &known);
@@ -355,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn each_change_is_told_by_its_kind() {
+    fn a_change_of_image_annotation_or_policy_is_distinguished() {
         let modern = cluster("1.34");
         let old = policy();
         let pod = running(&asking(), &old, &modern);
@@ -363,7 +379,7 @@ mod tests {
         new.envoy_image = "envoy:2".to_owned();
         let found = change(&pod, "shop", &new, &modern);
         let Some(Change::Images(sentence)) = found else { panic!("{found:?}") };
-        assert_eq!(sentence, "envoy:1, where the injector gives envoy:2");
+        assert_eq!(sentence, "envoy:1, but the injector would now use envoy:2");
         let beside = policy_of(&["--default-transparent-proxy"]);
         let found = change(&pod, "shop", &beside, &modern);
         assert!(matches!(found, Some(Change::Policy(_))), "{found:?}");
@@ -381,7 +397,7 @@ mod tests {
         let found = change(&edited, "shop", &old, &modern);
         assert_eq!(
             found,
-            Some(Change::Annotations("nothing became --upstream=db:1234".to_owned()))
+            Some(Change::Annotations("from nothing to --upstream=db:1234".to_owned()))
         );
     }
 }

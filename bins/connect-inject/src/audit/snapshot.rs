@@ -1,5 +1,5 @@
-//! What is kept of a cluster and its Consul: only what is judged. A pod of 15 KiB
-//! leaves some hundred bytes here.
+//! The state of a cluster and its Consul. Keeps only what the audit judges: some hundred
+//! bytes of a pod of 15 KiB.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,35 +8,34 @@ use consul::catalog::{AuthMethod, BindingRule, Intention, LoginToken};
 use super::condition::Condition;
 use super::selector::Selector;
 
-/// What was seen at one time.
+/// What one look read. Most fields are `None` if the audit lacks the permission to read them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshot {
-    /// The pods by namespace and name; none: they may not be read.
     pub(super) pods: Option<BTreeMap<PodKey, Pod>>,
-    /// Kubernetes' nodes by their names; none: they may not be read.
+    /// Kubernetes nodes by name.
     pub(super) nodes: Option<BTreeMap<String, Node>>,
-    /// The labels of each namespace; none: they may not be read.
+    /// Labels of each namespace.
     pub(super) namespaces: Option<BTreeMap<String, BTreeMap<String, String>>>,
-    /// Who is asked about new pods; none: it may not be read.
+    /// Webhooks that the API server calls for new pods.
     pub(super) webhooks: Option<Vec<Webhook>>,
-    /// Consul's nodes by their names; none: they may not all be read.
+    /// Consul nodes by name.
     pub(super) agents: Option<BTreeMap<String, AgentNode>>,
-    /// Whether these are all: the ACL token sees them, and so what is missing.
+    /// Whether `registrations` and `agents` are complete. If ACLs hide some, a missing
+    /// registration proves nothing.
     pub(super) all_registrations: bool,
-    /// What pods are registered as.
     pub(super) registrations: Vec<Registration>,
-    /// The names of all services; none: they may not all be read.
+    /// Names of all services; `None` if ACLs hide some.
     pub(super) services: Option<BTreeSet<String>>,
-    /// The services that config entries redirect, split or route: nobody has to
-    /// register them.
+    /// Services with a service-resolver, service-router or service-splitter: they need no
+    /// instances.
     pub(super) virtual_services: BTreeSet<String>,
-    /// Who may connect to whom; none: it may not all be read.
+    /// `None` if ACLs hide some.
     pub(super) intentions: Option<Vec<Intention>>,
-    /// Whether connections are allowed that no intention is about; none: unknown.
+    /// Whether Consul allows a connection that no intention matches; `None` if unknown.
     pub(super) default_allows: Option<bool>,
-    /// The releases of Envoy that the agent supports; empty if it does not say.
+    /// Envoy releases that the agent supports; empty if the agent does not list them.
     pub(super) supported_envoys: Vec<String>,
-    /// What there is of the policy's auth method, if it names one.
+    /// `None` if the policy names no auth method.
     pub(super) login: Option<Login>,
 }
 
@@ -47,17 +46,17 @@ pub(super) type PodKey = (String, String);
 pub(super) struct Pod {
     pub(super) uid: String,
     pub(super) node: String,
-    /// Its addresses, the first one first.
+    /// The pod's addresses, `podIP` first.
     pub(super) ips: Vec<String>,
-    /// When it was created, in seconds since 1970.
+    /// Creation time in seconds since 1970.
     pub(super) created: i64,
-    /// Since when it is ready, in seconds since 1970; none: it is not.
+    /// Time since which the pod is ready, in seconds since 1970; `None` if it isn't.
     pub(super) ready: Option<i64>,
-    /// Whether it is to end.
+    /// Whether the pod is terminating.
     pub(super) ends: bool,
-    /// Whether all that it ran has ended.
+    /// Whether all containers have ended.
     pub(super) ended: bool,
-    /// What it was injected with, if it was.
+    /// `None` if the pod has no sidecar of ours.
     pub(super) sidecar: Option<Sidecar>,
 }
 
@@ -65,101 +64,101 @@ pub(super) struct Pod {
 pub(super) struct Sidecar {
     /// The services that the pod is registered as.
     pub(super) services: Vec<String>,
-    /// Whether it is a native one.
+    /// Whether it is a native sidecar.
     pub(super) native: bool,
-    /// The image with Envoy.
+    /// Envoy's image.
     pub(super) envoy: String,
     pub(super) service_account: String,
 }
 
-/// A node of Kubernetes.
+/// A Kubernetes node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Node {
     pub(super) addresses: Vec<String>,
-    /// Whether its kubelet says that all is well.
+    /// The node's condition `Ready`.
     pub(super) ready: bool,
-    /// The kubelet's version.
+    /// Version of the kubelet.
     pub(super) kubelet: String,
 }
 
-/// A node of Consul.
+/// A Consul node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct AgentNode {
     pub(super) address: String,
-    /// Whether gossip reaches its agent.
+    /// Whether gossip reaches the agent (the check `serfHealth`).
     pub(super) alive: bool,
-    /// The release of its agent; empty if it is not known.
+    /// The agent's Consul release; empty if unknown.
     pub(super) release: String,
 }
 
-/// What a pod is registered as: a service or its sidecar.
+/// A catalog entry whose meta names a pod: a service or its sidecar.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Registration {
-    /// The node of Consul.
+    /// The Consul node.
     pub(super) node: String,
     pub(super) id: String,
     /// The service's name.
     pub(super) service: String,
     pub(super) address: String,
-    /// The pod, by the meta.
+    /// The pod that the meta names.
     pub(super) pod: PodKey,
     /// Whether it is a sidecar.
     pub(super) is_proxy: bool,
-    /// The service that a sidecar stands for.
+    /// The service that a sidecar proxies; empty for a service.
     pub(super) destination: String,
-    /// The services that a sidecar reaches in its own datacenter.
+    /// A sidecar's upstreams in its own datacenter.
     pub(super) upstreams: Vec<String>,
-    /// Status and output of the heartbeat; none: it has none.
+    /// Status and output of the TTL check, if the agent has one.
     pub(super) heartbeat: Option<(String, String)>,
 }
 
-/// A webhook that is asked about new pods.
+/// A webhook that the API server calls for new pods.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Webhook {
-    /// The MutatingWebhookConfiguration.
+    /// Name of the MutatingWebhookConfiguration.
     pub(super) configuration: String,
     pub(super) name: String,
     pub(super) owner: Owner,
     pub(super) fails_closed: bool,
-    /// The CAs that the API server trusts, PEM.
+    /// PEM certificates of the CAs that the API server trusts for this webhook.
     pub(super) ca_bundle: String,
     /// Namespace, name and port of the Service.
     pub(super) service: Option<(String, String, u16)>,
     pub(super) namespaces: Selector,
     pub(super) objects: Selector,
-    /// What else has to hold for a pod: expressions in CEL.
+    /// The webhook's matchConditions.
     pub(super) conditions: Vec<Condition>,
-    /// What asking its Service found; none: it has none, or may not be read.
+    /// State of the Service; `None` without a Service, or if it can't be read.
     pub(super) served: Option<Served>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// Ours.
+    /// connect-inject.
     #[default]
     Us,
-    /// Consul's own injector.
+    /// The injector of consul-k8s.
     Consul,
 }
 
-/// What a webhook's Service and TLS handshakes with its endpoints found.
+/// The state of a webhook's Service, found by TLS handshakes with its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Served {
-    /// Certificates that the CAs have signed, and the first end in seconds since 1970.
+    /// caBundle verifies all certificates; the earliest expires then, in seconds since 1970.
     Trusted(i64),
-    /// Another.
+    /// caBundle does not verify a certificate, and why.
     Untrusted(String),
-    /// The API server has nobody to ask.
+    /// The API server has no endpoint to call, and why.
     Unreachable(String),
-    /// There are endpoints, and none can be reached from here.
+    /// There are ready endpoints, but the audit can't reach any of them, and why.
     Unchecked(String),
 }
 
-/// What there is of an auth method.
+/// An auth method with its tokens and binding rules.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Login {
     pub(super) name: String,
-    /// None: it does not exist.
+    /// `None` if it does not exist.
     pub(super) method: Option<AuthMethod>,
     pub(super) tokens: Vec<LoginToken>,
     pub(super) rules: Vec<BindingRule>,
@@ -168,8 +167,8 @@ pub(super) struct Login {
 // === impl Snapshot ===
 
 impl Snapshot {
-    /// The node of Kubernetes that a node of Consul is: by its name or its address.
-    /// None for one of another cluster, and for a machine without Kubernetes.
+    /// The Kubernetes node with the name or the address of a Consul node. `None` for a node of
+    /// another cluster and for a machine without Kubernetes.
     pub(super) fn node_of(&self, agent: &str) -> Option<(&str, &Node)> {
         let nodes = self.nodes.as_ref()?;
         if let Some((name, node)) = nodes.get_key_value(agent) {
@@ -182,7 +181,7 @@ impl Snapshot {
             .map(|(name, node)| (name.as_str(), node))
     }
 
-    /// Whether the agent of a node of Consul lives.
+    /// Whether gossip reaches the agent of a Consul node.
     pub(super) fn is_alive(&self, agent: &str) -> bool {
         self.agents.as_ref().and_then(|all| all.get(agent)).is_some_and(|agent| agent.alive)
     }
@@ -191,8 +190,8 @@ impl Snapshot {
 // === impl Registration ===
 
 impl Registration {
-    /// The id that the pod's own registration has. Anything else with the same meta
-    /// was registered by somebody else.
+    /// Whether the ID has the form that `connect-init` gives it. Any other registration with
+    /// the same meta comes from somebody else.
     pub(super) fn is_ours(&self) -> bool {
         let (namespace, pod) = &self.pod;
         let service = if self.is_proxy { &self.destination } else { &self.service };

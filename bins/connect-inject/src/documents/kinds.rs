@@ -1,4 +1,4 @@
-//! Where the pod of an object is.
+//! Finds the pods in an object.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,26 +14,26 @@ use crate::policy::{Cluster, Policy};
 use crate::values::boolean;
 use crate::{annotation, json};
 
-/// What became of a document.
+/// Result for a document.
 #[derive(Debug)]
 pub(crate) struct Findings<T> {
-    /// Each object of it: one, or those of a List.
+    /// A result for each object: one, or one for each item of a List.
     pub(crate) judged: Vec<Judged<T>>,
-    /// The document with its pods changed, if there is one.
+    /// The document with its pods changed, if any was.
     pub(crate) changed: Option<Value>,
 }
 
-/// What became of an object.
+/// Result for an object.
 #[derive(Debug)]
 pub(crate) struct Judged<T> {
     pub(crate) object: Object,
-    /// What became of its pod; none: there is no pod in it.
+    /// Result for its pod; `None` if it has no pod.
     pub(crate) finding: Option<T>,
-    /// What is wrong with the object around the pod.
+    /// A problem with the object around the pod.
     pub(crate) warning: Option<String>,
 }
 
-/// Which object it is, as people name one: `Deployment shop/web`.
+/// Identifies an object, as in `Deployment shop/web`.
 #[derive(Debug)]
 pub(crate) struct Object {
     kind: String,
@@ -41,17 +41,18 @@ pub(crate) struct Object {
     name: String,
 }
 
-/// Where an object's pods are.
+/// Where the pods of an object are.
 enum Place<'d> {
-    /// At this JSON pointer.
+    /// JSON pointer of the pod or pod template.
     Pod(&'static str),
-    /// In the objects at this JSON pointer, which may be of one version and kind.
+    /// JSON pointer of a list of objects, and the items' version and kind if the list
+    /// defines them.
     Items(&'static str, Option<(&'d str, &'d str)>),
     Nowhere,
 }
 
-/// Injects the pods of a document. One that was injected before is injected anew
-/// if that makes a difference.
+/// Injects the pods of a document. Injects a pod again if it was injected before and the
+/// result would differ now.
 pub(crate) fn inject(document: &Value, namespace: &str, policy: &Policy) -> Findings<Verdict> {
     let claims = json::find(document, "/spec/volumeClaimTemplates");
     let inject = |pod: &Value, namespace: &str| {
@@ -77,8 +78,8 @@ pub(crate) fn inject(document: &Value, namespace: &str, policy: &Policy) -> Find
     })
 }
 
-/// Does something with each pod of a document: what comes of it, and the pod
-/// that takes its place, if one does.
+/// Calls `treat` for each pod of a document. It returns the result, and the changed pod if
+/// there is one.
 pub(crate) fn each<T>(
     document: &Value,
     namespace: &str,
@@ -91,13 +92,13 @@ pub(crate) fn each<T>(
                 if object.kind == "Namespace" {
                     return format!(
                         "a common mistake: `{}` on a Namespace has no effect: annotate the pods, or \
-                         let the injector run with --default-inject and --allow-k8s-namespace",
+                         run the injector with --default-inject and --allow-k8s-namespace",
                         annotation::INJECT
                     );
                 }
                 format!(
-                    "let the webhook inject the pods of this {}: here its kind is not known, \
-                     though annotation `{}` asks for it",
+                    "let the webhook inject the pods of this {}: it has annotation `{}`, but its kind is \
+                     unknown here",
                     object.kind,
                     annotation::INJECT
                 )
@@ -119,7 +120,8 @@ pub(crate) fn each<T>(
     }
 }
 
-/// The objects of a list. Those of a list of one kind have no kind themselves.
+/// Calls `treat` for the pods of a list's items. Items of a typed list, such as a PodList,
+/// lack a kind.
 fn each_item<T>(
     list: &Value,
     pointer: &str,
@@ -175,8 +177,8 @@ fn asks(value: &Value) -> bool {
     }
 }
 
-/// The document's "common mistake": annotations on the object around the pod,
-/// where nobody reads them.
+/// Warns of annotations on the object around the pod, where they have no effect. The
+/// tutorial calls this a common mistake.
 fn misplaced(document: &Value, pointer: &str) -> Option<String> {
     let annotations = |value: &'_ Value, at: &str| {
         json::find(value, &format!("{at}/metadata/annotations")).cloned()
@@ -186,7 +188,7 @@ fn misplaced(document: &Value, pointer: &str) -> Option<String> {
     }
     let on_pod = annotations(document, pointer);
     let has = |key: &str| on_pod.as_ref().is_some_and(|on_pod| on_pod.get(key).is_some());
-    // A CronJob has a Job in between.
+    // A CronJob has a Job template in between.
     let around = ["", "/spec/jobTemplate"].into_iter().filter(|at| *at != pointer);
     let keys: BTreeSet<String> = around
         .filter_map(|at| annotations(document, at))
@@ -209,8 +211,7 @@ fn misplaced(document: &Value, pointer: &str) -> Option<String> {
     ))
 }
 
-/// The kinds that have a pod, those of others that are in wide use among them; a
-/// kind of the same name in another API group is another kind.
+/// Finds the pods by API group and kind; includes widely used third-party kinds.
 fn place(document: &Value) -> Place<'_> {
     let field = |name| document.get(name).and_then(Value::as_str).unwrap_or_default();
     let version = field("apiVersion");
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_with_a_pod() {
+    fn every_kind_with_a_pod_is_injected() {
         for (version, kind) in [
             ("apps/v1", "Deployment"),
             ("extensions/v1beta1", "Deployment"),
@@ -304,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn the_items_of_a_list() {
+    fn the_pods_of_a_list_are_injected() {
         let mut pod = template();
         pod["apiVersion"] = "v1".into();
         pod["kind"] = "Pod".into();
@@ -319,7 +320,7 @@ mod tests {
         );
     }
 
-    /// Kinds that were passed on without a word.
+    /// These kinds were skipped without a warning.
     #[test]
     fn lists_and_templates_of_one_kind() {
         let document = json!({"apiVersion": "v1", "kind": "PodTemplate", "template": template()});
@@ -340,14 +341,14 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_that_is_not_known_is_warned_of_if_it_asks() {
+    fn an_unknown_kind_with_the_annotation_causes_a_warning() {
         for kind in ["Service", "WorkflowTemplate"] {
             let document = json!({"apiVersion": "serving.knative.dev/v1", "kind": kind, "spec": {"template": template()}});
             let findings = inject(&document, "default", &policy());
             let warning = findings.judged[0].warning.clone().unwrap();
             assert!(warning.contains(&format!("pods of this {kind}")), "{warning}");
         }
-        // Given on the Namespace, it got no hint.
+        // An annotation on the Namespace caused no warning.
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": "shop", "annotations": {annotation::INJECT: "true"}}});
         let warning = inject(&namespace, "default", &policy()).judged[0].warning.clone().unwrap();
@@ -356,7 +357,7 @@ mod tests {
         assert_eq!(inject(&other, "default", &policy()).judged[0].warning, None);
     }
 
-    /// A volume that the StatefulSet's controller adds.
+    /// The StatefulSet's controller adds a volume for each claim template.
     #[test]
     fn a_volume_of_a_claim_template_can_be_mounted() {
         let mut template = template();
@@ -369,9 +370,10 @@ mod tests {
         assert!(inject(&set, "default", &policy()).changed.is_some());
     }
 
-    /// An injected document stayed as it was when its annotations changed.
+    /// A manifest that was injected before was not injected again when its annotations had
+    /// changed.
     #[test]
-    fn an_injected_document_is_injected_anew_if_it_has_changed() {
+    fn an_injected_manifest_is_injected_again_if_it_has_changed() {
         let document = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"template": template()}});
         let once = inject(&document, "default", &policy()).changed.unwrap();
         let again = inject(&once, "default", &policy());
@@ -390,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn other_documents_are_left_alone() {
+    fn other_objects_are_not_changed() {
         for document in [
             json!({"apiVersion": "v1", "kind": "Service"}),
             json!({"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "spec": {"template": template()}}),
@@ -421,7 +423,7 @@ mod tests {
         assert_eq!(findings.judged[0].object.to_string(), "Deployment shop/web");
     }
 
-    /// "A common mistake" of the tutorial.
+    /// Tested because the tutorial calls it a common mistake.
     #[test]
     fn an_annotation_on_the_object_around_the_pod_is_explained() {
         let on = || json!({"annotations": {annotation::INJECT: "true", "other": "x"}});

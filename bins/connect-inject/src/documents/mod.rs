@@ -1,5 +1,4 @@
-//! The offline commands: documents in, and injected or uninjected documents, or
-//! what would become of them, out.
+//! The offline commands: inject, uninject and explain manifests.
 
 mod kinds;
 mod text;
@@ -17,19 +16,17 @@ use crate::policy::Policy;
 use kinds::{Findings, Judged};
 use text::Document;
 
-/// What to read, and by what rules.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// Where the documents are read from; `-` is standard input.
+    /// Manifest files; `-` is standard input.
     pub(crate) files: Vec<PathBuf>,
-    /// The namespace of documents that name none.
+    /// Default namespace for manifests without one.
     pub(crate) namespace: String,
-    /// What the operator decided.
     pub(crate) policy: Policy,
 }
 
-/// Reads all documents, injects those that can be, and writes all in their
-/// order. Nothing is written unless all could be read.
+/// Injects the manifests and writes all of them in their order. If one can't be read,
+/// writes nothing.
 pub(crate) fn inject(settings: Settings) -> Result<ExitCode, Failure> {
     let Settings { files, namespace, policy } = settings;
     let mut denied = 0;
@@ -39,13 +36,14 @@ pub(crate) fn inject(settings: Settings) -> Result<ExitCode, Failure> {
         changed
     })?;
     if denied > 0 {
-        return Err(Failure::usage(format_args!("denied: {denied}; written unchanged")));
+        return Err(Failure::usage(format_args!(
+            "manifests denied: {denied}; they were written unchanged"
+        )));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads all documents, takes their injections back, and writes all in their
-/// order.
+/// Removes injections and writes all manifests in their order.
 pub(crate) fn uninject(files: &[PathBuf]) -> Result<ExitCode, Failure> {
     let mut left = 0;
     rewrite(files, |file, document| {
@@ -67,13 +65,15 @@ pub(crate) fn uninject(files: &[PathBuf]) -> Result<ExitCode, Failure> {
         findings.changed
     })?;
     if left > 0 {
-        return Err(Failure::usage(format_args!("not uninjected: {left}; written unchanged")));
+        return Err(Failure::usage(format_args!(
+            "manifests not uninjected: {left}; they were written unchanged"
+        )));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads all documents, and writes a line for each pod of theirs: the object,
-/// the outcome, the reason and a sentence, with tabs between.
+/// Writes a tab-separated line for each pod of the manifests: object, outcome, reason and a
+/// sentence.
 pub(crate) fn explain(settings: Settings) -> Result<ExitCode, Failure> {
     let Settings { files, namespace, policy } = settings;
     let mut lines = Vec::new();
@@ -100,12 +100,12 @@ pub(crate) fn explain(settings: Settings) -> Result<ExitCode, Failure> {
     }
     stdout::write(&lines.concat())?;
     if denied > 0 {
-        return Err(Failure::usage(format_args!("denied: {denied}")));
+        return Err(Failure::usage(format_args!("manifests denied: {denied}")));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes each document as `change` makes it, or as it was read.
+/// Writes the documents; those that `change` returns a value for are replaced.
 fn rewrite(
     files: &[PathBuf],
     mut change: impl FnMut(&str, &serde_json::Value) -> Option<serde_json::Value>,
@@ -116,7 +116,7 @@ fn rewrite(
             continue;
         }
         let Some(value) = readable(file, document) else { continue };
-        // What comes out as it went in is not touched.
+        // A document without changes keeps its text.
         if let Some(changed) = change(file, value).filter(|changed| changed != value) {
             document.replace(changed);
         }
@@ -124,15 +124,17 @@ fn rewrite(
     stdout::write(&text::write(documents.iter().map(|(_, document)| document)))
 }
 
-/// What a document says; none, which is reported, if nobody can read it.
+/// The value of a document; `None`, with a warning, if it isn't valid YAML.
 fn readable<'d>(file: &str, document: &'d Document) -> Option<&'d serde_json::Value> {
     document
         .value()
-        .map_err(|problem| tracing::warn!("{file}: passed on unread, without a pod: {problem}"))
+        .map_err(|problem| {
+            tracing::warn!("{file}: a document without containers is written unchanged: {problem}");
+        })
         .ok()
 }
 
-/// The documents of all files, each with its file's name.
+/// The documents of all files, with the name of the file.
 fn read_all(files: &[PathBuf]) -> Result<Vec<(String, Document)>, Failure> {
     let mut documents = Vec::new();
     for file in files {
@@ -146,7 +148,7 @@ fn read_all(files: &[PathBuf]) -> Result<Vec<(String, Document)>, Failure> {
     Ok(documents)
 }
 
-/// Says what became of an object, and returns whether it was denied.
+/// Logs the result for an object; returns whether it was denied.
 fn report(file: &str, Judged { object, finding, warning }: &Judged<Verdict>) -> bool {
     let Some(Verdict { reason, message, warnings, .. }) = finding else {
         no_pod(file, object);
@@ -166,7 +168,7 @@ fn report(file: &str, Judged { object, finding, warning }: &Judged<Verdict>) -> 
 }
 
 fn no_pod(file: &str, object: &kinds::Object) {
-    tracing::info!("{file}: {object}: unchanged: not a Pod, and without a pod template");
+    tracing::info!("{file}: {object}: unchanged: neither a Pod nor an object with a pod template");
 }
 
 fn warn(file: &str, object: &kinds::Object, warnings: &[String]) {

@@ -1,20 +1,20 @@
-//! Documents as text: YAML, several in a file, or JSON, one behind the other.
-//! One that is not changed is written as it was read, byte for byte.
+//! Manifests as text: YAML documents, or JSON values one after another. A document that is
+//! not changed is written as it was read, byte for byte.
 
 use serde_json::Value;
 
 use crate::yaml;
 
-/// A document of a file.
+/// A document of a manifest file.
 #[derive(Debug)]
 pub(crate) struct Document {
-    /// What it says; an error: nobody can read it, and it has no pod.
+    /// Its value, or why it can't be parsed; in that case it has no pod.
     value: Result<Value, String>,
-    /// What stands before it: its `---` line and directives.
+    /// What precedes it: directives and the `---` line.
     marker: String,
     text: String,
     format: Format,
-    /// Whether it is the first of its file.
+    /// Whether it is the first document of its file.
     is_first: bool,
 }
 
@@ -32,7 +32,8 @@ pub(crate) fn read(text: &str) -> Result<Vec<Document>, String> {
     if !text.trim_start_matches('\u{feff}').trim_start().starts_with(['{', '[']) {
         return read_yaml(text);
     }
-    // YAML's flow style begins like JSON; what is neither was meant as JSON.
+    // YAML flow style also begins with a bracket. If neither parses, JSON was probably
+    // meant.
     read_json(text).or_else(|error| read_yaml(text).map_err(|_| format!("invalid JSON: {error}")))
 }
 
@@ -65,7 +66,8 @@ fn read_yaml(text: &str) -> Result<Vec<Document>, String> {
         let before = line + marker.lines().count();
         let value = yaml::value_at(&text, before);
         if let Err(problem) = &value
-            // A pod has containers; what has none is passed on, whatever it is.
+            // A pod has containers. Invalid documents without that word are written
+            // unchanged.
             && text.contains("containers")
         {
             return Err(format!("document {number}: {problem}"));
@@ -82,8 +84,8 @@ fn read_yaml(text: &str) -> Result<Vec<Document>, String> {
     Ok(documents)
 }
 
-/// Splits into documents, each behind its marker. A line that begins with `---`
-/// is one wherever it stands, even in a block scalar; directives stand before it.
+/// Splits a file into documents, each with the marker before it. A line that begins with
+/// `---` is a marker even in a block scalar; directives precede it.
 ///
 /// Source: "YAML Ain't Markup Language", version 1.2.2, 9.1.2 Document Markers.
 fn split(text: &str) -> Vec<(String, String)> {
@@ -92,7 +94,7 @@ fn split(text: &str) -> Vec<(String, String)> {
     for line in text.split_inclusive('\n') {
         let Some((marker, part)) = parts.last_mut() else { break };
         if let Some(dashes) = marked(line, "---") {
-            // What stands behind the dashes is content, unless it is a comment.
+            // What follows the dashes is content, unless it is a comment.
             let behind = line[dashes..].trim_start();
             let is_blank = behind.is_empty() || behind.starts_with('#');
             let (dashes, content) = line.split_at(if is_blank { line.len() } else { dashes });
@@ -104,7 +106,7 @@ fn split(text: &str) -> Vec<(String, String)> {
             }
             ended = false;
         } else if ended && !line.trim().is_empty() {
-            // Behind `...`, another document begins by itself.
+            // After `...`, the next content begins another document.
             parts.push((String::new(), line.to_owned()));
             ended = false;
         } else {
@@ -116,7 +118,7 @@ fn split(text: &str) -> Vec<(String, String)> {
     parts
 }
 
-/// Where a marker ends that a line begins with.
+/// The end of the marker that a line begins with.
 fn marked(line: &str, marker: &str) -> Option<usize> {
     let content = line.trim_start_matches('\u{feff}');
     let rest = content.strip_prefix(marker)?;
@@ -133,7 +135,7 @@ pub(crate) fn write<'a>(documents: impl Iterator<Item = &'a Document>) -> String
     let mut text = String::new();
     let mut before: Option<Format> = None;
     for document in documents {
-        // Within a file, what is between two documents is theirs.
+        // Within a file, the text between documents is part of them.
         if let Some(before) = before.filter(|_| document.is_first) {
             if !text.is_empty() && !text.ends_with('\n') {
                 text.push('\n');
@@ -153,20 +155,20 @@ pub(crate) fn write<'a>(documents: impl Iterator<Item = &'a Document>) -> String
 // === impl Document ===
 
 impl Document {
-    /// What it says.
+    /// The parsed document.
     ///
     /// # Errors
-    /// Why nobody can read it. It has no pod.
+    /// Why it can't be parsed. It has no pod.
     pub(crate) fn value(&self) -> Result<&Value, &str> {
         self.value.as_ref().map_err(String::as_str)
     }
 
-    /// Whether it holds comments only.
+    /// Whether it contains only comments.
     pub(crate) fn is_blank(&self) -> bool {
         matches!(self.value, Ok(Value::Null))
     }
 
-    /// Puts another content in its place.
+    /// Replaces the content.
     pub(crate) fn replace(&mut self, value: Value) {
         let has_marker = self.marker.contains("---");
         let old = std::mem::take(&mut self.text);
@@ -177,10 +179,10 @@ impl Document {
             Format::Yaml => yaml::write(&value),
         };
         if old.lines().any(|line| marked(line, "...").is_some()) {
-            // The next document may have no other marker.
+            // `...` may be the only separator before the next document.
             self.text.push_str("...\n");
         }
-        // `--- {a: 1}` had its content on the marker's line.
+        // The content of `--- {a: 1}` was on the marker's line.
         if has_marker && !self.marker.ends_with('\n') {
             self.marker.push('\n');
         }
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_changed_is_written_as_it_was_read() {
+    fn unchanged_documents_are_written_as_they_were_read() {
         for text in [
             "",
             "\n\n# only a comment",
@@ -257,84 +259,86 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_have_their_place_in_the_file() {
+    fn errors_have_their_line_in_the_file() {
         let error = read("a: 1\n---\ncontainers: 2\nc: [\n").unwrap_err();
         assert!(error.starts_with("document 2: invalid YAML: line 4, column 4"), "{error}");
         let error = read("{\"a\": 1}\n{\"containers\"").unwrap_err();
         assert!(error.starts_with("invalid JSON: ") && error.contains("line 2"), "{error}");
     }
 
-    /// One bad document refused all files.
+    /// One invalid document made the command reject all files.
     #[test]
-    fn a_document_that_cannot_have_a_pod_passes_unread() {
+    fn a_document_without_containers_may_be_invalid() {
         let documents = read("a: [\n---\nb: 1\n").unwrap();
         assert!(documents[0].value().unwrap_err().contains("line 1"));
         assert_eq!(documents[1].value(), Ok(&json!({"b": 1})));
     }
 
-    /// Text that YAML readers, those of YAML 1.1 among them, take for something
-    /// else is written in quotes.
+    /// Strings that are hard to write in YAML.
+    const TEXTS: &[&str] = &[
+        "true",
+        "yes",
+        "no",
+        "on",
+        "off",
+        "y",
+        "n",
+        "null",
+        "~",
+        "",
+        "1",
+        "0x1f",
+        "0o7",
+        "010",
+        "1e3",
+        "1_000",
+        ".5",
+        "1:30",
+        "2001-01-01",
+        "- a",
+        "a: b",
+        "#",
+        "a #b",
+        "'",
+        "\"",
+        "|",
+        "<<",
+        "=",
+        "*a",
+        "&a",
+        "!a",
+        "@a",
+        "%a",
+        " a ",
+        "a\nb\n",
+        "\t",
+        "\tx\ny\n",
+        "é",
+        "\u{0}",
+        "\u{7f}",
+        "\u{85}",
+        "\u{2028}",
+        "\u{feff}",
+        "{a",
+        "[",
+        ",",
+        "?",
+        "---",
+        "...",
+        "a\n",
+        "\na",
+        "a\n\n",
+        "a\n b\n",
+        "a \nb",
+        "a\r\nb",
+        "a\n\tb",
+        "a\n  \nb",
+    ];
+
+    /// A string that some YAML reader would take for another type is quoted.
     #[test]
-    fn text_stays_text() {
-        for text in [
-            "true",
-            "yes",
-            "no",
-            "on",
-            "off",
-            "y",
-            "n",
-            "null",
-            "~",
-            "",
-            "1",
-            "0x1f",
-            "0o7",
-            "010",
-            "1e3",
-            "1_000",
-            ".5",
-            "1:30",
-            "2001-01-01",
-            "- a",
-            "a: b",
-            "#",
-            "a #b",
-            "'",
-            "\"",
-            "|",
-            "<<",
-            "=",
-            "*a",
-            "&a",
-            "!a",
-            "@a",
-            "%a",
-            " a ",
-            "a\nb\n",
-            "\t",
-            "\tx\ny\n",
-            "é",
-            "\u{0}",
-            "\u{7f}",
-            "\u{85}",
-            "\u{2028}",
-            "\u{feff}",
-            "{a",
-            "[",
-            ",",
-            "?",
-            "---",
-            "...",
-            "a\n",
-            "\na",
-            "a\n\n",
-            "a\n b\n",
-            "a \nb",
-            "a\r\nb",
-            "a\n\tb",
-            "a\n  \nb",
-        ] {
+    fn strings_stay_strings() {
+        for &text in TEXTS {
             let mut document = Document {
                 value: Ok(Value::Null),
                 marker: String::new(),

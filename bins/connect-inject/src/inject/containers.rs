@@ -1,5 +1,5 @@
-//! What is written into a pod: the volume, the init container, the sidecar and
-//! the environment variables.
+//! The objects that are added to a pod: volumes, init containers, sidecars and environment
+//! variables.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,17 +18,16 @@ use crate::names::{
     TOKEN_FILE, TOKEN_FOLDER, TOKEN_VOLUME, USER, VARIABLE, VOLUME, sidecar_of,
 };
 use crate::plan::{Envoy, Exposed, Plan, Readiness, Relay, Transparent};
-use crate::policy::Policy;
+use crate::policy::{Policy, RedirectBy};
 use crate::values::quantity::Resources;
 
-/// The volume that the injected containers share, in memory because it holds
-/// secrets.
+/// The volume that the injected containers share. It is in memory, because it holds secrets.
 pub(crate) fn volume() -> Volume {
     Volume {
         name: VOLUME.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource {
             medium: Some("Memory".to_owned()),
-            // What it holds is a few MiB; without a limit it is half of the node.
+            // The files need a few MiB. Without a limit, they could fill half of the node's memory.
             size_limit: Some(Quantity("32Mi".to_owned())),
             ..EmptyDirVolumeSource::default()
         }),
@@ -36,11 +35,11 @@ pub(crate) fn volume() -> Volume {
     }
 }
 
-/// The volume with a token of the pod's service account. Not the one that
-/// Kubernetes mounts: a pod may have turned that off, and then it would be
-/// without what it logs in with.
+/// The volume with a token of the pod's service account, which the pod needs to log in. The
+/// token that Kubernetes mounts by default is missing if the pod has disabled
+/// `automountServiceAccountToken`.
 pub(crate) fn token_volume() -> Volume {
-    /// How long a token is good; the kubelet writes another in time.
+    /// Lifetime of a token. The kubelet replaces the token before it expires.
     const SECONDS: i64 = 3600;
     let token = ServiceAccountTokenProjection {
         expiration_seconds: Some(SECONDS),
@@ -63,11 +62,11 @@ pub(crate) fn token_volume() -> Volume {
 pub(crate) fn init_container(plan: &Plan, policy: &Policy) -> Container {
     let identity = DOWNWARD.iter().chain([&STATUS_VARIABLE]);
     let identity = identity.map(|(name, field)| from_field(name, field));
-    // Behind those that they refer to: the kubelet expands in order.
+    // After the variables that these refer to: the kubelet expands them in order.
     let agent = [
         variable("CONSUL_HTTP_ADDR".to_owned(), policy.http_addr().to_owned()),
         variable("CONSUL_GRPC_ADDR".to_owned(), policy.grpc_addr().to_owned()),
-        // It is held against the releases that the agent supports.
+        // connect-init compares it with the Envoy releases that the agent supports.
         variable("CONNECT_ENVOY_VERSION".to_owned(), literal(&policy.envoy_image)),
     ];
     let tls = [
@@ -130,30 +129,37 @@ fn init_arguments(plan: &Plan, policy: &Policy) -> Vec<String> {
         arguments.push(format!("--bearer-token-file={TOKEN_FILE}"));
     }
     if plan.lifecycle.restarts {
-        // While it waits for the agent, `kubectl describe pod` shows why the first failed.
+        // The first run ends early, so that `kubectl describe pod` shows why it failed while the
+        // next run waits for the agent.
         arguments.push("--first-timeout=30s".to_owned());
     }
     arguments
 }
 
-/// The container that redirects the pod's connections: the only one with a capability,
-/// and the only one of user 0, since Kubernetes gives capabilities to no other.
+/// The container that loads the redirect rules. It is the only one with a capability and,
+/// because Kubernetes gives capabilities only to root, the only one that runs as root. If
+/// `connect-cni` loads the rules, the container only verifies them, as an ordinary user without
+/// capabilities.
 pub(crate) fn redirect(transparent: &Transparent, plan: &Plan, policy: &Policy) -> Container {
     let host = DOWNWARD.iter().filter(|(name, _)| *name == "HOST_IP");
     let host = host.map(|(name, field)| from_field(name, field));
     let base = injected(REDIRECT, &policy.init_image, policy);
+    let (command, user, capability) = match transparent.by {
+        RedirectBy::InitContainer => ("apply", 0, Some(vec!["NET_ADMIN".to_owned()])),
+        RedirectBy::Cni => ("verify", transparent.witness(), None),
+    };
     Container {
-        command: Some(vec!["/connect-redirect".to_owned(), "apply".to_owned()]),
+        command: Some(vec!["/connect-redirect".to_owned(), command.to_owned()]),
         args: Some(transparent.arguments()),
         env: Some(host.chain(log(policy)).collect()),
         resources: resources(&plan.init_resources),
         volume_mounts: None,
         security_context: base.security_context.map(|context| SecurityContext {
-            run_as_user: Some(0),
-            run_as_group: Some(0),
-            run_as_non_root: Some(false),
+            run_as_user: Some(user),
+            run_as_group: Some(user),
+            run_as_non_root: Some(user != 0),
             capabilities: Some(Capabilities {
-                add: Some(vec!["NET_ADMIN".to_owned()]),
+                add: capability,
                 drop: Some(vec!["ALL".to_owned()]),
             }),
             ..context
@@ -162,7 +168,7 @@ pub(crate) fn redirect(transparent: &Transparent, plan: &Plan, policy: &Policy) 
     }
 }
 
-/// A variable with a field of the pod.
+/// An environment variable that is set from a field of the pod.
 fn from_field(name: &str, field: &str) -> EnvVar {
     EnvVar {
         name: name.to_owned(),
@@ -177,8 +183,7 @@ fn from_field(name: &str, field: &str) -> EnvVar {
     }
 }
 
-/// The containers with Envoy, each run by the lifecycle helper: one for each of
-/// the pod's services.
+/// The containers that run Envoy under `connect-lifecycle`, one for each service of the pod.
 pub(crate) fn sidecars(plan: &Plan, policy: &Policy) -> Vec<Container> {
     let first = sidecar(plan, Of::default(), policy);
     let further = (1..).zip(&plan.service.more);
@@ -187,16 +192,17 @@ pub(crate) fn sidecars(plan: &Plan, policy: &Policy) -> Vec<Container> {
     std::iter::once(first).chain(further).collect()
 }
 
-/// Which of the pod's sidecars it is.
+/// Identifies one of the pod's sidecars.
 #[derive(Clone, Copy, Default)]
 struct Of<'p> {
     index: u16,
-    /// The name of its service, except for the first: that is the helper's
-    /// default.
+    /// Name of the sidecar's service; `None` for the first service, which is the default of
+    /// `connect-lifecycle`.
     service: Option<&'p str>,
 }
 
 impl Of<'_> {
+    /// A command of `connect-lifecycle` for this sidecar.
     fn helper(self, command: &str) -> Vec<String> {
         let service = self.service.map(|service| format!("--service={service}"));
         [HELPER.to_owned(), command.to_owned()].into_iter().chain(service).collect()
@@ -208,35 +214,28 @@ fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
     let waiting = || {
         of.helper("ready").into_iter().chain(["--wait".to_owned(), format!("{}s", lifecycle.hold)])
     };
-    // Short of its default: with an agent that hangs, the hook, the same in `run`
-    // and the drain together fit into a pod's usual grace period.
-    let taking_back = of.helper("deregister").into_iter().chain(["--timeout=5s".to_owned()]);
-    let hold = (lifecycle.hold > 0).then(|| exec(waiting().collect()));
+    // Shorter than the default timeout: even if the agent hangs, this hook, the deregistration
+    // in `run` and the drain fit into the default termination grace period.
+    let deregister = of.helper("deregister").into_iter().chain(["--timeout=5s".to_owned()]);
+    let startup = envoy.startup_failure.map(|seconds| startup(of, seconds));
+    // The kubelet starts the next container after this one's postStart hook has returned. A
+    // startup probe, for which it also waits if this is a native sidecar, would take a round of
+    // the kubelet longer.
+    let is_probed = lifecycle.native && startup.is_some();
+    let hold = (lifecycle.hold > 0 && !is_probed).then(|| exec(waiting().collect()));
     let name = of.service.map_or_else(|| SIDECAR.to_owned(), sidecar_of);
-    // The next container is started when this one's postStart has returned or,
-    // behind a native sidecar, when its startup probe has.
-    let (post_start, until_started) = if lifecycle.native { (None, hold) } else { (hold, None) };
-    let startup = match envoy.startup_failure {
-        Some(seconds) => Some(startup(of, seconds)),
-        None => until_started.map(|handler| Probe {
-            exec: handler.exec,
-            period_seconds: Some(1),
-            timeout_seconds: i32::try_from(lifecycle.hold + 5).ok(),
-            ..Probe::default()
-        }),
-    };
     Container {
         command: Some(envoy_command(plan, of)),
         env: Some(log(policy).collect()).filter(|variables: &Vec<_>| !variables.is_empty()),
         lifecycle: Some(Lifecycle {
-            post_start,
-            pre_stop: Some(exec(taking_back.collect())),
+            post_start: hold,
+            pre_stop: Some(exec(deregister.collect())),
             ..Lifecycle::default()
         }),
         startup_probe: startup,
         liveness_probe: envoy.liveness_failure.map(|seconds| liveness(of, seconds)),
         readiness_probe: envoy.readiness.then(|| readiness(of)),
-        // By its name a PodMonitor finds it. Only a pod of one sidecar has metrics.
+        // A PodMonitor finds the port by name. Only a pod with a single sidecar has metrics.
         ports: plan.metrics.as_ref().map(|metrics| {
             vec![ContainerPort {
                 name: Some("prometheus".to_owned()),
@@ -272,7 +271,7 @@ fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
         command
             .extend(probes.iter().map(|(path, probe)| literal(&format!("--probe={path}={probe}"))));
     }
-    // One for all of the pod's services.
+    // The first sidecar answers DNS queries for all services of the pod.
     if of.index == 0 && plan.transparent.as_ref().is_some_and(|transparent| transparent.dns) {
         command.push(format!("--dns-port={DNS_PORT}"));
     }
@@ -281,22 +280,22 @@ fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
         None => format!("{FOLDER}/envoy-bootstrap.json"),
         Some(service) => format!("{FOLDER}/envoy-bootstrap-{service}.json"),
     });
-    // Envoy takes an argument once: the user's wins.
+    // Envoy rejects an argument that is given twice: the user's takes precedence.
     let is_given = |argument: &str| {
         extra_args
             .iter()
             .any(|extra| extra.split_once('=').map_or(&**extra, |(o, _)| o) == argument)
     };
-    // One Envoy a container: there is no other to take over from.
+    // Each container runs a single Envoy process, which has no other to take over from.
     if !is_given("--disable-hot-restart") {
         command.push("--disable-hot-restart".to_owned());
     }
-    // The containers of a pod share their memory's names, of which each Envoy
-    // takes some by this number.
+    // The containers of a pod share the names of shared memory. Each Envoy derives its own names
+    // from this number.
     if of.index > 0 && !is_given("--base-id") {
         command.extend(["--base-id".to_owned(), of.index.to_string()]);
     }
-    // By default it would close connections at random moments of ten minutes.
+    // By default, Envoy would close connections at random times within ten minutes.
     if !is_given("--drain-strategy") {
         command.extend(["--drain-strategy", "immediate"].map(str::to_owned));
     }
@@ -311,7 +310,7 @@ fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
     command
 }
 
-/// The sleep of an application's container before its end.
+/// A preStop hook that sleeps, for an application's container.
 pub(crate) fn sleep(seconds: u32) -> LifecycleHandler {
     LifecycleHandler {
         sleep: Some(SleepAction { seconds: seconds.into() }),
@@ -319,12 +318,11 @@ pub(crate) fn sleep(seconds: u32) -> LifecycleHandler {
     }
 }
 
-/// Our volume in an application's container: to read only.
+/// The read-only mount of our volume in an application's container.
 pub(crate) fn shared_mount() -> VolumeMount {
     VolumeMount { read_only: Some(true), ..mount() }
 }
 
-/// A secret with which images are pulled.
 pub(crate) fn pull_secret(name: &str) -> LocalObjectReference {
     LocalObjectReference { name: name.to_owned() }
 }
@@ -336,7 +334,7 @@ fn exec(command: Vec<String>) -> LifecycleHandler {
     }
 }
 
-/// The probe that fails for good when Envoy did not become ready within so many seconds.
+/// A startup probe that restarts the sidecar if Envoy does not become ready within `seconds`.
 fn startup(of: Of<'_>, seconds: u32) -> Probe {
     Probe {
         exec: exec(of.helper("ready")).exec,
@@ -347,16 +345,19 @@ fn startup(of: Of<'_>, seconds: u32) -> Probe {
     }
 }
 
-/// The probe that passes when Consul would send traffic. To run a command in a container
-/// costs the node some 20 ms of CPU, far more than the command itself. So there
-/// is one only in ten seconds, and it waits inside: a pod is ready at once all the same.
-/// No HTTP probe: its events don't say why it failed, it takes a port of the pod's, and a
-/// network policy may keep the kubelet from it.
+/// A readiness probe that succeeds while Consul would send the pod traffic.
+///
+/// To run a command in a container costs the node some 20 ms of CPU, far more than the command
+/// itself. So the probe runs only every ten seconds, and the command waits up to 7 s: the pod
+/// still becomes ready without delay.
+///
+/// An HTTP probe would be worse: its events don't say why it failed, it needs a port of the
+/// pod, and a network policy may block the kubelet.
 fn readiness(of: Of<'_>) -> Probe {
-    let looking = of.helper("ready").into_iter();
-    let looking = looking.chain(["--serving", "--timeout=7s"].map(str::to_owned));
+    let command = of.helper("ready").into_iter();
+    let command = command.chain(["--serving", "--timeout=7s"].map(str::to_owned));
     Probe {
-        exec: exec(looking.collect()).exec,
+        exec: exec(command.collect()).exec,
         period_seconds: Some(10),
         timeout_seconds: Some(10),
         failure_threshold: Some(3),
@@ -364,9 +365,9 @@ fn readiness(of: Of<'_>) -> Probe {
     }
 }
 
-/// The probe that fails for good when Envoy was not ready for so many seconds.
-/// One that hangs takes each probe its timeout to notice: no longer than the time
-/// to the next one, or those of them that may fail would take a multiple of it.
+/// A liveness probe that restarts the sidecar if Envoy is not ready for `seconds`. If Envoy
+/// hangs, each probe fails only after its timeout, so the timeout must not exceed the period:
+/// otherwise it would take a multiple of `seconds` until the restart.
 fn liveness(of: Of<'_>, seconds: u32) -> Probe {
     let each = (seconds / 3).clamp(1, 5);
     Probe {
@@ -378,7 +379,7 @@ fn liveness(of: Of<'_>, seconds: u32) -> Probe {
     }
 }
 
-/// What the injected containers log.
+/// Variables that set level and format of the injected containers' logs.
 fn log(policy: &Policy) -> impl Iterator<Item = EnvVar> {
     [("CONNECT_LOG_LEVEL", &policy.pod_log_level), ("CONNECT_LOG_FORMAT", &policy.pod_log_format)]
         .into_iter()
@@ -404,7 +405,8 @@ fn resources(resources: &Resources) -> Option<ResourceRequirements> {
     })
 }
 
-/// The variables by which an application finds its upstreams.
+/// Variables with the address and port of each upstream, for the application. If two upstreams
+/// have the same variables, the first takes precedence.
 pub(crate) fn variables(plan: &Plan) -> Vec<EnvVar> {
     let mut variables: Vec<EnvVar> = Vec::new();
     for (i, upstream) in plan.upstreams.iter().enumerate() {
@@ -428,8 +430,8 @@ pub(crate) fn variables(plan: &Plan) -> Vec<EnvVar> {
     variables
 }
 
-/// A text that reaches the process as it is: the kubelet replaces `$(NAME)` in
-/// commands and arguments, and `$$` by a single `$`.
+/// Escapes a text, so that it reaches the process unchanged: in commands, arguments and
+/// variables, the kubelet expands `$(NAME)` and replaces `$$` with a single `$`.
 ///
 /// Source: "Define a Command and Arguments for a Container" of the Kubernetes
 /// documentation.
@@ -437,8 +439,8 @@ fn literal(text: &str) -> String {
     text.replace('$', "$$")
 }
 
-/// The same, but `$POD_NAME` becomes the pod's name, which nobody knows before
-/// the pod runs. No other variable does, and not `$POD_NAMESPACE`.
+/// Like [`literal`], but the kubelet replaces `$POD_NAME` with the pod's name, which is unknown
+/// during admission. No other variable is replaced, such as `$POD_NAMESPACE`.
 fn with_pod_name(text: &str) -> String {
     const NAME: &str = "$POD_NAME";
     let mut result = String::new();
@@ -460,8 +462,8 @@ fn mount() -> VolumeMount {
     VolumeMount { name: VOLUME.to_owned(), mount_path: FOLDER.to_owned(), ..VolumeMount::default() }
 }
 
-/// The injector's own mounts. The sidecar has the token as well: it logs in
-/// again if its ACL token is gone.
+/// The mounts of the injected containers. The sidecar needs the service account token, too: it
+/// logs in again if its ACL token has been deleted.
 fn mounts(policy: &Policy) -> Vec<VolumeMount> {
     let token = policy.acl_auth_method.is_some().then(|| VolumeMount {
         name: TOKEN_VOLUME.to_owned(),
@@ -472,8 +474,8 @@ fn mounts(policy: &Policy) -> Vec<VolumeMount> {
     [mount()].into_iter().chain(token).collect()
 }
 
-/// What the injected containers have in common. The security context passes
-/// PodSecurity's level `restricted`.
+/// The fields that all injected containers share. The security context passes PodSecurity
+/// level `restricted`.
 ///
 /// Source: "Pod Security Standards" of the Kubernetes documentation.
 fn injected(name: &str, image: &str, policy: &Policy) -> Container {
@@ -499,7 +501,8 @@ fn injected(name: &str, image: &str, policy: &Policy) -> Container {
             }),
             ..SecurityContext::default()
         }),
-        // `kubectl describe pod` shows why it failed even if it wrote nothing.
+        // If a failed container wrote no termination message, `kubectl describe pod` shows the
+        // end of its log.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     }
@@ -517,9 +520,10 @@ pub(crate) mod tests {
     use crate::policy::tests::{policy, policy_of};
     use crate::values::Optional;
 
-    /// What the kubelet makes of an argument: `k8s.io/kubernetes/third_party/
-    /// forked/golang/expansion` replaces `$(NAME)` by a known variable's value,
-    /// `$$` by `$`, and leaves the rest.
+    /// Expands an argument as the kubelet does: replaces `$(NAME)` with the value of a known
+    /// variable and `$$` with `$`, and leaves the rest.
+    ///
+    /// Source: `k8s.io/kubernetes/third_party/forked/golang/expansion`.
     pub(crate) fn expanded(argument: &str) -> String {
         let mut result = String::new();
         let mut rest = argument;
@@ -550,10 +554,10 @@ pub(crate) mod tests {
         }
     }
 
-    /// Annotation text that a shell or a template runs. Reported in
+    /// Text from annotations was run by a shell or a template. Reported in
     /// <https://github.com/hashicorp/consul-k8s/pull/115>.
     #[test]
-    fn values_are_data() {
+    fn hostile_annotations_reach_the_process_unchanged() {
         for hostile in
             ["$(POD_NAME)", "$$(POD_NAME)", "`id`", "'\"; rm -rf /", "--timeout=0", "$", "é\n"]
         {
@@ -572,7 +576,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_port_of_the_metrics_has_a_name() {
+    fn the_metrics_port_is_named_prometheus() {
         let metrics =
             Metrics { port: 20200, path: "/metrics".to_owned(), merging: None, tls: Vec::new() };
         let plan = Plan { metrics: Some(metrics), ..plan("") };
@@ -580,9 +584,9 @@ pub(crate) mod tests {
         assert_eq!((port.name.as_deref(), port.container_port), (Some("prometheus"), 20200));
     }
 
-    /// What users rely on in the existing injector: this variable, and no other.
+    /// Consul's own injector also replaces only this variable.
     #[test]
-    fn the_pods_name_is_filled_in() {
+    fn only_pod_name_is_replaced() {
         for (text, reached) in [
             ("$POD_NAME", "web-0"),
             ("a-$POD_NAME,$POD_NAME", "a-web-0,web-0"),
@@ -597,7 +601,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_connect_init_is_told() {
+    fn settings_become_arguments_of_connect_init() {
         let mut plan = plan("db:1");
         plan.service.tags = vec!["v1".to_owned(), "$POD_NAME".to_owned()];
         plan.service.meta = [("k".to_owned(), "a=$POD_NAME".to_owned())].into();
@@ -623,9 +627,9 @@ pub(crate) mod tests {
         );
     }
 
-    /// What connect-init and the helper log in with, and trust the agent by.
+    /// connect-init and connect-lifecycle need them to log in and to trust the agent.
     #[test]
-    fn acls_and_tls_of_the_agent() {
+    fn injected_containers_get_the_login_token_and_the_agents_ca() {
         let policy = Policy {
             consul_ca_cert: Optional(Some("PEM $(HOST_IP)\n".to_owned())),
             consul_tls_server_name: Optional(Some("client.$(NODE_NAME)".to_owned())),
@@ -656,9 +660,8 @@ pub(crate) mod tests {
         assert!(!mounted(sidecar(&plan(""), Of::default(), &without)).contains(&token));
     }
 
-    /// One Envoy for each service, with a registration and ports of its own.
     #[test]
-    fn each_service_has_its_sidecar() {
+    fn each_service_gets_a_sidecar() {
         let mut plan = plan("db:1");
         plan.service.more = vec![("web-admin".to_owned(), 9090)];
         plan.envoy.readiness = true;
@@ -703,7 +706,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_users_arguments_of_envoy_win() {
+    fn the_users_envoy_arguments_take_precedence() {
         let command = |extra: &[&str], concurrency| {
             let mut plan = plan("");
             plan.envoy.extra_args = extra.iter().map(|word| (*word).to_owned()).collect();
@@ -738,32 +741,35 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_native_sidecar_is_waited_for_by_its_startup_probe() {
+    fn the_application_waits_for_envoy_by_a_hook_or_a_startup_probe() {
         let lifecycle = Lifecycle { native: true, hold: 30, ..Lifecycle::default() };
         let mut plan = Plan { lifecycle, ..plan("") };
         let native = sidecar(&plan, Of::default(), &policy());
         assert_eq!(native.restart_policy.as_deref(), Some("Always"));
-        let hooks = native.lifecycle.unwrap();
-        assert!(hooks.post_start.is_none() && hooks.pre_stop.is_some());
-        let startup = native.startup_probe.unwrap();
-        assert_eq!(startup.timeout_seconds, Some(35));
-        assert_eq!(startup.exec.unwrap().command.unwrap()[1..], ["ready", "--wait", "30s"]);
+        assert!(native.startup_probe.is_none());
+        let hook = native.lifecycle.unwrap().post_start.unwrap();
+        assert_eq!(hook.exec.unwrap().command.unwrap()[1..], ["ready", "--wait", "30s"]);
 
-        plan.lifecycle.hold = 0;
-        assert!(sidecar(&plan, Of::default(), &policy()).startup_probe.is_none());
         plan.envoy.startup_failure = Some(60);
-        let startup = sidecar(&plan, Of::default(), &policy()).startup_probe.unwrap();
+        let probed = sidecar(&plan, Of::default(), &policy());
+        let startup = probed.startup_probe.unwrap();
         assert_eq!((startup.period_seconds, startup.failure_threshold), (Some(1), Some(60)));
+        assert!(probed.lifecycle.unwrap().post_start.is_none());
+
         plan.lifecycle.native = false;
         let container = sidecar(&plan, Of::default(), &policy());
+        assert!(container.startup_probe.is_some());
+        assert!(container.lifecycle.unwrap().post_start.is_some());
+        plan.lifecycle.hold = 0;
+        let container = sidecar(&plan, Of::default(), &policy());
         assert!(container.restart_policy.is_none());
-        assert!(container.lifecycle.unwrap().post_start.is_none(), "not held");
+        assert!(container.lifecycle.unwrap().post_start.is_none(), "the application must not wait");
     }
 
-    /// An agent that is away is seen in `kubectl describe pod` soon, except in Jobs,
-    /// which the first failure would end.
+    /// `kubectl describe pod` soon shows that the agent is unreachable. Not in Jobs, which the
+    /// first failure could fail.
     #[test]
-    fn the_first_run_of_the_init_container_ends_soon_where_it_is_run_again() {
+    fn the_first_run_of_the_init_container_is_short_if_the_kubelet_restarts_it() {
         let mut plan = plan("");
         for (restarts, last) in [(true, "--first-timeout=30s"), (false, "--service=web:8080")] {
             plan.lifecycle.restarts = restarts;
@@ -773,7 +779,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_envoy_that_hangs_is_given_up_as_soon_as_one_that_fails() {
+    fn an_envoy_that_hangs_is_restarted_as_soon_as_one_that_fails() {
         for (seconds, rounds) in [(1, (1, 1)), (3, (1, 3)), (10, (3, 4)), (60, (5, 12))] {
             let mut plan = plan("");
             plan.envoy.liveness_failure = Some(seconds);
@@ -785,7 +791,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_the_operator_decides_of_the_containers() {
+    fn flags_set_pull_policy_user_and_log_level_of_the_containers() {
         let policy = policy_of(&[
             "--enable-openshift",
             "--global-image-pull-policy=Always",
@@ -810,16 +816,15 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_client_has_no_port() {
+    fn a_client_is_registered_without_a_port() {
         let mut plan = plan("");
         plan.service.port = None;
         assert_eq!(init_container(&plan, &policy()).args.unwrap(), ["--service=web"]);
     }
 
-    /// Variables for every form. Reported in
-    /// <https://github.com/hashicorp/consul-k8s/issues/224>.
+    /// Reported in <https://github.com/hashicorp/consul-k8s/issues/224>.
     #[test]
-    fn every_upstream_has_its_variables() {
+    fn upstreams_of_every_form_have_variables() {
         let upstreams = plan(
             "db:1,v1.my-db:2:dc2, prepared_query:near:3,3scale:4,far.svc.dc2.dc:7,ip:5?local_bind_address=127.0.0.2,any:6?local_bind_address=::",
         );
@@ -834,7 +839,7 @@ pub(crate) mod tests {
                 "DB_CONNECT_SERVICE_PORT=1",
                 "V1_MY_DB_CONNECT_SERVICE_HOST=127.0.0.1",
                 "V1_MY_DB_CONNECT_SERVICE_PORT=2",
-                // As Consul's own injector names them.
+                // Consul's own injector sets these.
                 "V1.MY_DB_CONNECT_SERVICE_HOST=127.0.0.1",
                 "V1.MY_DB_CONNECT_SERVICE_PORT=2",
                 "NEAR_CONNECT_SERVICE_HOST=127.0.0.1",
@@ -855,12 +860,12 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn arguments_reach_the_process_as_they_are(text in any::<String>()) {
+        fn arguments_reach_the_process_unchanged(text in any::<String>()) {
             prop_assert_eq!(expanded(&literal(&text)), text);
         }
 
         #[test]
-        fn only_the_pods_name_is_filled_in(text in "[$()A_]{0,12}(POD_NAME)?[$()A_{}]{0,4}") {
+        fn no_text_but_pod_name_is_replaced(text in "[$()A_]{0,12}(POD_NAME)?[$()A_{}]{0,4}") {
             let filled = expanded(&with_pod_name(&text));
             if !text.contains("$POD_NAME") {
                 prop_assert_eq!(filled, text);
@@ -868,7 +873,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn dollars_reach_the_process_as_they_are(text in "[$()A]{0,12}") {
+        fn dollars_reach_the_process_unchanged(text in "[$()A]{0,12}") {
             prop_assert_eq!(expanded(&literal(&text)), text);
         }
     }

@@ -1,9 +1,9 @@
-//! How an edited document is taken back: the steps that `inject` writes into the
-//! pod, and `uninject`, which follows them.
+//! Undoing an injection: `inject` records its steps in an annotation, and `uninject`
+//! reverses them.
 //!
-//! Places are JSON pointers in which an element of an array has its name behind
-//! its index, `/spec/containers/0:web/env`. So it is found even if another
-//! webhook has put something in front of it since.
+//! Places are JSON pointers in which the index of an array element is followed by its name,
+//! as in `/spec/containers/0:web/env`. So an element is found even if another webhook has
+//! inserted something before it.
 
 use std::borrow::Cow;
 
@@ -14,38 +14,37 @@ use crate::annotation::{STATUS, UNDO};
 use crate::json::patch::{Edit, Text};
 use crate::json::{child, escape, find_mut, unescape};
 
-/// What was done, of which the opposite is to be done.
+/// A step of an injection, to be reversed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Step {
-    /// An object or array was made; it goes when nothing is left in it.
+    /// An object or array was added; it is removed if nothing is left in it.
     Made(String),
-    /// The same where there was a null, which comes back.
+    /// As [`Step::Made`], where there was a null, which is restored.
     MadeOfNull(String),
     /// A member was added.
     Added(String),
-    /// A member was replaced, with what it was before.
+    /// A member was replaced; the old value.
     Replaced(String, Value),
-    /// Elements of these names were put in front of an array.
+    /// Elements of these names were inserted at the start of an array.
     Front(String, Vec<String>),
-    /// The same in front of several arrays.
+    /// As [`Step::Front`], for several arrays.
     FrontOfEach(Vec<String>, Vec<String>),
-    /// An element of that name was put behind an array.
+    /// An element of that name was appended to an array.
     Back(String, String),
 }
 
-/// What became of a pod that was to be as before.
+/// Result of undoing an injection.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Undone {
-    /// It is as before.
+    /// The pod without the injection.
     Pod(Value),
-    /// It was never injected.
     NotInjected,
-    /// It was, but by something that left no steps that can be read.
+    /// The pod was injected, but has no steps that can be read.
     NoSteps(String),
 }
 
-/// Takes an injection back.
+/// Removes an injection from a pod.
 pub(crate) fn uninject(pod: &Value) -> Undone {
     let annotations = pod.pointer("/metadata/annotations");
     let annotation = |key| annotations.and_then(|annotations| annotations.get(key));
@@ -67,7 +66,7 @@ pub(crate) fn uninject(pod: &Value) -> Undone {
     Undone::Pod(pod)
 }
 
-/// Carries the edits out, and says how they are taken back.
+/// Applies edits; returns the steps that reverse them.
 pub(super) fn carry_out(document: &mut Value, edits: Vec<Edit>) -> Vec<Step> {
     let mut steps = Vec::new();
     for edit in edits {
@@ -76,7 +75,7 @@ pub(super) fn carry_out(document: &mut Value, edits: Vec<Edit>) -> Vec<Step> {
     steps
 }
 
-/// An editor found each path, so that nothing is missing here.
+/// Applies an edit. The editor has checked its path, so nothing is missing here.
 fn edit_one(document: &mut Value, edit: Edit, steps: &mut Vec<Step>) {
     match edit {
         Edit::Make { path, value, was_null } => {
@@ -122,8 +121,8 @@ fn edit_one(document: &mut Value, edit: Edit, steps: &mut Vec<Step>) {
     }
 }
 
-/// Notes elements in front of an array. Those of the same names, such as the
-/// variables of many containers, are written down once.
+/// Records elements inserted at the start of an array. The same names in several arrays,
+/// such as variables of containers, are recorded once.
 fn front(steps: &mut Vec<Step>, place: String, values: &[Value]) {
     let names: Vec<String> =
         values.iter().map(|value| name(value).unwrap_or_default().to_owned()).collect();
@@ -134,7 +133,8 @@ fn front(steps: &mut Vec<Step>, place: String, values: &[Value]) {
         && matches!(&steps[earlier], Step::FrontOfEach(_, known) if *known == names)
         && let Step::FrontOfEach(known, _) = steps.remove(earlier)
     {
-        // Behind the array that was made for these: it is emptied first.
+        // The step moves behind that of the new array, so that undoing empties the array before
+        // it removes the array.
         places = known;
     }
     places.push(place);
@@ -149,7 +149,7 @@ fn insert(document: &mut Value, path: &str, value: Value) -> Option<Value> {
     }
 }
 
-/// A pointer as a place of the document as it is now.
+/// Converts a pointer into a place in the current document.
 fn place(document: &Value, pointer: &str) -> String {
     let mut place = String::new();
     let mut value = Some(document);
@@ -184,7 +184,7 @@ fn find<'a>(document: &'a mut Value, place: &str) -> Option<&'a mut Value> {
     find_mut(document, &pointer)
 }
 
-/// The element of that name: at `index`, or the first that has it.
+/// The index of the element of that name: `index`, or the first match.
 fn near(array: &[Value], wanted: &str, index: usize) -> Option<usize> {
     let is_it = |element: &Value| name(element).unwrap_or_default() == wanted;
     match array.get(index) {
@@ -193,7 +193,6 @@ fn near(array: &[Value], wanted: &str, index: usize) -> Option<usize> {
     }
 }
 
-/// Removes the member at a place.
 fn remove(document: &mut Value, place: &str) {
     if let Some((parent, key)) = place.rsplit_once('/')
         && let Some(Value::Object(object)) = find(document, parent)
@@ -215,7 +214,7 @@ fn take_from_front(pod: &mut Value, place: &str, names: &[String]) {
 // === impl Step ===
 
 impl Step {
-    /// What can't be found is gone already, and that is fine.
+    /// Reverses the step. Does nothing if another tool has removed its place already.
     fn take_back(&self, pod: &mut Value) {
         let is_empty = |value: Option<&mut Value>| match value {
             Some(Value::Object(object)) => object.is_empty(),
@@ -289,10 +288,10 @@ mod tests {
         })
     }
 
-    /// What other injectors do between the two. Reported in
+    /// Another injector may add containers after ours. Reported in
     /// <https://github.com/istio/istio/issues/25931>.
     #[test]
-    fn what_others_added_since_stays() {
+    fn additions_of_others_are_kept() {
         let mut after = injected(&pod());
         let containers = after["spec"]["containers"].as_array_mut().unwrap();
         containers.insert(0, json!({"name": "mesh-proxy"}));
@@ -311,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_we_injected_is_taken_back() {
+    fn only_our_own_injection_is_undone() {
         assert_eq!(uninject(&pod()), Undone::NotInjected);
         assert_eq!(uninject(&json!("text")), Undone::NotInjected);
         let other = json!({"metadata": {"annotations": {STATUS: "injected"}}});
@@ -321,9 +320,9 @@ mod tests {
     }
 
     proptest! {
-        /// The annotation is the user's to write, too.
+        /// Users can write the annotation, too.
         #[test]
-        fn no_steps_panic(place in "(/(metadata|spec|containers|[0-9]:[a-z]?|annotations|~[01]|)){0,4}", name in "[a-z]?") {
+        fn invalid_steps_do_not_panic(place in "(/(metadata|spec|containers|[0-9]:[a-z]?|annotations|~[01]|)){0,4}", name in "[a-z]?") {
             let mut pod = injected(&pod());
             let steps = vec![
                 Step::Made(place.clone()), Step::MadeOfNull(place.clone()), Step::Added(place.clone()),

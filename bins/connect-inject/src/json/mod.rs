@@ -1,4 +1,4 @@
-//! Raw JSON: pointers into it, what is of the wrong type, and edits.
+//! Raw JSON: JSON pointers, errors for unexpected types, and edits.
 
 pub(crate) mod patch;
 
@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-/// A part of a pod that is not of the type that Kubernetes gives it.
+/// A value of another type than Kubernetes defines for that field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WrongShape {
     pointer: String,
@@ -15,7 +15,7 @@ pub(crate) struct WrongShape {
     found: String,
 }
 
-/// A key as a part of a JSON pointer.
+/// Escapes a key for a JSON pointer.
 pub(crate) fn escape(key: &str) -> String {
     let mut part = String::with_capacity(key.len() + 2);
     for c in key.chars() {
@@ -28,13 +28,13 @@ pub(crate) fn escape(key: &str) -> String {
     part
 }
 
-/// A part of a JSON pointer as a key.
+/// Reverses [`escape`].
 pub(crate) fn unescape(part: &str) -> Cow<'_, str> {
     if part.contains('~') { part.replace("~1", "/").replace("~0", "~").into() } else { part.into() }
 }
 
-/// What is in an object or array under a part of a JSON pointer.
-/// [`Value::pointer`] makes two copies of each part.
+/// The member or element that one part of a JSON pointer selects. [`Value::pointer`] would
+/// copy each part twice.
 pub(crate) fn child<'a>(value: &'a Value, part: &str) -> Option<&'a Value> {
     match value {
         Value::Object(object) => object.get(&*unescape(part)),
@@ -43,12 +43,12 @@ pub(crate) fn child<'a>(value: &'a Value, part: &str) -> Option<&'a Value> {
     }
 }
 
-/// What is at a JSON pointer.
+/// The value at a JSON pointer.
 pub(crate) fn find<'a>(value: &'a Value, pointer: &str) -> Option<&'a Value> {
     pointer.split('/').skip(1).try_fold(value, child)
 }
 
-/// The same, to be changed.
+/// The mutable value at a JSON pointer.
 pub(crate) fn find_mut<'a>(value: &'a mut Value, pointer: &str) -> Option<&'a mut Value> {
     pointer.split('/').skip(1).try_fold(value, |value, part| match value {
         Value::Object(object) => object.get_mut(&*unescape(part)),
@@ -61,7 +61,7 @@ fn index(part: &str) -> Option<usize> {
     part.parse().ok().filter(|_| !part.starts_with('+'))
 }
 
-/// About how many bytes a value takes as text.
+/// Approximate size of a value as JSON text, in bytes.
 pub(crate) fn weight(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len() + 3,
@@ -73,7 +73,7 @@ pub(crate) fn weight(value: &Value) -> usize {
     }
 }
 
-/// A text as errors quote it: no longer than a line, and on one.
+/// Quotes a text for an error: one line of at most 100 characters.
 pub(crate) fn quoted(text: &str) -> String {
     const MOST: usize = 100;
     let end = text.char_indices().nth(MOST).map(|(end, _)| end);
@@ -87,7 +87,6 @@ pub(crate) fn quoted(text: &str) -> String {
 // === impl WrongShape ===
 
 impl WrongShape {
-    /// What was expected and found at a JSON pointer.
     pub(crate) fn new(pointer: &str, expected: &'static str, found: &Value) -> Self {
         let found = match found {
             Value::Null => "nothing".to_owned(),
@@ -102,7 +101,7 @@ impl WrongShape {
 }
 
 impl fmt::Display for WrongShape {
-    /// The place as people write it, `spec.containers[0].name`.
+    /// Writes the pointer as people write a field: `spec.containers[0].name`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut place = String::new();
         for part in self.pointer.split('/').skip(1) {
@@ -125,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pointer_leads_where_serde_jsons_own_does() {
+    fn pointers_are_resolved_as_by_serde_json() {
         let mut value =
             serde_json::json!({"a": [{"b": 1}, null], "c": {"0": 2}, "": {"": 3}, "x/~y": 4});
         for pointer in [
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_stay_on_a_line() {
+    fn quoted_text_stays_on_one_line() {
         assert_eq!(quoted("a\nb"), "`a\u{fffd}b`");
         assert_eq!(quoted(&"é".repeat(101)), format!("`{}…`", "é".repeat(100)));
     }

@@ -16,32 +16,32 @@ use super::{WrongShape, escape, find};
 #[derive(Clone, Debug)]
 pub(crate) struct Text(Box<RawValue>);
 
-/// One edit. The injector takes nothing away.
+/// An edit. Nothing is ever removed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Edit {
-    /// Makes an object or array where there is none.
+    /// Adds an object or array that is absent.
     Make {
         path: String,
         value: Text,
-        /// Whether there was a null.
+        /// Whether it was null before.
         was_null: bool,
     },
     /// Sets a member of an object.
     Set {
         path: String,
         value: Text,
-        /// Whether it was there.
+        /// Whether the member existed.
         replaces: bool,
     },
-    /// Puts elements in front of those of an array.
+    /// Inserts elements at the start of an array.
     Front { path: String, values: Vec<Text> },
-    /// Puts an element behind those of an array.
+    /// Appends an element to an array.
     Back { path: String, value: Text },
 }
 
-/// Edits of a document, which is not changed itself: at JSON pointers, which
-/// are those of the document as it was. Objects and arrays that are absent are
-/// made, and null counts as absent; what is of another type is an error.
+/// Collects edits of a document without changing it. Paths are JSON pointers into the
+/// original document. Absent or null objects and arrays are added; another type is an
+/// error.
 #[derive(Debug)]
 pub(crate) struct Editor<'d> {
     document: &'d Value,
@@ -50,7 +50,7 @@ pub(crate) struct Editor<'d> {
     weight: usize,
 }
 
-/// Edits as the operations of a JSON patch.
+/// Serializes edits as the operations of a JSON patch.
 #[derive(Debug)]
 pub(crate) struct Patch<'e>(pub(crate) &'e [Edit]);
 
@@ -61,7 +61,7 @@ struct Operation<'e> {
     value: &'e Text,
 }
 
-/// What an editor finds at a path.
+/// What exists at a path.
 enum Found<'d> {
     Object(Option<&'d Map<String, Value>>),
     Array,
@@ -112,7 +112,7 @@ impl<'d> Editor<'d> {
         self.edits
     }
 
-    /// About how many bytes the patch has by now.
+    /// Approximate size of the patch in bytes so far.
     pub(crate) fn weight(&self) -> usize {
         self.weight
     }
@@ -136,7 +136,7 @@ impl<'d> Editor<'d> {
         }
     }
 
-    /// Puts values in front of those of the array at `path`.
+    /// Inserts values at the start of the array at `path`.
     pub(crate) fn prepend(&mut self, path: &str, values: Vec<Text>) -> Result<(), WrongShape> {
         match self.find(path, "an array")? {
             Found::Array => {
@@ -147,7 +147,7 @@ impl<'d> Editor<'d> {
         }
     }
 
-    /// Puts a value behind those of the array at `path`.
+    /// Appends a value to the array at `path`.
     pub(crate) fn append(&mut self, path: &str, value: Text) -> Result<(), WrongShape> {
         match self.find(path, "an array")? {
             Found::Array => {
@@ -172,7 +172,7 @@ impl<'d> Editor<'d> {
         }
     }
 
-    /// Adds a member that is absent, and the objects above it that are.
+    /// Adds an absent member, and its absent parents.
     fn make(&mut self, path: &str, value: Text) -> Result<(), WrongShape> {
         let Some((parent, _)) = path.rsplit_once('/') else {
             return Err(WrongShape::new(path, "an object", self.document));
@@ -253,7 +253,7 @@ mod tests {
     /// `doc is missing path: /metadata/annotations`. Reported in
     /// <https://github.com/hashicorp/consul-k8s/issues/20>.
     #[test]
-    fn parents_that_are_absent_are_made() {
+    fn absent_parents_are_added() {
         for before in
             [json!({}), json!({"metadata": null}), json!({"metadata": {"annotations": null}})]
         {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_stays() {
+    fn existing_members_and_elements_are_kept() {
         let before = json!({"m": {"x": 1, "y/z": 2}, "a": [1, 2]});
         let mut editor = Editor::new(&before);
         editor.set("/m", members(&json!({"y/z": 3, "n": 4}))).unwrap();

@@ -1,5 +1,5 @@
-//! Whether a pod is injected. What it would be injected with is looked at only
-//! after that: a pod that will not be injected is never denied for it.
+//! Decides whether a pod is injected. The pod's other annotations are read only afterwards,
+//! so they never deny a pod that is not injected.
 
 use crate::annotation;
 use crate::outcome::{Denial, Reason};
@@ -7,14 +7,13 @@ use crate::pod::Pod;
 use crate::policy::Policy;
 use crate::values::{BOOLEAN_FORMS, boolean};
 
-/// The namespaces of Kubernetes itself.
+/// Namespaces of Kubernetes itself.
 const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "kube-public"];
 
-/// Decides. The order is part of the contract with users: the first that
-/// applies is the reason.
+/// The first rule that applies is the reason. Users rely on the order of the rules.
 ///
 /// # Errors
-/// A pod that asks for what can't be, or in words that can't be understood.
+/// The pod asks for a sidecar that it can't have, or its annotation is invalid.
 pub(crate) fn decide(pod: Pod<'_>, namespace: &str, policy: &Policy) -> Result<Reason, Denial> {
     if SYSTEM_NAMESPACES.contains(&namespace) {
         return Ok(Reason::SystemNamespace);
@@ -45,7 +44,7 @@ pub(crate) fn decide(pod: Pod<'_>, namespace: &str, policy: &Policy) -> Result<R
     }
 }
 
-/// Why a pod can have no sidecar, whatever else is in it.
+/// Why a pod can't have a sidecar, whatever its annotations say.
 fn impossible(pod: Pod<'_>) -> Option<(Reason, &'static str)> {
     if pod.host_network() {
         let why = "a pod with hostNetwork: the sidecars of a node would share its ports";
@@ -62,7 +61,7 @@ fn impossible(pod: Pod<'_>) -> Option<(Reason, &'static str)> {
     None
 }
 
-/// What the pod itself says.
+/// The value of the pod's annotation `connect-inject`.
 fn requested(pod: Pod<'_>) -> Result<Option<bool>, Denial> {
     let key = annotation::INJECT;
     let value =
@@ -77,25 +76,25 @@ fn requested(pod: Pod<'_>) -> Result<Option<bool>, Denial> {
         .transpose()
 }
 
-/// A reason to inject or to skip, for people.
+/// Describes a reason to inject or to skip, for people.
 pub(crate) fn explain(reason: Reason, namespace: &str) -> String {
     let inject = annotation::INJECT;
     match reason {
-        Reason::Requested => format!("annotation `{inject}` asks for it"),
+        Reason::Requested => format!("annotation `{inject}` requests it"),
         Reason::ByDefault => "injection is on by default".to_owned(),
-        Reason::NotAPodCreation => "not the creation of a pod".to_owned(),
+        Reason::NotAPodCreation => "not a request to create a pod".to_owned(),
         Reason::SystemNamespace => format!("namespace `{namespace}` belongs to Kubernetes"),
         Reason::NamespaceDenied => format!("namespace `{namespace}` is on the deny list"),
         Reason::NamespaceNotAllowed => format!("namespace `{namespace}` is not on the allow list"),
-        Reason::AlreadyInjected => format!("annotation `{}` is there", annotation::STATUS),
-        Reason::OptedOut => format!("annotation `{inject}` asks for none"),
+        Reason::AlreadyInjected => format!("annotation `{}` is set", annotation::STATUS),
+        Reason::OptedOut => format!("annotation `{inject}` opts out"),
         Reason::NotRequested => {
             format!("no annotation `{inject}`, and injection is off by default")
         }
-        Reason::HostNetwork => "the pod is in the node's network".to_owned(),
-        Reason::Windows => "the pod is for Windows".to_owned(),
+        Reason::HostNetwork => "the pod uses the host's network".to_owned(),
+        Reason::Windows => "the pod runs on Windows".to_owned(),
         Reason::MirrorPod => "the pod mirrors a static pod".to_owned(),
-        // Those that deny or refuse come with a message of their own.
+        // Denied and refused requests have messages of their own.
         other => other.code().to_owned(),
     }
 }
@@ -116,8 +115,8 @@ mod tests {
     }
 
     #[test]
-    fn the_first_that_applies_is_the_reason() {
-        // The worst pod: every later rule applies as well.
+    fn the_first_rule_that_applies_is_the_reason() {
+        // Every rule applies to this pod.
         let mut policy = policy_of(&[
             "--default-inject",
             "--allow-k8s-namespace=shop",
@@ -147,10 +146,10 @@ mod tests {
         assert_eq!(decided(&json!({}), "shop", &policy), Reason::NamespaceNotAllowed);
     }
 
-    /// Pods in the node's network, pods for Windows, mirror pods. Reported in
+    /// Pods with host network, pods on Windows, mirror pods. Reported in
     /// <https://github.com/istio/istio/issues/9002>.
     #[test]
-    fn a_pod_that_can_have_no_sidecar_is_denied_only_if_it_asked() {
+    fn a_pod_that_cannot_have_a_sidecar_is_denied_only_if_it_asks_for_one() {
         let policy = policy_of(&["--default-inject"]);
         let mirror = json!({"kubernetes.io/config.mirror": "hash"});
         for (mut pod, skipped) in [
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_boolean_is_quoted() {
+    fn a_value_that_is_not_a_boolean_is_quoted() {
         let deny = |value: Value| {
             decide(Pod::new(&pod(&json!({annotation::INJECT: value}))), "shop", &policy())
                 .unwrap_err()

@@ -1,5 +1,5 @@
-//! What is done with a pod and why: the one answer that the webhook and the
-//! offline commands are both given.
+//! Decides whether and how a pod is injected, and why. The webhook and the offline commands
+//! share this code, so that they can't differ.
 
 mod decide;
 mod unknown;
@@ -17,25 +17,24 @@ use crate::policy::{Cluster, Policy};
 
 pub(crate) use decide::explain;
 
-/// What is done with a pod and why.
 #[derive(Debug)]
 pub(crate) struct Verdict {
-    /// Why.
     pub(crate) reason: Reason,
-    /// The same for people: a sentence.
+    /// The reason as a sentence, for people.
     pub(crate) message: String,
-    /// What is not wrong enough to deny the pod.
+    /// Problems that don't deny the pod.
     pub(crate) warnings: Vec<String>,
-    /// The edits that inject the pod, if it gets a sidecar.
+    /// The edits that inject the pod; `None` if it gets no sidecar.
     pub(crate) edits: Option<Vec<Edit>>,
 }
 
-/// Judges a pod, or the template of one, of a namespace.
+/// Judges a pod or a pod template in a namespace.
 pub(crate) fn judge(pod: &Value, namespace: &str, policy: &Policy, cluster: &Cluster) -> Verdict {
     judge_pod(Pod::new(pod), namespace, policy, cluster)
 }
 
-/// The same of a pod with what is known of its surroundings.
+/// Judges a pod that was read with its surroundings, such as the `volumeClaimTemplates` of its
+/// StatefulSet.
 pub(crate) fn judge_pod(
     view: Pod<'_>,
     namespace: &str,
@@ -44,7 +43,7 @@ pub(crate) fn judge_pod(
 ) -> Verdict {
     let mut warnings = Warnings::default();
     let decided = decide::decide(view, namespace, policy);
-    // Pods that are none of our business get no warnings.
+    // No warnings for pods outside our namespaces, nor for injected ones.
     if decided.as_ref().map_or(true, |reason| concerns_us(*reason))
         && let Some(annotations) = view.annotations()
     {
@@ -93,7 +92,7 @@ fn concerns_us(reason: Reason) -> bool {
     )
 }
 
-/// Whether a pod has no annotation of ours, and so does not count on a sidecar.
+/// Whether a pod has none of our annotations, and so doesn't rely on a sidecar.
 fn asks_nothing(pod: Pod<'_>) -> bool {
     pod.annotations().is_none_or(|all| annotation::ours(all).next().is_none())
 }
@@ -108,9 +107,9 @@ mod tests {
     use crate::json::patch::Patch;
     use crate::policy::tests::{policy, policy_of};
 
-    /// `--default-inject` denied pods that had never heard of it.
+    /// `--default-inject` used to deny such pods, although they don't ask for a sidecar.
     #[test]
-    fn a_pod_that_said_nothing_and_cannot_be_injected_is_skipped_with_a_warning() {
+    fn a_pod_without_annotations_that_cannot_be_injected_is_skipped_with_a_warning() {
         let policy = policy_of(&["--default-inject"]);
         let app = |more: Value| {
             let mut app = json!({"name": "app"});
@@ -127,16 +126,16 @@ mod tests {
             assert_eq!(verdict.reason, Reason::CannotBeInjected, "{}", verdict.message);
             assert!(verdict.edits.is_none());
             assert!(verdict.warnings[0].starts_with("not injected: "), "{:?}", verdict.warnings);
-            // One that counts on it is told.
+            // A pod that relies on the sidecar is denied instead.
             pod["metadata"]["annotations"][UPSTREAMS] = "db:1".into();
             let verdict = judge(&pod, "default", &policy, &Cluster::default());
             assert_eq!(verdict.reason.outcome(), Outcome::Denied);
         }
     }
 
-    /// The annotation as a label was ignored without a word.
+    /// Such a label used to be ignored silently.
     #[test]
-    fn an_annotation_given_as_a_label_is_warned_of() {
+    fn an_annotation_written_as_a_label_causes_a_warning() {
         let pod = json!({"metadata": {"labels": {INJECT: "true", STATUS: "x", "app": "a"}}});
         let verdict = judge(&pod, "default", &policy(), &Cluster::default());
         assert_eq!(verdict.reason, Reason::NotRequested);
@@ -144,7 +143,7 @@ mod tests {
         assert!(verdict.warnings[0].contains(INJECT), "{:?}", verdict.warnings);
     }
 
-    /// A pod of 9 KiB made a patch of hundreds of megabytes.
+    /// A pod of 9 KiB used to get a patch of hundreds of megabytes.
     #[test]
     fn a_pod_that_would_become_too_large_is_denied_before_it_is_built() {
         let pod = |upstreams: usize, containers: usize| {
@@ -171,7 +170,7 @@ mod tests {
         assert!(verdict.message.contains("annotations"), "{}", verdict.message);
     }
 
-    /// Thousands of warnings and log lines.
+    /// A pod used to cause thousands of warnings and log lines.
     #[test]
     fn warnings_are_few_and_short() {
         let upstreams: Vec<_> = (0..250)
@@ -190,7 +189,7 @@ mod tests {
         assert!(verdict.warnings[8].contains("more warnings"), "{:?}", verdict.warnings);
     }
 
-    /// Texts of every kind and length that annotations may have.
+    /// Annotation values of any kind and length.
     fn texts() -> impl Strategy<Value = String> {
         let parts =
             "a:1|,|;|\\{|\\}|\\[|\\]|\"|'|\\\\| |--x|\\$\\(A\\)|8080|0|-1|1Mi|true|/a|\\?a=b&|\\PC";
@@ -204,8 +203,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(crate::cases(2048)))]
 
-        /// Whatever is in the annotations: what is said of them is short, and what is
-        /// made of them has its bounds.
+        /// Whatever the annotations hold, messages stay short and the patch stays small.
         #[test]
         fn any_annotations_are_judged_within_bounds(
             pairs in prop::collection::vec((prop::sample::select(KNOWN), texts()), 0..6),
@@ -220,7 +218,7 @@ mod tests {
             let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}});
             let began = std::time::Instant::now();
             let verdict = judge(&pod, "default", &policy(), &Cluster::default());
-            // Long before an API server gives up; on a busy machine, too.
+            // Far below the time after which an API server gives up, even on a busy machine.
             prop_assert!(began.elapsed().as_secs() < 10);
             prop_assert!(verdict.message.chars().count() <= 800);
             prop_assert!(verdict.warnings.iter().map(|text| text.chars().count()).sum::<usize>() < 4096);
@@ -230,7 +228,7 @@ mod tests {
         }
     }
 
-    /// A value that is good, and one that is bad: none if every text is good.
+    /// Annotation, a valid value, and an invalid one; `None` if every value is valid.
     const EXAMPLES: &[(&str, &str, Option<&str>)] = &[
         ("connect-inject", "true", Some("yes")),
         ("connect-service", "web", Some("we b")),
@@ -262,6 +260,8 @@ mod tests {
         ("sidecar-position", "last", Some("middle")),
         ("enable-consul-dataplane-as-sidecar", "t", Some("on")),
         ("transparent-proxy", "true", Some("yes")),
+        ("transparent-proxy-by", "init-container", Some("init")),
+        ("transparent-proxy-redirect", "x", None),
         ("transparent-proxy-exclude-inbound-ports", "9102, 9103", Some("0")),
         ("transparent-proxy-exclude-outbound-ports", "5432", Some("80,")),
         ("transparent-proxy-exclude-outbound-cidrs", "10.0.0.0/8,fd00::1", Some("10.0.0.0/33")),
@@ -288,9 +288,9 @@ mod tests {
         Err(_) => "",
     };
 
-    /// The last column of the table, held against what happens.
+    /// Compares the last column of the README's table with the reason of the verdict.
     #[test]
-    fn a_bad_value_gets_what_the_readme_says() {
+    fn an_invalid_value_gets_the_reason_that_the_readme_lists() {
         let rows: Vec<Vec<&str>> = include_str!("../../README.md")
             .lines()
             .skip_while(|line| *line != "## Annotations")
@@ -331,10 +331,12 @@ mod tests {
             };
             let verdict = judged(good);
             assert!(verdict.edits.is_some(), "{name}: {}", verdict.message);
-            // The old name is told of, and that PodSecurity may refuse a transparent pod.
+            // A warning: the annotation has a newer name, or PodSecurity may reject the pod.
             let is_told = matches!(*name, "connect-service-tags" | "consul-dns")
                 || name.starts_with("transparent-");
-            assert_eq!(verdict.warnings.len(), usize::from(is_told), "{:?}", verdict.warnings);
+            // A warning: the injector itself writes this annotation.
+            let told = usize::from(is_told) + usize::from(*name == "transparent-proxy-redirect");
+            assert_eq!(verdict.warnings.len(), told, "{:?}", verdict.warnings);
             let said = row[4].split([':', ' ']).next().unwrap().trim_matches('`');
             match bad {
                 None => assert_eq!(said, "none", "{name}"),

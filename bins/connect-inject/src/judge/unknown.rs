@@ -1,4 +1,4 @@
-//! Warnings for annotations under our prefix that have no effect.
+//! Warns of annotations under our prefix that have no effect.
 
 use serde_json::{Map, Value};
 
@@ -7,9 +7,9 @@ use crate::annotation::{KNOWN, PREFIX, is_known};
 use crate::outcome::Warnings;
 use crate::values::{boolean, nearest};
 
-/// A warning for each annotation under our prefix that has no effect here: for
-/// one of another injector's what to do instead, for one that nobody knows the
-/// nearest one that we do.
+/// Warns of each annotation under our prefix that has no effect. The warning about an
+/// annotation of consul-k8s says what to do instead; the one about an unknown annotation
+/// suggests the closest known name.
 pub(crate) fn without_effect(annotations: &Map<String, Value>) -> Warnings {
     let mut warnings = Warnings::default();
     for (key, value) in annotations {
@@ -39,10 +39,10 @@ mod tests {
 
     use super::*;
 
-    /// Typos that are silently ignored. Reported in
+    /// Typos were ignored silently. Reported in
     /// <https://github.com/hashicorp/consul-k8s/issues/1584>.
     #[test]
-    fn an_unknown_annotation_is_answered_with_the_nearest() {
+    fn the_warning_about_an_unknown_annotation_suggests_the_nearest_name() {
         let warnings = |value: Value| without_effect(value.as_object().unwrap()).into_vec();
         assert_eq!(
             warnings(json!({
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_have_is_answered_with_what_to_do_instead() {
+    fn the_warning_about_an_annotation_of_consul_k8s_says_what_to_do_instead() {
         let warnings = |value: Value| without_effect(value.as_object().unwrap()).into_vec();
         let found = warnings(json!({
             "consul.hashicorp.com/service-ignore": "true",

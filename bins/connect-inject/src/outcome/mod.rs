@@ -1,4 +1,4 @@
-//! What a pod's review comes to, in words for the person who made the pod.
+//! The result of a review, in words for the author of the pod.
 
 mod reason;
 
@@ -13,28 +13,28 @@ pub(crate) use reason::{Outcome, Reason};
 pub(crate) struct Denial {
     /// The reason code, the same in log, metric and admission response.
     pub(crate) reason: Reason,
-    /// What is wrong and what is accepted: a sentence.
+    /// A sentence: what is wrong, and what is accepted.
     pub(crate) message: String,
 }
 
-/// What is not wrong enough to deny a pod: the first few sentences, and how many
-/// more there were. The API server passes on 4,096 characters in all.
+/// Problems that do not deny a pod: the first few sentences, and the number of further
+/// ones. The API server passes on at most 4,096 characters of warnings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Warnings {
     sentences: Vec<String>,
     more: usize,
 }
 
-/// A text that quotes what users wrote, as one line of bounded length: it goes
-/// into logs, into HTTP headers and to terminals.
+/// Makes a message, which may quote user input, safe for logs, HTTP headers and terminals:
+/// one line of limited length.
 pub(crate) fn sentence(text: &str) -> String {
     const MOST: usize = 800;
     one_line(text, MOST)
 }
 
-/// A text as one line of at most so many characters.
+/// Replaces control characters and cuts the text after `most` characters.
 pub(crate) fn one_line(text: &str, most: usize) -> String {
-    // Nearly all are so.
+    // Usually nothing has to be replaced or cut.
     if text.len() <= most && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return text.to_owned();
     }
@@ -51,7 +51,7 @@ impl Denial {
         Self { reason, message: sentence(&message.to_string()) }
     }
 
-    /// What is wrong with an annotation's value.
+    /// Denies the value of an annotation.
     pub(crate) fn annotation(
         reason: Reason,
         key: &str,
@@ -74,12 +74,12 @@ impl From<WrongShape> for Denial {
 // === impl Warnings ===
 
 impl Warnings {
-    /// More help nobody.
+    /// Maximum number of warnings; more would not help.
     const MOST: usize = 8;
-    /// So that all fit into what the API server passes on.
+    /// Maximum length in characters, so that all fit into the API server's limit.
     const LONGEST: usize = 400;
 
-    /// Adds a sentence, which is only written if it is kept.
+    /// Adds a warning; the text is built only if there is room for it.
     pub(crate) fn push(&mut self, sentence: impl FnOnce() -> String) {
         if self.sentences.len() < Self::MOST {
             self.sentences.push(one_line(&sentence(), Self::LONGEST));
@@ -88,7 +88,7 @@ impl Warnings {
         }
     }
 
-    /// Adds all of another's.
+    /// Adds the warnings of another list.
     pub(crate) fn extend(&mut self, other: Self) {
         for sentence in other.sentences {
             self.push(|| sentence);
@@ -96,7 +96,7 @@ impl Warnings {
         self.more += other.more;
     }
 
-    /// The sentences, the last of which says how many there are no room for.
+    /// The warnings; the last one says how many were dropped.
     pub(crate) fn into_vec(mut self) -> Vec<String> {
         if self.more > 0 {
             self.sentences

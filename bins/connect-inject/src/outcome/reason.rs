@@ -1,20 +1,19 @@
-//! Why a review came out as it did: one code for log, metric and response.
+//! Reason codes: why a review came out as it did, for log, metric and response.
 
-/// What became of a review.
+/// The result of a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The pod got its sidecar.
+    /// The pod got a sidecar.
     Injected,
-    /// The pod was let through unchanged.
+    /// The pod was allowed unchanged.
     Skipped,
     /// The pod was denied.
     Denied,
-    /// The request was no review: it was answered with an HTTP error.
+    /// The request was not a valid review and was answered with an HTTP error.
     Refused,
 }
 
-/// Makes the enum, its codes and the list of all from one table, so that they
-/// can't differ.
+/// Defines the enum, its codes and the list of all reasons in one table.
 macro_rules! reasons {
     ($($outcome:ident: $($(#[doc = $doc:literal])+ $name:ident = $code:literal,)+)+) => {
         /// Why a review came out as it did.
@@ -24,18 +23,17 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// All of them.
             #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$($(Self::$name,)+)+];
 
-            /// The code: the same in log, metric, response and README.
+            /// The code in log, metric, response and README.
             pub(crate) const fn code(self) -> &'static str {
                 match self {
                     $($(Self::$name => $code,)+)+
                 }
             }
 
-            /// The outcome that it is a reason for.
+            /// The outcome that the reason leads to.
             pub(crate) const fn outcome(self) -> Outcome {
                 match self {
                     $($(Self::$name => Outcome::$outcome,)+)+
@@ -49,7 +47,7 @@ reasons! {
     Injected:
         /// The pod asked by annotation.
         Requested = "requested",
-        /// The pod said nothing and injection is on by default.
+        /// The pod has no annotation, and injection is on by default.
         ByDefault = "by-default",
     Skipped:
         /// The review is not about the creation of a pod.
@@ -60,85 +58,85 @@ reasons! {
         NamespaceDenied = "namespace-denied",
         /// The namespace is not on the allow list.
         NamespaceNotAllowed = "namespace-not-allowed",
-        /// The pod has its sidecar.
+        /// The pod is injected already.
         AlreadyInjected = "already-injected",
-        /// The pod opted out by annotation.
+        /// The annotation opts out.
         OptedOut = "opted-out",
-        /// The pod said nothing and injection is off by default.
+        /// The pod has no annotation, and injection is off by default.
         NotRequested = "not-requested",
-        /// The pod said nothing and is in the node's network.
+        /// The pod has no annotation and uses the host's network.
         HostNetwork = "host-network",
-        /// The pod said nothing and is for Windows.
+        /// The pod has no annotation and runs on Windows.
         Windows = "windows",
-        /// The pod said nothing and mirrors a static pod.
+        /// The pod has no annotation and mirrors a static pod.
         MirrorPod = "mirror-pod",
-        /// The pod said nothing and can't take a sidecar.
+        /// The pod has no annotation, and its injection would fail.
         CannotBeInjected = "cannot-be-injected",
     Denied:
-        /// The value of `connect-inject` is no boolean.
+        /// The value of `connect-inject` is not a boolean.
         InvalidConnectInject = "invalid-connect-inject",
-        /// The pod asked, but can have no sidecar: it is in the node's network, for
-        /// Windows, or a mirror.
+        /// The annotation asks for a sidecar, but the pod can't have one: host network,
+        /// Windows, or a mirror pod.
         ImpossibleRequested = "impossible-requested",
-        /// A part of the pod is not of the type that Kubernetes gives it.
+        /// A field of the pod has the wrong type.
         InvalidPod = "invalid-pod",
-        /// The pod with its sidecar would be larger than any that can be stored.
+        /// The injected pod would be too large for etcd.
         PodTooLarge = "pod-too-large",
         /// The pod has no containers.
         NoContainers = "no-containers",
-        /// The pod has a container or volume of a name that is ours.
+        /// A container or volume has a reserved name.
         ReservedName = "reserved-name",
-        /// A container exposes a port that is ours.
+        /// A container exposes a reserved port.
         ReservedPort = "reserved-port",
         /// The pod runs as the user of the injected containers.
         ReservedUser = "reserved-user",
-        /// Several services without as many ports, or too many of them.
+        /// Several services without a port for each, or too many services.
         SeveralServices = "several-services",
-        /// The service's name can't be one.
+        /// The service name is invalid.
         InvalidService = "invalid-service",
-        /// The service account is not named as the service, which ACLs take.
+        /// The service account's name is not the service's, which ACLs require.
         ServiceAccountMismatch = "service-account-mismatch",
-        /// The service's port is none, or is taken.
+        /// The service port is invalid or in use.
         InvalidServicePort = "invalid-service-port",
-        /// The meta of the service is none that Consul takes.
+        /// The service meta is invalid.
         InvalidMeta = "invalid-meta",
-        /// The proxy's settings are none.
+        /// The proxy's configuration is invalid.
         InvalidProxyConfig = "invalid-proxy-config",
-        /// The list of upstreams can't be read.
+        /// The list of upstreams is invalid.
         InvalidUpstreams = "invalid-upstreams",
-        /// Upstreams that can't be served together, or on a port that is taken.
+        /// Upstreams conflict with each other, or with a port in use.
         UpstreamConflict = "upstream-conflict",
-        /// Envoy's arguments can't be split, or are the injector's own.
+        /// Envoy's arguments are malformed, or set what the injector sets.
         InvalidEnvoyArgs = "invalid-envoy-args",
-        /// Resources that are none, or a request above its limit.
+        /// Invalid resources, or a request above its limit.
         InvalidResources = "invalid-resources",
-        /// Volumes or mounts that are none, or clash.
+        /// Invalid or conflicting volumes or mounts.
         InvalidVolumes = "invalid-volumes",
-        /// Settings of Envoy's metrics that can't be.
+        /// Invalid settings of Envoy's metrics.
         InvalidMetrics = "invalid-metrics",
-        /// Settings of the transparent proxy that can't be.
+        /// Invalid settings of the transparent proxy.
         InvalidTransparentProxy = "invalid-transparent-proxy",
-        /// Settings of the sidecar's start, run and end that can't be.
+        /// Invalid settings of the sidecar's start, run or end.
         InvalidLifecycle = "invalid-lifecycle",
     Refused:
-        /// There is nothing at this path.
+        /// The path does not exist.
         NotFound = "not-found",
-        /// Reviews are posted.
+        /// The method is not POST.
         MethodNotAllowed = "method-not-allowed",
-        /// The body is not JSON by its headers.
+        /// The headers declare a type other than uncompressed JSON.
         UnsupportedMediaType = "unsupported-media-type",
         /// The body is larger than any pod.
         TooLarge = "too-large",
-        /// The body did not arrive in time, or the connection broke.
+        /// The body did not arrive in time, or the connection failed.
         Incomplete = "incomplete",
-        /// The body is no AdmissionReview.
+        /// The body is not an AdmissionReview.
         Malformed = "malformed",
 }
 
 // === impl Outcome ===
 
 impl Outcome {
-    /// The outcome as log and metric have it.
+    /// The outcome in log and metric.
     pub(crate) const fn code(self) -> &'static str {
         match self {
             Self::Injected => "injected",

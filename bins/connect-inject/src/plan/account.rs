@@ -1,26 +1,31 @@
-//! The service account, by which a pod logs in if there are ACLs.
+//! The service account with which a pod logs in if ACLs are enabled.
 
 use super::Service;
 use crate::annotation;
 use crate::json::quoted;
 use crate::outcome::{Denial, Reason};
 use crate::pod::Pod;
+use crate::policy::Policy;
 
-/// Refuses a pod that could not log in for its services: an auth method gives a
-/// token for the service that is named as the account. So there can be only one.
-pub(super) fn refuse(pod: Pod<'_>, service: &Service) -> Result<(), Denial> {
+/// Rejects a pod that could not log in for its services if ACLs are enabled: a token of an
+/// auth method is valid for the service that has the account's name, so there can be only
+/// one service.
+pub(super) fn refuse(pod: Pod<'_>, service: &Service, policy: &Policy) -> Result<(), Denial> {
+    if policy.acl_auth_method.is_none() {
+        return Ok(());
+    }
     let account = ["serviceAccountName", "serviceAccount"]
         .into_iter()
         .filter_map(|field| pod.spec(field)?.as_str())
         .find(|name| !name.is_empty())
-        // That of a pod that names none.
+        // The account of a pod that names none.
         .unwrap_or("default");
     let Some((service, _)) = service.each().find(|(name, _)| *name != account) else {
         return Ok(());
     };
     let problem = format!(
-        "the pod's service account {} is not named as its service {}, and with ACLs on its token \
-         is good for no other: set `serviceAccountName: {service}`, or annotation `{}`",
+        "with ACLs, service account {} can register only the service of the same name, not {}: set \
+         `serviceAccountName: {service}`, or annotation `{}`",
         quoted(account),
         quoted(service),
         annotation::SERVICE
@@ -34,12 +39,11 @@ mod tests {
 
     use super::*;
     use crate::plan::tests::plan_alone;
-    use crate::policy::Policy;
     use crate::policy::tests::policy;
     use crate::policy::tests::policy_of;
 
     #[test]
-    fn the_account_is_named_as_the_service() {
+    fn the_account_must_have_the_name_of_the_service() {
         let acls = policy_of(&["--acl-auth-method=k8s"]);
         let planned = |account: Value, policy: &Policy| {
             let mut pod = json!({"spec": {"containers": [{"name": "web"}]}});

@@ -9,8 +9,8 @@ use crate::outcome::{Denial, Reason};
 use crate::pod::Pod;
 use crate::policy::Policy;
 
-/// Rejects a pod whose names, ports or user are those of the injected
-/// containers. From then on, the containers' ports are taken.
+/// Rejects a pod with the names, ports or user of the injected containers. Then marks the
+/// containers' ports as taken.
 pub(super) fn refuse<'p>(
     pod: Pod<'p>,
     around: &Surroundings<'p>,
@@ -25,7 +25,7 @@ pub(super) fn refuse<'p>(
     users(pod, around)
 }
 
-/// Rejects a container with the name of a further service's sidecar.
+/// Rejects a container with the name of an additional service's sidecar.
 pub(super) fn refuse_further(around: &Surroundings<'_>, service: &Service) -> Result<(), Denial> {
     let further: Vec<String> = service.each().skip(1).map(|(name, _)| sidecar_of(name)).collect();
     let mut containers = around.containers.iter().chain(&around.init_containers);
@@ -35,8 +35,8 @@ pub(super) fn refuse_further(around: &Surroundings<'_>, service: &Service) -> Re
     }
 }
 
-/// The API server would refuse the injected pod, and name two containers of
-/// which the user wrote one.
+/// The API server would reject the injected pod for duplicate names, of which the user
+/// knows only one.
 fn names(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<(), Denial> {
     for container in around.containers.iter().chain(&around.init_containers) {
         if [SIDECAR, INIT_CONTAINER, REDIRECT].contains(&container.name) {
@@ -58,7 +58,7 @@ fn reserved(what: &str, name: &str) -> Denial {
     Denial::new(Reason::ReservedName, message)
 }
 
-/// Of two that listen on a port, the second fails to start.
+/// Two processes can't listen on one port.
 fn ports<'p>(around: &Surroundings<'p>, taken: &mut Taken<'p>) -> Result<(), Denial> {
     for port in around.ports.iter().chain(&around.long_running) {
         if let Some(owner) = taken.owner(port.number) {
@@ -73,8 +73,8 @@ fn ports<'p>(around: &Surroundings<'p>, taken: &mut Taken<'p>) -> Result<(), Den
     Ok(())
 }
 
-/// An application of the sidecar's user could read what belongs to the sidecar
-/// only, its ACL token for one.
+/// An application with the sidecar's user could read the sidecar's files, such as its ACL
+/// token.
 fn users(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<(), Denial> {
     let is_ours = |context: Option<&Value>| {
         context.and_then(|context| context.get("runAsUser")).and_then(Value::as_i64) == Some(USER)
@@ -106,7 +106,7 @@ mod tests {
     use crate::policy::tests::policy_of;
 
     #[test]
-    fn the_sidecars_ports_are_its_own() {
+    fn the_sidecars_ports_are_reserved() {
         for (port, whose) in [(20000, "public listener"), (19000, "admin port")] {
             let ports = json!([{"containerPort": 8080}, {"containerPort": port}]);
             let pod = json!({"spec": {"containers": [{"name": "a", "ports": ports}]}});
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sidecars_user_is_its_own() {
+    fn the_sidecars_user_is_reserved() {
         let ours = json!({"runAsUser": 5995});
         for (spec, place) in [
             (json!({"containers": [{"name": "a"}], "securityContext": ours}), "spec.security"),

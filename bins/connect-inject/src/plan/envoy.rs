@@ -1,4 +1,4 @@
-//! How Envoy is run: its arguments, its threads, its resources and its probes.
+//! How Envoy runs: arguments, threads, resources and probes.
 
 use super::read;
 use crate::annotation;
@@ -8,24 +8,23 @@ use crate::policy::{Policy, Words};
 use crate::values::quantity::{Quantity, Resources};
 use crate::values::{seconds, switch, threads};
 
-/// How Envoy is run.
+/// How Envoy runs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Envoy {
-    /// Arguments besides the injector's.
+    /// Additional arguments.
     pub(crate) extra_args: Vec<String>,
-    /// Worker threads; 0 is one for Envoy.
+    /// Worker threads; Envoy treats 0 as 1.
     pub(crate) concurrency: u32,
-    /// What the sidecar may use.
+    /// Requests and limits of the sidecar.
     pub(crate) resources: Resources,
-    /// Whether it has a readiness probe.
     pub(crate) readiness: bool,
-    /// After how many seconds of not becoming ready it is started again.
+    /// Seconds after which a sidecar that does not become ready is restarted.
     pub(crate) startup_failure: Option<u32>,
-    /// After how many seconds of not being ready it is started again.
+    /// Seconds after which a sidecar that is no longer ready is restarted.
     pub(crate) liveness_failure: Option<u32>,
 }
 
-/// Reads how Envoy is run.
+/// Reads the annotations, with the flags as defaults.
 pub(super) fn envoy(pod: Pod<'_>, policy: &Policy) -> Result<Envoy, Denial> {
     let extra_args =
         read(pod, annotation::ENVOY_ARGS, Reason::InvalidEnvoyArgs, str::parse::<Words>)?;
@@ -45,7 +44,7 @@ pub(super) fn envoy(pod: Pod<'_>, policy: &Policy) -> Result<Envoy, Denial> {
     })
 }
 
-/// The annotations over the flags, each by itself.
+/// Reads the sidecar's resources; each annotation replaces one flag.
 fn resources(pod: Pod<'_>, policy: &Policy) -> Result<Resources, Denial> {
     let mut resources =
         if pod.has_resources() { Resources::default() } else { policy.sidecar_resources() };
@@ -62,7 +61,8 @@ fn resources(pod: Pod<'_>, policy: &Policy) -> Result<Resources, Denial> {
         }
     }
     resources.check().map_err(|problem| {
-        let problem = format!("the sidecar's resources, of annotations and flags: {problem}");
+        let problem =
+            format!("the sidecar's resources (annotations and flags combined): {problem}");
         Denial::new(Reason::InvalidResources, problem)
     })?;
     Ok(resources)
@@ -91,13 +91,13 @@ mod tests {
         assert_eq!(args(json!({annotation::ENVOY_ARGS: "-l 'a b'"})), ["-l", "a b"]);
         let threads = |value| planned(&json!({annotation::CONCURRENCY: value}), &policy).unwrap();
         assert_eq!(threads("4").concurrency, 4);
-        // Envoy starts one thread then, and so it does with Consul's injector.
+        // Envoy starts one thread then; consul-k8s passes 0 as well.
         assert_eq!(threads("0").concurrency, 0);
         assert_eq!(planned(&json!({}), &policy).unwrap().concurrency, 2);
     }
 
     #[test]
-    fn probes_are_the_annotations_or_the_flags() {
+    fn probes_come_from_the_annotations_or_the_flags() {
         let policy = policy_of(&[
             "--default-sidecar-proxy-startup-failure-seconds=60",
             "--default-sidecar-proxy-liveness-failure-seconds=90",
@@ -113,7 +113,7 @@ mod tests {
 
     /// A pod is ready when Consul would send it traffic.
     #[test]
-    fn a_readiness_probe_is_the_annotations_choice_or_the_flags() {
+    fn the_readiness_probe_depends_on_annotation_and_flag() {
         let probed = |annotations: Value, flags: &[&str]| {
             planned(&annotations, &policy_of(flags)).unwrap().readiness
         };
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn each_resource_is_the_annotations_or_the_flags() {
+    fn each_resource_comes_from_the_annotation_or_the_flag() {
         let policy = policy_of(&[
             "--default-sidecar-proxy-cpu-request=100m",
             "--default-sidecar-proxy-memory-request=",
@@ -147,11 +147,11 @@ mod tests {
     }
 
     #[test]
-    fn what_envoy_could_not_start_with_is_denied() {
+    fn settings_that_keep_envoy_from_starting_are_denied() {
         for (key, value, problem) in [
             (annotation::ENVOY_ARGS, "-l 'debug", "column 4"),
-            (annotation::ENVOY_ARGS, "--config-path x", "the injector's"),
-            (annotation::ENVOY_ARGS, "-c x", "the injector's"),
+            (annotation::ENVOY_ARGS, "--config-path x", "set by the injector"),
+            (annotation::ENVOY_ARGS, "-c x", "set by the injector"),
             (annotation::CONCURRENCY, "-1", "number of threads"),
             (annotation::CONCURRENCY, "two", "number of threads"),
         ] {

@@ -1,5 +1,4 @@
-//! How the sidecar starts before the application, runs beside it and ends
-//! after it.
+//! How the sidecar starts before the application, runs beside it and ends after it.
 
 use serde_json::Value;
 
@@ -12,37 +11,36 @@ use crate::pod::{Container, Pod};
 use crate::policy::{Cluster, Policy, SidecarMode};
 use crate::values::{Version, one_of, seconds, switch};
 
-/// How the sidecar starts, runs and ends.
+/// Start, run and end of the sidecar.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Lifecycle {
-    /// Whether it is an init container that keeps running.
+    /// Whether it is a native sidecar: an init container with `restartPolicy: Always`.
     pub(crate) native: bool,
-    /// Whether a native one stands before the user's init containers.
+    /// Whether a native sidecar precedes the user's init containers.
     pub(crate) first: bool,
-    /// How many seconds the application waits for the proxy at most.
+    /// Maximum seconds that the application waits for Envoy.
     pub(crate) hold: u32,
-    /// How many seconds the sidecar drains at most; none: the helper's default.
+    /// Maximum drain time in seconds; `None` for connect-lifecycle's default.
     pub(crate) drain: Option<u32>,
-    /// Whether the kubelet starts the init container again, however often it fails. A
-    /// Job's fails the pod, or counts for the Job's backoff limit.
+    /// Whether the kubelet restarts the init container however often it fails. In a Job, a
+    /// failure fails the pod or counts towards the Job's backoff limit.
     pub(crate) restarts: bool,
-    /// How many seconds the application goes on when the pod is to end, and the
-    /// containers that do, as JSON pointers.
+    /// preStop sleep in seconds, and the JSON pointers of the containers that get it.
     pub(crate) sleep: Option<(u32, Vec<String>)>,
 }
 
-/// What `connect-lifecycle run` drains if it is not told otherwise.
+/// Default drain time of `connect-lifecycle run`, in seconds.
 const DRAIN: u32 = 20;
-/// What it takes for the rest of its end.
+/// Seconds for the deregistration after the drain.
 const DEREGISTER: u32 = 5;
-/// What a pod has to end if it does not say.
+/// Default termination grace period, in seconds.
 ///
 /// Source: "Pod Lifecycle" of the Kubernetes documentation.
 const GRACE: i64 = 30;
 
 const REASON: Reason = Reason::InvalidLifecycle;
 
-/// Reads how the sidecar starts, runs and ends.
+/// Reads the annotations, with the flags as defaults.
 pub(super) fn lifecycle(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
@@ -61,17 +59,17 @@ pub(super) fn lifecycle(
     let is_server = service.each().any(|(_, port)| port.is_some());
     let sleep = sleep(pod, around, is_server, (policy, cluster), grace, warnings)?;
 
-    // A native sidecar is ended when the application has: it waits for its turn.
+    // A native sidecar gets SIGTERM only after the application has ended.
     let before = sleep.as_ref().filter(|_| native).map_or(0, |(seconds, _)| *seconds);
-    // Several of them end one after the other.
+    // The kubelet stops native sidecars one after another.
     let turns = if native { i64::from(around.sidecars) } else { 1 };
     let needed =
         (i64::from(drain.unwrap_or(DRAIN)) + i64::from(DEREGISTER)) * turns + i64::from(before);
     if needed > grace {
         warnings.push(|| {
             format!(
-                "raise `terminationGracePeriodSeconds` or lower `{}`: the pod has {grace} s to \
-                 end and the sidecar may take {needed} s to drain",
+                "raise `terminationGracePeriodSeconds` or lower `{}`: the grace period is \
+                 {grace} s, but the sidecar may need {needed} s to drain",
                 annotation::SHUTDOWN_GRACE
             )
         });
@@ -81,9 +79,9 @@ pub(super) fn lifecycle(
     if !native && !restarts {
         warnings.push(|| {
             format!(
-                "set `{}: native` on a cluster that has native sidecars, or run the application \
-                 by `connect-lifecycle wait --quit`, which `{}` gives it: else the sidecar keeps \
-                 running when the other containers are done, and the pod does not complete",
+                "set `{}: native` if the cluster has native sidecars, or run the application with \
+                 `connect-lifecycle wait --quit` (mounted by `{}`): otherwise the sidecar keeps \
+                 running after the other containers, and the pod does not complete",
                 annotation::SIDECAR_MODE,
                 annotation::MOUNT_VOLUME
             )
@@ -95,17 +93,17 @@ pub(super) fn lifecycle(
 // === impl Lifecycle ===
 
 impl Lifecycle {
-    /// How many seconds Envoy drains at most.
+    /// Maximum drain time of Envoy in seconds.
     pub(crate) fn drain_time(&self) -> u32 {
         self.drain.unwrap_or(DRAIN)
     }
 
-    /// Whether a container of the user's runs while Envoy does.
+    /// Whether Envoy runs while a user's container runs.
     pub(crate) fn has_envoy(&self, container: Container<'_>) -> bool {
         self.first || container.is_long_running()
     }
 
-    /// Init containers that are done before Envoy starts reach no upstream.
+    /// Warns of init containers that end before Envoy starts: they can't reach upstreams.
     pub(super) fn warn_of_early_containers(
         &self,
         around: &Surroundings<'_>,
@@ -121,8 +119,8 @@ impl Lifecycle {
             };
             warnings.push(|| {
                 format!(
-                    "{how} if init container `{}` is to reach an upstream: it runs before Envoy, \
-                     and gets no upstream variables",
+                    "{how} if init container `{}` needs an upstream: it runs before Envoy, and gets no \
+                     upstream variables",
                     early.name
                 )
             });
@@ -130,7 +128,7 @@ impl Lifecycle {
     }
 }
 
-/// The annotation by its new or old name, over the flag.
+/// The annotation, under its new or old name, with the flag as default.
 fn native(pod: Pod<'_>, policy: &Policy, cluster: &Cluster) -> Result<bool, Denial> {
     let mode = read(pod, annotation::SIDECAR_MODE, REASON, str::parse::<SidecarMode>)?;
     let old = read(pod, annotation::AS_SIDECAR, REASON, switch)?
@@ -149,8 +147,7 @@ fn native(pod: Pod<'_>, policy: &Policy, cluster: &Cluster) -> Result<bool, Deni
     policy.is_native(mode, cluster).map_err(|problem| Denial::new(REASON, problem))
 }
 
-/// The sleep before the application's end, for the containers that have no
-/// preStop hook of their own.
+/// Returns the preStop sleep, and the containers without a preStop hook, which get it.
 fn sleep(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
@@ -161,34 +158,34 @@ fn sleep(
 ) -> Result<Option<(u32, Vec<String>)>, Denial> {
     let key = annotation::SLEEP;
     let annotated = read(pod, key, REASON, seconds)?;
-    // Nobody has to be kept from a client.
+    // A pod without a service port receives no connections that the sleep could protect.
     let default = if is_server { policy.application_sleep } else { 0 };
     let seconds = annotated.unwrap_or(default);
     if seconds == 0 {
         return Ok(None);
     }
-    if !policy.kubelets_know(Version::SLEEP, cluster) {
+    if !policy.kubelets_have(Version::SLEEP, cluster) {
         if annotated.is_some() {
             warnings.push(|| {
                 format!(
                     "annotation `{key}` has no effect: it requires kubelets of Kubernetes {} or \
-                     newer, and the cluster's are not known to be that",
+                     newer, and the cluster may have older ones",
                     Version::SLEEP
                 )
             });
         }
         return Ok(None);
     }
-    // The API server refuses a longer one.
+    // The API server rejects a sleep longer than the grace period.
     if i64::from(seconds) >= grace {
         let problem = format!(
-            "the application would sleep for {seconds} s of the {grace} s that the pod has to end: \
-             raise `terminationGracePeriodSeconds`"
+            "a preStop sleep of {seconds} s does not fit into the grace period of {grace} s: raise \
+             `terminationGracePeriodSeconds`"
         );
         if annotated.is_some() {
             return Err(Denial::new(REASON, format_args!("annotation `{key}`: {problem}")));
         }
-        warnings.push(|| format!("{problem}; it does not sleep"));
+        warnings.push(|| format!("{problem}; no sleep was added"));
         return Ok(None);
     }
     let mut without_hook = Vec::new();
@@ -200,7 +197,7 @@ fn sleep(
     Ok(Some((seconds, without_hook)))
 }
 
-/// How long the pod has to end.
+/// Termination grace period in seconds.
 fn grace(pod: Pod<'_>) -> i64 {
     pod.spec("terminationGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(GRACE)
 }
@@ -232,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_is_the_pods_or_the_policys() {
+    fn the_mode_comes_from_the_annotation_or_the_flag() {
         let native = |annotations: Value, version: &str| {
             planned(&annotations, &json!({}), version).unwrap().0.lifecycle.native
         };
@@ -248,10 +245,10 @@ mod tests {
         assert!(!native(json!({key: "auto"}), ""));
     }
 
-    /// A database migration in an init container had the variables of its upstream, and
-    /// no Envoy.
+    /// A database migration in an init container got the variables of its upstream, but no
+    /// Envoy ran.
     #[test]
-    fn init_containers_reach_upstreams_behind_a_native_sidecar() {
+    fn init_containers_reach_upstreams_after_a_native_sidecar() {
         let spec = json!({"initContainers": [{"name": "migrate"}, {"name": "n", "restartPolicy": "Always"}]});
         let plan = |mode: &str, position: Option<&str>| {
             let mut annotations =
@@ -270,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_denied() {
+    fn invalid_settings_are_denied() {
         for (annotations, version, problem) in [
             (json!({annotation::SIDECAR_MODE: "nativ"}), "1.30", "`auto`, `native` or"),
             (json!({annotation::SIDECAR_MODE: "native"}), "1.28", "1.29"),
@@ -283,7 +280,7 @@ mod tests {
             (json!({annotation::STARTUP_GRACE: "30s"}), "1.30", "number of seconds"),
             (json!({annotation::SHUTDOWN_GRACE: ""}), "1.30", "number of seconds"),
             (json!({annotation::SLEEP: "-1"}), "1.33", "number of seconds"),
-            (json!({annotation::SLEEP: "30"}), "1.33", "30 s of the 30 s"),
+            (json!({annotation::SLEEP: "30"}), "1.33", "30 s does not fit"),
             (json!({annotation::POSITION: "middle"}), "1.33", "first, last"),
         ] {
             let denial = planned(&annotations, &json!({}), version).unwrap_err();
@@ -293,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn the_application_sleeps_where_the_cluster_knows_how() {
+    fn the_application_sleeps_where_all_kubelets_support_it() {
         let sleep = |annotations: Value, version: &str| {
             let (plan, warnings) = planned(&annotations, &json!({}), version).unwrap();
             (plan.lifecycle.sleep, warnings)
@@ -305,18 +302,18 @@ mod tests {
         assert_eq!(sleep(json!({}), ""), (None, vec![]));
         for version in ["", "1.32"] {
             let (none, warnings) = sleep(json!({annotation::SLEEP: "4"}), version);
-            assert!(none.is_none() && warnings[0].contains("not known to be"), "{warnings:?}");
+            assert!(none.is_none() && warnings[0].contains("may have older ones"), "{warnings:?}");
         }
         let known = policy_of(&["--oldest-kubelet-version=1.30"]);
         let pod = json!({"spec": {"containers": [{"name": "a", "ports": [{"containerPort": 1}]}]}});
         assert!(plan_in(&pod, &known, &cluster("")).unwrap().0.lifecycle.sleep.is_some());
-        // Nobody has to be kept from a client.
+        // A pod without a service port receives no connections.
         let client = json!({"spec": {"containers": [{"name": "a"}]}});
         assert!(plan_in(&client, &known, &cluster("")).unwrap().0.lifecycle.sleep.is_none());
     }
 
     #[test]
-    fn a_pod_that_ends_too_soon_is_warned_of() {
+    fn a_grace_period_shorter_than_the_drain_causes_a_warning() {
         let warnings =
             |annotations: Value, spec: Value| planned(&annotations, &spec, "1.33").unwrap().1;
         assert_eq!(warnings(json!({}), json!({})), Vec::<String>::new());
@@ -331,11 +328,11 @@ mod tests {
             Vec::<String>::new()
         );
         let tiny = warnings(json!({}), json!({"terminationGracePeriodSeconds": 0}));
-        assert!(tiny[0].contains("does not sleep"), "{tiny:?}");
+        assert!(tiny[0].contains("no sleep was added"), "{tiny:?}");
     }
 
     #[test]
-    fn a_job_that_would_not_complete_is_warned_of() {
+    fn a_job_that_would_not_complete_causes_a_warning() {
         let job = json!({"restartPolicy": "Never"});
         let warnings = planned(&json!({}), &job, "").unwrap().1;
         assert!(warnings[0].contains("does not complete"), "{warnings:?}");

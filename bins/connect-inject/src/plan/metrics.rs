@@ -10,33 +10,32 @@ use crate::pod::Pod;
 use crate::policy::Policy;
 use crate::values::{path, switch, unprivileged};
 
-/// Where Prometheus reads Envoy's metrics.
+/// The endpoint where Prometheus scrapes Envoy's metrics.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Metrics {
-    /// On which port of the pod.
+    /// Port of the pod.
     pub(crate) port: u16,
-    /// Under which path.
     pub(crate) path: String,
-    /// The application's own, if they are on the same page.
+    /// Set if the endpoint also has the application's metrics.
     pub(crate) merging: Option<Merging>,
-    /// The flags of `connect-init` for TLS, with the files.
+    /// TLS flags of `connect-init`, with their files.
     pub(crate) tls: Vec<(&'static str, String)>,
 }
 
-/// The application's metrics, on the same page as Envoy's.
+/// How the application's metrics are merged with Envoy's.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Merging {
-    /// The port of loopback at which they meet.
+    /// Loopback port on which `connect-lifecycle` serves the merged metrics.
     pub(crate) port: u16,
-    /// The application's port for its own.
+    /// Port on which the application serves its own metrics.
     pub(crate) service_port: u16,
     pub(crate) service_path: String,
 }
 
 const REASON: Reason = Reason::InvalidMetrics;
 
-/// Reads where Prometheus reads Envoy's metrics; none: it does not. Their
-/// settings are looked at only if they are on; then their ports are taken.
+/// Reads the annotations, with the flags as defaults; `None` if metrics are off. Only if
+/// they are on are the settings validated and the ports marked as taken.
 pub(super) fn metrics(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
@@ -55,8 +54,8 @@ pub(super) fn metrics(
         return Ok(None);
     }
     if around.sidecars > 1 {
-        let problem = "a pod of several services has an Envoy for each, and Prometheus reads one \
-                       page of a pod";
+        let problem = "a pod of several services has several Envoys, and Prometheus scrapes only \
+                       one port of a pod";
         if enabled == Some(true) {
             let key = annotation::METRICS;
             let value = pod.annotation(key)?.unwrap_or_default();
@@ -71,7 +70,7 @@ pub(super) fn metrics(
         unprivileged(port)
     })?;
     let port = annotated.unwrap_or(policy.metrics_port);
-    // A container port that the annotation names is there for Envoy's metrics.
+    // A container port that the annotation names is meant for Envoy's metrics.
     let may_share = |owner| annotated.is_some() && matches!(owner, Owner::Container(_));
     if let Some(owner) = taken.owner_but(port, may_share) {
         let problem = format!(
@@ -81,7 +80,7 @@ pub(super) fn metrics(
     }
     taken.add(port, Owner::Metrics);
     let path = read(pod, annotation::METRICS_PATH, REASON, path)?;
-    // Here it is the only one.
+    // The pod has only one service here.
     let service_port = service.each().find_map(|(_, own)| own);
     Ok(Some(Metrics {
         port,
@@ -91,15 +90,15 @@ pub(super) fn metrics(
     }))
 }
 
-/// The settings of merging.
+/// Annotations that have no effect without merging.
 const MERGING: [&str; 3] = [
     annotation::MERGED_METRICS_PORT,
     annotation::SERVICE_METRICS_PORT,
     annotation::SERVICE_METRICS_PATH,
 ];
 
-/// A warning for each of these annotations that the pod has, though it lacks
-/// the one that they need.
+/// Warns of each of these annotations that the pod has, because the one that they need is
+/// not set.
 fn without_effect<'a>(
     pod: Pod<'_>,
     keys: impl IntoIterator<Item = &'a str>,
@@ -111,7 +110,7 @@ fn without_effect<'a>(
     }
 }
 
-/// Reads where the application's own metrics are; none: they stay by themselves.
+/// Reads the settings of merging; `None` if the application's metrics are not merged.
 fn merging(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
@@ -134,17 +133,19 @@ fn merging(
         let port = resolve(text)?;
         let is_applications = |owner| matches!(owner, Owner::Container(_) | Owner::Service);
         match taken.owner_but(port, is_applications) {
-            Some(owner) => Err(format!("port {port} is {owner}: expected the application's")),
+            Some(owner) => {
+                Err(format!("port {port} is {owner}: expected a port of the application"))
+            }
             None => Ok(port),
         }
     })?;
-    // Consul's own injector goes on without them, too.
+    // consul-k8s does not deny such a pod, either.
     let Some(own) = annotated.or(service_port) else {
         if enabled == Some(true) {
             warnings.push(|| {
                 format!(
-                    "set annotation `{}`: nothing says on which port the application's metrics \
-                     are, which are not merged with Envoy's",
+                    "set annotation `{}`: the port of the application's metrics is unknown, so \
+                     they are not merged with Envoy's",
                     annotation::SERVICE_METRICS_PORT
                 )
             });
@@ -167,7 +168,7 @@ fn merging(
     }))
 }
 
-/// All that TLS takes, or nothing.
+/// Reads the TLS settings: all of them, or none.
 fn tls(pod: Pod<'_>) -> Result<Vec<(&'static str, String)>, Denial> {
     let mut found = Vec::new();
     for (key, flag) in [
@@ -187,7 +188,7 @@ fn tls(pod: Pod<'_>) -> Result<Vec<(&'static str, String)>, Denial> {
         return Ok(found);
     }
     let problem = format!(
-        "TLS for Envoy's metrics takes annotations `{}`, `{}` and one of `{}` and `{}`",
+        "TLS for Envoy's metrics requires annotations `{}`, `{}` and one of `{}` and `{}`",
         annotation::METRICS_CERT,
         annotation::METRICS_KEY,
         annotation::METRICS_CA_FILE,
@@ -199,8 +200,8 @@ fn tls(pod: Pod<'_>) -> Result<Vec<(&'static str, String)>, Denial> {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Sets the proxy up for it, and tells Prometheus. What the pod tells it
-    /// already stays.
+    /// Configures the proxy, and adds the annotations that Prometheus reads, unless the pod
+    /// has its own.
     pub(super) fn announce(
         &self,
         pod: Pod<'_>,
@@ -219,7 +220,7 @@ impl Metrics {
                 None => defaults.push((key, value)),
                 Some(own) if own != value => warnings.push(|| {
                     format!(
-                        "annotation `{key}` stays as it is: for Envoy's metrics it would be \
+                        "annotation `{key}` stays as it is: to scrape Envoy's metrics, it must be \
                          `{value}`"
                     )
                 }),
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn prometheus_is_told() {
+    fn prometheus_finds_the_metrics_by_annotations() {
         let plan = planned(&json!({annotation::METRICS: "true"})).unwrap();
         let metrics = plan.metrics.unwrap();
         assert_eq!((metrics.port, metrics.path.as_str()), (20200, "/metrics"));
@@ -273,16 +274,16 @@ mod tests {
         assert!(warnings[0].contains("`prometheus.io/port` stays"), "{warnings:?}");
     }
 
-    /// Others deny a pod for a setting of metrics that are off.
+    /// Other injectors deny a pod with invalid metrics settings even if metrics are off.
     #[test]
-    fn settings_of_metrics_that_are_off_do_no_harm() {
+    fn settings_of_metrics_that_are_off_only_cause_a_warning() {
         let (plan, warnings) = warned(&json!({annotation::METRICS_PORT: "99999"})).unwrap();
         assert_eq!(plan.metrics, None);
         assert!(warnings[0].contains("has no effect without"), "{warnings:?}");
     }
 
     #[test]
-    fn settings_that_cannot_be_are_denied() {
+    fn invalid_settings_are_denied() {
         for (key, value, problem) in [
             (annotation::METRICS, "yes", "`true` or `false`"),
             (annotation::METRICS_PORT, "80", "1024 to 65535"),
@@ -290,7 +291,7 @@ mod tests {
             (annotation::METRICS_PORT, "20000", "public listener"),
             (annotation::METRICS_PORT, "grpc", "there are: envoy"),
             (annotation::METRICS_PATH, "metrics", "such as `/metrics`"),
-            (annotation::METRICS_CERT, "/tls.crt", "takes annotations"),
+            (annotation::METRICS_CERT, "/tls.crt", "requires annotations"),
         ] {
             let mut annotations = json!({annotation::METRICS: "true"});
             annotations[key] = value.into();
@@ -343,9 +344,9 @@ mod tests {
         assert!(warnings[0].contains(annotation::METRICS_MERGING), "{warnings:?}");
     }
 
-    /// The flags of Consul's own injector, and its way with a pod without a port.
+    /// The flags, and the treatment of a pod without a port, are those of consul-k8s.
     #[test]
-    fn merging_is_the_annotations_or_the_flags() {
+    fn merging_comes_from_the_annotations_or_the_flags() {
         let policy = policy_of(&[
             "--default-enable-metrics",
             "--default-enable-metrics-merging",

@@ -1,5 +1,5 @@
-//! What a pod is injected with: its annotations, read strictly and with their
-//! defaults. What can't be understood denies the pod.
+//! Plans the injection of a pod from its annotations, with the flags as defaults. An
+//! annotation that can't be parsed denies the pod.
 
 mod account;
 mod clash;
@@ -34,50 +34,46 @@ pub(crate) use service::Service;
 pub(crate) use transparent::{Exposed, Relay, Transparent};
 pub(crate) use volumes::Volumes;
 
-/// The most bytes of annotations that Kubernetes accepts
-/// (`TotalAnnotationSizeLimitB` of its validation).
+/// Maximum size of a pod's annotations in bytes: `TotalAnnotationSizeLimitB` in Kubernetes.
 pub(crate) const LARGEST_ANNOTATIONS: usize = 256 << 10;
 
-/// What a pod is injected with.
+/// Everything that injection adds to a pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Plan {
-    /// What is registered.
     pub(crate) service: Service,
-    /// What it reaches.
     pub(crate) upstreams: Vec<Upstream>,
-    /// For each of them the further stem of its variables, if it has one.
+    /// For each upstream, the second prefix of its environment variables, if the upstream's
+    /// name has a dot: see [`upstreams::dotted_stems`].
     pub(crate) dotted_stems: Vec<Option<String>>,
-    /// The CA certificates of the pod's agent in PEM, if it is reached over TLS.
+    /// CA certificates of the pod's agent in PEM; `None` without TLS.
     pub(crate) agents_ca: Option<String>,
-    /// How Envoy is run.
     pub(crate) envoy: Envoy,
-    /// Envoy's metrics, if Prometheus can read them.
+    /// `None` if Envoy's metrics are not exposed to Prometheus.
     pub(crate) metrics: Option<Metrics>,
-    /// How the pod's connections are redirected to the sidecar, if they are.
+    /// `None` if the pod's connections are not redirected to the sidecar.
     pub(crate) transparent: Option<Transparent>,
-    /// How the sidecar starts, runs and ends.
     pub(crate) lifecycle: Lifecycle,
-    /// For each service the probe that decides whether Consul sends it traffic.
+    /// For each service, the probe that decides whether Consul sends it traffic.
     pub(crate) readiness: Vec<Option<Readiness>>,
-    /// Volumes and mounts besides our own.
+    /// Volumes and mounts from the annotations.
     pub(crate) volumes: Volumes,
-    /// What the init container may use.
+    /// Requests and limits of the init containers.
     pub(crate) init_resources: Resources,
-    /// Annotations that the pod lacks and that are written into it.
+    /// Annotations to add, because the pod lacks them.
     pub(crate) defaults: Vec<(&'static str, String)>,
 }
 
-/// The containers of a pod and what they expose.
+/// The pod's own containers and their ports.
 struct Surroundings<'p> {
     containers: Vec<Container<'p>>,
     init_containers: Vec<Container<'p>>,
-    /// The TCP ports of the containers.
+    /// TCP ports of the containers.
     ports: Vec<Port<'p>>,
-    /// Those of the init containers that run as long as the pod.
+    /// TCP ports of the init containers that run as long as the pod: native sidecars.
     long_running: Vec<Port<'p>>,
-    /// The application's container: the default container of the pod, or its first.
+    /// Index of the application's container: the pod's default container, or its first.
     application: usize,
-    /// How many sidecars the pod gets: one for each of its services.
+    /// Number of sidecars to inject: one for each service.
     sidecars: u16,
 }
 
@@ -88,15 +84,7 @@ pub(crate) fn plan(
     cluster: &Cluster,
     warnings: &mut Warnings,
 ) -> Result<Plan, Denial> {
-    let size = pod.annotations_size();
-    if size > LARGEST_ANNOTATIONS {
-        return Err(Denial::new(
-            Reason::PodTooLarge,
-            format_args!(
-                "the annotations are {size} bytes: Kubernetes accepts {LARGEST_ANNOTATIONS}"
-            ),
-        ));
-    }
+    refuse_large_annotations(pod)?;
     let around = Surroundings::of(pod)?;
     let mut defaults = Vec::new();
     let mut taken = Taken::of_sidecars(around.sidecars);
@@ -104,9 +92,7 @@ pub(crate) fn plan(
     clash::refuse(pod, &around, &mut taken, policy)?;
     let mut service = service::service(pod, &around, &mut taken, &mut defaults, warnings)?;
     clash::refuse_further(&around, &service)?;
-    if policy.acl_auth_method.is_some() {
-        account::refuse(pod, &service)?;
-    }
+    account::refuse(pod, &service, policy)?;
     let metrics = metrics::metrics(pod, &around, &service, &mut taken, policy, warnings)?;
     if let Some(metrics) = &metrics {
         metrics.announce(pod, &mut service, &mut defaults, warnings)?;
@@ -122,21 +108,21 @@ pub(crate) fn plan(
     if is_transparent {
         transparent::warn_of_upstreams(&upstreams, warnings);
     }
-    upstreams::gateways(&upstreams, cluster, warnings);
+    upstreams::warn_of_missing_gateways(&upstreams, cluster, warnings);
     let envoy = envoy::envoy(pod, policy)?;
     pod_level::refuse(pod, &around, &envoy.resources)?;
     lifecycle.warn_of_early_containers(&around, &upstreams, warnings);
+    if let Some(transparent) = &transparent {
+        transparent::warn_of_early_containers(transparent, &around, &lifecycle, warnings);
+    }
     let readiness = readiness::readiness(&around, &service, warnings)?;
     let volumes = volumes::volumes(pod, &around)?;
     if pod.annotation(annotation::DEFAULT_CONTAINER)?.is_none() {
         defaults.push((annotation::DEFAULT_CONTAINER, around.application().name.to_owned()));
     }
-    // Those of the whole pod hold for the injected containers, too: requests of
-    // containers may not exceed them.
-    let init_resources =
-        if pod.has_resources() { Resources::default() } else { policy.init_resources() };
     let written = pod.annotation(annotation::UPSTREAMS)?.unwrap_or_default();
     let dotted_stems = upstreams::dotted_stems(written);
+    let init_resources = pod_level::init_resources(pod, &around, policy, &envoy.resources);
     Ok(Plan {
         service,
         upstreams,
@@ -153,31 +139,44 @@ pub(crate) fn plan(
     })
 }
 
+fn refuse_large_annotations(pod: Pod<'_>) -> Result<(), Denial> {
+    let size = pod.annotations_size();
+    if size <= LARGEST_ANNOTATIONS {
+        return Ok(());
+    }
+    Err(Denial::new(
+        Reason::PodTooLarge,
+        format_args!(
+            "the annotations have {size} bytes: Kubernetes accepts at most {LARGEST_ANNOTATIONS}"
+        ),
+    ))
+}
+
 impl fmt::Display for Plan {
-    /// What is registered, with ports as numbers.
+    /// The services and upstreams, with ports as numbers.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (name, port)) in self.service.each().enumerate() {
             let before = if index == 0 { "service" } else { ", service" };
             match port {
                 Some(port) => write!(f, "{before} `{name}` on port {port}")?,
-                None => write!(f, "{before} `{name}` without a port, as a client only")?,
+                None => write!(f, "{before} `{name}` without a port, only as a client")?,
             }
             if let Some(Some(readiness)) = self.readiness.get(index) {
                 write!(f, ", {readiness}")?;
             }
         }
         for (index, upstream) in self.upstreams.iter().enumerate() {
-            let before = if index == 0 { "; it reaches " } else { ", " };
+            let before = if index == 0 { "; the pod reaches " } else { ", " };
             write!(f, "{before}`{upstream}` on port {}", upstream.local_bind_port)?;
         }
         if self.transparent.is_some() {
-            f.write_str("; its connections are redirected to the sidecar")?;
+            f.write_str("; the pod's connections are redirected to the sidecar")?;
         }
         Ok(())
     }
 }
 
-/// Reads an annotation; none if it is absent.
+/// Reads an annotation; `None` if it is absent.
 fn read<'p, T, E: Display>(
     pod: Pod<'p>,
     key: &str,
@@ -200,7 +199,7 @@ impl<'p> Surroundings<'p> {
         let ports = exposed(containers.iter())?;
         let long_running = exposed(init_containers.iter().filter(|init| init.is_long_running()))?;
         if containers.is_empty() {
-            let problem = "the pod has no containers to inject for";
+            let problem = "the pod has no containers";
             return Err(Denial::new(Reason::NoContainers, problem));
         }
         let default = pod.annotation(annotation::DEFAULT_CONTAINER)?;
@@ -210,19 +209,19 @@ impl<'p> Surroundings<'p> {
         Ok(Self { containers, init_containers, ports, long_running, application, sidecars })
     }
 
-    /// The container that the defaults are taken from: another injector may have
-    /// put its own in front.
+    /// The container from which defaults are taken. It may not be the first, because another
+    /// injector may have put its sidecar in front.
     fn application(&self) -> Container<'p> {
         self.containers[self.application]
     }
 
-    /// The first TCP port of the application, or of any container.
+    /// The first TCP port of the application's container, or else of any container.
     fn default_port(&self) -> Option<Port<'p>> {
         let own = self.ports.iter().find(|port| port.container == self.application().name);
         own.or(self.ports.first()).copied()
     }
 
-    /// The ports that have a name, which a port may be given by.
+    /// The named ports, to which annotations may refer by name.
     fn named(&self) -> Vec<port::Named<'p>> {
         self.ports.iter().filter_map(|port| Some((port.name?, port.number))).collect()
     }
@@ -246,12 +245,12 @@ pub(crate) mod tests {
     use crate::names::{INIT_CONTAINER, SIDECAR, VOLUME};
     use crate::policy::tests::policy;
 
-    /// A plan in a cluster of which nothing is known.
+    /// Plans without any knowledge of the cluster.
     pub(crate) fn plan_alone(pod: &Value, policy: &Policy) -> Result<Plan, Denial> {
         plan_in(pod, policy, &Cluster::default()).map(|(plan, _)| plan)
     }
 
-    /// A plan with its warnings.
+    /// Returns the plan and its warnings.
     pub(crate) fn plan_in(
         pod: &Value,
         policy: &Policy,
@@ -280,7 +279,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_documents_defaults() {
+    fn service_and_port_default_to_the_first_container_and_its_first_port() {
         let ports = json!([{"containerPort": 8080, "name": "http"}, {"containerPort": 9090}]);
         let plan = planned(&pod(&json!({}), &app(&ports)));
         assert_eq!((plan.service.name.as_str(), plan.service.port), ("app", Some(8080)));
@@ -308,7 +307,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn annotations_win() {
+    fn annotations_take_precedence_over_defaults() {
         let ports = json!([{"containerPort": 8080, "name": "http"}, {"containerPort": 9090, "name": "admin"}]);
         let annotations = json!({
             annotation::SERVICE: "web", annotation::SERVICE_PORT: "admin",
@@ -322,16 +321,16 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_without_a_port_is_a_client() {
+    fn a_pod_without_a_port_is_only_a_client() {
         for containers in [app(&json!(null)), app(&json!([]))] {
             assert_eq!(planned(&pod(&json!({}), &containers)).service.port, None);
         }
     }
 
-    /// What other injectors take silently and get wrong. Reported in
+    /// Other injectors accept such values silently and get them wrong. Reported in
     /// <https://github.com/hashicorp/consul-k8s/issues/224>.
     #[test]
-    fn what_cannot_work_is_denied() {
+    fn annotations_that_cannot_work_are_denied() {
         let ports = json!([{"containerPort": 8080, "name": "http"}, {"containerPort": 9090}]);
         for (key, value, reason, problem) in [
             (annotation::SERVICE, "", Reason::InvalidService, "the service name is empty"),
@@ -356,7 +355,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_services_own_port_is_taken_even_if_no_container_exposes_it() {
+    fn an_upstream_cannot_use_the_services_port_even_if_no_container_exposes_it() {
         let annotations = json!({annotation::SERVICE_PORT: "80", annotation::UPSTREAMS: "a:80"});
         let (reason, message) = denied(&pod(&annotations, &app(&json!(null))));
         assert_eq!(reason, Reason::UpstreamConflict);
@@ -364,7 +363,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_native_sidecars_port_is_taken_too() {
+    fn an_upstream_cannot_use_a_native_sidecars_port() {
         let mut pod = pod(&json!({annotation::UPSTREAMS: "a:15001"}), &app(&json!(null)));
         let ports = json!([{"containerPort": 15001}]);
         pod["spec"]["initContainers"] =
@@ -375,7 +374,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn several_services_in_one_pod() {
+    fn a_pod_can_have_several_services() {
         let ports = json!([{"containerPort": 8080, "name": "http"}, {"containerPort": 9090}]);
         let annotations = json!({
             annotation::SERVICE: "web, web-admin", annotation::SERVICE_PORT: "http,9090",
@@ -386,7 +385,7 @@ pub(crate) mod tests {
         assert_eq!(each, [("web", Some(8080)), ("web-admin", Some(9090))]);
         assert_eq!(plan.defaults, [(annotation::DEFAULT_CONTAINER, "app".to_owned())]);
         assert!(plan.to_string().starts_with(
-            "service `web` on port 8080, service `web-admin` on port 9090; it reaches `db`"
+            "service `web` on port 8080, service `web-admin` on port 9090; the pod reaches `db`"
         ));
     }
 
@@ -416,9 +415,9 @@ pub(crate) mod tests {
             ),
             ("a,", "1,2", nothing, Reason::InvalidService, "is empty"),
             ("a,b c", "1,2", nothing, Reason::InvalidService, "column 2"),
-            ("a,a", "1,2", nothing, Reason::InvalidService, "`a` is there twice"),
-            ("a,B", "1,2", nothing, Reason::InvalidService, "name of a container"),
-            ("a,b_c", "1,2", nothing, Reason::InvalidService, "name of a container"),
+            ("a,a", "1,2", nothing, Reason::InvalidService, "`a` is listed twice"),
+            ("a,B", "1,2", nothing, Reason::InvalidService, "sidecar container"),
+            ("a,b_c", "1,2", nothing, Reason::InvalidService, "sidecar container"),
             ("a,taken", "1,2", nothing, Reason::ReservedName, "`envoy-sidecar-taken`"),
             ("a,b", "1,", nothing, Reason::InvalidServicePort, "is empty"),
             ("a,b", "1,20001", nothing, Reason::InvalidServicePort, "public listener"),
@@ -443,12 +442,12 @@ pub(crate) mod tests {
         let (reason, message) = denied(&pod(&annotations, &app(&json!([{"containerPort": 1}]))));
         assert_eq!(reason, Reason::SeveralServices);
         assert!(message.contains(annotation::SERVICE_PORT), "{message}");
-        // What one sidecar leaves free.
+        // A pod with one sidecar may use these ports.
         planned(&pod(&json!({annotation::UPSTREAMS: "x:20001,y:19001"}), &app(&json!(null))));
     }
 
     #[test]
-    fn names_of_ours_are_reserved() {
+    fn a_container_or_volume_with_an_injected_name_is_denied() {
         let denied = |spec: Value| denied(&json!({"spec": spec})).0;
         assert_eq!(denied(json!({"containers": [{"name": SIDECAR}]})), Reason::ReservedName);
         let app = json!([{"name": "app"}]);
@@ -470,7 +469,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn shared_variables_are_warned_of() {
+    fn upstreams_with_the_same_variables_cause_a_warning() {
         let annotations = json!({annotation::UPSTREAMS: "a-b:1,a.b:2"});
         let pod = pod(&annotations, &app(&json!(null)));
         let (_, warnings) = plan_in(&pod, &policy(), &Cluster::default()).unwrap();
@@ -480,7 +479,7 @@ pub(crate) mod tests {
 
     /// The sidecar of another injector was registered as the service.
     #[test]
-    fn the_default_container_is_the_application() {
+    fn the_service_is_that_of_the_default_container() {
         let containers = json!([
             {"name": "istio-proxy", "ports": [{"containerPort": 15090}]},
             {"name": "app", "ports": [{"containerPort": 8080}]},
@@ -492,9 +491,9 @@ pub(crate) mod tests {
         assert_eq!(planned(&pod(&elsewhere, &containers)).service.name, "istio-proxy");
     }
 
-    /// Three lists said what is taken, and ports that clash passed.
+    /// Ports in use were in three lists, and some conflicts went unnoticed.
     #[test]
-    fn one_port_has_one_owner() {
+    fn a_port_in_use_cannot_be_used_again() {
         let metrics = [(annotation::METRICS, "true"), (annotation::METRICS_MERGING, "true")];
         let app = app(&json!([{"containerPort": 8080}, {"containerPort": 9102, "name": "own"}]));
         let native =
@@ -519,7 +518,7 @@ pub(crate) mod tests {
             let (_, message) = denied(&pod);
             assert!(message.contains(problem), "{further:?}: {message}");
         }
-        // Where nobody chose the port of the metrics, a container's own wins.
+        // A container may share the metrics port only if the annotation names it.
         let annotations = json!({annotation::METRICS: "true"});
         let taken = json!([{"name": "a", "ports": [{"containerPort": 20200}]}]);
         let (reason, message) = denied(&pod(&annotations, &taken));
@@ -527,19 +526,44 @@ pub(crate) mod tests {
         assert!(message.contains("a port of container `a`"), "{message}");
     }
 
-    /// Requests of containers may not exceed those of the pod.
+    /// A CPU limit slows the pod's start down: <https://github.com/istio/istio/issues/11534>.
     #[test]
-    fn default_resources_are_left_out_where_the_pod_has_its_own() {
+    fn the_init_container_has_a_cpu_limit_only_in_a_guaranteed_pod() {
+        let policy = crate::policy::tests::policy_of(&[]);
+        let limits = |memory: &str| {
+            let limits = json!({"limits": {"cpu": "1", "memory": memory}});
+            json!([{"name": "app", "resources": limits}, {"name": "b", "resources": limits}])
+        };
+        let equal = json!({
+            annotation::CPU_REQUEST: "1", annotation::CPU_LIMIT: "1000m",
+            annotation::MEMORY_REQUEST: "1Mi", annotation::MEMORY_LIMIT: "1Mi",
+        });
+        for (annotations, containers, limit) in [
+            (&json!({}), limits("1Mi"), None),
+            (&equal, app(&json!(null)), None),
+            (&equal, limits("much"), None),
+            (&equal, limits("1Mi"), Some("50m")),
+        ] {
+            let plan = plan_alone(&pod(annotations, &containers), &policy).unwrap();
+            assert_eq!(plan.init_resources.cpu.limit, limit.map(|limit| limit.parse().unwrap()));
+            assert!(plan.init_resources.cpu.request.is_some());
+            assert_eq!(plan.init_resources.is_equal(), limit.is_some());
+        }
+    }
+
+    /// The requests of all containers together may not exceed the pod's.
+    #[test]
+    fn a_pod_with_pod_level_resources_gets_no_default_resources() {
         let policy = crate::policy::tests::policy_of(&[]);
         let mut pod = pod(&json!({}), &app(&json!(null)));
         let plan = plan_alone(&pod, &policy).unwrap();
         assert!(plan.envoy.resources.cpu.request.is_some());
-        assert!(plan.init_resources.is_equal());
+        assert!(plan.init_resources.memory.request.is_some());
         pod["spec"]["resources"] = json!({"limits": {"cpu": "1"}});
         pod["metadata"]["annotations"][annotation::CPU_LIMIT] = "100m".into();
         let plan = plan_alone(&pod, &policy).unwrap();
         assert_eq!(plan.init_resources, Resources::default());
         assert!(plan.envoy.resources.cpu.request.is_none());
-        assert!(plan.envoy.resources.cpu.limit.is_some(), "the annotation's stays");
+        assert!(plan.envoy.resources.cpu.limit.is_some(), "an annotation still applies");
     }
 }

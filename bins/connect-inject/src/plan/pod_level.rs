@@ -1,8 +1,9 @@
-//! Resources of the pod as a whole, into which those of the sidecar have to fit: the
-//! API server refuses the pod else, and names none of the annotations.
+//! Resources of the pod as a whole: pod-level resources, which limit those of the sidecar
+//! (otherwise the API server rejects the pod, in an error that names no annotation), and the
+//! QoS class.
 //!
-//! Source: "Assign Pod-level CPU and memory resources" of the Kubernetes
-//! documentation.
+//! Source: "Assign Pod-level CPU and memory resources" and "Configure Quality of Service for
+//! Pods" of the Kubernetes documentation.
 
 use serde_json::Value;
 
@@ -10,10 +11,11 @@ use super::Surroundings;
 use crate::annotation;
 use crate::outcome::{Denial, Reason};
 use crate::pod::{Container, Pod};
+use crate::policy::Policy;
 use crate::values::quantity::{Bounds, Quantity, Resources};
 
-/// Refuses a sidecar whose request is, with those of the pod's containers, above the
-/// pod's, or whose limit is above the pod's.
+/// Rejects a sidecar whose request, added to those of the pod's containers, exceeds the
+/// pod's request, or whose limit exceeds the pod's limit.
 pub(super) fn refuse(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
@@ -24,8 +26,12 @@ pub(super) fn refuse(
         ("memory", &sidecar.memory, [annotation::MEMORY_REQUEST, annotation::MEMORY_LIMIT]),
     ] {
         let whole = |bound| quantity(pod.resource(bound, name));
-        // A container without a request has its limit for one.
-        if let (Some(own), Some(whole)) = (request.as_ref().or(limit.as_ref()), whole("requests")) {
+        // A container without a request gets its limit as request.
+        let requested = match (request, limit) {
+            (Some(request), _) => Some((request, keys[0])),
+            (None, limit) => limit.as_ref().map(|limit| (limit, keys[1])),
+        };
+        if let (Some((own, key)), Some(whole)) = (requested, whole("requests")) {
             let others: u128 = around
                 .containers
                 .iter()
@@ -34,7 +40,7 @@ pub(super) fn refuse(
                 .fold(0, |sum, request| sum.saturating_add(request.billionths()));
             let sidecars = own.billionths().saturating_mul(u128::from(around.sidecars));
             if others.saturating_add(sidecars) > whole.billionths() {
-                return Err(too_small("requests", name, own, &whole, keys[0]));
+                return Err(too_small("requests", name, own, &whole, key));
             }
         }
         if let (Some(own), Some(whole)) = (limit, whole("limits"))
@@ -46,12 +52,42 @@ pub(super) fn refuse(
     Ok(())
 }
 
+/// The resources of the init containers, beside a sidecar with the given resources.
+pub(super) fn init_resources(
+    pod: Pod<'_>,
+    around: &Surroundings<'_>,
+    policy: &Policy,
+    sidecar: &Resources,
+) -> Resources {
+    // Pod-level resources cover the injected containers, too. Default requests could exceed
+    // them, and the API server would reject the pod.
+    let mut resources =
+        if pod.has_resources() { Resources::default() } else { policy.init_resources() };
+    // Only where the QoS class needs it: a small limit throttles the start of a container.
+    let Bounds { request, limit } = &mut resources.cpu;
+    if limit.is_none() && sidecar.is_equal() && is_guaranteed(around) {
+        limit.clone_from(request);
+    }
+    resources
+}
+
+/// Whether the pod's own containers have what the QoS class Guaranteed requires.
+fn is_guaranteed(around: &Surroundings<'_>) -> bool {
+    around.containers.iter().chain(&around.init_containers).all(|container| {
+        ["cpu", "memory"].into_iter().all(|name| {
+            let of = |bound| quantity(container.resource(bound, name)).map(|of| of.billionths());
+            // A container without a request gets its limit as request.
+            of("limits").is_some_and(|limit| of("requests").unwrap_or(limit) == limit)
+        })
+    })
+}
+
 fn request_of(container: Container<'_>, name: &str) -> Option<Quantity> {
     let of = |bound| quantity(container.resource(bound, name));
     of("requests").or_else(|| of("limits"))
 }
 
-/// What is no quantity is the API server's to refuse.
+/// Invalid quantities are left for the API server to reject.
 fn quantity(value: Option<&Value>) -> Option<Quantity> {
     match value? {
         Value::String(text) => text.parse().ok(),
@@ -61,10 +97,10 @@ fn quantity(value: Option<&Value>) -> Option<Quantity> {
 }
 
 fn too_small(bound: &str, name: &str, own: &Quantity, whole: &Quantity, key: &str) -> Denial {
-    let with = if bound == "requests" { ", with those of the other containers," } else { "" };
+    let with = if bound == "requests" { ", added to those of the other containers," } else { "" };
     let problem = format!(
-        "`spec.resources.{bound}.{name}` is `{}`, and `{}` of annotation `{key}`{with} does not fit \
-         into it: raise the one or lower the other",
+        "`spec.resources.{bound}.{name}` is `{}`, and `{}` from annotation `{key}`{with} does not \
+         fit into it: raise the former or lower the latter",
         whole.text(),
         own.text(),
     );
@@ -79,7 +115,7 @@ mod tests {
     use crate::plan::tests::plan_alone;
     use crate::policy::tests::policy;
 
-    /// The API server refused such a pod, and the injector had let it pass.
+    /// The injector accepted such a pod, and the API server rejected it.
     #[test]
     fn a_sidecar_that_does_not_fit_into_the_pods_resources_is_denied() {
         let planned = |annotations: &Value, resources: Value| {
@@ -124,7 +160,7 @@ mod tests {
             (
                 &memory,
                 json!({"requests": {"memory": "1999"}}),
-                ["requests.memory` is `1999`", "other containers"],
+                ["requests.memory` is `1999`", "proxy-memory-limit`, added"],
             ),
         ] {
             let denial = planned(annotations, resources).unwrap_err();

@@ -1,7 +1,7 @@
-//! The kubelet's probes of a transparent pod. They would come to Envoy's public
-//! listener, which takes mutual TLS only. So those of a path go to listeners of Envoy's
-//! that serve one path each without it, and the others to the sidecar, which runs them
-//! over loopback.
+//! The kubelet's probes of a transparent pod. They would reach Envoy's public listener,
+//! which requires mutual TLS. So HTTP and gRPC probes are sent to Envoy listeners that each
+//! serve one path in plain text, and the others to the sidecar, which runs them over
+//! loopback.
 
 use probe::{NotRun, Probe};
 use serde_json::{Map, Value, json};
@@ -17,11 +17,11 @@ use crate::pod::Container;
 pub(crate) struct Exposed {
     /// The path, without a query.
     pub(crate) path: String,
-    /// Where Envoy listens for it.
+    /// Port on which Envoy serves it.
     pub(crate) listener: u16,
-    /// Where the application serves it.
+    /// Port on which the application serves it.
     pub(crate) port: u16,
-    /// Whether it is spoken in HTTP/2, as gRPC is.
+    /// Whether it is HTTP/2, as for gRPC.
     pub(crate) http2: bool,
 }
 
@@ -37,50 +37,49 @@ pub(crate) struct Rewritten {
 /// Probes that the sidecar runs over loopback.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Relay {
-    /// Where the kubelet asks.
+    /// Port on which the kubelet calls the sidecar.
     pub(crate) port: u16,
-    /// Each with the path of its page.
+    /// Each probe with the path at which the sidecar runs it.
     pub(crate) probes: Vec<(String, Probe)>,
 }
 
-/// What becomes of the probes.
+/// How the pod's probes are changed.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
     pub(super) exposed: Vec<Exposed>,
     pub(super) rewritten: Vec<Rewritten>,
     pub(super) relay: Option<Relay>,
-    /// Ports that are reached directly, because the probe can't be rewritten.
+    /// Ports that bypass Envoy, because their probe can't be rewritten.
     pub(super) excluded: Vec<u16>,
 }
 
-/// The probes of a container, and the port of the first listener for each kind:
-/// those of consul-k8s.
+/// Kinds of probes, each with the first port of its listeners, as in consul-k8s.
 const KINDS: [(&str, u16); 3] =
     [("readinessProbe", 20300), ("livenessProbe", 20400), ("startupProbe", 20500)];
 
-/// How many listeners there are of a kind.
+/// Maximum number of listeners of a kind.
 const LISTENERS: u16 = 100;
 
-/// The port at which the sidecar is asked, if it is free, or the next one.
+/// Preferred port of the sidecar's probe endpoint; if it is taken, a following one is used.
 const RELAY: u16 = 20700;
 
-/// How a probe may ask.
+/// Fields of a probe's handler.
 const HANDLERS: [&str; 4] = ["exec", "grpc", "httpGet", "tcpSocket"];
 
-/// What the kubelet calls in a gRPC probe.
+/// The gRPC method that the kubelet calls.
 ///
 /// Source: "GRPC Health Checking Protocol" of gRPC's documentation.
 const GRPC_HEALTH: &str = "/grpc.health.v1.Health/Check";
 
 enum Call<'p> {
-    /// A path of HTTP, or of HTTP/2.
+    /// An HTTP path; with `http2`, a gRPC method.
     Path { path: &'p str, http2: bool },
-    /// What Envoy has no listener for: a path over TLS, or a port that is to be open.
+    /// HTTPS or a TCP connection, for which Envoy gets no listener.
     Other,
 }
 
-/// Plans the probes. From then on, the listeners of their paths are taken. Init
-/// containers run behind the sidecar if it stands first.
+/// Plans the changes, and marks the new listeners' ports as taken. Init containers run
+/// after the sidecar if `sidecar_is_first`.
 pub(super) fn probes(
     around: &Surroundings<'_>,
     sidecar_is_first: bool,
@@ -93,7 +92,7 @@ pub(super) fn probes(
     for container in around.containers.iter().chain(long_running.clone()) {
         warn_of_hooks(*container, warnings);
     }
-    // The kubelet waits for the startup probe of one before it starts the sidecar.
+    // These containers' startup probes must succeed before the kubelet starts the sidecar.
     for container in long_running.clone().filter(|_| !sidecar_is_first) {
         probes.exclude(*container, excluded, warnings);
     }
@@ -121,9 +120,9 @@ pub(super) fn probes(
                     probes.excluded.push(port);
                     warnings.push(|| {
                         format!(
-                            "mend the {kind} of container `{}`, which the sidecar cannot run \
-                             ({why}): port {port} is as in `{EXCLUDE_INBOUND_PORTS}`, open past \
-                             all intentions",
+                            "fix the {kind} of container `{}`, which the sidecar cannot run \
+                             ({why}): port {port} bypasses Envoy and all intentions, as with \
+                             `{EXCLUDE_INBOUND_PORTS}`",
                             container.name
                         )
                     });
@@ -134,8 +133,8 @@ pub(super) fn probes(
     Ok(probes)
 }
 
-/// The handler of a probe, the port that it calls, and what there. None of one that
-/// calls no port of the pod's, or none that is known.
+/// Returns a probe's handler, the port that it calls, and the call. `None` if it calls no
+/// port of the pod, or if the port's name is unknown.
 fn probe<'p>(container: Container<'p>, kind: &str) -> Option<(&'static str, u16, Call<'p>)> {
     let probe = container.fields.get(kind)?;
     let port_of = |value: Option<&Value>| match value? {
@@ -148,7 +147,7 @@ fn probe<'p>(container: Container<'p>, kind: &str) -> Option<(&'static str, u16,
         _ => None,
     };
     let text = |value: &'p Value, field: &str| value.get(field).and_then(Value::as_str);
-    // With a host it goes elsewhere.
+    // A probe with a host does not call this pod.
     let is_here = |value: &'p Value| text(value, "host").is_none_or(str::is_empty);
     if let Some(get) = probe.get("httpGet").filter(|get| get.is_object() && is_here(get)) {
         let path = text(get, "path").filter(|path| path.starts_with('/')).unwrap_or("/");
@@ -167,7 +166,7 @@ fn probe<'p>(container: Container<'p>, kind: &str) -> Option<(&'static str, u16,
     Some(("tcpSocket", port_of(tcp.get("port"))?, Call::Other))
 }
 
-/// The kubelet's hooks are no probes: what they call is not to be open to all.
+/// httpGet hooks are not rewritten: their endpoints should not be open to everyone.
 fn warn_of_hooks(container: Container<'_>, warnings: &mut Warnings) {
     let hooks = container.fields.get("lifecycle");
     for hook in ["postStart", "preStop"] {
@@ -176,8 +175,8 @@ fn warn_of_hooks(container: Container<'_>, warnings: &mut Warnings) {
             warnings.push(|| {
                 format!(
                     "list the port of the {hook} hook of container `{}` in \
-                     `{EXCLUDE_INBOUND_PORTS}`, or make it an exec hook: by httpGet it reaches \
-                     Envoy, which refuses it",
+                     `{EXCLUDE_INBOUND_PORTS}`, or make it an exec hook: an httpGet hook reaches \
+                     Envoy, which rejects it",
                     container.name
                 )
             });
@@ -188,8 +187,8 @@ fn warn_of_hooks(container: Container<'_>, warnings: &mut Warnings) {
 // === impl Probes ===
 
 impl Probes {
-    /// The listener of a path, which is another's or a new one. None if the path is
-    /// exposed for another port: Consul takes each path once.
+    /// Returns the port of the listener for a path, and adds the listener if it is new. `None`
+    /// if the path is exposed for another port already: Consul accepts each path once.
     fn expose(
         &mut self,
         path: &str,
@@ -207,7 +206,7 @@ impl Probes {
         Ok(Some(listener))
     }
 
-    /// Has the sidecar run a probe. The inner error says why it can't.
+    /// Lets the sidecar run a probe; the inner error says why it can't.
     fn relay(
         &mut self,
         container: Container<'_>,
@@ -215,7 +214,7 @@ impl Probes {
         taken: &mut Taken<'_>,
     ) -> Result<Result<Rewritten, NotRun>, Denial> {
         let Some(Value::Object(fields)) = container.fields.get(kind) else {
-            return Ok(Err(NotRun::Shape("it is no object".to_owned())));
+            return Ok(Err(NotRun::Shape("it is not an object".to_owned())));
         };
         let ports = container.ports()?;
         let named: Vec<_> =
@@ -240,7 +239,7 @@ impl Probes {
         }))
     }
 
-    /// Excludes the ports of a container's probes.
+    /// Excludes the ports of a container's probes from redirection.
     fn exclude(&mut self, container: Container<'_>, excluded: &[u16], warnings: &mut Warnings) {
         for (kind, _) in KINDS {
             let Some((_, port, _)) = probe(container, kind) else { continue };
@@ -250,9 +249,9 @@ impl Probes {
             self.excluded.push(port);
             warnings.push(|| {
                 format!(
-                    "start init container `{}` behind the sidecar (a native one, in front): its \
-                     {kind} is asked before that, so port {port} is as in \
-                     `{EXCLUDE_INBOUND_PORTS}`, open past all intentions",
+                    "use a native sidecar that starts before init container `{}`: its {kind} runs \
+                     before the sidecar does, so port {port} bypasses Envoy and all intentions, \
+                     as with `{EXCLUDE_INBOUND_PORTS}`",
                     container.name
                 )
             });
@@ -260,11 +259,13 @@ impl Probes {
     }
 }
 
-/// The first port from there on that is free, which is taken.
+/// Finds the first free port from `first` on, and marks it as taken.
 fn free(first: u16, taken: &mut Taken<'_>) -> Result<u16, Denial> {
     let mut listeners = first..first + LISTENERS;
     let Some(listener) = listeners.find(|listener| taken.owner(*listener).is_none()) else {
-        let problem = format!("no port from {first} on is free for a listener of probes");
+        let problem = format!(
+            "all {LISTENERS} ports from {first} on are in use: none is left for a probe's listener"
+        );
         return Err(Denial::new(Reason::InvalidTransparentProxy, problem));
     };
     taken.add(listener, Owner::Exposed);
@@ -289,7 +290,7 @@ mod tests {
         }
         let pod = json!({"metadata": {"annotations": annotations}, "spec": spec});
         let (plan, warnings) = plan_in(&pod, &policy(), &Cluster::default()).unwrap();
-        // The first is of PodSecurity.
+        // The first warning is about PodSecurity.
         (plan.transparent.unwrap(), warnings)
     }
 
@@ -298,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_go_to_listeners_of_their_own() {
+    fn each_http_and_grpc_probe_gets_a_listener() {
         let get = |path: &str, port: Value| json!({"httpGet": {"path": path, "port": port}});
         let spec = json!({
             "containers": [
@@ -319,7 +320,7 @@ mod tests {
             transparent.exposed,
             [
                 exposed("/ready", 20300, 8080, false),
-                // 20400 is the application's.
+                // 20400 is a port of the application.
                 exposed("/live", 20401, 8080, false),
                 exposed(GRPC_HEALTH, 20402, 9000, true),
                 exposed("/", 20500, 7000, false),
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_go_through_envoy_is_run_by_the_sidecar() {
+    fn probes_that_envoy_cannot_serve_are_run_by_the_sidecar() {
         let tcp = json!({"tcpSocket": {"port": "one"}, "periodSeconds": 5, "newField": 1});
         let spec = json!({"containers": [
             {"name": "a", "ports": [{"containerPort": 1, "name": "one"}, {"containerPort": 20700}],
@@ -358,7 +359,7 @@ mod tests {
         let (transparent, warnings) = planned(&spec, &[]);
         let paths = [exposed("/h", 20300, 1, false), exposed(GRPC_HEALTH, 20400, 4, true)];
         assert_eq!(transparent.exposed, paths);
-        // 20700 is the application's. No port of the application's is open.
+        // 20700 is a port of the application. No port bypasses Envoy.
         assert_eq!(transparent.inbound_ports, [20300, 20400, 20701]);
         let Relay { port, probes } = transparent.relay.unwrap();
         let probes: Vec<_> =
@@ -386,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_sidecar_cannot_run_is_said() {
+    fn a_probe_that_cannot_be_run_causes_a_warning() {
         let path = format!("/{}", "x".repeat(9000));
         let spec = json!({"containers": [{
             "name": "a",
@@ -395,12 +396,13 @@ mod tests {
         let (transparent, warnings) = planned(&spec, &[]);
         assert_eq!(transparent.inbound_ports, [1]);
         assert_eq!(transparent.relay, None);
-        let told = "mend the livenessProbe of container `a`";
+        let told = "fix the livenessProbe of container `a`";
         assert!(warnings[0].starts_with(told), "{warnings:?}");
         assert!(warnings[0].contains("more than 8192 bytes"), "{warnings:?}");
     }
 
-    /// The kubelet starts the sidecar only when the startup probe has succeeded.
+    /// The kubelet starts the sidecar only after the container's startup probe has
+    /// succeeded.
     #[test]
     fn a_container_that_starts_before_the_sidecar_keeps_its_probes() {
         let spec = json!({
@@ -422,12 +424,12 @@ mod tests {
             let (late, warnings) = planned(&spec, modes);
             assert_eq!((late.exposed, late.rewritten), (vec![], vec![]));
             assert_eq!(late.inbound_ports, [7000]);
-            assert!(warnings[0].contains("init container `n` behind"), "{warnings:?}");
+            assert!(warnings[0].contains("before init container `n`"), "{warnings:?}");
         }
     }
 
     #[test]
-    fn what_is_excluded_or_elsewhere_stays() {
+    fn probes_of_excluded_ports_and_other_hosts_are_not_changed() {
         let get =
             |get: Value| json!({"containers": [{"name": "a", "livenessProbe": {"httpGet": get}}]});
         let (transparent, _) =

@@ -1,4 +1,4 @@
-//! Whose readiness probe decides whether Consul sends a service traffic.
+//! The readiness probe that decides whether Consul sends a service traffic.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use super::{Service, Surroundings};
 use crate::outcome::{Denial, Warnings};
 use crate::pod::{Container, Port};
 
-/// The readiness probe that decides for a service.
+/// The readiness probe of a service.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Readiness {
     container: String,
@@ -16,9 +16,9 @@ pub(crate) struct Readiness {
     probe: Result<Probe, NotRun>,
 }
 
-/// Finds the probe of each service: that of the container which exposes the service's
-/// port, or of the application's container if none does. None for a service without a
-/// port, to which nobody is sent, and if the container has no probe.
+/// Finds the probe of each service: that of the container that exposes the service's port,
+/// or else of the application's container. `None` for a service without a port, which gets
+/// no traffic, and for a container without a probe.
 pub(super) fn readiness(
     around: &Surroundings<'_>,
     service: &Service,
@@ -28,13 +28,13 @@ pub(super) fn readiness(
     for (_, port) in service.each() {
         let readiness = port.map(|port| of(around.owner(port))).transpose()?.flatten();
         if let Some(Readiness { container, probe: Err(why) }) = &readiness
-            // Commands are common, and nothing about them is to be mended.
+            // Exec probes are common, and users have nothing to fix.
             && *why != NotRun::Exec
         {
             warnings.push(|| {
                 format!(
                     "the readiness probe of container `{container}` cannot be run by the sidecar \
-                     ({why}): Consul sends traffic while the service's port takes connections"
+                     ({why}): Consul sends traffic as soon as the service's port accepts connections"
                 )
             });
         }
@@ -54,7 +54,7 @@ fn of(container: Container<'_>) -> Result<Option<Readiness>, Denial> {
 // === impl Surroundings ===
 
 impl<'p> Surroundings<'p> {
-    /// The container that exposes a port, or the application's.
+    /// The container that exposes a port, or else the application's container.
     fn owner(&self, number: u16) -> Container<'p> {
         let exposes = |port: &&Port<'_>| port.number == number;
         let owner = self.ports.iter().chain(&self.long_running).find(exposes);
@@ -77,10 +77,12 @@ impl fmt::Display for Readiness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { container, probe } = self;
         match probe {
-            Ok(_) => write!(f, "healthy by the readiness probe of container `{container}`"),
+            Ok(_) => {
+                write!(f, "healthy while the readiness probe of container `{container}` succeeds")
+            }
             Err(why) => write!(
                 f,
-                "healthy while the port takes connections, since the sidecar cannot run the \
+                "healthy while the port accepts connections, since the sidecar cannot run the \
                  readiness probe of container `{container}`: {why}"
             ),
         }
@@ -97,7 +99,7 @@ mod tests {
     use crate::policy::Cluster;
     use crate::policy::tests::policy;
 
-    /// The probes of the services, as JSON, the words about the pod, and the warnings.
+    /// For each service: the probe as JSON, its description, and the warnings.
     fn planned(annotations: &Value, containers: &Value) -> (Vec<String>, String, Vec<String>) {
         let pod = json!({"metadata": {"annotations": annotations}, "spec": {
             "containers": containers,
@@ -110,7 +112,7 @@ mod tests {
         (probes, plan.to_string(), warnings)
     }
 
-    /// A pod that said it was not ready got traffic.
+    /// A pod that was not ready got traffic.
     #[test]
     fn the_probe_is_that_of_the_container_that_exposes_the_port() {
         let containers = json!([
@@ -122,10 +124,12 @@ mod tests {
         let (probes, words, warnings) = planned(&json!({}), &containers);
         assert_eq!((probes, warnings), (vec![of_app.to_owned()], vec![]));
         assert!(
-            words.ends_with("port 8080, healthy by the readiness probe of container `app`"),
+            words.ends_with(
+                "port 8080, healthy while the readiness probe of container `app` succeeds"
+            ),
             "{words}"
         );
-        // A port that no container exposes is taken to be the application's.
+        // A port that no container exposes counts as the application's.
         let (probes, ..) = planned(&json!({annotation::SERVICE_PORT: "5000"}), &containers);
         assert_eq!(probes, [r#"{"tcpSocket":{"port":1}}"#]);
         let several =
@@ -135,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_the_sidecar_cannot_run_is_said() {
+    fn a_probe_that_the_sidecar_cannot_run_causes_a_warning() {
         let app = |probe: Value| json!([{"name": "app", "ports": [{"containerPort": 80}], "readinessProbe": probe}]);
         let (probes, words, warnings) =
             planned(&json!({}), &app(json!({"exec": {"command": ["true"]}})));

@@ -1,4 +1,4 @@
-//! What is registered: name, port, tags, meta and the proxy's own settings.
+//! The registration: names, ports, tags, meta and proxy settings.
 
 use std::collections::BTreeMap;
 
@@ -12,24 +12,23 @@ use crate::names::sidecar_of;
 use crate::outcome::{Denial, Reason, Warnings};
 use crate::pod::{Container, Pod};
 
-/// What is registered.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Service {
     pub(crate) name: String,
-    /// Its port; none: a client only.
+    /// `None` for a client, which accepts no connections.
     pub(crate) port: Option<u16>,
-    /// Further services of the pod, and their ports.
+    /// Additional services of the pod, with their ports.
     pub(crate) more: Vec<(String, u16)>,
     pub(crate) tags: Vec<String>,
     pub(crate) meta: BTreeMap<String, String>,
-    /// Settings of the proxy's own.
+    /// Opaque proxy configuration.
     pub(crate) proxy_config: Map<String, Value>,
 }
 
-/// More services than these belong into more pods: each has an Envoy.
+/// Maximum number of services. Each has an Envoy; more should be split across pods.
 const MOST: u16 = 8;
 
-/// Reads what is registered. From then on, the services' ports are taken.
+/// Reads the annotations, and marks the services' ports as taken.
 pub(super) fn service(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
@@ -53,7 +52,7 @@ pub(super) fn service(
     })
 }
 
-/// How many services the pod is to be.
+/// Number of services of the pod.
 pub(super) fn count(pod: Pod<'_>) -> Result<u16, Denial> {
     let key = annotation::SERVICE;
     let Some(value) = pod.annotation(key)? else { return Ok(1) };
@@ -64,7 +63,7 @@ pub(super) fn count(pod: Pod<'_>) -> Result<u16, Denial> {
     })
 }
 
-/// The names of the services: annotated, or that of the application's container.
+/// Service names: from the annotation, or the name of the application's container.
 fn names(
     pod: Pod<'_>,
     first: Container<'_>,
@@ -78,13 +77,12 @@ fn names(
             let deny = |problem: String| Denial::annotation(reason, key, value, problem);
             name::check(name).map_err(|error| deny(error.to_string()))?;
             if names.iter().any(|known| known == name) {
-                return Err(deny(format!("`{name}` is there twice")));
+                return Err(deny(format!("`{name}` is listed twice")));
             }
             if !names.is_empty() && !is_part_of_a_containers_name(name) {
                 return Err(deny(format!(
-                    "the sidecar of a further service has its name in the name of a container, \
-                     which `{}` can't be: expected lower-case letters, digits and `-`, or set \
-                     `{name}` first",
+                    "`{}` is not a valid name for this service's sidecar container: expected \
+                     lower-case letters, digits and `-`, or list `{name}` first",
                     sidecar_of(name)
                 )));
             }
@@ -103,16 +101,17 @@ fn names(
     Ok(vec![first.name.to_owned()])
 }
 
-/// Source: RFC 1123 label names in "Object Names and IDs" of the Kubernetes
-/// documentation.
+/// Whether the name of the service's sidecar container is valid.
+///
+/// Source: RFC 1123 label names in "Object Names and IDs" of the Kubernetes documentation.
 fn is_part_of_a_containers_name(service: &str) -> bool {
     const LONGEST: usize = 63;
     let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     service.chars().all(legal) && sidecar_of(service).len() <= LONGEST
 }
 
-/// The ports of so many services: annotated, or the first that any container
-/// exposes. None for one service that is a client only.
+/// Service ports: from the annotation, or the first port that a container exposes. Empty
+/// for a single service that is only a client.
 fn ports(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
@@ -124,7 +123,7 @@ fn ports(
     let Some(value) = pod.annotation(key)? else {
         if services > 1 {
             let problem = format!(
-                "{services} services take as many ports: set annotation `{key}`, in the same order"
+                "{services} services require {services} ports: set annotation `{key}`, in the same order"
             );
             return Err(Denial::new(Reason::SeveralServices, problem));
         }
@@ -155,8 +154,8 @@ fn ports(
         .map_err(|problem| Denial::annotation(Reason::InvalidServicePort, key, value, problem))
 }
 
-/// The elements of a list; blanks around them do not count. Those around a
-/// single one do, as in the other annotations.
+/// Splits a list at commas and trims its elements. A single value is not trimmed, like the
+/// other annotations.
 fn elements(value: &str) -> Vec<&str> {
     if value.contains(',') { value.split(',').map(str::trim).collect() } else { vec![value] }
 }
@@ -164,14 +163,14 @@ fn elements(value: &str) -> Vec<&str> {
 // === impl Service ===
 
 impl Service {
-    /// The pod's services, the first one first, with their ports.
+    /// All services of the pod in their order, with their ports.
     pub(crate) fn each(&self) -> impl Iterator<Item = (&str, Option<u16>)> {
         let more = self.more.iter().map(|(name, port)| (name.as_str(), Some(*port)));
         std::iter::once((self.name.as_str(), self.port)).chain(more)
     }
 }
 
-/// The tags, of both names of the annotation.
+/// The tags, from both names of the annotation.
 fn tags(pod: Pod<'_>, warnings: &mut Warnings) -> Result<Vec<String>, Denial> {
     let mut tags = Vec::new();
     for key in [annotation::TAGS, annotation::CONNECT_TAGS] {
@@ -179,7 +178,7 @@ fn tags(pod: Pod<'_>, warnings: &mut Warnings) -> Result<Vec<String>, Denial> {
             tags.extend(split_tags(value));
             if key == annotation::CONNECT_TAGS {
                 warnings.push(|| {
-                    format!("use `{}`: annotation `{key}` is the old name", annotation::TAGS)
+                    format!("use `{}`: annotation `{key}` is its old name", annotation::TAGS)
                 });
             }
         }
@@ -187,8 +186,7 @@ fn tags(pod: Pod<'_>, warnings: &mut Warnings) -> Result<Vec<String>, Denial> {
     Ok(tags)
 }
 
-/// Splits at the commas that have no backslash before them. Blanks around a tag
-/// do not count, nor does an empty one.
+/// Splits at commas that follow no backslash. Trims the tags and drops empty ones.
 fn split_tags(list: &str) -> Vec<String> {
     let mut tags = vec![String::new()];
     let mut rest = list;
@@ -210,9 +208,9 @@ fn split_tags(list: &str) -> Vec<String> {
     tags.iter().map(|tag| tag.trim()).filter(|tag| !tag.is_empty()).map(str::to_owned).collect()
 }
 
-/// The meta.
+/// The service's meta.
 ///
-/// Source of the bounds: the agent's own rules for "Service Meta".
+/// Source of the limits: Consul's rules for service meta.
 fn meta(pod: Pod<'_>) -> Result<BTreeMap<String, String>, Denial> {
     const OURS: [&str; 2] = ["pod-name", "k8s-namespace"];
     const MOST_PAIRS: usize = 64;
@@ -276,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_are_separated_by_commas() {
+    fn tags_are_split_at_commas_without_a_backslash() {
         for (list, tags) in [
             ("", &[][..]),
             ("a", &["a"]),
@@ -297,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn meta_is_by_key() {
+    fn each_meta_annotation_becomes_a_meta_key() {
         let service = planned(&json!({
             "consul.hashicorp.com/service-meta-b": "2",
             "consul.hashicorp.com/service-meta-A_1": "x=y, \"z\"",
@@ -308,10 +306,9 @@ mod tests {
         assert_eq!(meta, [("A_1", "x=y, \"z\""), ("b", "2")]);
     }
 
-    /// The agent would refuse the registration, and every pod would fail to
-    /// start.
+    /// The agent would reject the registration, and the pod would never start.
     #[test]
-    fn meta_that_the_agent_refuses_is_denied() {
+    fn meta_that_the_agent_rejects_is_denied() {
         for (key, value, problem) in [
             ("a.b", "x", "column 2 of the key"),
             ("pod-name", "x", "reserved"),
@@ -331,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxys_settings_are_an_object() {
+    fn the_proxy_configuration_is_a_json_object() {
         let service =
             planned(&json!({annotation::PROXY_CONFIG: r#"{"local_connect_timeout_ms": 5}"#}));
         assert_eq!(service.unwrap().proxy_config["local_connect_timeout_ms"], 5);

@@ -1,4 +1,5 @@
-//! Which port of the pod is whose: one list, filled in order and asked by all.
+//! The ports of the pod and what listens on them. Filled in order, so that each part of the
+//! plan sees the ports of the parts before it.
 
 use std::fmt;
 
@@ -6,11 +7,10 @@ use registration::pod::{ADMIN_PORT, PUBLIC_LISTENER_PORT};
 
 use crate::pod::Port;
 
-/// The ports on which something of the pod listens, and what.
+/// Ports in use, with their owners. A port may have several.
 #[derive(Clone, Debug)]
 pub(super) struct Taken<'p>(Vec<(u16, Owner<'p>)>);
 
-/// What listens on a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner<'p> {
     Listener,
@@ -27,8 +27,8 @@ pub(super) enum Owner<'p> {
 // === impl Taken ===
 
 impl<'p> Taken<'p> {
-    /// The ports of so many sidecars: those of further ones count up from those of
-    /// the first.
+    /// The ports of this many sidecars; each one's ports are one above those of the
+    /// previous.
     pub(super) fn of_sidecars(sidecars: u16) -> Self {
         let ours = |index| {
             [(PUBLIC_LISTENER_PORT + index, Owner::Listener), (ADMIN_PORT + index, Owner::Admin)]
@@ -44,12 +44,11 @@ impl<'p> Taken<'p> {
         self.0.extend(ports.iter().map(|port| (port.number, Owner::Container(port.container))));
     }
 
-    /// What listens on a port.
     pub(super) fn owner(&self, port: u16) -> Option<Owner<'p>> {
         self.owner_but(port, |_| false)
     }
 
-    /// The same, without those that may share it.
+    /// Like [`Self::owner`], without owners that may share the port.
     pub(super) fn owner_but(
         &self,
         port: u16,
@@ -59,9 +58,9 @@ impl<'p> Taken<'p> {
         owners.find(|owner| !may_share(*owner))
     }
 
-    /// All of them, as [`registration::upstream::conflict`] takes them.
+    /// The ports in the form that [`registration::upstream::conflict`] expects.
     pub(super) fn list(&self) -> Vec<(u16, String)> {
-        // A service's port is a container's, too, as a rule: the service says more.
+        // A service's port is usually a container's, too; the service is more informative.
         let mut list: Vec<_> = self.0.iter().collect();
         list.sort_by_key(|(_, owner)| matches!(owner, Owner::Container(_)));
         list.into_iter().map(|(port, owner)| (*port, owner.to_string())).collect()

@@ -1,65 +1,69 @@
-//! How the pod's connections are redirected to its sidecar, and what goes past it.
+//! Transparent proxy: how the pod's connections are redirected to its sidecar, and which
+//! connections bypass the sidecar.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use redirect::Cidr;
-use registration::pod::PUBLIC_LISTENER_PORT;
+use registration::pod::{OUTBOUND_LISTENER_PORT, PUBLIC_LISTENER_PORT};
 use registration::port;
 
 use super::taken::Owner;
 use super::{Lifecycle, Metrics, Service, Surroundings, Taken, probes, read};
 use crate::annotation;
-use crate::names::REDIRECT;
+use crate::names::{DNS_PORT, REDIRECT, USER};
 use crate::outcome::{Denial, Reason, Warnings};
 use crate::pod::Pod;
-use crate::policy::Policy;
+use crate::policy::{Policy, RedirectBy};
 use crate::values::switch;
 
 use super::probes::Rewritten;
 pub(crate) use super::probes::{Exposed, Relay};
 
-/// How the pod's connections are redirected.
+/// How the pod's connections are redirected to its sidecar.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Transparent {
-    /// The address by which transparent clients know the service, besides Consul's.
+    /// What loads the redirect rules.
+    pub(crate) by: RedirectBy,
+    /// Address at which transparent clients reach the service, besides Consul's own virtual
+    /// address.
     pub(crate) virtual_address: Option<VirtualAddress>,
-    /// Ports of the pod that are reached directly.
+    /// Ports of the pod that clients reach directly.
     pub(crate) inbound_ports: Vec<u16>,
-    /// Ports that the pod reaches directly.
+    /// Destination ports that the pod reaches directly.
     pub(crate) outbound_ports: Vec<u16>,
-    /// Addresses that the pod reaches directly, besides its node's.
+    /// Destination addresses that the pod reaches directly, besides its node's.
     pub(crate) outbound_cidrs: Vec<Cidr>,
-    /// Users whose connections are left alone, besides Envoy's.
+    /// Users whose connections are not redirected, besides Envoy's.
     pub(crate) uids: Vec<u32>,
-    /// Further services: the port of each, and that of its public listener.
+    /// For each additional service, its port and the port of its sidecar's public listener.
     pub(crate) services: Vec<(u16, u16)>,
-    /// Whether queries for names go to the sidecar.
+    /// Whether DNS queries are redirected to the sidecar.
     pub(crate) dns: bool,
-    /// Paths that Envoy serves without mutual TLS, for probes.
+    /// Paths that Envoy serves without mutual TLS, for the kubelet's probes.
     pub(crate) exposed: Vec<Exposed>,
     /// Probes that the sidecar runs over loopback.
     pub(crate) relay: Option<Relay>,
-    /// The probes that are asked for there or at those paths.
+    /// Probes that are changed to call the exposed paths or the relay.
     pub(crate) rewritten: Vec<Rewritten>,
 }
 
-/// An address by which transparent clients know a service.
+/// An address at which transparent clients reach a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum VirtualAddress {
-    /// As it is written.
     Address(SocketAddrV4),
-    /// That of a Service of the pod's namespace.
+    /// The cluster IP and port of this Service in the pod's namespace.
     Service(String),
 }
 
 pub(super) const REASON: Reason = Reason::InvalidTransparentProxy;
 
-/// The longest list of an annotation: each element is a rule of the kernel's.
+/// Maximum number of elements in an annotation, each of which becomes a rule in the kernel.
 const MOST: usize = 256;
 
-/// What has an effect only where connections are redirected.
-const SETTINGS: [&str; 7] = [
+/// Annotations that have no effect unless connections are redirected.
+const SETTINGS: [&str; 8] = [
+    annotation::TRANSPARENT_PROXY_BY,
     annotation::VIRTUAL_ADDRESS,
     annotation::EXCLUDE_INBOUND_PORTS,
     annotation::EXCLUDE_OUTBOUND_PORTS,
@@ -69,8 +73,9 @@ const SETTINGS: [&str; 7] = [
     annotation::CONSUL_DNS,
 ];
 
-/// Whether the pod's connections are redirected: by annotation, else by namespace or
-/// flag. From then on, the ports of what redirects them are taken.
+/// Whether the pod's connections are redirected: as the annotation says, or else the
+/// namespace's label or the flag. If so, marks Envoy's outbound listener and the sidecar's
+/// DNS port as taken.
 pub(super) fn is_wanted(
     pod: Pod<'_>,
     policy: &Policy,
@@ -79,8 +84,9 @@ pub(super) fn is_wanted(
 ) -> Result<bool, Denial> {
     let wanted = read(pod, annotation::TRANSPARENT_PROXY, REASON, switch)?;
     if !wanted.unwrap_or(policy.transparent_proxy) {
+        warn_of_stale_redirect(pod, warnings);
         for key in SETTINGS.into_iter().filter(|key| matches!(pod.annotation(key), Ok(Some(_)))) {
-            // `consul-dns: "false"` asks for what is there.
+            // `consul-dns: "false"` is harmless: DNS is off anyway.
             if pod.annotation(key).ok().flatten().and_then(crate::values::boolean) != Some(false) {
                 warnings.push(|| {
                     let needed = annotation::TRANSPARENT_PROXY;
@@ -92,15 +98,15 @@ pub(super) fn is_wanted(
     }
     if policy.openshift {
         let problem = format!(
-            "set annotation `{}` to \"false\": with --enable-openshift the cluster chooses the \
-             user of Envoy, by which the redirect rules know its connections",
+            "set annotation `{}` to \"false\": the redirect rules recognize Envoy's connections by \
+             its user, but with --enable-openshift the cluster chooses that user",
             annotation::TRANSPARENT_PROXY
         );
         return Err(Denial::new(REASON, problem));
     }
-    taken.add(registration::pod::OUTBOUND_LISTENER_PORT, Owner::Outbound);
+    taken.add(OUTBOUND_LISTENER_PORT, Owner::Outbound);
     if wants_dns(pod, policy)? {
-        taken.add(crate::names::DNS_PORT, Owner::Dns);
+        taken.add(DNS_PORT, Owner::Dns);
     }
     Ok(true)
 }
@@ -109,8 +115,16 @@ fn wants_dns(pod: Pod<'_>, policy: &Policy) -> Result<bool, Denial> {
     Ok(read(pod, annotation::CONSUL_DNS, REASON, switch)?.unwrap_or(policy.consul_dns))
 }
 
-/// Reads what goes past the sidecar, and rewrites probes. From then on, the
-/// listeners of exposed paths are taken.
+/// The connections that bypass the sidecar.
+struct Excluded {
+    inbound_ports: Vec<u16>,
+    outbound_ports: Vec<u16>,
+    outbound_cidrs: Vec<Cidr>,
+    uids: Vec<u32>,
+}
+
+/// Reads which connections bypass the sidecar, and rewrites probes. Marks the ports of the
+/// listeners for probes as taken.
 pub(super) fn transparent(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
@@ -119,29 +133,12 @@ pub(super) fn transparent(
     policy: &Policy,
     warnings: &mut Warnings,
 ) -> Result<Transparent, Denial> {
-    let named = around.named();
     let services: Vec<(u16, u16)> = (PUBLIC_LISTENER_PORT + 1..)
         .zip(&service.more)
         .map(|(listener, (_, port))| (*port, listener))
         .collect();
-    let mut inbound_ports = list(pod, annotation::EXCLUDE_INBOUND_PORTS, |text| {
-        let port = port::resolve(text, &named).map_err(|error| error.to_string())?;
-        match services.iter().find(|(own, _)| *own == port) {
-            Some(_) => Err(format!("port {port} is a further service's: it goes to its sidecar")),
-            None => Ok(port),
-        }
-    })?;
-    let outbound_ports = list(pod, annotation::EXCLUDE_OUTBOUND_PORTS, |text| {
-        port::resolve(text, &[]).map_err(|error| error.to_string())
-    })?;
-    let outbound_cidrs = list(pod, annotation::EXCLUDE_OUTBOUND_CIDRS, |text| {
-        text.parse::<Cidr>().map_err(|error| error.to_string())
-    })?;
-    let uids = list(pod, annotation::EXCLUDE_UIDS, |text| {
-        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-        let uid = digits.then(|| text.parse::<u32>().ok()).flatten();
-        uid.ok_or_else(|| "expected the number of a user, such as `1000`".to_owned())
-    })?;
+    let Excluded { mut inbound_ports, outbound_ports, outbound_cidrs, uids } =
+        excluded(pod, around, &services)?;
     inbound_ports.extend(metrics.map(|metrics| metrics.port));
     let overwrites = read(pod, annotation::OVERWRITE_PROBES, REASON, switch)?;
     let mut found = probes::Probes::default();
@@ -153,8 +150,14 @@ pub(super) fn transparent(
     inbound_ports.extend(found.relay.as_ref().map(|relay| relay.port));
     inbound_ports.sort_unstable();
     inbound_ports.dedup();
-    warn_of_pod_security(warnings);
+    let by = read(pod, annotation::TRANSPARENT_PROXY_BY, REASON, str::parse)?;
+    let by = by.unwrap_or(policy.transparent_proxy_by);
+    if by == RedirectBy::InitContainer {
+        warn_of_pod_security(warnings);
+        warn_of_stale_redirect(pod, warnings);
+    }
     Ok(Transparent {
+        by,
         virtual_address: virtual_address(pod)?,
         inbound_ports,
         outbound_ports,
@@ -168,20 +171,89 @@ pub(super) fn transparent(
     })
 }
 
-/// PodSecurity looks at the pod after the webhooks do, and its Deployment tells
-/// nobody. So it is said of each: a webhook doesn't know the namespace's level.
+/// Reads from the annotations which connections bypass the sidecar. `services` are the
+/// additional services, as in [`Transparent::services`].
+fn excluded(
+    pod: Pod<'_>,
+    around: &Surroundings<'_>,
+    services: &[(u16, u16)],
+) -> Result<Excluded, Denial> {
+    let named = around.named();
+    let inbound_ports = list(pod, annotation::EXCLUDE_INBOUND_PORTS, |text| {
+        let port = port::resolve(text, &named).map_err(|error| error.to_string())?;
+        match services.iter().find(|(own, _)| *own == port) {
+            Some(_) => Err(format!(
+                "port {port} is that of an additional service and cannot be excluded: its sidecar \
+                 must receive the connections"
+            )),
+            None => Ok(port),
+        }
+    })?;
+    let outbound_ports = list(pod, annotation::EXCLUDE_OUTBOUND_PORTS, |text| {
+        port::resolve(text, &[]).map_err(|error| error.to_string())
+    })?;
+    let outbound_cidrs = list(pod, annotation::EXCLUDE_OUTBOUND_CIDRS, |text| {
+        text.parse::<Cidr>().map_err(|error| error.to_string())
+    })?;
+    let uids = list(pod, annotation::EXCLUDE_UIDS, |text| {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        let uid = digits.then(|| text.parse::<u32>().ok()).flatten();
+        uid.ok_or_else(|| "expected a numeric user ID, such as `1000`".to_owned())
+    })?;
+    Ok(Excluded { inbound_ports, outbound_ports, outbound_cidrs, uids })
+}
+
+/// PodSecurity checks the pod after the webhooks have changed it, and the user of a
+/// Deployment does not see the rejection. So each transparent pod gets the warning: the
+/// webhook doesn't know the level of the namespace.
 fn warn_of_pod_security(warnings: &mut Warnings) {
     warnings.push(|| {
         format!(
-            "use a namespace of PodSecurity level `privileged`: `baseline` and `restricted` refuse \
-             the capability NET_ADMIN of container `{REDIRECT}`, and the pod with it; or set `{}: \
-             \"false\"`",
-            annotation::TRANSPARENT_PROXY
+            "use a namespace of PodSecurity level `privileged`: `baseline` and `restricted` reject \
+             the pod, because container `{REDIRECT}` has capability NET_ADMIN; or set `{}: cni`",
+            annotation::TRANSPARENT_PROXY_BY
         )
     });
 }
 
-/// The elements of a list, each read by `parse`; none if the annotation is absent.
+/// `connect-cni` also obeys the annotation on a pod to which the injector did not add it, such
+/// as one whose manifest was copied from a running pod.
+fn warn_of_stale_redirect(pod: Pod<'_>, warnings: &mut Warnings) {
+    let key = annotation::REDIRECT;
+    if pod.annotations().is_some_and(|all| all.contains_key(key)) {
+        warnings.push(|| {
+            format!(
+                "remove annotation `{key}`: on nodes with connect-cni, it redirects the pod's \
+                 connections"
+            )
+        });
+    }
+}
+
+/// Warns of init containers that run before Envoy: `connect-cni` redirects their connections,
+/// too, but nothing listens yet.
+pub(super) fn warn_of_early_containers(
+    transparent: &Transparent,
+    around: &Surroundings<'_>,
+    lifecycle: &Lifecycle,
+    warnings: &mut Warnings,
+) {
+    let mut init = around.init_containers.iter();
+    let early = init.find(|init| !lifecycle.has_envoy(**init));
+    if let Some(early) = early.filter(|_| transparent.by == RedirectBy::Cni) {
+        warnings.push(|| {
+            format!(
+                "set `{}: native`, or `{}` to the user of init container `{}`: it runs before \
+                 Envoy, and connect-cni redirects its connections",
+                annotation::SIDECAR_MODE,
+                annotation::EXCLUDE_UIDS,
+                early.name
+            )
+        });
+    }
+}
+
+/// Parses each element of a comma-separated list; empty if the annotation is absent.
 fn list<T>(
     pod: Pod<'_>,
     key: &str,
@@ -203,7 +275,7 @@ fn list<T>(
     Ok(read(pod, key, REASON, read_all)?.unwrap_or_default())
 }
 
-/// The address of the annotation; none: Consul's own only.
+/// Reads the address from the annotation; `None` for Consul's own virtual address only.
 fn virtual_address(pod: Pod<'_>) -> Result<Option<VirtualAddress>, Denial> {
     let parse = |value: &str| {
         if value == "none" {
@@ -211,7 +283,7 @@ fn virtual_address(pod: Pod<'_>) -> Result<Option<VirtualAddress>, Denial> {
         }
         let form = || "expected an IPv4 address and a port, such as `10.96.0.10:80`, `service:NAME` or `none`";
         if let Some(name) = value.strip_prefix("service:") {
-            // As Kubernetes names Services.
+            // The characters and lengths that Kubernetes allows in the name of a Service.
             let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             let is_name = (1..=63).contains(&name.len()) && name.chars().all(legal);
             let service = is_name.then(|| VirtualAddress::Service(name.to_owned()));
@@ -223,21 +295,23 @@ fn virtual_address(pod: Pod<'_>) -> Result<Option<VirtualAddress>, Denial> {
             return Err(form().to_owned());
         }
         if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
-            return Err(format!("nobody is reached at {ip}: expected the address of a Service"));
+            return Err(format!(
+                "{ip} cannot be the address of a Service: expected its cluster IP"
+            ));
         }
         Ok(Some(VirtualAddress::Address(address)))
     };
     Ok(read(pod, annotation::VIRTUAL_ADDRESS, REASON, parse)?.flatten())
 }
 
-/// An upstream takes the virtual address of its service away: only the upstream's
-/// port leads there.
+/// Warns of upstreams: a service that is an upstream is reached only at the upstream's local
+/// port, no longer at the service's virtual address.
 pub(super) fn warn_of_upstreams(upstreams: &[registration::Upstream], warnings: &mut Warnings) {
     if let Some(upstream) = upstreams.first() {
         warnings.push(|| {
             format!(
-                "call `{0}` at its local port {1}, or remove it from `{2}`: an upstream takes \
-                 the virtual address of its service away",
+                "call `{0}` at its local port {1}, or remove it from `{2}`: a service that \
+                 is an upstream cannot be reached at its virtual address",
                 upstream.destination_name,
                 upstream.local_bind_port,
                 annotation::UPSTREAMS
@@ -249,33 +323,67 @@ pub(super) fn warn_of_upstreams(upstreams: &[registration::Upstream], warnings: 
 // === impl Transparent ===
 
 impl Transparent {
-    /// The arguments of `connect-redirect apply`. `$(HOST_IP)` is the node's agent.
+    /// The redirect rules without the node's address, which is unknown until the pod is
+    /// scheduled: `connect-redirect` or `connect-cni` adds it.
+    pub(crate) fn plan(&self) -> redirect::Plan {
+        let envoy = u32::try_from(USER).expect("a small number");
+        redirect::Plan {
+            inbound: PUBLIC_LISTENER_PORT,
+            outbound: OUTBOUND_LISTENER_PORT,
+            exclude_uids: std::iter::once(envoy).chain(self.uids.iter().copied()).collect(),
+            exclude_inbound_ports: self.inbound_ports.clone(),
+            exclude_outbound_ports: self.outbound_ports.clone(),
+            exclude_outbound_cidrs: self.outbound_cidrs.clone(),
+            services: self.services.iter().copied().collect(),
+            dns: self.dns.then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, DNS_PORT))),
+        }
+    }
+
+    /// The annotation from which `connect-cni` loads the rules; `None` if an init container
+    /// loads them.
+    pub(crate) fn annotation(&self) -> Option<(&'static str, String)> {
+        (self.by == RedirectBy::Cni).then(|| {
+            let plan = serde_json::to_string(&self.plan()).expect("its keys are numbers");
+            (annotation::REDIRECT, plan)
+        })
+    }
+
+    /// The redirect rules as arguments of `connect-redirect`, without those that are its
+    /// defaults. Excludes `$(HOST_IP)`, where the node's Consul agent listens.
     pub(crate) fn arguments(&self) -> Vec<String> {
+        let plan = self.plan();
         let mut arguments = Vec::new();
         let mut add = |flag: &str, values: Vec<String>| {
             if !values.is_empty() {
                 arguments.push(format!("--{flag}={}", values.join(",")));
             }
         };
-        let cidrs = self.outbound_cidrs.iter().map(ToString::to_string);
+        let cidrs = texts(&plan.exclude_outbound_cidrs);
         add(
             "exclude-outbound-cidr",
             std::iter::once("$(HOST_IP)".to_owned()).chain(cidrs).collect(),
         );
-        add("exclude-outbound-port", texts(&self.outbound_ports));
-        add("exclude-inbound-port", texts(&self.inbound_ports));
-        add("exclude-uid", texts(&self.uids));
-        let services = self.services.iter().map(|(port, listener)| format!("{port}={listener}"));
+        add("exclude-outbound-port", texts(&plan.exclude_outbound_ports));
+        add("exclude-inbound-port", texts(&plan.exclude_inbound_ports));
+        add("exclude-uid", texts(plan.exclude_uids.get(1..).unwrap_or_default()));
+        let services = plan.services.iter().map(|(port, listener)| format!("{port}={listener}"));
         add("service", services.collect());
-        let localhost = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-        let dns = self.dns.then(|| format!("{localhost}:{}", crate::names::DNS_PORT));
-        add("consul-dns", dns.into_iter().collect());
+        add("consul-dns", plan.dns.iter().map(ToString::to_string).collect());
         arguments
+    }
+
+    /// User ID for `connect-redirect verify`: one whose connections are redirected.
+    pub(crate) fn witness(&self) -> i64 {
+        let is_redirected =
+            |user: &i64| u32::try_from(*user).is_ok_and(|user| !self.uids.contains(&user));
+        let candidates = (USER + 1..).take(self.uids.len() + 1);
+        let mut redirected = candidates.filter(is_redirected);
+        redirected.next().expect("there are more candidates than excluded users")
     }
 }
 
 impl fmt::Display for VirtualAddress {
-    /// As `connect-init --virtual` takes it.
+    /// Formats the value of `connect-init --virtual`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => write!(f, "{address}"),
@@ -305,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn the_annotation_wins_over_the_flag() {
+    fn the_annotation_takes_precedence_over_the_flag() {
         let on = policy_of(&["--default-transparent-proxy"]);
         let is_transparent = |annotations: Value, policy: &Policy| {
             planned(&annotations, policy).unwrap().0.transparent.is_some()
@@ -318,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_past_the_sidecar() {
+    fn excluded_ports_addresses_and_users_become_arguments() {
         let (plan, warnings) = planned(
             &json!({
                 annotation::TRANSPARENT_PROXY: "true",
@@ -346,12 +454,57 @@ mod tests {
         );
         assert_eq!(transparent.virtual_address.unwrap().to_string(), "10.96.0.10:80");
         let [warning] = &warnings[..] else { panic!("{warnings:?}") };
-        assert!(warning.contains("`baseline` and `restricted` refuse"), "{warning}");
+        assert!(warning.contains("`baseline` and `restricted` reject"), "{warning}");
         assert!(warning.len() <= 256, "kubectl cuts it: {}", warning.len());
     }
 
     #[test]
-    fn further_services_go_to_sidecars_of_their_own() {
+    fn connect_cni_gets_the_rules_in_an_annotation() {
+        let asked = |annotations: Value, policy: &Policy| {
+            let (plan, warnings) = planned(&annotations, policy).unwrap();
+            (plan.transparent.unwrap(), warnings)
+        };
+        let (on, by) = (annotation::TRANSPARENT_PROXY, annotation::TRANSPARENT_PROXY_BY);
+        let by_cni = policy_of(&["--transparent-proxy-by=cni"]);
+        let annotations = json!({
+            on: "true", annotation::EXCLUDE_UIDS: "1000,5996", annotation::CONSUL_DNS: "true",
+            annotation::EXCLUDE_OUTBOUND_CIDRS: "10.0.0.0/8",
+            annotation::SERVICE: "web,web-admin", annotation::SERVICE_PORT: "8080,9102",
+        });
+        let (transparent, warnings) = asked(annotations, &by_cni);
+        let (key, value) = transparent.annotation().unwrap();
+        assert_eq!(key, annotation::REDIRECT);
+        let plan: redirect::Plan = serde_json::from_str(&value).unwrap();
+        assert_eq!(plan, transparent.plan());
+        assert_eq!(plan.check(), Ok(()));
+        assert_eq!(plan.exclude_uids, [5995, 1000, 5996]);
+        assert_eq!(plan.services, [(9102, 20001)].into());
+        assert_eq!(transparent.witness(), 5997);
+        assert_eq!(warnings, [""; 0]);
+
+        let (transparent, _) = asked(json!({on: "true", by: "init-container"}), &by_cni);
+        assert_eq!(transparent.annotation(), None);
+        let (transparent, _) = asked(json!({on: "true", by: "cni"}), &policy());
+        assert!(transparent.annotation().is_some());
+        assert_eq!(transparent.witness(), 5996);
+    }
+
+    #[test]
+    fn a_copied_redirect_annotation_causes_a_warning() {
+        for on in ["true", "false"] {
+            let annotations =
+                json!({annotation::TRANSPARENT_PROXY: on, annotation::REDIRECT: "{}"});
+            let (_, warnings) = planned(&annotations, &policy()).unwrap();
+            let said = format!("remove annotation `{}`", annotation::REDIRECT);
+            assert!(warnings.iter().any(|it| it.contains(&said)), "{warnings:?}");
+        }
+        let by_cni = json!({annotation::TRANSPARENT_PROXY: "true", annotation::REDIRECT: "{}"});
+        let (_, warnings) = planned(&by_cni, &policy_of(&["--transparent-proxy-by=cni"])).unwrap();
+        assert_eq!(warnings, [""; 0]);
+    }
+
+    #[test]
+    fn each_additional_service_is_redirected_to_its_own_sidecar() {
         let annotations = json!({
             annotation::TRANSPARENT_PROXY: "true",
             annotation::SERVICE: "web,web-admin", annotation::SERVICE_PORT: "8080,9102",
@@ -362,10 +515,11 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_is_denied() {
+    fn invalid_settings_are_denied() {
         let many = vec!["1"; 257].join(",");
         for (key, value, problem) in [
             (annotation::TRANSPARENT_PROXY, "yes", "`true` or `false`"),
+            (annotation::TRANSPARENT_PROXY_BY, "init", "`init-container` or `cni`"),
             (annotation::EXCLUDE_INBOUND_PORTS, "0", "element 1"),
             (annotation::EXCLUDE_INBOUND_PORTS, "grpc", "there are: http"),
             (annotation::EXCLUDE_OUTBOUND_PORTS, "80,http", "element 2"),
@@ -379,7 +533,7 @@ mod tests {
             (annotation::VIRTUAL_ADDRESS, "10.96.0.10", "such as `10.96.0.10:80`"),
             (annotation::VIRTUAL_ADDRESS, "service:a.b", "`service:NAME`"),
             (annotation::VIRTUAL_ADDRESS, "[fd00::1]:80", "such as `10.96.0.10:80`"),
-            (annotation::VIRTUAL_ADDRESS, "127.0.0.1:80", "nobody is reached"),
+            (annotation::VIRTUAL_ADDRESS, "127.0.0.1:80", "cannot be the address"),
         ] {
             let mut annotations = json!({annotation::TRANSPARENT_PROXY: "true"});
             annotations[key] = value.into();
@@ -400,11 +554,11 @@ mod tests {
             annotation::SERVICE: "web,web-admin", annotation::SERVICE_PORT: "8080,9102",
         });
         let denial = planned(&further, &policy()).unwrap_err();
-        assert!(denial.message.contains("further service's"), "{}", denial.message);
+        assert!(denial.message.contains("an additional service"), "{}", denial.message);
     }
 
     #[test]
-    fn settings_without_effect_are_warned_of() {
+    fn settings_without_effect_cause_a_warning() {
         let (plan, warnings) = planned(
             &json!({annotation::EXCLUDE_UIDS: "x", annotation::CONSUL_DNS: "false"}),
             &policy(),

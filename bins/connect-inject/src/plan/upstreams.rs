@@ -1,4 +1,4 @@
-//! What the pod reaches.
+//! The pod's upstreams.
 
 use std::collections::HashMap;
 
@@ -11,11 +11,11 @@ use crate::outcome::{Denial, Reason, Warnings};
 use crate::pod::Pod;
 use crate::policy::Cluster;
 
-/// The most upstreams of a pod. Each is a listener, and two variables in every
-/// container.
+/// Maximum number of upstreams. Each needs a listener, and two environment variables in
+/// every container.
 const MOST: usize = 256;
 
-/// What the pod reaches.
+/// Reads the upstreams from the annotation.
 pub(super) fn upstreams(
     pod: Pod<'_>,
     around: &Surroundings<'_>,
@@ -26,7 +26,7 @@ pub(super) fn upstreams(
     let Some(value) = pod.annotation(key)? else {
         return Ok(Vec::new());
     };
-    // Before they are read.
+    // Before parsing, so that an overlong list costs little.
     let elements = value.split(',').count();
     if elements > MOST {
         let problem = format!("{elements} upstreams: at most {MOST}");
@@ -43,9 +43,9 @@ pub(super) fn upstreams(
     Ok(upstreams)
 }
 
-/// For each upstream of a list the stem of its variables with Consul's own injector,
-/// where that has a dot and a container can have such a variable: the first part as it
-/// is written, such as `DB.NS1`. Ours has no dots, which shells can't read.
+/// For each upstream of a list, the prefix of the variables that consul-k8s would set,
+/// where it has a dot and is valid: the name as written, such as `DB.NS1`. Our own prefixes
+/// have no dots, because shells can't read such variables.
 pub(crate) fn dotted_stems(list: &str) -> Vec<Option<String>> {
     let stem = |element: &str| {
         let name = element.split(':').next().unwrap_or_default().trim();
@@ -57,20 +57,21 @@ pub(crate) fn dotted_stems(list: &str) -> Vec<Option<String>> {
     list.split(',').map(stem).collect()
 }
 
-/// An upstream on all addresses lets the whole network use the pod's identity.
+/// Warns of upstreams that listen on all addresses: everyone in the network can use them with
+/// the identity of the pod's service.
 fn open_listeners(upstreams: &[Upstream], warnings: &mut Warnings) {
     for upstream in upstreams.iter().filter(|upstream| upstream.bind_address().is_unspecified()) {
         warnings.push(|| {
             format!(
-                "remove `local_bind_address` of upstream `{upstream}` unless it is meant: whoever \
-                 reaches the pod's address can use it in the name of the pod's service"
+                "remove `local_bind_address` of upstream `{upstream}` unless it is intended: \
+                 everyone who can reach the pod can use it with the identity of the pod's service"
             )
         });
     }
 }
 
-/// Two upstreams whose names differ only in what can't stand in a variable's
-/// name, or only in their datacenter, share their environment variables.
+/// Warns of upstreams with the same environment variables: their names differ only in
+/// characters that variable names can't have, or only in their datacenter.
 fn shared_variables(upstreams: &[Upstream], warnings: &mut Warnings) {
     let mut first: HashMap<String, &Upstream> = HashMap::new();
     for upstream in upstreams {
@@ -79,7 +80,7 @@ fn shared_variables(upstreams: &[Upstream], warnings: &mut Warnings) {
             warnings.push(|| {
                 format!(
                     "upstreams `{first}` and `{upstream}` have the same environment variables: \
-                     {stem}_CONNECT_SERVICE_HOST and _PORT lead to the first"
+                     {stem}_CONNECT_SERVICE_HOST and _PORT are those of the first"
                 )
             });
         } else {
@@ -88,10 +89,13 @@ fn shared_variables(upstreams: &[Upstream], warnings: &mut Warnings) {
     }
 }
 
-/// Warns of an upstream in another datacenter, if neither it nor proxy-defaults
-/// says how traffic gets there. It may be routed all the same: by
-/// service-defaults, or directly.
-pub(super) fn gateways(upstreams: &[Upstream], cluster: &Cluster, warnings: &mut Warnings) {
+/// Warns of an upstream in another datacenter if neither it nor proxy-defaults says how
+/// traffic gets there. It may still work, through service-defaults or directly.
+pub(super) fn warn_of_missing_gateways(
+    upstreams: &[Upstream],
+    cluster: &Cluster,
+    warnings: &mut Warnings,
+) {
     if cluster.mesh_gateways {
         return;
     }
@@ -125,10 +129,10 @@ mod tests {
         plan_in(&pod, &policy(), cluster).unwrap().1
     }
 
-    /// Pods that work were denied: with the own datacenter, with a mode of
+    /// Working pods were denied: with their own datacenter, with a mode in
     /// service-defaults, with routed networks.
     #[test]
-    fn an_upstream_in_another_datacenter_is_warned_of_if_nothing_says_how_to_get_there() {
+    fn an_upstream_in_another_datacenter_without_gateway_mode_causes_a_warning() {
         let unknown = Cluster::default();
         let used = Cluster { mesh_gateways: true, ..Cluster::default() };
         let own = Cluster { datacenter: Some("dc2".to_owned()), ..Cluster::default() };
@@ -148,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_on_all_addresses_is_warned_of() {
+    fn an_upstream_on_all_addresses_causes_a_warning() {
         let warnings = warnings("a:1?local_bind_address=0.0.0.0,b:2", &Cluster::default());
         assert_eq!(warnings.len(), 1);
         assert!(warnings[0].contains("upstream `a`"), "{warnings:?}");

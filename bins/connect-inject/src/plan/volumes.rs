@@ -1,5 +1,5 @@
-//! Volumes and mounts besides our own: the user's in the sidecar, and ours in
-//! the user's containers.
+//! Additional volumes and mounts: the user's in the sidecar, and ours in the user's
+//! containers.
 
 use std::collections::BTreeSet;
 
@@ -12,23 +12,21 @@ use crate::names::{FOLDER, LOG_VOLUME, TOKEN_FOLDER, TOKEN_VOLUME, VOLUME};
 use crate::outcome::{Denial, Reason};
 use crate::pod::Pod;
 
-/// Volumes and mounts besides our own.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Volumes {
-    /// Volumes for the pod, as they were written.
+    /// Volumes to add to the pod, as the annotation has them.
     pub(crate) added: Vec<Value>,
-    /// Mounts for the sidecar, as they were written.
+    /// Mounts of the sidecar, as the annotation has them.
     pub(crate) mounts: Vec<Value>,
-    /// The containers that get our volume, as JSON pointers.
+    /// JSON pointers of the containers that get our volume.
     pub(crate) sharing: Vec<String>,
 }
 
 const REASON: Reason = Reason::InvalidVolumes;
 
-/// The volumes that the injector adds.
 pub(super) const OURS: [&str; 3] = [VOLUME, TOKEN_VOLUME, LOG_VOLUME];
 
-/// Reads the volumes and mounts.
+/// Reads the annotations.
 pub(super) fn volumes(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<Volumes, Denial> {
     let mut names: BTreeSet<&str> = pod.volume_names()?.collect();
     let added = objects(pod, annotation::USER_VOLUMES)?;
@@ -66,7 +64,7 @@ pub(super) fn volumes(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<Volumes
     Ok(Volumes { sharing: sharing(pod, around)?, added, mounts })
 }
 
-/// Takes a path of the sidecar's, which nothing may hide that is mounted there.
+/// Reserves a mount path of the sidecar, so that no other mount hides it.
 fn claim<'p>(path: &'p str, paths: &mut BTreeSet<&'p str>) -> Result<(), String> {
     if !path.starts_with('/') {
         return Err("expected a path that begins with `/`".to_owned());
@@ -75,7 +73,7 @@ fn claim<'p>(path: &'p str, paths: &mut BTreeSet<&'p str>) -> Result<(), String>
     if trimmed.is_empty() {
         return Err("a mount at `/` hides the sidecar's files".to_owned());
     }
-    // Another way to write the same place would hide what is mounted there.
+    // A different spelling of a path would escape this check.
     if trimmed.split('/').skip(1).any(|part| matches!(part, "" | "." | "..")) {
         return Err(format!("write {} without empty parts, `.` and `..`", quoted(path)));
     }
@@ -89,7 +87,7 @@ fn claim<'p>(path: &'p str, paths: &mut BTreeSet<&'p str>) -> Result<(), String>
     Ok(())
 }
 
-/// An annotation's list of objects.
+/// Reads a JSON array of objects from an annotation.
 fn objects(pod: Pod<'_>, key: &str) -> Result<Vec<Map<String, Value>>, Denial> {
     let list = read(pod, key, REASON, |text| {
         serde_json::from_str(text)
@@ -109,7 +107,7 @@ fn refused(pod: Pod<'_>, key: &str, problem: String) -> Denial {
     }
 }
 
-/// The containers that get our volume.
+/// The containers that `connect-inject-mount-volume` lists, as JSON pointers.
 fn sharing(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<Vec<String>, Denial> {
     let key = annotation::MOUNT_VOLUME;
     let Some(list) = pod.annotation(key)? else { return Ok(Vec::new()) };
@@ -118,7 +116,7 @@ fn sharing(pod: Pod<'_>, around: &Surroundings<'_>) -> Result<Vec<String>, Denia
         let Some(container) = around.containers.iter().find(|c| c.name == name) else {
             let there: Vec<_> = around.containers.iter().map(|c| c.name).collect();
             let problem =
-                format!("no container is named {}: there are {}", quoted(name), there.join(", "));
+                format!("no container is named {}: the pod has {}", quoted(name), there.join(", "));
             return Err(refused(pod, key, problem));
         };
         if container.mounts_at(FOLDER)? {
@@ -167,9 +165,9 @@ mod tests {
         assert_eq!(volumes.sharing, ["/spec/containers/1", "/spec/containers/0"]);
     }
 
-    /// Access logs into a file (proxy-defaults) had no folder that Envoy may write to.
+    /// Access logs in a file (proxy-defaults) require a directory that Envoy may write to.
     #[test]
-    fn access_logs_have_a_folder_that_envoy_may_write_to() {
+    fn access_logs_get_a_directory_that_envoy_may_write_to() {
         let key = annotation::ACCESS_LOGS;
         let volumes = planned(&json!({key: "/var/log/envoy"})).unwrap();
         assert_eq!(volumes.added, [json!({"name": LOG_VOLUME, "emptyDir": {}})]);
@@ -180,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_api_server_refuses_is_denied() {
+    fn volumes_that_the_api_server_rejects_are_denied() {
         for (key, value, problem) in [
             (annotation::USER_VOLUMES, "", "a JSON array"),
             (annotation::USER_VOLUMES, "[1]", "a JSON array"),
@@ -222,7 +220,7 @@ mod tests {
             (annotation::ACCESS_LOGS, "logs", "begins with `/`"),
             (annotation::ACCESS_LOGS, "/", "hides"),
             (annotation::ACCESS_LOGS, "/consul/connect-inject", "already"),
-            (annotation::MOUNT_VOLUME, "ap", "there are app, log, full"),
+            (annotation::MOUNT_VOLUME, "ap", "the pod has app, log, full"),
             (annotation::MOUNT_VOLUME, "full", "mounted at /consul/connect-inject already"),
         ] {
             let denial = planned(&json!({key: value})).unwrap_err();

@@ -1,5 +1,5 @@
-//! The operator's policy: which pods are injected, and how. The flags themselves, with
-//! parsers of their values.
+//! The operator's policy: which pods are injected, and how. These are the flags that `serve`,
+//! `inject` and the other commands share.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -10,7 +10,6 @@ use crate::values::{
     quantity, seconds, switch, template, threads, word,
 };
 
-/// What the operator decides about pods.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Policy")]
 pub(crate) struct Policy {
@@ -88,8 +87,9 @@ pub(crate) struct Policy {
     /// The init container's CPU request; empty for none
     #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_CPU_REQUEST", value_name = "QUANTITY", default_value = "50m", value_parser = optional(quantity))]
     pub(crate) init_container_cpu_request: Optional<Quantity>,
-    /// The init container's CPU limit; empty for none
-    #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_CPU_LIMIT", value_name = "QUANTITY", default_value = "50m", value_parser = optional(quantity))]
+    /// The init container's CPU limit; a small one delays the pod's start [default: the request
+    /// if the pod is of QoS class Guaranteed otherwise, else none]
+    #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_CPU_LIMIT", value_name = "QUANTITY", default_value = "", hide_default_value = true, value_parser = optional(quantity))]
     pub(crate) init_container_cpu_limit: Optional<Quantity>,
     /// The init container's memory request; empty for none
     #[arg(long, env = "CONNECT_INJECT_INIT_CONTAINER_MEMORY_REQUEST", value_name = "QUANTITY", default_value = "25Mi", value_parser = optional(quantity))]
@@ -118,7 +118,7 @@ pub(crate) struct Policy {
         value_parser = port
     )]
     pub(crate) metrics_port: u16,
-    /// Path of that endpoint
+    /// Path on which Prometheus scrapes Envoy's metrics
     #[arg(
         long = "default-prometheus-scrape-path",
         env = "CONNECT_INJECT_DEFAULT_PROMETHEUS_SCRAPE_PATH",
@@ -190,8 +190,8 @@ pub(crate) struct Policy {
     /// kubelets are known to be 1.29 or newer
     #[arg(long, env = "CONNECT_INJECT_SIDECAR_MODE", value_name = "MODE", default_value = "auto", value_parser = SidecarMode::from_str)]
     pub(crate) sidecar_mode: SidecarMode,
-    /// Version of the API server, such as 1.31 [default: the API server is asked, if it
-    /// is reachable]
+    /// Version of the API server, such as 1.31 [default: read from the API server, if it is
+    /// reachable]
     #[arg(long, env = "CONNECT_INJECT_KUBERNETES_VERSION", value_name = "VERSION", default_value = "", hide_default_value = true, value_parser = optional(Version::from_str))]
     pub(crate) kubernetes_version: Optional<Version>,
     /// Version of the oldest kubelet, such as 1.31 [default: three minor versions below
@@ -206,7 +206,7 @@ pub(crate) struct Policy {
     #[arg(long, env = "CONNECT_INJECT_POD_LOG_FORMAT", value_name = "FORMAT", default_value = "", hide_default_value = true, value_parser = optional(one_of(&["plain", "json"])))]
     pub(crate) pod_log_format: Optional<String>,
     /// HTTP address of a pod's agent; $(HOST_IP), $(NODE_NAME), $(POD_IP),
-    /// $(POD_NAME), $(POD_NAMESPACE) and $(POD_UID) are those of the pod. By
+    /// $(POD_NAME), $(POD_NAMESPACE) and $(POD_UID) are replaced by the pod's values. By
     /// default http://$(HOST_IP):8500, or https://$(HOST_IP):8501 with
     /// --consul-ca-cert or --enable-auto-encrypt
     #[arg(long = "consul-http-addr-template", env = "CONNECT_INJECT_CONSUL_HTTP_ADDR_TEMPLATE", value_name = "TEMPLATE", default_value = "", hide_default_value = true, value_parser = optional(template))]
@@ -232,6 +232,11 @@ pub(crate) struct Policy {
     /// sidecar
     #[arg(long = "default-transparent-proxy", env = "CONNECT_INJECT_DEFAULT_TRANSPARENT_PROXY", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = switch)]
     pub(crate) transparent_proxy: bool,
+    /// What redirects the connections of transparent pods without the annotation:
+    /// init-container, a container with the capability NET_ADMIN, or cni, the CNI plugin
+    /// connect-cni, which is then required on every node
+    #[arg(long, env = "CONNECT_INJECT_TRANSPARENT_PROXY_BY", value_name = "PART", default_value = "init-container", value_parser = RedirectBy::from_str)]
+    pub(crate) transparent_proxy_by: RedirectBy,
     /// Rewrite the probes of transparent pods without the annotation, so that they
     /// bypass Envoy's public listener
     #[arg(long = "default-transparent-proxy-overwrite-probes", env = "CONNECT_INJECT_DEFAULT_TRANSPARENT_PROXY_OVERWRITE_PROBES", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", value_parser = switch)]
@@ -245,39 +250,48 @@ pub(crate) struct Policy {
     pub(crate) acl_auth_method: Optional<String>,
 }
 
-/// Arguments for Envoy.
+/// Envoy's additional arguments, split as a shell would.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Words(pub(crate) Vec<String>);
 
-/// How the sidecar runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SidecarMode {
-    /// Native where the cluster is known to have native sidecars.
+    /// `Native` if all kubelets are known to support native sidecars, else `Container`.
     Auto,
-    /// An init container that keeps running.
+    /// An init container with `restartPolicy: Always`.
     Native,
-    /// A container beside the application's.
+    /// A regular container of the pod.
     Container,
 }
 
-/// State of the cluster, beside the operator's policy. It changes while the injector
-/// runs.
+/// What loads the redirect rules of a transparent pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum RedirectBy {
+    /// An init container with the capability NET_ADMIN.
+    #[default]
+    InitContainer,
+    /// The CNI plugin `connect-cni`.
+    Cni,
+}
+
+/// What the injector knows about the cluster. Unlike the policy, it changes while the
+/// injector runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cluster {
-    /// The version of the API server, if it is known.
+    /// The API server's version; `None` if unknown.
     pub(crate) version: Option<Version>,
-    /// The datacenter of the Consul agents, if it is known.
+    /// The datacenter of the Consul agents; `None` if unknown.
     pub(crate) datacenter: Option<String>,
-    /// Whether `MeshGateway.Mode` in proxy-defaults leads to other datacenters.
+    /// Whether `MeshGateway.Mode` in proxy-defaults makes other datacenters reachable.
     pub(crate) mesh_gateways: bool,
-    /// The roots of Connect's CA in PEM, if they are known.
+    /// The root certificates of Connect's CA in PEM; `None` if unknown.
     pub(crate) roots: Option<String>,
 }
 
 // === impl Policy ===
 
 impl Policy {
-    /// Contradictions, one sentence each.
+    /// Flags that contradict each other, one sentence for each problem.
     pub(crate) fn contradictions(&self) -> Vec<String> {
         let family = |name: &str, resources: Resources| {
             resources.check().err().map(|problem| format!("{name}: {problem}"))
@@ -288,7 +302,8 @@ impl Policy {
             family("--init-container", self.init_resources()),
             mode.err().map(|problem| format!("--sidecar-mode: {problem}")),
             (self.openshift && self.transparent_proxy).then(|| {
-                "--default-transparent-proxy: with --enable-openshift no pod can have it".to_owned()
+                "--default-transparent-proxy: no pod can be transparent with --enable-openshift"
+                    .to_owned()
             }),
         ]
         .into_iter()
@@ -296,33 +311,30 @@ impl Policy {
         .collect()
     }
 
-    /// The same for pods of a namespace that says by its label whether they are
-    /// transparent.
+    /// The policy for a namespace whose label decides whether its pods are transparent.
     pub(crate) fn of_transparency(&self, transparent_proxy: bool) -> Self {
         Self { transparent_proxy, ..self.clone() }
     }
 
-    /// Whether the allow list names the namespace.
     pub(crate) fn allows(&self, namespace: &str) -> bool {
         self.allow_namespaces.iter().any(|allowed| allowed == "*" || allowed == namespace)
     }
 
-    /// Whether the deny list names the namespace.
     pub(crate) fn denies(&self, namespace: &str) -> bool {
         self.deny_namespaces.iter().any(|denied| denied == namespace)
     }
 
-    /// Whether a sidecar of that mode is an init container that keeps running.
+    /// Whether a sidecar of this mode is a native one.
     ///
     /// # Errors
-    /// The API server is known to be too old for it.
+    /// The API server is known to be too old for native sidecars.
     pub(crate) fn is_native(&self, mode: SidecarMode, cluster: &Cluster) -> Result<bool, String> {
         match mode {
             SidecarMode::Container => Ok(false),
-            SidecarMode::Auto => Ok(self.kubelets_know(Version::NATIVE_SIDECAR, cluster)),
+            SidecarMode::Auto => Ok(self.kubelets_have(Version::NATIVE_SIDECAR, cluster)),
             SidecarMode::Native => match self.api_server(cluster) {
                 Some(version) if version < Version::NATIVE_SIDECAR => Err(format!(
-                    "Kubernetes {version} has no native sidecars: they came with {}",
+                    "Kubernetes {version} has no native sidecars: they require {}",
                     Version::NATIVE_SIDECAR
                 )),
                 _ => Ok(true),
@@ -330,9 +342,9 @@ impl Policy {
         }
     }
 
-    /// Whether every kubelet of the cluster is known to be of a version or newer.
-    /// A kubelet rejects a pod with fields that it does not know, without end.
-    pub(crate) fn kubelets_know(&self, version: Version, cluster: &Cluster) -> bool {
+    /// Whether all kubelets of the cluster are known to have at least this version. An older
+    /// kubelet would reject a pod with a newer field again and again.
+    pub(crate) fn kubelets_have(&self, version: Version, cluster: &Cluster) -> bool {
         let oldest = self
             .oldest_kubelet_version
             .or_else(|| self.api_server(cluster).map(Version::oldest_kubelet));
@@ -343,7 +355,6 @@ impl Policy {
         self.kubernetes_version.or(cluster.version)
     }
 
-    /// What the sidecar may use.
     pub(crate) fn sidecar_resources(&self) -> Resources {
         Resources {
             cpu: bounds(&self.sidecar_cpu_request, &self.sidecar_cpu_limit),
@@ -355,7 +366,6 @@ impl Policy {
         }
     }
 
-    /// What the init container may use.
     pub(crate) fn init_resources(&self) -> Resources {
         Resources {
             cpu: bounds(&self.init_container_cpu_request, &self.init_container_cpu_limit),
@@ -367,12 +377,13 @@ impl Policy {
         }
     }
 
-    /// Whether the agents are spoken to over TLS.
+    /// Whether pods connect to the agents over TLS.
     fn has_tls(&self) -> bool {
         self.consul_ca_cert.is_some() || self.auto_encrypt
     }
 
-    /// The CA certificates of the pods' agents, in PEM.
+    /// The CA certificates, in PEM, with which pods verify their agents: those of the flag,
+    /// and with auto_encrypt also Connect's roots.
     pub(crate) fn agents_ca(&self, cluster: &Cluster) -> Option<String> {
         let roots = cluster.roots.as_ref().filter(|_| self.auto_encrypt);
         let both: Vec<&str> =
@@ -380,20 +391,20 @@ impl Policy {
         (!both.is_empty()).then(|| format!("{}\n", both.join("\n")))
     }
 
-    /// The agent's HTTP address, with `$(VARIABLE)`s of the init container.
+    /// The agent's HTTP address; contains `$(VARIABLE)`s of the init container.
     pub(crate) fn http_addr(&self) -> &str {
         let default =
             if self.has_tls() { "https://$(HOST_IP):8501" } else { "http://$(HOST_IP):8500" };
         self.http_addr_template.as_deref().unwrap_or(default)
     }
 
-    /// The agent's gRPC address, with `$(VARIABLE)`s of the init container.
+    /// The agent's gRPC address; contains `$(VARIABLE)`s of the init container.
     pub(crate) fn grpc_addr(&self) -> &str {
         let default = if self.has_tls() { "https://$(HOST_IP):8502" } else { "$(HOST_IP):8502" };
         self.grpc_addr_template.as_deref().unwrap_or(default)
     }
 
-    /// The secrets that a pod lacks with which images are pulled.
+    /// The configured image pull secrets that a pod does not have yet.
     pub(crate) fn lacking_pull_secrets<'p>(
         &'p self,
         present: &BTreeSet<&str>,
@@ -431,6 +442,20 @@ impl FromStr for SidecarMode {
     }
 }
 
+// === impl RedirectBy ===
+
+impl FromStr for RedirectBy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "init-container" => Ok(Self::InitContainer),
+            "cni" => Ok(Self::Cni),
+            _ => Err("expected `init-container` or `cni`".to_owned()),
+        }
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::sync::LazyLock;
@@ -445,16 +470,15 @@ pub(crate) mod tests {
         policy: Policy,
     }
 
-    /// The policy of these flags, besides the images.
+    /// The policy of these flags and the two required images.
     pub(crate) fn policy_of(flags: &[&str]) -> Policy {
         let images = ["x", "--init-image=connect-init:1", "--envoy-image=envoy:1"];
         Flags::parse_from(images.iter().chain(flags)).policy
     }
 
-    /// The policy of an injector with no flags but the images, and without
-    /// resources.
+    /// The default policy, but without resource requests and limits.
     pub(crate) fn policy() -> Policy {
-        // Read once: properties ask for it in each of their cases.
+        // Parsed once, because property tests call this in every case.
         static POLICY: LazyLock<Policy> = LazyLock::new(|| {
             policy_of(&[
                 "--default-sidecar-proxy-cpu-request=",
@@ -468,16 +492,14 @@ pub(crate) mod tests {
         POLICY.clone()
     }
 
-    /// A cluster whose API server is of a version.
+    /// A cluster whose API server has this version.
     pub(crate) fn cluster(version: &str) -> Cluster {
         Cluster { version: version.parse().ok(), ..Cluster::default() }
     }
 
-    /// Kubelets may be three minor versions older than the API server, and reject pods
-    /// that they don't understand. With auto_encrypt, agents show certificates of
-    /// Connect's CA.
+    /// With auto_encrypt, Connect's CA signs the agents' certificates.
     #[test]
-    fn pods_trust_the_roots_of_connects_ca_where_agents_have_auto_encrypt() {
+    fn pods_trust_the_roots_of_connects_ca_with_auto_encrypt() {
         let known = Cluster { roots: Some("ROOT".to_owned()), ..Cluster::default() };
         let plain = policy();
         assert_eq!(plain.agents_ca(&known), None);
@@ -490,14 +512,16 @@ pub(crate) mod tests {
         assert_eq!(both.agents_ca(&known).as_deref(), Some("CA\nROOT\n"));
     }
 
+    /// Kubelets may be three minor versions older than the API server, and reject pods with
+    /// fields that they don't know.
     #[test]
-    fn what_kubelets_know_follows_from_the_oldest_that_there_can_be() {
+    fn a_feature_of_the_kubelet_is_used_only_if_the_oldest_kubelet_has_it() {
         let auto = |policy: &Policy, version: &str| {
             policy.is_native(SidecarMode::Auto, &cluster(version)).unwrap()
         };
         assert!(!auto(&policy(), "1.29") && !auto(&policy(), "1.31") && !auto(&policy(), ""));
         assert!(auto(&policy(), "1.32"));
-        let sleep = |version| policy().kubelets_know(Version::SLEEP, &cluster(version));
+        let sleep = |version| policy().kubelets_have(Version::SLEEP, &cluster(version));
         assert!(!sleep("1.32") && sleep("1.33"));
 
         let known = policy_of(&["--oldest-kubelet-version=1.29"]);
@@ -509,9 +533,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn small_resources_are_the_default() {
+    fn small_resource_requests_are_the_default() {
         let policy = policy_of(&[]);
-        assert!(policy.init_resources().is_equal(), "not Guaranteed");
+        assert!(policy.init_resources().memory.request.is_some());
         assert!(policy.sidecar_resources().cpu.request.is_some());
         assert_eq!(policy.contradictions(), Vec::<String>::new());
     }

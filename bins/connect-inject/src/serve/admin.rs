@@ -1,4 +1,4 @@
-//! The admin port: for the kubelet and for Prometheus.
+//! The admin port, for the kubelet and Prometheus.
 
 use std::sync::atomic::Ordering;
 
@@ -8,12 +8,12 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::State;
 
-/// The type of the text that Prometheus reads.
+/// Content type of the metrics.
 const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 pub(crate) fn answer(state: &State, request: &Request<Incoming>) -> Response<Bytes> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
@@ -31,14 +31,14 @@ pub(crate) fn answer(state: &State, request: &Request<Incoming>) -> Response<Byt
             }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
-        _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n"),
+        _ => text(StatusCode::NOT_FOUND, "not found: available are /livez, /readyz and /metrics\n"),
     }
 }
 
-/// Why no review should be sent here.
+/// Why reviews should not be sent to this replica.
 fn unready(state: &State) -> Option<String> {
     if !state.ready.load(Ordering::Relaxed) {
-        return Some("about to end".to_owned());
+        return Some("shutting down".to_owned());
     }
     state.knowledge.unready().or_else(|| state.tls.unready())
 }

@@ -1,4 +1,4 @@
-//! The certificate that the webhook shows, wherever it comes from.
+//! The webhook's certificate, from files or self-managed.
 
 use std::sync::Arc;
 
@@ -8,19 +8,18 @@ use super::clock::{LAST_MINUTE, now};
 use super::self_managed::SelfManaged;
 use super::tls::Pair;
 
-/// The certificate that the webhook shows.
+/// Where the webhook's certificate comes from.
 #[derive(Debug)]
 pub(crate) enum Certificates {
-    /// From files.
     Files(Pair),
-    /// Made by the replicas.
+    /// Issued and shared by the replicas.
     SelfManaged(Box<SelfManaged>),
 }
 
 // === impl Certificates ===
 
 impl Certificates {
-    /// The certificate to show now; none: there is none yet.
+    /// The certificate to serve; `None` until there is one.
     pub(super) fn current(&self) -> Option<Arc<ServerConfig>> {
         match self {
             Self::Files(pair) => Some(pair.current()),
@@ -28,7 +27,7 @@ impl Certificates {
         }
     }
 
-    /// When it ends, in seconds since 1970; none if that is unknown.
+    /// When it expires, in seconds since 1970, if that is known.
     pub(super) fn not_after(&self) -> Option<i64> {
         match self {
             Self::Files(pair) => pair.not_after(),
@@ -36,19 +35,18 @@ impl Certificates {
         }
     }
 
-    /// Why no client can be served with it.
+    /// Why no client would accept it.
     pub(super) fn unready(&self) -> Option<String> {
-        let ended = self
-            .not_after()
-            .filter(|end| *end < now() + LAST_MINUTE)
-            .map(|end| format!("the certificate ends or has ended: {end} s since 1970"));
+        let ended = self.not_after().filter(|end| *end < now() + LAST_MINUTE).map(|end| {
+            format!("the certificate expires or has expired: {}", certificate::rfc3339(end))
+        });
         ended.or_else(|| match self {
             Self::Files(_) => None,
             Self::SelfManaged(shared) => shared.unready(),
         })
     }
 
-    /// Keeps it good, for ever.
+    /// Keeps it up to date. Never returns.
     pub(super) async fn keep(&self) {
         match self {
             Self::Files(_) => std::future::pending().await,

@@ -1,12 +1,17 @@
-//! The time, as certificates have it.
+//! The time, as certificates express it.
 
 use std::time::SystemTime;
 
-/// How long before its end a certificate counts as expired: a request must
-/// have time to be answered.
+// Units, in seconds.
+pub(super) const MINUTE: i64 = 60;
+pub(super) const HOUR: i64 = 60 * MINUTE;
+pub(super) const DAY: i64 = 24 * HOUR;
+
+/// A certificate counts as expired this many seconds early, so that a request in flight can
+/// still be answered.
 pub(super) const LAST_MINUTE: i64 = 60;
 
-/// The time in seconds since 1970.
+/// The current time in seconds since 1970.
 pub(super) fn now() -> i64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

@@ -1,6 +1,6 @@
-//! Connections: accepted always, encrypted if there is a certificate, and bounded
-//! in number and time whatever the client does. At the limit, the one that was
-//! idle longest is closed for the next.
+//! Accepts connections, with TLS if there is a certificate. Their number, age and idle time
+//! are limited. At the limit, the connection that has been idle longest is closed in favour
+//! of the new one.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -26,26 +26,25 @@ use super::certificates::Certificates;
 use super::open::{Limits, Open, Ticket};
 use super::unread::Unread;
 
-/// The most bytes of a connection that have arrived and are not read yet: of HTTP/2,
-/// where one connection carries many requests, and of HTTP/1.
+/// Maximum number of bytes of an HTTP/2 connection, which carries many requests, that have
+/// arrived and are not read yet; below, of an HTTP/1 connection.
 const MOST_UNREAD: u32 = 64 << 10;
 const MOST_UNREAD_HTTP1: usize = 32 << 10;
-/// The most requests of one HTTP/2 connection at a time. An API server opens
+/// Maximum number of concurrent requests on an HTTP/2 connection. An API server opens
 /// another connection for more.
 const MOST_STREAMS: u32 = 16;
-/// How long a client may take for the TLS handshake, and again for its first
-/// request.
+/// Timeout of the TLS handshake, and again of the first request.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
-/// How long a connection may be idle. Longer than the 90 s of the API server, so
-/// that it is the one to close: a request that crosses with a close fails.
+/// Idle timeout. Longer than the API server's 90 s, so that the API server closes the
+/// connection: a request that crosses with our close would fail.
 const IDLE: Duration = Duration::from_secs(120);
-/// How old a connection may become, so that new replicas get their share and
-/// new certificates are seen.
+/// Maximum age of a connection, so that load reaches new replicas and clients see new
+/// certificates.
 const MOST_AGE: Duration = Duration::from_secs(600);
-/// How long a request in flight may take once its connection is to end.
+/// Maximum time for requests in flight once a connection is being closed.
 const LAST_REQUEST: Duration = Duration::from_secs(15);
 
-/// Serves connections until `stop`, and then until the last of them has ended.
+/// Serves connections until `stop`, then waits for the open ones to end.
 pub(crate) async fn serve<H, F>(
     listener: TcpListener,
     tls: Option<Arc<Certificates>>,
@@ -76,7 +75,7 @@ pub(crate) async fn serve<H, F>(
             tokio::select! {
                 () = serving => {}
                 () = closed.cancelled() => {
-                    tracing::debug!(%peer, "closed a connection for others that need its place");
+                    tracing::debug!(%peer, "closed a connection to make room for another");
                 }
             }
         });
@@ -86,11 +85,11 @@ pub(crate) async fn serve<H, F>(
     connections.wait().await;
 }
 
-/// The next connection, and whose it is.
+/// Accepts a connection; returns it with the client's address.
 async fn next(listener: &TcpListener) -> Option<(TcpStream, IpAddr)> {
     match listener.accept().await {
         Ok((stream, peer)) => {
-            // Answers are short: none of them is to wait for another packet.
+            // Responses are short; Nagle's algorithm would only delay them.
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "cannot turn Nagle's algorithm off");
             }
@@ -98,7 +97,7 @@ async fn next(listener: &TcpListener) -> Option<(TcpStream, IpAddr)> {
         }
         Err(error) => {
             tracing::warn!(%error, "cannot accept a connection");
-            // Out of file descriptors, most likely: let some become free.
+            // Probably out of file descriptors: wait until some are closed.
             sleep(Duration::from_millis(100)).await;
             None
         }
@@ -117,7 +116,7 @@ async fn https<H, F>(
 {
     let peer = ticket.peer();
     let Some(config) = certificates.current() else {
-        tracing::info!(%peer, "no TLS handshake: there is no certificate yet");
+        tracing::info!(%peer, "closed a connection: there is no certificate yet");
         return;
     };
     let handshake = TlsAcceptor::from(config).accept(stream);
@@ -126,8 +125,8 @@ async fn https<H, F>(
             let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             http(stream, is_h2, (ticket, unread), handler, stop).await;
         }
-        Ok(Err(error)) => tracing::info!(%peer, %error, "no TLS handshake"),
-        Err(_) => tracing::info!(%peer, "no TLS handshake in time"),
+        Ok(Err(error)) => tracing::info!(%peer, %error, "the TLS handshake failed"),
+        Err(_) => tracing::info!(%peer, "the TLS handshake timed out"),
     }
 }
 
@@ -148,7 +147,7 @@ async fn http<I, H, F>(
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)
         .max_buf_size(MOST_UNREAD_HTTP1);
-    // What a client may send before it is read, so that many can't fill memory.
+    // Limits what clients can make us buffer before it is read.
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -178,7 +177,7 @@ async fn http<I, H, F>(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(peer = %ticket.peer(), %error, "a connection broke");
+        tracing::debug!(peer = %ticket.peer(), %error, "the connection failed");
     }
 }
 

@@ -1,5 +1,5 @@
-//! What is known of the cluster, kept by one background task: the version of the
-//! API server, and how Consul's agents reach other datacenters.
+//! What the injector learns about the cluster in the background: the version of the API
+//! server, how Consul's agents reach other datacenters, and the roots of Connect's CA.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -13,37 +13,36 @@ use crate::kubernetes::Api;
 use crate::policy::Cluster;
 use crate::values::ca_certificates_in;
 
-/// How long the first review may wait for an answer.
+/// Timeout of a request. The first review may wait this long.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often the API server is asked: a cluster changes its version while pods
-/// run.
+/// Interval between requests for the API server's version, which may change at any time.
 const AGAIN: Duration = Duration::from_secs(300);
-/// How soon if it did not answer, at first.
+/// First pause after a failed request; it doubles.
 const RETRY: Duration = Duration::from_secs(2);
-/// How often the roots of Connect's CA are read. A new one signs certificates at once,
-/// which pods that know the old one trust by its cross-signature.
+/// Interval between reads of the roots of Connect's CA. A new root is used at once, but
+/// pods that know the old one trust it through its cross-signature.
 const ROOTS: Duration = Duration::from_secs(60);
-/// How long an agent holds a blocking query.
+/// Maximum duration of a blocking query.
 const WAIT: Duration = Duration::from_secs(300);
 
 /// What is known of the cluster.
 #[derive(Debug)]
 pub(super) struct Knowledge {
     cluster: RwLock<Arc<Cluster>>,
-    /// Whether the API server was asked once.
+    /// Whether the API server has answered or failed to answer once.
     complete: watch::Sender<bool>,
     /// Whether pods need the roots of Connect's CA.
     needs_roots: bool,
 }
 
-/// Who is asked.
+/// Where the knowledge comes from.
 pub(super) struct Sources {
-    /// The API server, unless its version is told.
+    /// The API server, unless a flag gives its version.
     pub(super) kubernetes: Option<Api>,
     pub(super) agent: Agent,
 }
 
-/// The config entry proxy-defaults, as far as it matters.
+/// The fields that matter of the config entry proxy-defaults.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Defaults {
@@ -59,29 +58,29 @@ struct Mode {
 // === impl Knowledge ===
 
 impl Knowledge {
-    /// `asks_version`: whether the API server is going to be asked. If not, nothing has
-    /// to be waited for from the first moment on.
+    /// `asks_version`: whether the API server will be asked for its version. If not,
+    /// reviews need not wait for it.
     pub(super) fn new(needs_roots: bool, asks_version: bool) -> Self {
         let (complete, _) = watch::channel(!asks_version);
         Self { cluster: RwLock::default(), complete, needs_roots }
     }
 
-    /// What is known now.
     pub(super) fn cluster(&self) -> Arc<Cluster> {
         Arc::clone(&self.cluster.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Why pods should wait: those of one cluster are to be alike.
+    /// Why reviews can't be answered yet: all pods of a cluster should be injected alike.
     pub(super) fn unready(&self) -> Option<String> {
         if !*self.complete.borrow() {
-            return Some("the API server was not asked for its version yet".to_owned());
+            return Some("the API server has not been asked for its version yet".to_owned());
         }
-        // With --enable-auto-encrypt, no pod could reach its agent.
+        // With --enable-auto-encrypt, pods without the roots could not reach their agent.
         let waits = self.needs_roots && self.cluster().roots.is_none();
         waits.then(|| "the roots of Connect's CA are not known yet: see --http-addr".to_owned())
     }
 
-    /// Keeps it up to date, for ever. What is known stays while there is no answer.
+    /// Keeps everything up to date. Never returns. Without an answer, the last known value
+    /// stays.
     pub(super) async fn keep(&self, sources: &Sources) {
         tokio::join!(
             self.keep_version(sources.kubernetes.as_ref()),
@@ -110,7 +109,7 @@ impl Knowledge {
                 }
                 Err(problem) => {
                     if reported.as_ref() != Some(&problem) {
-                        tracing::warn!("{problem}; what is known of its version stays");
+                        tracing::warn!("{problem}; keeping the version known so far");
                         reported = Some(problem);
                     }
                 }
@@ -121,7 +120,7 @@ impl Knowledge {
         }
     }
 
-    /// The roots of Connect's CA, which sign the certificates of agents with
+    /// Follows the roots of Connect's CA, which signs the agents' certificates with
     /// auto_encrypt.
     async fn keep_roots(&self, agent: &Agent) {
         if !self.needs_roots {
@@ -150,15 +149,15 @@ impl Knowledge {
             };
             pause = if problem.is_none() { ROOTS } else { (pause * 2).min(ROOTS) };
             if let Some(problem) = problem.as_ref().filter(|_| problem != reported) {
-                tracing::warn!("{problem}; what is known of them stays");
+                tracing::warn!("{problem}; keeping the roots known so far");
             }
             reported = problem;
             sleep(pause).await;
         }
     }
 
-    /// The agent's datacenter and proxy-defaults. Without them, a pod with an
-    /// upstream in another datacenter gets a warning more.
+    /// Follows the agent's datacenter and proxy-defaults. Without them, a pod with an
+    /// upstream in another datacenter gets an additional warning.
     async fn keep_gateways(&self, agent: &Agent) {
         let mut pause = RETRY;
         let mut index = 0;
@@ -174,7 +173,7 @@ impl Knowledge {
             let asked = agent.config_entry_after("proxy-defaults", "global", index, WAIT).await;
             let used = match asked {
                 Ok((defaults, known)) => {
-                    // Without an index there is nothing to wait for.
+                    // Without an index, a blocking query would not block.
                     pause = if known > 0 { RETRY } else { AGAIN };
                     (index, reported) = (known, false);
                     let Defaults { mesh_gateway } = defaults.unwrap_or_default();
@@ -195,7 +194,7 @@ impl Knowledge {
                 tracing::info!(used, "learnt whether mesh gateways are used by proxy-defaults");
                 self.change(|cluster| cluster.mesh_gateways = used);
             }
-            // A change for each second of somebody's script is enough.
+            // At most one change per second, even if a script keeps changing the entry.
             let rest = if index > 0 { Duration::from_secs(1) } else { pause };
             sleep(rest).await;
         }
@@ -206,9 +205,9 @@ impl Knowledge {
 mod tests {
     use super::*;
 
-    /// The admin port answers on another thread than the one that asks.
+    /// The admin port runs on another thread than the requests.
     #[test]
-    fn what_nobody_is_asked_for_is_not_waited_for() {
+    fn a_version_that_is_not_asked_for_is_not_waited_for() {
         assert_eq!(Knowledge::new(false, false).unready(), None);
         assert!(Knowledge::new(false, true).unready().is_some());
         assert!(Knowledge::new(true, false).unready().is_some());

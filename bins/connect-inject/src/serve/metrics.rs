@@ -1,4 +1,4 @@
-//! What is counted and measured.
+//! Prometheus metrics of the injector.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +15,6 @@ use prometheus_client::registry::Registry;
 use crate::outcome::Reason;
 use crate::results::{Found, Results};
 
-/// What is counted and measured.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
@@ -25,7 +24,7 @@ pub(crate) struct Metrics {
     audit: Audit,
 }
 
-/// What the last audit found.
+/// Gauges of the last audit.
 #[derive(Debug)]
 struct Audit {
     file: Option<PathBuf>,
@@ -48,7 +47,7 @@ struct Review {
 // === impl Metrics ===
 
 impl Metrics {
-    /// `audit_results`: the file with the results of the last audit.
+    /// `audit_results`: file with the results of the last audit.
     pub(crate) fn new(audit_results: Option<PathBuf>) -> Self {
         let mut registry = Registry::with_prefix("connect_inject");
         let reviews = Family::default();
@@ -57,7 +56,7 @@ impl Metrics {
             "Requests on the webhook's port, each counted once",
             reviews.clone(),
         );
-        // From 0.1 ms to 3.3 s.
+        // Buckets from 0.1 ms to 3.3 s.
         let duration = Histogram::new(exponential_buckets(0.0001, 2.0, 16));
         registry.register(
             "review_duration_seconds",
@@ -76,14 +75,14 @@ impl Metrics {
         Self { registry, reviews, duration, not_after, audit }
     }
 
-    /// Counts a request.
+    /// Counts a request and its duration.
     pub(crate) fn count(&self, reason: Reason, duration: Duration) {
         let review = Review { outcome: reason.outcome().code(), reason: reason.code() };
         self.reviews.get_or_create(&review).inc();
         self.duration.observe(duration.as_secs_f64());
     }
 
-    /// All of it as Prometheus reads it.
+    /// All metrics in the OpenMetrics text format.
     pub(crate) fn text(&self, not_after: Option<i64>) -> Result<String, std::fmt::Error> {
         self.not_after.set(not_after.unwrap_or_default());
         self.audit.read();
@@ -111,7 +110,7 @@ impl Audit {
         Self { file, findings, time }
     }
 
-    /// Reads the file again. One that can't be read tells nothing.
+    /// Reads the audit's results again; a file that can't be read leaves the gauges empty.
     fn read(&self) {
         let Some(file) = &self.file else { return };
         let results = Results::read(file).unwrap_or_else(|problem| {
@@ -132,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_are_those_of_the_readme() {
+    fn the_readme_lists_every_metric() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("results.json");
         let metrics = Metrics::new(Some(file.clone()));

@@ -1,15 +1,12 @@
-//! `connect-inject serve`: the webhook, its admin port and their end.
+//! `connect-inject serve`: starts the webhook and its admin port, and shuts them down.
 
 mod admin;
-mod bodies;
 pub(crate) mod certificates;
 mod clock;
 mod connection;
 mod knowledge;
 mod metrics;
 mod open;
-mod received;
-mod review;
 pub(crate) mod self_managed;
 pub(crate) mod tls;
 mod unread;
@@ -27,67 +24,78 @@ use runtime::{Exit, Failure, Signals};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::Api;
 use crate::policy::Policy;
-use bodies::Bodies;
 use certificates::Certificates;
 use knowledge::{Knowledge, Sources};
 use metrics::Metrics;
 use open::Limits;
 use unread::Unread;
+use webhook::{Bodies, Policies};
 
-/// How long reviews in flight may take once no new ones are accepted. It fits
-/// into the API server's own timeout for a webhook, which is 30 s at most.
+/// Maximum time for the reviews in flight after the webhook stops accepting connections.
+/// The API server's own timeout for a webhook is 30 s at most.
 const DRAIN: Duration = Duration::from_secs(15);
 
-/// The most threads that answer reviews. Each answers some ten thousand a second, and
-/// keeps memory for itself.
+/// Maximum number of threads that answer reviews. One answers about ten thousand per
+/// second; each further one costs memory.
 const MOST_THREADS: usize = 2;
 
-/// Connections of the webhook. API servers are few, and keep few each.
-const WEBHOOK: Limits = Limits { all: 128, peer: 96, requests: bodies::MOST_SMALL };
-/// Connections of the admin port, which are the kubelet's and Prometheus's.
+/// Limits of the webhook's port. A cluster has few API servers, and each opens few
+/// connections.
+const WEBHOOK: Limits = Limits { all: 128, peer: 96, requests: webhook::MOST_SMALL };
+/// Limits of the admin port, which the kubelet and Prometheus use.
 const ADMIN: Limits = Limits { all: 32, peer: 16, requests: 64 };
 
-/// What to serve, and by what rules.
 pub(crate) struct Settings {
-    /// Where reviews are answered.
+    /// Address of the webhook.
     pub(crate) listen: SocketAddr,
-    /// Where the kubelet and Prometheus are answered.
+    /// Address of the admin port.
     pub(crate) admin_listen: SocketAddr,
-    /// The certificate that the webhook shows.
+    /// Certificate that the webhook serves.
     pub(crate) tls: Certificates,
-    /// How long reviews are still answered after the first signal.
+    /// How long reviews are still answered after SIGTERM.
     pub(crate) shutdown_delay: Duration,
-    /// The agent that is asked for Consul's central configuration.
+    /// Agent from which the datacenter, proxy-defaults and the roots of Connect's CA are
+    /// read.
     pub(crate) agent: consul::Agent,
-    /// What the operator decided.
     pub(crate) policy: Policy,
-    /// Where the results of the last audit are.
+    /// File with the results of the last audit.
     pub(crate) audit_results: Option<PathBuf>,
-    /// The Kubernetes API, if it is asked for the cluster's version.
+    /// API server to ask for its version; `None` if a flag gives the version.
     pub(crate) version_of: Option<Api>,
 }
 
-/// What the webhook and its admin port share.
+/// State that the webhook and its admin port share.
 #[derive(Debug)]
 struct State {
-    policies: webhook::Policies,
+    policies: Policies,
     knowledge: Knowledge,
     tls: Arc<Certificates>,
     metrics: Metrics,
     ready: AtomicBool,
     bodies: Bodies,
-    /// The turn of long reviews.
+    /// Held while a long review is judged: one at a time.
     long: Arc<Semaphore>,
-    /// The webhook's answers.
+    /// Responses of the webhook that clients have not read yet.
     unread: Unread,
 }
 
-/// The event loop, of two threads where there are two cores: a review does not wait for
-/// each other one, nor those of one connection for each other.
+/// The tasks of the process.
+struct Tasks {
+    webhook: JoinHandle<()>,
+    admin: JoinHandle<()>,
+    /// Keeps the certificate up to date.
+    certificate: JoinHandle<()>,
+    /// Keeps the knowledge of the cluster up to date.
+    knowledge: JoinHandle<()>,
+}
+
+/// Builds the event loop with two threads if there are two cores, so that reviews run in
+/// parallel, also those of one connection.
 pub(crate) fn event_loop() -> Builder {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     if cores == 1 {
@@ -98,7 +106,7 @@ pub(crate) fn event_loop() -> Builder {
     event_loop
 }
 
-/// Serves until it is asked to end.
+/// Serves until SIGTERM or SIGINT, then shuts down gracefully.
 pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<ExitCode, Failure> {
     let Settings {
         listen,
@@ -110,12 +118,11 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
         audit_results,
         version_of,
     } = settings;
-    let tls = Arc::new(tls);
     let knowledge = Knowledge::new(policy.auto_encrypt, version_of.is_some());
     let state = Arc::new(State {
-        policies: webhook::Policies::new(policy),
+        policies: Policies::new(policy),
         knowledge,
-        tls: Arc::clone(&tls),
+        tls: Arc::new(tls),
         metrics: Metrics::new(audit_results),
         ready: AtomicBool::new(true),
         bodies: Bodies::new(),
@@ -128,48 +135,11 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
     tracing::info!(address = %address(&admin), "answering /livez, /readyz and /metrics over HTTP");
 
     let stop = CancellationToken::new();
-    let mut serving = tokio::spawn(connection::serve(
-        webhook,
-        Some(tls),
-        (WEBHOOK, state.unread.clone()),
-        {
-            let state = Arc::clone(&state);
-            move |request| webhook::answer(Arc::clone(&state), request)
-        },
-        stop.clone(),
-    ));
-    // Until the very end: readiness has to be seen false, and liveness true.
-    let watched = tokio::spawn(connection::serve(
-        admin,
-        None,
-        (ADMIN, Unread::default()),
-        {
-            let state = Arc::clone(&state);
-            move |request| std::future::ready(admin::answer(&state, &request))
-        },
-        CancellationToken::new(),
-    ));
-
-    let mut kept = tokio::spawn({
-        let state = Arc::clone(&state);
-        async move { state.tls.keep().await }
-    });
-
-    let mut asked = tokio::spawn({
-        let state = Arc::clone(&state);
-        let sources = Sources { kubernetes: version_of, agent };
-        async move {
-            state.knowledge.keep(&sources).await;
-            std::future::pending::<()>().await;
-        }
-    });
-
+    let sources = Sources { kubernetes: version_of, agent };
+    let mut tasks = Tasks::start(&state, (webhook, admin), sources, &stop);
     let signal = tokio::select! {
         signal = signals.next() => signal,
-        _ = &mut serving => return Err(Failure::new(Exit::Failure, "the webhook's task ended")),
-        _ = watched => return Err(Failure::new(Exit::Failure, "the admin port's task ended")),
-        _ = &mut asked => return Err(Failure::new(Exit::Failure, "the cluster's task ended")),
-        _ = &mut kept => return Err(Failure::new(Exit::Failure, "the certificate's task ended")),
+        failure = tasks.ended() => return Err(failure),
     };
     tracing::info!(delay = ?shutdown_delay, "{signal}: not ready any more, still serving");
     state.ready.store(false, Ordering::Relaxed);
@@ -179,11 +149,69 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
     }
     stop.cancel();
     tokio::select! {
-        _ = serving => tracing::info!("ended with nothing in flight"),
+        _ = tasks.webhook => tracing::info!("ended with no reviews in flight"),
         () = tokio::time::sleep(DRAIN) => tracing::warn!(after = ?DRAIN, "ended with connections still open"),
         signal = signals.next() => return Err(aborted(signal)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+// === impl Tasks ===
+
+impl Tasks {
+    /// Starts the tasks; the webhook stops accepting connections at `stop`.
+    fn start(
+        state: &Arc<State>,
+        (webhook, admin): (TcpListener, TcpListener),
+        sources: Sources,
+        stop: &CancellationToken,
+    ) -> Self {
+        let webhook = tokio::spawn(connection::serve(
+            webhook,
+            Some(Arc::clone(&state.tls)),
+            (WEBHOOK, state.unread.clone()),
+            {
+                let state = Arc::clone(state);
+                move |request| webhook::answer(Arc::clone(&state), request)
+            },
+            stop.clone(),
+        ));
+        // Runs until the process ends: during the shutdown, readiness must fail and liveness
+        // must succeed.
+        let admin = tokio::spawn(connection::serve(
+            admin,
+            None,
+            (ADMIN, Unread::default()),
+            {
+                let state = Arc::clone(state);
+                move |request| std::future::ready(admin::answer(&state, &request))
+            },
+            CancellationToken::new(),
+        ));
+        let certificate = tokio::spawn({
+            let state = Arc::clone(state);
+            async move { state.tls.keep().await }
+        });
+        let knowledge = tokio::spawn({
+            let state = Arc::clone(state);
+            async move {
+                state.knowledge.keep(&sources).await;
+                std::future::pending::<()>().await;
+            }
+        });
+        Self { webhook, admin, certificate, knowledge }
+    }
+
+    /// Waits for the end of a task. None should end before the process does.
+    async fn ended(&mut self) -> Failure {
+        let task = tokio::select! {
+            _ = &mut self.webhook => "webhook",
+            _ = &mut self.admin => "admin port",
+            _ = &mut self.certificate => "certificate",
+            _ = &mut self.knowledge => "cluster",
+        };
+        Failure::new(Exit::Failure, format_args!("the {task}'s task ended"))
+    }
 }
 
 async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
@@ -193,11 +221,11 @@ async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
-/// Where a listener really listens: the port may have been left to the system.
+/// The address in use: with port 0 the system chooses the port.
 fn address(listener: &TcpListener) -> String {
     listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
 }
 
 fn aborted(signal: runtime::signal::Signal) -> Failure {
-    Failure::new(Exit::Failure, format_args!("{signal}: a second signal, ended at once"))
+    Failure::new(Exit::Failure, format_args!("{signal}: ended at once by a second signal"))
 }

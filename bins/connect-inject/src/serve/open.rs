@@ -1,4 +1,4 @@
-//! The connections that are open: whose they are, and how long they were idle.
+//! The open connections of a listener: their clients, and how long they have been idle.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,21 +8,20 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// How long a client has for its handshake, and a review for its answer, before
-/// others may take its place.
+/// A handshake or a review is given this long before another connection may replace its
+/// connection.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// How many connections may be open.
+/// Limits of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) all: usize,
-    /// Of one address.
+    /// Connections of one client address.
     pub(super) peer: usize,
-    /// How many requests of all of them may be in flight.
+    /// Requests in flight on all connections.
     pub(super) requests: usize,
 }
 
-/// The connections of a listener.
 #[derive(Clone, Debug)]
 pub(super) struct Open(Arc<Inner>);
 
@@ -41,16 +40,16 @@ struct Connections {
 #[derive(Debug)]
 struct Connection {
     peer: IpAddr,
-    /// Since when it has been as it is.
+    /// When its last request began or ended, or when it was accepted.
     since: Instant,
-    /// Whether a request has come.
+    /// Whether it has had a request.
     began: bool,
-    /// How many requests are in flight.
+    /// Number of requests in flight.
     busy: usize,
     closed: CancellationToken,
 }
 
-/// A connection's place, which is free when this is dropped.
+/// The place of an open connection; dropping it frees the place.
 #[derive(Debug)]
 pub(super) struct Ticket {
     open: Open,
@@ -72,7 +71,7 @@ impl Open {
         Self(Arc::new(Inner { limits, connections: Mutex::default() }))
     }
 
-    /// Takes a connection in, and closes another if there are too many.
+    /// Adds a connection, and closes another one if there are too many.
     pub(super) fn enter(&self, peer: IpAddr) -> Ticket {
         let closed = CancellationToken::new();
         let id = self.with(|connections| {
@@ -109,8 +108,8 @@ impl Open {
 // === impl Connections ===
 
 impl Connections {
-    /// Closes the one with the most requests in flight, if there are more of all than
-    /// that.
+    /// Closes the connection with the most requests in flight, if all connections together
+    /// have more than `most`.
     fn close_busiest(&mut self, most: usize) {
         let requests: usize = self.open.values().map(|open| open.busy).sum();
         if requests <= most {
@@ -122,8 +121,7 @@ impl Connections {
         }
     }
 
-    /// Closes the one that is missed least, and of equals the one that has been so
-    /// longest.
+    /// Closes the least useful connection; among equals, the one that has been so longest.
     fn close_one(&mut self, most: usize, may: impl Fn(&Connection) -> bool) {
         let now = Instant::now();
         let waiting = self.open.values().filter(|open| may(open) && !open.began).count();
@@ -134,7 +132,7 @@ impl Connections {
                 (false, _) if !is_fresh => 0,
                 (false, _) if is_crowded => 1,
                 (true, false) if !is_fresh => 2,
-                // A body that arrives slowly, most likely.
+                // Probably a body that arrives slowly.
                 (true, true) if !is_fresh => 3,
                 (false, _) => 4,
                 (true, _) => 5,
@@ -155,7 +153,7 @@ impl Connections {
 // === impl Ticket ===
 
 impl Ticket {
-    /// Which connection of the listener it is.
+    /// Number of the connection, unique in its listener.
     pub(super) fn id(&self) -> u64 {
         self.id
     }
@@ -169,7 +167,7 @@ impl Ticket {
         self.closed.clone()
     }
 
-    /// Notes a request, which is in flight until the answer is dropped.
+    /// Records a request, which is in flight until the result is dropped.
     pub(super) fn busy(&self) -> Busy {
         self.open.change(self.id, |connection| {
             connection.began = true;
@@ -181,12 +179,12 @@ impl Ticket {
         Busy { open: self.open.clone(), id: self.id }
     }
 
-    /// Waits until the first request has been missing for so long.
+    /// Waits until the connection has had no request for `longest` since it was accepted.
     pub(super) async fn silent(&self, longest: Duration) {
         self.unchanged(longest, |connection| !connection.began).await;
     }
 
-    /// Waits until there has been no request in flight for so long.
+    /// Waits until no request has been in flight for `longest`.
     pub(super) async fn idle(&self, longest: Duration) {
         self.unchanged(longest, |connection| connection.busy == 0).await;
     }
@@ -233,7 +231,7 @@ mod tests {
         Ipv4Addr::new(10, 0, 0, n).into()
     }
 
-    /// 512 idle connections kept everybody else out.
+    /// 512 idle connections kept all other clients out.
     #[tokio::test(start_paused = true)]
     async fn at_the_limit_the_one_idle_longest_is_closed() {
         let open = Open::new(Limits { all: 4, peer: 3, requests: 9 });
@@ -253,7 +251,7 @@ mod tests {
         let fourth = open.enter(peer(5));
         assert!(closed(&second) && !closed(&third));
         drop((third, fourth));
-        // Of one address.
+        // Connections of one address.
         let own = open.enter(peer(1));
         assert!(!closed(&served));
         pause().await;

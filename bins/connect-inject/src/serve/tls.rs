@@ -1,8 +1,8 @@
-//! The certificate and its key, from files that may change at any time.
+//! The webhook's certificate and key, from files that may change at any time.
 //!
-//! They are read for each connection: an API server keeps few, for long. To
-//! watch them instead would be a trap, because the kubelet changes a Secret's
-//! volume by swapping the symbolic link `..data`, not the files.
+//! The files are read for each connection; an API server opens few, and keeps them long.
+//! Watching the files would miss changes, because the kubelet updates a Secret's volume by
+//! swapping the symbolic link `..data`.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// A certificate and its key, and the files that they come from.
+/// A certificate and its key, with the names of their files.
 #[derive(Debug)]
 pub(crate) struct Pair {
     cert_file: PathBuf,
@@ -19,7 +19,7 @@ pub(crate) struct Pair {
     loaded: Mutex<Loaded>,
 }
 
-/// The last good pair, and what was last read, be it good or not.
+/// The last valid pair, and the contents that were read last, valid or not.
 #[derive(Debug)]
 struct Loaded {
     seen: Contents,
@@ -27,7 +27,7 @@ struct Loaded {
     not_after: Option<i64>,
 }
 
-/// What the files hold.
+/// Contents of the files.
 #[derive(PartialEq, Eq)]
 struct Contents {
     cert: Vec<u8>,
@@ -48,12 +48,12 @@ impl Pair {
         Ok(Self { cert_file, key_file, loaded })
     }
 
-    /// The pair that the files hold now or, if it is no good, the last that was.
+    /// The pair in the files, or the last valid one if that is invalid.
     pub(crate) fn current(&self) -> Arc<ServerConfig> {
         self.refreshed(|loaded| Arc::clone(&loaded.config))
     }
 
-    /// When the certificate in use ends, in seconds since 1970.
+    /// When the certificate in use expires, in seconds since 1970.
     pub(crate) fn not_after(&self) -> Option<i64> {
         self.refreshed(|loaded| loaded.not_after)
     }
@@ -69,10 +69,10 @@ impl Pair {
                         loaded.config = config;
                         loaded.not_after = not_after;
                     }
-                    // Half of a change, perhaps: the other half may come yet.
+                    // The files may have been read between two writes.
                     Err(error) => tracing::warn!("{error}; the last certificate stays in use"),
                 }
-                // Noted in any case, so that a bad pair is reported once.
+                // Remembered even if invalid, so that an invalid pair is reported once.
                 loaded.seen = seen;
             }
             Err(error) => tracing::warn!("{error}; the last certificate stays in use"),
@@ -99,20 +99,20 @@ impl Contents {
         let (cert_name, key_name) = (cert_file.display(), key_file.display());
         let chain: Vec<_> = CertificateDer::pem_slice_iter(&self.cert)
             .collect::<Result<_, pem::Error>>()
-            .map_err(|error| format!("{cert_name}: no PEM: {error}"))?;
+            .map_err(|error| format!("{cert_name}: invalid PEM: {error}"))?;
         let Some(leaf) = chain.first() else {
-            return Err(format!("{cert_name}: no certificate in PEM in it"));
+            return Err(format!("{cert_name}: no PEM certificate in it"));
         };
         let not_after = certificate::validity(leaf).map(|validity| validity.not_after);
         let key = PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|error| format!("{key_name}: no private key in PEM in it: {error}"))?;
+            .map_err(|error| format!("{key_name}: no PEM private key in it: {error}"))?;
         let config = server_config(chain, key)
-            .map_err(|error| format!("{cert_name} and {key_name} are no pair: {error}"))?;
+            .map_err(|error| format!("{cert_name} and {key_name} do not match: {error}"))?;
         Ok((config, not_after))
     }
 }
 
-/// How connections are encrypted with a certificate and its key.
+/// The TLS configuration for a certificate chain and its key.
 pub(super) fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -126,7 +126,7 @@ pub(super) fn server_config(
 }
 
 impl std::fmt::Debug for Contents {
-    /// Without the key.
+    /// Hides the key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Contents").finish_non_exhaustive()
     }
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_names_the_file() {
+    fn an_error_names_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let (cert, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
         let load = || Pair::load(cert.clone(), key.clone()).unwrap_err();
@@ -160,20 +160,20 @@ mod tests {
         write(&cert, "");
         assert!(load().contains("tls.key: No such file"), "{}", load());
         write(&key, "");
-        assert!(load().contains("tls.crt: no certificate"), "{}", load());
+        assert!(load().contains("tls.crt: no PEM certificate"), "{}", load());
         let (good_cert, good_key) = made();
         write(&cert, &good_cert);
-        assert!(load().contains("tls.key: no private key"), "{}", load());
+        assert!(load().contains("tls.key: no PEM private key"), "{}", load());
         write(&key, &made().1);
-        assert!(load().contains("are no pair"), "{}", load());
+        assert!(load().contains("do not match"), "{}", load());
         write(&key, &good_key);
         assert!(Pair::load(cert.clone(), key.clone()).is_ok());
         write(&cert, &good_cert[..good_cert.len() / 2]);
-        assert!(load().contains("tls.crt: no "), "{}", load());
+        assert!(load().contains("tls.crt: invalid PEM"), "{}", load());
     }
 
     #[test]
-    fn the_last_good_pair_stays_in_use() {
+    fn the_last_valid_pair_stays_in_use() {
         let folder = tempfile::tempdir().unwrap();
         let (cert, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
         let first = made();

@@ -1,6 +1,6 @@
-//! Answers that clients have not read yet: all of them together fit into memory. An
-//! API server reads its own at once; if others leave too much unread, the connection
-//! with the most is closed before the next review is judged.
+//! Limits the memory of responses that clients have not read yet. API servers read theirs
+//! at once. If other clients leave too much unread, the connection with the most is closed
+//! before the next review is judged.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,19 +9,19 @@ use hyper::body::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// The most bytes of answers that nobody has read.
+/// Maximum bytes of unread responses.
 const MOST: usize = 4 << 20;
-/// What an answer takes up besides its bytes: a request in flight.
+/// Memory of a response besides its bytes: the state of its request.
 const EACH: usize = 4 << 10;
 
-/// The answers of a listener that nobody has read yet.
+/// Unread responses of a listener.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unread(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     answers: Mutex<Answers>,
-    /// One after the other waits for room.
+    /// Lets one task at a time wait for room.
     turn: tokio::sync::Mutex<()>,
     read: Notify,
 }
@@ -29,18 +29,18 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Answers {
     bytes: usize,
-    /// By connection.
+    /// Keyed by connection.
     waiting: BTreeMap<u64, Waiting>,
 }
 
 #[derive(Debug)]
 struct Waiting {
     bytes: usize,
-    /// Closes the connection.
+    /// Cancelled to close the connection.
     closed: CancellationToken,
 }
 
-/// An answer until its last byte is written.
+/// A response until its last byte is written.
 struct Held {
     answer: Bytes,
     unread: Unread,
@@ -50,8 +50,7 @@ struct Held {
 // === impl Unread ===
 
 impl Unread {
-    /// Waits until there is room for another answer, and closes connections until
-    /// there is.
+    /// Waits until there is room for another response; closes connections to make room.
     pub(super) async fn room(&self) {
         let _turn = self.0.turn.lock().await;
         while self.with(Answers::are_too_many) {
@@ -59,8 +58,8 @@ impl Unread {
         }
     }
 
-    /// Counts an answer until it is dropped. Its connection is closed by the token
-    /// if others need the memory.
+    /// Counts a response until it is dropped. `closed` is cancelled if others need the
+    /// memory.
     pub(super) fn hold(&self, answer: Bytes, connection: u64, closed: CancellationToken) -> Bytes {
         let held = Held { answer, unread: self.clone(), connection };
         let bytes = held.bytes();
@@ -80,7 +79,7 @@ impl Unread {
 // === impl Answers ===
 
 impl Answers {
-    /// Whether there are too many; then connections are being closed.
+    /// Whether the limit is exceeded; if so, closes the connections with the most.
     fn are_too_many(&mut self) -> bool {
         let (closing, open): (Vec<_>, Vec<_>) =
             self.waiting.values().partition(|waiting| waiting.closed.is_cancelled());
@@ -149,7 +148,7 @@ mod tests {
         let mut waiting = Box::pin(unread.room());
         assert!(waiting.as_mut().now_or_never().is_none());
         assert_eq!(closed(), [false, true, false]);
-        // Its answers are dropped with it.
+        // Closing the connection drops its responses.
         drop(another);
         assert!(waiting.now_or_never().is_some());
         assert_eq!(closed(), [false, true, false]);
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn many_small_answers_count_as_well() {
+    fn many_small_responses_count_as_well() {
         let unread = Unread::default();
         let token = CancellationToken::new();
         let held: Vec<_> =

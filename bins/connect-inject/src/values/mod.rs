@@ -1,5 +1,5 @@
-//! The forms of values, for flags, the file of `--config` and annotations alike:
-//! each parser takes a text and says what it accepts.
+//! Parsers of values, shared by flags, the file of `--config` and annotations. Each error
+//! says what is accepted.
 
 pub(crate) mod quantity;
 mod words;
@@ -12,25 +12,25 @@ use std::str::FromStr;
 use crate::names::DOWNWARD;
 use quantity::Quantity;
 
-/// A value that may be unset: an empty text counts as that.
+/// A value that may be unset, which is written as an empty text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Optional<T>(pub(crate) Option<T>);
 
-/// A version of Kubernetes: major and minor.
+/// Version of Kubernetes: major and minor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version {
     major: u32,
     minor: u32,
 }
 
-/// The forms that [`boolean`] accepts, for errors.
+/// Forms that [`boolean`] accepts, for errors.
 pub(crate) const BOOLEAN_FORMS: &str = "`true` or `false`";
 
-/// The longest text of a CA bundle: the kernel takes no environment variable
-/// above 128 KiB, its name included (`MAX_ARG_STRLEN`).
+/// Maximum size of a CA bundle: Linux limits an environment variable with its name to 128
+/// KiB (`MAX_ARG_STRLEN`).
 const LONGEST_CA: usize = 127 << 10;
 
-/// Reads what `read` reads, or nothing from an empty text.
+/// Makes a parser accept an empty text as unset.
 pub(crate) fn optional<T>(
     read: impl Fn(&str) -> Result<T, String> + Clone,
 ) -> impl Fn(&str) -> Result<Optional<T>, String> + Clone {
@@ -39,8 +39,8 @@ pub(crate) fn optional<T>(
     }
 }
 
-/// Reads a boolean. The forms are those of `strconv.ParseBool` in Go's standard
-/// library, because that is what the users' manifests were written against.
+/// Reads a boolean. Accepts the forms of Go's `strconv.ParseBool`, because users' manifests
+/// were written for consul-k8s.
 pub(crate) fn boolean(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
@@ -49,12 +49,12 @@ pub(crate) fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// Reads a boolean, or says which forms there are.
+/// Like [`boolean`], with an error that names the forms.
 pub(crate) fn switch(text: &str) -> Result<bool, String> {
     boolean(text).ok_or_else(|| format!("expected {BOOLEAN_FORMS}"))
 }
 
-/// Reads a number of seconds: a day at most.
+/// Reads a number of seconds, at most a day.
 pub(crate) fn seconds(text: &str) -> Result<u32, String> {
     const DAY: u32 = 86_400;
     number(text)
@@ -62,24 +62,24 @@ pub(crate) fn seconds(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("expected a number of seconds from 0 to {DAY}"))
 }
 
-/// Reads a number of worker threads.
+/// Reads a number of Envoy's worker threads.
 pub(crate) fn threads(text: &str) -> Result<u32, String> {
-    number(text).ok_or_else(|| "expected a number of threads, 0 for one a core".to_owned())
+    number(text).ok_or_else(|| "expected a number of threads; Envoy treats 0 as 1".to_owned())
 }
 
-/// Reads a number of digits only.
+/// Reads a number written in digits only.
 fn number(text: &str) -> Option<u32> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// Reads a port that a process without privileges can listen on.
+/// Reads an unprivileged port: 1024 to 65535.
 pub(crate) fn port(text: &str) -> Result<u16, String> {
     registration::port::resolve(text, &[])
         .map_err(|_| "expected a port from 1024 to 65535".to_owned())
         .and_then(unprivileged)
 }
 
-/// The sidecar runs without root and without capabilities.
+/// Rejects privileged ports: the sidecar has neither root nor capabilities.
 pub(crate) fn unprivileged(port: u16) -> Result<u16, String> {
     if port < 1024 {
         return Err(format!("port {port} is privileged: expected 1024 to 65535"));
@@ -87,7 +87,7 @@ pub(crate) fn unprivileged(port: u16) -> Result<u16, String> {
     Ok(port)
 }
 
-/// Reads a path of HTTP.
+/// Reads an HTTP path.
 pub(crate) fn path(text: &str) -> Result<String, String> {
     if !text.starts_with('/') || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err("expected a path such as `/metrics`".to_owned());
@@ -95,13 +95,14 @@ pub(crate) fn path(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Reads a quantity of a resource.
+/// Reads a quantity, such as `64Mi`.
 pub(crate) fn quantity(text: &str) -> Result<Quantity, String> {
     text.parse()
 }
 
-/// Reads the name of an image. Registry and kubelet judge the rest; an empty
-/// name, or two, are caught here, before a pod waits for them.
+/// Reads an image name. Only an empty name and one with spaces are rejected here, before a
+/// pod waits for an image that can't be pulled; the registry and the kubelet check the
+/// rest.
 pub(crate) fn image(text: &str) -> Result<String, String> {
     if text.is_empty() || text.contains(char::is_whitespace) {
         return Err("expected an image such as `registry/name:tag`".to_owned());
@@ -109,7 +110,7 @@ pub(crate) fn image(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Reads one of some words.
+/// Reads one of the given words.
 pub(crate) fn one_of(
     words: &'static [&'static str],
 ) -> impl Fn(&str) -> Result<String, String> + Clone {
@@ -122,7 +123,7 @@ pub(crate) fn one_of(
     }
 }
 
-/// Reads a name in Consul: one word.
+/// Reads a Consul name, which has no spaces.
 pub(crate) fn word(text: &str) -> Result<String, String> {
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err("expected one word".to_owned());
@@ -130,12 +131,11 @@ pub(crate) fn word(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Reads an address of the agent, in which `$(NAME)` stands for a variable of
-/// the init container. The kubelet leaves a name that it doesn't know as it is,
-/// and every pod would fail to start.
+/// Reads an agent's address, in which `$(NAME)` is an environment variable of the init
+/// container. An unknown name is rejected: the kubelet would leave it unexpanded, and no
+/// pod would start.
 ///
-/// Source: "Define Dependent Environment Variables" of the Kubernetes
-/// documentation.
+/// Source: "Define Dependent Environment Variables" of the Kubernetes documentation.
 pub(crate) fn template(text: &str) -> Result<String, String> {
     if text.is_empty() || text.contains(char::is_whitespace) {
         return Err("expected an address such as `$(HOST_IP):8500`".to_owned());
@@ -160,7 +160,7 @@ pub(crate) fn template(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Reads a file of CA certificates: its text, with at least one certificate.
+/// Reads a PEM file with at least one CA certificate, and returns its text.
 pub(crate) fn ca_certificates(file: &str) -> Result<String, String> {
     let shown = Path::new(file).display();
     let text =
@@ -169,12 +169,12 @@ pub(crate) fn ca_certificates(file: &str) -> Result<String, String> {
     Ok(text)
 }
 
-/// Whether a text has CA certificates in PEM, and a variable of a pod can hold it.
+/// Checks that a text has a CA certificate in PEM and fits into an environment variable.
 pub(crate) fn ca_certificates_in(text: &str) -> Result<(), String> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
 
-    // The kubelet reads `$$` as one `$`.
+    // The text is written with `$$`, which the kubelet reads as `$`.
     if text.replace('$', "$$").len() > LONGEST_CA {
         return Err(format!(
             "{} bytes: an environment variable of a pod holds at most {LONGEST_CA}; keep \
@@ -185,13 +185,13 @@ pub(crate) fn ca_certificates_in(text: &str) -> Result<(), String> {
     let found = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
     match found {
         Ok(found) if !found.is_empty() => Ok(()),
-        Ok(_) => Err("no certificate in PEM in it".to_owned()),
+        Ok(_) => Err("it has no PEM certificate".to_owned()),
         Err(error) => Err(format!("invalid PEM: {error}")),
     }
 }
 
-/// Reads arguments for Envoy, split as a shell would. The configuration is the
-/// injector's: Envoy accepts these options once.
+/// Splits arguments for Envoy as a shell would. Rejects the options for the configuration:
+/// the injector sets them, and Envoy accepts them only once.
 pub(crate) fn envoy_arguments(text: &str) -> Result<Vec<String>, String> {
     const OURS: [&str; 4] = ["--config-path", "-c", "--config-yaml", "--mode"];
     let arguments = words::split(text).map_err(|error| error.to_string())?;
@@ -203,22 +203,24 @@ pub(crate) fn envoy_arguments(text: &str) -> Result<Vec<String>, String> {
         }
         let option = argument.split_once('=').map_or(argument.as_str(), |(option, _)| option);
         if OURS.contains(&option) || argument.starts_with("-c") {
-            return Err(format!("`{option}` is the injector's: Envoy starts from its bootstrap"));
+            return Err(format!(
+                "`{option}` is set by the injector: Envoy starts from the bootstrap of connect-init"
+            ));
         }
     }
     Ok(arguments)
 }
 
-/// The known word that a misspelt one most likely stands for.
+/// The known word that is closest to a misspelt one, if any is close enough.
 pub(crate) fn nearest<'k>(
     misspelt: &str,
     known: impl IntoIterator<Item = &'k str>,
 ) -> Option<&'k str> {
-    // As far apart as a typing error, not as another word.
+    // Largest edit distance of a typing error.
     const NEAR: usize = 3;
     known
         .into_iter()
-        // Cheaper than the distance, which is never less.
+        // The length difference is a lower bound of the distance, and cheaper.
         .filter(|known| known.len().abs_diff(misspelt.len()) <= NEAR)
         .map(|known| (strsim::levenshtein(misspelt, known), known))
         .filter(|(distance, _)| *distance <= NEAR)
@@ -239,16 +241,16 @@ impl<T> Deref for Optional<T> {
 // === impl Version ===
 
 impl Version {
-    /// The first with native sidecars on by default.
+    /// The first version with native sidecars enabled by default.
     ///
     /// Source: "Sidecar Containers" of the Kubernetes documentation.
     pub(crate) const NATIVE_SIDECAR: Self = Self { major: 1, minor: 29 };
-    /// The first with the sleep action on by default.
+    /// The first version with the preStop action `sleep` enabled by default.
     ///
     /// Source: "Container Lifecycle Hooks" of the Kubernetes documentation.
     pub(crate) const SLEEP: Self = Self { major: 1, minor: 30 };
 
-    /// The oldest kubelet that an API server of this version supports.
+    /// The oldest kubelet that this version of the API server supports.
     ///
     /// Source: "Version Skew Policy" of the Kubernetes documentation.
     pub(crate) fn oldest_kubelet(self) -> Self {
@@ -259,10 +261,11 @@ impl Version {
 impl FromStr for Version {
     type Err = String;
 
-    /// Reads what `kubectl version` prints: `v1.31.2`, with anything behind it.
+    /// Reads the output of `kubectl version`, such as `v1.31.2`; ignores what follows the
+    /// minor version.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.strip_prefix('v').unwrap_or(text).splitn(3, '.');
-        // Clouds write `1.31+`.
+        // Cloud providers write `1.31+`.
         let part = |part: Option<&str>| part?.trim_end_matches('+').parse().ok();
         match (part(parts.next()), part(parts.next())) {
             (Some(major), Some(minor)) => Ok(Self { major, minor }),
@@ -282,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn booleans_are_those_of_go() {
+    fn booleans_have_the_forms_of_go() {
         for text in ["1", "t", "T", "true", "TRUE", "True"] {
             assert_eq!(boolean(text), Some(true), "{text}");
         }
@@ -326,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_those_of_kubectl() {
+    fn versions_are_read_as_kubectl_prints_them() {
         for (text, version) in [
             ("1.29", "1.29"),
             ("v1.31.2", "1.31"),
@@ -348,9 +351,9 @@ mod tests {
         assert!(image("a b").is_err());
     }
 
-    /// `execve` fails with "Argument list too long" in every pod.
+    /// A larger one made `execve` fail with "Argument list too long" in every pod.
     #[test]
-    fn a_ca_bundle_that_no_variable_can_hold_is_refused() {
+    fn a_ca_bundle_too_large_for_a_variable_is_rejected() {
         let ca = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().to_str().unwrap();
@@ -362,9 +365,9 @@ mod tests {
         assert!(error.contains("holds at most 130048"), "{error}");
     }
 
-    /// `'"--config-path /x"'` passed as one word.
+    /// `'"--config-path /x"'` was accepted as one word.
     #[test]
-    fn the_configuration_of_envoy_is_the_injectors() {
+    fn options_for_envoys_configuration_are_rejected() {
         for text in [
             "--config-path x",
             "-c x",
@@ -374,7 +377,7 @@ mod tests {
             "--mode validate",
         ] {
             let error = envoy_arguments(text).unwrap_err();
-            assert!(error.contains("the injector's"), "{text}: {error}");
+            assert!(error.contains("set by the injector"), "{text}: {error}");
         }
         let error = envoy_arguments(r#""--config-path /x""#).unwrap_err();
         assert!(error.contains("is one word"), "{error}");

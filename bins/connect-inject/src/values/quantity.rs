@@ -4,30 +4,27 @@
 
 use std::str::FromStr;
 
-/// A quantity: its text, which is passed on as it is, and its size.
+/// A quantity as it was written, and its size for comparisons.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Quantity {
     text: String,
-    /// In billionths, rounded up: Kubernetes knows nothing finer.
+    /// Billionths, rounded up: the finest unit that Kubernetes knows.
     billionths: u128,
 }
 
-/// Two bounds of one resource.
+/// Request and limit of one resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bounds {
-    /// What is set aside.
     pub(crate) request: Option<Quantity>,
-    /// What is the most.
     pub(crate) limit: Option<Quantity>,
 }
 
-/// What a container may use.
+/// Requests and limits of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resources {
-    /// Its CPU time.
     pub(crate) cpu: Bounds,
     pub(crate) memory: Bounds,
-    /// Its room on the node's disk: logs, what it writes, and its emptyDirs.
+    /// Local disk: logs, the writable layer and emptyDirs.
     pub(crate) ephemeral_storage: Bounds,
 }
 
@@ -36,12 +33,12 @@ const FORM: &str = "expected a number with a suffix such as `m`, `k`, `M`, `Mi` 
 // === impl Quantity ===
 
 impl Quantity {
-    /// As it was written.
+    /// The quantity as it was written.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// In billionths, rounded up.
+    /// The quantity in billionths, rounded up.
     pub(crate) fn billionths(&self) -> u128 {
         self.billionths
     }
@@ -54,7 +51,7 @@ impl FromStr for Quantity {
         let at = |rest: &str| text[..text.len() - rest.len()].chars().count() + 1;
         let rest = text.strip_prefix('+').unwrap_or(text);
         if rest.starts_with('-') {
-            return Err("column 1: a resource can't be negative".to_owned());
+            return Err("column 1: a resource cannot be negative".to_owned());
         }
         let (whole, rest) = digits(rest);
         let (fraction, rest) = rest.strip_prefix('.').map_or(("", rest), digits);
@@ -69,12 +66,12 @@ impl FromStr for Quantity {
     }
 }
 
-/// The digits that a text begins with, and the rest of it.
+/// Splits a text after its leading digits.
 fn digits(text: &str) -> (&str, &str) {
     text.split_at(text.bytes().take_while(u8::is_ascii_digit).count())
 }
 
-/// A suffix as a base and its exponent.
+/// Base and exponent of a suffix.
 fn suffix(text: &str) -> Option<(u128, i32)> {
     Some(match text {
         "n" => (10, -9),
@@ -124,7 +121,7 @@ fn billionths(whole: &str, fraction: &str, base: u128, exponent: i32) -> Option<
     if tenth >= 0 {
         number.checked_mul(tens(tenth)?)
     } else {
-        // Finer than anything is the finest.
+        // A smaller amount is rounded up to one billionth.
         Some(tens(-tenth).map_or(1, |divisor| number.div_ceil(divisor)))
     }
 }
@@ -132,7 +129,7 @@ fn billionths(whole: &str, fraction: &str, base: u128, exponent: i32) -> Option<
 // === impl Resources ===
 
 impl Resources {
-    /// The resources with their names.
+    /// Each resource with its name.
     pub(crate) fn each(&self) -> [(&'static str, &Bounds); 3] {
         [
             ("cpu", &self.cpu),
@@ -141,16 +138,16 @@ impl Resources {
         ]
     }
 
-    /// Whether each request of CPU and memory equals its limit, as the QoS class
-    /// Guaranteed requires.
-    #[cfg(test)]
+    /// Whether CPU and memory requests equal their limits, as the QoS class Guaranteed
+    /// requires.
     pub(crate) fn is_equal(&self) -> bool {
+        let size = |quantity: &Option<Quantity>| quantity.as_ref().map(Quantity::billionths);
         [&self.cpu, &self.memory]
-            .iter()
-            .all(|bounds| bounds.request.is_some() && bounds.request == bounds.limit)
+            .into_iter()
+            .all(|bounds| bounds.request.is_some() && size(&bounds.request) == size(&bounds.limit))
     }
 
-    /// Whether a request is above its limit, which the API server refuses.
+    /// Rejects a request above its limit, as the API server would.
     pub(crate) fn check(&self) -> Result<(), String> {
         for (name, Bounds { request, limit }) in self.each() {
             if let (Some(request), Some(limit)) = (request, limit)
@@ -208,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_is_pointed_at() {
+    fn an_invalid_quantity_is_an_error_with_its_column() {
         for (text, column) in [
             ("", 1),
             (".", 2),

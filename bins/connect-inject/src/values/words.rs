@@ -1,18 +1,17 @@
-//! Words as a shell splits them: blanks separate, single and double quotes and
-//! the backslash keep together. Nothing is expanded.
+//! Splits a text into words as a shell does: spaces separate words; single quotes, double
+//! quotes and backslashes prevent that. Nothing is expanded.
 //!
 //! Source: "Shell Command Language", 2.2 Quoting, of POSIX.
 
 /// Why a text can't be split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unfinished {
-    /// A quote that is not closed, and its column.
+    /// An unclosed quote, and its column.
     Quote(char, usize),
-    /// A backslash with nothing behind it.
+    /// A backslash at the end.
     Backslash,
 }
 
-/// Splits a text into words.
 pub(crate) fn split(text: &str) -> Result<Vec<String>, Unfinished> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -50,7 +49,7 @@ impl std::fmt::Display for Unfinished {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Quote(quote, column) => {
-                write!(f, "column {column}: a {quote} that is not closed")
+                write!(f, "column {column}: unclosed {quote}")
             }
             Self::Backslash => f.write_str("a backslash at the end"),
         }

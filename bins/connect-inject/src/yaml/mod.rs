@@ -1,8 +1,8 @@
-//! YAML as kubectl reads it, which is YAML 1.1 in Go's reading: `0400` is octal,
+//! Reads YAML as kubectl does: YAML 1.1 as Go's library reads it, where `0400` is octal,
 //! `on` is true, and the last of two equal keys wins.
 //!
-//! Source: what `kubectl --dry-run=client -o json` makes of the same text; the
-//! test data of this room was made so.
+//! Source: the output of `kubectl --dry-run=client -o json` for the same text, from which
+//! the test data was made.
 
 mod scalar;
 mod write;
@@ -14,12 +14,12 @@ use serde_json::{Map, Value};
 
 pub(crate) use write::write;
 
-/// Deeper than any object of Kubernetes.
+/// Maximum nesting; no Kubernetes object is as deep.
 const DEEPEST: usize = 512;
-/// By how much aliases may enlarge a document, at least.
+/// Bytes that aliases may add to any document, however small.
 const ROOM_FOR_ALIASES: usize = 1 << 20;
 
-/// A collection that is being read.
+/// A collection that is not closed yet.
 enum Open {
     Sequence(Vec<Value>),
     Mapping { members: Map<String, Value>, key: Option<Key> },
@@ -28,11 +28,11 @@ enum Open {
 /// A key of a mapping.
 enum Key {
     Text(String),
-    /// `<<`: the members of other mappings.
+    /// `<<` merges the members of other mappings.
     Merge,
 }
 
-/// Reads one document. An empty one is null.
+/// Reads one document; an empty one is null.
 ///
 /// # Errors
 /// A sentence with line and column.
@@ -40,7 +40,8 @@ pub(crate) fn value(text: &str) -> Result<Value, String> {
     value_at(text, 0)
 }
 
-/// The same of a document that begins behind so many lines of its file.
+/// Reads a document that starts after `lines` lines of its file. Errors count from the start
+/// of the file.
 pub(crate) fn value_at(text: &str, lines: usize) -> Result<Value, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut reader = Reader { room: ROOM_FOR_ALIASES + 16 * text.len(), ..Reader::default() };
@@ -67,7 +68,7 @@ struct Reader {
     open: Vec<(Open, usize)>,
     anchors: HashMap<usize, Value>,
     documents: usize,
-    /// How many bytes aliases may still add.
+    /// Bytes that aliases may still add.
     room: usize,
 }
 
@@ -146,7 +147,7 @@ impl Reader {
 
     fn start(&mut self, open: Open, anchor: usize) -> Result<(), String> {
         if self.expects_key() {
-            return Err("expected a text as key".to_owned());
+            return Err("expected a string as key".to_owned());
         }
         if self.open.len() >= DEEPEST {
             return Err(format!("nested deeper than {DEEPEST} levels"));
@@ -177,14 +178,14 @@ impl Reader {
                     members.insert(key, value);
                 }
                 Some(Key::Merge) => merge(members, value)?,
-                None => return Err("expected a text as key".to_owned()),
+                None => return Err("expected a string as key".to_owned()),
             },
         }
         Ok(())
     }
 }
 
-/// The members of other mappings, the first of which wins.
+/// Merges members of other mappings; the first mapping wins.
 fn merge(members: &mut Map<String, Value>, value: Value) -> Result<(), String> {
     match value {
         Value::Object(more) => {
@@ -205,10 +206,10 @@ mod tests {
 
     use super::*;
 
-    /// `defaultMode: 0400` became 400, which is mode 0620. What kubectl 1.34 prints of
-    /// the same text.
+    /// `defaultMode: 0400` was read as 400, which is mode 0620. The expected values are
+    /// what kubectl 1.34 prints.
     #[test]
-    fn scalars_are_those_of_kubectl() {
+    fn scalars_are_read_as_by_kubectl() {
         for (text, expected) in [
             (
                 "[0400, 0o400, 0x1F, 0b101, +12, 1_000, 1__0, 0600, 08, 0_7, -0400, -0x10, 12e3, 012e3]",
@@ -266,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn anchors_and_merges_are_those_of_kubectl() {
+    fn anchors_and_merges_are_read_as_by_kubectl() {
         let text = "a: &x {a: 1, b: 2}\nm1: {<<: *x, b: 3}\nm2: {b: 3, <<: *x}\nm3: {<<: [*x, {c: 9, a: 8}]}\nl: [*x, *x]\n";
         assert_eq!(
             value(text),
@@ -276,9 +277,9 @@ mod tests {
         assert!(value("a: {<<: 5}").unwrap_err().contains("requires a mapping"));
     }
 
-    /// What kubectl reads, and the reader before this one did not.
+    /// kubectl reads large documents. An earlier version of this reader rejected them.
     #[test]
-    fn limits_are_those_of_the_document() {
+    fn large_documents_are_read_and_alias_bombs_are_not() {
         let pods = "  - {a: {b: {c: {d: [1, 2, 3]}}}}\n".repeat(100_000);
         assert!(value(&format!("items:\n{pods}")).is_ok());
         let aliases = "- *x\n".repeat(1000);
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_have_their_place() {
+    fn errors_have_line_and_column() {
         let error = value_at("b: 2\nc: [\n", 2).unwrap_err();
         assert!(error.starts_with("invalid YAML: line 4, column 4: "), "{error}");
         let error = value("a: 1\n[x]: 2\n").unwrap_err();
@@ -313,7 +314,7 @@ mod tests {
 
         #[test]
         fn any_text_is_read_back(key: String, text: String, ascii in "[ -~\n\t]{0,20}", number: i64, float: f64) {
-            // What is whole is written and read as an integer.
+            // Integral floats are written, and read, as integers.
             let float = if float.is_finite() && float.fract() != 0.0 { float } else { 0.5 };
             let document = json!({key: [&text, {"a": [ascii, number, float]}], "z": &text, "e": [{}, []]});
             let text = write(&document);
@@ -329,7 +330,7 @@ mod tests {
 
         /// Aliases of aliases, and merges of them.
         #[test]
-        fn no_aliases_take_more_than_their_room(lines in prop::collection::vec((0..6_u8, 0..6_u8, 1..12_usize, any::<bool>()), 1..40)) {
+        fn aliases_cannot_exceed_their_limit(lines in prop::collection::vec((0..6_u8, 0..6_u8, 1..12_usize, any::<bool>()), 1..40)) {
             let mut text = String::new();
             for (index, (anchor, alias, times, merges)) in lines.into_iter().enumerate() {
                 let used = vec![format!("*x{alias}"); times].join(", ");

@@ -1,6 +1,6 @@
-//! What a scalar means.
+//! Resolves the type of a scalar.
 //!
-//! Source: `resolve` of the YAML library that kubectl uses (go-yaml 2).
+//! Source: `resolve` in the YAML library that kubectl uses (go-yaml 2).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -9,13 +9,13 @@ use serde_json::{Number, Value};
 
 const PREFIX: &str = "tag:yaml.org,2002:";
 
-/// The meaning of a scalar.
+/// The value of a scalar: a string if it is quoted, unless a tag says otherwise.
 pub(super) fn resolve(text: &str, is_plain: bool, tag: Option<&Tag>) -> Result<Value, String> {
     let Some(tag) = tag else {
         return Ok(if is_plain { plain(text) } else { text.into() });
     };
     if tag.handle() != PREFIX {
-        // `!`, or a tag of somebody's own: a text.
+        // `!` or an application's own tag: a string.
         return Ok(text.into());
     }
     let invalid = || format!("`{}` is not of the type {}", text.escape_debug(), tag.suffix());
@@ -35,7 +35,7 @@ pub(super) fn resolve(text: &str, is_plain: bool, tag: Option<&Tag>) -> Result<V
     }
 }
 
-/// The meaning of a plain scalar.
+/// The value of an unquoted, untagged scalar.
 pub(super) fn plain(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
@@ -58,7 +58,7 @@ fn number(text: &str) -> Option<Number> {
     integer(&digits).or_else(|| float(text, &digits))
 }
 
-/// `strconv.ParseInt` with base 0, and `0o`.
+/// Like `strconv.ParseInt` with base 0, plus the prefix `0o`.
 fn integer(digits: &str) -> Option<Number> {
     let (negative, rest) = match digits.strip_prefix(['+', '-']) {
         Some(rest) => (digits.starts_with('-'), rest),
@@ -80,7 +80,7 @@ fn integer(digits: &str) -> Option<Number> {
 
 /// `[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?`
 fn float(text: &str, digits: &str) -> Option<Number> {
-    // An underscore stands behind a digit only.
+    // Go allows an underscore only after a digit.
     if text.starts_with("._") {
         return None;
     }
@@ -106,11 +106,11 @@ fn float(text: &str, digits: &str) -> Option<Number> {
     whole_number(value).or_else(|| Number::from_f64(value))
 }
 
-/// Go writes 1000.0 as 1000, and a field that is an integer takes no other.
+/// Go writes 1000.0 as 1000, and an integer field accepts only that form.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
-    reason = "only a number that survives both ways is taken"
+    reason = "only numbers that both conversions keep are returned"
 )]
 fn whole_number(value: f64) -> Option<Number> {
     const EXACT: f64 = 9_007_199_254_740_992.0;

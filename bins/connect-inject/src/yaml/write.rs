@@ -1,11 +1,10 @@
-//! Writing YAML that every reader understands alike: what any of them would take
-//! for something else than a text is in quotes.
+//! Writes YAML that all readers read alike: a string that some reader would take for
+//! another type is quoted.
 
 use serde_json::Value;
 
 use super::scalar::plain;
 
-/// Writes a document.
 pub(crate) fn write(value: &Value) -> String {
     let mut text = String::new();
     match value {
@@ -19,7 +18,7 @@ pub(crate) fn write(value: &Value) -> String {
     text
 }
 
-/// A collection with members, whose first line has been begun or not.
+/// Writes a collection that is not empty. If `begun`, the first line is indented already.
 fn block(text: &mut String, value: &Value, indent: usize, mut begun: bool) {
     let mut line = |text: &mut String| {
         if !std::mem::take(&mut begun) {
@@ -102,7 +101,7 @@ fn scalar(text: &mut String, value: &Value, indent: usize) {
     }
 }
 
-/// The lines of a text that can be written as it is.
+/// The lines of a text that can be written as a block scalar.
 fn literal(value: &str) -> Option<impl Iterator<Item = &str>> {
     let body = value.strip_suffix('\n').unwrap_or(value);
     let is_fine = |line: &str| {
@@ -110,7 +109,7 @@ fn literal(value: &str) -> Option<impl Iterator<Item = &str>> {
     };
     let starts = body.split('\n').next().is_some_and(|line| !line.is_empty());
     let ends = !body.ends_with('\n');
-    // Indented lines are common in scripts: only the first may not be.
+    // Scripts often have indented lines; only the first line can't be indented.
     let rest = body.split('\n').skip(1).all(|line| {
         !line.starts_with('\t')
             && (line.is_empty() || !line.trim().is_empty())
@@ -120,7 +119,7 @@ fn literal(value: &str) -> Option<impl Iterator<Item = &str>> {
     (value.contains('\n') && starts && ends && first && rest).then(|| body.split('\n'))
 }
 
-/// A text on one line: as it is if nobody can take it for something else.
+/// Writes a string on one line, quoted if a reader could take it for another type.
 fn quoted(text: &mut String, value: &str) {
     let is_word = |c: char| {
         c.is_ascii_alphanumeric()
@@ -152,7 +151,7 @@ fn hexadecimal(c: char, digits: usize) -> String {
     format!("{:0digits$x}", u32::from(c))
 }
 
-/// What readers take as it is; they differ in the rest.
+/// Characters that all YAML readers accept unescaped.
 fn is_plain(c: char) -> bool {
     matches!(c, ' '..='~' | '\u{a1}'..='\u{167f}' | '\u{2030}'..='\u{205e}' | '\u{3001}'..='\u{d7ff}' | '\u{10000}'..='\u{1ffff}')
 }

@@ -23,7 +23,7 @@ use crate::inject::{command, run};
 /// Answers a method, a path and a query with a status and a body.
 type Answers = dyn Fn(&str, &str, &str) -> (u16, Value) + Send + Sync;
 
-/// An HTTP server that answers as it is told, and remembers what it was asked.
+/// An HTTP server that answers with a given function and records the requests.
 struct Server {
     address: String,
     requests: Arc<Mutex<Vec<String>>>,
@@ -85,35 +85,35 @@ async fn answer(
     Ok(response)
 }
 
-/// What a cluster and its Consul have. Changed by a test before they are asked.
+/// The state of a cluster and its Consul, which a test changes before it starts the servers.
 #[derive(Clone)]
 struct Cluster {
     pods: Vec<Value>,
     nodes: Vec<Value>,
     namespaces: Vec<Value>,
     webhooks: Vec<Value>,
-    /// The injector's Services, and what else is read by its name.
+    /// The injector's Services, and other objects that are read by name.
     services_of_kubernetes: Vec<Value>,
     endpointslices: Vec<Value>,
-    /// By node: the services and checks of the catalog.
+    /// Node, and the catalog's services and checks of that node.
     catalog: Vec<(Value, Vec<Value>, Vec<Value>)>,
     intentions: Vec<Value>,
     services: Vec<String>,
     tokens: Vec<Value>,
-    /// Pods that are there by now, but were not when all were listed.
+    /// Pods that were created after the pods were listed.
     late: Vec<Value>,
-    /// Paths that may not be read.
+    /// Paths that answer 403.
     forbidden: Vec<&'static str>,
 }
 
 const POLICY: [&str; 2] = ["--kubernetes-version=1.34", "--acl-auth-method=k8s"];
 
-/// A pod that asks, whose service account may be its service.
+/// A manifest that asks for a sidecar, with the service account that its service requires.
 fn asking() -> String {
     ECHO_SERVER.replace("spec:\n", "spec:\n  serviceAccountName: echo-server\n")
 }
 
-/// A pod that `inject` made, as it runs.
+/// A running pod that `inject` injected.
 fn pod(name: &str) -> Value {
     let (code, text, log) = run(command("inject").args(IMAGES).args(POLICY), &asking());
     assert_eq!(code, 0, "{log}");
@@ -131,7 +131,7 @@ fn pod(name: &str) -> Value {
     pod
 }
 
-/// The pair that a pod is registered as.
+/// The two registrations of a pod: service and sidecar.
 fn pair(pod: &str) -> Vec<Value> {
     let id = format!("shop_{pod}_echo-server");
     let meta = json!({"pod-name": pod, "k8s-namespace": "shop"});
@@ -155,7 +155,7 @@ fn alive() -> Value {
 }
 
 impl Cluster {
-    /// In which everything adds up.
+    /// A cluster without findings.
     fn healthy() -> Self {
         let selector = json!({"matchExpressions": [{"key": "kubernetes.io/metadata.name",
             "operator": "NotIn", "values": ["kube-system"]}]});
@@ -297,7 +297,7 @@ impl Cluster {
     }
 }
 
-/// Both servers, and the kubeconfig.
+/// Both servers, and a kubeconfig.
 struct Running {
     kubernetes: Server,
     consul: Server,
@@ -332,7 +332,7 @@ impl Running {
     }
 
     fn command(&self, flags: &[&str]) -> Command {
-        // Not by assert_cmd: one test looks at it while it runs.
+        // Not assert_cmd, because one test measures the process while it runs.
         let mut audit = Command::new(env!("CARGO_BIN_EXE_connect-inject"));
         audit.arg("audit").arg("--kubeconfig").arg(self.folder.path().join("kubeconfig"));
         audit.args(IMAGES).args(POLICY).args(flags);
@@ -346,7 +346,7 @@ impl Running {
         audit
     }
 
-    /// The findings of a cluster, by code and object.
+    /// Code and object of each finding.
     fn findings(&self, flags: &[&str]) -> Vec<(String, String)> {
         let output = self.audit(&[&["--output=json"], flags].concat());
         let log = String::from_utf8_lossy(&output.stderr);
@@ -380,14 +380,14 @@ fn a_healthy_cluster_has_no_findings_and_the_exit_code_is_0() {
     assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(log.contains("sidecars=1") && log.contains("registrations=2"), "{log}");
-    // It only reads.
+    // The audit only reads.
     for server in [&running.kubernetes, &running.consul] {
         assert_eq!(server.asked("").len(), server.asked("GET").len());
     }
 }
 
 #[test]
-fn what_does_not_add_up_is_found() {
+fn inconsistencies_are_found_and_listed_in_a_table() {
     let mut cluster = Cluster::healthy();
     let mut bare = yaml(&asking());
     bare["metadata"]["namespace"] = "shop".into();
@@ -429,7 +429,8 @@ fn what_does_not_add_up_is_found() {
     assert!(table.contains("What to do:\n  pod-without-sidecar: restart it"), "{table}");
 }
 
-/// Shows a certificate for a host to everybody; returns the port, and what trusts it.
+/// Starts a TLS server with a certificate for this host; returns its port and a caBundle that
+/// trusts it.
 fn showing(host: &str) -> (u16, String) {
     let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -447,16 +448,16 @@ fn showing(host: &str) -> (u16, String) {
         for stream in listener.incoming() {
             let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
             let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
-            // To the end of the handshake, and of the client.
+            // Completes the handshake and waits until the client closes the connection.
             let _ = stream.read(&mut [0]);
         }
     });
     (port, BASE64_STANDARD.encode(made.cert.pem()))
 }
 
-/// Without DNS, and once for all webhooks of a Service.
+/// Works without DNS, and reports once for all webhooks of a Service.
 #[test]
-fn a_webhooks_service_is_asked_at_its_endpoints() {
+fn a_webhooks_service_is_checked_at_its_endpoints() {
     let host = "mesh-connect-inject.consul.svc";
     let (port, ca_bundle) = showing(host);
     let (_, another) = showing(host);
@@ -470,7 +471,7 @@ fn a_webhooks_service_is_asked_at_its_endpoints() {
         advice["name"] = "advice.mesh-connect-inject.consul.hashicorp.com".into();
         webhooks.push(advice);
         cluster.services_of_kubernetes = vec![json!({"metadata": {"name": "mesh-connect-inject"},
-            // Nobody is there.
+            // Nothing listens there.
             "spec": {"clusterIP": "127.0.0.1", "ports": [{"name": "webhook", "port": 443}]}})];
         let of = json!({"kubernetes.io/service-name": "mesh-connect-inject"});
         cluster.endpointslices = vec![json!({"metadata": {"labels": of}, "endpoints": endpoints,
@@ -485,7 +486,7 @@ fn a_webhooks_service_is_asked_at_its_endpoints() {
         (&ca_bundle, json!([at("127.0.0.1", false)]), "webhook-unreachable"),
         (&ca_bundle, json!([]), "webhook-unreachable"),
         (&ca_bundle, away, "webhook-unchecked"),
-        // It may be another machine: the audit is not in the cluster.
+        // The audit is outside the cluster, where this may be another machine.
         (&another, here.clone(), "webhook-unchecked"),
     ] {
         let found = found(cluster(ca_bundle, endpoints.clone()));
@@ -505,7 +506,7 @@ fn a_webhooks_service_is_asked_at_its_endpoints() {
 }
 
 #[test]
-fn results_are_left_in_a_configmap_for_the_injectors_metrics() {
+fn results_are_written_to_a_configmap_for_the_injectors_metrics() {
     let mut cluster = orphaned();
     cluster.services_of_kubernetes = vec![json!({"metadata": {"name": "results"}})];
     let running = Running::start(cluster.clone());
@@ -525,17 +526,17 @@ fn results_are_left_in_a_configmap_for_the_injectors_metrics() {
     assert!(
         findings.contains(&json!({"code": "webhook-missing", "severity": "error", "count": 0}))
     );
-    // Where it may not be written, or is not there, that is said after the findings.
+    // If the ConfigMap does not exist, the findings are printed before the error.
     cluster.services_of_kubernetes.clear();
     let output = Running::start(cluster).audit(&[flag]);
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(log.contains("there is no ConfigMap consul/results"), "{log}");
+    assert!(log.contains("ConfigMap consul/results does not exist"), "{log}");
     assert!(!output.stdout.is_empty());
 }
 
 #[test]
-fn what_may_not_be_read_is_a_finding_and_nothing_is_claimed_of_it() {
+fn an_unreadable_resource_is_a_finding_and_is_not_judged() {
     let mut cluster = Cluster::healthy();
     cluster.catalog[0].1.extend(pair("gone"));
     cluster.forbidden = vec!["/api/v1/nodes", "/v1/acl/tokens", "/v1/catalog/services"];
@@ -548,9 +549,9 @@ fn what_may_not_be_read_is_a_finding_and_nothing_is_claimed_of_it() {
     assert_eq!(self::found(cluster), pairs(&[("unreadable", "nodes")]));
 }
 
-/// What is merely on its way is no finding.
+/// A transient inconsistency causes no finding.
 #[test]
-fn a_second_look_decides_about_what_may_be_on_its_way() {
+fn a_second_look_confirms_findings_that_may_be_transient() {
     let mut lost = Cluster::healthy();
     lost.pods.push(pod("late"));
     lost.catalog[0].1.extend(pair("ending"));
@@ -563,7 +564,7 @@ fn a_second_look_decides_about_what_may_be_on_its_way() {
             (if first { &lost } else { &healthy }).consul(method, path, query)
         }
     });
-    // The pods are listed once a look, before Consul is asked.
+    // Each look lists the pods once, before it reads Consul.
     let kubernetes = Server::start(move |_, path, query| {
         if path == "/api/v1/pods" {
             asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -577,7 +578,7 @@ fn a_second_look_decides_about_what_may_be_on_its_way() {
 }
 
 #[test]
-fn an_agent_or_api_server_that_does_not_answer_has_an_exit_code_of_its_own() {
+fn an_unreachable_agent_and_invalid_flags_have_exit_codes_of_their_own() {
     let running = Running::start(Cluster::healthy());
     let output = running.audit(&["--http-addr=127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(69));
@@ -590,7 +591,7 @@ fn an_agent_or_api_server_that_does_not_answer_has_an_exit_code_of_its_own() {
 }
 
 #[test]
-fn the_rights_are_those_of_reading() {
+fn the_printed_permissions_only_read() {
     let output = command("audit").arg("--print-rbac").output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -602,7 +603,7 @@ fn the_rights_are_those_of_reading() {
     }
 }
 
-/// The most memory that a process has in RAM until it ends, in KiB.
+/// Maximum resident memory of a process until it ends, in KiB.
 fn most_resident(status: &str) -> usize {
     let mut most = 0;
     while let Ok(text) = std::fs::read_to_string(status)
@@ -614,7 +615,7 @@ fn most_resident(status: &str) -> usize {
     most
 }
 
-/// 10,000 pods in pages, and as many services and sidecars on 100 nodes.
+/// 10,000 pods in pages, with their services and sidecars on 100 nodes.
 #[test]
 fn a_large_cluster_takes_little_memory() {
     const NODES: usize = 100;
@@ -628,7 +629,7 @@ fn a_large_cluster_takes_little_memory() {
     small.nodes = (0..NODES)
         .map(|node| json!({"metadata": {"name": format!("n{node}")}, "status": {}}))
         .collect();
-    // Pages are made when they are asked for.
+    // Pages are generated on request, to keep the test's own memory small.
     let kubernetes = Server::start({
         let small = small.clone();
         move |_, path, query| {
@@ -682,7 +683,7 @@ fn a_large_cluster_takes_little_memory() {
     assert!((1..128).contains(&peak), "{peak} MiB");
 }
 
-/// A cluster with a registration whose pod is gone, and a token of another.
+/// A cluster with the registrations of a pod that is gone, and the token of another such pod.
 fn orphaned() -> Cluster {
     let mut cluster = Cluster::healthy();
     cluster.catalog[0].1.extend(pair("gone"));
@@ -690,10 +691,11 @@ fn orphaned() -> Cluster {
     cluster
 }
 
-/// What can be taken back: the agent's address is another here than in the pods.
+/// Reports only what repair can remove. Here the agent's address differs from that in the
+/// pods, which is a finding of its own.
 const ORPHANED: &str = "--only=registration-orphaned,token-orphaned";
 
-/// The exit code, and what was changed in Consul.
+/// The exit code, the changes in Consul, and the log.
 fn repaired(running: &Running, flags: &[&str]) -> (Option<i32>, Vec<String>, String) {
     let output = running.audit(&[&["--repair"], flags].concat());
     let mut changes = running.consul.asked("PUT");
@@ -702,7 +704,7 @@ fn repaired(running: &Running, flags: &[&str]) -> (Option<i32>, Vec<String>, Str
 }
 
 #[test]
-fn repair_takes_back_what_is_nobodys_at_the_agent_that_holds_it() {
+fn repair_deregisters_at_the_agent_of_the_registrations_node() {
     let running = Running::start(orphaned());
     let agent = format!("--consul-http-addr-template=http://{}", running.consul.address);
     let (code, changes, log) = repaired(&running, &["--yes", &agent, ORPHANED]);
@@ -715,12 +717,12 @@ fn repair_takes_back_what_is_nobodys_at_the_agent_that_holds_it() {
         ]
     );
     assert_eq!(code, Some(0), "{log}");
-    assert!(log.contains("would take back registration shop_gone_echo-server of node n1"), "{log}");
+    assert!(log.contains("would remove registration shop_gone_echo-server of node n1"), "{log}");
     assert!(log.contains("at the agent of n1"), "{log}");
 }
 
 #[test]
-fn where_the_agent_cannot_be_reached_repair_uses_the_catalog_and_says_so() {
+fn repair_uses_the_catalog_if_the_agent_cannot_be_reached_and_says_so() {
     let running = Running::start(orphaned());
     let agent = "--consul-http-addr-template=http://127.0.0.1:1";
     let (code, changes, log) = repaired(&running, &["--yes", agent, ORPHANED]);
@@ -728,18 +730,18 @@ fn where_the_agent_cannot_be_reached_repair_uses_the_catalog_and_says_so() {
     let body = r#"{"Node":"n1","ServiceID":"shop_gone_echo-server"}"#;
     assert_eq!(changes[1], format!("PUT /v1/catalog/deregister {body}"));
     assert_eq!(code, Some(0), "{log}");
-    assert!(log.contains("if the agent of n1 still holds it, it puts it back"), "{log}");
+    assert!(log.contains("if the agent of n1 still has it, the agent registers it"), "{log}");
 }
 
 #[test]
-fn repair_leaves_what_may_be_somebodys() {
-    // A pod that starts meanwhile.
+fn repair_keeps_what_may_be_in_use() {
+    // A pod that is created in the meantime.
     let mut starts = orphaned();
     starts.late = vec![pod("gone"), pod("away")];
-    // A node whose kubelet is away.
+    // A node whose kubelet is unreachable.
     let mut away = orphaned();
     away.nodes[0]["status"]["conditions"][0]["status"] = "Unknown".into();
-    // Something renews the heartbeat.
+    // Something renews the TTL check.
     let mut renewed = orphaned();
     renewed.tokens.pop();
     for id in ["shop_gone_echo-server", "shop_gone_echo-server-sidecar-proxy"] {
@@ -747,16 +749,16 @@ fn repair_leaves_what_may_be_somebodys() {
         renewed.catalog[0].2.push(lease);
     }
     for (cluster, why) in [
-        (starts, "its pod is there"),
-        (away, "the kubelet of n1 is away"),
-        (renewed, "its heartbeat is renewed"),
+        (starts, "its pod exists"),
+        (away, "the kubelet of n1 is unreachable"),
+        (renewed, "its TTL check has not expired"),
     ] {
         let running = Running::start(cluster);
         let (code, changes, log) = repaired(&running, &["--yes"]);
         assert_eq!((code, changes), (Some(1), Vec::new()), "{log}");
         assert!(log.contains(why), "{log}");
     }
-    // A registration by hand is not even found.
+    // A registration by hand does not even cause a finding.
     let mut by_hand = orphaned();
     by_hand.tokens.pop();
     for service in &mut by_hand.catalog[0].1[2..] {

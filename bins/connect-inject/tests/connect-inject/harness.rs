@@ -1,4 +1,4 @@
-//! A running injector, its certificates, and what is posted to it.
+//! A running injector, its certificates, and requests to it.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -15,10 +15,10 @@ use reqwest::{Certificate, Client};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Long enough for a busy machine; nothing waits that long unless it hangs.
+/// Timeout for anything, long enough for a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The document's pods, as it has them.
+/// The tutorial's pods, unchanged.
 pub(crate) const ECHO_SERVER: &str = r#"
 apiVersion: v1
 kind: Pod
@@ -54,14 +54,14 @@ spec:
       args: [ "while true; do sleep 30; done;" ]
 "#;
 
-/// The flags without which no command runs.
+/// Flags that every command requires.
 pub(crate) const IMAGES: [&str; 4] = ["--init-image", "connect-init:1", "--envoy-image", "envoy:1"];
 
 pub(crate) fn yaml(text: &str) -> Value {
     serde_saphyr::from_str(text).unwrap()
 }
 
-/// A certificate for 127.0.0.1 that signs itself.
+/// A self-signed certificate for 127.0.0.1.
 pub(crate) struct Certified {
     pub(crate) cert: String,
     pub(crate) key: String,
@@ -72,7 +72,7 @@ impl Certified {
         Self::ending(2100)
     }
 
-    /// One that ends with the first day of a year.
+    /// A certificate that expires on the first day of a year.
     pub(crate) fn ending(year: i32) -> Self {
         let mut params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
         params.not_after = rcgen::date_time_ymd(year, 1, 2);
@@ -81,8 +81,8 @@ impl Certified {
     }
 }
 
-/// A Secret's volume as the kubelet lays it out: the files are links through
-/// `..data`, which is swapped when the Secret changes.
+/// A Secret's volume as the kubelet lays it out: the files are links through `..data`,
+/// which is swapped when the Secret changes.
 pub(crate) struct SecretVolume {
     folder: TempDir,
     generation: u32,
@@ -126,9 +126,9 @@ pub(crate) struct Injector {
     seen: VecDeque<Value>,
     pub(crate) address: String,
     pub(crate) admin: String,
-    /// The files of its certificate, if it has it of files.
+    /// The files of its certificate; `None` with `--tls-auto`.
     secret: Option<SecretVolume>,
-    /// What its clients trust.
+    /// The certificate that clients trust.
     pub(crate) pair: Certified,
 }
 
@@ -155,7 +155,7 @@ impl Injector {
         injector
     }
 
-    /// With those flags for TLS.
+    /// Starts it with these TLS flags.
     pub(crate) fn launch(tls: &[&OsStr], flags: &[&str], pair: Certified) -> Self {
         Self::launch_program(assert_cmd::cargo::cargo_bin!("connect-inject"), tls, flags, pair)
     }
@@ -197,12 +197,12 @@ impl Injector {
         injector
     }
 
-    /// Changes the files of its certificate.
+    /// Replaces the files of its certificate.
     pub(crate) fn swap(&mut self, cert: &str, key: &str) {
         self.secret.as_mut().unwrap().swap(cert, key);
     }
 
-    /// Waits for a line of the log whose message has `part` in it.
+    /// Waits for a log line whose message contains `part`.
     pub(crate) fn await_log(&mut self, part: &str) -> Value {
         loop {
             let line = self.log.recv_timeout(PATIENCE).unwrap_or_else(|error| {
@@ -215,7 +215,7 @@ impl Injector {
         }
     }
 
-    /// All that was logged up to a line whose message has `part` in it.
+    /// The log up to a line whose message contains `part`.
     pub(crate) fn log_until(&mut self, part: &str) -> Vec<Value> {
         self.await_log(part);
         self.seen.iter().cloned().collect()
@@ -225,7 +225,7 @@ impl Injector {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
-    /// Waits for its end. Its log ends with it.
+    /// Waits until it ends, and with it its log.
     pub(crate) fn await_exit(&mut self) -> ExitStatus {
         while let Ok(line) = self.log.recv_timeout(PATIENCE) {
             self.seen.push_back(line);
@@ -237,8 +237,8 @@ impl Injector {
         self.child.id()
     }
 
-    /// The most memory that it ever had in RAM, in bytes; and what of that is mapped
-    /// from its own file, of which a test binary has much more than a release.
+    /// Its maximum resident memory in bytes, and how much of it is mapped from its own
+    /// file: a test binary has much more of that than a release binary.
     pub(crate) fn most_resident(&self) -> (usize, usize) {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
         let bytes = |name: &str| {
@@ -264,7 +264,7 @@ impl Injector {
         response.json().await.unwrap()
     }
 
-    /// Posts a review that is fine, and sees that it is answered.
+    /// Asserts that it answers a valid review.
     pub(crate) async fn is_well(&self) {
         let answer = self.review(&review("v1", "well", &yaml(ECHO_SERVER))).await;
         assert_eq!(answer["response"]["auditAnnotations"]["reason"], "requested");
@@ -284,8 +284,8 @@ fn variables_of_the_image() -> impl Iterator<Item = (&'static str, &'static str)
     image.lines().filter_map(|line| line.strip_prefix("ENV ")?.split_once('='))
 }
 
-/// A client that trusts that certificate only. A new one each time, because a
-/// kept connection would hide a change of certificate.
+/// A client that trusts only that certificate. Each call returns a new client, because a
+/// connection that is kept would hide a change of certificate.
 pub(crate) fn client(pair: &Certified) -> Client {
     install_provider();
     let certificate = Certificate::from_pem(pair.cert.as_bytes()).unwrap();
@@ -293,11 +293,11 @@ pub(crate) fn client(pair: &Certified) -> Client {
 }
 
 pub(crate) fn install_provider() {
-    // Another test may have been first.
+    // Another test may have installed one first.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// A review as an API server posts one for a pod's creation.
+/// A review for the creation of a pod, as an API server posts it.
 pub(crate) fn review(version: &str, uid: &str, pod: &Value) -> Value {
     json!({
         "apiVersion": format!("admission.k8s.io/{version}"),
@@ -320,7 +320,7 @@ pub(crate) fn review(version: &str, uid: &str, pod: &Value) -> Value {
     })
 }
 
-/// The pod with the answer's patch applied.
+/// Applies the patch of a response to the pod.
 pub(crate) fn patched(pod: &Value, answer: &Value) -> Value {
     let patch = answer["response"]["patch"].as_str().unwrap();
     let patch = base64::engine::general_purpose::STANDARD.decode(patch).unwrap();

@@ -17,7 +17,7 @@ fn inject() -> Command {
     command
 }
 
-/// Runs it, and returns its exit code, standard output and standard error.
+/// Runs the command; returns its exit code, standard output and standard error.
 pub(crate) fn run(command: &mut Command, input: &str) -> (i32, String, String) {
     let output = command.write_stdin(input).output().unwrap();
     (
@@ -36,7 +36,7 @@ pub(crate) fn is_injected(pod: &Value) -> bool {
 }
 
 #[test]
-fn documents_keep_their_order_and_form() {
+fn manifests_keep_their_order_and_format() {
     let service = "# our service\nkind: Service\napiVersion: v1\n";
     let (code, out, log) =
         run(&mut inject(), &format!("{ECHO_SERVER}---\n{service}---{ECHO_CLIENT}"));
@@ -54,7 +54,7 @@ fn documents_keep_their_order_and_form() {
 /// Injecting a pod again must not add a second sidecar. Reported in
 /// <https://github.com/istio/istio/issues/25931>.
 #[test]
-fn a_second_time_changes_nothing() {
+fn injecting_again_changes_nothing() {
     let (_, once, _) = run(&mut inject(), &format!("{ECHO_SERVER}---{ECHO_CLIENT}"));
     let (code, twice, log) = run(&mut inject(), &once);
     assert_eq!((code, twice), (0, once));
@@ -62,7 +62,7 @@ fn a_second_time_changes_nothing() {
 }
 
 #[test]
-fn a_denied_document_is_written_unchanged() {
+fn a_denied_manifest_is_written_unchanged() {
     let bad = ECHO_CLIENT.replace(":1234", "");
     let (code, out, log) = run(&mut inject(), &format!("{bad}---{ECHO_SERVER}"));
     assert_eq!(code, 64);
@@ -71,7 +71,7 @@ fn a_denied_document_is_written_unchanged() {
     assert!(log.contains("column 1: no local port") && log.contains("denied: 1"), "{log}");
 }
 
-/// Annotation text that a shell runs. Reported in
+/// A shell executed the text of an annotation. Reported in
 /// <https://github.com/hashicorp/consul-k8s/pull/115>.
 #[test]
 fn hostile_values_are_data() {
@@ -85,7 +85,7 @@ fn hostile_values_are_data() {
 }
 
 #[test]
-fn nothing_is_written_unless_all_can_be_read() {
+fn nothing_is_written_if_one_file_cannot_be_read() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing.yaml");
     let (code, out, log) = run(inject().args(["-f", "-", "-f"]).arg(&missing), ECHO_SERVER);
@@ -99,7 +99,7 @@ fn nothing_is_written_unless_all_can_be_read() {
 }
 
 #[test]
-fn the_policy_is_that_of_the_flags_and_the_environment() {
+fn the_policy_comes_from_flags_and_the_environment() {
     let plain = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: web}]}\n";
     for (command, expected) in [
         (inject().args(["--default-inject"]), true),
@@ -127,7 +127,7 @@ fn the_policy_is_that_of_the_flags_and_the_environment() {
 }
 
 #[test]
-fn a_mistake_is_named_with_its_flag_and_what_is_accepted() {
+fn an_error_names_the_flag_and_what_it_accepts() {
     for (flag, value, accepted) in [
         ("--init-image", "", "such as `registry/name:tag`"),
         ("--envoy-image", "a b", "such as `registry/name:tag`"),
@@ -164,10 +164,9 @@ fn a_mistake_is_named_with_its_flag_and_what_is_accepted() {
     }
 }
 
-/// What the init container needs of the operator: CA, auth method, and an
-/// Envoy for each service.
+/// The init container gets the operator's CA and auth method, and each service has an Envoy.
 #[test]
-fn agents_with_tls_and_pods_of_several_services() {
+fn pods_of_several_services_work_with_agents_that_use_tls() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ca.pem");
     let ca = crate::harness::Certified::new().cert;
@@ -201,7 +200,7 @@ fn agents_with_tls_and_pods_of_several_services() {
     let (code, back, log) = run(&mut command("uninject"), &out);
     assert_eq!((code, yaml(&back)), (0, yaml(&pod)), "{log}");
 
-    // With ACLs, a pod is the service of its account.
+    // With ACLs, a pod has only the service of its account.
     let acls = ["--acl-auth-method", "k8s"];
     let (code, _, log) = run(inject().args(acls), ECHO_SERVER);
     assert_eq!(code, 64);

@@ -1,6 +1,6 @@
-//! A Kubernetes API server on a real socket, as far as the injector knows one:
-//! Secrets and MutatingWebhookConfigurations with their resource versions,
-//! watches, and faults on demand.
+//! A fake Kubernetes API server on a real socket, with what the injector uses: Secrets and
+//! MutatingWebhookConfigurations with their resource versions, watches, and faults on
+//! demand.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -19,27 +19,26 @@ use tokio::sync::watch;
 
 use crate::harness::PATIENCE;
 
-/// The webhook configuration that the injector keeps.
+/// Name of the webhook configuration.
 pub(crate) const WEBHOOKS: &str = "connect-inject";
 
-/// The API server.
 pub(crate) struct Kubernetes {
     model: Arc<Mutex<Model>>,
     changes: watch::Sender<u64>,
     folder: TempDir,
 }
 
-/// What it knows.
+/// The state of the API server.
 #[derive(Default)]
 struct Model {
     version: u64,
     secret: Option<Value>,
-    /// What somebody else makes of it, just before the injector does.
+    /// A Secret that someone else creates just before the injector does.
     faster: Option<Value>,
     webhooks: Option<Value>,
-    /// Every request is answered with this status.
+    /// Answers every request with this status.
     fault: Option<u16>,
-    /// The requests, by method and path.
+    /// Received requests: method and path.
     requests: Vec<String>,
     minor: u32,
 }
@@ -51,7 +50,7 @@ impl Kubernetes {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        // On a thread of its own: a test may block while it waits for a log.
+        // On a thread of its own, because a test may block while it waits for a log line.
         std::thread::spawn({
             let (model, changes) = (Arc::clone(&model), changes.clone());
             move || {
@@ -65,7 +64,7 @@ impl Kubernetes {
         server
     }
 
-    #[expect(clippy::disallowed_methods, reason = "nobody reads it yet")]
+    #[expect(clippy::disallowed_methods, reason = "no process reads it yet")]
     fn write_kubeconfig(&self, server: &str) {
         let kubeconfig = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -90,7 +89,7 @@ impl Kubernetes {
         result
     }
 
-    /// Makes a webhook configuration that trusts nobody, as a chart does.
+    /// Sets a webhook configuration without a caBundle, as a chart does.
     pub(crate) fn set_webhooks(&self, names: &[&str]) {
         let webhooks: Vec<_> = names
             .iter()
@@ -118,7 +117,7 @@ impl Kubernetes {
         self.model.lock().unwrap().webhooks.clone().unwrap()
     }
 
-    /// The bundles of all webhooks, if they are the same.
+    /// The caBundle of all webhooks, if it is the same.
     pub(crate) fn bundle(&self) -> Option<String> {
         let webhooks = self.model.lock().unwrap().webhooks.clone()?;
         let mut bundles = webhooks["webhooks"]
@@ -138,7 +137,7 @@ impl Kubernetes {
         self.model.lock().unwrap().secret.clone()
     }
 
-    /// Writes the Secret as somebody else.
+    /// Overwrites the Secret, as someone else.
     pub(crate) fn set_secret(&self, data: Option<&[(&str, &str)]>) {
         self.with(|model| {
             let version = model.version.to_string();
@@ -158,12 +157,12 @@ impl Kubernetes {
         self.with(|model| model.fault = status);
     }
 
-    /// Lets somebody make the Secret just before the injector does.
+    /// Creates the Secret, as someone else, just before the injector does.
     pub(crate) fn overtake(&self, secret: Value) {
         self.with(|model| model.faster = Some(secret));
     }
 
-    /// Becomes Kubernetes 1.`minor`.
+    /// Upgrades to Kubernetes 1.`minor`.
     pub(crate) fn upgrade(&self, minor: u32) {
         self.with(|model| model.minor = minor);
     }
@@ -172,7 +171,7 @@ impl Kubernetes {
         self.model.lock().unwrap().requests.clone()
     }
 
-    /// Waits until the state is as wanted: looked at after each change of it.
+    /// Waits until a condition holds; checked after each change.
     pub(crate) async fn until<T>(
         &self,
         what: &str,
@@ -214,7 +213,7 @@ async fn serve(
         tokio::spawn(async move {
             let service =
                 service_fn(move |request| answer(Arc::clone(&model), changes.clone(), request));
-            // The client may go at any time.
+            // The client may close the connection at any time.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -246,14 +245,14 @@ async fn answer(
         };
         (status, answer, (model.version > before).then_some(model.version))
     };
-    // A request is a change, too, for those who wait for one.
+    // A request counts as a change for `until`.
     changes.send_modify(|known| *known = version.unwrap_or(*known));
     let mut response = Response::new(Full::from(answer.to_string()).boxed());
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
     Ok(response)
 }
 
-/// An event when the configuration is not of the given version any more.
+/// Streams an event once the configuration has another resource version.
 fn watched(
     model: Arc<Mutex<Model>>,
     mut changes: watch::Receiver<u64>,
@@ -307,70 +306,86 @@ fn failure(code: u16, message: &str) -> Value {
         "reason": reason, "message": message, "metadata": {}})
 }
 
+fn conflict() -> (u16, Value) {
+    (409, failure(409, "the object has been modified"))
+}
+
+fn found(object: Option<&Value>) -> (u16, Value) {
+    object.map_or_else(missing, |object| (200, object.clone()))
+}
+
+fn missing() -> (u16, Value) {
+    (404, failure(404, "not found"))
+}
+
 impl Model {
     fn answer(&mut self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
         const SECRETS: &str = "/api/v1/namespaces/shop/secrets";
         const CONFIGURATION: &str =
             "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/connect-inject";
-        let next = (self.version + 1).to_string();
-        let conflict = || (409, failure(409, "the object has been modified"));
-        let missing = || (404, failure(404, "not found"));
-        if path == "/version" {
-            return (
-                200,
-                json!({"major": "1", "minor": format!("{}+", self.minor), "gitVersion": "v1",
-                "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "",
-                "platform": ""}),
-            );
-        }
         match (method.as_str(), path) {
-            ("GET", CONFIGURATION) => {
-                self.webhooks.clone().map_or_else(missing, |found| (200, found))
-            }
-            ("PATCH", CONFIGURATION) => {
-                let Some(configuration) = &mut self.webhooks else { return missing() };
-                if body["metadata"]["resourceVersion"]
-                    != configuration["metadata"]["resourceVersion"]
-                {
-                    return conflict();
-                }
-                // Strategic: entries are merged by their names.
-                for entry in body["webhooks"].as_array().unwrap() {
-                    let webhook = configuration["webhooks"].as_array_mut().unwrap();
-                    let webhook = webhook.iter_mut().find(|w| w["name"] == entry["name"]).unwrap();
-                    webhook["clientConfig"]["caBundle"] = entry["clientConfig"]["caBundle"].clone();
-                }
-                configuration["metadata"]["resourceVersion"] = next.into();
-                self.version += 1;
-                (200, configuration.clone())
-            }
-            ("POST", SECRETS) => {
-                if let Some(faster) = self.faster.take() {
-                    self.secret = Some(faster);
-                }
-                if self.secret.is_some() {
-                    return conflict();
-                }
-                let mut secret = body.clone();
-                secret["metadata"]["resourceVersion"] = next.into();
-                self.version += 1;
-                self.secret = Some(secret.clone());
-                (201, secret)
-            }
+            ("GET", "/version") => (200, self.version_info()),
+            ("GET", CONFIGURATION) => found(self.webhooks.as_ref()),
+            ("PATCH", CONFIGURATION) => self.patch_webhooks(body),
+            ("POST", SECRETS) => self.create_secret(body),
             ("GET", path) if path == format!("{SECRETS}/{WEBHOOKS}-tls") => {
-                self.secret.clone().map_or_else(missing, |found| (200, found))
+                found(self.secret.as_ref())
             }
             ("PUT", path) if path == format!("{SECRETS}/{WEBHOOKS}-tls") => {
-                let Some(secret) = &mut self.secret else { return missing() };
-                if body["metadata"]["resourceVersion"] != secret["metadata"]["resourceVersion"] {
-                    return conflict();
-                }
-                *secret = body.clone();
-                secret["metadata"]["resourceVersion"] = next.into();
-                self.version += 1;
-                (200, secret.clone())
+                self.replace_secret(body)
             }
-            _ => (404, failure(404, &format!("nobody asks for {method} {path}"))),
+            _ => (404, failure(404, &format!("unexpected request: {method} {path}"))),
         }
+    }
+
+    fn version_info(&self) -> Value {
+        json!({"major": "1", "minor": format!("{}+", self.minor), "gitVersion": "v1",
+            "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "",
+            "platform": ""})
+    }
+
+    /// A strategic merge patch merges list entries by name.
+    fn patch_webhooks(&mut self, body: &Value) -> (u16, Value) {
+        let Some(configuration) = &mut self.webhooks else { return missing() };
+        if body["metadata"]["resourceVersion"] != configuration["metadata"]["resourceVersion"] {
+            return conflict();
+        }
+        for entry in body["webhooks"].as_array().unwrap() {
+            let webhook = configuration["webhooks"].as_array_mut().unwrap();
+            let webhook = webhook.iter_mut().find(|w| w["name"] == entry["name"]).unwrap();
+            webhook["clientConfig"]["caBundle"] = entry["clientConfig"]["caBundle"].clone();
+        }
+        self.version += 1;
+        configuration["metadata"]["resourceVersion"] = self.version.to_string().into();
+        (200, configuration.clone())
+    }
+
+    fn create_secret(&mut self, body: &Value) -> (u16, Value) {
+        if let Some(faster) = self.faster.take() {
+            self.secret = Some(faster);
+        }
+        if self.secret.is_some() {
+            return conflict();
+        }
+        let secret = self.next_version_of(body);
+        self.secret = Some(secret.clone());
+        (201, secret)
+    }
+
+    fn replace_secret(&mut self, body: &Value) -> (u16, Value) {
+        let Some(secret) = &self.secret else { return missing() };
+        if body["metadata"]["resourceVersion"] != secret["metadata"]["resourceVersion"] {
+            return conflict();
+        }
+        let secret = self.next_version_of(body);
+        self.secret = Some(secret.clone());
+        (200, secret)
+    }
+
+    fn next_version_of(&mut self, object: &Value) -> Value {
+        self.version += 1;
+        let mut object = object.clone();
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        object
     }
 }

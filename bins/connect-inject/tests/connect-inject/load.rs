@@ -1,9 +1,9 @@
-//! What any client in the cluster may do to the injector, all at once, while an
-//! honest one goes on asking: in a memory cgroup of the chart's limit.
+//! What any client in the cluster can do to the injector, all at the same time, while a
+//! well-behaved client keeps sending reviews; in a memory cgroup with the chart's limit.
 //!
-//! With `E2E_BIN_DIR`, which `scripts/test` sets, it is the injector as it is
-//! shipped; else that of this build, outside a cgroup and with twice the memory: a
-//! debug build of the allocator writes to all that it gives.
+//! With `E2E_BIN_DIR`, which `scripts/test` sets, this tests the release binary; otherwise
+//! the one of this build, outside a cgroup and with twice the memory, because a debug build
+//! of the allocator writes to all memory that it hands out.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -31,17 +31,16 @@ use crate::harness::{
     Certified, ECHO_SERVER, Injector, PATIENCE, client, install_provider, review, yaml,
 };
 
-/// More than the injector takes of a connection at a time.
+/// More than the injector accepts on a connection at a time.
 const MOST_STREAMS: usize = 64;
-/// What the injector may have in RAM, whatever is sent. Seen: 37 to 42 MiB.
+/// Maximum resident memory of the injector under any load. Observed: 37 to 42 MiB.
 const MOST: usize = 64 << 20;
 
-/// The injector, in a memory cgroup if one can be made.
+/// The injector, in a memory cgroup if the user may create one.
 struct Confined {
     injector: Injector,
     is_shipped: bool,
-    /// Removed after the injector, as fields are dropped in order: a cgroup with a
-    /// process in it stays.
+    /// Dropped after the injector: a cgroup with a process in it can't be removed.
     _group: Option<Cgroup>,
 }
 
@@ -66,8 +65,8 @@ impl Confined {
         Self { injector, is_shipped: shipped.is_some(), _group: group }
     }
 
-    /// The most bytes in RAM so far; of a debug build, without what is mapped from its
-    /// file.
+    /// Maximum resident memory in bytes so far; without the mapped binary for a debug
+    /// build.
     fn most_resident(&self) -> usize {
         let (most, of_file) = self.injector.most_resident();
         if self.is_shipped { most } else { most - of_file }
@@ -80,7 +79,7 @@ impl Confined {
 }
 
 impl Cgroup {
-    /// None where this user can make none.
+    /// `None` if the user may not create one.
     #[expect(clippy::disallowed_methods, reason = "files of the kernel")]
     fn around(injector: &Injector) -> Option<Self> {
         let name = format!("connect-inject-load-{}", injector.id());
@@ -116,14 +115,14 @@ impl Drop for Cgroup {
     }
 }
 
-/// In bytes.
+/// The chart's memory limit in bytes.
 fn limit_of_the_chart() -> usize {
     let values = yaml(include_str!("../../chart/values.yaml"));
     let limit = values["connectInject"]["resources"]["limits"]["memory"].as_str().unwrap();
     limit.strip_suffix("Mi").unwrap().parse::<usize>().unwrap() << 20
 }
 
-/// A connection from one of several addresses, with little room for what arrives.
+/// A connection from one of several addresses, with a small receive buffer.
 async fn connection(to: &str, from: usize) -> Option<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
     let from = SocketAddr::from(([127, 0, 0, 2 + u8::try_from(from % 8).unwrap()], 0));
@@ -146,14 +145,14 @@ async fn encrypted(
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()
 }
 
-/// A connection on which that was written, and nothing is read.
+/// A connection on which `text` was written and nothing is read.
 async fn silent(injector: &Injector, from: usize, text: &[u8]) -> Option<TlsStream<TcpStream>> {
     let mut stream = encrypted(injector, from, "http/1.1").await?;
     let write = async {
         stream.write_all(text).await?;
         stream.flush().await
     };
-    // It reads no more than it has room for.
+    // The injector stops reading at its limit.
     let _ = tokio::time::timeout(Duration::from_secs(1), write).await;
     Some(stream)
 }
@@ -163,14 +162,14 @@ fn post(headers: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// A request that says how long it is, and stops after its first bytes.
+/// A request that announces a length and stops after its first bytes.
 fn slow(announced: usize, sent: usize) -> Vec<u8> {
     post(&format!("Content-Length: {announced}"), &vec![b' '; sent])
 }
 
 type Sender = SendRequest<BoxBody<Bytes, std::convert::Infallible>>;
 
-/// An HTTP/2 connection whose streams take a byte each of an answer.
+/// An HTTP/2 connection with a window of one byte for each response.
 async fn narrow(injector: &Injector, from: usize) -> Option<Sender> {
     let stream = encrypted(injector, from, "h2").await?;
     let (sender, connection) = Builder::new(TokioExecutor::new())
@@ -182,7 +181,7 @@ async fn narrow(injector: &Injector, from: usize) -> Option<Sender> {
     Some(sender)
 }
 
-/// A body that is announced and never comes.
+/// A body that is announced but never sent.
 struct Never(u64);
 
 impl Body for Never {
@@ -201,7 +200,7 @@ impl Body for Never {
     }
 }
 
-/// Sends as many requests at once as the connection takes; no answer is read.
+/// Sends as many concurrent requests as the connection allows; reads no response.
 async fn flood(
     mut sender: Sender,
     body: impl Fn() -> BoxBody<Bytes, std::convert::Infallible>,
@@ -211,7 +210,7 @@ async fn flood(
         if sender.ready().await.is_err() {
             break;
         }
-        // The answer is kept with its stream for as long as the connection is.
+        // The response is kept with its stream while the connection exists.
         let answer = sender.send_request(request);
         tokio::spawn(async move {
             let _answer = answer.await;
@@ -237,12 +236,12 @@ fn of(pod: &Value) -> String {
     review("v1", "u", pod).to_string()
 }
 
-/// A small review with a large answer.
+/// A small review with a large response.
 fn amplified() -> String {
     of(&pod(&json!({INJECT: "true", UPSTREAMS: upstreams(256)}), 8))
 }
 
-/// Large reviews, of a size that pods have.
+/// Large reviews, of a realistic size.
 fn large() -> String {
     let mut pod = yaml(ECHO_SERVER);
     pod["metadata"]["annotations"]["example.com/large"] = "x".repeat(200 << 10).into();
@@ -251,7 +250,7 @@ fn large() -> String {
     of(&pod)
 }
 
-/// Bodies that once took seconds, hundreds of megabytes, or lines of the log.
+/// Bodies that once took seconds, hundreds of megabytes, or thousands of log lines.
 fn hostile() -> Vec<String> {
     let mut unknown = json!({INJECT: "true"});
     for n in 0..60_000 {
@@ -267,30 +266,23 @@ fn hostile() -> Vec<String> {
             (0..(3 << 20) / (part.len() + 10)).map(|n| format!("\"{n}\":{part},")).collect();
         good.replace("\"annotations\":{", &format!("\"annotations\":{{{}", parts.concat()))
     };
+    let with =
+        |annotation: &str, value: String| of(&pod(&json!({INJECT: "true", annotation: value}), 1));
     vec![
         of(&pod(&json!({INJECT: "true", UPSTREAMS: upstreams(350)}), 350)),
         of(&pod(&json!({INJECT: "true", UPSTREAMS: upstreams(256)}), 1000)),
         of(&pod(&json!({INJECT: "true", UPSTREAMS: upstreams(256)}), 30_000)),
         of(&pod(&json!({INJECT: "true", UPSTREAMS: upstreams(1000)}), 1000)),
-        of(&pod(&json!({INJECT: "true", UPSTREAMS: "a:1,".repeat(250_000)}), 1)),
-        of(&pod(&json!({INJECT: "true", UPSTREAMS: "a.b:1,a-b:2,".repeat(100)}), 1)),
-        of(&pod(&json!({INJECT: "true", UPSTREAMS: ",".repeat(3 << 20)}), 1)),
-        of(&pod(
-            &json!({INJECT: "true", "consul.hashicorp.com/envoy-extra-args": "a ".repeat(1 << 20)}),
-            1,
-        )),
-        of(&pod(
-            &json!({INJECT: "true", "consul.hashicorp.com/service-tags": "\\,".repeat(1 << 20)}),
-            1,
-        )),
-        of(&pod(
-            &json!({INJECT: "true", "consul.hashicorp.com/proxy-config-map": "[".repeat(1 << 20)}),
-            1,
-        )),
-        of(&pod(
-            &json!({INJECT: "true", "consul.hashicorp.com/consul-sidecar-user-volume": format!("[{}", "{},".repeat(1 << 18))}),
-            1,
-        )),
+        with(UPSTREAMS, "a:1,".repeat(250_000)),
+        with(UPSTREAMS, "a.b:1,a-b:2,".repeat(100)),
+        with(UPSTREAMS, ",".repeat(3 << 20)),
+        with("consul.hashicorp.com/envoy-extra-args", "a ".repeat(1 << 20)),
+        with("consul.hashicorp.com/service-tags", "\\,".repeat(1 << 20)),
+        with("consul.hashicorp.com/proxy-config-map", "[".repeat(1 << 20)),
+        with(
+            "consul.hashicorp.com/consul-sidecar-user-volume",
+            format!("[{}", "{},".repeat(1 << 18)),
+        ),
         of(&pod(&unknown, 1)),
         annotations("\"\""),
         annotations("[[],[]]"),
@@ -314,7 +306,7 @@ fn hostile() -> Vec<String> {
     ]
 }
 
-/// Posts all of them at once: how often each status came, or none.
+/// Posts all bodies at once; counts each status, or `None` for no response.
 async fn posted(
     injector: &Injector,
     bodies: impl IntoIterator<Item = String>,
@@ -341,8 +333,8 @@ async fn posted(
     statuses
 }
 
-/// Asks without a pause until it is over, and looks for life; how long each review
-/// took.
+/// Sends reviews without a pause until the attacks are over, and checks liveness; returns
+/// how long each review took.
 async fn honest(
     client: reqwest::Client,
     url: String,
@@ -367,12 +359,12 @@ async fn honest(
 
 #[expect(clippy::too_many_lines, reason = "one attack after the other")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_knocks_the_injector_over() {
+async fn no_client_can_overload_the_injector() {
     install_provider();
     let confined = Confined::start();
     let injector = &confined.injector;
     let over = Arc::new(AtomicBool::new(false));
-    // On a thread of its own, so that it does not wait for those who attack.
+    // On a thread of its own, so that it does not wait for the attackers.
     let honest = std::thread::spawn({
         let asked = honest(
             client(&injector.pair),
@@ -388,12 +380,12 @@ async fn nobody_knocks_the_injector_over() {
 
     // All at once: each waited for memory that another held.
     let statuses = posted(injector, std::iter::repeat_n(large(), 64)).await;
-    // On a busy machine, some are too late for the 10 s that a body may take.
+    // On a busy machine, some exceed the 10 s that a body may take.
     let [answered, late] = [200, 408].map(|s| statuses.get(&Some(s)).copied().unwrap_or_default());
     assert!(answered + late == 64 && answered > late, "{statuses:?}");
     confined.stage("large reviews");
 
-    // Connections that say nothing, to both ports; some of them begin to.
+    // Connections that send nothing, to both ports; some begin a request.
     let mut open = Vec::new();
     let half = [&[0x16, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff][..], &[0; 16_000]].concat();
     for n in 0..2000 {
@@ -434,7 +426,7 @@ async fn nobody_knocks_the_injector_over() {
     confined.stage("endless chunks");
     drop(silently);
 
-    // Answers that nobody reads, each many times its review, and streams without end.
+    // Unread responses, each many times as large as its review, and endless streams.
     let amplified = amplified();
     let announced = format!("Content-Length: {}", amplified.len());
     let mut unread = Vec::new();
@@ -463,8 +455,8 @@ async fn nobody_knocks_the_injector_over() {
     let mut took = tokio::task::spawn_blocking(|| honest.join().unwrap()).await.unwrap();
     took.sort();
     let most = confined.most_resident();
-    // Told, not judged: how long they take depends on what else the machine does. Seen of
-    // the p99 on two busy cores: 8 to 36 ms.
+    // Printed, not asserted: the durations depend on the load of the machine. Observed p99
+    // on two busy cores: 8 to 36 ms.
     eprintln!(
         "{} honest reviews: p50 {:?}, p99 {:?}, longest {:?}; the others: {statuses:?}; {} KiB resident at most",
         took.len(),
@@ -479,7 +471,7 @@ async fn nobody_knocks_the_injector_over() {
     confined.injector.signal(nix::sys::signal::Signal::SIGTERM);
     let lines = confined.injector.log_until("not ready any more");
     let strange: Vec<_> = lines.iter().filter(|line| !line.is_object()).collect();
-    assert!(strange.is_empty(), "lines of somebody else's: {strange:.2000?}");
+    assert!(strange.is_empty(), "forged log lines: {strange:.2000?}");
     for line in &lines {
         let text = line.to_string();
         assert!(text.len() < 4096, "a line of {} bytes: {text:.300}", text.len());

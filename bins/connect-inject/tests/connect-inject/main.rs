@@ -1,4 +1,4 @@
-//! The real binary, over real sockets and pipes.
+//! Tests of the real binary, over real sockets and pipes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 

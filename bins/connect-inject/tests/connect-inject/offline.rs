@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::harness::{ECHO_CLIENT, ECHO_SERVER, IMAGES, yaml};
 use crate::inject::{command, documents, is_injected, run};
 
-/// A document of every kind that has a pod.
+/// A manifest of every kind that has a pod.
 fn every_kind() -> String {
     let template = "metadata:\n      annotations:\n        consul.hashicorp.com/connect-inject: \"true\"\n        consul.hashicorp.com/connect-service-upstreams: db:1234\n    spec:\n      containers: [{name: web, env: [{name: A, value: b}]}, {name: log}]\n";
     let mut documents = vec![format!("{ECHO_SERVER}---{ECHO_CLIENT}")];
@@ -48,7 +48,7 @@ fn uninject_is_the_inverse_for_every_kind() {
 }
 
 #[test]
-fn what_another_injector_did_is_left_alone() {
+fn a_pod_of_another_injector_is_not_changed() {
     let other =
         ECHO_SERVER.replace("connect-inject\": \"true\"", "connect-inject-status\": \"injected\"");
     let (code, out, log) = run(&mut command("uninject"), &other);
@@ -76,9 +76,9 @@ fn explain_has_a_line_for_each_pod() {
     assert!(code == 0 && log.contains("a common mistake"), "{log}");
 }
 
-/// Kinds that are not known, and the Namespace, were passed on without a word.
+/// Unknown kinds and the Namespace were skipped without a warning.
 #[test]
-fn a_document_that_asks_in_vain_is_warned_of() {
+fn an_annotation_on_an_object_without_a_pod_causes_a_warning() {
     let annotations = "annotations: {consul.hashicorp.com/connect-inject: \"true\"}";
     let knative = format!(
         "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  template:\n    metadata: {{{annotations}}}\n"
@@ -96,7 +96,7 @@ fn a_document_that_asks_in_vain_is_warned_of() {
 }
 
 #[test]
-fn the_policy_may_be_in_a_file() {
+fn the_policy_can_come_from_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policy.yaml");
     let policy = |text: &str| runtime::file::write_whole(&file, 0o600, text.as_bytes()).unwrap();
@@ -120,7 +120,7 @@ fn the_policy_may_be_in_a_file() {
     assert!(sidecar["command"].as_array().unwrap().contains(&"7".into()), "{sidecar}");
     assert_eq!(pod["spec"]["imagePullSecrets"], serde_json::json!([{"name": "a"}, {"name": "b"}]));
 
-    // Flags and environment variables win.
+    // Flags and environment variables take precedence.
     let pod = injected(run(
         inject()
             .args(["--envoy-image", "e:2", "--image-pull-secret=c"])
@@ -133,10 +133,10 @@ fn the_policy_may_be_in_a_file() {
     assert_eq!(injected(run(inject().arg("--default-inject=false"), plain)), Value::Null);
 }
 
-/// The chart's ConfigMap is the policy, and nothing of the injector's pod is needed: with
-/// `explain` nothing at all.
+/// The chart's ConfigMap works as the policy, even without the files of the injector's pod;
+/// `explain` requires no other flag.
 #[test]
-fn the_policy_may_be_the_charts_configmap() {
+fn the_policy_can_be_the_charts_configmap() {
     let folder = tempfile::tempdir().unwrap();
     let (file, ca) = (folder.path().join("policy.yaml"), folder.path().join("ca.pem"));
     let write = |file: &std::path::Path, text: &str| {
@@ -164,13 +164,13 @@ fn the_policy_may_be_the_charts_configmap() {
     assert!(is_injected(&yaml(&out)) && out.contains("BEGIN CERTIFICATE"), "{out}");
     write(&file, "kind: ConfigMap\ndata: {}\n");
     assert!(with("inject", &[]).2.contains("a ConfigMap without `config.yaml`"));
-    // Nobody is asked for the roots offline.
+    // Offline, the roots of Connect's CA are unknown.
     write(&file, "init-image: i:1\nenvoy-image: e:1\nenable-auto-encrypt: true\n");
     let (code, _, log) = with("inject", &[]);
     assert!(code == 64 && log.contains("/v1/connect/ca/roots"), "{log}");
 }
 
-/// As the documents write it.
+/// The documentation shows this command line.
 #[test]
 fn explain_runs_without_a_flag() {
     let plain = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: web}]}\n";
@@ -180,7 +180,7 @@ fn explain_runs_without_a_flag() {
 }
 
 #[test]
-fn every_mistake_of_the_file_is_reported_in_one_run() {
+fn all_errors_of_the_file_are_reported_in_one_run() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policy.yaml");
     let text = "kubernetes-version: 1.30\nlisten: x\nenvoy-imag: e\nenvoy-image: \"\"\ndefault-inject: perhaps\ninit-container-cpu-limit: 1mm\nsidecar-mode: natif\nconfig: x\n";
@@ -210,9 +210,9 @@ fn every_mistake_of_the_file_is_reported_in_one_run() {
     assert!(code == 64 && log.contains("--config missing.yaml: No such file"), "{log}");
 }
 
-/// An empty list became no flag at all, and the default let everybody in.
+/// An empty list set no flag, so the default allowed every namespace.
 #[test]
-fn an_empty_allow_list_allows_nobody() {
+fn an_empty_allow_list_allows_no_namespace() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policy.yaml");
     let injected = |text: &str, flags: &[&str], variable: Option<&str>| {
@@ -236,7 +236,7 @@ fn an_empty_allow_list_allows_nobody() {
     assert!(!injected("allow-k8s-namespace: ['*']\n", &["--allow-k8s-namespace=x"], Some("*")));
 }
 
-/// What stands in `examples/kubernetes` needs no more than the annotations in it.
+/// The manifests in `examples/kubernetes` need only the annotations that they have.
 #[test]
 fn every_example_is_injected_without_a_warning() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/kubernetes");
@@ -255,7 +255,7 @@ fn every_example_is_injected_without_a_warning() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_failure() {
+fn a_closed_pipe_is_not_a_failure() {
     let program = assert_cmd::cargo::cargo_bin!("connect-inject");
     let mut command = std::process::Command::new(program);
     command.args(["audit", "--print-rbac"]);

@@ -1,5 +1,5 @@
-//! `--tls-auto`: the certificate that replicas share, against an API server on
-//! a real socket.
+//! `--tls-auto`: the certificate that replicas share, against a fake API server on a real
+//! socket.
 
 use reqwest::Client;
 
@@ -10,7 +10,7 @@ use crate::kubernetes::{Kubernetes, WEBHOOKS};
 
 const HOST: &str = "connect-inject.shop.svc";
 
-/// A replica. Nobody knows yet which CA its clients are to trust.
+/// A replica, whose clients don't know yet which CA to trust.
 fn replica(kubernetes: &Kubernetes, flags: &[&str]) -> Injector {
     let kubeconfig = kubernetes.kubeconfig();
     let tls = [
@@ -23,7 +23,7 @@ fn replica(kubernetes: &Kubernetes, flags: &[&str]) -> Injector {
     Injector::launch(&tls, flags, Certified { cert: String::new(), key: String::new() })
 }
 
-/// A client as an API server is one: it trusts the bundle, and expects the name.
+/// A client like an API server: it trusts the bundle and expects the name.
 fn api_server(injector: &Injector, bundle: &str) -> Client {
     install_provider();
     let trusted = reqwest::Certificate::from_pem_bundle(bundle.as_bytes()).unwrap();
@@ -52,7 +52,7 @@ async fn readiness(injector: &Injector) -> (u16, String) {
     (response.status().as_u16(), response.text().await.unwrap())
 }
 
-/// Ready, which is looked at again after each request to the API server.
+/// Polls `/readyz`, again after each request to the API server.
 async fn until_ready(injector: &Injector) {
     while readiness(injector).await.0 != 200 {
         tokio::task::yield_now().await;
@@ -73,10 +73,10 @@ async fn replicas_share_one_certificate_that_every_webhook_trusts() {
         is_well(injector, &bundle).await;
     }
     assert_eq!(kubernetes.secret("ca.crt").as_ref(), Some(&bundle));
-    assert_eq!(bundle.matches("BEGIN").count(), 1, "the loser of a race takes the winner's");
+    assert_eq!(bundle.matches("BEGIN").count(), 1, "the loser of a race adopts the winner's CA");
     let secret = kubernetes.whole_secret().unwrap();
     assert_eq!(secret["type"], "kubernetes.io/tls");
-    // What the chart wrote is as it was.
+    // The rest of the configuration is unchanged.
     let webhooks = kubernetes.webhooks();
     assert_eq!(webhooks["metadata"]["labels"]["of"], "users");
     assert_eq!(webhooks["webhooks"][1]["clientConfig"]["service"]["name"], "s");
@@ -90,9 +90,9 @@ async fn replicas_share_one_certificate_that_every_webhook_trusts() {
     assert!(end <= now + month && end > now + month - 3600, "{end}");
 }
 
-/// The loser of a race shows nothing of its own.
+/// The loser of a race never serves a certificate of its own.
 #[tokio::test]
-async fn the_loser_of_a_race_takes_what_the_winner_made() {
+async fn the_loser_of_a_race_adopts_the_winners_certificate() {
     let elsewhere = Kubernetes::start();
     let winner = replica(&elsewhere, &[]);
     let bundle = trusted(&elsewhere).await;
@@ -102,15 +102,15 @@ async fn the_loser_of_a_race_takes_what_the_winner_made() {
     kubernetes.overtake(elsewhere.whole_secret().unwrap());
     let mut loser = replica(&kubernetes, &["--log-level", "debug"]);
     until_ready(&loser).await;
-    let before: Vec<_> = loser.log_until("another was faster");
+    let before: Vec<_> = loser.log_until("another replica was faster");
     assert!(!before.iter().any(|line| line["message"] == "new certificate"), "{before:?}");
     assert_eq!(trusted(&kubernetes).await, bundle);
     is_well(&loser, &bundle).await;
 }
 
-/// A replica that starts later has what the others have.
+/// A replica that starts later uses the existing certificate.
 #[tokio::test]
-async fn what_there_is_stays() {
+async fn an_existing_certificate_is_kept() {
     let kubernetes = Kubernetes::start();
     let first = replica(&kubernetes, &[]);
     let bundle = trusted(&kubernetes).await;
@@ -126,9 +126,9 @@ async fn what_there_is_stays() {
     assert!(writes < 10, "{:#?}", kubernetes.requests());
 }
 
-/// A release of the chart, say, sets them back.
+/// For example, an upgrade of the chart resets them.
 #[tokio::test]
-async fn every_ca_bundle_is_healed() {
+async fn every_ca_bundle_is_restored() {
     let kubernetes = Kubernetes::start();
     let injector = replica(&kubernetes, &[]);
     let bundle = trusted(&kubernetes).await;
@@ -141,8 +141,8 @@ async fn every_ca_bundle_is_healed() {
     is_well(&injector, &bundle).await;
 }
 
-/// `helm upgrade --force` empties the Secret. One replica made a new CA, and forgot the
-/// old one, of which the other still showed a certificate.
+/// `helm upgrade --force` empties the Secret. One replica issued a new CA and dropped the
+/// old one, whose certificate the other replica still served.
 #[tokio::test]
 async fn a_secret_that_is_emptied_is_filled_again_without_a_failed_review() {
     let kubernetes = Kubernetes::start();
@@ -154,7 +154,7 @@ async fn a_secret_that_is_emptied_is_filled_again_without_a_failed_review() {
     let before = kubernetes.whole_secret().unwrap()["data"].clone();
     for emptied in [Some(&[][..]), None, Some(&[("ca.crt", ""), ("tls.crt", "")])] {
         kubernetes.set_secret(emptied);
-        // So that it is looked at now.
+        // Triggers a check.
         kubernetes.set_webhooks(&["a.example.com", "b.example.com"]);
         let filled = kubernetes.until("the Secret was not filled", |k| {
             let data = k.whole_secret()?["data"].clone();
@@ -169,7 +169,7 @@ async fn a_secret_that_is_emptied_is_filled_again_without_a_failed_review() {
         };
         let filled = tokio::select! {
             filled = filled => filled,
-            () = load => unreachable!("it goes on for ever"),
+            () = load => unreachable!("it never ends"),
         };
         for key in ["ca.crt", "ca.key", "tls.crt", "tls.key"] {
             assert_eq!(filled[key], before[key], "{key}");
@@ -181,29 +181,30 @@ async fn a_secret_that_is_emptied_is_filled_again_without_a_failed_review() {
     }
 }
 
-/// What it has is shown on, and the Secret is not missed before it is needed.
+/// The replica keeps serving its certificate; it does not need the Secret until the next
+/// renewal.
 #[tokio::test]
-async fn a_failing_api_server_takes_nothing_away() {
+async fn a_failing_api_server_does_not_affect_the_certificate() {
     let kubernetes = Kubernetes::start();
     let mut injector = replica(&kubernetes, &[]);
     let bundle = trusted(&kubernetes).await;
     until_ready(&injector).await;
     kubernetes.fail(Some(500));
-    let line = injector.await_log("what there is stays as it is").to_string();
+    let line = injector.await_log("keeping the current certificate").to_string();
     assert!(line.contains("out of order") && line.contains("500"), "{line}");
     is_well(&injector, &bundle).await;
     assert_eq!(readiness(&injector).await.0, 200);
-    // Another's rubbish is no reason either.
+    // Nor is invalid data that someone else wrote.
     kubernetes.fail(None);
     kubernetes.set_secret(Some(&[("tls.crt", "rubbish"), ("ca.crt", &bundle), ("mine", "kept")]));
     kubernetes.set_webhooks(&["a.example.com"]);
     let new = kubernetes
-        .until("the Secret was not mended", |k| {
+        .until("the Secret was not repaired", |k| {
             k.bundle()
                 .filter(|new| *new != bundle && k.secret("tls.crt").as_deref() != Some("rubbish"))
         })
         .await;
-    assert!(new.contains(&bundle), "the CA in use is to be trusted on");
+    assert!(new.contains(&bundle), "the CA in use must stay trusted");
     assert_eq!(kubernetes.secret("mine").as_deref(), Some("kept"));
     is_well(&injector, &new).await;
 }
@@ -213,7 +214,7 @@ async fn without_a_trusted_certificate_it_is_not_ready() {
     let kubernetes = Kubernetes::start();
     kubernetes.fail(Some(403));
     let mut injector = replica(&kubernetes, &[]);
-    injector.await_log("what there is stays as it is");
+    injector.await_log("keeping the current certificate");
     let (status, reason) = readiness(&injector).await;
     assert_eq!(status, 503);
     assert!(
@@ -237,13 +238,13 @@ async fn without_a_trusted_certificate_it_is_not_ready() {
 }
 
 #[test]
-fn mistakes_of_tls_end_it_before_it_starts() {
+fn invalid_tls_flags_are_rejected_at_the_start() {
     for (flags, problem) in [
         (&["--tls-auto", "x", "--tls-auto-hosts", "a_b.c d"][..], "`a_b.c d` is not a host"),
         (&["--tls-auto", "x", "--kubeconfig", "/none"], "--kubeconfig /none: "),
         (&["--tls-auto", "x", "--kubeconfig", "/none"], "--tls-auto-hosts: name at least one"),
-        (&["--tls-auto", "x"], "no way to the Kubernetes API"),
-        (&["--tls-auto", "x", "--kubeconfig="], "no way to the Kubernetes API"),
+        (&["--tls-auto", "x"], "cannot reach the Kubernetes API"),
+        (&["--tls-auto", "x", "--kubeconfig="], "cannot reach the Kubernetes API"),
         (&["--tls-auto", "x", "--tls-cert-file", "y"], "either --tls-cert-file"),
         (&["--tls-cert-file", "y"], "either --tls-cert-file"),
         (&[], "either --tls-cert-file"),
@@ -261,10 +262,10 @@ fn mistakes_of_tls_end_it_before_it_starts() {
     }
 }
 
-/// What a cluster can do is used without being told, even if it could not be
-/// asked at first.
+/// Features of the cluster's version are used without a flag, even if the API server could
+/// not be asked at first.
 #[tokio::test]
-async fn the_clusters_version_is_asked_for() {
+async fn the_version_is_read_from_the_api_server() {
     let kubernetes = Kubernetes::start();
     let kubeconfig = kubernetes.kubeconfig().display().to_string();
     let is_native = async |injector: &Injector| {
@@ -294,10 +295,10 @@ async fn the_clusters_version_is_asked_for() {
     assert!(is_native(&injector).await);
 }
 
-/// Errors had no host, port or cause, and the client library logged each of them
-/// besides; ports were bound only when the API server had answered.
+/// Errors had no host, port or cause; the client library logged each of them, too; and
+/// ports were bound only after the API server had answered.
 #[tokio::test]
-async fn an_api_server_that_cannot_be_reached_is_named_once() {
+async fn the_error_about_an_unreachable_api_server_is_logged_once() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("kubeconfig");
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -308,7 +309,7 @@ async fn an_api_server_that_cannot_be_reached_is_named_once() {
     runtime::file::write_whole(&file, 0o600, kubeconfig.as_bytes()).unwrap();
     let mut injector = Injector::start(&["--kubeconfig", file.to_str().unwrap()]);
     until_ready(&injector).await;
-    let line = injector.await_log("cannot ask for the cluster's version");
+    let line = injector.await_log("cannot ask for the API server's version");
     let message = line["message"].as_str().unwrap();
     assert!(message.contains(&format!("http://{nobody}")), "{message}");
     assert!(message.contains("refused"), "{message}");

@@ -14,7 +14,7 @@ use crate::harness::{
 const STATUS: &str = "consul.hashicorp.com/connect-inject-status";
 
 #[tokio::test]
-async fn the_documents_pods_are_injected_unchanged() {
+async fn the_tutorials_pods_are_injected_unchanged() {
     let injector = Injector::start(&[]);
     for version in ["v1", "v1beta1"] {
         for (manifest, args) in [
@@ -45,10 +45,10 @@ async fn the_documents_pods_are_injected_unchanged() {
     }
 }
 
-/// Nothing in the logs, no sidecar. Reported in
+/// The log did not say why a pod got no sidecar. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/269>.
 #[tokio::test]
-async fn every_review_says_why() {
+async fn every_review_logs_its_reason() {
     let mut injector = Injector::start(&["--deny-k8s-namespace", "default"]);
     let answer = injector.review(&review("v1", "u-37", &yaml(ECHO_SERVER))).await;
     assert_eq!(
@@ -72,7 +72,7 @@ async fn every_review_says_why() {
 }
 
 #[tokio::test]
-async fn a_bad_pod_is_denied_by_a_valid_review() {
+async fn an_invalid_pod_is_denied_by_a_valid_review() {
     let injector = Injector::start(&[]);
     for (pod, reason, problem) in [
         (ECHO_CLIENT.replace(":1234", ":0"), "invalid-upstreams", "column 13"),
@@ -93,9 +93,9 @@ async fn a_bad_pod_is_denied_by_a_valid_review() {
     assert_eq!(answer["response"]["status"]["reason"], "invalid-pod");
 }
 
-/// Reviews carry no labels of namespaces: the API server posts to a path for each.
+/// Reviews carry no labels of namespaces, so the API server posts to a path for each label.
 #[tokio::test]
-async fn the_path_says_whether_the_namespaces_pods_are_transparent() {
+async fn the_path_decides_whether_the_namespaces_pods_are_transparent() {
     for (flag, whole) in [("false", false), ("true", true)] {
         let injector = Injector::start(&[&format!("--default-transparent-proxy={flag}")]);
         let client = client(&injector.pair);
@@ -124,7 +124,7 @@ async fn the_path_says_whether_the_namespaces_pods_are_transparent() {
 }
 
 #[tokio::test]
-async fn what_is_no_review_gets_a_proper_answer() {
+async fn an_invalid_request_gets_an_http_error() {
     let injector = Injector::start(&[]);
     let client = client(&injector.pair);
     let url = injector.url("/mutate");
@@ -174,7 +174,7 @@ async fn what_is_no_review_gets_a_proper_answer() {
 }
 
 #[tokio::test]
-async fn both_versions_of_http_are_spoken() {
+async fn http_1_and_http_2_are_served() {
     let injector = Injector::start(&[]);
     crate::harness::install_provider();
     let certificate = reqwest::Certificate::from_pem(injector.pair.cert.as_bytes()).unwrap();
@@ -190,12 +190,12 @@ async fn both_versions_of_http_are_spoken() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_tls_close_the_connection() {
+async fn bytes_other_than_tls_close_the_connection() {
     let injector = Injector::start(&[]);
     for bytes in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0; 1000], b"\x16\x03\x01\xff\xff"] {
         let mut stream = TcpStream::connect(&injector.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        // It may be closed before all is written.
+        // The server may close the connection before everything is written.
         let _ = stream.write_all(bytes);
         if bytes.len() > 5 {
             let mut answer = Vec::new();
@@ -207,7 +207,7 @@ async fn bytes_that_are_no_tls_close_the_connection() {
 }
 
 #[tokio::test]
-async fn a_changed_secret_is_in_use_at_once() {
+async fn a_changed_certificate_is_used_at_once() {
     let mut injector = Injector::start(&[]);
     injector.is_well().await;
     let next = Certified::new();
@@ -219,7 +219,7 @@ async fn a_changed_secret_is_in_use_at_once() {
     injector.is_well().await;
     injector.await_log("new certificate");
 
-    // A certificate without its key: the last good pair stays.
+    // A certificate with another's key: the last valid pair stays.
     let key = injector.pair.key.clone();
     injector.swap(&Certified::new().cert, &key);
     injector.is_well().await;
@@ -231,7 +231,7 @@ async fn a_changed_secret_is_in_use_at_once() {
 }
 
 #[tokio::test]
-async fn the_admin_port() {
+async fn the_admin_port_serves_health_and_metrics() {
     let injector = Injector::start(&[]);
     let client = client(&injector.pair);
     for (path, status, body) in [
@@ -247,22 +247,24 @@ async fn the_admin_port() {
     assert_eq!(client.post(injector.admin_url("/livez")).send().await.unwrap().status(), 405);
 }
 
-/// The clients would refuse it: better that they go elsewhere.
+/// Clients would reject it; another replica may serve them.
 #[tokio::test]
-async fn a_certificate_that_has_ended_is_not_ready() {
+async fn an_injector_with_an_expired_certificate_is_not_ready() {
     let mut injector = Injector::start_showing(Certified::ending(2020), &[]);
     let url = injector.admin_url("/readyz");
     let readiness = async || client(&Certified::new()).get(&url).send().await.unwrap();
     let response = readiness().await;
     assert_eq!(response.status(), 503);
-    assert!(response.text().await.unwrap().contains("ends or has ended: 1577923200 s"));
+    assert!(
+        response.text().await.unwrap().contains("expires or has expired: 2020-01-02T00:00:00Z")
+    );
     let next = Certified::new();
     injector.swap(&next.cert, &next.key);
     assert_eq!(readiness().await.status(), 200);
 }
 
 #[test]
-fn mistakes_end_before_a_port_is_taken() {
+fn errors_in_flags_are_reported_before_a_port_is_bound() {
     let secret = crate::harness::SecretVolume::new(&Certified::new());
     let serve = |cert: &str, init_image: &str| {
         let mut command = assert_cmd::cargo::cargo_bin_cmd!("connect-inject");
@@ -282,11 +284,11 @@ fn mistakes_end_before_a_port_is_taken() {
     let log = serve("tls.key", "");
     assert!(log.contains("--init-image"), "{log}");
     let log = serve("tls.key", "i");
-    assert!(log.contains("tls.key: no certificate"), "{log}");
+    assert!(log.contains("tls.key: no PEM certificate"), "{log}");
 }
 
 #[test]
-fn an_address_that_is_taken_is_named() {
+fn the_error_about_an_address_in_use_names_it() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let secret = crate::harness::SecretVolume::new(&Certified::new());
@@ -304,7 +306,7 @@ fn an_address_that_is_taken_is_named() {
     assert!(log.contains(&format!("--listen: cannot listen on {address}")), "{log}");
 }
 
-/// The same pod both ways: one code path.
+/// Both share one code path.
 #[tokio::test]
 async fn the_webhook_and_the_command_agree() {
     let injector = Injector::start(&[]);
@@ -318,15 +320,15 @@ async fn the_webhook_and_the_command_agree() {
             .assert()
             .success();
         let mut offline: Value = yaml(&String::from_utf8_lossy(&output.get_output().stdout));
-        // The note for `uninject` is in documents only.
+        // Only manifests get the note for `uninject`.
         let annotations = offline["metadata"]["annotations"].as_object_mut().unwrap();
         annotations.remove("consul.hashicorp.com/connect-inject-undo").unwrap();
         assert_eq!(offline, patched(&pod, &answer));
     }
 }
 
-/// An agent, at the address that is returned: its datacenter is dc1, and
-/// proxy-defaults has the mode, which a blocking query waits to see changed.
+/// Starts a fake agent and returns its address. Its datacenter is dc1; proxy-defaults has
+/// the given mode, and a blocking query waits for changes.
 fn agent(mode: &'static str) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -354,9 +356,9 @@ fn agent(mode: &'static str) -> String {
     address
 }
 
-/// Pods that work were denied, and each review asked the agent again.
+/// Working pods were denied, and the agent was asked again for each review.
 #[tokio::test]
-async fn an_upstream_in_another_datacenter_is_warned_of_unless_it_is_known_to_be_reached() {
+async fn an_upstream_in_another_datacenter_causes_a_warning_unless_a_gateway_mode_is_set() {
     let reviewed = async |injector: &Injector, datacenter: &str| {
         let pod = yaml(&ECHO_CLIENT.replace(":1234", &format!(":1234:{datacenter}")));
         let answer = injector.review(&review("v1", "u", &pod)).await;

@@ -1,4 +1,4 @@
-//! The end: as the kubelet asks for it.
+//! Shutdown, as the kubelet requests it.
 
 use std::sync::Arc;
 
@@ -14,15 +14,15 @@ use tokio_rustls::TlsConnector;
 use crate::harness::{ECHO_SERVER, Injector, PATIENCE, client, review, yaml};
 
 #[tokio::test]
-async fn it_serves_on_while_it_is_not_ready() {
-    // Longer than any test: the second signal is what ends it.
+async fn it_keeps_serving_while_it_is_unready() {
+    // Longer than any test: only the second signal ends the process.
     let mut injector = Injector::start(&["--shutdown-delay", "1h"]);
     injector.signal(Signal::SIGTERM);
     injector.await_log("not ready any more");
     let client = client(&injector.pair);
     let status =
         async |path| client.get(injector.admin_url(path)).send().await.unwrap().status().as_u16();
-    // The log is written before readiness is taken away.
+    // The log line is written before readiness fails.
     while status("/readyz").await == 200 {
         tokio::task::yield_now().await;
     }
@@ -35,7 +35,7 @@ async fn it_serves_on_while_it_is_not_ready() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_is_finished() {
+async fn reviews_in_flight_are_completed() {
     let mut injector = Injector::start(&["--shutdown-delay", "0s"]);
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(injector.pair.cert.as_bytes()).unwrap()).unwrap();
@@ -55,35 +55,35 @@ async fn what_is_in_flight_is_finished() {
         body.len()
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    // It says that it waits for the body: the request is in flight.
+    // `100 Continue` shows that the request is in flight.
     let mut answer = vec![0; 25];
     timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(answer, b"HTTP/1.1 100 Continue\r\n\r\n");
     injector.signal(Signal::SIGTERM);
     injector.await_log("not ready any more");
-    // No new connection is taken any more.
+    // The webhook's port is closed.
     while TcpStream::connect(&injector.address).await.is_ok() {
         tokio::task::yield_now().await;
     }
 
     stream.write_all(body.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    // The server does not say goodbye in TLS's terms; all has arrived by then.
+    // The server sends no TLS close_notify; all data has arrived by then.
     let _ = timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(answer.contains(r#""uid":"late""#), "{answer}");
     assert_eq!(injector.await_exit().code(), Some(0));
 }
 
-// With threads, because the client has to hear of the end while this one waits.
+// Multi-threaded, because the client must notice the end while this thread waits.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_holds_nothing_up() {
+async fn an_idle_connection_does_not_delay_the_shutdown() {
     let mut injector = Injector::start(&["--shutdown-delay", "0s"]);
-    // The pool of the client keeps its connection.
+    // The client's pool keeps its connection.
     let client = client(&injector.pair);
     let request = client.post(injector.url("/mutate")).json(&review("v1", "u", &yaml(ECHO_SERVER)));
     assert_eq!(request.send().await.unwrap().status(), 200);
     injector.signal(Signal::SIGINT);
-    injector.await_log("nothing in flight");
+    injector.await_log("no reviews in flight");
     assert_eq!(injector.await_exit().code(), Some(0));
 }

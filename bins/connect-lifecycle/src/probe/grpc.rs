@@ -1,8 +1,8 @@
-//! The health service of gRPC, asked once in plain text.
+//! gRPC probes: one request to the gRPC health service, in plain text.
 //!
-//! One request and one answer of a few bytes need so little of HTTP/2 that a crate for
-//! it would be a twentieth of what goes into a pod. Headers of the answer are not
-//! decoded: a server that refuses sends no message, and that is all that counts.
+//! One request and one response of a few bytes need little of HTTP/2. An HTTP/2 crate
+//! would make up a twentieth of the binary's size. Response headers are not decoded: a
+//! server that returns an error sends no message, and that is all we need to know.
 //!
 //! Source: gRPC's "Health Checking" page and "gRPC over HTTP2"; RFC 9113 (HTTP/2),
 //! sections 4 and 6; RFC 7541 (HPACK), section 6 and appendix A.
@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How a client begins.
+/// Connection preface of a client.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 // Types of frames.
@@ -30,24 +30,24 @@ const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 
-/// The connection's own frames, and those of the one request.
+/// Stream ids: of frames of the connection, and of the one request.
 const CONNECTION: u32 = 0;
 const STREAM: u32 = 1;
 
-/// The setting that a server is not to push anything, and its value.
+/// The setting `SETTINGS_ENABLE_PUSH` with value 0.
 const NO_PUSH: [u8; 6] = [0, 2, 0, 0, 0, 0];
 
-/// What a server may send in one frame, unless it is allowed more.
+/// Default of `SETTINGS_MAX_FRAME_SIZE`.
 const LARGEST_FRAME: usize = 1 << 14;
 
-/// The answer is two bytes, with five in front.
+/// The expected response is two bytes, after a prefix of five.
 const LARGEST_ANSWER: usize = 1 << 10;
 
 /// `ServingStatus` of `HealthCheckResponse`.
 const STATUSES: [&str; 4] = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"];
 const SERVING: u8 = 1;
 
-/// Asks. The error says how it was answered.
+/// Sends the request. The error says how the server answered.
 pub(super) async fn ask(
     mut stream: TcpStream,
     authority: SocketAddr,
@@ -61,10 +61,10 @@ pub(super) async fn ask(
     ];
     stream.write_all(&question.concat()).await.map_err(broken)?;
     let answer = answer(&mut stream).await?;
-    // It is not an error that the connection ends: 0 streams of the server, no error.
+    // Ends the connection politely: last stream 0, NO_ERROR.
     let _ = stream.write_all(&frame(GOAWAY, 0, CONNECTION, &[0; 8])).await;
     match status(&answer) {
-        _ if answer.is_empty() => Err("gRPC: the server refuses to answer: it does not implement \
+        _ if answer.is_empty() => Err("gRPC: the server returned an error: it does not implement \
                                        grpc.health.v1, or does not know the service"
             .to_owned()),
         Some(SERVING) => Ok(()),
@@ -72,7 +72,7 @@ pub(super) async fn ask(
             let name = STATUSES.get(usize::from(status)).unwrap_or(&"unknown");
             Err(format!("gRPC: the service's status is {name}"))
         }
-        None => Err("gRPC: the answer is not a health check's".to_owned()),
+        None => Err("gRPC: the response is not a HealthCheckResponse".to_owned()),
     }
 }
 
@@ -84,7 +84,7 @@ fn broken(error: io::Error) -> String {
     }
 }
 
-/// Reads the message of the answer; empty if there is none.
+/// Reads the response's message; empty if there is none.
 async fn answer(stream: &mut TcpStream) -> Result<Vec<u8>, String> {
     let mut answer = Vec::new();
     loop {
@@ -96,10 +96,10 @@ async fn answer(stream: &mut TcpStream) -> Result<Vec<u8>, String> {
                     return Ok(answer);
                 }
             }
-            (RST_STREAM, STREAM) => return Err("gRPC: the server broke the request off".to_owned()),
-            // It may finish what it has begun: the last stream is in front.
+            (RST_STREAM, STREAM) => return Err("gRPC: the server reset the stream".to_owned()),
+            // GOAWAY begins with the last stream that the server will process.
             (GOAWAY, _) if payload.get(..4) < Some(&STREAM.to_be_bytes()) => {
-                return Err("gRPC: the server takes no requests".to_owned());
+                return Err("gRPC: the server accepts no requests".to_owned());
             }
             (SETTINGS, _) if flags & ACK == 0 => {
                 stream.write_all(&frame(SETTINGS, ACK, CONNECTION, &[])).await.map_err(broken)?;
@@ -139,13 +139,13 @@ fn unpadded(flags: u8, payload: &[u8]) -> Option<&[u8]> {
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    // A probe is bounded to some KiB.
+    // No overflow: a probe's size is limited to some KiB.
     let length = u32::try_from(payload.len()).unwrap_or_default().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The request's headers. Names are numbers of HPACK's static table, the server's own
-/// table stays empty, and each text is far shorter than 127 bytes.
+/// The request's headers. Names are indices of HPACK's static table, nothing is added to
+/// the dynamic table, and each value is far shorter than 127 bytes.
 fn headers(authority: SocketAddr) -> Vec<u8> {
     let authority = authority.to_string();
     let texts: [(&[u8], &str); 5] = [
@@ -164,8 +164,8 @@ fn headers(authority: SocketAddr) -> Vec<u8> {
     block
 }
 
-/// `HealthCheckRequest`, whose first field is the service's name, with the length
-/// in front that gRPC wants.
+/// A `HealthCheckRequest`, whose first field is the service's name, after gRPC's length
+/// prefix.
 fn message(service: &str) -> Vec<u8> {
     let mut message = Vec::new();
     if !service.is_empty() {
@@ -186,11 +186,11 @@ fn low_bits(number: usize) -> u8 {
     u8::try_from(number & 0x7f).unwrap_or_default()
 }
 
-/// The status of `HealthCheckResponse`, its first field; 0, the default, may be left
-/// out. None if it is something else.
+/// The status, which is the first field of `HealthCheckResponse`; 0, the default, may be
+/// omitted. `None` if the message is invalid.
 fn status(answer: &[u8]) -> Option<u8> {
     let (head, message) = answer.split_first_chunk::<5>()?;
-    // Nobody offered to read compressed messages.
+    // The first byte is the compression flag; the request offers no compression.
     if *head != [0, 0, 0, 0, u8::try_from(message.len()).ok()?] {
         return None;
     }
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_as_protobuf_writes_them() {
+    fn messages_are_encoded_as_protobuf() {
         assert_eq!(message(""), [0, 0, 0, 0, 0]);
         assert_eq!(message("ab"), [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']);
         let long = message(&"x".repeat(300));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_as_http_2_has_them() {
+    fn frames_are_encoded_as_in_http_2() {
         assert_eq!(frame(PING, ACK, CONNECTION, b"12345678")[..9], [0, 0, 8, 6, 1, 0, 0, 0, 0]);
         assert_eq!(unpadded(0, b"ab"), Some(&b"ab"[..]));
         assert_eq!(unpadded(PADDED, b"\x02ab\0\0"), Some(&b"ab"[..]));

@@ -1,8 +1,9 @@
-//! The application's readiness probe, run over loopback: one look.
+//! Runs a probe of the application once, over loopback, as the kubelet would.
 //!
-//! - [`page`]: a page over HTTP or HTTPS
-//! - [`certificate`]: any certificate will do
-//! - [`grpc`]: the health service of gRPC
+//! - [`page`]: HTTP and HTTPS probes
+//! - [`certificate`]: accepts any certificate
+//! - [`grpc`]: gRPC probes
+//! - [`relayed`]: a probe that the kubelet requests by a path
 //!
 //! Source: "Configure Liveness, Readiness and Startup Probes" of the Kubernetes
 //! documentation.
@@ -10,6 +11,7 @@
 mod certificate;
 mod grpc;
 mod page;
+mod relayed;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,10 +19,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use probe::{Action, Probe};
 use tokio::net::TcpStream;
 
-/// What the kubelet calls itself begins with this; filters of logs know it.
+pub(crate) use relayed::Relayed;
+
+/// Begins as the kubelet's user agent does, because log filters match that.
 const USER_AGENT: &str = concat!("kube-probe/connect-lifecycle-", env!("CARGO_PKG_VERSION"));
 
-/// Asks once. The error says how the application answered.
+/// Runs the probe. The error says how the application answered.
 pub(crate) async fn look(probe: &Probe, pod: IpAddr) -> Result<(), String> {
     let asked = async {
         match &probe.action {
@@ -37,16 +41,16 @@ pub(crate) async fn look(probe: &Probe, pod: IpAddr) -> Result<(), String> {
     }
 }
 
-/// Connects to a port of loopback, by IPv4 or IPv6.
+/// Connects to a port on loopback, over IPv4 or IPv6.
 async fn connect(port: u16) -> Result<TcpStream, String> {
     let mut why = io::Error::from(io::ErrorKind::ConnectionRefused);
     for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
         let address = SocketAddr::new(loopback, port);
         match TcpStream::connect(address).await {
-            // A port from which connections are made may be met by its own probe:
-            // then nothing listens.
+            // If the kernel picks the very port as the connection's source port, TCP
+            // connects it to itself although nothing listens.
             Ok(stream) if stream.local_addr().ok() != Some(address) => return Ok(stream),
-            // Where there is no IPv6, the first error says more.
+            // Without IPv6, the error of IPv4 says more.
             Err(error) if loopback.is_ipv4() => why = error,
             Ok(_) | Err(_) => {}
         }

@@ -1,4 +1,4 @@
-//! A page over HTTP or HTTPS, as the kubelet asks for it.
+//! HTTP and HTTPS probes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,15 +20,14 @@ use url::Url;
 
 use super::{certificate, connect};
 
-/// How many redirects are followed.
 const REDIRECTS: usize = 10;
 
-/// How much of a failed page is read, and how much of it is told.
+/// How many bytes of a failed response are read, and how many of these are logged.
 const LARGEST_PAGE: usize = 10 << 10;
 const TOLD: usize = 256;
 
-/// Asks for the page, and for those that it leads to in the same pod. A redirect to
-/// another host is a success. The error says how it was answered.
+/// Sends the request, and follows redirects within the pod. A redirect to another host is
+/// a success. The error says how the application answered.
 pub(super) async fn ask(page: &Page, pod: IpAddr, timeout: Duration) -> Result<(), String> {
     let scheme = if page.tls { "https" } else { "http" };
     let address = SocketAddr::new(pod, page.port);
@@ -45,7 +44,8 @@ pub(super) async fn ask(page: &Page, pod: IpAddr, timeout: Duration) -> Result<(
             _ if status.is_success() || status.is_redirection() => return Ok(()),
             _ => {
                 let body = Limited::new(response.into_body(), LARGEST_PAGE);
-                // What of it does not arrive in time is not worth a timeout's message.
+                // A body that does not arrive in time must not hide the status behind a
+                // timeout.
                 let body = tokio::time::timeout(timeout / 4, body.collect()).await;
                 let body = body.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes);
                 return Err(told(status.as_u16(), &body.unwrap_or_default()));
@@ -58,7 +58,7 @@ pub(super) async fn ask(page: &Page, pod: IpAddr, timeout: Duration) -> Result<(
     }
 }
 
-/// The status, and the beginning of what the page says, in one line.
+/// The status and the beginning of the body, in one line.
 fn told(status: u16, body: &[u8]) -> String {
     let body = String::from_utf8_lossy(body);
     let words = body.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -66,7 +66,7 @@ fn told(status: u16, body: &[u8]) -> String {
     format!("HTTP status {status} {words}").trim_end().to_owned()
 }
 
-/// The headers of the probe, behind the defaults that they replace.
+/// The default headers, replaced or completed by the probe's.
 fn headers(own: &[(String, String)]) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     headers.insert(USER_AGENT, HeaderValue::from_static(super::USER_AGENT));
@@ -78,7 +78,7 @@ fn headers(own: &[(String, String)]) -> Result<HeaderMap, String> {
         read.append(name, HeaderValue::from_str(value).map_err(|_| invalid())?);
     }
     headers.extend(read);
-    // Each look is a connection of its own.
+    // Each probe uses a connection of its own.
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     Ok(headers)
 }
@@ -115,7 +115,8 @@ async fn exchange(
         let host = HeaderValue::from_str(host).map_err(|error| error.to_string())?;
         request.headers_mut().insert(HOST, host);
     }
-    // It moves the bytes, the body's too, and ends with the response.
+    // The connection's future does the I/O, the body's included, and ends with the
+    // response.
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!("the readiness probe's connection: {error}");
@@ -129,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_page_is_told_in_a_line() {
+    fn a_failure_is_reported_in_one_line() {
         assert_eq!(told(503, b""), "HTTP status 503");
         assert_eq!(told(503, b"a\r\n\x1b b\n"), "HTTP status 503 a  b");
         assert_eq!(told(500, "x".repeat(1000).as_bytes()).len(), "HTTP status 500 ".len() + TOLD);

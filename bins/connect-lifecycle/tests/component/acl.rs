@@ -1,4 +1,4 @@
-//! The ACL token: given back when the pod ends, had anew when it is gone.
+//! The ACL token: logout when the pod ends, and another login when the token is gone.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn pod(agent: &ScriptedAgent) -> Pod {
     pod
 }
 
-/// Instead of logging in, the pod was given a token; its file, within the folder.
+/// Gives the pod a token instead of a login, optionally in that file of its directory.
 fn has_static_token(pod: &Pod, file: Option<&str>) {
     let mut record: serde_json::Value =
         serde_json::from_str(&pod.read("registration.json").unwrap()).unwrap();
@@ -57,7 +57,7 @@ fn tokens(tokens: &[&str]) -> BTreeSet<String> {
 }
 
 #[test]
-fn logs_out_when_envoy_has_ended_and_both_are_seen_to_be_deregistered() {
+fn the_pod_logs_out_when_envoy_has_exited_and_the_agent_has_confirmed_both_deregistrations() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     let mut sidecar = pod.run();
@@ -68,22 +68,22 @@ fn logs_out_when_envoy_has_ended_and_both_are_seen_to_be_deregistered() {
     assert_eq!(pod.read("acl-token"), None);
     assert_nothing_left(&agent);
     let logout = agent.await_request(Route::Logout).at;
-    // Until Envoy is gone, it needs the token.
+    // Envoy needs the token until it exits.
     assert!(logout > pod.envoy.await_asked("POST /quitquitquit").at);
     for id in [SERVICE, PROXY] {
         assert!(logout > agent.asked(Route::Service.of(id)).pop().unwrap().at, "{id}");
     }
 }
 
-/// Without the token, the agent could neither deregister a dead pod nor tell the
-/// servers that its TTL check has run out: it stayed in the catalog, passing.
+/// Without the token, the agent can neither deregister a dead pod nor tell the servers that
+/// its TTL check has expired: the pod would stay in the catalog, passing.
 #[test]
 fn a_token_that_the_agent_needs_for_what_is_left_is_not_logged_out() {
     for fault in [
         Fault::Hang,
         Fault::Status(500, "No cluster leader"),
         Fault::Status(403, "Permission denied"),
-        // The agent said so before it knew the token; the servers do.
+        // The agent's answer is from before it knew the token; the servers know it.
         NOT_FOUND,
     ] {
         let agent = ScriptedAgent::start();
@@ -93,25 +93,27 @@ fn a_token_that_the_agent_needs_for_what_is_left_is_not_logged_out() {
         agent.fault(Route::Deregister.of(SERVICE), fault.clone(), Times::Always);
         sidecar.signal(Signal::SIGTERM);
         assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
-        assert!(agent.asked(Route::Logout).is_empty(), "{fault:?}: {}", sidecar.log());
+        for route in [Route::Login, Route::Logout] {
+            assert!(agent.asked(route).is_empty(), "{fault:?}: {}", sidecar.log());
+        }
         assert_eq!(agent.tokens(), tokens(&["token-0"]), "{fault:?}");
-        // Whoever comes next uses it.
+        // The next start of the container uses it.
         assert_eq!(pod.read("acl-token").as_deref(), Some("token-0"));
         sidecar.await_log("the ACL token is left behind: the agent needs it");
         assert!(!agent.services().contains_key(PROXY), "{fault:?}");
     }
 }
 
-/// The agent restarts while the pod ends, and comes back when all else is over.
+/// The agent restarts while the pod shuts down, and comes back when everything else is done.
 #[test]
-fn deregistration_is_tried_after_envoys_end_and_the_logout_follows_it() {
+fn deregistration_is_still_retried_after_envoy_exits_and_the_logout_follows() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     let mut sidecar = pod.run();
     await_alive(&agent);
     agent.stop_listening();
     sidecar.signal(Signal::SIGTERM);
-    sidecar.await_log("Envoy ended");
+    sidecar.await_log("Envoy exited");
     assert!(sidecar.is_running());
     agent.listen_again();
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
@@ -119,8 +121,29 @@ fn deregistration_is_tried_after_envoys_end_and_the_logout_follows_it() {
     assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
 }
 
+/// Asserts that the pod logged in once, registered with the new token, deregistered with it,
+/// and logged it out. The agent tells the servers with the token of the registration.
+#[track_caller]
+fn assert_deregistered_with_another_token(agent: &ScriptedAgent, pod: &Pod, log: &str) {
+    assert_nothing_left(agent);
+    assert_eq!(agent.tokens(), tokens(&[]), "{log}");
+    assert_eq!(pod.read("acl-token"), None, "{log}");
+    assert_eq!(agent.asked(Route::Login).len(), 1, "{log}");
+    let logout = agent.asked(Route::Logout).pop().unwrap();
+    for id in [SERVICE, PROXY] {
+        let last = |route: Route| agent.asked(route.of(id)).pop().unwrap();
+        let (register, deregister) = (last(Route::Register), last(Route::Deregister));
+        for request in [&register, &deregister, &logout] {
+            assert_eq!(request.token.as_deref(), Some("token-1"), "{id}: {log}");
+        }
+        assert!(register.at < deregister.at && deregister.at < logout.at, "{id}: {log}");
+    }
+}
+
+/// The pod stayed in the catalog: the agent refuses to deregister, and could not tell the
+/// servers.
 #[test]
-fn a_token_that_is_gone_at_the_end_is_forgotten() {
+fn a_pod_that_ends_without_its_token_logs_in_to_deregister() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     let mut sidecar = pod.run();
@@ -128,13 +151,145 @@ fn a_token_that_is_gone_at_the_end_is_forgotten() {
     agent.revoke_tokens();
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_deregistered_with_another_token(&agent, &pod, &sidecar.log());
+    assert!(!sidecar.log().contains("token-1"), "{}", sidecar.log());
+}
+
+/// An agent caches tokens for 30 s, and deregisters without telling the servers.
+#[test]
+fn a_pod_that_ends_logs_in_although_the_agent_still_accepts_its_token() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.fault(Route::TokenSelf, NOT_FOUND, Times::N(2));
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_deregistered_with_another_token(&agent, &pod, &sidecar.log());
+}
+
+#[test]
+fn the_login_of_a_pod_that_ends_is_retried() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.revoke_tokens();
+    agent.fault(Route::Login, Fault::Status(500, "No cluster leader"), Times::Always);
+    sidecar.signal(Signal::SIGTERM);
+    agent.await_request(Route::Login);
+    agent.heal();
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_nothing_left(&agent);
+    assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
+}
+
+/// The pod has logged in, and then ends before the agent has accepted a registration.
+#[test]
+fn what_was_registered_with_a_replaced_token_is_registered_again_to_be_deregistered() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.fault(Route::Register, Fault::Status(500, "No cluster leader"), Times::Always);
+    agent.revoke_tokens();
+    sidecar.await_log("logged in again");
+    sidecar.signal(Signal::SIGTERM);
+    testkit::process::await_that("the tombstone", || pod.is_buried());
+    let failed = agent.asked(Route::Register.of(SERVICE)).len();
+    agent.heal();
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_deregistered_with_another_token(&agent, &pod, &sidecar.log());
+    assert!(agent.asked(Route::Register.of(SERVICE)).len() > failed, "{}", sidecar.log());
+}
+
+/// The registration in flight finds the tombstone, and deregisters.
+#[test]
+fn a_registration_that_fails_while_the_pod_ends_leaves_nothing_of_a_replaced_token() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.forget_requests();
+    let held = agent.hold(Route::Register.of(SERVICE));
+    let fault = Fault::Status(500, "No cluster leader");
+    agent.fault(Route::Register.of(PROXY), fault, Times::N(1));
+    agent.revoke_tokens();
+    held.await_one();
+    sidecar.signal(Signal::SIGTERM);
+    testkit::process::await_that("the tombstone", || pod.is_buried());
+    held.release();
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_deregistered_with_another_token(&agent, &pod, &sidecar.log());
+    // The one that failed, and another.
+    assert_eq!(agent.asked(Route::Register.of(PROXY)).len(), 2, "{}", sidecar.log());
+}
+
+/// A second login would leave the token of the first behind.
+#[test]
+fn a_login_in_flight_when_the_pod_ends_is_used() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    let held = agent.hold(Route::Login);
+    agent.revoke_tokens();
+    held.await_one();
+    let looks = |requests: &[testkit::Request]| {
+        requests.iter().filter(|request| request.path.ends_with("/token/self")).count()
+    };
+    let before = looks(&agent.requests());
+    sidecar.signal(Signal::SIGTERM);
+    agent.await_that("the sidecar to be about to log in", |state| {
+        looks(&state.requests) == before + 2
+    });
+    held.release();
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_deregistered_with_another_token(&agent, &pod, &sidecar.log());
+}
+
+#[test]
+fn a_pod_that_ends_without_its_token_reports_why_it_cannot_log_in() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.revoke_tokens();
+    agent.fault(Route::Login, Fault::Status(403, "Permission denied"), Times::Always);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    for id in [SERVICE, PROXY] {
+        sidecar.await_log(&format!("{id} is left on the agent"));
+    }
+    sidecar.await_log("ACL not found");
+    sidecar.await_log("cannot log in with auth method `kubernetes`");
+    sidecar.await_log("no binding rule");
+    assert_eq!(agent.asked(Route::Login).len(), 1, "{}", sidecar.log());
+    assert!(agent.asked(Route::Register).iter().all(|it| it.token.as_deref() == Some("token-0")));
     assert_eq!(pod.read("acl-token"), None, "{}", sidecar.log());
+}
+
+#[test]
+fn a_login_that_hangs_does_not_keep_the_sidecar_from_exiting() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run_with(&["--drain-timeout", "100ms"]);
+    await_alive(&agent);
+    agent.revoke_tokens();
+    agent.fault(Route::Login, Fault::Hang, Times::Always);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    sidecar.await_log("cannot log in with auth method `kubernetes`");
+    pod.envoy.await_asked("POST /quitquitquit");
 }
 
 /// The token is destroyed when the container restarts, not only when the pod ends.
 /// Reported in <https://github.com/hashicorp/consul-k8s/pull/1914>.
 #[test]
-fn a_container_that_comes_back_logs_in_again_before_envoy_starts() {
+fn a_container_that_restarts_logs_in_again_before_envoy_starts() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     let mut first = pod.run();
@@ -157,7 +312,7 @@ fn a_container_that_comes_back_logs_in_again_before_envoy_starts() {
 }
 
 #[test]
-fn an_envoy_that_dies_leaves_the_token_to_the_container_that_comes() {
+fn an_envoy_that_crashes_leaves_the_token_for_the_restarted_container() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     let mut sidecar = pod.run();
@@ -170,10 +325,10 @@ fn an_envoy_that_dies_leaves_the_token_to_the_container_that_comes() {
     assert!(agent.asked(Route::Login).is_empty());
 }
 
-/// A rotated token does nothing. Reported in
+/// A rotated token had no effect. Reported in
 /// <https://github.com/hashicorp/consul/issues/11949>.
 #[test]
-fn a_token_that_somebody_else_deleted_is_had_anew_and_registered_with() {
+fn a_deleted_token_is_replaced_by_a_login_and_a_registration_with_the_new_one() {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20));
     let pod = pod(&agent);
@@ -189,14 +344,14 @@ fn a_token_that_somebody_else_deleted_is_had_anew_and_registered_with() {
     await_alive(&agent);
     assert_eq!(agent.tokens(), tokens(&["token-1"]));
     assert_has_token(&pod, "token-1");
-    sidecar.await_log("registered again: its ACL token was gone");
+    sidecar.await_log("registered again: its ACL token no longer existed");
     assert!(!sidecar.log().contains("token-1"), "{}", sidecar.log());
 }
 
-/// A container that was killed between its login and the registration leaves one
-/// that was made with a token that is gone.
+/// A container that was killed between its login and the registration leaves a registration
+/// made with a token that no longer exists.
 #[test]
-fn a_container_that_starts_registers_with_the_token_that_it_has() {
+fn a_container_that_starts_registers_with_its_current_token() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     agent.forget_requests();
@@ -209,10 +364,10 @@ fn a_container_that_starts_registers_with_the_token_that_it_has() {
     }
 }
 
-/// A container that was killed between its login and the bootstrap's new token
-/// leaves the old one in there.
+/// A container that was killed between its login and the update of the bootstrap leaves the
+/// old token in the bootstrap.
 #[test]
-fn a_container_that_starts_gives_envoy_the_token_that_it_has() {
+fn a_container_that_starts_gives_envoy_its_current_token() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     agent.have_token("token-7");
@@ -223,10 +378,10 @@ fn a_container_that_starts_gives_envoy_the_token_that_it_has() {
     assert!(agent.asked(Route::Login).is_empty());
 }
 
-/// The agent remembers for 30 s that it did not find the token. Reported in
+/// The agent caches for 30 s that it did not find the token. Reported in
 /// <https://github.com/hashicorp/consul-k8s/pull/887>.
 #[test]
-fn an_agent_that_does_not_know_a_good_token_yet_is_waited_for() {
+fn registering_waits_for_an_agent_that_does_not_know_a_valid_token_yet() {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20));
     let pod = pod(&agent);
@@ -238,7 +393,7 @@ fn an_agent_that_does_not_know_a_good_token_yet_is_waited_for() {
 }
 
 #[test]
-fn an_agent_that_does_not_log_out_is_given_up_and_said() {
+fn a_logout_that_the_agent_rejects_is_abandoned_with_a_warning() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     let mut sidecar = pod.run_with(&["--drain-timeout", "300ms"]);
@@ -248,18 +403,18 @@ fn an_agent_that_does_not_log_out_is_given_up_and_said() {
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
     sidecar.await_log("the ACL token is left behind");
     sidecar.await_log("MaxTokenTTL");
-    // It is still the truth: whoever comes next uses it.
+    // The token is still valid, and the next start of the container uses it.
     assert_eq!(pod.read("acl-token").as_deref(), Some("token-0"));
 }
 
-/// A change of leaders takes longer than the logout once was tried for.
+/// An election of a leader takes longer than earlier releases retried the logout.
 #[test]
-fn a_logout_is_tried_for_as_long_as_the_pods_end_may_take() {
+fn a_logout_is_retried_for_as_long_as_the_shutdown_may_take() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     let mut sidecar = pod.run();
     await_alive(&agent);
-    // With the pauses between them, these take more than two seconds.
+    // With the pauses in between, these take more than two seconds.
     agent.fault(Route::Logout, Fault::Status(500, "No cluster leader"), Times::N(6));
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
@@ -267,9 +422,10 @@ fn a_logout_is_tried_for_as_long_as_the_pods_end_may_take() {
     assert_eq!(pod.read("acl-token"), None);
 }
 
-/// The kubelet's SIGKILL won. Whatever hangs, each part of the end has its turn.
+/// The kubelet's SIGKILL came first: whatever hangs, each part of the shutdown must get its
+/// time.
 #[test]
-fn with_an_agent_that_hangs_and_connections_that_stay_each_part_of_the_end_is_tried() {
+fn each_part_of_the_shutdown_is_tried_when_the_agent_hangs_and_connections_stay_open() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     pod.envoy.has_connections(1);
@@ -291,7 +447,7 @@ fn with_an_agent_that_hangs_and_connections_that_stay_each_part_of_the_end_is_tr
     for what in [
         "web-0-web-sidecar-proxy is left on the agent",
         "web-0-web is left on the agent",
-        "open connections are cut",
+        "closing open connections",
         "the ACL token is left behind",
     ] {
         sidecar.await_log(what);
@@ -299,9 +455,8 @@ fn with_an_agent_that_hangs_and_connections_that_stay_each_part_of_the_end_is_tr
     assert_eq!(pod.read("acl-token").as_deref(), Some("token-0"));
 }
 
-/// A logout that hangs has an end, too.
 #[test]
-fn a_logout_that_hangs_does_not_keep_the_sidecar_from_ending() {
+fn a_logout_that_hangs_does_not_keep_the_sidecar_from_exiting() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     let mut sidecar = pod.run_with(&["--drain-timeout", "100ms"]);
@@ -313,8 +468,27 @@ fn a_logout_that_hangs_does_not_keep_the_sidecar_from_ending() {
     assert_nothing_left(&agent);
 }
 
+/// It would be gone from the agent, and the agent could not tell the servers.
 #[test]
-fn the_hook_leaves_the_token_to_envoy() {
+fn the_hook_leaves_a_registration_whose_token_no_longer_exists_to_the_sidecar() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    // The agent still accepts the token.
+    agent.fault(Route::TokenSelf, NOT_FOUND, Times::N(3));
+    let hook = pod.deregister(&[]);
+    hook.code(77).says(&["the ACL token no longer exists", "hint:"]);
+    assert!(pod.is_buried());
+    assert!(agent.asked(Route::Deregister).is_empty());
+    pod.envoy.await_asked("POST /drain_listeners");
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_deregistered_with_another_token(&agent, &pod, &sidecar.log());
+}
+
+#[test]
+fn the_hook_does_not_log_out() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     pod.deregister(&[]).code(0);
@@ -322,9 +496,9 @@ fn the_hook_leaves_the_token_to_envoy() {
     assert_eq!(agent.tokens(), tokens(&["token-0"]));
 }
 
-/// A token that ends leaves Envoy without configuration.
+/// A token that expires leaves Envoy without configuration.
 #[test]
-fn a_token_is_replaced_before_it_ends_and_envoy_reads_it_from_its_file() {
+fn a_token_is_replaced_before_it_expires_and_envoy_reads_the_new_one_from_its_file() {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20)).tokens_end(Some(3600));
     let pod = pod(&agent);
@@ -342,23 +516,23 @@ fn a_token_is_replaced_before_it_ends_and_envoy_reads_it_from_its_file() {
         });
     }
     agent.tokens_end(None);
-    // The one that was replaced is not left.
+    // The replaced token is logged out.
     agent.await_that("the first token to be logged out", |state| {
         state.requests.iter().any(|request| {
             request.path.ends_with("/logout") && request.token.as_deref() == Some("token-0")
         })
     });
     assert!(pod.read("envoy-acl-token.json").unwrap().contains("token-"));
-    assert!(!sidecar.log().contains("restarted in place"), "{}", sidecar.log());
+    assert!(!sidecar.log().contains("restarting Envoy"), "{}", sidecar.log());
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
     assert_eq!(agent.tokens(), tokens(&[]));
 }
 
-/// Static stability: a token that can't be replaced yet, because the servers are away,
-/// is good for a while, and so are the TTL checks.
+/// A token that can't be replaced yet, because the servers are away, is valid for some
+/// time, and heartbeats continue.
 #[test]
-fn a_token_that_cannot_be_replaced_yet_costs_no_heartbeat() {
+fn heartbeats_continue_while_a_token_cannot_be_replaced() {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20)).tokens_end(Some(3600));
     agent.fault(Route::Login, Fault::Status(500, "No cluster leader"), Times::Always);
@@ -368,7 +542,7 @@ fn a_token_that_cannot_be_replaced_yet_costs_no_heartbeat() {
     let logins = agent.until("a heartbeat after a login that failed", |state| {
         let mut requests = state.requests.iter();
         requests.position(|request| is(request, "/login"))?;
-        // The first of them is passed already.
+        // The first of these has passed already.
         let mut logins = 1;
         for request in requests {
             logins += usize::from(is(request, "/login"));
@@ -378,7 +552,7 @@ fn a_token_that_cannot_be_replaced_yet_costs_no_heartbeat() {
         }
         None
     });
-    // With the pauses between them, that is a few seconds' worth.
+    // With the pauses in between, that is a few seconds' worth.
     assert!(logins < 8, "{logins} logins: {}", sidecar.log());
     agent.heal();
     agent.await_that("another token", |state| {
@@ -386,10 +560,10 @@ fn a_token_that_cannot_be_replaced_yet_costs_no_heartbeat() {
     });
 }
 
-/// A token that was deleted, and another that its owner puts into the file that
-/// `connect-init` was given.
+/// The token was deleted, and its owner writes another to the file that `connect-init` was
+/// given.
 #[test]
-fn a_static_token_that_is_refused_is_read_again_from_where_it_came() {
+fn a_static_token_that_is_rejected_is_read_again_from_its_original_file() {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20));
     let pod = pod(&agent);
@@ -408,7 +582,7 @@ fn a_static_token_that_is_refused_is_read_again_from_where_it_came() {
         assert_eq!(register.token.as_deref(), Some("token-9"), "{id}");
     }
     assert_has_token(&pod, "token-9");
-    // Where the original can't be read, the copy is as good.
+    // If the original can't be read, the copy is used.
     pod.remove("original");
     agent.forget_requests();
     await_alive(&agent);
@@ -417,9 +591,9 @@ fn a_static_token_that_is_refused_is_read_again_from_where_it_came() {
     assert!(!sidecar.log().contains("token-9"), "{}", sidecar.log());
 }
 
-/// A container that starts again, after its token was replaced meanwhile.
+/// The token file was rewritten before the container restarted.
 #[test]
-fn a_container_that_starts_takes_the_token_from_where_it_came() {
+fn a_container_that_starts_reads_the_token_from_its_original_file() {
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     has_static_token(&pod, Some("original"));
@@ -435,9 +609,9 @@ fn a_container_that_starts_takes_the_token_from_where_it_came() {
     assert!(bootstrap.contains("token-8"), "{bootstrap}");
 }
 
-/// A token that is replaced before anybody refuses it.
+/// The token file is rewritten before the agent rejects the old token.
 #[test]
-fn a_static_token_is_read_again_from_its_file() {
+fn a_rewritten_token_file_is_read_again() {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20));
     let pod = pod(&agent);

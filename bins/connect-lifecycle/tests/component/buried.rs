@@ -1,17 +1,17 @@
-//! The registration, never made again after it was taken back (pain 3).
+//! A pod that was deregistered is never registered again.
 
 use testkit::process::await_that;
 use testkit::{Fault, Port, Process, Route, ScriptedAgent, Times};
 
 use crate::pod::{PROXY, PROXY_LEASE, Pod, SERVICE, assert_nothing_left, await_alive};
 
-/// The sidecar has understood that its registration is to go.
+/// Waits until the sidecar has noticed the tombstone.
 fn await_end_of_keeping(sidecar: &Process) {
-    sidecar.await_log("the registration was taken back: it is kept no longer");
+    sidecar.await_log("the pod was deregistered: no longer maintaining it");
 }
 
 #[test]
-fn what_was_taken_back_does_not_come_back() {
+fn a_deregistered_pod_is_not_registered_again() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let sidecar = pod.run();
@@ -23,12 +23,12 @@ fn what_was_taken_back_does_not_come_back() {
 }
 
 #[test]
-fn what_was_taken_back_does_not_come_back_when_the_agent_is_wiped() {
+fn a_deregistered_pod_is_not_registered_again_when_the_agent_loses_its_state() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let sidecar = pod.run();
     await_alive(&agent);
-    // The hook can do nothing, and then the agent is as good as new.
+    // The hook can't reach the agent, which then comes back empty.
     agent.stop_listening();
     pod.deregister(&["--timeout", "200ms"]).code(69);
     agent.wipe();
@@ -39,7 +39,7 @@ fn what_was_taken_back_does_not_come_back_when_the_agent_is_wiped() {
 }
 
 #[test]
-fn what_was_taken_back_does_not_come_back_when_its_entry_is_changed() {
+fn a_deregistered_pod_is_not_registered_again_when_its_entry_is_changed() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let sidecar = pod.run();
@@ -51,9 +51,10 @@ fn what_was_taken_back_does_not_come_back_when_its_entry_is_changed() {
     assert!(agent.asked(Route::Register).is_empty());
 }
 
-/// What could not be taken back ends with its lease: so that is not renewed.
+/// An entry that could not be deregistered goes away when its TTL check expires, so there
+/// must be no heartbeats.
 #[test]
-fn what_could_not_be_taken_back_is_not_kept_alive() {
+fn an_entry_that_could_not_be_deregistered_gets_no_heartbeats() {
     let agent = ScriptedAgent::start();
     let port = Port::keep();
     let pod = Pod::with_application(&agent, &port);
@@ -62,7 +63,7 @@ fn what_could_not_be_taken_back_is_not_kept_alive() {
     agent.fault(Route::Deregister, Fault::Status(403, "Permission denied"), Times::Always);
     pod.deregister(&[]).code(77);
     agent.forget_requests();
-    // Something to report, before the lease is due.
+    // Something to report, before the next heartbeat is due.
     let _listener = port.listen();
     await_end_of_keeping(&sidecar);
     assert!(agent.asked(Route::Update).is_empty(), "{:#?}", agent.requests());
@@ -70,7 +71,7 @@ fn what_could_not_be_taken_back_is_not_kept_alive() {
 }
 
 #[test]
-fn a_registration_that_is_under_way_is_waited_for_and_taken_back() {
+fn a_registration_in_progress_is_waited_for_and_deregistered() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     agent.wipe();
@@ -84,10 +85,10 @@ fn a_registration_that_is_under_way_is_waited_for_and_taken_back() {
     assert_nothing_left(&agent);
 }
 
-/// A registration that takes longer than the hook has time is taken back by
-/// whoever made it.
+/// A registration that takes longer than the hook waits is rolled back by the process that
+/// made it.
 #[test]
-fn a_registration_that_comes_after_the_hook_lost_patience_is_taken_back() {
+fn a_registration_that_completes_after_the_hook_gave_up_is_rolled_back() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     agent.wipe();
@@ -102,9 +103,9 @@ fn a_registration_that_comes_after_the_hook_lost_patience_is_taken_back() {
     assert_nothing_left(&agent);
 }
 
-/// Half of it may have arrived.
+/// The service may have been registered before the proxy failed.
 #[test]
-fn a_registration_that_fails_after_the_hook_lost_patience_is_taken_back() {
+fn a_registration_that_fails_after_the_hook_gave_up_is_rolled_back() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     agent.wipe();
@@ -119,7 +120,7 @@ fn a_registration_that_fails_after_the_hook_lost_patience_is_taken_back() {
 }
 
 #[test]
-fn a_container_that_starts_again_registers_again() {
+fn a_container_that_restarts_registers_again() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.deregister(&[]).code(0);

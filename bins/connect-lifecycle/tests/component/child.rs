@@ -1,4 +1,4 @@
-//! Signals passed on, orphans reaped.
+//! Signals are forwarded, and orphans are reaped.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use testkit::{Process, ScriptedAgent};
 use crate::pod::Pod;
 
 #[test]
-fn the_command_gets_its_arguments_as_they_are() {
+fn the_command_gets_its_arguments_unchanged() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let script =
@@ -19,7 +19,7 @@ fn the_command_gets_its_arguments_as_they_are() {
 
 /// Envoy reopens its log files on SIGUSR1.
 #[test]
-fn signals_that_do_not_ask_to_end_are_passed_on() {
+fn signals_that_do_not_mean_exit_are_forwarded() {
     for (signal, name) in [
         (Signal::SIGHUP, "HUP"),
         (Signal::SIGQUIT, "QUIT"),
@@ -37,8 +37,7 @@ fn signals_that_do_not_ask_to_end_are_passed_on() {
     }
 }
 
-/// As process 1 of a container it inherits whatever the container's processes
-/// leave behind.
+/// As process 1 of a container it inherits the container's orphans.
 #[test]
 fn orphans_are_reaped() {
     const NAMESPACE: [&str; 5] = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
@@ -48,13 +47,13 @@ fn orphans_are_reaped() {
         command
     };
     if !namespace().arg("true").status().is_ok_and(|status| status.success()) {
-        eprintln!("skipped: `unshare` can't make a PID namespace here, so there is no process 1");
+        eprintln!("skipped: `unshare` cannot make a PID namespace here, so there is no process 1");
         return;
     }
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let run = pod.command("run", &["--log-level", "debug"]);
-    // The middle process ends first, and leaves the inner one to process 1.
+    // The middle process exits first, so that the inner one is reparented to process 1.
     let script = "sh -c 'sh -c \"exit 0\" &'; read code";
     let mut sidecar = Process::start(
         namespace()

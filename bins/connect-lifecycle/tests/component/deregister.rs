@@ -7,7 +7,7 @@ use testkit::{Fault, Route, ScriptedAgent, Times};
 use crate::pod::{PROXY, Pod, SERVICE, assert_nothing_left};
 
 #[test]
-fn the_proxy_goes_first_and_both_are_seen_to_be_gone() {
+fn the_proxy_is_deregistered_first_and_both_are_confirmed_to_be_gone() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.deregister(&[]).code(0);
@@ -30,7 +30,7 @@ fn the_proxy_goes_first_and_both_are_seen_to_be_gone() {
 }
 
 #[test]
-fn the_tombstone_is_written_before_anything_is_sent() {
+fn the_tombstone_is_written_before_any_request() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let held = agent.hold(Route::Any);
@@ -42,20 +42,20 @@ fn the_tombstone_is_written_before_anything_is_sent() {
 }
 
 #[test]
-fn what_the_agent_does_not_have_is_gone() {
+fn an_entry_that_the_agent_does_not_have_counts_as_deregistered() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     agent.wipe();
     pod.deregister(&[]).code(0);
-    // A registration that is on its way yet would be taken back, too.
+    // It sends the request anyway, in case a registration arrives late.
     assert_eq!(agent.asked(Route::Deregister).len(), 2);
     assert!(agent.services().is_empty());
 }
 
-/// The other pod of this name would be out of service. Reported in
+/// It would take another pod of this name out of service. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/690>.
 #[test]
-fn an_entry_that_is_another_pods_by_now_is_left_alone() {
+fn an_entry_that_now_belongs_to_another_pod_is_not_deregistered() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let other = json!({"ID": SERVICE, "Name": "web", "Address": "10.0.0.8"});
@@ -66,7 +66,7 @@ fn an_entry_that_is_another_pods_by_now_is_left_alone() {
 }
 
 #[test]
-fn doing_it_twice_is_no_error() {
+fn deregistering_twice_succeeds() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.deregister(&[]).code(0);
@@ -74,10 +74,10 @@ fn doing_it_twice_is_no_error() {
     assert_nothing_left(&agent);
 }
 
-/// The first failure aborts the rest. Reported in
+/// The first failure aborted the rest. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/540>.
 #[test]
-fn each_is_tried_even_if_the_other_fails() {
+fn each_entry_is_tried_even_if_the_other_fails() {
     for (stays, goes) in [(PROXY, SERVICE), (SERVICE, PROXY)] {
         let agent = ScriptedAgent::start();
         let pod = Pod::of(&agent);
@@ -98,7 +98,7 @@ fn each_is_tried_even_if_the_other_fails() {
 }
 
 #[test]
-fn trouble_that_passes_is_waited_out() {
+fn temporary_errors_are_retried() {
     for fault in [
         Fault::Status(500, "No cluster leader"),
         Fault::Status(429, ""),
@@ -116,7 +116,7 @@ fn trouble_that_passes_is_waited_out() {
 }
 
 #[test]
-fn an_agent_that_is_down_is_given_up_at_the_deadline() {
+fn it_gives_up_on_an_agent_that_is_down_at_the_deadline() {
     let agent = ScriptedAgent::absent();
     let pod = Pod::of(&agent);
     pod.deregister(&["--timeout", "500ms"]).code(69).says(&[
@@ -130,7 +130,7 @@ fn an_agent_that_is_down_is_given_up_at_the_deadline() {
 }
 
 #[test]
-fn an_agent_that_hangs_on_one_gets_the_other_and_is_given_up_at_the_deadline() {
+fn an_agent_that_hangs_on_one_entry_still_deregisters_the_other() {
     for (stays, goes) in [(PROXY, SERVICE), (SERVICE, PROXY)] {
         let agent = ScriptedAgent::start();
         let pod = Pod::of(&agent);
@@ -141,10 +141,10 @@ fn an_agent_that_hangs_on_one_gets_the_other_and_is_given_up_at_the_deadline() {
     }
 }
 
-/// "success" though an ACL was in the way. Reported in
+/// The agent reports success although an ACL prevented the deregistration. Reported in
 /// <https://github.com/hashicorp/consul/issues/17218>.
 #[test]
-fn an_agent_that_says_it_did_without_doing_it_is_not_believed() {
+fn a_reported_success_is_verified() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     agent.fault(Route::Deregister, Fault::Status(200, ""), Times::Always);
@@ -154,7 +154,7 @@ fn an_agent_that_says_it_did_without_doing_it_is_not_believed() {
 }
 
 #[test]
-fn sigterm_does_not_cut_it_short() {
+fn sigterm_does_not_interrupt_the_hook() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let held = agent.hold(Route::Deregister.of(SERVICE));
@@ -167,7 +167,7 @@ fn sigterm_does_not_cut_it_short() {
 }
 
 #[test]
-fn a_tombstone_that_cannot_be_written_is_said_and_hinders_nothing() {
+fn a_tombstone_that_cannot_be_written_is_logged_and_the_hook_continues() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.make_folder("deregistered");
@@ -176,7 +176,7 @@ fn a_tombstone_that_cannot_be_written_is_said_and_hinders_nothing() {
 }
 
 #[test]
-fn a_missing_record_is_reported_with_what_to_do() {
+fn a_missing_record_is_reported_with_a_hint() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.remove("registration.json");
@@ -193,7 +193,7 @@ fn a_missing_record_is_reported_with_what_to_do() {
 /// An old preStop hook and a new agent. Reported in
 /// <https://github.com/istio/istio/issues/16432>.
 #[test]
-fn a_record_of_another_release_is_followed_or_refused() {
+fn a_record_of_another_release_is_used_or_rejected() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let record = pod.record(&agent, pod.envoy.admin());

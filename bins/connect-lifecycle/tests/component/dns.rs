@@ -26,7 +26,7 @@ struct Served {
 }
 
 impl Served {
-    /// With the agent's DNS there, and these nameservers.
+    /// With that address of the agent's DNS, and these nameservers.
     fn by(agent_dns: SocketAddr, nameservers: &[SocketAddr]) -> Self {
         Self::with(agent_dns, nameservers, &[])
     }
@@ -65,7 +65,7 @@ fn resolv_conf(nameservers: &[SocketAddr]) -> String {
 }
 
 #[test]
-fn names_under_the_domain_are_asked_of_the_agent_and_others_of_the_nameserver() {
+fn names_under_the_domain_go_to_the_agent_and_others_to_the_nameserver() {
     let (agent, cluster) = (Nameserver::with(AGENT), Nameserver::with(CLUSTER));
     let served = Served::by(agent.address(), &[cluster.address()]);
     let client = served.client();
@@ -75,7 +75,7 @@ fn names_under_the_domain_are_asked_of_the_agent_and_others_of_the_nameserver() 
         ("web.service.dc1.CONSUL", AGENT),
         ("consul", AGENT),
         ("kubernetes.default.svc.cluster.local", CLUSTER),
-        // As a search list with ndots:5 has it.
+        // As a client with a search list and ndots:5 asks.
         ("web.virtual.consul.default.svc.cluster.local", CLUSTER),
         ("notconsul", CLUSTER),
     ] {
@@ -90,7 +90,7 @@ fn names_under_the_domain_are_asked_of_the_agent_and_others_of_the_nameserver() 
 }
 
 #[test]
-fn the_domain_is_the_agents_own() {
+fn the_domain_can_be_set() {
     let (agent, cluster) = (Nameserver::with(AGENT), Nameserver::with(CLUSTER));
     let flags = ["--consul-domain", "mesh.example."];
     let served = Served::with(agent.address(), &[cluster.address()], &flags);
@@ -101,9 +101,9 @@ fn the_domain_is_the_agents_own() {
 }
 
 #[test]
-fn an_answer_is_passed_on_as_it_is() {
+fn an_answer_is_forwarded_unchanged() {
     let nxdomain = |message: &[u8]| fail(message, NXDOMAIN);
-    // Truncated by UDP, and larger than any datagram by TCP.
+    // Truncated over UDP, and larger than any datagram over TCP.
     let long = |message: &[u8]| [answer(message, CLUSTER), vec![0; 60_000]].concat();
     let cluster = Nameserver::start(move |asked| match (asked.name.as_str(), asked.by_tcp) {
         ("long.example", false) => {
@@ -127,7 +127,7 @@ fn an_answer_is_passed_on_as_it_is() {
     send(&mut stream, &question);
     assert_eq!(read(&mut stream), Some(long(&question)));
 
-    // An EDNS record with a cookie, and a checking-disabled flag.
+    // An EDNS record with a cookie, and the checking-disabled flag.
     let mut edns = query(3, "edns.example");
     edns[3] |= 0x10;
     edns[11] = 1;
@@ -138,7 +138,7 @@ fn an_answer_is_passed_on_as_it_is() {
 }
 
 #[test]
-fn a_dead_agent_costs_only_its_own_names() {
+fn only_names_under_the_domain_fail_when_the_agent_is_down() {
     let port = Port::keep();
     let cluster = Nameserver::with(CLUSTER);
     let served = Served::by(port.address(), &[cluster.address()]);
@@ -159,16 +159,16 @@ fn a_dead_agent_costs_only_its_own_names() {
     let _agent = Nameserver::start_at(&port, |asked| vec![answer(&asked.message, AGENT)]);
     assert_eq!(client.ask(&consul), answer(&consul, AGENT));
     served.sidecar.await_log("the agent's DNS answers again");
-    // Said once, however many were refused.
+    // Logged once, however many queries failed.
     assert_eq!(served.sidecar.log().matches("does not answer").count(), 1);
 }
 
 #[test]
-fn a_refusal_is_not_waited_for() {
+fn a_refused_query_fails_at_once() {
     let (gone, silent, second) = (Port::keep(), Nameserver::silent(), Nameserver::with(OTHER));
     let served = Served::by(gone.address(), &[silent.address(), second.address()]);
     let client = served.client();
-    // The silent nameserver is waited for; the refusal of the agent comes by itself.
+    // The query to the silent nameserver waits; the agent's refusal arrives by itself.
     let (slow, refused) = (query(1, "a.example"), query(2, "a.consul"));
     client.send(&slow);
     client.send(&refused);
@@ -178,14 +178,14 @@ fn a_refusal_is_not_waited_for() {
 }
 
 #[test]
-fn an_agent_that_is_silent_keeps_nobody_waiting_for_good() {
+fn queries_to_a_silent_agent_end_with_servfail() {
     let (agent, cluster) = (Nameserver::silent(), Nameserver::with(CLUSTER));
     let served = Served::by(agent.address(), &[cluster.address()]);
     let consul = query(1, "web.virtual.consul");
     let mut stream = connect(served.address());
     send(&mut stream, &consul);
     let waits = served.client();
-    // More than there are places to the agent.
+    // More than may wait for the agent at once.
     for id in 0..100 {
         waits.send(&query(id, "web.virtual.consul"));
     }
@@ -211,7 +211,7 @@ fn the_next_nameserver_is_asked_when_one_is_silent_or_gone() {
     send(&mut stream, &question);
     assert_eq!(read(&mut stream), Some(answer(&question, OTHER)));
 
-    // From then on the silent one is asked last.
+    // From now on the silent one is asked last.
     let mut names = (0..).map(|number| format!("n{number}.example"));
     loop {
         let name = names.next().unwrap();
@@ -223,9 +223,9 @@ fn the_next_nameserver_is_asked_when_one_is_silent_or_gone() {
     }
 }
 
-/// What a C library does with several nameservers in its resolv.conf.
+/// As the C library does with several nameservers in its resolv.conf.
 #[test]
-fn the_next_nameserver_is_asked_when_one_cannot_tell() {
+fn the_next_nameserver_is_asked_when_one_returns_an_error() {
     for failure in [SERVFAIL, 4, 5] {
         let first = Nameserver::start(move |asked| vec![fail(&asked.message, failure)]);
         let second = Nameserver::start(|asked| match asked.name.as_str() {
@@ -236,7 +236,7 @@ fn the_next_nameserver_is_asked_when_one_cannot_tell() {
         let client = served.client();
         let known = query(1, "a.example");
         assert_eq!(client.ask(&known), answer(&known, OTHER));
-        // Where nobody knows better, the first one's word counts.
+        // If none has an answer, the first one's error counts.
         let unknown = query(2, "b.example");
         assert_eq!(client.ask(&unknown), fail(&unknown, failure));
         let consul = query(3, "a.consul");
@@ -245,7 +245,7 @@ fn the_next_nameserver_is_asked_when_one_cannot_tell() {
 }
 
 #[test]
-fn a_name_that_does_not_exist_is_asked_of_one_nameserver() {
+fn one_nameserver_is_enough_for_a_name_that_does_not_exist() {
     let first = Nameserver::start(|asked| vec![fail(&asked.message, NXDOMAIN)]);
     let second = Nameserver::with(OTHER);
     let served = Served::by(first.address(), &[first.address(), second.address()]);
@@ -274,17 +274,17 @@ fn nameservers_are_read_again_when_the_file_changes() {
     let changed = resolv_conf(&[second.address()]) + "# by the kubelet\n";
     served.pod.write("resolv.conf", &changed);
     assert_eq!(served.client().ask(&question), answer(&question, OTHER));
-    // What can't be read changes nothing.
+    // A file that can't be read changes nothing.
     served.pod.remove("resolv.conf");
     assert_eq!(served.client().ask(&question), answer(&question, OTHER));
 }
 
 #[test]
-fn a_forged_answer_is_not_believed() {
+fn a_forged_answer_is_ignored() {
     const FORGED: [u8; 4] = [6, 6, 6, 6];
     let cluster = Nameserver::start(|asked| {
         let forged = answer(&asked.message, FORGED);
-        // From elsewhere, with everything right.
+        // Correct, but from another address.
         let elsewhere = UdpSocket::bind("127.0.0.1:0").unwrap();
         let _ = elsewhere.send_to(&forged, asked.from);
         let mut other_id = forged.clone();
@@ -316,12 +316,12 @@ fn each_query_has_its_own_port_and_id() {
 }
 
 #[test]
-fn a_malformed_query_does_no_harm() {
+fn malformed_queries_are_answered_with_an_error_or_ignored() {
     let cluster = Nameserver::with(CLUSTER);
     let served = Served::by(cluster.address(), &[cluster.address()]);
     let client = served.client();
     let good = query(9, "a.example");
-    // No answer to these, so that two servers never talk to each other.
+    // No answer to these, so that two servers never answer each other in a loop.
     for noise in [&b""[..], b"x", &good[..11], &answer(&good, AGENT)] {
         client.send(noise);
     }
@@ -345,7 +345,7 @@ fn a_malformed_query_does_no_harm() {
     assert_eq!(read(&mut stream).unwrap(), formerr);
     send(&mut stream, &good);
     assert_eq!(read(&mut stream), Some(answer(&good, CLUSTER)));
-    // Who sends what is no query has nothing more to say.
+    // The connection is closed after a message that is not a query.
     for noise in [&b""[..], b"x", &answer(&good, AGENT), &huge] {
         let mut stream = connect(served.address());
         send(&mut stream, noise);
@@ -355,7 +355,7 @@ fn a_malformed_query_does_no_harm() {
 }
 
 #[test]
-fn in_a_flood_the_oldest_query_makes_room() {
+fn in_a_flood_new_queries_evict_the_oldest() {
     const PLACES: u16 = 128;
     const MORE: u16 = 40;
     let cluster = Nameserver::start(|asked| match asked.name.as_str() {
@@ -375,7 +375,7 @@ fn in_a_flood_the_oldest_query_makes_room() {
 
     let sockets = std::fs::read_dir(format!("/proc/{}/fd", served.sidecar.id())).unwrap().count();
     assert!(sockets < usize::from(PLACES) + 40, "{sockets}");
-    // Others are answered all the same.
+    // Other names are still answered.
     for (name, address) in [("fast.example", CLUSTER), ("web.virtual.consul", AGENT)] {
         let question = query(1, name);
         assert_eq!(served.client().ask(&question), answer(&question, address));
@@ -383,13 +383,13 @@ fn in_a_flood_the_oldest_query_makes_room() {
 }
 
 #[test]
-fn queries_on_one_connection_are_answered_in_turn() {
+fn queries_on_one_connection_are_answered_in_order() {
     let cluster = Nameserver::with(CLUSTER);
     let served = Served::by(cluster.address(), &[cluster.address()]);
     let mut stream = connect(served.address());
     let queries: Vec<_> = (0..5).map(|id| query(id, &format!("n{id}.example"))).collect();
     for query in &queries {
-        // Byte by byte, as segments may come.
+        // Byte by byte, as TCP may deliver it.
         let length = u16::try_from(query.len()).unwrap().to_be_bytes();
         for byte in length.iter().chain(query) {
             stream.write_all(&[*byte]).unwrap();
@@ -401,7 +401,7 @@ fn queries_on_one_connection_are_answered_in_turn() {
 }
 
 #[test]
-fn the_connection_that_is_idle_longest_makes_room() {
+fn a_new_connection_evicts_the_one_idle_longest() {
     const CONNECTIONS: u16 = 64;
     let cluster = Nameserver::with(CLUSTER);
     let served = Served::by(cluster.address(), &[cluster.address()]);
@@ -414,7 +414,7 @@ fn the_connection_that_is_idle_longest_makes_room() {
     for (stream, id) in streams.iter_mut().zip(0..) {
         ask(stream, id);
     }
-    // The first one is now the one that was used last.
+    // The first connection is now the most recently used.
     ask(&mut streams[0], 100);
     let mut newcomer = connect(served.address());
     ask(&mut newcomer, 200);
@@ -435,7 +435,7 @@ fn an_idle_connection_is_closed() {
 }
 
 #[test]
-fn dns_is_served_while_connections_are_drained_and_keeps_nothing_from_ending() {
+fn dns_is_served_during_the_drain_and_does_not_delay_the_exit() {
     let cluster = Nameserver::start(|asked| match asked.name.as_str() {
         "slow.example" => vec![],
         _ => vec![answer(&asked.message, CLUSTER)],
@@ -447,14 +447,14 @@ fn dns_is_served_while_connections_are_drained_and_keeps_nothing_from_ending() {
     let question = query(1, "a.example");
     assert_eq!(served.client().ask(&question), answer(&question, CLUSTER));
     served.client().send(&query(2, "slow.example"));
-    await_that("the query to be passed on", || cluster.knows("slow.example"));
+    await_that("the query to be forwarded", || cluster.knows("slow.example"));
     let _stream = connect(served.address());
     served.pod.envoy.has_connections(0);
     assert_eq!(served.sidecar.end(), Some(0), "{}", served.sidecar.log());
 }
 
 #[test]
-fn a_port_in_use_and_an_agent_without_address_are_said() {
+fn a_port_in_use_and_an_agent_without_an_ip_address_are_reported() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -462,7 +462,7 @@ fn a_port_in_use_and_an_agent_without_address_are_said() {
     let mut sidecar = pod.run_with(&["--dns-port", &port]);
     assert_eq!(sidecar.end(), Some(1));
     sidecar.await_log(&format!("cannot serve DNS at 127.0.0.1:{port}: Address already in use"));
-    sidecar.await_log("hint: let --dns-port be a port that nothing in the pod uses");
+    sidecar.await_log("hint: set --dns-port to a port that nothing in the pod uses");
 
     let mut record = pod.record(&agent, pod.envoy.admin());
     record["agent"]["http_addr"] = "http://agent.example:8500".into();

@@ -1,4 +1,4 @@
-//! The end of the sidecar: asked for, or Envoy's own.
+//! How the sidecar shuts down: on a signal, or because Envoy exited.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ const DRAIN: &str = "POST /drain_listeners?inboundonly&graceful&skip_exit";
 const COUNT: &str = "GET /stats?usedonly";
 const QUIT: &str = "POST /quitquitquit";
 
-/// Deregister early, drain late, quit last. Reported in
+/// Deregister first, then drain, then stop Envoy. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/4463> and
 /// <https://github.com/hashicorp/consul-k8s/issues/536>.
 #[test]
@@ -26,7 +26,7 @@ fn sigterm_deregisters_then_drains_and_quits_when_no_connection_is_left() {
     await_alive(&agent);
     sidecar.signal(Signal::SIGTERM);
 
-    // It asks again and again for as long as there are connections.
+    // It polls for as long as there are connections.
     pod.envoy.await_asked(COUNT);
     pod.envoy.has_connections(1);
     let asked = pod.envoy.asked().len();
@@ -38,7 +38,7 @@ fn sigterm_deregisters_then_drains_and_quits_when_no_connection_is_left() {
 
     assert!(pod.is_buried());
     assert_nothing_left(&agent);
-    // Side by side.
+    // Both happen at the same time.
     let deregistered = [
         agent.await_request(Route::Deregister.of(PROXY)).at,
         agent.await_request(Route::Deregister.of(SERVICE)).at,
@@ -52,10 +52,10 @@ fn sigterm_deregisters_then_drains_and_quits_when_no_connection_is_left() {
     assert!(deregistered.is_sorted() && drained.is_sorted(), "{deregistered:?} {drained:?}");
 }
 
-/// Termination always takes the whole grace period. Reported in
+/// Termination always took the whole grace period. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/268>.
 #[test]
-fn an_idle_pod_ends_after_one_look() {
+fn an_idle_pod_exits_after_one_check() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let mut sidecar = pod.run();
@@ -63,13 +63,13 @@ fn an_idle_pod_ends_after_one_look() {
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
     let mut asked: Vec<_> = pod.envoy.asked().into_iter().map(|asked| asked.what).collect();
-    // The heartbeat looks, too.
-    asked.retain(|what| !what.contains("connected_state"));
+    // The heartbeat also checks.
+    asked.retain(|what| !what.contains("connected_state") && what != "GET /certs");
     assert_eq!(asked.len(), 3, "{asked:?}");
 }
 
 #[test]
-fn the_hook_and_then_sigterm_end_it_as_well() {
+fn the_hook_followed_by_sigterm_shuts_it_down_as_well() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let mut sidecar = pod.run();
@@ -82,7 +82,7 @@ fn the_hook_and_then_sigterm_end_it_as_well() {
 }
 
 #[test]
-fn connections_that_never_end_are_cut_at_the_budget() {
+fn connections_that_stay_open_are_closed_at_the_drain_timeout() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.has_connections(1);
@@ -90,12 +90,12 @@ fn connections_that_never_end_are_cut_at_the_budget() {
     await_alive(&agent);
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
-    sidecar.await_log("not all is over after 300ms: open connections are cut");
+    sidecar.await_log("drain timeout reached after 300ms: closing open connections");
     pod.envoy.await_asked(QUIT);
 }
 
 #[test]
-fn a_second_sigterm_cuts_connections() {
+fn a_second_sigterm_closes_connections() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.has_connections(1);
@@ -109,7 +109,7 @@ fn a_second_sigterm_cuts_connections() {
 }
 
 #[test]
-fn an_envoy_that_does_not_know_how_to_drain_still_keeps_its_connections() {
+fn an_envoy_that_cannot_drain_its_listeners_still_keeps_its_connections() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.refuses_drain();
@@ -121,14 +121,14 @@ fn an_envoy_that_does_not_know_how_to_drain_still_keeps_its_connections() {
     assert!(sidecar.is_running());
     pod.envoy.has_connections(0);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
-    sidecar.await_log("cannot tell clients to go elsewhere");
+    sidecar.await_log("cannot drain Envoy's listeners");
 }
 
-/// Envoy exits before the application. Clients that have not heard yet are sent to it,
-/// and it may still ask others. Reported in
+/// Envoy exited before the application, which still serves clients with stale endpoints and
+/// may still send requests to its upstreams. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/536>.
 #[test]
-fn an_idle_envoy_stays_while_the_application_listens() {
+fn an_idle_envoy_keeps_running_while_the_application_listens() {
     let agent = ScriptedAgent::start();
     let port = Port::keep();
     let pod = Pod::with_application(&agent, &port);
@@ -146,10 +146,10 @@ fn an_idle_envoy_stays_while_the_application_listens() {
     sidecar.await_log("no connection is in flight");
 }
 
-/// Nothing tells whether an application without a port still works; it may be idle
+/// Nothing shows whether an application without a port is still working; it may be idle
 /// right now and open its next upstream connection in a moment.
 #[test]
-fn a_pod_without_a_port_is_not_over_because_it_is_idle_for_a_moment() {
+fn a_pod_without_a_port_that_is_idle_for_a_moment_keeps_running() {
     let agent = ScriptedAgent::start();
     let pod = Pod::without_a_port(&agent);
     let mut sidecar = pod.run();
@@ -167,7 +167,7 @@ fn a_pod_without_a_port_is_not_over_because_it_is_idle_for_a_moment() {
 }
 
 #[test]
-fn an_application_that_never_ends_is_left_at_the_budget() {
+fn the_sidecar_exits_at_the_drain_timeout_even_if_the_application_does_not() {
     let agent = ScriptedAgent::start();
     let port = Port::keep();
     let pod = Pod::with_application(&agent, &port);
@@ -176,12 +176,12 @@ fn an_application_that_never_ends_is_left_at_the_budget() {
     await_alive(&agent);
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
-    sidecar.await_log("not all is over after 300ms: open connections are cut");
+    sidecar.await_log("drain timeout reached after 300ms: closing open connections");
 }
 
-/// Prometheus keeps its connections.
+/// Prometheus keeps its connections open.
 #[test]
-fn who_reads_envoys_own_pages_does_not_keep_it() {
+fn connections_to_envoys_metrics_do_not_delay_the_exit() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let listener = |name: &str, port| {
@@ -198,9 +198,9 @@ fn who_reads_envoys_own_pages_does_not_keep_it() {
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
 }
 
-/// Connections that can't be counted are not connections that are gone.
+/// An error does not mean that there are no connections.
 #[test]
-fn an_envoy_that_does_not_count_is_asked_until_it_does() {
+fn counting_connections_is_retried_until_envoy_answers() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.refuses_to_count(true);
@@ -211,7 +211,7 @@ fn an_envoy_that_does_not_count_is_asked_until_it_does() {
     let asked = pod.envoy.asked().len();
     testkit::process::await_that("further tries", || pod.envoy.asked().len() > asked + 2);
     assert!(sidecar.is_running());
-    sidecar.await_log("cannot count connections, and waits: Envoy answers /stats");
+    sidecar.await_log("cannot count open connections, still waiting: Envoy answers /stats");
     pod.envoy.refuses_to_count(false);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
     assert_eq!(sidecar.log().matches("cannot count").count(), 1, "{}", sidecar.log());
@@ -219,7 +219,7 @@ fn an_envoy_that_does_not_count_is_asked_until_it_does() {
 }
 
 #[test]
-fn an_envoy_that_never_counts_is_ended_at_the_budget() {
+fn an_envoy_that_never_reports_connections_is_stopped_at_the_drain_timeout() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.refuses_to_count(true);
@@ -227,15 +227,15 @@ fn an_envoy_that_never_counts_is_ended_at_the_budget() {
     await_alive(&agent);
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
-    sidecar.await_log("not all is over after 300ms: open connections are cut");
+    sidecar.await_log("drain timeout reached after 300ms: closing open connections");
     pod.envoy.await_asked(QUIT);
 }
 
-/// An agent that is gone must not keep the pod. Reported in
+/// An agent that is gone must not keep the pod running. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/540> and
 /// <https://github.com/hashicorp/consul-k8s/issues/714>.
 #[test]
-fn an_agent_that_is_down_or_hangs_does_not_keep_the_sidecar_from_ending() {
+fn an_agent_that_is_down_or_hangs_does_not_keep_the_sidecar_from_exiting() {
     for hangs in [false, true] {
         let agent = ScriptedAgent::start();
         let pod = Pod::of(&agent);
@@ -256,7 +256,7 @@ fn an_agent_that_is_down_or_hangs_does_not_keep_the_sidecar_from_ending() {
 }
 
 #[test]
-fn sigterm_during_a_registration_brings_it_to_its_end_and_takes_it_back() {
+fn sigterm_during_a_registration_finishes_it_and_then_deregisters() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     agent.wipe();
@@ -271,7 +271,7 @@ fn sigterm_during_a_registration_brings_it_to_its_end_and_takes_it_back() {
 }
 
 #[test]
-fn sigterm_during_a_registration_that_never_ends_is_bounded() {
+fn a_registration_that_hangs_delays_the_exit_only_to_the_deadline() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     agent.wipe();
@@ -283,10 +283,10 @@ fn sigterm_during_a_registration_that_never_ends_is_bounded() {
     assert_nothing_left(&agent);
 }
 
-/// An Envoy that ended is not hidden. Reported in
+/// A crash of Envoy must be visible. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/536>.
 #[test]
-fn an_envoy_that_dies_gives_its_exit_code_and_gets_no_more_clients() {
+fn an_envoy_that_crashes_sets_the_exit_code_and_gets_no_more_clients() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let mut sidecar = pod.run();
@@ -298,16 +298,16 @@ fn an_envoy_that_dies_gives_its_exit_code_and_gets_no_more_clients() {
         assert_eq!(check.status, "critical");
         assert!(check.output.contains("exit status: 7"), "{}", check.output);
     }
-    // The container starts again in a moment.
+    // The container restarts in a moment.
     assert!(!pod.is_buried());
     assert_eq!(agent.services().len(), 2);
 }
 
-/// A Job asks Envoy to end, and that is no failure. Reported in
+/// A Job tells Envoy to exit, which is not a failure. Reported in
 /// <https://github.com/hashicorp/consul/issues/6676> and
 /// <https://github.com/hashicorp/consul-k8s/issues/1791>.
 #[test]
-fn an_envoy_that_was_asked_to_end_ends_the_sidecar_well() {
+fn the_sidecar_shuts_down_gracefully_when_envoy_was_told_to_exit() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let mut sidecar = pod.run();
@@ -320,7 +320,7 @@ fn an_envoy_that_was_asked_to_end_ends_the_sidecar_well() {
 }
 
 #[test]
-fn each_half_is_told_that_envoy_died_even_if_the_other_cannot_be() {
+fn both_checks_become_critical_on_a_crash_even_if_one_update_fails() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let mut sidecar = pod.run();
@@ -336,7 +336,7 @@ fn each_half_is_told_that_envoy_died_even_if_the_other_cannot_be() {
 }
 
 #[test]
-fn an_envoy_that_a_signal_killed_gives_the_code_that_shells_give() {
+fn an_envoy_killed_by_a_signal_gives_the_exit_code_of_a_shell() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let mut sidecar = pod.run_command(&[], &["/bin/sh", "-c", "kill -9 $$"]);
@@ -344,7 +344,7 @@ fn an_envoy_that_a_signal_killed_gives_the_code_that_shells_give() {
 }
 
 #[test]
-fn an_envoy_whose_admin_interface_is_gone_is_ended_by_sigterm() {
+fn an_envoy_whose_admin_interface_is_gone_is_stopped_by_sigterm() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     // Nothing listens on port 1.
@@ -359,7 +359,7 @@ fn an_envoy_whose_admin_interface_is_gone_is_ended_by_sigterm() {
 }
 
 #[test]
-fn an_envoy_that_is_not_there_is_reported() {
+fn a_missing_envoy_is_reported() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let mut sidecar = pod.run_command(&[], &["/nonexistent/envoy", "--config-path", "x"]);
@@ -369,9 +369,9 @@ fn an_envoy_that_is_not_there_is_reported() {
     assert!(agent.requests().is_empty());
 }
 
-/// An agent that restarts while the pod ends.
+/// The agent restarts while the pod shuts down.
 #[test]
-fn deregistration_goes_on_beside_the_drain_until_it_is_confirmed() {
+fn deregistration_is_retried_during_the_drain_until_it_is_confirmed() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.has_connections(1);

@@ -1,6 +1,6 @@
-//! What stands for Envoy: a process that waits to be told its exit code, and an
-//! admin interface in the test that tells it. What is asked of it is seen with
-//! its time, so that it can be compared with what the agent was asked.
+//! A fake Envoy: a process that waits for its exit code on stdin, and an admin interface in
+//! the test, which sends it. Requests are recorded with their time, so that a test can
+//! compare them with the agent's.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,12 +8,13 @@ use std::process::ChildStdin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use serde_json::{Value, json};
 use testkit::PATIENCE;
 
-/// The process: it reads its exit code from stdin, and ends if there is none.
+/// The process: it reads its exit code from stdin, and exits with 0 at the end of stdin.
 pub(crate) const COMMAND: [&str; 3] = ["/bin/sh", "-c", "read code; exit ${code:-0}"];
 
-/// An Envoy without a single connection, which is ready.
+/// By default ready, and without open connections.
 pub(crate) struct FakeEnvoy {
     admin: SocketAddr,
     shared: Arc<Shared>,
@@ -38,9 +39,11 @@ struct State {
     refuses_to_count: bool,
     connections: u32,
     is_cut_off: bool,
-    /// How often somebody asked whether it has its stream.
+    /// How often it was asked for its stream.
     looks: u32,
     rejected: u32,
+    /// The certificates that it presents.
+    leaves: Vec<Value>,
     listener: u16,
     asked: Vec<Asked>,
     process: Option<ChildStdin>,
@@ -60,34 +63,44 @@ impl FakeEnvoy {
                 if served.lock().is_over {
                     return;
                 }
-                // Whoever asked may be gone again.
+                // The client may be gone.
                 let _ = stream.and_then(|stream| served.answer(stream));
             }
         });
         Self { admin, shared }
     }
 
-    /// Its admin listener.
+    /// Address of its admin listener.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.admin
     }
 
-    /// It waits for its configuration, or has it.
+    /// Sets whether it has its configuration.
     pub(crate) fn is_ready(&self, ready: bool) {
         self.shared.lock().is_starting = !ready;
     }
 
-    /// The agent refuses its stream, or takes it again.
+    /// Sets whether the agent refuses its stream.
     pub(crate) fn is_cut_off(&self, is_cut_off: bool) {
         self.shared.lock().is_cut_off = is_cut_off;
     }
 
-    /// It has rejected so many updates.
+    /// Sets how many updates it has rejected.
     pub(crate) fn has_rejected(&self, rejected: u32) {
         self.shared.lock().rejected = rejected;
     }
 
-    /// The same, with its public listener on that port.
+    /// It presents leaf certificates of Connect's with these dates, in RFC 3339.
+    pub(crate) fn has_leaves(&self, dates: &[[&str; 2]]) {
+        let uri = "spiffe://d.consul/ns/default/dc/dc1/svc/web";
+        let leaf = |[from, to]: &[&str; 2]| {
+            json!({"cert_chain": [{"subject_alt_names": [{"uri": uri}],
+                "valid_from": from, "expiration_time": to}]})
+        };
+        self.shared.lock().leaves = dates.iter().map(leaf).collect();
+    }
+
+    /// The same Envoy, with its public listener on that port.
     pub(crate) fn on(self, port: u16) -> Self {
         self.listens_on(port);
         self
@@ -97,37 +110,37 @@ impl FakeEnvoy {
         self.shared.lock().listener = port;
     }
 
-    /// It knows nothing of draining.
+    /// Makes it answer requests to drain with an error.
     pub(crate) fn refuses_drain(&self) {
         self.shared.lock().refuses_drain = true;
     }
 
-    /// It does not say how many connections are open, or says it again.
+    /// Sets whether it answers requests for its statistics with an error.
     pub(crate) fn refuses_to_count(&self, refuses: bool) {
         self.shared.lock().refuses_to_count = refuses;
     }
 
-    /// So many connections are open.
+    /// Sets how many connections are open.
     pub(crate) fn has_connections(&self, connections: u32) {
         self.shared.lock().connections = connections;
     }
 
-    /// The process is told its exit code by this.
+    /// Sets the stdin of the process.
     pub(crate) fn is(&self, process: ChildStdin) {
         self.shared.lock().process = Some(process);
     }
 
-    /// It ends by itself.
+    /// Makes the process exit with that code.
     pub(crate) fn dies(&self, code: u8) {
         self.shared.lock().end(code);
     }
 
-    /// What it was asked so far.
+    /// The requests so far.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.shared.lock().asked.clone()
     }
 
-    /// Waits until it is asked that, if it was not already.
+    /// Waits for a request, unless it was sent already.
     pub(crate) fn await_asked(&self, what: &str) -> Asked {
         let find =
             |state: &State| state.asked.iter().find(|asked| asked.what.starts_with(what)).cloned();
@@ -143,7 +156,7 @@ impl FakeEnvoy {
 impl Drop for FakeEnvoy {
     fn drop(&mut self) {
         self.shared.lock().is_over = true;
-        // So that the thread sees it; if it is gone already, the better.
+        // Wakes the thread, which may have exited already.
         let _ = TcpStream::connect(self.admin);
     }
 }
@@ -187,7 +200,7 @@ impl State {
             "POST /drain_listeners" => (200, "OK\n".to_owned()),
             "GET /stats/prometheus" => (200, "# TYPE envoy_up gauge\nenvoy_up 1\n".to_owned()),
             "GET /stats" if what.contains("connected_state") => {
-                // A stream that is being opened counts as connected.
+                // Envoy counts a stream that is being opened as connected.
                 let opens = u8::from(self.is_cut_off && self.looks.is_multiple_of(2));
                 let is_connected = u8::from(!self.is_cut_off) | opens;
                 self.looks += 1;
@@ -199,6 +212,7 @@ impl State {
                 let rejected = self.rejected;
                 (200, format!("listener_manager.lds.update_rejected: {rejected}\n"))
             }
+            "GET /certs" => (200, json!({"certificates": self.leaves}).to_string()),
             "GET /listeners" => (200, format!("public_listener::10.0.0.7:{}\n", self.listener)),
             "GET /stats" if self.refuses_to_count => (503, "later\n".to_owned()),
             "GET /stats" => {
@@ -213,10 +227,10 @@ impl State {
         }
     }
 
-    /// Its stdin stays open: an Envoy that is started in its place reads from it, too.
+    /// Leaves stdin open, because an Envoy that is started in its place reads it, too.
     fn end(&mut self, code: u8) {
         if let Some(process) = &mut self.process {
-            // It may have ended.
+            // The process may have exited.
             let _ = writeln!(process, "{code}");
         }
     }

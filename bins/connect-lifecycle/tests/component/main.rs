@@ -1,23 +1,26 @@
-//! The whole program against a scripted agent on real sockets. A process that
-//! does nothing stands for Envoy, and the test for its admin interface; the
-//! real one is in the end-to-end tests.
+//! Runs the whole program against a scripted agent on real sockets. A shell process
+//! replaces Envoy, and the test serves its admin interface; the end-to-end tests run the
+//! real Envoy.
 //!
-//! - [`pod`]: a pod whose sidecar is run, stopped and started again
-//! - [`envoy`]: what stands for Envoy
-//! - [`acl`]: the token: given back at the end, had anew when it is gone
-//! - [`keep`]: the registration, kept true while the pod lives
-//! - [`buried`]: the registration, never made again after it was taken back
+//! - [`pod`]: a pod whose sidecar the test starts, stops and restarts
+//! - [`envoy`]: the fake Envoy
+//! - [`acl`]: login and logout
+//! - [`keep`]: heartbeats, and registering again
+//! - [`buried`]: no registration after the pod was deregistered
 //! - [`deregister`]: the preStop hook
-//! - [`end`]: the end of the sidecar: asked for, or Envoy's own
-//! - [`merge`]: Envoy's and the application's metrics on one page
-//! - [`dns`]: the pod's DNS, by scripted nameservers ([`nameserver`])
-//! - [`child`]: signals passed on, orphans reaped
+//! - [`end`]: how the sidecar shuts down
+//! - [`merge`]: merged metrics
+//! - [`dns`]: the pod's DNS, with scripted nameservers ([`nameserver`])
+//! - [`child`]: forwarding signals, reaping orphans
 //! - [`readiness`]: the application's readiness probe
-//! - [`ready`]: whether Envoy is ready
-//! - [`stream`]: whether Envoy has its configuration from the agent
-//! - [`wait`]: a command that runs while the proxy does, for Jobs
+//! - [`leaf`]: a certificate that is not renewed in time
+//! - [`ready`]: whether the sidecar is ready
+//! - [`relay`]: kubelet probes that can't go through Envoy
+//! - [`stream`]: an xDS stream that the agent refuses
+//! - [`virtual_address`]: following the service's virtual address
+//! - [`wait`]: running a command while the proxy runs, for Jobs
 
-#![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
+#![expect(clippy::unwrap_used, reason = "in fixtures, too, a panic reports the failure")]
 
 mod acl;
 mod buried;
@@ -27,6 +30,7 @@ mod dns;
 mod end;
 mod envoy;
 mod keep;
+mod leaf;
 mod merge;
 mod nameserver;
 mod pod;

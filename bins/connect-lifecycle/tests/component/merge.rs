@@ -1,4 +1,4 @@
-//! Envoy's and the application's metrics on one page.
+//! Merged metrics.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,7 +10,8 @@ use crate::pod::{Pod, await_alive};
 
 const BOTH: &str = "# TYPE envoy_up gauge\nenvoy_up 1\n";
 
-/// Starts a sidecar that merges. The port is ours until it listens.
+/// Starts a sidecar that serves merged metrics. The test holds the port until the sidecar
+/// listens on it.
 fn run(pod: &Pod, merged: &Port, application: &Port, path: &str) -> Process {
     let [merged, application] = [merged, application].map(|port| port.address().port().to_string());
     pod.run_with(&[
@@ -23,7 +24,7 @@ fn run(pod: &Pod, merged: &Port, application: &Port, path: &str) -> Process {
     ])
 }
 
-/// Status and body of the page.
+/// Status and body of the response.
 fn scrape(address: SocketAddr, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(testkit::PATIENCE)).unwrap();
@@ -34,14 +35,14 @@ fn scrape(address: SocketAddr, path: &str) -> (String, String) {
     (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
 }
 
-/// An application that answers one question like this; what it was asked.
+/// An application that answers one request; returns the request.
 fn answers(listener: TcpListener, answer: impl Into<Vec<u8>>) -> JoinHandle<String> {
     let answer = answer.into();
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut question = [0; 4096];
         let length = stream.read(&mut question).unwrap();
-        // Whoever asked may be gone before all of it is written.
+        // The client may disconnect before everything is written.
         let _ = stream.write_all(&answer);
         String::from_utf8_lossy(&question[..length]).into_owned()
     })
@@ -57,7 +58,7 @@ fn success(envoy: u8, application: u8) -> String {
 }
 
 #[test]
-fn one_scrape_gives_both() {
+fn one_scrape_returns_both() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let (merged, application) = (Port::keep(), Port::keep());
@@ -77,7 +78,7 @@ fn one_scrape_gives_both() {
 }
 
 #[test]
-fn an_application_that_gives_none_is_said() {
+fn an_application_without_metrics_is_reported() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let (merged, application) = (Port::keep(), Port::keep());
@@ -94,14 +95,14 @@ fn an_application_that_gives_none_is_said() {
     refused.join().unwrap();
     sidecar.await_log("status 500");
 
-    // No line of it is spoiled by what was cut off.
+    // The truncated line is dropped, so that the lines that follow stay valid.
     let cut = answers(application.listen(), "HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\na 1\nb");
     assert_eq!(page(), format!("{BOTH}a 1\n{}", success(1, 0)));
     cut.join().unwrap();
 }
 
 #[test]
-fn an_application_that_never_ends_is_cut_off() {
+fn an_application_that_keeps_sending_is_cut_off() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let (merged, application) = (Port::keep(), Port::keep());
@@ -118,13 +119,13 @@ fn an_application_that_never_ends_is_cut_off() {
 
     let listener = application.listen();
     assert_eq!(page(), format!("{BOTH}{}", success(1, 0)));
-    sidecar.await_log("no end within 4s");
+    sidecar.await_log("not complete within 4s");
     drop(listener);
 }
 
-/// One reader that stops reading blocked the page for everybody.
+/// One client that stopped reading blocked all others.
 #[test]
-fn a_reader_that_stops_reading_keeps_nobody_from_the_page() {
+fn a_client_that_stops_reading_does_not_block_others() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let (merged, application) = (Port::keep(), Port::keep());
@@ -133,7 +134,7 @@ fn a_reader_that_stops_reading_keeps_nobody_from_the_page() {
     await_alive(&agent);
     let mut stuck = TcpStream::connect(merged.address()).unwrap();
     write!(stuck, "GET /stats/prometheus HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
-    // More than the buffers of both connections take.
+    // More than fits into the buffers of both connections.
     let (mut endless, _) = listener.accept().unwrap();
     let flood = std::thread::spawn(move || {
         let _ = endless.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
@@ -143,12 +144,12 @@ fn a_reader_that_stops_reading_keeps_nobody_from_the_page() {
     let (_, page) = scrape(merged.address(), "/stats/prometheus");
     assert_eq!(page, format!("{BOTH}a 1\n{}", success(1, 1)));
     short.join().unwrap();
-    // It is given up.
+    // It is disconnected.
     flood.join().unwrap();
 }
 
 #[test]
-fn an_envoy_that_gives_none_is_said() {
+fn an_envoy_without_metrics_is_reported() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     // Nothing listens on port 1.
@@ -165,7 +166,7 @@ fn an_envoy_that_gives_none_is_said() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_reported() {
+fn a_port_in_use_is_reported() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let (merged, application) = (Port::keep(), Port::keep());
@@ -173,5 +174,5 @@ fn a_port_that_is_taken_is_reported() {
     let mut sidecar = run(&pod, &merged, &application, "/metrics");
     assert_eq!(sidecar.end(), Some(1), "{}", sidecar.log());
     sidecar.await_log("cannot serve merged metrics at 127.0.0.1:");
-    sidecar.await_log("hint: let --merged-metrics-port be");
+    sidecar.await_log("hint: set --merged-metrics-port to");
 }

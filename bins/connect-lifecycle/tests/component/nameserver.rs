@@ -1,9 +1,10 @@
-//! A nameserver that answers as a test says, and messages to ask it with.
+//! A scripted nameserver, a client, and DNS messages.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use testkit::{PATIENCE, Port};
 
@@ -13,18 +14,18 @@ pub(crate) struct Nameserver {
     shared: Arc<Shared>,
 }
 
-/// A query that it got.
+/// A query that the nameserver received.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) name: String,
     pub(crate) message: Vec<u8>,
     pub(crate) from: SocketAddr,
     pub(crate) by_tcp: bool,
-    /// How often that name was asked for before.
+    /// How many queries for that name came before.
     pub(crate) before: usize,
 }
 
-/// What to answer to a query.
+/// Returns the answers to a query.
 type Script = Box<dyn Fn(&Asked) -> Vec<Vec<u8>> + Send + Sync>;
 
 struct Shared {
@@ -33,31 +34,44 @@ struct Shared {
     is_over: AtomicBool,
 }
 
+/// Waits for the port if it is the source port of another test's query: it is reserved for
+/// TCP only.
+fn bind(address: SocketAddr) -> UdpSocket {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match UdpSocket::bind(address) {
+            Ok(socket) => return socket,
+            Err(error) => assert!(Instant::now() < until, "{address}: {error}"),
+        }
+        std::thread::yield_now();
+    }
+}
+
 // === impl Nameserver ===
 
 impl Nameserver {
-    /// One that answers each query with these messages.
+    /// A nameserver that answers each query with these messages.
     pub(crate) fn start(script: impl Fn(&Asked) -> Vec<Vec<u8>> + Send + Sync + 'static) -> Self {
         Self::start_at(&Port::keep(), script)
     }
 
-    /// One that answers each query with that address.
+    /// A nameserver that answers each query with that address.
     pub(crate) fn with(address: [u8; 4]) -> Self {
         Self::start(move |asked| vec![answer(&asked.message, address)])
     }
 
-    /// One that does not answer.
+    /// A nameserver that does not answer.
     pub(crate) fn silent() -> Self {
         Self::start(|_| vec![])
     }
 
-    /// One on that port.
+    /// A nameserver on that port.
     pub(crate) fn start_at(
         port: &Port,
         script: impl Fn(&Asked) -> Vec<Vec<u8>> + Send + Sync + 'static,
     ) -> Self {
         let address = port.address();
-        let (tcp, udp) = (port.listen(), UdpSocket::bind(address).unwrap());
+        let (tcp, udp) = (port.listen(), bind(address));
         let shared = Arc::new(Shared {
             script: Box::new(script),
             asked: Mutex::default(),
@@ -73,12 +87,12 @@ impl Nameserver {
         self.address
     }
 
-    /// What it was asked so far.
+    /// The queries so far.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.shared.asked.lock().unwrap().clone()
     }
 
-    /// Whether it was asked for that name.
+    /// Whether it received a query for that name.
     pub(crate) fn knows(&self, name: &str) -> bool {
         self.asked().iter().any(|asked| asked.name == name)
     }
@@ -87,7 +101,7 @@ impl Nameserver {
 impl Drop for Nameserver {
     fn drop(&mut self) {
         self.shared.is_over.store(true, Ordering::SeqCst);
-        // So that the threads see it.
+        // Wakes the threads.
         let _ = UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&[], self.address);
         let _ = TcpStream::connect(self.address);
     }
@@ -123,7 +137,7 @@ impl Shared {
     }
 
     fn serve_tcp(&self, listener: &TcpListener) {
-        // Those that get no answer stay open.
+        // Connections without an answer stay open.
         let mut kept = Vec::new();
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { continue };
@@ -141,7 +155,7 @@ impl Shared {
     }
 }
 
-/// Someone in the pod who asks.
+/// A DNS client in the pod.
 pub(crate) struct Client {
     socket: UdpSocket,
 }
@@ -149,7 +163,7 @@ pub(crate) struct Client {
 // === impl Client ===
 
 impl Client {
-    /// One that asks there.
+    /// A client of that server.
     pub(crate) fn of(server: SocketAddr) -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.connect(server).unwrap();
@@ -186,7 +200,7 @@ pub(crate) fn send(stream: &mut TcpStream, message: &[u8]) {
     stream.write_all(&[&length, message].concat()).unwrap();
 }
 
-/// Reads a message by TCP; none at the end.
+/// Reads a message over TCP; `None` at the end of the connection.
 pub(crate) fn read(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut length = [0; 2];
     stream.read_exact(&mut length).ok()?;
@@ -195,7 +209,7 @@ pub(crate) fn read(stream: &mut TcpStream) -> Option<Vec<u8>> {
     Some(message)
 }
 
-/// A query for a name's address.
+/// A query for the A records of a name.
 pub(crate) fn query(id: u16, name: &str) -> Vec<u8> {
     let mut message = id.to_be_bytes().to_vec();
     message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
@@ -207,7 +221,7 @@ pub(crate) fn query(id: u16, name: &str) -> Vec<u8> {
     message
 }
 
-/// An answer without records, with that code, to a query without EDNS.
+/// An answer without records, with that response code, to a query without EDNS.
 pub(crate) fn fail(query: &[u8], code: u8) -> Vec<u8> {
     let mut message = query.to_vec();
     message[2] |= 0x80;
@@ -220,8 +234,7 @@ pub(crate) fn answer(query: &[u8], address: [u8; 4]) -> Vec<u8> {
     answer_for(query, &[address], 0)
 }
 
-/// An answer with those addresses, which hold for so many seconds, to a query without
-/// EDNS.
+/// An answer with those addresses and that TTL in seconds, to a query without EDNS.
 pub(crate) fn answer_for(query: &[u8], addresses: &[[u8; 4]], ttl: u8) -> Vec<u8> {
     let mut message = fail(query, 0);
     message[7] = u8::try_from(addresses.len()).unwrap();
@@ -236,7 +249,7 @@ pub(crate) fn code(answer: &[u8]) -> u8 {
     answer[3] & 0x0f
 }
 
-/// The name that a message asks for.
+/// The name in a query.
 fn name_of(message: &[u8]) -> String {
     let mut labels = Vec::new();
     let mut rest = &message[12..];

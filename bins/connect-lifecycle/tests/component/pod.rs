@@ -1,4 +1,4 @@
-//! A pod whose sidecar is run, stopped and started again.
+//! A pod whose sidecar the test starts, stops and restarts.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -9,22 +9,22 @@ use testkit::{Outcome, Port, Process, ScriptedAgent};
 
 use crate::envoy::{self, FakeEnvoy};
 
-/// The id of the pod's service, as an earlier release made it: whatever ids the record holds are
-/// those of the registration.
+/// Id of the pod's service, in the form of an earlier release: the sidecar takes the ids
+/// from the record.
 pub(crate) const SERVICE: &str = "web-0-web";
-/// The id of its sidecar proxy.
+/// Id of its sidecar proxy.
 pub(crate) const PROXY: &str = "web-0-web-sidecar-proxy";
 pub(crate) const SERVICE_LEASE: &str = "web-0-web-lease";
 pub(crate) const PROXY_LEASE: &str = "web-0-web-sidecar-proxy-lease";
-/// The check of the application.
+/// Id of the application's check.
 pub(crate) const APPLICATION: &str = "web-0-web-application";
 
-/// The check of the proxy's public listener.
+/// Id of the public listener's check.
 pub(crate) const LISTENER: &str = "web-0-web-sidecar-proxy-listener";
-/// The proxy's alias of its service, where there is one.
+/// Id of the proxy's alias check, where there is one.
 pub(crate) const DESTINATION: &str = "web-0-web-sidecar-proxy-destination";
 
-/// Where nothing listens.
+/// An address on which nothing listens.
 const NOWHERE: u16 = 1;
 
 /// The pod `web-0` with the service `web`, after `connect-init`.
@@ -36,33 +36,32 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// A pod that is registered with that agent, and whose application does not
-    /// listen.
+    /// A pod registered with that agent, whose application does not listen.
     pub(crate) fn of(agent: &ScriptedAgent) -> Self {
         Self::with_ports(agent, NOWHERE, NOWHERE)
     }
 
-    /// A pod whose application listens on that port, or will.
+    /// A pod whose application listens on that port, now or later.
     pub(crate) fn with_application(agent: &ScriptedAgent, port: &Port) -> Self {
         Self::with_ports(agent, port.address().port(), NOWHERE)
     }
 
-    /// A pod that offers nothing, and only uses others.
+    /// A pod with a service without a port, which only sends requests.
     pub(crate) fn without_a_port(agent: &ScriptedAgent) -> Self {
         Self::with_ports(agent, 0, NOWHERE)
     }
 
-    /// A pod whose Envoy has its public listener on that port, or will.
+    /// A pod whose Envoy has its public listener on that port, now or later.
     pub(crate) fn with_public_listener(agent: &ScriptedAgent, port: &Port) -> Self {
         Self::with_ports(agent, NOWHERE, port.address().port())
     }
 
-    /// A pod whose application and whose Envoy listen on those ports, or will.
+    /// A pod whose application and Envoy listen on those ports, now or later.
     pub(crate) fn with_both(agent: &ScriptedAgent, application: &Port, listener: &Port) -> Self {
         Self::with_ports(agent, application.address().port(), listener.address().port())
     }
 
-    /// A pod that takes no connections itself. Its Envoy will listen on that port.
+    /// A pod with a service without a port, whose Envoy listens on that port later.
     pub(crate) fn of_client(agent: &ScriptedAgent, listener: &Port) -> Self {
         let mut pod = Self::with_public_listener(agent, listener);
         pod.service["Port"] = json!(0);
@@ -73,7 +72,7 @@ impl Pod {
         pod
     }
 
-    /// A pod whose service is known by the address of that name.
+    /// A pod whose virtual address is that of a name.
     pub(crate) fn known_by(agent: &ScriptedAgent, name: &str, address: Option<[u8; 4]>) -> Self {
         let mut pod = Self::of(agent);
         if let Some(address) = address {
@@ -88,7 +87,7 @@ impl Pod {
         pod
     }
 
-    /// As [`Self::with_application`], and its proxy has an alias of its service.
+    /// As [`Self::with_application`], and the proxy has an alias check of its service.
     pub(crate) fn with_alias(agent: &ScriptedAgent, port: &Port) -> Self {
         let mut pod = Self::with_application(agent, port);
         let alias = json!({"CheckID": DESTINATION, "AliasService": SERVICE});
@@ -124,7 +123,7 @@ impl Pod {
         pod
     }
 
-    /// As `connect-init` of this release writes it (pain 44: others read it).
+    /// The record, as `connect-init` of this release writes it.
     pub(crate) fn record(&self, agent: &ScriptedAgent, admin: SocketAddr) -> Value {
         json!({
             "version": 1,
@@ -135,23 +134,23 @@ impl Pod {
         })
     }
 
-    /// What `connect-init` does on the agent.
+    /// Registers service and proxy, as `connect-init` does.
     pub(crate) fn register(&self, agent: &ScriptedAgent) {
         agent.seed(self.service.clone()).seed(self.proxy.clone());
     }
 
-    /// Puts a file into the folder, before anybody reads it.
-    #[expect(clippy::disallowed_methods, reason = "nobody reads it meanwhile")]
+    /// Writes a file into the directory, before a program reads it.
+    #[expect(clippy::disallowed_methods, reason = "no program reads the file meanwhile")]
     pub(crate) fn write(&self, name: &str, contents: &str) {
         std::fs::write(self.folder.path().join(name), contents).unwrap();
     }
 
-    /// The path of a file in the folder.
+    /// The path of a file in the directory.
     pub(crate) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_string_lossy().into_owned()
     }
 
-    /// What is in a file of the folder; none if it is not there.
+    /// The contents of a file in the directory, if it exists.
     pub(crate) fn read(&self, name: &str) -> Option<String> {
         std::fs::read_to_string(self.folder.path().join(name)).ok()
     }
@@ -174,14 +173,14 @@ impl Pod {
         self.run_with(&[])
     }
 
-    /// Starts the sidecar, with further flags.
+    /// Starts the sidecar with more flags.
     pub(crate) fn run_with(&self, flags: &[&str]) -> Process {
         let mut sidecar = self.run_command(flags, &envoy::COMMAND);
         self.envoy.is(sidecar.take_stdin());
         sidecar
     }
 
-    /// Starts the sidecar with another command in Envoy's place.
+    /// Starts the sidecar with another command instead of Envoy.
     pub(crate) fn run_command(&self, flags: &[&str], command: &[&str]) -> Process {
         Process::start(self.command("run", flags).arg("--").args(command))
     }
@@ -196,18 +195,18 @@ impl Pod {
         Process::start(&mut self.command("deregister", &[]))
     }
 
-    /// Asks whether Envoy is ready.
+    /// Runs `ready`.
     pub(crate) fn ready(&self, flags: &[&str]) -> Outcome {
         Outcome::of(self.command("ready", flags))
     }
 
-    /// Starts to wait until Envoy is ready.
+    /// Starts `ready --wait`.
     pub(crate) fn start_ready(&self) -> Process {
         Process::start(&mut self.command("ready", &["--wait", "1m"]))
     }
 
-    /// Starts a command by `wait`, as in a container that has none of the
-    /// hand-off files: all it knows is Envoy's port.
+    /// Starts `wait` with a command, as in a container without the hand-off files: it only
+    /// knows Envoy's port.
     pub(crate) fn wait(&self, flags: &[&str], command: &[&str]) -> Process {
         let mut program = Command::new(env!("CARGO_BIN_EXE_connect-lifecycle"));
         program.env_clear().args(["wait", "--admin-bind", &self.envoy.admin().to_string()]);
@@ -222,14 +221,14 @@ impl Pod {
     }
 }
 
-/// Waits until both leases are good.
+/// Waits until both TTL checks pass.
 pub(crate) fn await_alive(agent: &ScriptedAgent) {
-    agent.await_that("both leases to be passing", |state| {
+    agent.await_that("both TTL checks to be passing", |state| {
         state.model.is("passing", SERVICE_LEASE) && state.model.is("passing", PROXY_LEASE)
     });
 }
 
-/// Nothing is there.
+/// Asserts that the agent has no services.
 #[track_caller]
 pub(crate) fn assert_nothing_left(agent: &ScriptedAgent) {
     let services = agent.services();

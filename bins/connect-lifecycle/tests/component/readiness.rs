@@ -1,5 +1,5 @@
-//! The application's readiness probe, run from inside the pod, decides whether
-//! Consul sends it traffic.
+//! The application's readiness probe, run inside the pod, decides whether Consul sends
+//! traffic.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -15,7 +15,7 @@ use testkit::{Port, Process, ScriptedAgent};
 
 use crate::pod::{APPLICATION, Pod, await_alive};
 
-/// An application that answers as it is told, and what it was asked.
+/// A scripted application, and the requests that it received.
 struct App {
     answer: Arc<Mutex<String>>,
     asked: Arc<Mutex<Vec<String>>>,
@@ -23,7 +23,7 @@ struct App {
 }
 
 impl App {
-    /// One that speaks HTTP, in plain text or over TLS.
+    /// An application that speaks HTTP, in plain text or over TLS.
     fn on(listener: TcpListener, tls: Option<Arc<ServerConfig>>, answer: &str) -> Self {
         let app = Self {
             answer: Arc::new(Mutex::new(answer.to_owned())),
@@ -62,14 +62,14 @@ impl App {
     }
 }
 
-/// Reads a question's head, and answers; what was asked.
+/// Reads a request's head, and answers. Returns the head.
 fn exchange(mut stream: impl Read + Write, answer: &str) -> String {
     let mut question = Vec::new();
     let mut byte = [0];
     while !question.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
         question.push(byte[0]);
     }
-    // Whoever asked may be gone.
+    // The client may be gone.
     let _ = stream.write_all(answer.as_bytes());
     let _ = stream.flush();
     String::from_utf8_lossy(&question).into_owned()
@@ -92,7 +92,7 @@ fn output(agent: &ScriptedAgent) -> String {
     agent.check(APPLICATION).unwrap().output
 }
 
-/// Waits until the check says these words.
+/// Waits until the check's output contains these words.
 fn await_output(agent: &ScriptedAgent, words: &str) {
     let waiting = Instant::now();
     while !output(agent).contains(words) {
@@ -101,9 +101,9 @@ fn await_output(agent: &ScriptedAgent, words: &str) {
     }
 }
 
-/// An application that says that it is not ready got traffic.
+/// An application whose readiness probe failed still got traffic.
 #[test]
-fn a_page_decides_after_as_many_answers_as_the_thresholds_say() {
+fn an_http_probe_decides_after_as_many_results_as_its_thresholds_say() {
     let agent = ScriptedAgent::start();
     let port = Port::keep();
     let pod = Pod::with_application(&agent, &port);
@@ -128,7 +128,7 @@ fn a_page_decides_after_as_many_answers_as_the_thresholds_say() {
         "x-probe: a $(b)\r\n",
         "accept: text/x\r\n",
         "user-agent: kube-probe/",
-        // The pod's address, as the kubelet has it.
+        // The pod's address, as in the kubelet's requests.
         &format!("host: 10.0.0.7:{number}\r\n"),
     ] {
         assert!(question.contains(header), "{question}");
@@ -147,9 +147,9 @@ fn a_page_decides_after_as_many_answers_as_the_thresholds_say() {
     sidecar.await_log(&format!("readiness probe (HTTP GET /ready?a=b on port {number}) succeeds"));
 }
 
-/// Traffic begins when the application does, whatever its probe's period is.
+/// Traffic starts as soon as the application is ready, even if the probe's period is long.
 #[test]
-fn an_application_that_starts_is_asked_often() {
+fn an_application_that_is_starting_is_probed_often() {
     let agent = ScriptedAgent::start();
     let port = Port::keep();
     let pod = Pod::with_application(&agent, &port);
@@ -164,7 +164,7 @@ fn an_application_that_starts_is_asked_often() {
 }
 
 #[test]
-fn a_page_over_tls_is_asked_whatever_its_certificate() {
+fn an_https_probe_accepts_any_certificate() {
     let agent = ScriptedAgent::start();
     let port = Port::keep();
     let pod = Pod::with_application(&agent, &port);
@@ -187,12 +187,12 @@ fn a_page_over_tls_is_asked_whatever_its_certificate() {
     await_output(&agent, "HTTP status 404");
 }
 
-/// As the kubelet does: a redirect within the pod is followed, one that leads out of it
+/// As in the kubelet: a redirect within the pod is followed, and a redirect to another host
 /// is a success.
 #[test]
 fn redirects_are_followed_within_the_pod() {
     let agent = ScriptedAgent::start();
-    // Other words of the same status go out with the next renewal.
+    // A new output of the same status is sent with the next heartbeat.
     agent.longest_wait(Duration::from_millis(100));
     let (port, other) = (Port::keep(), Port::keep());
     let pod = Pod::with_application(&agent, &port);
@@ -214,9 +214,9 @@ fn redirects_are_followed_within_the_pod() {
     await_status(&agent, "passing");
 }
 
-/// A look goes on while heartbeats do, which are 10 s apart at most.
+/// A probe may take longer than the time between heartbeats, which is at most 10 s.
 #[test]
-fn an_application_that_answers_slowly_or_not_at_all() {
+fn a_slow_application_is_ready_and_a_silent_one_is_not() {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(100));
     let port = Port::keep();
@@ -242,7 +242,7 @@ fn an_application_that_answers_slowly_or_not_at_all() {
 }
 
 #[test]
-fn the_initial_delay_is_waited_for_once_in_a_pods_life() {
+fn the_initial_delay_counts_from_the_pods_start() {
     let agent = ScriptedAgent::start();
     let port = Port::keep();
     let pod = Pod::with_application(&agent, &port);
@@ -263,8 +263,8 @@ fn the_initial_delay_is_waited_for_once_in_a_pods_life() {
     assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
 }
 
-/// An application that speaks gRPC, and says this of the service `a.B`: a message, or a
-/// code.
+/// An application that speaks gRPC, and answers for the service `a.B` with a message or a
+/// status code.
 fn grpc(port: &Port, answer: &Arc<Mutex<Result<Vec<u8>, &'static str>>>) {
     let (listener, answer) = (port.listen(), Arc::clone(answer));
     listener.set_nonblocking(true).unwrap();
@@ -302,9 +302,9 @@ fn grpc(port: &Port, answer: &Arc<Mutex<Result<Vec<u8>, &'static str>>>) {
 }
 
 #[test]
-fn a_grpc_service_is_asked_by_its_name() {
+fn a_grpc_probe_asks_for_its_service() {
     let agent = ScriptedAgent::start();
-    // Other words of the same status go out with the next renewal.
+    // A new output of the same status is sent with the next heartbeat.
     agent.longest_wait(Duration::from_millis(100));
     let port = Port::keep();
     let pod = Pod::with_application(&agent, &port);
@@ -317,7 +317,7 @@ fn a_grpc_service_is_asked_by_its_name() {
     await_status(&agent, "passing");
     for (wrong, words) in [
         (Err("12"), "does not implement grpc.health.v1, or does not know the service"),
-        (Ok(b"hello".to_vec()), "not a health check's"),
+        (Ok(b"hello".to_vec()), "not a HealthCheckResponse"),
     ] {
         *answer.lock().unwrap() = wrong;
         await_output(&agent, words);
@@ -326,9 +326,9 @@ fn a_grpc_service_is_asked_by_its_name() {
 }
 
 #[test]
-fn what_does_not_speak_grpc_fails() {
+fn a_grpc_probe_fails_on_a_server_that_does_not_speak_grpc() {
     let agent = ScriptedAgent::start();
-    // Other words of the same status go out with the next renewal.
+    // A new output of the same status is sent with the next heartbeat.
     agent.longest_wait(Duration::from_millis(100));
     let port = Port::keep();
     let pod = Pod::with_application(&agent, &port);
@@ -337,7 +337,7 @@ fn what_does_not_speak_grpc_fails() {
     let answers = Arc::clone(&answer);
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
-            // The question is one piece; what is left unread would be answered by a reset.
+            // Read the whole request: closing with unread data would reset the connection.
             let _ = stream.read(&mut [0; 4096]);
             let _ = stream.write_all(answers.lock().unwrap().as_bytes());
         }
@@ -349,7 +349,7 @@ fn what_does_not_speak_grpc_fails() {
 }
 
 #[test]
-fn a_probe_that_cannot_be_run_is_refused() {
+fn an_unsupported_probe_is_rejected() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     for (probe, words) in [

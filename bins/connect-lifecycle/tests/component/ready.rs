@@ -1,4 +1,5 @@
-//! Whether Envoy is ready: a probe, and the hold on the application's start.
+//! Whether the sidecar is ready: the readiness probe, and the postStart hook that delays the
+//! application's start.
 
 use std::net::SocketAddr;
 
@@ -9,7 +10,7 @@ use crate::pod::{APPLICATION, LISTENER, Pod, await_alive};
 
 /// Ready means that Consul would send traffic here.
 #[test]
-fn a_probe_tells_why_no_traffic_would_come_and_later_only_that_envoy_serves() {
+fn a_probe_reports_why_no_traffic_would_come_and_later_checks_only_envoy() {
     let agent = ScriptedAgent::start();
     let port = Port::keep();
     let pod = Pod::with_public_listener(&agent, &port);
@@ -29,21 +30,21 @@ fn a_probe_tells_why_no_traffic_would_come_and_later_only_that_envoy_serves() {
     pod.ready(&[]).code(1).says(&["no listener on port"]);
     pod.envoy.listens_on(port.address().port());
     pod.envoy.is_cut_off(true);
-    pod.ready(&[]).code(1).says(&["no connection to the agent's gRPC port", "gRPC is on"]);
+    pod.ready(&[]).code(1).says(&["no connection to the agent's gRPC port", "gRPC is enabled"]);
     pod.envoy.is_cut_off(false);
     pod.ready(&["--serving"]).code(1).says(&["web-0-web-application"]);
     pod.ready(&[]).code(0);
-    // An agent that is away makes no ready pod unready.
+    // A ready pod stays ready while the agent is away.
     agent.stop_listening();
     pod.envoy.is_cut_off(true);
     pod.ready(&[]).code(0);
-    // One that refuses Envoy's stream for long does.
+    // It becomes unready when the agent refuses Envoy's stream for long.
     pod.write("cut-off", "the agent refuses the stream");
     pod.ready(&[]).code(1).says(&["the agent refuses the stream"]);
 }
 
 #[test]
-fn an_envoy_that_is_not_there_is_not_ready() {
+fn a_pod_without_envoy_is_not_ready() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     // Nothing listens on port 1.
@@ -52,9 +53,9 @@ fn an_envoy_that_is_not_there_is_not_ready() {
     pod.ready(&[]).code(1).says(&["127.0.0.1:1", "Connection refused", "hint:"]);
 }
 
-/// The kubelet counts events whose message is the same.
+/// The kubelet merges events with the same message.
 #[test]
-fn a_probe_that_fails_for_the_same_cause_writes_the_same() {
+fn a_probe_that_fails_for_the_same_reason_prints_the_same() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.is_ready(false);
@@ -68,16 +69,16 @@ fn a_probe_that_fails_for_the_same_cause_writes_the_same() {
         probe(&[])
     };
     assert_eq!(rejected(1), rejected(2));
-    // An agent that answers late does so in no words that tell how late.
+    // The message of a timeout must not contain how long it took.
     pod.envoy.has_rejected(0);
     agent.fault(Route::Any, Fault::Hang, Times::Always);
     assert_eq!(probe(&[]), probe(&["--timeout=50ms"]));
 }
 
-/// The application starts before Envoy is ready. Reported in
+/// The application started before Envoy was ready. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/1397>.
 #[test]
-fn the_hold_lasts_until_envoy_is_ready() {
+fn the_post_start_hook_blocks_until_envoy_is_ready() {
     let agent = ScriptedAgent::start();
     let port = Port::keep();
     let pod = Pod::with_public_listener(&agent, &port);
@@ -93,9 +94,9 @@ fn the_hold_lasts_until_envoy_is_ready() {
     assert_eq!(hold.end(), Some(0), "{}", hold.log());
 }
 
-/// A postStart hook that fails would kill the container.
+/// A failed postStart hook kills the container.
 #[test]
-fn the_hold_lets_go_in_the_end_with_a_warning() {
+fn the_post_start_hook_succeeds_after_its_timeout_with_a_warning() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.is_ready(false);
@@ -107,7 +108,7 @@ fn the_hold_lets_go_in_the_end_with_a_warning() {
 }
 
 #[test]
-fn sigterm_ends_the_hold() {
+fn sigterm_interrupts_the_post_start_hook() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.is_ready(false);
@@ -117,8 +118,8 @@ fn sigterm_ends_the_hold() {
     assert_eq!(hold.end(), Some(1), "{}", hold.log());
 }
 
-/// A readiness probe fails until Consul would send traffic, also if what holds the
-/// application's start has passed.
+/// A readiness probe fails until Consul would send traffic, even after the postStart hook
+/// has succeeded.
 #[test]
 fn a_readiness_probe_waits_for_the_application_and_for_the_servers() {
     let agent = ScriptedAgent::start();
@@ -140,25 +141,25 @@ fn a_readiness_probe_waits_for_the_application_and_for_the_servers() {
     agent.fault(Route::Health, Fault::Status(500, "No cluster leader"), Times::Always);
     let _application = application.listen();
     agent.await_that("the application", |state| state.model.is("passing", APPLICATION));
-    pod.ready(&["--serving"]).code(1).says(&["the servers do not tell", "No cluster leader"]);
+    pod.ready(&["--serving"]).code(1).says(&["cannot ask the servers", "No cluster leader"]);
     agent.heal();
     agent.fault(Route::Health, Fault::Status(200, "[]"), Times::Always);
-    // Each probe takes its time, and passes at once when it can.
+    // A probe with a timeout waits, and passes as soon as it can.
     pod.ready(&["--serving", "--timeout=300ms"]).code(1).says(&["do not list the sidecar"]);
     agent.forget_requests();
     let mut probe = Process::start(&mut pod.command("ready", &["--serving", "--timeout=1m"]));
     agent.await_request(Route::Health);
     agent.heal();
     assert_eq!(probe.end(), Some(0), "{}", probe.log());
-    // Static stability.
+    // It stays ready while the agent is away.
     agent.stop_listening();
     pod.envoy.is_cut_off(true);
     pod.ready(&["--serving"]).code(0);
 }
 
-/// Its place among the healthy is known, and what comes next is up to the node's agent.
+/// The servers listed it before the restart, and the node's agent keeps them up to date.
 #[test]
-fn a_container_that_starts_again_is_ready_without_servers() {
+fn a_container_that_restarts_is_ready_without_servers() {
     let agent = ScriptedAgent::start();
     let (application, listener) = (Port::keep(), Port::keep());
     let pod = Pod::with_both(&agent, &application, &listener);
@@ -176,9 +177,9 @@ fn a_container_that_starts_again_is_ready_without_servers() {
     pod.ready(&serving).code(0);
 }
 
-/// A token that may register and not see nodes: the agent's own word has to do.
+/// With a token that may register but not read nodes, the agent's own answer is enough.
 #[test]
-fn a_token_that_may_not_see_the_servers_list_is_enough() {
+fn a_token_that_may_not_read_the_catalog_is_enough() {
     for fault in [Fault::Hidden, Fault::Status(403, "Permission denied: lacks service:read")] {
         let agent = ScriptedAgent::start();
         let (application, listener) = (Port::keep(), Port::keep());
@@ -190,9 +191,9 @@ fn a_token_that_may_not_see_the_servers_list_is_enough() {
     }
 }
 
-/// Nobody is sent to a client.
+/// A service without a port gets no traffic.
 #[test]
-fn a_client_is_ready_without_an_application_and_without_servers() {
+fn a_service_without_a_port_is_ready_without_application_and_servers() {
     let agent = ScriptedAgent::start();
     let listener = Port::keep();
     let pod = Pod::of_client(&agent, &listener);
@@ -202,7 +203,7 @@ fn a_client_is_ready_without_an_application_and_without_servers() {
 }
 
 #[test]
-fn sigterm_ends_a_probe() {
+fn sigterm_interrupts_a_probe() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.is_ready(false);

@@ -1,5 +1,5 @@
-//! Probes of the kubelet that can't go through Envoy: it asks the sidecar, which runs
-//! them over loopback.
+//! Kubelet probes that can't go through Envoy: the kubelet sends a request to the sidecar,
+//! which runs the probe over loopback.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +8,7 @@ use testkit::{PATIENCE, Port, ScriptedAgent};
 
 use crate::pod::{Pod, await_alive};
 
-/// The status of a page.
+/// The status of a response.
 fn status(address: SocketAddr, question: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -19,7 +19,7 @@ fn status(address: SocketAddr, question: &str) -> String {
 }
 
 #[test]
-fn a_page_says_whether_a_probe_succeeds() {
+fn the_response_says_whether_a_probe_succeeds() {
     let (agent, application, relay) = (ScriptedAgent::start(), Port::keep(), Port::keep());
     let pod = Pod::of(&agent);
     let (port, at) = (application.address().port(), relay.address());
@@ -38,7 +38,7 @@ fn a_page_says_whether_a_probe_succeeds() {
     for other in ["GET /", "GET /web", "POST /web/livenessProbe"] {
         assert_eq!(status(at, other), "404", "{other}");
     }
-    // Each change once, and why.
+    // Each change is logged once, with the reason.
     let log = sidecar.log();
     let told = |words: &str| log.matches(&format!("the probe /web/livenessProbe {words}")).count();
     let action = format!("(TCP on port {port})");
@@ -47,7 +47,7 @@ fn a_page_says_whether_a_probe_succeeds() {
 }
 
 #[test]
-fn whoever_holds_connections_open_keeps_no_kubelet_away() {
+fn clients_that_hold_connections_open_do_not_lock_the_kubelet_out() {
     let (agent, relay) = (ScriptedAgent::start(), Port::keep());
     let pod = Pod::of(&agent);
     let at = relay.address();
@@ -61,7 +61,7 @@ fn whoever_holds_connections_open_keeps_no_kubelet_away() {
 }
 
 #[test]
-fn what_is_no_probe_is_refused() {
+fn an_invalid_probe_is_rejected() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     for (probe, problem) in [

@@ -1,4 +1,4 @@
-//! Envoy's xDS stream: who is refused it for long is cut off, and says so.
+//! A pod whose xDS stream the agent refuses for long is cut off, and says so.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use testkit::{Fault, Port, Route, ScriptedAgent, Times};
 
 use crate::pod::{PROXY_LEASE, Pod, SERVICE_LEASE, await_alive};
 
-const WHY: &str = "Envoy gets no configuration from the agent, which answers otherwise";
+const WHY: &str = "Envoy gets no configuration from the agent, which answers other requests";
 
-/// A pod that fails open: an intention that denies does not reach it any more.
+/// A new deny intention would not reach such a pod.
 #[test]
-fn a_pod_whose_stream_is_refused_is_out_of_service_and_says_why_everywhere() {
+fn a_pod_whose_stream_is_refused_is_unready_and_reports_why() {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20));
     let port = Port::keep();
@@ -25,7 +25,7 @@ fn a_pod_whose_stream_is_refused_is_out_of_service_and_says_why_everywhere() {
 
     pod.envoy.is_cut_off(true);
     for lease in [SERVICE_LEASE, PROXY_LEASE] {
-        agent.await_that("a critical lease", |state| state.model.is("critical", lease));
+        agent.await_that("a critical TTL check", |state| state.model.is("critical", lease));
         let output = agent.check(lease).unwrap().output;
         assert!(output.contains(WHY), "{output}");
     }
@@ -42,9 +42,9 @@ fn a_pod_whose_stream_is_refused_is_out_of_service_and_says_why_everywhere() {
     assert_eq!(message(), "");
 }
 
-/// Static stability: an agent whose servers are away can't judge Envoy's token.
+/// An agent whose servers are away can't check Envoy's token.
 #[test]
-fn a_pod_whose_stream_is_refused_while_the_servers_are_away_stays_in_service() {
+fn a_pod_whose_stream_is_refused_while_the_servers_are_away_stays_ready() {
     let no_leader = Fault::Status(500, "No cluster leader");
     for away in [no_leader.clone(), Fault::Reset, Fault::Status(200, "")] {
         let agent = ScriptedAgent::start();
@@ -63,7 +63,7 @@ fn a_pod_whose_stream_is_refused_while_the_servers_are_away_stays_in_service() {
         assert!(!sidecar.log().contains(WHY), "{}", sidecar.log());
 
         agent.heal();
-        agent.await_that("a critical lease", |state| state.model.is("critical", PROXY_LEASE));
+        agent.await_that("a critical TTL check", |state| state.model.is("critical", PROXY_LEASE));
         sidecar.await_log(WHY);
     }
 }

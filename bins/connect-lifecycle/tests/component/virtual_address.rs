@@ -1,5 +1,5 @@
-//! The virtual address of a service, where it is that of a Kubernetes Service: it is
-//! another when the Service is created anew.
+//! The virtual address of a service that follows a Kubernetes Service, whose cluster IP
+//! changes when the Service is recreated.
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ const OWN: [u8; 4] = [127, 0, 0, 1];
 const SERVFAIL: u8 = 2;
 const NXDOMAIN: u8 = 3;
 
-/// The cluster's DNS, which knows one Service.
+/// The cluster's DNS, with one Service.
 struct Cluster {
     nameserver: Nameserver,
     addresses: Arc<Mutex<Vec<[u8; 4]>>>,
@@ -60,7 +60,7 @@ fn run(nameserver: &Nameserver, pod: &Pod) -> Process {
     pod.run_with(&["--resolv-conf", &pod.path("resolv.conf")])
 }
 
-/// An agent whose heartbeats follow each other at once.
+/// An agent whose blocking queries return at once, so that heartbeats follow each other.
 fn agent() -> ScriptedAgent {
     let agent = ScriptedAgent::start();
     agent.longest_wait(Duration::from_millis(20));
@@ -75,7 +75,7 @@ fn await_address(agent: &ScriptedAgent, address: [u8; 4]) {
     });
 }
 
-/// Waits for so many heartbeats from now on.
+/// Waits for that many more heartbeats.
 fn await_heartbeats(agent: &ScriptedAgent, count: usize) {
     agent.forget_requests();
     agent.await_that("heartbeats", |state| {
@@ -85,7 +85,7 @@ fn await_heartbeats(agent: &ScriptedAgent, count: usize) {
 }
 
 #[test]
-fn a_service_created_anew_gives_its_new_address() {
+fn the_address_of_a_recreated_service_is_registered() {
     let (agent, cluster) = (agent(), Cluster::with(NEW, 0));
     let pod = Pod::known_by(&agent, NAME, Some(OLD));
     let sidecar = cluster.run(&pod);
@@ -98,7 +98,7 @@ fn a_service_created_anew_gives_its_new_address() {
     assert_eq!(there["Port"], 80, "it is the Service's still");
     drop(sidecar);
 
-    // A container that starts again goes on with it, whatever DNS says.
+    // A container that restarts keeps it, whatever DNS answers.
     agent.forget_requests();
     let _again = run(&Nameserver::silent(), &pod);
     await_heartbeats(&agent, 3);
@@ -107,7 +107,7 @@ fn a_service_created_anew_gives_its_new_address() {
 }
 
 #[test]
-fn a_service_created_after_the_pod_gives_its_address() {
+fn the_address_of_a_service_created_after_the_pod_is_registered() {
     let (agent, cluster) = (agent(), Cluster::with(NEW, 0));
     cluster.change(&[]);
     let pod = Pod::known_by(&agent, NAME, None);
@@ -118,9 +118,9 @@ fn a_service_created_after_the_pod_gives_its_address() {
     await_address(&agent, NEW);
 }
 
-/// What answers does not say where the service is: clients keep the address.
+/// Such answers say nothing about the Service, and clients may have cached the address.
 #[test]
-fn a_name_without_a_single_address_changes_nothing() {
+fn the_address_stays_if_the_name_does_not_resolve_to_exactly_one() {
     type Answer = fn(&[u8]) -> Vec<u8>;
     let answers: [(&str, Answer); 6] = [
         ("gone", |query| fail(query, NXDOMAIN)),
@@ -138,14 +138,14 @@ fn a_name_without_a_single_address_changes_nothing() {
         await_heartbeats(&agent, 5);
         assert!(!nameserver.asked().is_empty(), "{what}");
         assert!(agent.asked(Route::Register).is_empty(), "{what}");
-        let told = sidecar.log().matches("so that it is headless").count();
+        let told = sidecar.log().matches("as that of a headless Service").count();
         assert_eq!(told, usize::from(what != "gone" && what != "failing" && what != "noise"));
         await_address(&agent, OLD);
     }
 }
 
 #[test]
-fn an_address_is_asked_for_once_in_its_ttl_by_one_query() {
+fn a_name_is_looked_up_once_per_ttl_with_one_query() {
     let (agent, cluster) = (agent(), Cluster::with(OLD, 60));
     let pod = Pod::known_by(&agent, NAME, Some(OLD));
     let _sidecar = cluster.run(&pod);
@@ -154,7 +154,7 @@ fn an_address_is_asked_for_once_in_its_ttl_by_one_query() {
     let searched = ["db.shop.svc.shop.svc.cluster.local", "db.shop.svc.svc.cluster.local", WHOLE];
     assert_eq!(asked, searched);
 
-    // From then on, under the name by which it was found.
+    // From then on, only the fully qualified name that resolved.
     let (agent, cluster) = (self::agent(), Cluster::with(OLD, 0));
     let pod = Pod::known_by(&agent, NAME, Some(OLD));
     let _sidecar = cluster.run(&pod);

@@ -1,4 +1,4 @@
-//! A command that runs while the proxy does, for Jobs (pain 11, 12).
+//! A command that runs while the proxy runs, for Jobs.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::pod::{Pod, assert_nothing_left, await_alive};
 const QUIT: &str = "POST /quitquitquit";
 
 #[test]
-fn the_command_starts_when_envoy_is_ready_and_not_before() {
+fn the_command_starts_only_when_envoy_is_ready() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.is_ready(false);
@@ -23,12 +23,12 @@ fn the_command_starts_when_envoy_is_ready_and_not_before() {
     pod.envoy.is_ready(true);
     assert_eq!(job.end(), Some(0), "{}", job.log());
     assert!(file.exists());
-    // It was not asked to end anything.
+    // Without --quit, Envoy keeps running.
     assert!(pod.envoy.asked().iter().all(|asked| asked.what == "GET /ready"));
 }
 
 #[test]
-fn the_commands_end_is_passed_on() {
+fn the_commands_exit_code_is_returned() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     for (script, code) in
@@ -52,7 +52,7 @@ fn the_command_gets_its_arguments_and_signals() {
         (Signal::SIGUSR2, "USR2"),
         (Signal::SIGWINCH, "WINCH"),
     ] {
-        // Without a word more from the shell than `up`.
+        // The shell prints nothing but `up`.
         let script = r#"trap "exit 7" "$1"; test "$2" = "--quit" && echo up >&2; read nothing"#;
         let mut job = pod.wait(&[], &["/bin/sh", "-c", script, "job", name, "--quit"]);
         job.await_log("up\n");
@@ -61,10 +61,9 @@ fn the_command_gets_its_arguments_and_signals() {
     }
 }
 
-/// The sidecar ends with exit code 0, and nothing of the pod is left, however
-/// the command ended.
+/// The sidecar exits with 0, and the pod is deregistered, whatever the command's exit code.
 #[test]
-fn the_sidecar_ends_after_the_command() {
+fn the_sidecar_exits_after_the_command() {
     for code in [0, 7] {
         let agent = ScriptedAgent::start();
         let pod = Pod::of(&agent);
@@ -72,20 +71,20 @@ fn the_sidecar_ends_after_the_command() {
         await_alive(&agent);
         let mut job = pod.wait(&["--quit"], &["/bin/sh", "-c", &format!("exit {code}")]);
         assert_eq!(job.end(), Some(code), "{}", job.log());
-        job.await_log("told the sidecar to end");
+        job.await_log("told the sidecar to exit");
         assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
         assert!(pod.is_buried());
         assert_nothing_left(&agent);
         let mut asked: Vec<_> = pod.envoy.asked().into_iter().map(|asked| asked.what).collect();
-        // The heartbeat looks, too.
-        asked.retain(|what| !what.starts_with("GET /stats"));
+        // The heartbeat also checks.
+        asked.retain(|what| !what.starts_with("GET /stats") && what != "GET /certs");
         assert_eq!(asked, ["GET /ready", QUIT]);
     }
 }
 
-/// A sidecar alone would keep the pod for ever.
+/// A sidecar alone would keep the pod running forever.
 #[test]
-fn the_sidecar_ends_if_there_never_was_a_command() {
+fn the_sidecar_exits_if_the_command_cannot_be_started() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let mut sidecar = pod.run();
@@ -98,7 +97,7 @@ fn the_sidecar_ends_if_there_never_was_a_command() {
 }
 
 #[test]
-fn an_envoy_that_never_gets_ready_is_given_up_at_the_deadline() {
+fn it_gives_up_on_an_envoy_that_is_not_ready_at_the_deadline() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.is_ready(false);
@@ -116,7 +115,7 @@ fn an_envoy_that_never_gets_ready_is_given_up_at_the_deadline() {
 }
 
 #[test]
-fn sigterm_ends_the_wait() {
+fn sigterm_interrupts_the_wait() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.is_ready(false);
@@ -127,9 +126,9 @@ fn sigterm_ends_the_wait() {
     job.await_log("the command was not started");
 }
 
-/// The command's exit code is what the Job is about.
+/// The command's exit code decides whether the Job succeeded.
 #[test]
-fn a_sidecar_that_is_gone_takes_nothing_from_the_commands_exit_code() {
+fn a_missing_sidecar_does_not_change_the_commands_exit_code() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -141,22 +140,22 @@ fn a_sidecar_that_is_gone_takes_nothing_from_the_commands_exit_code() {
     drop(pod);
     drop(file);
     assert_eq!(job.end(), Some(3), "{}", job.log());
-    job.await_log("cannot tell the sidecar to end");
+    job.await_log("cannot tell the sidecar to exit");
 }
 
 /// A Job that runs with and without a sidecar. Reported in
 /// <https://github.com/linkerd/linkerd2/issues/8758>.
 #[test]
-fn a_command_goes_on_without_a_sidecar_if_told_so() {
+fn the_command_starts_without_a_sidecar_with_go_on_without() {
     let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_connect-lifecycle"));
     program.env_clear().args(["wait", "--admin-bind", "127.0.0.1:1", "--quit"]);
     program.args(["--go-on-without", "50ms", "--", "/bin/sh", "-c", "exit 7"]);
-    testkit::Outcome::of(program).code(7).says(&["no sidecar runs"]);
+    testkit::Outcome::of(program).code(7).says(&["no sidecar is running"]);
 }
 
 /// A Job of two services.
 #[test]
-fn all_sidecars_end_after_the_command() {
+fn all_sidecars_exit_after_the_command() {
     let agents = [ScriptedAgent::start(), ScriptedAgent::start()];
     let pods = [Pod::of(&agents[0]), Pod::of(&agents[1])];
     let mut sidecars = [pods[0].run(), pods[1].run()];

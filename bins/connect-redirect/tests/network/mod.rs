@@ -1,5 +1,4 @@
-//! Networks as a pod has them: each is a thread in a network namespace of its
-//! own, which ends with the test.
+//! Network namespaces, such as a pod's: each belongs to a thread, which ends with the test.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,18 +13,18 @@ pub(crate) const OUTSIDE: &str = "10.9.0.2";
 pub(crate) const OUTSIDE_V6: &str = "fd00:9::2";
 const POD_V6: &str = "fd00:9::1";
 
-/// How long anything may take.
+/// Timeout of each operation.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A network.
+/// A network namespace.
 pub(crate) struct Network {
     jobs: Sender<Job>,
 }
 
-/// A pod, and what is at the other end of its cable; nothing, with a line that
-/// says so, if something is missing.
+/// A pod and the host at the other end of its veth pair; `None`, with a message, if the
+/// machine lacks something.
 pub(crate) fn pod_and_outside() -> Option<(Network, Network)> {
     testkit::or_skip(needs())?;
     let (pod, outside) = (Network::new(), Network::new());
@@ -57,7 +56,7 @@ pub(crate) fn pod_and_outside() -> Option<(Network, Network)> {
 
 fn needs() -> Result<(), String> {
     if !nix::unistd::Uid::effective().is_root() {
-        return Err("networks of their own take root: run it as root".to_owned());
+        return Err("network namespaces require root".to_owned());
     }
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables"), ("setpriv", "util-linux")] {
         let version = Command::new(program).arg("-V").stdout(Stdio::null()).status();
@@ -73,12 +72,12 @@ fn ip(line: &str) {
     assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Runs a program in the network of the thread that calls it.
+/// Runs a program in the network namespace of the calling thread.
 pub(crate) fn output(program: &str, line: &str) -> Output {
     Command::new(program).args(line.split_whitespace()).output().unwrap()
 }
 
-/// As [`output`], with something to read.
+/// Like [`output`], with input on stdin.
 pub(crate) fn output_with_input(program: &str, line: &str, input: &str) -> Output {
     let mut command = Command::new(program);
     command.args(line.split_whitespace()).stdin(Stdio::piped());
@@ -87,7 +86,7 @@ pub(crate) fn output_with_input(program: &str, line: &str, input: &str) -> Outpu
     child.wait_with_output().unwrap()
 }
 
-/// Listens there, tells each client the port, and then repeats what it says.
+/// Listens on that address, sends its port to each client, and then echoes.
 pub(crate) fn serve(address: &str) {
     let listener = TcpListener::bind(address).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -105,7 +104,7 @@ pub(crate) fn serve(address: &str) {
     });
 }
 
-/// Which listener a connection to that address reaches.
+/// The port of the listener that a connection to that address reaches.
 pub(crate) fn connect(address: &str) -> Option<u16> {
     let address: SocketAddr = address.parse().unwrap();
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
@@ -121,7 +120,7 @@ impl Network {
     fn new() -> Self {
         let (jobs, todo) = channel::<Job>();
         std::thread::spawn(move || {
-            // For this thread only, and for what it starts.
+            // Affects this thread and its child processes only.
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             for job in todo {
                 job();
@@ -130,7 +129,7 @@ impl Network {
         Self { jobs }
     }
 
-    /// Does something in this network.
+    /// Runs a job in this network namespace.
     pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = channel();
         let job = Box::new(move || drop(tell.send(job())));

@@ -53,7 +53,7 @@ fn bootstrap(agent: &ScriptedAgent, args: &[&str]) -> Ran {
     run(&agent.address(), &[&PROXY, args].concat())
 }
 
-/// Where the document's cluster of the agent is.
+/// The address of the agent's gRPC port in a bootstrap.
 fn grpc(document: &Value) -> &Value {
     let cluster = &document["static_resources"]["clusters"][0];
     &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
@@ -64,7 +64,7 @@ fn listeners(document: &Value) -> usize {
 }
 
 #[test]
-fn the_document_of_a_proxy() {
+fn the_bootstrap_of_a_registered_proxy_is_printed_as_readable_json() {
     let agent = agent(|_| None);
     let ran = bootstrap(&agent, &["--token", "s3cret"]);
     let document = ran.json();
@@ -93,7 +93,7 @@ fn the_document_of_a_proxy() {
 }
 
 #[test]
-fn the_sidecar_of_a_service() {
+fn a_proxy_can_be_named_by_its_service() {
     let agent = agent(|_| None);
     let address = agent.address();
     let document = run(&address, &["bootstrap", "--sidecar-for", "web-1"]).json();
@@ -109,7 +109,7 @@ fn the_sidecar_of_a_service() {
 }
 
 #[test]
-fn a_proxy_that_is_none() {
+fn an_id_that_is_unknown_or_no_proxy_is_an_error() {
     let agent = agent(|_| None);
     let address = agent.address();
     run(&address, &["bootstrap", "--proxy-id", "nope"]).failed(
@@ -125,7 +125,7 @@ fn a_proxy_that_is_none() {
 }
 
 #[test]
-fn a_gateway_has_a_document() {
+fn a_gateway_has_a_bootstrap() {
     let agent = agent(|line| {
         let gateway = json!({"Kind": "mesh-gateway", "ID": "gw-1", "Service": "gw", "Port": 1,
             "Proxy": {"MeshGateway": {}}});
@@ -166,7 +166,7 @@ fn an_ingress_gateway_has_a_ready_listener() {
 }
 
 #[test]
-fn the_grpc_address_is_discovered_or_given() {
+fn the_grpc_address_is_that_of_the_flag_or_the_one_that_the_agent_reports() {
     let ports = |document: &Value| grpc(document)["socket_address"]["port_value"].clone();
     let newer = agent(|line| {
         let newer = json!({"xDS": {"Ports": {"Plaintext": 18502, "TLS": -1}}});
@@ -195,7 +195,7 @@ fn the_grpc_address_is_discovered_or_given() {
 }
 
 #[test]
-fn tls_to_the_grpc_port_needs_a_ca() {
+fn tls_to_the_grpc_port_requires_a_ca() {
     let only_tls = agent(|line| {
         let tls = json!({"xDS": {"Ports": {"Plaintext": -1, "TLS": 8503}}});
         (line == "GET /v1/agent/self").then(|| ok(&tls))
@@ -230,7 +230,7 @@ fn tls_to_the_grpc_port_needs_a_ca() {
 }
 
 #[test]
-fn flags_shape_the_document() {
+fn flags_change_the_bootstrap() {
     let agent = agent(|_| None);
     let document = bootstrap(
         &agent,
@@ -300,7 +300,7 @@ fn access_logs_are_those_of_proxy_defaults() {
 }
 
 #[test]
-fn an_agent_that_is_not_there() {
+fn an_agent_that_does_not_answer_is_an_error() {
     let address = NOBODY;
     run(address, &["bootstrap", "--proxy-id", "x", "--timeout", "200ms"])
         .failed(69, &["connection refused", address]);

@@ -287,7 +287,7 @@ fn within(inside: &str) -> String {
 }
 
 #[test]
-fn what_both_take_is_the_same() {
+fn a_definition_that_both_accept_is_registered_alike() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     let empty = agent.state();
     let inside = TAKEN_IN_SERVICE.iter().map(|inside| within(inside));
@@ -325,7 +325,7 @@ fn what_both_take_is_the_same() {
 }
 
 #[test]
-fn what_both_refuse() {
+fn a_definition_that_the_cli_rejects_is_rejected_with_its_place() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     let empty = agent.state();
     let inside = REFUSED_IN_SERVICE.iter().map(|(inside, words)| (within(inside), words));
@@ -345,7 +345,7 @@ fn what_both_refuse() {
 }
 
 #[test]
-fn what_only_we_refuse() {
+fn some_definitions_that_the_cli_accepts_are_rejected() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     for (text, words) in REFUSED_BY_US {
         let file = agent.write("f.hcl", text);
@@ -412,7 +412,7 @@ const KEPT: &[(&str, &str, &str, &str, &str)] = &[
 
 /// Compares the agent's states, and what differs with what is expected to.
 #[test]
-fn what_the_cli_changes_is_kept() {
+fn values_that_the_cli_changes_are_registered_as_written() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     for (inside, pointer, by_cli, by_us, reason) in KEPT {
         let file = agent.write("f.hcl", &within(inside));
@@ -448,7 +448,7 @@ const SPELT_AS_IN_THE_API: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn both_spellings_are_taken() {
+fn keys_may_be_spelt_as_in_the_http_api() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     for (api, of_files) in SPELT_AS_IN_THE_API {
         let file = agent.write("f.hcl", &within(of_files));
@@ -496,7 +496,7 @@ const NEWER: &[(&str, &str)] = &[
 
 /// The agent itself, asked with curl, refuses each of them: what we say is true.
 #[test]
-fn keys_that_this_agent_does_not_know_are_told_before_anything_is_sent() {
+fn keys_that_this_agent_does_not_know_are_reported_before_anything_is_sent() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     let empty = agent.state();
     for (inside, words) in NEWER {
@@ -515,7 +515,7 @@ fn keys_that_this_agent_does_not_know_are_told_before_anything_is_sent() {
 
 /// Once only: the agent takes a minute for the next change of such a service.
 #[test]
-fn an_alias_of_a_node_is_taken() {
+fn an_alias_check_may_name_a_node() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     let aliases = "services { name = \"a\" check { alias_node = \"n1\" } } \
                    services { name = \"b\" check { alias_node = \"n1\" alias_service = \"a\" } }";
@@ -530,7 +530,7 @@ fn an_alias_of_a_node_is_taken() {
 }
 
 #[test]
-fn what_the_cli_loses_is_kept() {
+fn script_checks_and_lists_that_the_cli_loses_are_registered() {
     let Some(agent) = RealAgent::start(&json!({"enable_script_checks": true})) else { return };
     let config = "envoy_stats_tags = [\"a=1\"] x = [{ y = 1 }]";
     let text = within(&format!(

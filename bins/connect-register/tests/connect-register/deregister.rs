@@ -28,7 +28,7 @@ fn agent_where(answer: fn(id: &str, before: usize) -> Option<Answer>) -> Scripte
 }
 
 #[test]
-fn by_id_and_by_file() {
+fn services_are_deregistered_by_id_and_by_file() {
     let agent = agent_where(|_, _| None);
     run(&agent.address(), &["deregister", "--id", "a b", "--id", "c/d"])
         .printed("Deregistered service: a b\nDeregistered service: c/d\n");
@@ -52,7 +52,7 @@ fn by_id_and_by_file() {
 }
 
 #[test]
-fn an_unknown_service_is_said_and_no_failure() {
+fn an_unknown_service_is_reported_but_not_a_failure() {
     // As old agents without ACLs, old ones with ACLs, and new ones say it.
     for answer in [
         (|_, _| None) as fn(&str, usize) -> _,
@@ -70,7 +70,7 @@ fn an_unknown_service_is_said_and_no_failure() {
 }
 
 #[test]
-fn what_comes_back_is_said() {
+fn a_service_that_is_registered_again_at_once_is_an_error() {
     let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
         line if line.starts_with("GET /v1/agent/service/") => ok(&json!({"ID": "a"})),
         _ => done(),
@@ -80,7 +80,7 @@ fn what_comes_back_is_said() {
 }
 
 #[test]
-fn the_right_node_is_named() {
+fn a_service_of_another_node_is_reported_with_its_node() {
     let other = |node: &'static str| {
         ScriptedAgent::start(move |request, _| match request.line.as_str() {
             "GET /v1/agent/self" => ok(&json!({"Config": {"NodeName": "n2"}})),
@@ -105,7 +105,7 @@ fn the_right_node_is_named() {
 }
 
 #[test]
-fn the_catalog_is_waited_for() {
+fn wait_ends_when_the_catalog_lacks_the_service() {
     let agent = ScriptedAgent::start(|request, before| match request.line.as_str() {
         "GET /v1/agent/self" => ok(&json!({"Config": {"NodeName": "n1"}})),
         "GET /v1/agent/service/a" if before == 0 => ok(&json!({"ID": "a"})),
@@ -123,7 +123,7 @@ fn the_catalog_is_waited_for() {
 }
 
 #[test]
-fn json_for_programs() {
+fn output_json_lists_deregistered_and_unknown_services() {
     let agent = agent_where(|_, _| None);
     let ids = ["--id", "a", "--id", "unknown"];
     let ran = run(&agent.address(), &[&["deregister", "--output", "json"], &ids[..]].concat());
@@ -132,7 +132,7 @@ fn json_for_programs() {
 }
 
 #[test]
-fn each_is_tried_even_if_another_failed() {
+fn each_service_is_tried_even_if_another_one_failed() {
     let agent = agent_where(|id, before| match (id, before) {
         ("denied", _) => Some(Answer::Status(403, "Permission denied".to_owned())),
         ("later", 0) => Some(Answer::Status(500, "No cluster leader".to_owned())),
@@ -154,7 +154,7 @@ fn each_is_tried_even_if_another_failed() {
 }
 
 #[test]
-fn an_agent_that_is_not_there() {
+fn an_agent_that_does_not_answer_is_an_error() {
     let address = NOBODY;
     run(address, &["deregister", "--id", "a", "--id", "b", "--timeout", "300ms"])
         .failed(69, &["connection refused", "2 services are not deregistered: `a`, `b`"]);
@@ -164,7 +164,7 @@ fn an_agent_that_is_not_there() {
 }
 
 #[test]
-fn flags_that_make_no_sense() {
+fn invalid_arguments_are_a_usage_error() {
     let files = Files::new();
     let file = files.json("f.json", &json!({"service": {"name": "a"}}));
     for args in [

@@ -56,7 +56,7 @@ fn server_info(admin: u16) -> std::io::Result<String> {
 }
 
 #[test]
-fn the_page_works_as_written() {
+fn the_commands_of_the_virtual_machine_page_work_as_written() {
     let (Some(envoy), Some(agent)) = (variable("ENVOY_BIN"), RealAgent::start(&json!({}))) else {
         return;
     };
@@ -88,7 +88,7 @@ fn the_page_works_as_written() {
     };
     machine.run(&here(&of_unit("ExecStartPre")), &["Registered service: web"]);
     let start = here(&of_unit("ExecStart"));
-    let mut envoy = machine.shell(&format!("exec {start} --use-dynamic-base-id"));
+    let mut envoy = machine.shell(&format!("exec {start} --disable-hot-restart"));
     let mut envoy = envoy.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let began = Instant::now();
     let about = loop {
@@ -109,7 +109,7 @@ fn the_page_works_as_written() {
 /// The unit's commands themselves run under a supervisor or systemd only; a
 /// variable that no program reads would go unnoticed there.
 #[test]
-fn the_units_set_variables_that_the_programs_read() {
+fn the_systemd_units_set_only_variables_that_the_programs_read() {
     let references = [
         include_str!("../../../connect-init/README.md"),
         include_str!("../../../connect-lifecycle/README.md"),

@@ -55,7 +55,7 @@ fn definitions() -> Value {
 }
 
 #[test]
-fn the_same_as_by_consuls_own_cli() {
+fn registrations_are_those_of_consuls_cli() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     let empty = agent.state();
     let file = agent.file("all.json", &definitions());
@@ -94,7 +94,7 @@ fn the_same_as_by_consuls_own_cli() {
 
 /// Release 1.8's CLI loses `args`, and the agent then misses the check's kind.
 #[test]
-fn a_refusal_leaves_nothing_and_scripts_are_kept() {
+fn a_script_check_is_registered_or_its_refusal_leaves_nothing_behind() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     let script = json!({"args": ["/bin/true"], "interval": "1h", "output_max_size": 100});
     let file = agent.file(
@@ -116,7 +116,7 @@ fn a_refusal_leaves_nothing_and_scripts_are_kept() {
 }
 
 #[test]
-fn a_definitions_token_counts() {
+fn the_token_of_a_definition_is_used() {
     let token = "6d3b1b0e-0b0f-4f5c-9c0a-2d7c6c1f0a11";
     let Some(agent) = RealAgent::start(&json!({"acl": {"enabled": true, "default_policy": "deny",
         "tokens": {"master": token}}}))
@@ -143,7 +143,7 @@ fn a_definitions_token_counts() {
 }
 
 #[test]
-fn the_bootstrap_of_a_sidecar_and_of_a_proxy() {
+fn sidecars_and_other_proxies_have_a_bootstrap() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     let file = agent.file("all.json", &definitions());
     run(&agent.http, &["register", &file]);
@@ -166,7 +166,7 @@ fn the_bootstrap_of_a_sidecar_and_of_a_proxy() {
 /// As `connect-init` registers them, and as `connect-init --dry-run --output`
 /// writes them down.
 #[test]
-fn what_the_injector_registers_can_be_a_file() {
+fn a_definition_file_can_describe_what_connect_init_registers() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     let pod = Identity {
         name: "web-0".to_owned(),
@@ -204,7 +204,7 @@ fn what_the_injector_registers_can_be_a_file() {
 }
 
 #[test]
-fn the_wrong_agent_names_the_right_one() {
+fn a_service_of_another_node_is_reported_with_its_node() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     agent.put(
         "/v1/catalog/register",
@@ -216,9 +216,8 @@ fn the_wrong_agent_names_the_right_one() {
     ran.said(&["service `web/9` is registered on node n9, this agent is node n1"]);
 }
 
-/// What a check was before it is replaced, or stays.
 #[test]
-fn checks_are_replaced_if_asked_for() {
+fn existing_checks_stay_without_replace_checks() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     let checks = || {
         let state = agent.state();

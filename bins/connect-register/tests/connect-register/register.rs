@@ -32,7 +32,7 @@ fn services(names: &[&str]) -> Value {
 }
 
 #[test]
-fn a_service_from_flags() {
+fn flags_register_a_service() {
     let agent = ScriptedAgent::start(|request, _| willing(request));
     let ran = run(
         &agent.address(),
@@ -66,7 +66,7 @@ fn a_service_from_flags() {
 }
 
 #[test]
-fn services_from_files_and_stdin_in_their_order() {
+fn services_are_registered_in_the_order_of_the_arguments() {
     let agent = ScriptedAgent::start(|request, _| willing(request));
     let files = Files::new();
     let first = files.json("first.json", &services(&["a", "b"]));
@@ -113,7 +113,7 @@ fn of_version(version: &'static str) -> ScriptedAgent {
 }
 
 #[test]
-fn a_key_that_the_agent_does_not_know_is_told_before_anything_is_sent() {
+fn a_key_that_the_agent_does_not_know_is_reported_before_anything_is_sent() {
     let files = Files::new();
     let file = files.add(
         "f.hcl",
@@ -126,7 +126,7 @@ fn a_key_that_the_agent_does_not_know_is_told_before_anything_is_sent() {
         78,
         &[
             "f.hcl:7:5: services[1].check.tcp_use_tls: requires Consul 1.17 or newer",
-            "is Consul 1.14.11, which can't take 1 key",
+            "is Consul 1.14.11, which cannot take 1 key",
             "hint: remove what is listed above, or upgrade the agent",
         ],
     );
@@ -144,7 +144,7 @@ fn a_key_that_the_agent_does_not_know_is_told_before_anything_is_sent() {
 }
 
 #[test]
-fn nobody_asks_for_the_version_if_every_agent_knows_all_keys() {
+fn the_version_is_not_requested_if_every_agent_knows_all_keys() {
     let agent = ScriptedAgent::start(|request, _| willing(request));
     let files = Files::new();
     let file = files.json("f.json", &services(&["a"]));
@@ -153,7 +153,7 @@ fn nobody_asks_for_the_version_if_every_agent_knows_all_keys() {
 }
 
 #[test]
-fn what_has_no_effect_is_said() {
+fn a_key_without_effect_causes_a_warning() {
     let agent = ScriptedAgent::start(|request, _| willing(request));
     let files = Files::new();
     let check = json!({"ttl": "1s", "service_id": "other"});
@@ -182,12 +182,12 @@ fn a_service_is_registered_although_the_agent_does_not_show_it() {
     let both = files.json("g.json", &json!({"services": [a, {"name": "b"}]}));
     // It may have been there before, so it is not deregistered.
     let ran = run(&agent.address(), &["register", &both]);
-    ran.failed(78, &["stays: the agent did not say whether it was there before"]);
+    ran.failed(78, &["stays: the agent did not say whether it existed before"]);
     assert!(!agent.lines().iter().any(|line| line.contains("deregister")), "{:?}", agent.lines());
 }
 
 #[test]
-fn all_mistakes_are_reported_and_nothing_is_sent() {
+fn all_errors_in_the_files_are_reported_and_nothing_is_sent() {
     let agent = ScriptedAgent::start(|request, _| willing(request));
     let files = Files::new();
     let good = files.json("good.json", &services(&["good"]));
@@ -228,7 +228,7 @@ fn files_without_a_service_are_an_error() {
 }
 
 #[test]
-fn flags_that_make_no_sense() {
+fn invalid_flags_are_a_usage_error() {
     let files = Files::new();
     let file = files.json("f.json", &services(&["a"]));
     for (args, said) in [
@@ -253,7 +253,7 @@ fn flags_that_make_no_sense() {
 }
 
 #[test]
-fn what_this_run_has_added_is_taken_back() {
+fn after_a_refusal_the_services_that_this_run_added_are_deregistered() {
     let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
         // `old` was there before.
         "GET /v1/agent/service/old" => ok(&json!({"ID": "old", "Service": "old"})),
@@ -270,7 +270,7 @@ fn what_this_run_has_added_is_taken_back() {
             "registering service `bad`",
             "400 Invalid check: TTL must be > 0 for TTL checks",
             "service `b` was deregistered",
-            "service `old` was there before: it stays",
+            "service `old` existed before: it stays",
             "service `a` was deregistered",
         ],
     );
@@ -282,7 +282,7 @@ fn what_this_run_has_added_is_taken_back() {
 }
 
 #[test]
-fn a_signal_takes_back_as_well() {
+fn after_a_signal_the_services_that_this_run_added_are_deregistered() {
     let agent = unless("b", |_| Answer::Hang);
     let files = Files::new();
     let file = files.json("f.json", &services(&["a", "b"]));
@@ -297,7 +297,7 @@ fn a_signal_takes_back_as_well() {
 }
 
 #[test]
-fn denied_is_told_without_the_token() {
+fn a_denial_is_reported_without_the_token() {
     let agent = unless("web", |_| {
         Answer::Status(403, "Permission denied: Missing service:write on web".to_owned())
     });
@@ -307,7 +307,7 @@ fn denied_is_told_without_the_token() {
 }
 
 #[test]
-fn trouble_that_passes_is_waited_out() {
+fn a_transient_failure_is_retried() {
     let agent = unless("web", |before| match before {
         0 => Answer::Status(500, "No cluster leader".to_owned()),
         1 => Answer::Close,
@@ -322,7 +322,7 @@ fn trouble_that_passes_is_waited_out() {
 }
 
 #[test]
-fn trouble_that_stays_ends_at_the_deadline() {
+fn a_lasting_failure_ends_at_the_deadline() {
     let register = ["register", "--name", "web", "--timeout", "300ms"];
     let address = NOBODY;
     run(address, &register).failed(69, &["connection refused", address, "hint: no Consul agent"]);
@@ -335,15 +335,15 @@ fn trouble_that_stays_ends_at_the_deadline() {
 }
 
 #[test]
-fn a_name_that_dns_cannot_serve_is_a_warning() {
+fn a_name_that_dns_cannot_serve_causes_a_warning() {
     let agent = ScriptedAgent::start(|request, _| willing(request));
     let ran = run(&agent.address(), &["register", "--name", "my web"]);
     ran.printed("Registered service: my web\n");
-    ran.said(&["service name `my web` has ' ' at column 3", "DNS can't serve it"]);
+    ran.said(&["service name `my web` has ' ' at column 3", "DNS cannot serve it"]);
 }
 
 #[test]
-fn taking_back_uses_the_id_and_the_token_of_the_definition() {
+fn a_rollback_uses_the_id_and_the_token_of_the_definition() {
     let agent = ScriptedAgent::start(|request, _| match request.body["Name"].as_str() {
         Some("b") => Answer::Status(400, "no".to_owned()),
         _ if request.line.starts_with("GET") => unknown(),
@@ -363,7 +363,7 @@ fn taking_back_uses_the_id_and_the_token_of_the_definition() {
 }
 
 #[test]
-fn hcl_json_folders_and_stdin() {
+fn files_directories_and_stdin_may_be_hcl_or_json() {
     let agent = ScriptedAgent::start(|request, _| willing(request));
     let files = Files::new();
     std::fs::create_dir(files.path("inner.hcl")).unwrap();
@@ -418,7 +418,7 @@ fn services_that_would_replace_each_other_are_an_error() {
 }
 
 #[test]
-fn validate_asks_nobody() {
+fn validate_needs_no_agent() {
     let files = Files::new();
     let good = files.add("good.hcl", "service { id = \"g-1\" name = \"g\" }");
     let bad = files.add("bad.hcl", "service {\n  name = \"b\"\n  token = s3cret\n}");
@@ -438,7 +438,7 @@ fn validate_asks_nobody() {
 }
 
 #[test]
-fn keep_going_registers_the_others_and_takes_nothing_back() {
+fn keep_going_registers_the_others_and_deregisters_nothing() {
     let agent = unless("bad", |_| Answer::Status(400, "Invalid check".to_owned()));
     let files = Files::new();
     let file = files.json("f.json", &services(&["a", "bad", "b"]));
@@ -458,7 +458,7 @@ fn keep_going_registers_the_others_and_takes_nothing_back() {
 }
 
 #[test]
-fn checks_stay_unless_they_are_to_be_replaced() {
+fn existing_checks_stay_without_replace_checks() {
     let agent = ScriptedAgent::start(|request, _| willing(request));
     for args in [&["register", "--name", "a"][..], &["register", "--name", "a", "--replace-checks"]]
     {
@@ -470,7 +470,7 @@ fn checks_stay_unless_they_are_to_be_replaced() {
 }
 
 #[test]
-fn the_catalog_is_waited_for() {
+fn wait_ends_when_the_catalog_shows_the_service() {
     let agent = |shows_from: usize| {
         ScriptedAgent::start(move |request, before| match request.line.as_str() {
             "GET /v1/agent/self" => ok(&json!({"Config": {"NodeName": "n1"}})),
@@ -509,7 +509,7 @@ fn an_id_that_is_a_url_is_registered_although_the_agent_redirects() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_failure() {
+fn a_closed_stdout_is_not_a_failure() {
     let agent = ScriptedAgent::start(|request, _| willing(request));
     let mut command = command(&["register", "--name", "web"]);
     command.env("CONSUL_HTTP_ADDR", agent.address());

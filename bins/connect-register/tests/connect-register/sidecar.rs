@@ -43,7 +43,7 @@ fn registered(agent: &ScriptedAgent) -> Vec<Value> {
 }
 
 #[test]
-fn a_service_and_its_sidecar_are_left_for_connect_lifecycle() {
+fn a_service_and_its_sidecar_are_registered_with_the_files_for_connect_lifecycle() {
     let agent = agent(json!({}), &["web", "web-sidecar-proxy"]);
     let files = Files::new();
     let (file, token) = (files.add("web.hcl", WEB), files.add("token", "s3cret\n"));
@@ -75,20 +75,58 @@ fn a_service_and_its_sidecar_are_left_for_connect_lifecycle() {
     }
 }
 
+/// `connect-lifecycle` writes new roots to that directory, and a later run trusts them.
 #[test]
-fn a_port_of_another_sidecar_is_refused_before_anything_is_sent() {
+fn with_auto_encrypt_connect_lifecycle_follows_the_roots_of_connects_ca() {
+    let agent = agent(json!({}), &["web", "web-sidecar-proxy"]);
+    let files = Files::new();
+    let file = files.add("web.hcl", WEB);
+    let pem = || testkit::ScriptedAgent::start_tls("localhost").ca_pem().to_owned();
+    let (given, learned) = (pem(), pem());
+    let ca = files.add("ca.pem", &given);
+    let dir = files.folder();
+    let run = |flags: &[&str]| {
+        let args = [&["sidecar", "--dir", &dir, "--ca-file", &ca], flags, &[&file]].concat();
+        let ran = run(&agent.address(), &args);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let record = fs::read(files.path("registration.json")).unwrap();
+        let record: Value = serde_json::from_slice(&record).unwrap();
+        record["agent"]["tls"]["ca_path"].as_str().map(str::to_owned)
+    };
+    let roots = files.path("connect-roots");
+    assert_eq!(run(&[]), None);
+    assert!(!roots.exists());
+    assert_eq!(run(&["--auto-encrypt"]).as_deref(), roots.to_str());
+    let written = || fs::read_to_string(roots.join("roots.pem")).unwrap();
+    assert_eq!(written().trim(), given.trim());
+    files.add("connect-roots/roots.pem", &learned);
+    assert_eq!(run(&["--auto-encrypt"]).as_deref(), roots.to_str());
+    assert!(written().contains(learned.trim()), "{}", written());
+}
+
+#[test]
+fn auto_encrypt_without_the_roots_is_refused() {
+    let files = Files::new();
+    let file = files.add("web.hcl", WEB);
+    let args = ["sidecar", "--auto-encrypt", "--dir", &files.folder(), &file];
+    run(NOBODY, &args)
+        .failed(64, &["--auto-encrypt", "--ca-file", "/v1/connect/ca/roots?pem=true"]);
+}
+
+#[test]
+fn a_port_of_another_sidecar_is_rejected_before_anything_is_sent() {
     let other = json!({"api-p": {"ID": "api-p", "Service": "api-p", "Kind": "connect-proxy",
         "Port": 20000}});
     let agent = agent(other, &["web", "web-sidecar-proxy"]);
     let files = Files::new();
     let file = files.add("web.hcl", WEB);
     run(&agent.address(), &["sidecar", "--dir", &files.folder(), &file])
-        .failed(64, &["port 20000 is that of `api-p`", "sidecar_service.port", "--admin-bind"]);
+        .failed(64, &["port 20000 is in use by `api-p`", "sidecar_service.port", "--admin-bind"]);
     assert_eq!(registered(&agent), Vec::<Value>::new());
 }
 
 #[test]
-fn a_sidecar_that_is_refused_leaves_no_service_behind() {
+fn a_service_whose_sidecar_is_refused_is_deregistered() {
     let agent = agent(json!({}), &["web"]);
     let files = Files::new();
     let file = files.add("web.hcl", WEB);
@@ -99,7 +137,7 @@ fn a_sidecar_that_is_refused_leaves_no_service_behind() {
 }
 
 #[test]
-fn a_file_without_a_sidecar_to_keep_is_refused() {
+fn a_file_without_exactly_one_service_and_sidecar_port_is_rejected() {
     let files = Files::new();
     for (text, problem) in [
         ("service { name = \"web\" }", "it has no sidecar"),
@@ -112,7 +150,7 @@ fn a_file_without_a_sidecar_to_keep_is_refused() {
 }
 
 #[test]
-fn flags_of_consuls_cli_are_answered_with_what_to_write() {
+fn a_flag_of_consuls_cli_is_an_error_that_names_its_replacement() {
     let args =
         ["bootstrap", "-gateway", "mesh", "-register", "--wan-address", "a:1", "-node-name=n"];
     run(NOBODY, &args).failed(

@@ -68,7 +68,7 @@ fn xds() -> String {
 }
 
 #[test]
-fn a_table() {
+fn the_table_shows_services_and_the_diagnosis() {
     let xds = xds();
     let agent = agent(true);
     let ran = run(
@@ -88,11 +88,11 @@ fn a_table() {
          node            ok       n1 in datacenter dc1\n\
          version         ok       Consul 1.17.2\n\
          Connect         ok       enabled, and its CA has a root\n\
-         gRPC            ok       http://{xds} (given) is spoken in plain text\n\
-         Envoy           ok       envoyproxy/envoy:v1.27.0 is one that the agent supports\n\
-         services        ok       2 of 3 registered as they should be\n\
+         gRPC            ok       http://{xds} (given) answers in plain text\n\
+         Envoy           ok       the agent supports envoyproxy/envoy:v1.27.0\n\
+         services        ok       2 of 3 are registered and healthy\n\
          service web-1   wrong    check `c2` (two) is critical: it is broken\n\
-         {0:25}hint: no traffic is sent to a service with a critical check; one that warns still gets it\n\
+         {0:25}hint: a service with a critical check gets no traffic; with a warning, it still does\n\
          {0:25}next: connect-register status --output json web-1\n\
          datacenter dc2  ok       the servers know it\n\
          peer east       wrong    an upstream names it, but the servers have no such peer\n\
@@ -104,7 +104,7 @@ fn a_table() {
 }
 
 #[test]
-fn json_of_some() {
+fn output_json_shows_the_requested_services() {
     let agent = agent(true);
     let xds = xds();
     let args = ["status", "--output", "json", "--grpc-addr", &xds, "web-1-p"];
@@ -142,7 +142,7 @@ fn json_of_some() {
 }
 
 #[test]
-fn an_entry_that_is_unreadable_hides_no_other() {
+fn an_unreadable_entry_does_not_hide_the_others() {
     let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
         "GET /v1/agent/services" => ok(&json!({
             "web": {"ID": "web", "Service": "web", "Port": 80},
@@ -157,7 +157,7 @@ fn an_entry_that_is_unreadable_hides_no_other() {
 }
 
 #[test]
-fn what_may_not_be_seen_hides_nothing_else() {
+fn a_denied_request_does_not_hide_the_other_findings() {
     let ran = run(&agent(false).address(), &["status"]);
     assert!(ran.code == 0 && ran.stdout.contains("db:5432 (? healthy)"), "{ran:?}");
     ran.said(&["upstream db", "403 Permission denied"]);
@@ -185,7 +185,7 @@ fn envoy(node: &'static str, leaves: serde_json::Value) -> ScriptedAgent {
 }
 
 #[test]
-fn envoys_are_asked_what_they_have() {
+fn each_envoy_is_judged_by_its_admin_listener() {
     let agent = agent(true);
     let leaf = json!([{"expiration_time": "9999-01-01T00:00:00Z",
         "subject_alt_names": [{"uri": "spiffe://d/web"}]}]);
@@ -210,7 +210,7 @@ fn envoys_are_asked_what_they_have() {
 }
 
 #[test]
-fn checks_that_the_agent_does_not_tell_make_it_no_failure() {
+fn unreadable_checks_are_a_finding_and_not_a_failure() {
     let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
         "GET /v1/agent/services" => ok(&json!({"web": {"ID": "web", "Service": "web"}})),
         "GET /v1/agent/checks" => Answer::Status(500, "No cluster leader".to_owned()),
@@ -227,7 +227,7 @@ fn checks_that_the_agent_does_not_tell_make_it_no_failure() {
 }
 
 #[test]
-fn a_service_that_the_token_may_not_see_is_not_called_unregistered_only() {
+fn an_unregistered_service_may_be_one_that_the_token_may_not_read() {
     let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
         "GET /v1/agent/services" | "GET /v1/agent/checks" => ok(&json!({})),
         "GET /v1/acl/token/self" => Answer::Status(403, "Permission denied".to_owned()),
@@ -238,9 +238,8 @@ fn a_service_that_the_token_may_not_see_is_not_called_unregistered_only() {
     ran.said(&["`web`", "services that the token may not read are not shown"]);
 }
 
-/// It needs the doctor most.
 #[test]
-fn an_agent_that_cannot_be_reached_is_examined() {
+fn an_agent_that_cannot_be_reached_is_a_finding() {
     let ran = run(NOBODY, &["status", "--timeout", "200ms"]);
     let printed = &ran.stdout;
     assert!(printed.starts_with("agent  wrong "), "{printed}");
@@ -254,7 +253,7 @@ fn an_agent_that_cannot_be_reached_is_examined() {
 }
 
 #[test]
-fn an_agent_without_grpc_and_connect_is_found_out() {
+fn an_agent_without_grpc_or_connect_has_findings() {
     let agent = ScriptedAgent::start(|request, _| match request.line.as_str() {
         "GET /v1/agent/services" | "GET /v1/agent/checks" => ok(&json!({})),
         "GET /v1/status/leader" => ok(&json!("")),
@@ -279,7 +278,7 @@ fn an_agent_without_grpc_and_connect_is_found_out() {
 }
 
 #[test]
-fn of_a_real_agent() {
+fn a_real_agent_has_no_faults_and_its_services_are_shown() {
     let Some(agent) = RealAgent::start(&json!({})) else { return };
     let files = Files::new();
     let file = files.add(
@@ -309,7 +308,7 @@ fn of_a_real_agent() {
 }
 
 #[test]
-fn completions_and_manual_pages() {
+fn completions_and_manual_pages_are_printed() {
     for (shell, words) in [("bash", "--sidecar-for"), ("zsh", "#compdef"), ("fish", "validate")] {
         let ran = ran(command(&["completions", shell]).output().unwrap());
         assert!(ran.code == 0 && ran.stdout.contains(words), "{shell}: {}", ran.stderr);

@@ -16,7 +16,7 @@ fn main() -> Result<()> {
         let (length, from) = socket.recv_from(&mut buffer)?;
         let names = std::fs::read_to_string(file).unwrap_or_default();
         if let Some(answer) = answer(&buffer[..length], &names) {
-            // The client may have gone since it asked.
+            // The client may be gone.
             let _ = socket.send_to(&answer, from);
         }
     }
@@ -50,7 +50,7 @@ fn answer(query: &[u8], names: &str) -> Option<Vec<u8>> {
     answer[6..12].fill(0);
     answer[7] = u8::try_from(addresses.len()).ok()?;
     for address in addresses {
-        // The name of the question, type A, class IN, for 5 seconds.
+        // The name of the question, type A, class IN, TTL 5 s.
         answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 5, 0, 4]);
         answer.extend(address.octets());
     }

@@ -1,5 +1,4 @@
-//! A mutating admission webhook that is not ours: it adds a container `beside`
-//! to every pod that has none.
+//! Another mutating admission webhook: it adds a container `beside` to every pod without one.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -20,13 +19,13 @@ use serde_json::{Value, json};
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Where to listen
+    /// Address to listen on
     #[arg(long, default_value = "0.0.0.0:8443")]
     listen: SocketAddr,
-    /// A folder with tls.crt and tls.key, in PEM
+    /// Directory with tls.crt and tls.key, in PEM
     #[arg(long)]
     tls: PathBuf,
-    /// The image of the container
+    /// Image of the container
     #[arg(long)]
     image: String,
 }

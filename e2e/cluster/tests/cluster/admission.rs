@@ -1,4 +1,4 @@
-//! What people see of an admission: warnings, refusals, dry runs.
+//! What users see of an admission: warnings, denials, dry runs.
 
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ fn kubectl_prints_the_warnings() {
 /// The reason is where the user looks: in kubectl's error for a pod, and in the events
 /// of the ReplicaSet that could not create one.
 #[test]
-fn a_refusal_says_why_to_whoever_asked() {
+fn a_denial_tells_the_user_why() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("refusals").unwrap();
     let mut pod = server("refused", "hello");
@@ -59,10 +59,10 @@ fn a_dry_run_shows_the_pod_and_registers_nothing() {
     assert_eq!(cluster.consul("/v1/health/service/dry").unwrap(), json!([]));
 }
 
-/// Pods that don't ask are as they were written, also those of a Deployment
-/// whose author annotated the Deployment: the tutorial's common mistake.
+/// Pods that don't ask for injection stay unchanged, including those of a Deployment that has
+/// the annotation in the wrong place: the tutorial's common mistake.
 #[test]
-fn pods_that_do_not_ask_are_left_alone() {
+fn pods_that_do_not_ask_stay_unchanged() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("unasked").unwrap();
     let mut pod = server("unasked", "hello");

@@ -1,4 +1,4 @@
-//! Pods that end because they are to: scaled away, replaced, done.
+//! Pods that end normally: scaled down, replaced, or completed.
 
 use cluster::client::text;
 use serde_json::{Value, json};
@@ -19,9 +19,9 @@ fn scaling_to_zero_leaves_no_service_in_container_mode() {
     cluster.await_instances("scaled", 0).unwrap();
 }
 
-/// The name is the same, and so is the registration's id; the address is not.
+/// The name and the registration's id stay the same; the address changes.
 #[test]
-fn a_pod_of_a_stateful_set_comes_back_under_its_name() {
+fn a_replaced_pod_of_a_stateful_set_registers_under_its_old_name() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("stateful").unwrap();
     namespace.apply(&set_of("StatefulSet", &server("stateful", "hello"), 1).to_string()).unwrap();
@@ -45,12 +45,11 @@ fn a_pod_of_a_stateful_set_comes_back_under_its_name() {
     assert_eq!(instance["Address"], second["status"]["podIP"], "{instance:#}");
 }
 
-/// In container mode, a Job's command starts when its proxy is ready, and the
-/// sidecar ends after it, also after one that failed. The command's user is another
-/// than the sidecar's: it has nothing of the sidecar's files but the helper (pain 11,
-/// 12).
+/// In container mode, a Job's command starts when Envoy is ready, and the sidecar exits after
+/// it, even if the command failed. The command runs as another user than the sidecar: of the
+/// sidecar's files, it can only use connect-lifecycle.
 #[test]
-fn jobs_end_as_their_commands_do_and_leave_no_service_in_container_mode() {
+fn jobs_complete_with_their_commands_and_leave_no_service_in_container_mode() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("job").unwrap();
     namespace.apply(&server("worked", "hello").to_string()).unwrap();

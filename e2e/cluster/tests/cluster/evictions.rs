@@ -1,4 +1,4 @@
-//! Pods that are evicted: by `kubectl drain`, or by the kubelet.
+//! Pods that are evicted by `kubectl drain` or by the kubelet.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Load, await_answer, client, set_of, sharing, shell, shell_server};
 
-/// Starts a Deployment of one server and a client of it, and sees that they
-/// talk. Returns the server's pod.
+/// Starts a Deployment with one server, and a client, and waits until the client gets an
+/// answer. Returns the server's pod.
 fn start(cluster: &Cluster, namespace: &Namespace<'_>, server: &Value) -> Value {
     let service = server["metadata"]["name"].as_str().unwrap();
     let client_of = format!("{service}-client");
@@ -21,7 +21,7 @@ fn start(cluster: &Cluster, namespace: &Namespace<'_>, server: &Value) -> Value 
     namespace.pods(&format!("app={service}")).unwrap().remove(0)
 }
 
-/// Waits until another pod is the service's only instance, and answers.
+/// Waits until another pod is the service's only instance and answers.
 fn await_successor(cluster: &Cluster, namespace: &Namespace<'_>, service: &str, old: &Value) {
     let pod = old["metadata"]["name"].as_str().unwrap();
     let id = format!("{}_{pod}_{service}", namespace.name);
@@ -38,8 +38,8 @@ fn await_successor(cluster: &Cluster, namespace: &Namespace<'_>, service: &str, 
         });
 }
 
-/// `kubectl drain` of the node, of one Deployment's pods: the budget lets the second
-/// go when another has taken the first one's place, and no request fails.
+/// `kubectl drain` evicts the pods of one Deployment: the PodDisruptionBudget allows the
+/// second eviction only when the first pod is replaced, and no request fails.
 #[test]
 fn a_drain_under_a_budget_fails_no_request() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -63,7 +63,7 @@ fn a_drain_under_a_budget_fails_no_request() {
 
     let load = Load::start(&namespace, "drained-client");
     std::thread::scope(|scope| {
-        // The node is the only one: it takes pods again as soon as it does not.
+        // It is the only node, so it is uncordoned as soon as it is cordoned.
         scope.spawn(|| {
             let path = format!("/api/v1/nodes/{node}");
             let cordoned = harness::until("the cordon", || {
@@ -72,7 +72,7 @@ fn a_drain_under_a_budget_fails_no_request() {
             cluster.kubectl(&["uncordon", node], "").unwrap();
             cordoned.unwrap();
         });
-        // The volume with the sidecar's files is an emptyDir, which kubectl asks about.
+        // The volume with the sidecar's files is an emptyDir, for which kubectl needs this flag.
         let drain = ["drain", node, "--pod-selector=app=drained", "--delete-emptydir-data"];
         cluster.kubectl(&drain, "").unwrap();
     });
@@ -86,9 +86,9 @@ fn a_drain_under_a_budget_fails_no_request() {
     assert!(new.iter().all(|name| !old.contains(name)), "{old:?}, {new:?}");
 }
 
-/// The kubelet gives such a pod no time for its hooks, and two seconds to end.
+/// The kubelet gives such a pod no time for its hooks, and two seconds to exit.
 #[test]
-fn a_pod_evicted_by_the_kubelet_leaves_its_place_to_another() {
+fn a_pod_evicted_by_the_kubelet_is_replaced() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("evicted").unwrap();
     let mut pod = shell_server("evicted", "hello");
@@ -100,9 +100,9 @@ fn a_pod_evicted_by_the_kubelet_leaves_its_place_to_another() {
     let name = old["metadata"]["name"].as_str().unwrap();
     let too_much = "dd if=/dev/zero of=/small/file bs=1M count=8";
     shell(&namespace, name, "evicted", too_much).unwrap();
-    // The kubelet looks at volumes once a minute, unless it is told otherwise.
+    // The kubelet checks volumes once a minute by default.
     harness::until_within(Duration::from_secs(180), "the eviction", || {
-        // A pod whose containers end with 0 in their grace has succeeded.
+        // A pod whose containers exit with 0 in their grace period has succeeded.
         namespace.pod(name).is_ok_and(|pod| {
             let status = &pod["status"];
             status["reason"] == "Evicted" || status["phase"] == "Succeeded"

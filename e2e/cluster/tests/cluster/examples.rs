@@ -1,4 +1,4 @@
-//! `examples/kubernetes`: each file as it is.
+//! `examples/kubernetes`: each file works unchanged.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ fn example(file: &str) -> String {
 }
 
 #[test]
-fn every_example_works_as_it_is() {
+fn every_example_works_unchanged() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("examples").unwrap();
     for file in ["two-pods.yaml", "statefulset.yaml", "metrics.yaml"] {

@@ -1,5 +1,4 @@
-//! The chart, by the `helm` command: a release is installed, upgraded, rolled
-//! back and uninstalled.
+//! The chart with the `helm` command: install, upgrade, roll back, uninstall.
 
 use cluster::client::{Cluster, Namespace, text};
 use cluster::helm::Helm;
@@ -9,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::support::{all_are_injected, ours, server, trusted};
 
-/// A release of its own, whose webhook comes before the mesh's and is asked about
-/// the namespaces with its label. Its namespace has its name.
+/// A release in the namespace of its name. Its webhook is called before the mesh's, for
+/// namespaces with its label.
 pub(crate) struct Release<'n> {
     helm: Helm,
     cluster: &'n Cluster,
@@ -18,7 +17,7 @@ pub(crate) struct Release<'n> {
 }
 
 impl<'n> Release<'n> {
-    /// One that is not installed yet.
+    /// A release that is not installed yet.
     pub(crate) fn new(cluster: &'n Cluster, home: &'n Namespace<'_>) -> harness::Result<Self> {
         Ok(Self { helm: Helm::find()?, cluster, name: &home.name })
     }
@@ -33,7 +32,7 @@ impl<'n> Release<'n> {
         self.helm.apply(command, self.name, &values)
     }
 
-    /// Has it inject the pods of a namespace from now on.
+    /// Labels a namespace, so that this release injects its pods.
     pub(crate) fn adopt(&self, namespace: &Namespace<'_>) -> harness::Result<()> {
         let label = format!("release={}", self.name);
         self.cluster.kubectl(&["label", "namespace", &namespace.name, &label], "").map(drop)
@@ -43,7 +42,7 @@ impl<'n> Release<'n> {
         self.helm.run(&[args, &["--namespace", self.name]].concat())
     }
 
-    /// How many workers Envoy has in a pod that is created now.
+    /// Number of Envoy's workers in a new pod.
     fn concurrency(&self, namespace: &Namespace<'_>) -> harness::Result<String> {
         let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
         let pod = self.cluster.request(Method::POST, &path, Some(&server("helmed", "hello")))?;
@@ -67,18 +66,17 @@ impl<'n> Release<'n> {
 
 impl Drop for Release<'_> {
     fn drop(&mut self) {
-        // Its webhook is the cluster's, and would be asked about nobody's pods.
+        // Webhook configurations are cluster-scoped and not removed with the namespace.
         let _ = self.run(&["uninstall", self.name, "--ignore-not-found"]);
     }
 }
 
-/// The value by which pods show which revision injected them: the number of Envoy's
-/// workers.
+/// The value that shows which revision injected a pod: the number of Envoy's workers.
 fn workers(count: &Value) -> Value {
     json!({"sidecarProxy": {"concurrency": count}})
 }
 
-/// Its life, with pods created all the while: none is refused, none is missed.
+/// Pods are created continuously meanwhile: none is rejected, none is missed.
 #[test]
 fn helm_installs_upgrades_rolls_back_and_uninstalls_the_chart() {
     let Some((cluster, _shared)) = ours() else { return };
@@ -90,11 +88,12 @@ fn helm_installs_upgrades_rolls_back_and_uninstalls_the_chart() {
 
     release.apply("install", &workers(&3.into())).unwrap();
     release.await_concurrency(&namespace, "3");
-    // The cluster says its version to Helm, for the webhook's conditions; the injector
-    // asks by itself, and is not told one that would be stale after an upgrade.
+    // Helm knows the cluster's version, for the webhook's conditions. The injector asks for it
+    // itself: a version set by the chart would be stale after an upgrade of the cluster.
     let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
     let webhooks = cluster.get(&format!("{path}/{webhook}")).unwrap()["webhooks"].take();
-    // Those that ask and those that may need advice, for each value of the namespace's label.
+    // For each value of the namespace's label, one webhook for pods that ask for injection,
+    // and one for pods that may need a warning.
     assert_eq!(webhooks.as_array().unwrap().len(), 6, "{webhooks:#}");
     assert_eq!(webhooks[0]["matchConditions"][0]["name"], "asks");
     let config = home.kubectl(&["get", "configmap", "--output=yaml"]).unwrap();
@@ -108,7 +107,7 @@ fn helm_installs_upgrades_rolls_back_and_uninstalls_the_chart() {
     release.await_concurrency(&namespace, "4");
     assert_eq!(trusted(cluster, &webhook).unwrap(), ca, "the upgrade took the CA away");
 
-    // A value that is wrong changes nothing.
+    // An invalid value changes nothing.
     let refused = release.apply("upgrade", &workers(&"many".into())).unwrap_err().to_string();
     assert!(refused.contains("concurrency"), "{refused}");
 
@@ -127,16 +126,16 @@ fn helm_installs_upgrades_rolls_back_and_uninstalls_the_chart() {
     let kinds = "mutatingwebhookconfigurations,clusterroles,clusterrolebindings,roles,\
                  rolebindings,serviceaccounts,configmaps,secrets,services,deployments,\
                  poddisruptionbudgets,leases";
-    // Secrets that the replicas share, and Helm's own, too.
+    // The Secret that the replicas share, and Helm's own.
     assert_eq!(left(kinds, release.name), Vec::<String>::new());
     let pod = server("helmed", "hello").to_string();
-    // Pods are the mesh's injector's again.
+    // The mesh's injector injects pods again.
     let shown = namespace.try_kubectl(&["create", "--filename=-", "--dry-run=server"], &pod);
     assert!(shown.unwrap().status.success());
 }
 
-/// A chart with two definitions, which a value turns off, as `connectInject.enabled` does
-/// in Consul's own.
+/// A chart with two CustomResourceDefinitions that a value removes, like
+/// `connectInject.enabled` in Consul's own chart.
 const DEFINITIONS: &str = r#"
 {{- range (.Values.without | ternary (list) (list "kept" "lost")) }}
 ---
@@ -157,8 +156,8 @@ spec:
 {{- end }}
 "#;
 
-/// The way from Consul's own chart, whose definitions go with its injector from 1.0 on:
-/// as the document says, those that are annotated before stay, with what is defined.
+/// From 1.0 on, Consul's own chart removes its CustomResourceDefinitions with its injector.
+/// As the migration page says, annotated definitions stay, with their resources.
 #[test]
 fn helm_keeps_a_definition_that_is_annotated_before_it_is_left_out() {
     let Some((cluster, _shared)) = ours() else { return };
@@ -194,7 +193,7 @@ fn helm_keeps_a_definition_that_is_annotated_before_it_is_left_out() {
         !left.contains("lost.definitions.example.com")
     });
     let there = home.kubectl(&["get", "kept/a", "--output=name"]);
-    // Before anything else: it is the cluster's.
+    // Before any assertion, because it is cluster-scoped.
     kubectl(&["delete", "customresourcedefinitions", "--selector=component=kept"]);
     run(&["uninstall", "definitions"]);
     one.unwrap_or_else(|error| panic!("{error}: {left}"));

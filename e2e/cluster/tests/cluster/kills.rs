@@ -1,4 +1,4 @@
-//! Processes that are killed, and pods that go without their hooks.
+//! Processes that are killed, and pods that end without their hooks.
 
 use std::time::Duration;
 
@@ -14,17 +14,17 @@ fn open_server(service: &str) -> Value {
 }
 
 #[test]
-fn a_killed_sidecar_comes_back_as_one_registration() {
+fn a_killed_sidecar_restarts_and_has_one_registration() {
     kill_sidecar("killed", &open_server("killed"));
 }
 
 #[test]
-fn a_killed_sidecar_comes_back_as_one_registration_in_container_mode() {
+fn a_killed_sidecar_restarts_and_has_one_registration_in_container_mode() {
     kill_sidecar("ended", &in_container_mode(open_server("ended")));
 }
 
-/// Kills Envoy first, then the helper around it. Each time the container comes
-/// back, and there is one registration.
+/// Kills Envoy first, then connect-lifecycle. Each time the container restarts, and there is
+/// one registration.
 fn kill_sidecar(name: &str, pod: &Value) {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace(name).unwrap();
@@ -42,9 +42,9 @@ fn kill_sidecar(name: &str, pod: &Value) {
     }
 }
 
-/// Everything in a pod is killed at once and nothing starts again, as when its node
-/// fails. When the heartbeat's TTL check expires, Consul sends no traffic there; a
-/// minute later, it deregisters the service.
+/// All processes of a pod are killed at once and none restarts, as when its node fails. When
+/// the TTL check expires, Consul sends no traffic there; a minute later, the agent
+/// deregisters the service.
 #[test]
 fn a_pod_that_dies_at_once_gets_no_traffic_after_its_ttl_check_expires() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -54,7 +54,7 @@ fn a_pod_that_dies_at_once_gets_no_traffic_after_its_ttl_check_expires() {
     namespace.apply(&pod.to_string()).unwrap();
     namespace.await_condition("pod/dead", "Ready").unwrap();
     cluster.await_instances("dead", 1).unwrap();
-    // All but the sandbox's own process; the shell of this line among them.
+    // All except the sandbox's own process, including the shell that runs this.
     let _ = shell(&namespace, "dead", "dead", "kill -9 -1");
     harness::until("the end of the pod", || {
         namespace.pod("dead").is_ok_and(|pod| pod["status"]["phase"] == "Failed")
@@ -65,7 +65,7 @@ fn a_pod_that_dies_at_once_gets_no_traffic_after_its_ttl_check_expires() {
             cluster.passing(service).is_ok_and(|passing| passing.is_empty())
         })
         .unwrap();
-        // By itself, and not only together with a check of what the pod listens on.
+        // The TTL check itself, and not only a check of the pod's ports.
         harness::until(&format!("the TTL check of {service} to expire"), || {
             let checks = cluster.consul(&format!("/v1/health/checks/{service}"));
             let checks = checks.ok().and_then(|checks| checks.as_array().cloned());
@@ -76,7 +76,7 @@ fn a_pod_that_dies_at_once_gets_no_traffic_after_its_ttl_check_expires() {
         })
         .unwrap();
     }
-    // A minute of failure, and a round of the agent's, which is half of one.
+    // A minute in critical state, and up to half a minute until the agent notices.
     for service in ["dead", "dead-sidecar-proxy"] {
         harness::until_within(
             Duration::from_secs(180),

@@ -1,6 +1,6 @@
-//! ACLs, default policy "deny", with Consul's own auth method for Kubernetes:
-//! pods log in with the token of their service account, which the API server
-//! reviews, and log out when they end.
+//! ACLs with default policy "deny" and Consul's auth method `kubernetes`: pods log in with
+//! the token of their service account, which the API server reviews, and log out when they
+//! end.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,11 +14,10 @@ use serde_json::{Value, json};
 use crate::support::{self, annotate, await_answer, shell};
 use crate::transparent::caller;
 
-/// The token that may do everything, as the manifest has it.
+/// The initial management token in the manifest.
 pub(crate) const MANAGEMENT: &str = "7d6e1a54-0000-4000-8000-5eed5eed5eed";
 
-/// The Consul with ACLs and its injector, for one test at a time. Both are taken away
-/// with it.
+/// The Consul with ACLs and its injector, for one test at a time. Both are removed on drop.
 pub(crate) struct Acls {
     pub(crate) cluster: &'static Cluster,
     pub(crate) helm: Helm,
@@ -37,7 +36,7 @@ impl Acls {
         Ok(acls)
     }
 
-    /// Starts Consul only.
+    /// Starts Consul, without the injector.
     pub(crate) fn start(cluster: &'static Cluster) -> Result<Self> {
         let alone = ACLS.lock().unwrap_or_else(PoisonError::into_inner);
         let acls = Self { cluster, helm: Helm::find()?, _alone: alone };
@@ -53,7 +52,7 @@ impl Acls {
         self.cluster.kubectl(&[rollout.as_slice(), &["--namespace", ACL]].concat(), "").map(drop)
     }
 
-    /// The auth method, with these settings.
+    /// Creates the auth method, with these settings.
     pub(crate) fn have_auth_method(&self, own: &Value) -> Result<()> {
         let secret = format!("/api/v1/namespaces/{ACL}/secrets/consul-auth-method");
         harness::until("the token that reviews tokens", || {
@@ -85,8 +84,8 @@ impl Acls {
         self.ask(Method::PUT, "/v1/acl/auth-method", Some(&method)).map(drop)
     }
 
-    /// A rule by which a service account acts for the service of its name, with these
-    /// settings.
+    /// Creates a binding rule that gives a service account the identity of the service with
+    /// its name, with these settings.
     pub(crate) fn have_rule(&self, own: &Value) -> Result<Value> {
         let mut rule = json!({
             "AuthMethod": ACL_METHOD,
@@ -97,7 +96,7 @@ impl Acls {
         self.ask(Method::PUT, "/v1/acl/binding-rule", Some(&rule))
     }
 
-    /// Asks that Consul as its administrator.
+    /// Sends a request with the management token.
     pub(crate) fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
         let pods = format!("/api/v1/namespaces/{ACL}/pods?labelSelector=app%3Dconsul-acl");
         let pods = self.cluster.get(&pods)?;
@@ -109,7 +108,7 @@ impl Acls {
         self.cluster.request(method, &path, body)
     }
 
-    /// What the descriptions of the tokens say that were made by login.
+    /// Descriptions of the tokens created by login.
     fn logins(&self) -> Result<Vec<String>> {
         let tokens = self.ask(Method::GET, "/v1/acl/tokens", None)?;
         let tokens = tokens.as_array().into_iter().flatten();
@@ -147,7 +146,7 @@ fn pods_log_in_by_their_service_accounts_and_log_out_at_their_end() {
         namespace.kubectl(&["create", "serviceaccount", account]).unwrap();
     }
 
-    // The service account decides for whom a pod may act: said at admission.
+    // The service account decides which service a pod may register: checked at admission.
     let refused = create(&namespace, &support::server("vault", "secret")).unwrap_err().to_string();
     assert!(refused.contains("default") && refused.contains("vault"), "{refused}");
 
@@ -164,7 +163,7 @@ fn pods_log_in_by_their_service_accounts_and_log_out_at_their_end() {
         assert_eq!(logins.iter().filter(is_its).count(), 1, "{pod}: {logins:?}");
     }
 
-    // Nobody may talk to anybody until it is said.
+    // Without an intention, nobody may connect.
     let intention =
         json!({"SourceName": "vault-client", "DestinationName": "vault", "Action": "allow"});
     acls.ask(Method::POST, "/v1/connect/intentions", Some(&intention)).unwrap();
@@ -182,9 +181,9 @@ fn pods_log_in_by_their_service_accounts_and_log_out_at_their_end() {
     .unwrap();
 }
 
-/// A denied request fails, and is not passed on in plain text instead.
+/// A denied request fails, and is not sent in plain text instead.
 #[test]
-fn a_transparent_client_reaches_what_is_allowed_and_nothing_else() {
+fn a_transparent_client_reaches_only_what_intentions_allow() {
     let Some((cluster, _shared)) = support::ours() else { return };
     let acls = Acls::install(cluster).unwrap();
     let namespace = cluster.namespace("acls-transparent").unwrap();
@@ -229,10 +228,10 @@ fn a_transparent_client_reaches_what_is_allowed_and_nothing_else() {
     .unwrap();
     let virtual_address = format!("http://{address}/");
 
-    // Denied: neither by its address nor past its sidecar.
+    // Denied at its virtual address, and at the pod's address, too.
     get(&virtual_address).unwrap_err();
     get(&direct("ledger")).unwrap_err();
-    // Whoever bypasses the sidecar of a service that is not transparent reaches it, until
+    // A service that is not transparent can be reached without its sidecar, until
     // MeshDestinationsOnly forbids that.
     await_get(&direct("notes"), Some("open"));
     let only = json!({"Kind": "mesh", "TransparentProxy": {"MeshDestinationsOnly": true}});

@@ -1,21 +1,22 @@
-//! What only a real Kubernetes can show:
+//! Tests that need a real Kubernetes:
 //! `scripts/cluster run cargo test --package cluster --test cluster`.
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
 mod admission;
-/// Tests that disturb the agent or the injector, which all others need. They come
-/// early, as tests are started by their names: each waits for those that run.
+/// Tests that disturb the agent or the injector, which all others need. Each waits for the
+/// tests that are running; their name makes them start early.
 mod alone {
     mod agent;
     mod audit;
     mod injector;
 }
-/// Tests of clusters that they start themselves.
+/// Tests that start their own clusters.
 mod clusters {
     mod ipv6;
     mod keeper;
 }
+mod cni;
 mod ends;
 mod evictions;
 mod examples;

@@ -1,4 +1,4 @@
-//! Containers that the kernel kills because they take more memory than they may.
+//! Containers that the kernel kills because they exceed their memory limit.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use crate::support::{
     shell_server, status,
 };
 
-/// Envoy's admin interface holds a request in memory until it is complete; only the
-/// container's limit bounds it.
+/// Envoy's admin interface buffers a request until it is complete, limited only by the
+/// container's memory.
 const FILL_ENVOY: &str = "{ printf 'POST / HTTP/1.1\\r\\nHost: envoy\\r\\n\
                           Content-Length: 1000000000\\r\\n\\r\\n'; cat /dev/zero; } \
                           | nc 127.0.0.1 19000";
 
-/// A server whose sidecar has memory for little more than its work.
+/// A server whose sidecar has little more memory than it needs.
 fn narrow_server(service: &str) -> Value {
     let mut pod = shell_server(service, "hello");
     annotate(&mut pod, &[("sidecar-proxy-memory-limit", "64Mi")]);
     pod
 }
 
-/// Starts a server and a client of it, and sees that they talk.
+/// Starts a server and a client, and waits until the client gets an answer.
 fn start(cluster: &Cluster, namespace: &Namespace<'_>, server: &Value) {
     let service = server["metadata"]["name"].as_str().unwrap();
     namespace.apply(&server.to_string()).unwrap();
@@ -36,20 +36,20 @@ fn start(cluster: &Cluster, namespace: &Namespace<'_>, server: &Value) {
     await_answer(namespace, &format!("{service}-client"), "hello").unwrap();
 }
 
-/// How a container ended before it was started again.
+/// The last terminated state of a container.
 fn last_end(namespace: &Namespace<'_>, pod: &str, container: &str) -> Value {
     status(namespace, pod, container)["lastState"]["terminated"]["reason"].clone()
 }
 
 #[test]
-fn a_sidecar_out_of_memory_comes_back_and_is_reached_again() {
+fn a_sidecar_out_of_memory_restarts_and_is_reachable_again() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("envoy-memory").unwrap();
     start(cluster, &namespace, &narrow_server("narrow"));
     let proxy = "narrow-sidecar-proxy";
     let before = changes(cluster, proxy).unwrap();
 
-    // It ends with Envoy, however that looks from there.
+    // The container ends when the kernel kills Envoy, whatever exit code that gives.
     let _ = shell(&namespace, "narrow", "narrow", FILL_ENVOY);
     until("a new sidecar", || restarts(&namespace, "narrow", "envoy-sidecar") == 1).unwrap();
     assert_eq!(last_end(&namespace, "narrow", "envoy-sidecar"), "OOMKilled");
@@ -62,13 +62,13 @@ fn a_sidecar_out_of_memory_comes_back_and_is_reached_again() {
     assert_eq!(restarts(&namespace, "narrow", "narrow"), 0);
 }
 
-/// The application goes on without a sidecar: when the heartbeat's TTL check expires,
-/// Consul sends no traffic there, and deregisters the service a minute later.
+/// The application keeps running without a sidecar: when the TTL check expires, Consul sends
+/// no traffic there, and the agent deregisters the service a minute later.
 #[test]
 fn a_sidecar_out_of_memory_that_is_not_restarted_is_deregistered() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("once").unwrap();
-    // A native sidecar comes back whatever the pod's restartPolicy is.
+    // A native sidecar restarts whatever the pod's restartPolicy is.
     let mut pod = in_container_mode(narrow_server("once"));
     pod["spec"]["restartPolicy"] = json!("Never");
     start(cluster, &namespace, &pod);
@@ -83,7 +83,7 @@ fn a_sidecar_out_of_memory_that_is_not_restarted_is_deregistered() {
             cluster.passing(service).is_ok_and(|passing| passing.is_empty())
         })
         .unwrap();
-        // A minute of failure, and a round of the agent's, which is half of one.
+        // A minute in critical state, and up to half a minute until the agent notices.
         until_within(Duration::from_secs(180), &format!("nothing left of {service}"), || {
             cluster.is_unknown(service).unwrap_or_default()
         })
@@ -93,13 +93,13 @@ fn a_sidecar_out_of_memory_that_is_not_restarted_is_deregistered() {
 }
 
 #[test]
-fn an_application_out_of_memory_comes_back_behind_the_same_sidecar() {
+fn an_application_out_of_memory_restarts_behind_the_same_sidecar() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("memory").unwrap();
     let mut pod = shell_server("greedy", "hello");
     let container = &mut pod["spec"]["containers"][0];
     container["resources"] = json!({"limits": {"memory": "32Mi"}});
-    // What takes the memory is process 1: with it, the container ends.
+    // Process 1 allocates the memory, so the container ends with it.
     container["command"][2] = json!(
         "echo \"$0\" > /tmp/index.html; httpd -p 8080 -h /tmp; \
          until [ -e /tmp/greedy ]; do sleep 0.1; done; exec dd if=/dev/zero of=/dev/null bs=200M"

@@ -1,4 +1,4 @@
-//! Another mutating webhook beside ours.
+//! Another mutating webhook in addition to ours.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::{ours, server};
 
-/// Webhooks are asked in the order of their configurations' names.
+/// The API server calls webhooks in the order of their configurations' names.
 #[test]
 fn another_webhook_before_ours() {
     play("a-webhook-before");
@@ -20,14 +20,14 @@ fn another_webhook_after_ours() {
     play("zz-webhook-after");
 }
 
-/// A pod that both webhooks change has what each adds, once, and runs. Either is
-/// asked again about what the other did, as `reinvocationPolicy` has it.
+/// A pod that both webhooks change gets the additions of each, once, and runs. Either webhook
+/// is called again after the other's change, as `reinvocationPolicy` says.
 fn play(name: &str) {
     let Some((cluster, _shared)) = ours() else { return };
     let namespace = cluster.namespace(name).unwrap();
     let _registered = install(cluster, &namespace);
     let asked = format!("asked-{}", &name[..1]);
-    // A configuration takes a moment to be known.
+    // The API server takes a moment to load a configuration.
     let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
     let pod = server(&asked, "hello");
     harness::until("the other webhook", || {
@@ -53,7 +53,7 @@ fn names(pod: &Value, list: &str) -> Vec<String> {
     list.iter().filter_map(|each| Some(each["name"].as_str()?.to_owned())).collect()
 }
 
-/// A webhook's configuration, which is the whole cluster's.
+/// A webhook configuration, which is cluster-scoped.
 struct Registered(&'static Cluster, String);
 
 impl Drop for Registered {
@@ -65,8 +65,8 @@ impl Drop for Registered {
 
 const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 
-/// Runs the other webhook in the namespace, and registers it for the others
-/// there under the namespace's name.
+/// Runs the other webhook in the namespace, and registers it for the namespace's other pods,
+/// under the namespace's name.
 fn install(cluster: &'static Cluster, namespace: &Namespace<'_>) -> Registered {
     let name = &namespace.name;
     let made = rcgen::generate_simple_self_signed([format!("other.{name}.svc")]).unwrap();

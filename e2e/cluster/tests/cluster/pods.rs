@@ -1,5 +1,5 @@
-//! What a pod may have in newer releases of Kubernetes: users of its own,
-//! resources that change, a debugger, and policies that it is held against.
+//! Pods with newer features of Kubernetes: user namespaces, resizing, ephemeral containers,
+//! admission policies.
 
 use std::io::Write;
 
@@ -23,7 +23,7 @@ fn a_pod_with_a_user_namespace_is_in_the_mesh() {
     let nodes = cluster.get("/api/v1/nodes").unwrap();
     let handlers = nodes["items"][0]["status"]["runtimeHandlers"].clone();
     let mut handlers = handlers.as_array().into_iter().flatten();
-    // It needs containerd 2, as our clusters have it.
+    // Requires containerd 2, as in clusters of scripts/cluster.
     let has_it = handlers.any(|handler| handler["features"]["userNamespaces"] == true);
     if !has_it && !is_ours(cluster) {
         return;
@@ -32,7 +32,7 @@ fn a_pod_with_a_user_namespace_is_in_the_mesh() {
     let mut pod = shell_server("users", "hello");
     pod["spec"]["hostUsers"] = json!(false);
     start(cluster, &namespace, &pod);
-    // Root in there is somebody else on the host.
+    // Root in the pod is another user on the host.
     let map = shell(&namespace, "users", "users", "cat /proc/self/uid_map").unwrap();
     let host = map.split_whitespace().nth(1).unwrap();
     assert_ne!(host, "0", "{map}");
@@ -78,7 +78,7 @@ fn resizing_a_pod_in_place_restarts_nothing() {
 
 /// Pod-level resources, smaller than the sidecar's defaults.
 #[test]
-fn a_pod_with_resources_of_its_own_holds_its_sidecar_too() {
+fn pod_level_resources_include_the_sidecar() {
     let Some((cluster, _shared)) = sharing() else { return };
     if !cluster.is_at_least(34).unwrap() {
         let _ = writeln!(std::io::stderr(), "skipped: pod-level resources came with 1.34");
@@ -92,7 +92,7 @@ fn a_pod_with_resources_of_its_own_holds_its_sidecar_too() {
     let sized = namespace.pod("sized").unwrap();
     assert_eq!(sized["spec"]["resources"]["requests"]["cpu"], "10m");
 
-    // What does not fit is denied, with the annotation by its name.
+    // If the sidecar does not fit, the pod is denied, with the annotation's name.
     pod["metadata"]["name"] = json!("too-small");
     annotate(&mut pod, &[("sidecar-proxy-cpu-request", "20m")]);
     let error = namespace.apply(&pod.to_string()).unwrap_err().to_string();
@@ -101,7 +101,7 @@ fn a_pod_with_resources_of_its_own_holds_its_sidecar_too() {
     }
 }
 
-/// `kubectl debug`, beside the sidecar's processes.
+/// `kubectl debug` with the sidecar as target.
 #[test]
 fn an_ephemeral_container_sees_the_sidecar_and_disturbs_nothing() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -128,7 +128,7 @@ fn an_ephemeral_container_sees_the_sidecar_and_disturbs_nothing() {
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
 const BINDINGS: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
 
-/// A policy for a namespace's pods. It is the cluster's, and taken away with this.
+/// A cluster-scoped policy for a namespace's pods, removed on drop.
 struct Policy<'c> {
     cluster: &'c Cluster,
     name: String,
@@ -169,9 +169,9 @@ impl Drop for Policy<'_> {
     }
 }
 
-/// The API server holds the pod against them as it is after injection.
+/// The API server validates the pod after injection.
 #[test]
-fn a_validating_admission_policy_accepts_what_is_injected() {
+fn a_validating_admission_policy_accepts_injected_pods() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("policed").unwrap();
     let _policy = Policy::create(
@@ -199,9 +199,9 @@ fn a_validating_admission_policy_accepts_what_is_injected() {
     start(cluster, &namespace, &pod);
 }
 
-/// `kubectl debug --copy-to` takes labels away, so that nothing sends the copy traffic,
-/// and annotations, too, except by the profile that was its default for long. Nor does
-/// Consul: the copy is not registered, and says how it is started.
+/// `kubectl debug --copy-to` removes labels, so that Services send no traffic to the copy. It
+/// also removes annotations, except with the profile that was the default for long. Consul
+/// must send no traffic either: connect-init does not register the copy, and logs why.
 #[test]
 fn a_copy_of_a_pod_for_debugging_gets_no_traffic() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -227,11 +227,11 @@ fn a_copy_of_a_pod_for_debugging_gets_no_traffic() {
     cluster.await_instances("copied", 1).unwrap();
 }
 
-/// A quota refuses containers without requests, a range those with a limit above its
-/// maximum. What is injected fits by default. A HorizontalPodAutoscaler by CPU
+/// A ResourceQuota rejects containers without requests, a LimitRange those with a limit above
+/// its maximum. Injected containers comply by default. A HorizontalPodAutoscaler by CPU
 /// utilization needs these requests, too.
 #[test]
-fn a_namespace_with_a_quota_and_a_limit_range_takes_injected_pods() {
+fn a_namespace_with_a_quota_and_a_limit_range_accepts_injected_pods() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("limited").unwrap();
     let objects = json!({"apiVersion": "v1", "kind": "List", "items": [

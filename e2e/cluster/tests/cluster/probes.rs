@@ -1,5 +1,5 @@
-//! What the kubelet makes of probes: containers that it ends and starts again because
-//! their liveness probe fails, and what the sidecar's own readiness probe holds back.
+//! Effects of probes: containers restart when their liveness probe fails, and the sidecar's
+//! readiness probe holds back traffic.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 #[test]
-fn an_application_that_fails_its_probe_is_reached_again() {
+fn an_application_that_fails_its_liveness_probe_restarts_and_is_reachable_again() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("liveness").unwrap();
     let mut pod = shell_server("lively", "hello");
@@ -38,16 +38,16 @@ fn an_application_that_fails_its_probe_is_reached_again() {
     assert_eq!(restarts(&namespace, "lively", "envoy-sidecar"), 0);
 }
 
-/// Envoy hangs, so that nothing but its probe tells.
+/// Envoy hangs, which only its probe detects.
 #[test]
-fn a_sidecar_that_hangs_is_replaced_and_reached_again() {
+fn a_sidecar_that_hangs_restarts_and_is_reachable_again() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("hanging").unwrap();
     let mut pod = shell_server("hanging", "hello");
     pod["metadata"]["annotations"]["consul.hashicorp.com/sidecar-proxy-liveness-failure-seconds"] =
         json!("10");
     pod["spec"]["shareProcessNamespace"] = json!(true);
-    // How long the kubelet waits for a process that can't end.
+    // How long the kubelet waits for a process that can't exit.
     pod["spec"]["terminationGracePeriodSeconds"] = json!(10);
     namespace.apply(&pod.to_string()).unwrap();
     namespace.apply(&client("hanging").to_string()).unwrap();
@@ -59,7 +59,7 @@ fn a_sidecar_that_hangs_is_replaced_and_reached_again() {
     let before = changes(cluster, "hanging-sidecar-proxy").unwrap();
 
     shell(&namespace, "hanging", "hanging", "kill -STOP $(pidof envoy)").unwrap();
-    // Ten seconds for the probe, and as many for the end.
+    // Ten seconds for the probe, and ten for the termination.
     harness::until_within(Duration::from_secs(120), "a new sidecar", || {
         restarts(&namespace, "hanging", "envoy-sidecar") == 1
     })
@@ -73,8 +73,8 @@ fn a_sidecar_that_hangs_is_replaced_and_reached_again() {
     assert_eq!(restarts(&namespace, "hanging", "hanging"), 0);
 }
 
-/// A pod whose application does not listen on its service's port is not ready, and says
-/// why; once it is ready, Consul sends it traffic.
+/// A pod whose application does not listen on its service's port is not ready, and its events
+/// say why; once it is ready, Consul sends traffic.
 #[test]
 fn a_pod_is_ready_when_consul_would_send_it_traffic() {
     let Some((cluster, _shared)) = sharing() else { return };
@@ -115,7 +115,7 @@ fn a_pod_is_ready_when_consul_would_send_it_traffic() {
     }
 }
 
-/// A pod that is unready by its own probe got traffic.
+/// A pod whose own readiness probe failed still got traffic.
 #[test]
 fn a_pod_whose_application_turns_unready_gets_no_traffic_until_it_is_back() {
     const PERIOD: Duration = Duration::from_secs(5);
@@ -135,7 +135,7 @@ fn a_pod_whose_application_turns_unready_gets_no_traffic_until_it_is_back() {
         let client_name = client["metadata"]["name"].as_str().unwrap().to_owned();
         namespace.apply(&pod.to_string()).unwrap();
         namespace.apply(&client.to_string()).unwrap();
-        // The agent has the words at once, the servers only when the status changes, too.
+        // The agent has a new output at once, the servers only when the status changes, too.
         let id = format!("_{name}_{name}-application");
         let is_told = || {
             let checks = cluster.consul("/v1/agent/checks").unwrap_or_default();
@@ -152,7 +152,7 @@ fn a_pod_whose_application_turns_unready_gets_no_traffic_until_it_is_back() {
         for _ in 0..2 {
             shell(&namespace, &name, &name, "rm /tmp/ready").unwrap();
             let unready = Instant::now();
-            // Its proxy has no instance to connect to, and closes the connection.
+            // The client's Envoy has no endpoint, and closes the connection.
             harness::until("the client to be sent nowhere", || {
                 shell(&namespace, &client_name, &client_name, ASK).is_err()
             })
@@ -165,11 +165,11 @@ fn a_pod_whose_application_turns_unready_gets_no_traffic_until_it_is_back() {
     }
 }
 
-/// The startup probe of a native sidecar by itself: without gRPC on the agent, Envoy is
-/// never ready. The application is held for as long as it is to be; or the sidecar is
-/// started again, and the application never.
+/// Without gRPC on the agent, Envoy never becomes ready. Either the application starts after the
+/// grace period, for which the native sidecar's hook waits, or the sidecar is restarted by its
+/// startup probe and the application never starts.
 #[test]
-fn a_startup_probe_holds_the_application_and_then_lets_go_or_gives_up() {
+fn an_envoy_that_is_never_ready_delays_the_application_or_is_restarted_as_configured() {
     let Some((cluster, _shared)) = ours() else { return };
     let home = cluster.namespace("a-held").unwrap();
     let namespace = cluster.namespace("held").unwrap();

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 /// A pod whose own containers keep to the rules.
-fn careful(mut pod: Value) -> Value {
+pub(crate) fn careful(mut pod: Value) -> Value {
     pod["spec"]["securityContext"] = json!({
         "runAsNonRoot": true,
         "runAsUser": 1000,

@@ -1,13 +1,13 @@
-//! A pod that is several services.
+//! A pod with several services.
 
 use serde_json::json;
 
 use crate::support::{await_answer, client, server, sharing};
 
-/// Each has a sidecar and a registration of its own; a client reaches the one
-/// that it names; all go with the pod.
+/// Each service has its own sidecar and registration; a client reaches the service that it
+/// names; all are deregistered with the pod.
 #[test]
-fn each_service_of_a_pod_is_reached_by_its_name() {
+fn each_service_of_a_pod_is_reachable_by_its_name() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("several").unwrap();
     let mut pod = server("front", "front");

@@ -1,4 +1,4 @@
-//! Native sidecars: they start before the application, and end after it.
+//! Native sidecars start before the application and exit after it.
 
 use cluster::client::{Namespace, text};
 use serde_json::{Value, json};
@@ -7,10 +7,10 @@ use crate::support::{
     ASK, Kept, client, in_container_mode, job_of, server, sharing, shell, status, terminated,
 };
 
-/// The application's first command asks its upstream, and so does its last one:
-/// after its preStop hook, when the pod has been deregistered.
+/// The application's first command sends a request to its upstream, and so does its last
+/// one: after its preStop hook, when the pod is deregistered.
 #[test]
-fn the_application_has_its_upstreams_from_its_first_moment_to_its_last() {
+fn the_application_can_use_its_upstreams_from_start_to_exit() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("native").unwrap();
     namespace.apply(&server("native", "hello").to_string()).unwrap();
@@ -30,7 +30,7 @@ fn the_application_has_its_upstreams_from_its_first_moment_to_its_last() {
     let ran = |container: &str| status(&namespace, "native-client", container);
     let (init, sidecar, application) =
         (ran("consul-connect-inject-init"), ran("envoy-sidecar"), ran("native-client"));
-    // Times are RFC 3339, in UTC and to the second: they sort as texts.
+    // Times are RFC 3339, in UTC and to the second, so they sort as strings.
     let since = |status: &Value| text(&status["state"]["running"]["startedAt"]).to_owned();
     assert_eq!(init["state"]["terminated"]["exitCode"], 0);
     assert!(text(&init["state"]["terminated"]["finishedAt"]) <= since(&sidecar).as_str());
@@ -48,7 +48,7 @@ fn the_application_has_its_upstreams_from_its_first_moment_to_its_last() {
     drop(kept);
 }
 
-/// A pod of a Job that asks `jobs` and runs a line then.
+/// A Job's pod that sends a request to `jobs` and then runs a shell line.
 fn worker(service: &str, line: &str) -> Value {
     let mut pod = client("jobs");
     pod["metadata"]["annotations"]["consul.hashicorp.com/connect-service"] = json!(service);
@@ -64,9 +64,9 @@ fn pod_of(namespace: &Namespace<'_>, job: &str) -> String {
     text(&pods[0]["metadata"]["name"]).to_owned()
 }
 
-/// Their pods know nothing of a sidecar: no wrapper, no command that ends it.
+/// These pods need no change for a sidecar: no wrapper, no command that stops it.
 #[test]
-fn jobs_end_as_their_commands_do_and_leave_no_service() {
+fn jobs_complete_with_their_commands_and_leave_no_service() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("jobs").unwrap();
     namespace.apply(&server("jobs", "hello").to_string()).unwrap();
@@ -115,7 +115,7 @@ fn jobs_end_as_their_commands_do_and_leave_no_service() {
     assert_eq!(status(&namespace, &pod, "jobs-client")["restartCount"], 1);
     assert_eq!(status(&namespace, &pod, "envoy-sidecar")["restartCount"], 0);
 
-    // A minute begins once in a minute.
+    // A CronJob starts at the next full minute.
     let made = "--for=jsonpath={.status.lastSuccessfulTime}";
     namespace.kubectl(&["wait", "cronjob/cron", made, "--timeout=120s"]).unwrap();
     namespace.kubectl(&["delete", "cronjob/cron"]).unwrap();
@@ -124,9 +124,9 @@ fn jobs_end_as_their_commands_do_and_leave_no_service() {
     }
 }
 
-/// A database migration, say. The sidecar stands before the user's init containers.
+/// For example, a database migration. The sidecar starts before the user's init containers.
 #[test]
-fn an_init_container_reaches_its_upstreams() {
+fn an_init_container_can_use_its_upstreams() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("migrated").unwrap();
     namespace.apply(&server("database", "hello").to_string()).unwrap();
@@ -145,7 +145,7 @@ fn an_init_container_reaches_its_upstreams() {
     assert_eq!(said.trim(), "hello");
     assert_eq!(status(&namespace, "database-client", "migrate")["restartCount"], 0);
 
-    // In container mode Envoy starts after it, and who creates the pod is told.
+    // In container mode Envoy starts after it, and the admission returns a warning.
     let pod = in_container_mode(pod).to_string();
     let create = ["create", "--filename=-", "--dry-run=server"];
     let said = namespace.try_kubectl(&create, &pod.replace("database-client", "early")).unwrap();

@@ -1,5 +1,4 @@
-//! What the tests share: the cluster, the objects that they create, and what
-//! they ask about them.
+//! Fixtures of the tests: the cluster, objects to create, and queries about them.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,22 +12,21 @@ use harness::Result;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-/// The agent and the injector are the same for all tests.
+/// All tests share the agent and the injector.
 static SHARED: RwLock<()> = RwLock::new(());
 
-/// For a test that counts on the agent and the injector.
+/// For a test that needs the agent and the injector.
 pub(crate) fn sharing() -> Option<(&'static Cluster, RwLockReadGuard<'static, ()>)> {
     let cluster = Cluster::find_or_skip()?;
     Some((cluster, SHARED.read().unwrap_or_else(PoisonError::into_inner)))
 }
 
-/// For a test that takes more than a user's cluster has: the images of one of
-/// ours, or its programs.
+/// For a test that needs the images or programs of a cluster of `scripts/cluster`.
 pub(crate) fn ours() -> Option<(&'static Cluster, RwLockReadGuard<'static, ()>)> {
     sharing().filter(|(cluster, _)| is_ours(cluster))
 }
 
-/// Whether it is a cluster of ours; if not, says that the test is left out.
+/// Whether it is a cluster of `scripts/cluster`; otherwise prints that the test is skipped.
 pub(crate) fn is_ours(cluster: &Cluster) -> bool {
     let agent = cluster.agent().unwrap_or_default();
     let mut containers = agent["spec"]["containers"].as_array().into_iter().flatten();
@@ -42,14 +40,14 @@ pub(crate) fn is_ours(cluster: &Cluster) -> bool {
     false
 }
 
-/// For a test that disturbs them.
+/// For a test that disturbs the agent or the injector.
 pub(crate) fn alone() -> Option<(&'static Cluster, RwLockWriteGuard<'static, ()>)> {
     let cluster = Cluster::find_or_skip()?;
     Some((cluster, SHARED.write().unwrap_or_else(PoisonError::into_inner)))
 }
 
-/// A pod that asks to be injected, of one container, which names the service.
-/// The container answers HTTP on port 8080 with `text`.
+/// A pod that asks for injection, with one container, whose name is the service's. The
+/// container answers HTTP on port 8080 with `text`.
 pub(crate) fn server(service: &str, text: &str) -> Value {
     json!({
         "apiVersion": "v1",
@@ -71,10 +69,10 @@ pub(crate) fn server(service: &str, text: &str) -> Value {
     })
 }
 
-/// As [`server`], where the container has a shell with its tools. The text is
-/// its only argument.
+/// Like [`server`], with a shell and its tools in the container. The text is its only
+/// argument.
 pub(crate) fn shell_server(service: &str, text: &str) -> Value {
-    // A shell is process 1, which no signal ends that it has no trap for.
+    // The shell is process 1, which ignores signals without a trap.
     let line = "echo \"$0\" > /tmp/index.html; trap 'exit 0' TERM; \
                 httpd -f -p 8080 -h /tmp & wait";
     let mut pod = server(service, text);
@@ -85,8 +83,8 @@ pub(crate) fn shell_server(service: &str, text: &str) -> Value {
     pod
 }
 
-/// A pod that asks to be injected, with a shell and curl in one container, and
-/// one upstream at port 1234. Its service is `SERVICE-client`.
+/// A pod that asks for injection, with a shell and curl in one container, and one upstream at
+/// port 1234. Its service is `SERVICE-client`.
 pub(crate) fn client(upstream: &str) -> Value {
     let name = format!("{upstream}-client");
     json!({
@@ -110,7 +108,8 @@ pub(crate) fn client(upstream: &str) -> Value {
     })
 }
 
-/// As [`client`], of a Job: it asks its upstream once, and ends with its sidecar.
+/// Like [`client`], for a Job: it sends one request to its upstream, and exits with its
+/// sidecar.
 pub(crate) fn one_shot_client(upstream: &str) -> Value {
     let mut pod = client(upstream);
     pod["metadata"]["annotations"]["consul.hashicorp.com/connect-inject-mount-volume"] =
@@ -128,7 +127,7 @@ pub(crate) fn one_shot_client(upstream: &str) -> Value {
     pod
 }
 
-/// A Deployment, StatefulSet or the like, of pods such as that one.
+/// A Deployment, StatefulSet or similar, with that pod as template.
 pub(crate) fn set_of(kind: &str, pod: &Value, replicas: u32) -> Value {
     let (name, labels) = (&pod["metadata"]["name"], &pod["metadata"]["labels"]);
     json!({
@@ -147,7 +146,7 @@ pub(crate) fn set_of(kind: &str, pod: &Value, replicas: u32) -> Value {
     })
 }
 
-/// A Job whose pods are such as that one. One that fails is not tried again.
+/// A Job with that pod as template, and without retries.
 pub(crate) fn job_of(name: &str, pod: &Value) -> Value {
     json!({
         "apiVersion": "batch/v1",
@@ -170,14 +169,13 @@ pub(crate) fn annotate(pod: &mut Value, annotations: &[(&str, &str)]) {
     }
 }
 
-/// The pod with an ordinary container as sidecar, as clusters before 1.29 have it.
+/// The pod with an ordinary container as sidecar, as before Kubernetes 1.29.
 pub(crate) fn in_container_mode(mut pod: Value) -> Value {
     annotate(&mut pod, &[("sidecar-mode", "container")]);
     pod
 }
 
-/// A pod whose object stays after its end, with how its containers ended. It is
-/// let go when this is dropped.
+/// A pod whose object stays after its end, with its containers' status. Released on drop.
 pub(crate) struct Kept<'n, 'c> {
     namespace: &'n Namespace<'c>,
     pod: String,
@@ -199,7 +197,7 @@ impl Drop for Kept<'_, '_> {
     }
 }
 
-/// Waits for the end of a pod's container; returns how it ended.
+/// Waits until a pod's container has terminated. Returns its terminated state.
 pub(crate) fn terminated(namespace: &Namespace<'_>, pod: &str, container: &str) -> Result<Value> {
     let mut ended = Value::Null;
     harness::until(&format!("the end of {container} of {pod}"), || {
@@ -219,7 +217,7 @@ pub(crate) fn shell(
     namespace.kubectl(&["exec", pod, "--container", container, "--", "sh", "-c", line])
 }
 
-/// What the kubelet says of a pod's container, or null.
+/// Status of a pod's container, or null.
 pub(crate) fn status(namespace: &Namespace<'_>, pod: &str, container: &str) -> Value {
     let pod = namespace.pod(pod).unwrap_or_default();
     // A native sidecar is an init container.
@@ -230,7 +228,7 @@ pub(crate) fn status(namespace: &Namespace<'_>, pod: &str, container: &str) -> V
     statuses.into_iter().find(|status| status["name"] == container).unwrap_or_default()
 }
 
-/// Whether a pod counts as ready.
+/// Whether a pod is ready.
 pub(crate) fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array();
     conditions.into_iter().flatten().any(|each| each["type"] == "Ready" && each["status"] == "True")
@@ -241,23 +239,23 @@ pub(crate) fn deaf() -> Value {
     json!({"replicas": 1, "agent": {"grpcAddr": "$(HOST_IP):8599"}})
 }
 
-/// How often a pod's container was started again.
+/// Restart count of a pod's container.
 pub(crate) fn restarts(namespace: &Namespace<'_>, pod: &str, container: &str) -> u64 {
     status(namespace, pod, container)["restartCount"].as_u64().unwrap_or_default()
 }
 
-/// The catalog's count at the last change of a service's checks: it is greater
-/// after a check failed and passed again.
+/// Raft index of the last change of a service's checks: it is greater after a check failed
+/// and passed again.
 pub(crate) fn changes(cluster: &Cluster, service: &str) -> Result<u64> {
     let checks = cluster.consul(&format!("/v1/health/checks/{service}"))?;
     let indexes = checks.as_array().into_iter().flatten();
     Ok(indexes.filter_map(|check| check["ModifyIndex"].as_u64()).max().unwrap_or_default())
 }
 
-/// The line that asks for a page, without the URL.
+/// Shell command to request a URL, without the URL.
 const GET: &str = "curl --silent --fail --max-time 5";
 
-/// The line that asks a client's upstream.
+/// Shell command to send a request to a client's upstream.
 pub(crate) const ASK: &str = "curl --silent --fail --max-time 5 http://127.0.0.1:1234/";
 
 /// Waits until a client's upstream answers with that text.
@@ -273,8 +271,8 @@ pub(crate) fn await_answer(namespace: &Namespace<'_>, client: &str, text: &str) 
     .map_err(|error| format!("{error}; last seen: {seen}").into())
 }
 
-/// Requests of a client to its upstream, some fifty a second, from inside of its
-/// pod: they go on whatever becomes of the API server or the kubelet.
+/// Requests of a client to its upstream, about fifty per second, sent from inside of its pod,
+/// so that they don't depend on API server or kubelet.
 pub(crate) struct Load<'n, 'c> {
     namespace: &'n Namespace<'c>,
     client: String,
@@ -300,14 +298,14 @@ impl<'n, 'c> Load<'n, 'c> {
         Self { namespace, client: client.to_owned() }
     }
 
-    /// Ends it; no request has failed.
+    /// Stops, and asserts that no request failed.
     pub(crate) fn end(self) {
         let said = self.stop().unwrap();
         let good = said.trim().parse::<u32>();
         assert!(good.is_ok_and(|good| good > 0), "good requests, then those that failed: {said}");
     }
 
-    /// Ends it; returns how many requests were good, and a line for each that failed.
+    /// Stops. Returns the number of successful requests, and a line for each that failed.
     pub(crate) fn stop(self) -> Result<String> {
         let Self { namespace, client } = self;
         let line = "touch /tmp/end; until [ -e /tmp/ended ]; do sleep 0.1; done; \
@@ -316,8 +314,8 @@ impl<'n, 'c> Load<'n, 'c> {
     }
 }
 
-/// Does something while pods are created without a pause, and sees that each is
-/// admitted and injected.
+/// Does something while pods are created continuously, and asserts that each is admitted and
+/// injected.
 pub(crate) fn all_are_injected(
     cluster: &Cluster,
     namespace: &Namespace<'_>,
@@ -331,7 +329,7 @@ pub(crate) fn all_are_injected(
             done.store(true, Ordering::Relaxed);
             result
         });
-        // Dry runs: they pass admission as others do, and nothing has to run.
+        // Dry runs: they pass admission like others, and start nothing.
         let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
         let mut refused: Option<String> = None;
         while !done.load(Ordering::Relaxed) && refused.is_none() {
@@ -355,14 +353,14 @@ pub(crate) fn is_injected(pod: &Value) -> bool {
     })
 }
 
-/// What a webhook's configuration trusts, in PEM.
+/// The caBundle of a webhook configuration, in PEM.
 pub(crate) fn trusted(cluster: &Cluster, webhook: &str) -> Result<String> {
     let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
     let webhooks = cluster.get(&format!("{path}/{webhook}"))?;
     decoded(&webhooks["webhooks"][0]["clientConfig"]["caBundle"])
 }
 
-/// A value of a Secret or the like.
+/// A value of a Secret or similar object.
 pub(crate) fn decoded(value: &Value) -> Result<String> {
     Ok(String::from_utf8(BASE64_STANDARD.decode(text(value))?)?)
 }

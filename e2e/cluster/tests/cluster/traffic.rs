@@ -1,4 +1,4 @@
-//! Requests that go on while pods come and go.
+//! Continuous requests while pods start and end.
 
 use serde_json::{Value, json};
 
@@ -18,9 +18,8 @@ fn no_request_fails_in_a_rollout_in_container_mode() {
     roll("turned", &in_container_mode(shell_server("turned", "one")));
 }
 
-/// Rolls a Deployment out twice while clients ask without a pause. The application
-/// goes on serving for some seconds after it is told to end: the injector sees to
-/// that by a sleep action.
+/// Rolls out a Deployment twice while clients send requests continuously. The application
+/// keeps serving for some seconds before SIGTERM, because the injector adds a sleep action.
 fn roll(name: &str, pod: &Value) {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace(name).unwrap();
@@ -43,7 +42,7 @@ fn roll(name: &str, pod: &Value) {
         deployment["spec"]["template"]["spec"]["containers"][0]["args"][0] = json!(text);
         namespace.apply(&deployment.to_string())?;
         namespace.await_rollout(&rollout)?;
-        // The old ones are gone, and the last requests with them.
+        // The old pods are gone, so that all their requests are counted.
         cluster.await_instances(name, 2)?;
         await_answer(&namespace, &client_of, text)
     });
@@ -51,8 +50,8 @@ fn roll(name: &str, pod: &Value) {
     rolled.unwrap();
 }
 
-/// Nobody else serves while the only pod is replaced. Consul has to send traffic to the
-/// new one by the time that Kubernetes ends the old one.
+/// The only pod is replaced. Consul must send traffic to the new pod by the time that
+/// Kubernetes stops the old one.
 #[test]
 fn no_request_fails_in_a_rollout_of_one_replica() {
     roll_one("single", &shell_server("single", "one"));
@@ -83,18 +82,17 @@ fn roll_one(name: &str, pod: &Value) {
     load.end();
 }
 
-/// How often a single replica is rolled out: by default three times, for the sake of the
-/// time that all tests take. While readiness did not ask Consul, one of two lost requests.
+/// How often to roll out a single replica: three times by default, to keep tests short.
+/// Before readiness depended on Consul, one of two rollouts lost requests.
 #[expect(clippy::disallowed_methods, reason = "a test has no flags")]
 fn rollouts() -> u32 {
     std::env::var("E2E_ROLLOUTS").map_or(3, |count| count.parse().unwrap())
 }
 
-/// An agent that nobody told to serve gRPC. The new pod's Envoy gets no configuration:
-/// it never becomes ready, `kubectl describe` says what to check, and the old pod goes
-/// on serving.
+/// gRPC is disabled on the agent. The new pod's Envoy gets no configuration and never becomes
+/// ready, `kubectl describe` says what to check, and the old pod keeps serving.
 #[test]
-fn a_rollout_stops_where_the_agent_has_no_grpc() {
+fn a_rollout_stops_if_the_agent_has_no_grpc() {
     let Some((cluster, _shared)) = ours() else { return };
     let home = cluster.namespace("a-deaf").unwrap();
     let namespace = cluster.namespace("deaf").unwrap();
@@ -116,7 +114,8 @@ fn a_rollout_stops_where_the_agent_has_no_grpc() {
         let new = pods.iter().map(|pod| &pod["metadata"]["name"]).find(|name| **name != old);
         let new = new.and_then(Value::as_str).unwrap_or_default();
         described = namespace.kubectl(&["describe", "pod", new]).unwrap_or_default();
-        described.contains("Readiness probe failed") && described.contains("check that gRPC is on")
+        described.contains("Readiness probe failed")
+            && described.contains("check that gRPC is enabled")
     })
     .unwrap_or_else(|error| panic!("{error}: {described}"));
     let status = ["rollout", "status", "deployment/deaf", "--timeout=10s"];

@@ -55,7 +55,7 @@ pub(crate) fn caller(name: &str) -> Value {
     pod
 }
 
-fn await_hello(namespace: &Namespace<'_>, pod: &str, url: &str) {
+pub(crate) fn await_hello(namespace: &Namespace<'_>, pod: &str, url: &str) {
     let line = format!("curl --silent --show-error --fail --max-time 3 {url}");
     let mut seen = String::new();
     harness::until(&format!("hello of {url}"), || {
@@ -69,13 +69,13 @@ fn await_hello(namespace: &Namespace<'_>, pod: &str, url: &str) {
 }
 
 /// The virtual address that Consul allots.
-fn consuls(cluster: &Cluster, service: &str) -> String {
+pub(crate) fn consuls(cluster: &Cluster, service: &str) -> String {
     let path = format!("/v1/catalog/service/{service}-sidecar-proxy");
     let found = cluster.consul(&path).unwrap();
     text(&found[0]["ServiceTaggedAddresses"]["consul-virtual"]["Address"]).to_owned()
 }
 
-fn names(pod: &Value, list: &str) -> Vec<String> {
+pub(crate) fn names(pod: &Value, list: &str) -> Vec<String> {
     let all = pod["spec"][list].as_array().into_iter().flatten();
     all.map(|container| text(&container["name"]).to_owned()).collect()
 }
@@ -384,7 +384,7 @@ fn podsecurity_refuses_a_transparent_pod_and_the_warning_says_what_to_do() {
     for part in ["violates PodSecurity \"baseline", "NET_ADMIN", "use a namespace of PodSecurity"] {
         assert!(error.contains(part), "no `{part}` in: {error}");
     }
-    // What the warning says: the annotation wins over the namespace's label.
+    // The annotation wins over the namespace's label.
     let mut pod = server("direct", "hello");
     annotate(&mut pod, &[("transparent-proxy", "false")]);
     namespace.apply(&pod.to_string()).unwrap();

@@ -1,11 +1,11 @@
-//! The tutorial, by kubectl.
+//! The tutorial, with kubectl.
 
 use cluster::demo;
 
 use crate::support::sharing;
 
 #[test]
-fn the_document_happens_word_for_word() {
+fn the_tutorial_works_unchanged() {
     let Some((cluster, _shared)) = sharing() else { return };
     let mut said = Vec::new();
     let played = demo::play(cluster, &mut |line| said.push(line.to_owned()));

@@ -41,7 +41,7 @@ async fn main() -> ExitCode {
 
 async fn serve(listener: &TcpListener) -> ExitCode {
     while let Ok((stream, _)) = listener.accept().await {
-        // A client that goes away early is no trouble of ours.
+        // A client that disconnects early is not an error.
         tokio::spawn(async move {
             let builder = Builder::new(TokioExecutor::new());
             let stream = TokioIo::new(stream);
@@ -91,7 +91,7 @@ fn text(text: &str) -> BoxBody<Bytes, hyper::Error> {
     body.map_err(|never| match never {}).boxed()
 }
 
-/// A body that does not tell its length: the same bytes, ten times a second.
+/// A body of unknown length: the same bytes, ten times a second.
 struct Stream {
     data: Bytes,
     left: u32,

@@ -10,16 +10,16 @@ fn main() -> ExitCode {
     let mut out = std::io::stdout();
     let mut say = |line: &str| {
         let mark = if line.starts_with(' ') { "  " } else { "\n==" };
-        // Nobody may be reading.
+        // Standard output may be closed.
         let _ = writeln!(out, "{mark} {line}").and_then(|()| out.flush());
     };
     match Parts::find().map_err(Into::into).and_then(|parts| demo::play(parts, &mut say)) {
         Ok(()) => {
-            say("Everything in the document happened, and nothing is left behind");
+            say("Every step of the tutorial worked, and nothing is left behind");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "\ndemo: a step did not happen: {error}");
+            let _ = writeln!(std::io::stderr(), "\ndemo: a step failed: {error}");
             ExitCode::FAILURE
         }
     }

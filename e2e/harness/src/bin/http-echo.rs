@@ -1,7 +1,7 @@
-//! A stand-in for the image `hashicorp/http-echo` of the tutorial: it
-//! answers any HTTP request with a fixed text.
+//! A stand-in for the image `hashicorp/http-echo` of the tutorial: it answers any HTTP
+//! request with a fixed text.
 //!
-//! Flags as there: `-text=TEXT` and `-listen=[HOST]:PORT`.
+//! It has the same flags: `-text=TEXT` and `-listen=[HOST]:PORT`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 fn serve(listener: &TcpListener, body: &Arc<str>) {
     for stream in listener.incoming().flatten() {
         let body = Arc::clone(body);
-        // A client that goes away early is no trouble of ours.
+        // A client that disconnects early is not an error.
         std::thread::spawn(move || drop(answer(&stream, &body)));
     }
 }

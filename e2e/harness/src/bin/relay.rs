@@ -1,5 +1,5 @@
-//! Relays connections from one address to another: `relay LISTEN TO`. A test
-//! stops it by a signal to keep what is sent from arriving.
+//! Relays connections from one address to another: `relay LISTEN TO`. A test stops it with
+//! SIGSTOP to hold back data.
 
 use std::io::{Write, copy};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -18,10 +18,10 @@ fn main() -> ExitCode {
 }
 
 fn relay(listener: &TcpListener, to: &str) -> ExitCode {
-    // Whoever started it waits for this line.
+    // The process that started it waits for this line.
     let _ = writeln!(std::io::stderr(), "relays to {to}");
     for stream in listener.incoming().flatten() {
-        // A target that is away is what the client is to see.
+        // If the target is down, the client's connection is closed.
         let Ok(target) = TcpStream::connect(to) else { continue };
         for (from, into) in [(&stream, &target), (&target, &stream)] {
             if let (Ok(from), Ok(into)) = (from.try_clone(), into.try_clone()) {
@@ -32,7 +32,7 @@ fn relay(listener: &TcpListener, to: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Passes one direction on until either side ends, and then ends both.
+/// Copies one direction until either side closes, and then closes both.
 fn pass_on(mut from: TcpStream, mut into: TcpStream) {
     let _ = copy(&mut from, &mut into);
     for stream in [from, into] {

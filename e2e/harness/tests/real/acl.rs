@@ -1,13 +1,15 @@
-//! ACLs of the real agent, default policy "deny": a pod's token is had by login
-//! and given back, and none is ever left behind.
+//! ACLs of the real agent, with default policy "deny": pods log in and log out, and leave no
+//! token behind.
 
 use harness::acl::{Acls, METHOD};
 use harness::node::Node;
 use harness::parts::Parts;
 use harness::process::Process;
 use nix::sys::signal::Signal;
+use reqwest::Method;
+use serde_json::Value;
 
-/// The bearer token's file, and the folder that the pod's containers share.
+/// The bearer token's file, and the directory that the pod's containers share.
 struct Pod<'n> {
     node: &'n Node,
     name: String,
@@ -15,7 +17,7 @@ struct Pod<'n> {
 }
 
 impl<'n> Pod<'n> {
-    /// The pod `web-0`, with files of its own by that name.
+    /// The pod `web-0`, with its files in a directory of that name.
     fn new(node: &'n Node, name: &str, bearer_token: &str) -> Self {
         Self::named(node, "web-0", name, bearer_token)
     }
@@ -32,7 +34,7 @@ impl<'n> Pod<'n> {
         self.folder.join(name).to_string_lossy().into_owned()
     }
 
-    /// Runs connect-init to its end; its exit code and its log.
+    /// Runs connect-init. Returns its exit code and its log.
     fn init(&self, further: &[&str]) -> (Option<i32>, String) {
         let mut init = self.start_init(further);
         (init.wait().unwrap().code(), init.output())
@@ -61,9 +63,9 @@ impl<'n> Pod<'n> {
 }
 
 impl Pod<'_> {
-    /// Starts the sidecar, with something in Envoy's place.
+    /// Starts the sidecar, with another program instead of Envoy.
     fn run(&self) -> Process {
-        // Ends with its parent, also where that is killed.
+        // Ends with its parent, even if that is killed.
         let envoy = ["setpriv", "--pdeathsig=KILL", "sleep", "infinity"];
         let args = ["run", "--dir", &self.path("shared"), "--drain-timeout=1s", "--"];
         let args: Vec<_> = args.into_iter().chain(envoy).map(str::to_owned).collect();
@@ -77,15 +79,14 @@ impl Pod<'_> {
     }
 }
 
-/// How many pods live at once, and how many live in all; `E2E_LIVES` names
-/// another number.
+/// Number of pods at a time, and in total; `E2E_LIVES` overrides the total.
 const AT_ONCE: usize = 20;
 const LIVES: usize = 40;
 
-/// How a pod's life goes.
+/// How a pod ends.
 #[derive(Clone, Copy, PartialEq)]
 enum Life {
-    /// It is told to end.
+    /// It gets SIGTERM.
     Short,
     /// Its preStop hook runs first.
     Hooked,
@@ -109,12 +110,12 @@ fn with_acls_of(parts: Option<Parts>, test: impl FnOnce(&Node, &Acls<'_>, &Proce
 }
 
 #[test]
-fn a_pod_logs_in_registers_and_uses_its_token_again() {
+fn a_pod_logs_in_registers_and_reuses_its_token() {
     log_in_again(Parts::find_or_skip());
 }
 
 #[test]
-fn a_pod_logs_in_to_the_oldest_consul_and_uses_its_token_again() {
+fn a_pod_logs_in_to_the_oldest_consul_and_reuses_its_token() {
     log_in_again(Parts::with_oldest_consul_or_skip());
 }
 
@@ -134,9 +135,9 @@ fn log_in_again(parts: Option<Parts>) {
     });
 }
 
-/// Tokens pile up. Reported in <https://github.com/hashicorp/consul-k8s/issues/845>.
+/// Tokens piled up. Reported in <https://github.com/hashicorp/consul-k8s/issues/845>.
 #[test]
-fn no_failing_path_leaves_a_token_or_a_service() {
+fn no_failed_start_leaves_a_token_or_a_service() {
     with_acls(|node, acls, _| {
         let good = acls.bearer_token("web", 600).unwrap();
         let fails = |name: &str, bearer: &str, args: &[&str], code: i32, words: &[&str]| {
@@ -172,10 +173,10 @@ fn no_failing_path_leaves_a_token_or_a_service() {
             77,
             &["Permission denied", rule, "the service's name"],
         );
-        // Registered, and then the bootstrap can't be made.
+        // The registration succeeds, and then the bootstrap fails.
         let broken = &["--service=web:8080", r#"--proxy-config={"envoy_tracing_json": "{"}"#];
         fails("bootstrap", &good, broken, 64, &["envoy_tracing_json"]);
-        // The first is registered and has its token, the second may not be.
+        // The first service is registered with the token, the second is not allowed.
         let second = &["--service=web:8080", "--service=api:9090"];
         fails("second", &good, second, 77, &["cannot register service `shop_web-0_api`"]);
         let (code, log) = Pod::new(node, "good", &good).init(web);
@@ -183,11 +184,10 @@ fn no_failing_path_leaves_a_token_or_a_service() {
     });
 }
 
-/// A token that somebody else deletes is had anew, registered with, and given back at
-/// the end. Reported in <https://github.com/hashicorp/consul-k8s/pull/1914> and
+/// Reported in <https://github.com/hashicorp/consul-k8s/pull/1914> and
 /// <https://github.com/hashicorp/consul/issues/11949>.
 #[test]
-fn a_deleted_token_is_had_anew_and_given_back_at_the_end() {
+fn a_deleted_token_is_replaced_by_a_login_and_logged_out_at_the_end() {
     with_acls(|node, acls, _| {
         acls.have_method().unwrap();
         acls.bind("${value.account}").unwrap();
@@ -211,9 +211,52 @@ fn a_deleted_token_is_had_anew_and_given_back_at_the_end() {
     });
 }
 
-/// Tokens pile up. Reported in <https://github.com/hashicorp/consul-k8s/issues/845>.
 #[test]
-fn no_token_is_left_after_many_pod_lives() {
+fn a_pod_that_ends_without_its_token_leaves_the_catalog() {
+    leave_the_catalog(Parts::find_or_skip());
+}
+
+#[test]
+fn a_pod_that_ends_without_its_token_leaves_the_catalog_of_the_oldest_consul() {
+    leave_the_catalog(Parts::with_oldest_consul_or_skip());
+}
+
+/// The agent tells the servers of a deregistration with the token of the registration. For
+/// some seconds, it accepts a token that was deleted.
+fn leave_the_catalog(parts: Option<Parts>) {
+    with_acls_of(parts, |node, acls, _| {
+        acls.have_method().unwrap();
+        acls.bind("${value.account}").unwrap();
+        let listed = || {
+            let instances = ["web", "web-sidecar-proxy"].map(|name| {
+                acls.ask(Method::GET, &format!("/v1/catalog/service/{name}"), None).unwrap()
+            });
+            instances.iter().filter_map(Value::as_array).map(Vec::len).sum::<usize>()
+        };
+        for has_hook in [false, true] {
+            let name = if has_hook { "hooked" } else { "unhooked" };
+            let pod = Pod::new(node, name, &acls.bearer_token("web", 600).unwrap());
+            let (code, log) = pod.init(&["--service=web:8080"]);
+            assert_eq!(code, Some(0), "{log}");
+            let mut sidecar = pod.run();
+            sidecar.await_output("registered again").unwrap();
+            harness::until("both in the catalog", || listed() == 2).unwrap();
+            acls.revoke().unwrap();
+            if has_hook {
+                pod.start_hook().wait().unwrap();
+            }
+            sidecar.signal(Signal::SIGTERM).unwrap();
+            assert_eq!(sidecar.wait().unwrap().code(), Some(0), "{}", sidecar.output());
+            assert_eq!(listed(), 0, "{name}: {}", sidecar.output());
+            assert_eq!(acls.services().unwrap(), [""; 0], "{name}: {}", sidecar.output());
+            assert_eq!(acls.logins().unwrap(), [""; 0], "{name}: {}", sidecar.output());
+        }
+    });
+}
+
+/// Tokens piled up. Reported in <https://github.com/hashicorp/consul-k8s/issues/845>.
+#[test]
+fn no_token_is_left_after_many_pods() {
     let lives = std::env::var_os("E2E_LIVES")
         .map_or(LIVES, |number| number.to_string_lossy().parse().unwrap());
     with_acls(|node, acls, _| {
@@ -240,7 +283,7 @@ fn no_token_is_left_after_many_pod_lives() {
     });
 }
 
-/// Lets pods live, all at once.
+/// Runs pods from start to end, all at the same time.
 fn live(pods: &[(Life, Pod<'_>)]) {
     let all = |end: &mut dyn FnMut(&(Life, Pod<'_>)) -> Option<Process>| {
         for mut process in pods.iter().filter_map(end).collect::<Vec<_>>() {

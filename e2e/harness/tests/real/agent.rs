@@ -1,4 +1,4 @@
-//! The node's agent comes late, or loses everything: the pods stay in the mesh.
+//! The node's agent starts late or loses its data: the pods stay in the mesh.
 
 use std::time::Instant;
 
@@ -11,8 +11,8 @@ use harness::tutorial::{
 use harness::until;
 use serde_json::{Value, json};
 
-/// A node's agent restarts, and all its registrations vanish. One of the current Consul
-/// does so in the tests on Kubernetes. Reported in
+/// A node's agent restarts and loses all registrations. The tests on Kubernetes cover this
+/// with the current Consul. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/161>.
 #[test]
 fn pods_register_again_with_an_agent_of_the_oldest_consul_that_lost_its_data() {
@@ -35,12 +35,11 @@ fn pods_register_again_with_an_agent_of_the_oldest_consul_that_lost_its_data() {
     await_answer(&client, HELLO).unwrap();
 }
 
-/// Waits for all that follows a wiped agent's first answer, and tells when each
-/// was seen first.
+/// Waits for everything that follows the first answer of an agent without data, and prints
+/// when each was first seen.
 ///
-/// An agent would look at a proxy's public listener for the first time at a
-/// random moment within the check's interval of 10 s, and take it for critical
-/// until then: the sidecars look themselves.
+/// The agent's own check of a proxy's public listener first runs at a random time within its
+/// interval of 10 s, and is critical until then. The sidecars report the listener earlier.
 fn await_milestones(node: &Node, answers: Instant) -> harness::Result<()> {
     let there = |id: String| node.get(&format!("/v1/agent/service/{id}")).is_ok();
     let check = |id: String| -> Option<Value> {
@@ -86,15 +85,15 @@ fn await_milestones(node: &Node, answers: Instant) -> harness::Result<()> {
     })
 }
 
-/// What is waited for, and how it is seen.
+/// An event to wait for, and how to recognize it.
 type Milestone<'a> = (&'a str, Box<dyn Fn() -> bool + 'a>);
 
 const SERVICES: [&str; 2] = ["echo-server", "echo-client"];
 
-/// The init container fails at once when the agent is not there yet. Reported in
+/// The init container failed at once if the agent was not running yet. Reported in
 /// <https://github.com/hashicorp/consul/issues/11792>.
 #[test]
-fn an_agent_that_comes_late_is_waited_for() {
+fn connect_init_waits_for_an_agent_that_starts_late() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let injector = node.start_injector().unwrap();

@@ -1,5 +1,5 @@
-//! A sidecar without a pod: `connect-init` and Envoy as processes in the node's
-//! own network, for what depends on flags and agents rather than on pods.
+//! A sidecar without a pod: `connect-init` and Envoy as processes in the node's network
+//! namespace, for tests that depend on flags and agents rather than on pods.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,12 @@ use harness::node::Node;
 use harness::process::{Process, run, tail};
 use harness::until;
 
-/// A sidecar that has that address.
+/// A sidecar at that address.
 pub(crate) struct Bare<'n> {
     pub(crate) node: &'n Node,
     pub(crate) service: &'n str,
     pub(crate) ip: &'n str,
-    /// Of `connect-init`: how the agent is reached.
+    /// Flags of `connect-init` that say how to reach the agent.
     pub(crate) flags: Vec<String>,
 }
 
@@ -25,7 +25,7 @@ impl Bare<'_> {
         self.node.folder(&format!("bare-{}", self.ip)).unwrap()
     }
 
-    /// Runs `connect-init` to its end; its exit code and its log.
+    /// Runs `connect-init`. Returns its exit code and its log.
     pub(crate) fn init(&self, further: &[&str]) -> (Option<i32>, String) {
         let mut init = self.start_init(further);
         (init.wait().unwrap().code(), init.output())
@@ -57,13 +57,12 @@ impl Bare<'_> {
         self.node.start(&self.node.parts().bins.join("connect-lifecycle"), &args).unwrap()
     }
 
-    /// Starts Envoy with what `connect-init` left, kept registered by
-    /// `connect-lifecycle`.
+    /// Starts `connect-lifecycle run` with Envoy and the files of `connect-init`.
     pub(crate) fn run(&self) -> Process {
         self.run_with(&[])
     }
 
-    /// As [`Self::run`], with further flags of `connect-lifecycle`.
+    /// Like [`Self::run`], with additional flags of `connect-lifecycle`.
     pub(crate) fn run_with(&self, flags: &[&str]) -> Process {
         let folder = self.folder();
         let mut args = vec![
@@ -74,14 +73,14 @@ impl Bare<'_> {
         args.extend(flags.iter().map(|&flag| flag.to_owned()));
         args.extend([
             "--".to_owned(),
-            // Ends with its parent, also where that is killed.
+            // Ends with its parent, even if that is killed.
             "setpriv".to_owned(),
             "--pdeathsig=KILL".to_owned(),
             self.node.parts().envoy.to_string_lossy().into_owned(),
             "--config-path".to_owned(),
             folder.join("envoy-bootstrap.json").to_string_lossy().into_owned(),
             "--disable-hot-restart".to_owned(),
-            // As the injector has it.
+            // As the injector sets it.
             "--drain-strategy".to_owned(),
             "immediate".to_owned(),
         ]);
@@ -89,8 +88,8 @@ impl Bare<'_> {
     }
 }
 
-/// Waits until the Envoy with that admin port is connected to xDS and has
-/// accepted all that it got.
+/// Waits until the Envoy with that admin port is connected to xDS and has accepted all
+/// updates.
 pub(crate) fn await_xds(port: u16, envoy: &Process) {
     let url = format!("http://127.0.0.1:{port}/stats?filter={XDS_STATS}");
     let mut stats = String::new();

@@ -11,16 +11,16 @@ fn play(parts: Option<Parts>) {
 }
 
 #[test]
-fn the_document_happens_word_for_word() {
+fn the_tutorial_works_unchanged() {
     play(Parts::find_or_skip());
 }
 
 #[test]
-fn the_document_happens_on_the_oldest_consul() {
+fn the_tutorial_works_on_the_oldest_consul() {
     play(Parts::with_oldest_consul_or_skip());
 }
 
 #[test]
-fn the_document_happens_with_the_oldest_envoy() {
+fn the_tutorial_works_with_the_oldest_envoy() {
     play(Parts::with_oldest_envoy_or_skip());
 }

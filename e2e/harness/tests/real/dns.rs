@@ -1,5 +1,5 @@
-//! The pod's DNS on a real agent: by hand, and by the C library with a search list
-//! as a kubelet writes it.
+//! The pod's DNS with a real agent: queries sent by the test, and by the C library with a
+//! search list like the kubelet's.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -16,23 +16,23 @@ use simple_dns::{CLASS, Name, Packet, PacketFlag, Question, RCODE, ResourceRecor
 
 use crate::bare::{API, Bare, await_xds};
 
-/// Where the sidecar serves DNS: the port that the C library asks, since nothing
-/// redirects it here.
+/// Where the sidecar serves DNS: on the port that the C library uses, because there are no
+/// redirect rules here.
 const DNS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 53);
 
-/// The cluster's DNS, which knows one name.
+/// The cluster's DNS, with one name.
 const CLUSTER: &str = "127.0.0.1:5353";
 const KNOWN: &str = "known.default.svc.cluster.local";
 const ITS_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 7);
 
-/// The first address that Consul allots.
+/// The first virtual address that Consul assigns.
 const VIRTUAL: Ipv4Addr = Ipv4Addr::new(240, 0, 0, 1);
 
-/// Code and addresses of an answer.
+/// Response code and addresses of an answer.
 type Answer = (RCODE, Vec<Ipv4Addr>);
 
 #[test]
-fn the_agent_answers_its_names_and_the_cluster_all_others_whether_the_agent_lives_or_not() {
+fn the_agent_answers_its_names_and_the_cluster_all_others_even_if_the_agent_is_down() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let further = json!({"ports": {"dns": 8600}});
@@ -41,7 +41,7 @@ fn the_agent_answers_its_names_and_the_cluster_all_others_whether_the_agent_live
     let (_application, mut sidecar) = start_sidecar(&node);
 
     let ip: Ipv4Addr = node.ip().parse().unwrap();
-    // The servers allot the address when they have the proxy; the agent caches nothing.
+    // The servers assign the address once they have the proxy; the agent caches nothing.
     until("the virtual address", || by_udp("api.virtual.consul") == found(VIRTUAL)).unwrap();
     for (name, expected) in [
         ("api.virtual.consul", found(VIRTUAL)),
@@ -97,8 +97,8 @@ fn start_sidecar(node: &Node) -> (Process, Process) {
     (application, sidecar)
 }
 
-/// Starts what stands for the cluster's DNS, in this thread's network, until the
-/// tests end.
+/// Starts a fake of the cluster's DNS in this thread's network namespace, until the tests
+/// end.
 fn start_cluster_dns() {
     let tcp = std::net::TcpListener::bind(CLUSTER).unwrap();
     let udp = UdpSocket::bind(CLUSTER).unwrap();
@@ -183,7 +183,7 @@ fn read(stream: &mut TcpStream) -> Vec<u8> {
     message
 }
 
-/// What the C library of this machine finds, with that file as its configuration.
+/// The address that this machine's C library finds, with that file as its resolv.conf.
 fn by_c_library(resolv_conf: &Path, name: &str) -> Option<Ipv4Addr> {
     let script = "mount --bind \"$1\" /etc/resolv.conf && exec getent ahostsv4 \"$2\"";
     let file = resolv_conf.to_string_lossy();

@@ -1,5 +1,5 @@
-//! What happens to Consul while pods use each other: requests over new
-//! connections and over a kept one go on, all of them answered.
+//! Faults of Consul while pods send requests to each other, over new connections and over a
+//! kept one: no request fails.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, ROUNDS, UPSTREAM, admin, await_heard, await_instances, status};
 
-/// The pods and their load while something happens.
+/// The pods and their load during a fault.
 struct Used<'n> {
     node: &'n Node,
     server: Pod<'n>,
@@ -32,21 +32,18 @@ impl Used<'_> {
     }
 }
 
-/// What happens: it gets the pods and their agent, and returns the agent that runs
-/// in the end.
+/// A fault: gets the pods and their agent, and returns the agent that runs in the end.
 type Fault = fn(&Used<'_>, Process) -> Process;
 
-/// Lets something happen while a service of that protocol is used. No request is
-/// to fail.
+/// Injects a fault while a service of that protocol is used. No request may fail.
 fn while_used(protocol: &str, fault: Fault) {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     let (failures, _) = failures_while_used(mesh, protocol, fault);
     assert_eq!(failures, Vec::<String>::new());
 }
 
-/// Lets something happen, and returns which requests failed meanwhile and what the
-/// client's Envoy logged. No update is to be rejected, and in the end all checks
-/// pass.
+/// Injects a fault, and returns the requests that failed meanwhile and the log of the
+/// client's Envoy. No update may be rejected, and all checks must pass in the end.
 fn failures_while_used(mut mesh: Mesh, protocol: &str, fault: Fault) -> (Vec<String>, String) {
     let agent = mesh.agent.take().unwrap();
     mesh.speak(protocol);
@@ -66,17 +63,17 @@ fn failures_while_used(mut mesh: Mesh, protocol: &str, fault: Fault) -> (Vec<Str
     (loads.flat_map(|load| load.stop().failures).collect(), log)
 }
 
-/// The agent that comes back tells the client's Envoy what it knows so far, and learns
-/// the rest from the servers a moment later.
+/// An agent that restarts sends the client's Envoy what it knows so far, and gets the rest
+/// from the servers a moment later.
 ///
 /// - It reports the server's public listener as critical until its first check. The
 ///   service has no healthy instance, and Envoy answers 503.
-/// - An agent does not wait for the discovery chains of a proxy's upstreams before it
-///   tells the proxy of its listeners. If the servers answer late, as on a busy
-///   machine, it takes the upstream's listener from Envoy and gives it back with the
-///   chain: meanwhile connections are refused. Both is in Envoy's log.
+/// - An agent sends a proxy's listeners without waiting for the discovery chains of its
+///   upstreams. If the servers answer late, as on a busy machine, it removes the upstream's
+///   listener from Envoy and adds it again with the chain: meanwhile connections are
+///   refused. Both are in Envoy's log.
 ///
-/// Only Consul could do better: Envoy does as it is told.
+/// Only a change of Consul could avoid this.
 #[test]
 fn pods_serve_again_after_their_killed_agent_came_back_with_its_data() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
@@ -146,12 +143,27 @@ fn nothing_of_a_tcp_service_is_lost_while_the_only_server_is_away() {
     while_used("tcp", lose_server);
 }
 
-/// The serial numbers of Envoy's leaf certificates; listeners that drain keep the
-/// old ones.
+/// The serial numbers of Envoy's leaf certificates; draining listeners keep the old ones.
 fn leafs(pod: &Pod<'_>) -> BTreeSet<String> {
     let certs: Value = serde_json::from_str(&admin(pod, "/certs")).unwrap();
     let certs = certs["certificates"].as_array().unwrap();
     certs.iter().map(|cert| cert["cert_chain"][0]["serial_number"].to_string()).collect()
+}
+
+/// By Envoy's own list of its certificates: a heartbeat warns if they are not renewed.
+#[test]
+fn a_sidecar_knows_until_when_its_leaf_certificate_is_good() {
+    let Some(mesh) = Mesh::find_or_skip() else { return };
+    let server = mesh.server("api-1");
+    let mut seen = String::new();
+    until("the end of the leaf certificate in the log", || {
+        let certs: Value = serde_json::from_str(&admin(&server, "/certs")).unwrap_or_default();
+        let end = certs["certificates"][0]["cert_chain"][0]["expiration_time"].clone();
+        seen = server.log("envoy-sidecar");
+        let mut lines = seen.lines().filter(|line| line.contains("Envoy has a leaf certificate"));
+        end.as_str().is_some_and(|end| lines.any(|line| line.contains(end)))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {seen}"));
 }
 
 fn rotate_ca(used: &Used<'_>, agent: Process) -> Process {
@@ -175,8 +187,8 @@ fn nothing_is_lost_while_the_ca_rotates() {
     while_used("http", rotate_ca);
 }
 
-/// A client agent leaves its cluster when it is told to end, and its pods are
-/// gone from the catalog until it is back.
+/// A client agent leaves its cluster on SIGTERM, and its pods are gone from the catalog until
+/// it is back.
 #[test]
 fn pods_serve_again_after_their_agent_left_and_came_back() {
     let Some(mut mesh) = Mesh::find_or_skip() else { return };

@@ -1,4 +1,4 @@
-//! A volume without room: nothing stays registered, and no file is half written.
+//! A full volume: nothing stays registered, and no file is incomplete.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,8 +12,7 @@ fn file(path: &Path, bytes: usize) {
     File::create(path).unwrap().write_all(&vec![b'x'; bytes]).unwrap();
 }
 
-/// In 64 KiB there is room for a small helper, and for the bootstrap beside it
-/// unless something else is there.
+/// 64 KiB have room for a small helper and the bootstrap, unless there is another file.
 #[test]
 fn a_full_volume_leaves_nothing_registered() {
     let Some(parts) = Parts::find_or_skip() else { return };
@@ -50,7 +49,7 @@ fn a_full_volume_leaves_nothing_registered() {
     };
     let services = || node.get("/v1/agent/services").unwrap().as_object().unwrap().len();
 
-    // For the helper, which is copied while the pod is registered.
+    // No room for the helper, which is copied while the pod is registered.
     let (code, output) = init(&large);
     assert_eq!(code, Some(73), "{output}");
     for words in ["cannot write", "connect-lifecycle", "hint: the volume is full"] {
@@ -61,7 +60,7 @@ fn a_full_volume_leaves_nothing_registered() {
     assert_eq!(names(), ["envoy-bootstrap.json", "lock"]);
     std::fs::remove_file(folder.join("envoy-bootstrap.json")).unwrap();
 
-    // For the bootstrap.
+    // No room for the bootstrap.
     file(&folder.join("filler"), 60 * 1024);
     let (code, output) = init(&small);
     assert_eq!(code, Some(73), "{output}");
@@ -71,7 +70,7 @@ fn a_full_volume_leaves_nothing_registered() {
     assert_eq!(services(), 0);
     assert_eq!(names(), ["connect-lifecycle", "filler", "lock"]);
 
-    // With room again, all is well.
+    // With enough room, it succeeds.
     std::fs::remove_file(folder.join("filler")).unwrap();
     let (code, output) = init(&small);
     assert_eq!((code, services()), (Some(0), 2), "{output}");

@@ -65,7 +65,7 @@ fn a_terminating_gateway_lets_requests_out_of_the_mesh() {
     let ip = mesh.node.ip();
     let outside = ["-text=outside".to_owned(), format!("-listen={ip}:18081")];
     let _outside = mesh.node.start(&mesh.node.parts().harness("http-echo"), &outside).unwrap();
-    // Outside of the mesh, and known by the name of the client's upstream.
+    // A service outside of the mesh, with the name of the client's upstream.
     let entry = json!({"Node": "outside", "Address": ip, "NodeMeta": {"external-node": "true"},
         "Service": {"Service": "api", "Port": 18081}});
     mesh.node.put("/v1/catalog/register", Some(&entry)).unwrap();
@@ -134,7 +134,7 @@ impl Elsewhere {
     }
 }
 
-/// Asks an agent other than the node's.
+/// Sends a request to the agent of the second Consul.
 pub(crate) fn ask(
     node: &Node,
     method: Method,
@@ -144,12 +144,12 @@ pub(crate) fn ask(
     node.request(method, &format!("http://{AGENT}:8500{path}"), body)
 }
 
-/// Makes dc3 a peer of the node's datacenter, which is `here` to it.
+/// Makes dc3 a peer of the node's datacenter, which dc3 calls `here`.
 pub(crate) fn peer(node: &Node) {
     let token =
         ask(node, Method::POST, "/v1/peering/token", Some(&json!({"PeerName": "here"}))).unwrap();
     let establish = json!({"PeerName": "dc3", "PeeringToken": token["PeeringToken"]});
-    // Its servers may not have their certificates yet.
+    // The servers may not have their certificates yet.
     until("the peering", || {
         node.as_holder(None, Method::POST, "/v1/peering/establish", Some(&establish)).is_ok()
     })

@@ -1,5 +1,5 @@
-//! What the injector makes of pods is valid by Kubernetes' own schemas, for
-//! every annotation and in every mode, and passes PodSecurity `restricted`.
+//! Injected pods are valid by Kubernetes' own schemas, for every annotation and in every
+//! mode, and pass PodSecurity `restricted`.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -10,7 +10,7 @@ use harness::python::Tools;
 use harness::tutorial::{ECHO_CLIENT, ECHO_SERVER};
 use serde_json::{Value, json};
 
-/// For every annotation of the reference, pods that have it.
+/// Pods for every annotation of the reference.
 const ANNOTATED: &[&[(&str, &str)]] = &[
     &[],
     &[("connect-service", "shop"), ("connect-service-port", "http")],
@@ -73,7 +73,7 @@ const ANNOTATED: &[&[(&str, &str)]] = &[
     ],
 ];
 
-/// The annotations of a transparent pod, whose redirect PodSecurity refuses.
+/// The annotations of a transparent pod, which PodSecurity rejects because of NET_ADMIN.
 const TRANSPARENT: &[(&str, &str)] = &[
     ("transparent-proxy", "true"),
     ("transparent-proxy-exclude-inbound-ports", "9100"),
@@ -85,8 +85,11 @@ const TRANSPARENT: &[(&str, &str)] = &[
     ("consul-dns", "true"),
 ];
 
-/// The injector's modes. A native sidecar and an application's sleep are there
-/// only where the cluster's version is known or the mode is given.
+/// A transparent pod that `connect-cni` redirects, without a capability.
+const BY_CNI: &[(&str, &str)] = &[("transparent-proxy", "true"), ("transparent-proxy-by", "cni")];
+
+/// The injector's modes. Native sidecars and the sleep action are used only if the cluster's
+/// version is known or the mode is set.
 const MODES: [&[&str]; 4] = [
     &[],
     &["--oldest-kubelet-version=1.31", "--default-enable-metrics", "--pod-log-format=json"],
@@ -102,7 +105,7 @@ const MODES: [&[&str]; 4] = [
     ],
 ];
 
-/// A pod that passes `restricted`, but for what is added.
+/// A pod that passes `restricted` before injection.
 fn pod(annotations: &[(&str, &str)]) -> Value {
     let mut map = serde_json::Map::new();
     for (key, value) in [("connect-inject", "true")].iter().chain(annotations) {
@@ -133,7 +136,7 @@ fn pod(annotations: &[(&str, &str)]) -> Value {
     })
 }
 
-/// The workloads that have such a pod as a template.
+/// Workloads with such a pod as template.
 fn workloads() -> Vec<Value> {
     let mut template = pod(&[("connect-service-upstreams", "db:5432")]);
     let fields = template.as_object_mut().unwrap();
@@ -186,7 +189,7 @@ fn injected(tools: &Tools, flags: &[&str], documents: &[Value]) -> Vec<Value> {
         .spawn()
         .unwrap();
     let list = json!({"apiVersion": "v1", "kind": "List", "items": documents});
-    // It reads all of it before it writes.
+    // No deadlock: the injector reads its whole input before it writes.
     injector.stdin.take().unwrap().write_all(list.to_string().as_bytes()).unwrap();
     let output = injector.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -194,7 +197,7 @@ fn injected(tools: &Tools, flags: &[&str], documents: &[Value]) -> Vec<Value> {
     serde_json::from_value(list["items"].take()).unwrap()
 }
 
-/// The oldest version that has what is in a pod.
+/// The oldest version of Kubernetes that has all fields of a pod.
 fn oldest(document: &Value) -> &'static str {
     let spec = spec(document);
     let is_native = |container: &Value| container["restartPolicy"] == "Always";
@@ -208,29 +211,32 @@ fn oldest(document: &Value) -> &'static str {
 }
 
 #[test]
-fn every_annotation_of_the_reference_is_here() {
+fn every_annotation_of_the_reference_is_covered() {
     let readme = include_str!("../../../../bins/connect-inject/README.md");
     let (_, table) = readme.split_once("## Annotations").unwrap();
-    let (table, _) = table.split_once("What can't be understood").unwrap();
+    let (table, _) = table.split_once("An invalid value denies").unwrap();
     let listed: BTreeSet<&str> = table
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
-        // Those that the injector writes, and the one that every pod has.
+        // Except those that the injector writes and the one that every pod has.
         .filter(|key| {
-            !["connect-inject", "connect-inject-status", "connect-inject-undo"].contains(key)
+            let written =
+                ["connect-inject-status", "connect-inject-undo", "transparent-proxy-redirect"];
+            *key != "connect-inject" && !written.contains(key)
         })
         .collect();
     let here: BTreeSet<&str> = ANNOTATED
         .iter()
         .flat_map(|annotations| annotations.iter())
         .chain(TRANSPARENT)
+        .chain(BY_CNI)
         .map(|(key, _)| if key.starts_with("service-meta-") { "service-meta-KEY" } else { key })
         .collect();
     assert_eq!(here, listed);
 }
 
 #[test]
-fn injected_pods_are_valid_for_kubernetes() {
+fn injected_pods_are_valid_by_the_schemas_of_kubernetes() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let mut documents: Vec<Value> = ANNOTATED.iter().map(|annotations| pod(annotations)).collect();
     documents.extend(workloads());
@@ -263,6 +269,14 @@ fn injected_pods_are_valid_for_kubernetes() {
         }
     }
     for flags in MODES.iter().filter(|flags| !flags.contains(&"--enable-openshift")) {
+        let by_cni = injected(&tools, flags, &[pod(BY_CNI)]).remove(0);
+        for added in
+            ["consul-connect-inject-redirect", "consul-connect-inject-init", "envoy-sidecar"]
+        {
+            assert_eq!(violations(spec(&by_cni), Some(added)), Vec::<String>::new(), "{flags:?}");
+        }
+        let since = oldest(&by_cni);
+        all.push((by_cni, since));
         let document = injected(&tools, flags, &[pod(TRANSPARENT)]).remove(0);
         for added in ["consul-connect-inject-init", "envoy-sidecar"] {
             assert_eq!(violations(spec(&document), Some(added)), Vec::<String>::new(), "{flags:?}");
@@ -272,14 +286,14 @@ fn injected_pods_are_valid_for_kubernetes() {
         let oldest = oldest(&document);
         all.push((document, oldest));
     }
-    // Each of the modes is among them.
+    // Each mode occurs.
     let versions: BTreeSet<_> = all.iter().map(|(_, oldest)| *oldest).collect();
     assert_eq!(versions, BTreeSet::from(["1.25", "1.29", "1.30"]));
     let (_, wrong) = tools.validate(&all).unwrap();
     for ((document, oldest), wrong) in all.iter().zip(wrong) {
         assert_eq!(wrong, Vec::<String>::new(), "from {oldest}: {document:#}");
     }
-    // The schemas do know one version from another.
+    // The schemas differ between versions.
     let newer: Vec<_> = all
         .into_iter()
         .filter(|(_, oldest)| *oldest != "1.25")

@@ -1,4 +1,4 @@
-//! What intentions do to new connections, pooled ones and open ones.
+//! The effect of intentions on new, pooled and open connections.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -11,10 +11,9 @@ use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, ROUNDS, UPSTREAM, admin, await_heard, client, started, status};
 
-/// How many answers by the old intention a client may get after the server's Envoy has
-/// the new one: the connections between the Envoys that were in the pool are closed
-/// behind their next answer. Each worker thread of Envoy has a pool, and a sidecar has
-/// two.
+/// How many responses according to the old intention a client may get after the server's
+/// Envoy has the new one: pooled connections between the Envoys are closed after their next
+/// response. Each worker thread of Envoy has a pool, and a sidecar has two threads.
 const STALE: usize = 3;
 
 /// Writes an intention, and waits until the server's Envoy has a listener with it.
@@ -25,7 +24,7 @@ fn intend_and_await(mesh: &Mesh, server: &Pod<'_>, source: &Value) {
     until("Envoy to hear of the intention", || updates() != before).unwrap();
 }
 
-/// Asks again and again: at most [`STALE`] answers are not the new one.
+/// Repeats a request; at most [`STALE`] results may be old ones.
 fn follow<T: PartialEq + std::fmt::Debug>(what: &str, new: &T, mut ask: impl FnMut() -> T) {
     let answers: Vec<T> = (0..STALE + ROUNDS).map(|_| ask()).collect();
     let stale = answers.iter().filter(|answer| *answer != new).count();
@@ -33,7 +32,7 @@ fn follow<T: PartialEq + std::fmt::Debug>(what: &str, new: &T, mut ask: impl FnM
     assert!(stale <= STALE, "{what}: {answers:?}");
 }
 
-/// Whether a request over a new connection is answered.
+/// Whether a request over a new connection succeeds.
 fn is_answered(client: &Pod<'_>) -> bool {
     load::connect(&client.network(), UPSTREAM).and_then(load::get).is_ok()
 }
@@ -51,12 +50,12 @@ fn status_over_kept(mut stream: &TcpStream) -> u16 {
     load::response(stream).unwrap().0
 }
 
-/// A TCP connection is let in or not when it begins. An open one goes on until
-/// the listener that let it in has been drained: `--drain-time-s`, which the
-/// injector sets to the sidecar's shutdown grace period, 20 s by default. Envoy
-/// alone would take 10 minutes.
+/// Envoy checks intentions when a TCP connection is opened. An open connection stays until
+/// the listener that accepted it has been drained: after `--drain-time-s`, which the injector
+/// sets to the sidecar's shutdown grace period, 20 s by default. Envoy's own default is 10
+/// minutes.
 #[test]
-fn a_tcp_deny_refuses_new_connections_at_once_and_cuts_open_ones_at_the_drain_time() {
+fn a_tcp_deny_rejects_new_connections_at_once_and_closes_open_ones_at_the_drain_time() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     let (server, client) = (mesh.server("api-1"), mesh.client());
     await_heard(&client, &["api-1"]);
@@ -84,14 +83,14 @@ fn a_deny_and_an_allow_reach_http_clients_within_three_requests() {
     reach_clients("http");
 }
 
-/// Over HTTP/2, one connection between the Envoys is enough for all requests.
+/// Over HTTP/2, all requests share one connection between the Envoys.
 #[test]
 fn a_deny_and_an_allow_reach_http2_clients_within_three_requests() {
     reach_clients("http2");
 }
 
-/// One client makes a connection for each request, the other keeps one. Each has
-/// an Envoy of its own, which keeps connections to the server's in a pool.
+/// One client opens a connection for each request, the other keeps one. Each has its own
+/// Envoy, which keeps connections to the server's Envoy in a pool.
 fn reach_clients(protocol: &str) {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     mesh.speak(protocol);

@@ -1,4 +1,4 @@
-//! Three servers, whose leader dies while pods begin and end.
+//! Three servers, whose leader dies while pods start and end.
 
 use harness::consul::Agent;
 use harness::node::Node;
@@ -11,11 +11,11 @@ use crate::bare::{API, Bare};
 
 const SERVERS: [&str; 3] = ["10.99.0.2", "10.99.0.3", "10.99.0.4"];
 
-/// How many pods begin before the leader dies, and how many after.
+/// How many pods start before the leader dies, and how many after.
 const PODS: usize = 8;
 
 #[test]
-fn pods_begin_and_end_while_the_leader_of_three_servers_dies() {
+fn pods_start_and_end_while_the_leader_of_three_servers_dies() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let settings = |name: &str| json!({"node_name": name, "bootstrap_expect": SERVERS.len(), "retry_join": SERVERS});

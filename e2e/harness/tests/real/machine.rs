@@ -1,6 +1,5 @@
-//! A machine without Kubernetes: the units of `examples/systemd`, run as they are
-//! written by a small supervisor that stands for systemd, through the machine's
-//! whole life.
+//! A machine without Kubernetes: a small supervisor runs the units of `examples/systemd` in
+//! place of systemd, from boot to power loss.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,11 +17,12 @@ use serde_json::{Value, json};
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/systemd");
 
-/// What the machine's folders stand for.
+/// Directories of the machine, each a directory of the test.
 const BINARIES: &str = "/usr/local/bin/";
 const CONFIGURATION: &str = "/etc/connect/";
 
-/// A unit as systemd would read it.
+/// A unit, parsed as systemd does.
+///
 /// Source: systemd.unit(5), systemd.exec(5), systemd.service(5).
 struct Unit {
     environment: Vec<(String, String)>,
@@ -81,7 +81,7 @@ impl Unit {
                 }
                 "ExecStartPre" => unit.start_pre.push(words()),
                 "ExecStart" => unit.start = words(),
-                // A command that nobody runs here would be a test of less than the unit.
+                // An ignored command would make this test cover less than the unit.
                 _ => assert!(!key.starts_with("Exec"), "{key} is not run"),
             }
         }
@@ -114,13 +114,13 @@ impl<'n> Machine<'n> {
         for name in ["connect-register", "connect-lifecycle"] {
             std::os::unix::fs::symlink(bins.join(name), root.join("bin").join(name)).unwrap();
         }
-        // What a service manager does by a cgroup: Envoy ends with what started it.
+        // systemd does this with a cgroup: Envoy ends with its parent.
         let envoy = node.parts().envoy.display();
         let script = format!("#!/bin/sh\nexec setpriv --pdeathsig=KILL {envoy} \"$@\"\n");
         let path = root.join("bin/envoy");
         write(&path, &script);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        // As the README says, but for the agent's address.
+        // As in the README, except for the agent's address.
         for name in ["web", "api"] {
             for kind in ["hcl", "env"] {
                 let text = fs::read_to_string(format!("{EXAMPLES}/{name}.{kind}")).unwrap();
@@ -154,7 +154,7 @@ impl<'n> Machine<'n> {
         self.root.join(path).to_string_lossy().into_owned()
     }
 
-    /// A path of the unit as it is on this machine.
+    /// The directory of the test for a path in the unit.
     fn here(&self, word: &str) -> String {
         let word = word.replace(BINARIES, &format!("{}/", self.path("bin")));
         word.replace(CONFIGURATION, &format!("{}/", self.path("etc")))
@@ -166,7 +166,7 @@ impl<'n> Machine<'n> {
         self.node.start(&self.node.parts().harness("http-echo"), &args).unwrap()
     }
 
-    /// Whether a request through both sidecars is answered.
+    /// Whether a request through both sidecars succeeds.
     fn answers(&self) -> bool {
         let answer = self.node.request(Method::GET, "http://127.0.0.1:9090/", None);
         answer.is_ok_and(|text| text.to_string().contains("hello"))
@@ -181,7 +181,7 @@ fn write(path: &Path, text: &str) {
 // === impl Instance ===
 
 impl Instance<'_> {
-    /// Starts it as a service manager does: again, until its commands work.
+    /// Starts it as systemd does: again until its commands succeed.
     fn start(&mut self) {
         self.make_folders();
         for command in self.unit.start_pre.clone() {
@@ -228,7 +228,7 @@ impl Instance<'_> {
         }
     }
 
-    /// A file's variables win over the unit's.
+    /// Variables of an environment file override the unit's.
     fn environment(&self) -> BTreeMap<String, String> {
         let mut environment: BTreeMap<_, _> = self.unit.environment.iter().cloned().collect();
         let credentials = self.machine.path(&format!("credentials/{}", self.name));
@@ -242,7 +242,7 @@ impl Instance<'_> {
         environment
     }
 
-    /// As `systemctl stop`: SIGTERM to the main process, and the folders go.
+    /// Like `systemctl stop`: SIGTERM to the main process, then its directories are removed.
     fn stop(&mut self) {
         let mut main = self.main.take().unwrap();
         main.signal(Signal::SIGTERM).unwrap();
@@ -251,7 +251,7 @@ impl Instance<'_> {
         self.forget();
     }
 
-    /// As the power's end: nothing is said to anybody, and `/run` is empty.
+    /// Like a power loss: SIGKILL, and `/run` is empty.
     fn kill(&mut self) {
         drop(self.main.take());
         self.forget();
@@ -268,7 +268,7 @@ impl Instance<'_> {
     }
 }
 
-/// The service's own token, as the README says.
+/// The service's own token, as in the README.
 fn token(acls: &Acls<'_>, machine: &Machine<'_>, service: &str) -> String {
     let body = json!({"ServiceIdentities": [{"ServiceName": service}]});
     let made = acls.ask(Method::PUT, "/v1/acl/token", Some(&body)).unwrap();
@@ -277,16 +277,16 @@ fn token(acls: &Acls<'_>, machine: &Machine<'_>, service: &str) -> String {
     secret
 }
 
-/// The status of a check of the agent's; none if it has no such check.
+/// The status of a check, if the agent has it.
 fn status(acls: &Acls<'_>, check: &str) -> Option<String> {
     let checks = acls.ask(Method::GET, "/v1/agent/checks", None).ok()?;
     checks[check]["Status"].as_str().map(str::to_owned)
 }
 
-/// Issue 16, point 4: boot, the agent's restart and loss, the application's death,
-/// stop, and a power cut; two services on one machine, with ACLs.
+/// Boot, restart and data loss of the agent, crash of the application, stop, and power loss;
+/// two services on one machine, with ACLs.
 #[test]
-fn the_services_of_a_machine_stay_in_the_mesh_through_its_life() {
+fn the_services_of_a_machine_stay_in_the_mesh_from_boot_to_power_loss() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let (acls, agent) = Acls::start(&node).unwrap();
@@ -314,7 +314,7 @@ fn the_services_of_a_machine_stay_in_the_mesh_through_its_life() {
     let hidden = String::from_utf8_lossy(&fs::read(hidden).unwrap()).into_owned();
     assert!(!secrets.iter().any(|secret| hidden.contains(secret)));
 
-    // The agent restarts, and then loses all that it had.
+    // The agent restarts, and then loses its data.
     drop(agent);
     let agent = acls.start_agent().unwrap();
     in_mesh("after the agent's restart", &web, &api);
@@ -325,7 +325,7 @@ fn the_services_of_a_machine_stay_in_the_mesh_through_its_life() {
     passes("web-sidecar-proxy-listener");
     in_mesh("after the agent's loss", &web, &api);
 
-    // The application dies, and comes back.
+    // The application crashes and restarts.
     drop(application);
     until("the application's check to be critical", || {
         status(&acls, "web-application").as_deref() == Some("critical")
@@ -336,7 +336,7 @@ fn the_services_of_a_machine_stay_in_the_mesh_through_its_life() {
     passes("web-application");
     in_mesh("after the application's death", &web, &api);
 
-    // One is stopped, and the other stays.
+    // One service is stopped, and the other stays.
     api.stop();
     let ids = |acls: &Acls<'_>| {
         let mut ids = acls.services().unwrap();
@@ -347,7 +347,7 @@ fn the_services_of_a_machine_stay_in_the_mesh_through_its_life() {
     api.start();
     in_mesh("after a stop and a start", &web, &api);
 
-    // The power goes; the units start before their agent does.
+    // Power loss; afterwards the units start before the agent.
     drop(application);
     web.kill();
     api.kill();
@@ -368,7 +368,7 @@ fn the_services_of_a_machine_stay_in_the_mesh_through_its_life() {
     assert_eq!(ids(&acls), Vec::<String>::new());
 }
 
-/// A port of another sidecar is refused before anything is registered.
+/// A port of another sidecar is rejected before anything is registered.
 #[test]
 fn two_sidecars_of_a_machine_do_not_share_a_port() {
     let Some(parts) = Parts::find_or_skip() else { return };
@@ -394,7 +394,7 @@ fn two_sidecars_of_a_machine_do_not_share_a_port() {
     assert_eq!(code, Some(0), "{output}");
     let (code, output) = run_sidecar("two");
     assert_eq!(code, Some(64), "{output}");
-    assert!(output.contains("port 20000 is that of `one-sidecar-proxy`"), "{output}");
+    assert!(output.contains("port 20000 is in use by `one-sidecar-proxy`"), "{output}");
     let services: Value = node.get("/v1/agent/services").unwrap();
     let ids: Vec<_> = services.as_object().unwrap().keys().collect();
     assert_eq!(ids, ["one", "one-sidecar-proxy"]);

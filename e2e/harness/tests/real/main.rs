@@ -1,5 +1,5 @@
-//! The tests on the real parts: Consul with its own xDS, Envoy, and pods made of
-//! network namespaces. One behaviour a file.
+//! Tests with the real parts: Consul with its own xDS, Envoy, and pods made of network
+//! namespaces. One topic per file.
 
 #![expect(
     clippy::unwrap_used,

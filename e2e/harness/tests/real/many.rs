@@ -1,4 +1,4 @@
-//! Many sidecars on one node whose agent loses everything (pain 5, 46, 59).
+//! Many sidecars on one node: their agent loses its data, or nothing happens.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,19 +14,19 @@ use harness::process::{Process, run, tail};
 use harness::until_within;
 use serde_json::json;
 
-/// How many sidecars there are; `E2E_SIDECARS` names another number.
+/// Number of sidecars; `E2E_SIDECARS` overrides it.
 const SIDECARS: usize = 500;
 
-/// For what is more work than a single pod's.
+/// Timeout for work of many pods.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// What stands for Envoy: it does nothing, and ends with its parent.
+/// A program instead of Envoy, which does nothing and ends with its parent.
 const ENVOY: [&str; 5] = ["setpriv", "--pdeathsig", "KILL", "sleep", "infinity"];
 
-/// Each sidecar reaches the agent by an address of its own and so from one: the
-/// agent counts connections by address, and lets each have a few only.
+/// Each sidecar uses its own address to reach the agent, and so its own source address: the
+/// agent limits the number of connections per address.
 #[test]
-fn many_sidecars_have_their_registrations_back_when_the_agent_lost_them() {
+fn many_sidecars_restore_their_registrations_when_the_agent_lost_them() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let sidecars = std::env::var_os("E2E_SIDECARS")
         .map_or(SIDECARS, |number| number.to_string_lossy().parse().unwrap());
@@ -39,13 +39,13 @@ fn many_sidecars_have_their_registrations_back_when_the_agent_lost_them() {
 
     let mut settings = asked::settings();
     settings["client_addr"] = "0.0.0.0".into();
-    // The server is on this machine, too, and leaves the port to the agent.
+    // The server runs on this machine, too, and leaves the port to the agent.
     node.start_server_with(&json!({"ports": {"http": -1}})).unwrap();
     let agent = node.start_agent_with(&settings).unwrap();
     let sidecars: Vec<_> =
         addresses.iter().map(|address| started(&node, address, &folder.join(address))).collect();
     await_lease(&node, sidecars.len());
-    // A round: what they wait for, and three reports each.
+    // One round of each sidecar: its blocking query and three updates of checks.
     let before = cpu(&sidecars);
     let began = Instant::now();
     let round = asked::in_all(&node).unwrap() + 4 * u32::try_from(sidecars.len()).unwrap();
@@ -73,31 +73,29 @@ fn many_sidecars_have_their_registrations_back_when_the_agent_lost_them() {
     await_lease(&node, sidecars.len());
     println!("all registered {:?} after the agent's first answer", answers.elapsed());
     println!("requests meanwhile: {:?}", asked::by_kind(&node).unwrap());
-    // One whose answer was late says so a little later, or that it found all well.
+    // A sidecar whose answer was late logs this a little later, or that all was restored.
     let says_so = |sidecar: &Process| {
         let log = sidecar.output();
-        log.contains("registered again") || log.contains("the registration is true again")
+        log.contains("registered again") || log.contains("registration restored")
     };
     until_within(PATIENCE, "all sidecars to say so", || sidecars.iter().all(says_so)).unwrap();
     for sidecar in &sidecars {
         let log = sidecar.output();
-        // Behind a blank: it may be part of a time.
+        // With a blank before it, because a timestamp may contain 429.
         assert!(!log.contains(" 429"), "{log}");
     }
 }
 
-/// How many sidecars are kept quiet; `E2E_QUIET_SIDECARS` names another number.
+/// Number of idle sidecars; `E2E_QUIET_SIDECARS` overrides it.
 const QUIET_SIDECARS: usize = 20;
 
-/// For how many seconds nothing is to happen; `E2E_QUIET_SECONDS` names another
-/// number. It is longer than the time between two full syncs of the agent, at which
-/// it adds what it adds.
+/// How many seconds the sidecars are idle; `E2E_QUIET_SECONDS` overrides it. Longer than the
+/// time between two full syncs of the agent, at which it adds fields of its own.
 const QUIET: usize = 180;
 
-/// What Consul adds to an entry by itself, or merges into it from central
-/// configuration, is nothing that the sidecar has lost: while nothing happens nothing
-/// is written, and a write of central configuration costs what the agent itself
-/// writes, once for each proxy.
+/// Fields that Consul adds to an entry itself, or merges into it from central configuration,
+/// are no reason to register again. Idle sidecars cause no writes, and a change of central
+/// configuration only causes the agent's own writes, one for each proxy.
 #[test]
 fn no_pod_registers_again_while_nothing_is_lost() {
     let Some(parts) = Parts::find_or_skip() else { return };
@@ -113,12 +111,12 @@ fn no_pod_registers_again_while_nothing_is_lost() {
     add_to_loopback(&addresses, &folder.join("addresses"));
     let mut settings = asked::settings();
     settings["client_addr"] = "0.0.0.0".into();
-    // Neither coordinates nor outputs of checks, which an agent writes minutes later.
+    // Without coordinates and late updates of outputs, which the agent writes by itself.
     settings["disable_coordinates"] = true.into();
     settings["check_update_interval"] = "0s".into();
     node.start_server_with(&json!({"disable_coordinates": true, "ports": {"http": -1}})).unwrap();
     let agent = node.start_agent_with(&settings).unwrap();
-    // Applications and public listeners, so that no check changes its words.
+    // Applications and public listeners, so that no check changes its output.
     let sockets = addresses.iter().map(|address| format!("{address}:20000"));
     for socket in sockets.chain(["127.0.0.1:8080".to_owned()]) {
         let listener = TcpListener::bind(&socket).unwrap();
@@ -128,7 +126,7 @@ fn no_pod_registers_again_while_nothing_is_lost() {
         addresses.iter().map(|address| started(&node, address, &folder.join(address))).collect();
     await_lease(&node, sidecars);
 
-    // All that the sidecars cost the servers is written by the agent, which says so.
+    // The agent sends all writes that the sidecars cause, and logs them.
     let synced = || agent.output().matches(" agent: Synced ").count();
     let mut before = synced();
     until_within(PATIENCE, "the agent to be at rest", || {
@@ -140,20 +138,20 @@ fn no_pod_registers_again_while_nothing_is_lost() {
     let count = |kind: &str| asked::by_kind(&node).unwrap().get(kind).copied().unwrap_or_default();
     let registrations = || count("PUT_v1_agent_service_register");
     let (registered, index) = (registrations(), raft_index(&node));
-    // Nothing announces that nothing happens.
+    // There is no event for "nothing happened", so wait.
     std::thread::sleep(quiet);
     let tail = || tail(&agent.output(), 2 * sidecars);
     assert_eq!(registrations(), registered, "{}", all[0].output());
     assert_eq!(synced(), before, "{}", tail());
     let own = raft_index(&node) - index;
 
-    // The agent merges the entry into each proxy that it has, and writes that to the
-    // catalog: it does so whoever has registered the proxy, and asks nobody.
+    // The agent merges the entry into each of its proxies and writes them to the catalog,
+    // whoever registered them.
     let index = raft_index(&node);
     let looks = count("GET_v1_agent_service");
     let config = json!({"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "tcp"}});
     node.put("/v1/config", Some(&config)).unwrap();
-    // All hear of it: the agent has merged it into their entries.
+    // All sidecars notice it: the agent has merged it into their entries.
     let told = looks + u32::try_from(sidecars).unwrap();
     until_within(PATIENCE, "all to look again", || count("GET_v1_agent_service") >= told).unwrap();
     until_within(PATIENCE, "the agent to write", || synced() >= before + sidecars).unwrap();
@@ -167,17 +165,17 @@ fn no_pod_registers_again_while_nothing_is_lost() {
     assert_eq!(synced(), before + sidecars, "one for each proxy: {}", tail());
 }
 
-/// How long an agent that has something to write takes at most: longer than the 10 s
-/// between two looks at a listener, the first of which is written.
+/// How long an agent may take to write: longer than the 10 s between two checks of a
+/// listener, the first of which is written.
 const REST: Duration = Duration::from_secs(15);
 
-/// How many writes the servers have seen.
+/// Number of the servers' writes.
 fn raft_index(node: &Node) -> u64 {
     let leader = node.get("/v1/operator/autopilot/health").unwrap();
     leader["Servers"][0]["LastIndex"].as_u64().unwrap()
 }
 
-/// Makes these addresses the machine's own.
+/// Adds addresses to the machine.
 fn add_to_loopback(addresses: &[String], batch: &Path) {
     let mut file = fs::File::create(batch).unwrap();
     for address in addresses {
@@ -186,8 +184,7 @@ fn add_to_loopback(addresses: &[String], batch: &Path) {
     run("ip", &["-batch", &batch.to_string_lossy()]).unwrap();
 }
 
-/// A sidecar without Envoy: registered by `connect-init`, kept by
-/// `connect-lifecycle`.
+/// A sidecar without Envoy: registered by `connect-init`, maintained by `connect-lifecycle`.
 fn started(node: &Node, address: &str, folder: &Path) -> Process {
     fs::create_dir(folder).unwrap();
     let bins = &node.parts().bins;
@@ -201,7 +198,7 @@ fn started(node: &Node, address: &str, folder: &Path) -> Process {
         ("CONSUL_HTTP_ADDR", &agent),
         ("CONSUL_GRPC_ADDR", &grpc),
     ];
-    // The helper is not taken from there: a small file will do.
+    // A small file in place of the helper, which nobody runs from there.
     let args = ["--service", "web:8080", "--dir", &dir, "--helper", "/bin/true"];
     let init = bins.join("connect-init");
     let mut init =
@@ -213,7 +210,7 @@ fn started(node: &Node, address: &str, folder: &Path) -> Process {
     Process::start(&name, folder.join("run.log"), &helper, &args, &[]).unwrap()
 }
 
-/// Waits until so many services and proxies have a good lease.
+/// Waits until the TTL checks of that many services and proxies pass.
 fn await_lease(node: &Node, sidecars: usize) {
     let mut seen = 0;
     let waited = until_within(PATIENCE, "all leases", || {
@@ -227,18 +224,18 @@ fn await_lease(node: &Node, sidecars: usize) {
     waited.unwrap_or_else(|error| panic!("{error}: {seen} of {}", 2 * sidecars));
 }
 
-/// The processor time that they have used, in the kernel's ticks.
+/// CPU time of the sidecars, in the kernel's ticks.
 fn cpu(sidecars: &[Process]) -> u64 {
     let of = |sidecar: &Process| -> Option<u64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", sidecar.pid())).ok()?;
-        // Behind the name, which may hold anything: utime and stime.
+        // utime and stime, after the name, which may contain blanks.
         let fields = stat.rsplit_once(") ")?.1;
         fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().ok()).sum()
     };
     sidecars.iter().map(|sidecar| of(sidecar).unwrap()).sum()
 }
 
-/// What a sidecar takes of the memory, in kilobytes.
+/// Memory of a sidecar, in kilobytes.
 fn memory(sidecar: &Process) -> BTreeMap<&'static str, u64> {
     let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", sidecar.pid())).unwrap();
     let value = |name: &str| {

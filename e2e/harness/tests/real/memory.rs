@@ -1,5 +1,5 @@
-//! The image, run as a pod runs it: as its own user, with a root that can't be
-//! written to, in a limit of 10 MiB, which holds the volume's files, too.
+//! The image, run as in a pod: as its own user, with a read-only root, and with a memory
+//! limit of 10 MiB, which includes the volume's files.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,13 +17,13 @@ use serde_json::json;
 
 const LIMIT: u64 = 10 * 1024 * 1024;
 
-/// More than any of the pod's binaries as they are shipped.
+/// More than any release binary of the pod.
 const SHIPPED: u64 = 6_000_000;
 
-/// Where the pod's containers find their shared folder.
+/// Mount point of the shared directory in the pod's containers.
 const SHARED: &str = "/consul/connect-inject";
 
-/// What is needed, or a line that says what is missing; in CI, a failure.
+/// The node and the limit, or `None` with a message; in CI, a failure.
 fn needed() -> Option<(Node, MemoryLimit)> {
     let parts = Parts::find_or_skip()?;
     let helper = parts.bins.join("connect-lifecycle");
@@ -38,20 +38,19 @@ fn needed() -> Option<(Node, MemoryLimit)> {
         Err(missing) => {
             let ci = std::env::var_os("CI").unwrap_or_default();
             assert!(ci.is_empty(), "{missing}");
-            // Past the test runner's capture: a skip is to be seen.
+            // Not `eprintln!`, which the test runner captures: a skip must be visible.
             let _ = writeln!(std::io::stderr(), "skipped: {missing}");
             None
         }
     }
 }
 
-/// Runs the image's program with these flags and mounts to its end; what it left
-/// in the pod's volume.
+/// Runs the image's program with these flags and mounts. Returns the pod's volume.
 fn run(node: &Node, limit: &MemoryLimit, flags: &[String], further: &[Mount]) -> Volume {
     let folder = node.folder("memory").unwrap();
     let shared = node.folder("memory/shared").unwrap();
     let volume = volume::mount_in_memory(&shared, 16 * 1024).unwrap();
-    let image = image::find(image::INIT, node).unwrap();
+    let image = node.image(image::INIT).unwrap();
     assert_ne!(image.user, 0);
     let mut mounts = image.mounts;
     mounts.push(Mount { source: shared, target: PathBuf::from(SHARED), writable: true });
@@ -99,7 +98,7 @@ fn assert_done(shared: &Path, services: &[String], limit: &MemoryLimit, how: &st
     }
     let peak = limit.peak().unwrap();
     assert!(peak > 0 && peak <= LIMIT, "{peak}");
-    // A figure for people: past the test runner's capture.
+    // Not `eprintln!`, which the test runner captures.
     let _ = writeln!(std::io::stderr(), "connect-init {how}: peak {} KiB of 10240", peak / 1024);
 }
 

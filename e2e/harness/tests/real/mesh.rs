@@ -1,5 +1,5 @@
-//! What most tests start from: a node with its agent and injector, servers of
-//! the service `api` that answer with their own names, and its client `web`.
+//! Fixture of most tests: a node with its agent and injector, servers of the service `api`
+//! that answer with their own names, and their client `web`.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +11,14 @@ use harness::process::Process;
 use harness::tutorial::injected_pod;
 use serde_json::{Value, json};
 
-/// Where the client reaches the service on its loopback.
+/// Port of the service on the client's loopback.
 pub(crate) const UPSTREAM: u16 = 1234;
 
-/// How often something has to be seen that could also happen by chance.
+/// How often to repeat a check that could also pass by chance.
 pub(crate) const ROUNDS: usize = 20;
 
 pub(crate) struct Mesh {
-    /// Before the node, so that it ends before its data goes.
+    /// Before the node, so that it stops before its data is removed.
     pub(crate) agent: Option<Process>,
     pub(crate) injector: Injector,
     pub(crate) node: Node,
@@ -29,12 +29,12 @@ impl Mesh {
         Parts::find_or_skip().map(|parts| Self::start(parts, &json!({})))
     }
 
-    /// With further settings of the node's agent.
+    /// With additional settings of the node's agent.
     pub(crate) fn start(parts: Parts, further: &Value) -> Self {
         Self::start_with_injector(parts, further, &[])
     }
 
-    /// With further settings of the node's agent, and flags of its injector.
+    /// With additional settings of the node's agent, and flags of its injector.
     pub(crate) fn start_with_injector(parts: Parts, further: &Value, flags: &[&str]) -> Self {
         let node = Node::new(parts).unwrap();
         let agent = Some(node.start_agent_with(further).unwrap());
@@ -42,17 +42,17 @@ impl Mesh {
         Self { agent, injector, node }
     }
 
-    /// Writes a configuration entry.
+    /// Writes a config entry.
     pub(crate) fn configure(&self, entry: &Value) {
         self.node.put("/v1/config", Some(entry)).unwrap();
     }
 
-    /// The protocol of the service.
+    /// Sets the protocol of the service.
     pub(crate) fn speak(&self, protocol: &str) {
         self.configure(&json!({"Kind": "service-defaults", "Name": "api", "Protocol": protocol}));
     }
 
-    /// What the client may do with the service.
+    /// Writes an intention from the client to the service.
     pub(crate) fn intend(&self, source: &Value) {
         let mut source = source.clone();
         source["Name"] = "web".into();
@@ -75,7 +75,7 @@ pub(crate) fn server(name: &str, annotations: &Value, lifecycle: &Value) -> Valu
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "annotations": annotated("api", annotations)},
         "spec": {
-            // No test is to end by it.
+            // Long enough that it ends no test.
             "terminationGracePeriodSeconds": 300,
             "containers": [{
                 "name": "api", "image": "hashicorp/http-echo:latest",
@@ -118,7 +118,7 @@ pub(crate) fn started<'n>(node: &'n Node, injector: &Injector, pod: &Value) -> P
     pod
 }
 
-/// Waits until the service and its proxy have so many healthy instances.
+/// Waits until the service and its proxy have that many healthy instances.
 pub(crate) fn await_instances(node: &Node, count: usize) {
     for service in ["api", "api-sidecar-proxy"] {
         harness::until(&format!("{count} healthy instances of {service}"), || {
@@ -129,20 +129,19 @@ pub(crate) fn await_instances(node: &Node, count: usize) {
     }
 }
 
-/// Waits until a client's proxy has heard of these servers: until then it has
-/// nowhere to go.
+/// Waits until a client's Envoy has these servers as endpoints.
 pub(crate) fn await_heard(client: &Pod<'_>, servers: &[&str]) {
     Load::start(client, UPSTREAM, 1).await_answers(servers).unwrap();
 }
 
-/// What Envoy's admin interface answers.
+/// A response of Envoy's admin interface.
 pub(crate) fn admin(pod: &Pod<'_>, path: &str) -> String {
     let url = format!("http://127.0.0.1:19000{path}");
     let output = pod.exec("envoy-sidecar", &["curl", "-s", &url]).unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The HTTP status that the client gets for a path, "000" for none.
+/// The HTTP status that the client gets for a path, "000" if there is no response.
 pub(crate) fn status(client: &Pod<'_>, path: &str, further: &[&str]) -> String {
     let url = format!("http://127.0.0.1:{UPSTREAM}{path}");
     let mut command = vec!["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", &url];

@@ -1,5 +1,5 @@
-//! The chart's alerts and its dashboard, by a real Prometheus that scrapes a real
-//! injector and real sidecars.
+//! The chart's alerts and its dashboard, with a real Prometheus that scrapes a real injector
+//! and real sidecars.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::mesh::{Mesh, client, server, started, status};
 const RULES: &str = include_str!("../../../../bins/connect-inject/chart/rules.yaml");
 const DASHBOARD: &str = include_str!("../../../../bins/connect-inject/chart/dashboard.json");
 
-/// Where Prometheus answers.
+/// Address of Prometheus.
 const PROMETHEUS: &str = "10.99.0.1:9090";
 
 /// Every expression of the alerts without its threshold and every query of the
@@ -24,7 +24,7 @@ const PROMETHEUS: &str = "10.99.0.1:9090";
 #[test]
 fn every_alert_and_every_panel_has_data() {
     let Some((parts, prometheus)) = Parts::with_prometheus_or_skip() else { return };
-    // As an audit leaves it: the cluster's tests run one.
+    // The results of an audit; the cluster tests run a real one.
     let folder = tempfile::tempdir().unwrap();
     let results = folder.path().join("results.json");
     let count = json!({"code": "registration-orphaned", "severity": "error", "count": 2});
@@ -32,7 +32,7 @@ fn every_alert_and_every_panel_has_data() {
     let flag = format!("--audit-results-file={}", results.display());
     let mesh = Mesh::start_with_injector(parts, &json!({}), &[&flag]);
     let node = &mesh.node;
-    // One service of HTTP, one of TCP: their metrics have different names.
+    // An HTTP service and a TCP service, whose metrics have different names.
     mesh.speak("http");
     let metrics = json!({"enable-metrics": "true", "connect-service-port": "8081"});
     let api = json!({"enable-metrics": "true"});
@@ -41,7 +41,7 @@ fn every_alert_and_every_panel_has_data() {
 
     let _prometheus = scraping(node, &prometheus, &[("api-1", &api.ip), ("web", &web.ip)]);
 
-    // What Prometheus is to see a rise of.
+    // Increase the counters that alerts use.
     let traffic = || {
         let asked = json!({"consul.hashicorp.com/connect-inject": "true"});
         let pod = json!({"metadata": {"name": "a", "annotations": asked}, "spec": {"containers": [{"name": "a"}]}});
@@ -96,7 +96,7 @@ fn every_alert_and_every_panel_has_data() {
     }
     assert_eq!(panels.len(), 15);
 
-    // What goes on for minutes is an alert.
+    // Alerts with a `for` of minutes.
     for (name, expected) in [
         ("ConnectInjectDenials", "pending"),
         ("ConnectInjectBadRequests", "pending"),
@@ -156,7 +156,7 @@ fn without_threshold(expression: &str) -> String {
     words[..last].join(" ")
 }
 
-/// The values that a query has now.
+/// The current values of a query.
 fn values(node: &Node, query: &str) -> Result<Vec<String>, String> {
     let url = format!("http://{PROMETHEUS}/api/v1/query");
     let url = Url::parse_with_params(&url, [("query", query)]).unwrap();

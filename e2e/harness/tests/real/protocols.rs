@@ -1,5 +1,4 @@
-//! What applications speak through the mesh: HTTP/1, HTTP/2, gRPC, websocket
-//! and server-sent events.
+//! Protocols through the mesh: HTTP/1, HTTP/2, gRPC, websocket and server-sent events.
 
 use std::io::{Read, Write};
 
@@ -20,8 +19,8 @@ impl Mesh {
         let container = &mut pod["spec"]["containers"][0];
         container["image"] = image::APPLICATION.into();
         container["args"] = json!(["0.0.0.0:8080"]);
-        // As process 1 without a handler, the application survives SIGTERM: the end of this
-        // period kills it.
+        // As process 1 without a handler, the application ignores SIGTERM, and is killed at
+        // the end of this period.
         pod["spec"]["terminationGracePeriodSeconds"] = json!(15);
         let server = started(&self.node, &self.injector, &pod);
         let client = self.client();
@@ -35,7 +34,7 @@ impl Mesh {
     }
 }
 
-/// What curl prints in the client's pod, headers and trailers included.
+/// curl's output in the client's pod, headers and trailers included.
 fn curl(client: &Pod<'_>, command: &str) -> String {
     let command = format!("{command} http://127.0.0.1:{UPSTREAM}");
     let output = client.exec("web", &["sh", "-c", &command]).unwrap();
@@ -44,7 +43,7 @@ fn curl(client: &Pod<'_>, command: &str) -> String {
     text
 }
 
-/// One message of gRPC: not compressed, three bytes.
+/// A gRPC message: not compressed, three bytes.
 const CALL: &str = r"printf '\0\0\0\0\003abc' | curl -sSi --http2-prior-knowledge --data-binary @- \
     -H 'content-type: application/grpc' -H 'te: trailers'";
 
@@ -68,12 +67,12 @@ fn call(protocol: &str) {
 }
 
 #[test]
-fn a_websocket_goes_through_an_http_service() {
+fn a_websocket_works_through_an_http_service() {
     upgrade("http");
 }
 
 #[test]
-fn a_websocket_goes_through_a_tcp_service() {
+fn a_websocket_works_through_a_tcp_service() {
     upgrade("tcp");
 }
 
@@ -101,9 +100,9 @@ fn upgrade(protocol: &str) {
     }
 }
 
-/// Envoy ends a request after 15 s unless both sides are told otherwise.
+/// Envoy ends a request after 15 s unless both sides have another timeout.
 #[test]
-fn an_event_stream_outlives_the_default_timeout_where_both_sides_are_told() {
+fn an_event_stream_outlives_the_default_timeout_if_both_sides_have_another() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     mesh.speak("http");
     mesh.configure(&json!({"Kind": "service-router", "Name": "api", "Routes": [
@@ -118,8 +117,8 @@ fn an_event_stream_outlives_the_default_timeout_where_both_sides_are_told() {
     assert_eq!(text.matches("data: event").count(), 170);
 }
 
-/// What the troubleshooting page says. Nothing in the server's pod can choose another
-/// code: the response has begun, so the client's Envoy can only reset the stream.
+/// As the troubleshooting page says. Nothing in the server's pod can choose another code:
+/// the response has begun, so the client's Envoy can only reset the stream.
 #[test]
 fn a_stream_that_outlives_the_drain_is_reset_as_an_internal_error() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
@@ -136,7 +135,11 @@ fn a_stream_that_outlives_the_drain_is_reset_as_an_internal_error() {
         seen.is_ok_and(|seen| seen.status.success())
     };
     until("the first event", || has("/tmp/events")).unwrap();
+    // The drain's end cuts it, not the application's. The log goes with the pod.
+    let log = std::fs::File::open(server.log_file("envoy-sidecar")).unwrap();
     server.stop().unwrap();
+    let log = std::io::read_to_string(log).unwrap();
+    assert!(log.contains("closing open connections"), "the drain goes on: {log}");
     until("curl's end", || has("/tmp/said")).unwrap();
     let output = client.exec("web", &["cat", "/tmp/said"]).unwrap();
     let said = String::from_utf8_lossy(&output.stdout);

@@ -1,4 +1,4 @@
-//! Envoy's silence is not success: the harness notices what it rejects.
+//! The harness notices updates that Envoy rejects.
 
 use harness::kubelet::Pod;
 use harness::tutorial::injected_pod;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, server};
 
-/// An escape hatch with a filter that lacks what it requires.
+/// An escape hatch with a filter that lacks a required field.
 #[test]
 fn a_pod_whose_envoy_rejects_its_listener_does_not_count_as_started() {
     let Some(mesh) = Mesh::find_or_skip() else { return };

@@ -1,5 +1,5 @@
-//! `connect-register status` by real agents: peers, datacenters, and an Envoy without
-//! a certificate. What can't be asked does not make it fail.
+//! `connect-register status` with real agents: peers, datacenters, and an Envoy without a
+//! certificate. Failed requests don't make it fail.
 
 use std::fs::File;
 use std::io::Write;
@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use crate::gateways::{AGENT, Elsewhere, ask, peer};
 use crate::mesh::Mesh;
 
-/// How long servers wait before they call a peer's stream lost: 2 minutes, and some
-/// time to notice.
+/// How long servers take to consider a peer's stream lost: 2 minutes, and some time to
+/// notice.
 const LOST: Duration = Duration::from_secs(200);
 
 fn connect_register(node: &Node, args: &[&str]) -> String {
@@ -51,7 +51,7 @@ fn start_envoy(node: &Node, agent: &str, name: &str, admin: &str) -> Process {
     node.start(&node.parts().envoy, &args.map(str::to_owned)).unwrap()
 }
 
-/// What is found of that agent. It ends with 0, or this panics.
+/// The findings about that agent. Panics unless the exit code is 0.
 fn status(node: &Node, agent: &str, further: &[&str]) -> Vec<Value> {
     let http = format!("--http-addr=http://{agent}:8500");
     let printed = connect_register(node, &[&["status", "--output=json", &http], further].concat());
@@ -59,8 +59,8 @@ fn status(node: &Node, agent: &str, further: &[&str]) -> Vec<Value> {
     printed["diagnosis"].as_array().unwrap().clone()
 }
 
-/// Verdict and reason of a finding. Unless all is well, it also has a cause and the
-/// next command.
+/// Verdict and reason of a finding. Unless the verdict is `ok`, asserts that it has a cause
+/// and a next command.
 fn verdict<'f>(findings: &'f [Value], what: &str, id: &str) -> [&'f str; 2] {
     let found = findings.iter().find(|found| found["what"] == what && found["id"] == id);
     let found = found.unwrap_or_else(|| panic!("no {what} {id}: {findings:#?}"));
@@ -139,8 +139,7 @@ fn datacenters_and_a_missing_leaf_have_a_verdict_a_cause_and_a_next_command() {
     assert_eq!(verdict(&findings, "datacenter", "dc9"), ["wrong", "no-datacenter"]);
     drop(elsewhere);
 
-    // Without servers nobody signs a certificate for an agent that starts again, and
-    // much can't be asked.
+    // Without servers, an agent that restarts gets no certificate, and many requests fail.
     register(node, ip, "late", &[]);
     node.kill_server();
     drop(mesh.agent.take());

@@ -1,5 +1,5 @@
-//! A pod's end while others use it: no request is lost, and nothing waits
-//! longer than it has to.
+//! A pod ends while others send it requests: no request is lost, and nothing waits longer
+//! than necessary.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,13 +17,13 @@ use serde_json::{Value, json};
 
 use crate::mesh::{ROUNDS, UPSTREAM, await_heard, await_instances, client, server, started};
 
-/// The annotation with the drain's budget.
+/// The annotation with the drain timeout.
 const BUDGET: &str = "sidecar-proxy-lifecycle-shutdown-grace-period-seconds";
 
-/// A cluster with native sidecars and the sleep action.
+/// A version of Kubernetes with native sidecars and the sleep action.
 const KUBERNETES: &str = "--kubernetes-version=1.33";
 
-/// SIGTERM to all containers at once. Reported in
+/// All containers get SIGTERM at the same time. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/4463> and
 /// <https://github.com/hashicorp/consul-k8s/issues/536>.
 #[test]
@@ -31,7 +31,7 @@ fn no_request_is_lost_when_a_pod_ends_whose_sidecar_is_a_container() {
     no_request_is_lost("container");
 }
 
-/// SIGTERM to the sidecar after the application has ended. Reported in
+/// The sidecar gets SIGTERM after the application has exited. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/4463> and
 /// <https://github.com/hashicorp/consul-k8s/issues/536>.
 #[test]
@@ -39,10 +39,10 @@ fn no_request_is_lost_when_a_pod_ends_whose_sidecar_is_native() {
     no_request_is_lost("native");
 }
 
-/// Of three servers two are ended one after the other, under load: one whose
-/// application goes on until its clients have been told, which takes a while
-/// here, and has requests in flight then; and one whose application got the sleep
-/// action from the injector.
+/// Two of three servers are stopped one after the other, under load: one whose application
+/// keeps running until its clients have new endpoints, which is delayed here, and has
+/// requests in flight then; and one whose application got the sleep action from the
+/// injector.
 fn no_request_is_lost(mode: &str) {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
@@ -63,19 +63,19 @@ fn no_request_is_lost(mode: &str) {
     await_heard(&client, &["api-1", "api-2", "api-3"]);
     let load = Load::start(&client, UPSTREAM, 4);
     load.await_answers(&["api-1", "api-2", "api-3"]).unwrap();
-    // For a while the clients hear nothing.
+    // For a while the clients get no new endpoints.
     relay.signal(Signal::SIGSTOP).unwrap();
     let (told, network) = (Told::of(&with_hook), client.network());
-    // A native sidecar does not get its SIGTERM yet: the hook has done it.
+    // A native sidecar does not get SIGTERM yet: the hook has deregistered.
     let gone = if mode == "native" {
-        "the registration was taken back"
+        "the pod was deregistered"
     } else {
         "deregistered service=\"default_api-1_api\""
     };
     let meanwhile = std::thread::scope(|scope| {
         let meanwhile = scope.spawn(|| {
             let result = serve_those_who_have_not_heard(&load, &network, &relay, &told, gone);
-            // Whatever happened: nobody is to wait for it.
+            // Even on failure, so that the application does not wait.
             told.tell();
             result
         });
@@ -90,8 +90,8 @@ fn no_request_is_lost(mode: &str) {
     assert_eq!(tally.failures, Vec::<String>::new());
 }
 
-/// The server that ends is asked on; then its clients are told, and then the
-/// requests that are in flight are finished.
+/// The server that ends still gets requests; then its clients get new endpoints, and then
+/// the requests in flight finish.
 fn serve_those_who_have_not_heard(
     load: &Load,
     network: &Path,
@@ -114,7 +114,7 @@ fn serve_those_who_have_not_heard(
     let of_the_one = || load.so_far().answers.get("api-1").copied();
     harness::until("no request to the server that ends", || {
         let before = of_the_one();
-        // It would get a third of them.
+        // A third of them would go to it.
         (0..ROUNDS).all(|_| load.await_answers(&["api-2", "api-3"]).is_ok())
             && of_the_one() == before
     })?;
@@ -127,10 +127,10 @@ fn serve_those_who_have_not_heard(
     Ok(())
 }
 
-/// And a connection that never ends. Reported in
+/// Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/268>.
 #[test]
-fn an_idle_pod_ends_at_once_and_a_connection_that_never_ends_is_cut_at_the_budget() {
+fn an_idle_pod_exits_at_once_and_an_open_connection_is_closed_at_the_drain_timeout() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let _agent = node.start_agent().unwrap();
@@ -142,7 +142,7 @@ fn an_idle_pod_ends_at_once_and_a_connection_that_never_ends_is_cut_at_the_budge
     let log = idle.log_file("envoy-sidecar");
     stop("idle", idle);
     let log = fs::read_to_string(log).unwrap();
-    let order = ["SIGTERM: ending", "no connection is in flight", "Envoy ended"];
+    let order = ["received SIGTERM: shutting down", "no connection is in flight", "Envoy exited"];
     let order = order.map(|words| log.find(words).unwrap_or_else(|| panic!("no `{words}`: {log}")));
     assert!(order.is_sorted(), "{log}");
 
@@ -156,8 +156,8 @@ fn an_idle_pod_ends_at_once_and_a_connection_that_never_ends_is_cut_at_the_budge
     let told = Told::of(&used);
     std::thread::scope(|scope| {
         let cut = scope.spawn(|| {
-            let result = told.await_log("open connections are cut");
-            // Its end, by whichever of the two sides of a reset comes first.
+            let result = told.await_log("closing open connections");
+            // Closed, with whichever error of a reset arrives first.
             let end = endless.read(&mut [0]);
             told.tell();
             result.map(|()| end)
@@ -168,7 +168,7 @@ fn an_idle_pod_ends_at_once_and_a_connection_that_never_ends_is_cut_at_the_budge
     });
 }
 
-/// Ends a pod, whose containers are to end well.
+/// Stops a pod, and asserts that all containers exit with 0.
 fn stop(what: &str, pod: Pod<'_>) {
     let began = Instant::now();
     let log = pod.log_file("envoy-sidecar");
@@ -180,7 +180,7 @@ fn stop(what: &str, pod: Pod<'_>) {
     assert_eq!(ended, BTreeMap::from(all), "{log}");
 }
 
-/// Waits until a connection has come through the proxy of a pod.
+/// Waits until the pod's Envoy has a connection.
 fn await_connection(pod: &Pod<'_>) {
     const STATS: &str = "http://127.0.0.1:19000/stats?usedonly&filter=20000.downstream_cx_active$";
     harness::until("a connection to the server", || {
@@ -190,17 +190,17 @@ fn await_connection(pod: &Pod<'_>) {
     .unwrap();
 }
 
-// === an application that goes on until it is told that it may end ===
+// === an application that keeps running until the test lets it end ===
 
 const TOLD: &str = "tmp/told";
 
-/// A preStop hook of the application's own.
+/// The application's own preStop hook.
 fn until_told() -> Value {
     let script = format!("until test -e /{TOLD}; do sleep 0.05; done");
     json!({"preStop": {"exec": {"command": ["sh", "-c", script]}}})
 }
 
-/// A pod with such an application, while it ends.
+/// A pod with such an application, while it is being stopped.
 struct Told {
     file: PathBuf,
     log: PathBuf,
@@ -217,7 +217,7 @@ impl Told {
         File::create(&self.file).unwrap();
     }
 
-    /// Waits until the sidecar has logged that.
+    /// Waits until the sidecar's log contains these words.
     fn await_log(&self, words: &str) -> harness::Result<()> {
         let log = |path: &Path| fs::read_to_string(path).unwrap_or_default();
         harness::until(&format!("`{words}`"), || log(&self.log).contains(words))

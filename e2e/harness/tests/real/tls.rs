@@ -1,5 +1,5 @@
-//! How an agent is reached, over plain text and TLS: what `connect-init` says of
-//! it is what Envoy then finds.
+//! How to reach an agent, in plain text and over TLS: Envoy connects if and only if
+//! `connect-init` says so.
 
 use std::fs::File;
 use std::io::Write;
@@ -21,7 +21,7 @@ const HTTPS: &str = "--http-addr=https://10.99.0.1:8501";
 const GRPC: &str = "--grpc-addr=http://10.99.0.1:8502";
 const GRPC_TLS: &str = "--grpc-addr=https://10.99.0.1:8503";
 
-/// A CA, and a certificate of the agent's that also serves as a client's.
+/// A CA, and a certificate that serves both the agent and clients.
 struct Files {
     ca: PathBuf,
     cert: PathBuf,
@@ -43,7 +43,7 @@ impl Files {
         let key = KeyPair::generate().unwrap();
         let names = [node.ip(), node.server_ip(), "localhost", "server.dc1.consul"];
         let mut params = CertificateParams::new(names.map(str::to_owned)).unwrap();
-        // Another than the CA's: BoringSSL would take it for self-signed.
+        // Another name than the CA's, or BoringSSL considers it self-signed.
         params.distinguished_name.push(DnType::CommonName, "agent");
         let cert =
             params.signed_by(&key, &Issuer::new(CertificateParams::new([]).unwrap(), &ca_key));
@@ -70,18 +70,18 @@ impl Files {
     }
 }
 
-/// What comes of it.
+/// The expected outcome.
 #[derive(Clone, Copy, Debug)]
 enum Ends {
     /// Envoy is connected.
     Connected,
-    /// The doctor says that Envoy can't be connected, and it is not.
+    /// The diagnosis says that Envoy can't connect, and it does not.
     Cut,
-    /// `connect-init` ends with this code, and with this word in its log.
+    /// `connect-init` exits with this code, and with this word in its log.
     Code(i32, &'static str),
 }
 
-/// Runs `connect-init` with these flags, and Envoy if it does not refuse them.
+/// Runs `connect-init` with these flags, and Envoy if it succeeds.
 fn check(node: &Node, flags: &[String], ends: Ends) {
     let bare = Bare { node, service: API, ip: "10.99.0.1", flags: flags.to_vec() };
     let (verdict, found) = bare.init(&["--dry-run"]);
@@ -118,7 +118,7 @@ fn end(sidecar: &mut Process) {
 }
 
 #[test]
-fn each_way_to_the_agent_connects_envoy_or_is_refused_with_a_hint() {
+fn each_way_to_reach_the_agent_works_or_is_rejected_with_a_hint() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let files = Files::new(&node);
@@ -145,9 +145,9 @@ fn each_way_to_the_agent_connects_envoy_or_is_refused_with_a_hint() {
     }
 }
 
-/// From 1.14 on, `tls.defaults.verify_incoming` covers gRPC, too.
+/// Since 1.14, `tls.defaults.verify_incoming` covers gRPC, too.
 #[test]
-fn an_agent_that_asks_for_a_client_certificate_gets_it_over_https_and_grpc() {
+fn an_agent_that_requires_a_client_certificate_gets_it_over_https_and_grpc() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let files = Files::new(&node);
@@ -170,17 +170,17 @@ fn an_agent_that_asks_for_a_client_certificate_gets_it_over_https_and_grpc() {
 }
 
 #[test]
-fn the_grpc_port_is_learned_from_the_agent() {
+fn the_grpc_port_is_read_from_the_agent() {
     learn_the_grpc_port(Parts::find_or_skip());
 }
 
 #[test]
-fn the_grpc_port_is_learned_from_an_agent_of_the_oldest_consul() {
+fn the_grpc_port_is_read_from_an_agent_of_the_oldest_consul() {
     learn_the_grpc_port(Parts::with_oldest_consul_or_skip());
 }
 
-/// Without `--grpc-addr`; the ports are not Consul's defaults. Up to 1.13, the
-/// one gRPC port speaks TLS where there is HTTPS.
+/// Without `--grpc-addr`, and with other ports than Consul's defaults. Up to 1.13, the only
+/// gRPC port speaks TLS if there is HTTPS.
 fn learn_the_grpc_port(parts: Option<Parts>) {
     let Some(parts) = parts else { return };
     let node = Node::new(parts).unwrap();
@@ -201,7 +201,7 @@ fn learn_the_grpc_port(parts: Option<Parts>) {
     }
 }
 
-/// The agent gets its certificate from the servers, by the Connect CA.
+/// The agent gets its certificate from the servers, signed by Connect's CA.
 #[test]
 fn an_agent_with_an_automatic_certificate_is_trusted_by_the_connect_ca() {
     let Some(parts) = Parts::find_or_skip() else { return };
@@ -230,9 +230,9 @@ fn an_agent_with_an_automatic_certificate_is_trusted_by_the_connect_ca() {
     check(&node, &flags, Ends::Connected);
 }
 
-/// Up to 1.13, the one gRPC port speaks TLS where there is HTTPS.
+/// Up to 1.13, the only gRPC port speaks TLS if there is HTTPS.
 #[test]
-fn the_grpc_port_of_the_oldest_consul_is_reached_over_tls_where_it_has_https() {
+fn the_grpc_port_of_the_oldest_consul_uses_tls_if_it_has_https() {
     let Some(parts) = Parts::with_oldest_consul_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let files = Files::new(&node);
@@ -246,8 +246,9 @@ fn the_grpc_port_of_the_oldest_consul_is_reached_over_tls_where_it_has_https() {
     check(&node, &flags, Ends::Connected);
 }
 
-/// With auto_encrypt, an agent shows a certificate of Connect's CA, which nobody has
-/// copied anywhere. The injector reads its roots from a server, by the servers' CA.
+/// With auto_encrypt, an agent presents a certificate signed by Connect's CA, whose roots
+/// nobody has copied to pods. The injector reads the roots from a server, which it trusts by
+/// the servers' CA.
 #[test]
 fn pods_trust_an_agent_whose_certificate_connects_ca_signed() {
     let Some(parts) = Parts::find_or_skip() else { return };
@@ -255,7 +256,7 @@ fn pods_trust_an_agent_whose_certificate_connects_ca_signed() {
     let files = Files::new(&node);
     start_server_with_auto_encrypt(&node, &files);
     let _agent = start_agent_with_auto_encrypt(&node, &files);
-    // The servers' CA does not vouch for the agent.
+    // The servers' CA has not signed the agent's certificate.
     let flags = [HTTPS.to_owned(), GRPC_TLS.to_owned(), files.ca_flag()];
     check(&node, &flags, Ends::Code(69, "hint"));
 
@@ -264,10 +265,10 @@ fn pods_trust_an_agent_whose_certificate_connects_ca_signed() {
     let _pod = started(&node, &pod).unwrap();
 }
 
-/// A pod is made with the roots of the day. Connect's CA has each new root signed by
-/// the one before, and the pod learns it from the agent before the next one comes.
+/// A pod starts with the current roots. Connect's CA cross-signs each new root with the one
+/// before, and the pod reads it from the agent before the next rotation.
 #[test]
-fn a_pod_goes_on_trusting_its_agent_after_connects_ca_was_rotated() {
+fn a_pod_still_trusts_its_agent_after_connects_ca_was_rotated() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let files = Files::new(&node);
@@ -278,36 +279,93 @@ fn a_pod_goes_on_trusting_its_agent_after_connects_ca_was_rotated() {
     let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
     let mut pod = started(&node, &pod).unwrap();
 
-    // Twice: the root that the pod was made with has not signed the last one.
-    let mut agent = Some(agent);
+    // Twice: the pod's first root has not signed the last one.
+    let mut agent = agent;
     for _ in 0..2 {
-        let active = || node.get("/v1/connect/ca/roots").unwrap()["ActiveRootID"].clone();
-        let before = active();
-        let key = KeyPair::generate().unwrap().serialize_pem();
-        let rotated = json!({"Provider": "consul", "Config": {"PrivateKey": key}});
-        node.put("/v1/connect/ca/configuration", Some(&rotated)).unwrap();
-        until("another root", || active() != before).unwrap();
-        // An agent that starts asks for a certificate at once.
-        drop(agent.take());
-        node.wipe_agent().unwrap();
-        agent = Some(start_agent_with_auto_encrypt(&node, &files));
-        let roots = node.get("/v1/connect/ca/roots").unwrap();
-        let is_active = |root: &&Value| root["Active"] == true;
-        let root = roots["Roots"].as_array().unwrap().iter().find(is_active).unwrap();
-        let path = node.folder("tls").unwrap().join("active.pem");
-        let pem = root["RootCert"].as_str().unwrap();
-        File::create(&path).unwrap().write_all(pem.as_bytes()).unwrap();
-        let flag = format!("--ca-file={}", path.display());
+        agent = rotate(&node, &files, agent);
+        let flag = format!("--ca-file={}", active_root(&node).display());
         check(&node, &[HTTPS.to_owned(), GRPC_TLS.to_owned(), flag], Ends::Connected);
 
-        // The agent has lost it: only a pod that trusts it can have brought it back.
+        // The agent lost the registration: only a pod that trusts the agent can restore it.
         await_registered(&node, &name)
             .unwrap_or_else(|error| panic!("{error}\n{}", pod.log("envoy-sidecar")));
         pod.await_xds().unwrap();
     }
 }
 
-/// Starts a server that gives agents their certificates.
+/// The same without Kubernetes.
+#[test]
+fn a_sidecar_on_a_machine_still_trusts_its_agent_after_connects_ca_was_rotated() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let files = Files::new(&node);
+    start_server_with_auto_encrypt(&node, &files);
+    let mut agent = start_agent_with_auto_encrypt(&node, &files);
+    let folder = node.folder("machine").unwrap();
+    let definition = folder.join("web.hcl");
+    let text =
+        "service { name = \"web\" port = 8080 connect { sidecar_service { port = 20000 } } }";
+    File::create(&definition).unwrap().write_all(text.as_bytes()).unwrap();
+    let bins = &node.parts().bins;
+    let dir = format!("--dir={}", folder.display());
+    let flags = [
+        "sidecar".to_owned(),
+        "--auto-encrypt".to_owned(),
+        dir.clone(),
+        format!("--ca-file={}", active_root(&node).display()),
+        HTTPS.to_owned(),
+        GRPC_TLS.to_owned(),
+        definition.display().to_string(),
+    ];
+    let mut register = node.start(&bins.join("connect-register"), &flags).unwrap();
+    assert_eq!(register.wait().unwrap().code(), Some(0), "{}", register.output());
+    // Ends with its parent, even if that is killed.
+    let envoy = ["--", "setpriv", "--pdeathsig=KILL", "sleep", "infinity"];
+    let flags = ["run", &dir].into_iter().chain(envoy).map(str::to_owned);
+    let flags: Vec<_> = flags.collect();
+    let sidecar = node.start(&bins.join("connect-lifecycle"), &flags).unwrap();
+    for _ in 0..2 {
+        let root = folder.join("connect-roots/roots.pem");
+        let known = std::fs::read_to_string(&root).unwrap();
+        agent = rotate(&node, &files, agent);
+        // The agent lost the registration: only a sidecar that trusts the agent can restore it.
+        until("the registration", || {
+            let services = node.get("/v1/agent/services");
+            services.is_ok_and(|services| services.get("web-sidecar-proxy").is_some())
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", sidecar.output()));
+        until("the new root", || std::fs::read_to_string(&root).is_ok_and(|now| now != known))
+            .unwrap();
+    }
+    drop(agent);
+}
+
+/// Rotates Connect's CA, and starts the agent again without its data.
+fn rotate(node: &Node, files: &Files, agent: Process) -> Process {
+    let active = || node.get("/v1/connect/ca/roots").unwrap()["ActiveRootID"].clone();
+    let before = active();
+    let key = KeyPair::generate().unwrap().serialize_pem();
+    let rotated = json!({"Provider": "consul", "Config": {"PrivateKey": key}});
+    node.put("/v1/connect/ca/configuration", Some(&rotated)).unwrap();
+    until("another root", || active() != before).unwrap();
+    // An agent that starts asks for a certificate at once.
+    drop(agent);
+    node.wipe_agent().unwrap();
+    start_agent_with_auto_encrypt(node, files)
+}
+
+/// Writes the active root of Connect's CA to a file.
+fn active_root(node: &Node) -> PathBuf {
+    let roots = node.get("/v1/connect/ca/roots").unwrap();
+    let is_active = |root: &&Value| root["Active"] == true;
+    let root = roots["Roots"].as_array().unwrap().iter().find(is_active).unwrap();
+    let path = node.folder("tls").unwrap().join("active.pem");
+    let pem = root["RootCert"].as_str().unwrap();
+    File::create(&path).unwrap().write_all(pem.as_bytes()).unwrap();
+    path
+}
+
+/// Starts a server that issues the agents' certificates.
 fn start_server_with_auto_encrypt(node: &Node, files: &Files) {
     let mut server = files.agent();
     server["defaults"]["verify_incoming"] = false.into();

@@ -1,4 +1,4 @@
-//! ACL tokens that end while their pods live.
+//! ACL tokens that expire while their pods live.
 
 use std::fs::File;
 use std::io::Write;
@@ -15,14 +15,14 @@ use serde_json::json;
 
 use crate::bare::{API, Bare, await_xds};
 
-/// The shortest that Consul allows.
+/// The shortest lifetime that Consul allows.
 const TTL: Duration = Duration::from_secs(60);
 
-/// Whoever holds an ended token hears nothing of intentions: the sidecars have
-/// another one by then. Envoy reads the server's from a file; the client, whose
-/// Envoy's release is not known, has its Envoy restarted.
+/// With an expired token, Envoy gets no new intentions, so the sidecars replace the token
+/// before. The server's Envoy reads the new token from a file; the client's, whose version
+/// is not known, is restarted.
 #[test]
-fn a_deny_is_enforced_when_the_first_tokens_have_ended() {
+fn a_deny_is_enforced_after_the_first_tokens_have_expired() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let (acls, _agent) = Acls::start(&node).unwrap();
@@ -81,7 +81,7 @@ fn a_deny_is_enforced_when_the_first_tokens_have_ended() {
         acls.accessors().is_ok_and(|now| first.iter().all(|token| !now.contains(token)))
     })
     .unwrap();
-    // Not because of a restart: an intention alone is answered like this.
+    // 403 is the answer of the intention, not of a restart.
     intend("deny");
     until("the deny", || is_answered_with("403")).unwrap_or_else(|error| {
         panic!("{error}\n{}\n{}", server.output(), client.output());

@@ -1,9 +1,9 @@
-//! The lives of ACL tokens under traffic: they end, are deleted, and can't be judged
-//! while agent or servers are away. Envoy's stream to the agent goes on, and a deny
-//! is enforced whenever it is written.
+//! ACL tokens under traffic: they expire, are deleted, and can't be checked while agent or
+//! servers are away. Envoy keeps its xDS stream, and a deny intention is enforced at any
+//! time.
 //!
-//! `E2E_TOKEN_SECONDS` names another time for the traffic, `E2E_AWAY_SECONDS` for
-//! how long agent and servers are away.
+//! `E2E_TOKEN_SECONDS` sets how long traffic runs, `E2E_AWAY_SECONDS` how long agent and
+//! servers are away.
 
 use std::time::{Duration, Instant};
 
@@ -21,29 +21,28 @@ use serde_json::json;
 use crate::bare::{Bare, await_xds};
 use crate::mesh::ROUNDS;
 
-/// Where the client reaches the service.
+/// Port of the service on the client's loopback.
 const UPSTREAM: u16 = 1234;
 
 /// The admin ports of both Envoys.
 const ADMIN: [u16; 2] = [19000, 19001];
 
-/// Longer than two lives of a token.
+/// Longer than two lifetimes of a token.
 const TRAFFIC: u64 = 150;
 
-/// Longer than a TTL check, the patience with a refused stream (`CUT_OFF`), and the
-/// life of a token.
+/// Longer than a TTL check, `--cut-off-after` (`CUT_OFF`), and the lifetime of a token.
 const AWAY: u64 = 75;
 
-/// How long a pod's stream may be refused in these tests.
+/// `--cut-off-after` in these tests.
 const CUT_OFF: &str = "5s";
 
-/// A release whose Envoy watches the file with its token.
+/// A version of Envoy that watches the file with its token.
 const KNOWN: &str = "--envoy-version=1.40.0";
 
-/// How soon Envoy has another stream: its first try is half a second later at most.
+/// How soon Envoy has another stream: its first attempt is half a second later at most.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// A server and its client, with tokens by login.
+/// A server and its client, which have logged in.
 struct Used<'n> {
     node: &'n Node,
     acls: &'n Acls<'n>,
@@ -52,8 +51,8 @@ struct Used<'n> {
     _application: Process,
 }
 
-/// Lets a test have both pods, whose tokens live for a minute. The flags are those
-/// of `connect-init`.
+/// Runs a test with both pods, whose tokens expire after a minute. The flags are those of
+/// `connect-init`.
 fn with_pods(
     parts: Option<Parts>,
     flags: &[&str],
@@ -104,8 +103,7 @@ fn with_pods(
     used.end();
 }
 
-/// What the client may do. An agent, or servers, that have just come back are asked
-/// until they take it.
+/// Writes an intention for the client. Retries while agent or servers have just come back.
 fn intend(acls: &Acls<'_>, action: &str) {
     let sources = json!([{"Name": "web", "Action": action}]);
     let entry = json!({"Kind": "service-intentions", "Name": "api", "Sources": sources});
@@ -120,22 +118,22 @@ fn intend(acls: &Acls<'_>, action: &str) {
 // === impl Used ===
 
 impl Used<'_> {
-    /// Whether a request over a new connection is answered by the server.
+    /// Whether a request over a new connection succeeds.
     fn is_answered(&self) -> bool {
         load::connect(&self.node.network(), UPSTREAM).and_then(load::get).is_ok()
     }
 
-    /// A deny bites, and so does an allow.
+    /// Checks that a deny is enforced, and an allow afterwards.
     fn a_deny_is_enforced(&self) {
         intend(self.acls, "deny");
         until("the deny", || !self.is_answered()).unwrap_or_else(|error| self.panic(&error));
         intend(self.acls, "allow");
-        // Connections in Envoys' pools hear of it one by one.
+        // Pooled connections of Envoy close one by one.
         let every_time = || (0..ROUNDS).all(|_| self.is_answered());
         until("the allow", every_time).unwrap_or_else(|error| self.panic(&error));
     }
 
-    /// Whether each Envoy has its stream.
+    /// Whether each Envoy has its xDS stream.
     fn are_connected(&self) -> bool {
         ADMIN.iter().all(|port| {
             let url = format!("http://127.0.0.1:{port}/stats?filter={XDS_STATS}");
@@ -144,18 +142,21 @@ impl Used<'_> {
         })
     }
 
-    /// How often an Envoy was started.
+    /// How often Envoys were started.
     fn starts(&self) -> usize {
         let log = |sidecar: &Process| sidecar.output().matches("started setpriv").count();
         self.sidecars.iter().map(log).sum()
     }
 
     fn logins(&self) -> usize {
-        let log = |sidecar: &Process| sidecar.output().matches("logged in again").count();
-        self.sidecars.iter().map(log).sum()
+        self.logins_of_each().iter().sum()
     }
 
-    /// Requests over new connections and over a kept one, until that is over.
+    fn logins_of_each(&self) -> [usize; 2] {
+        self.sidecars.each_ref().map(|sidecar| sidecar.output().matches("logged in again").count())
+    }
+
+    /// Sends requests over new connections and over a kept one until `meanwhile` is done.
     fn under_traffic(&self, meanwhile: impl FnOnce()) -> Tally {
         let network = self.node.network();
         let load = [Load::start_in(&network, UPSTREAM, 2), Load::start_kept_in(&network, UPSTREAM)];
@@ -167,7 +168,7 @@ impl Used<'_> {
         all
     }
 
-    /// That both pods are ready, as a kubelet asks.
+    /// Asserts that the readiness probes of both pods succeed.
     fn assert_ready(&self, when: &str) {
         for pod in &self.pods {
             let mut ready = pod.start_ready();
@@ -176,7 +177,7 @@ impl Used<'_> {
         }
     }
 
-    /// Ends both pods: nothing of them is left.
+    /// Stops both pods, and asserts that nothing of them is left.
     fn end(&mut self) {
         for sidecar in &self.sidecars {
             sidecar.signal(Signal::SIGTERM).unwrap();
@@ -203,10 +204,10 @@ fn seconds(variable: &str, default: u64) -> Duration {
     Duration::from_secs(given.map_or(default, |text| text.to_string_lossy().parse().unwrap()))
 }
 
-/// The token that ends. When there is news for a stream whose first token has ended,
-/// the agent closes it, and Envoy opens another with the new token at once.
+/// When the agent has an update for a stream whose first token has expired, it closes the
+/// stream, and Envoy opens another with the new token at once.
 #[test]
-fn tokens_that_end_cost_no_request_and_no_restart() {
+fn tokens_that_expire_cause_no_failed_request_and_no_restart() {
     with_pods(Parts::find_or_skip(), &[KNOWN], |used, _agent| {
         let (began, length) = (Instant::now(), seconds("E2E_TOKEN_SECONDS", TRAFFIC));
         let mut rng = fastrand::Rng::new();
@@ -246,13 +247,13 @@ fn tokens_that_end_cost_no_request_and_no_restart() {
 }
 
 #[test]
-fn tokens_that_are_deleted_by_hand_cost_no_request_no_stream_and_no_restart() {
+fn tokens_that_are_deleted_cause_no_failed_request_no_lost_stream_and_no_restart() {
     with_pods(Parts::find_or_skip(), &[KNOWN], |used, _agent| {
         let before = used.logins();
         let tally = used.under_traffic(|| {
             used.acls.revoke().unwrap();
             let deleted = Instant::now();
-            until("both to log in anew", || used.logins() == before + 2)
+            until("both to log in again", || used.logins() == before + 2)
                 .unwrap_or_else(|error| used.panic(&error));
             println!("noticed {:?} after it was deleted", deleted.elapsed());
             until("another registration", || {
@@ -270,9 +271,9 @@ fn tokens_that_are_deleted_by_hand_cost_no_request_no_stream_and_no_restart() {
     });
 }
 
-/// An Envoy of a release that nobody told us may not know how to watch a file.
+/// An Envoy of unknown version may not be able to watch a file.
 #[test]
-fn an_envoy_of_an_unknown_release_is_restarted_in_place_with_another_token() {
+fn an_envoy_of_unknown_version_is_restarted_in_place_with_the_new_token() {
     with_pods(Parts::with_oldest_envoy_or_skip(), &[], |used, _agent| {
         used.acls.revoke().unwrap();
         until_within(Duration::from_secs(120), "both Envoys to be restarted", || {
@@ -285,39 +286,39 @@ fn an_envoy_of_an_unknown_release_is_restarted_in_place_with_another_token() {
     });
 }
 
-/// Static stability: Envoy goes on with what it has, and its pod stays ready.
+/// Envoy keeps its configuration, and its pod stays ready.
 #[test]
-fn pods_stay_ready_and_used_while_the_servers_are_away() {
+fn pods_stay_ready_and_serve_while_the_servers_are_away() {
     with_pods(Parts::find_or_skip(), &[KNOWN], |used, _agent| {
         used.assert_ready("before");
-        let settings = used.acls.server_settings();
+        let (settings, logins) = (used.acls.server_settings(), used.logins_of_each());
         let tally = used.under_traffic(|| {
             used.node.kill_server();
             stays_ready(used, "while the servers are away");
         });
         assert_eq!(tally.failures, Vec::<String>::new());
         used.node.start_server_with(&settings).unwrap();
-        comes_back(used);
+        comes_back(used, logins);
     });
 }
 
-/// The same without an agent, and then with one that has no servers to ask.
+/// The same without an agent, and then with an agent that has no servers.
 #[test]
-fn pods_stay_ready_and_used_while_the_agent_is_away() {
+fn pods_stay_ready_and_serve_while_the_agent_is_away() {
     with_pods(Parts::find_or_skip(), &[KNOWN], |used, agent| {
         used.assert_ready("before");
-        let settings = used.acls.server_settings();
+        let (settings, logins) = (used.acls.server_settings(), used.logins_of_each());
         let tally = used.under_traffic(|| {
             *agent = None;
             stays_ready(used, "while the agent is away");
         });
         assert_eq!(tally.failures, Vec::<String>::new());
-        // An agent that starts without its servers tells Envoy of no endpoint.
+        // An agent that starts without its servers sends Envoy no endpoints.
         used.node.kill_server();
         *agent = Some(used.node.spawn_agent(&settings).unwrap());
         stays_ready(used, "while the agent has no servers");
         used.node.start_server_with(&settings).unwrap();
-        comes_back(used);
+        comes_back(used, logins);
     });
 }
 
@@ -329,8 +330,13 @@ fn stays_ready(used: &Used<'_>, when: &str) {
     }
 }
 
-/// All is as before: the registration, the streams, and what is enforced.
-fn comes_back(used: &Used<'_>) {
+/// Checks that registration, streams and enforcement are as before, and that each pod has
+/// logged in again since it had so many logins: its token expired meanwhile.
+fn comes_back(used: &Used<'_>, logins: [usize; 2]) {
+    until_within(Duration::from_secs(120), "both to log in again", || {
+        used.logins_of_each().iter().zip(logins).all(|(now, before)| *now > before)
+    })
+    .unwrap_or_else(|error| used.panic(&error));
     until_within(Duration::from_secs(120), "all to be passing and connected", || {
         let checks = used.acls.ask(Method::GET, "/v1/agent/checks", None).unwrap_or_default();
         let checks: Vec<_> = checks.as_object().into_iter().flatten().collect();

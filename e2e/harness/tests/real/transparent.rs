@@ -1,5 +1,5 @@
-//! Transparent pods: what goes through their sidecars, what goes past them, and that
-//! each exclusion is one. Every row has its counter-test.
+//! Transparent pods: which connections go through their sidecars and which bypass them, and
+//! that each exclusion works. Each case has a counterexample.
 
 use std::process::Command;
 
@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, admin, client, server, started};
 
-/// The cluster IP of the service: an address that nobody has.
+/// The cluster IP of the service: an address that no host has.
 const CLUSTER_IP: &str = "10.96.0.10";
 
-/// The host of what is outside of the mesh: an address of the node's network that is
-/// not the node's, which is never redirected.
+/// Address of a host outside of the mesh: in the node's network, but not the node's own
+/// address, which is never redirected.
 const OUTSIDE: &str = "10.99.0.2";
 
 /// Annotations of a transparent pod.
@@ -26,7 +26,7 @@ fn transparent(more: &Value) -> Value {
     annotations
 }
 
-/// A transparent server of `api`, known by the cluster IP, too.
+/// A transparent server of `api`, also with the cluster IP as virtual address.
 fn transparent_server() -> Value {
     let address = format!("{CLUSTER_IP}:80");
     let annotations = transparent(&json!({"transparent-proxy-virtual-address": address}));
@@ -51,7 +51,7 @@ fn transparent_client(name: &str, more: &Value) -> Value {
     pod
 }
 
-/// What a container's curl gets: the body, or curl's exit code.
+/// Runs curl in a container. Returns the body, or curl's exit code.
 fn curl_in(pod: &Pod<'_>, container: &str, url: &str) -> Result<String, i32> {
     let command = ["curl", "-sS", "-g", "--max-time", "3", url];
     let output = pod.exec(container, &command).unwrap();
@@ -77,7 +77,7 @@ fn await_curl(pod: &Pod<'_>, url: &str, expected: &str) {
     });
 }
 
-/// The virtual address that Consul allots to a service.
+/// The virtual address that Consul assigns to a service.
 fn virtual_address(mesh: &Mesh, service: &str) -> String {
     let mut address = String::new();
     until("a virtual address", || {
@@ -96,7 +96,7 @@ fn outside(mesh: &Mesh, port: u16) -> Process {
     mesh.node.start(&program, &args).unwrap()
 }
 
-/// The sum of Envoy's statistics of that name.
+/// The sum of Envoy's statistics that match the filter.
 fn counted(pod: &Pod<'_>, filter: &str) -> u64 {
     let stats = admin(pod, &format!("/stats?filter={filter}"));
     let counts = stats.lines().filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok());
@@ -104,13 +104,13 @@ fn counted(pod: &Pod<'_>, filter: &str) -> u64 {
 }
 
 #[test]
-fn a_service_is_called_by_its_virtual_address_and_by_its_cluster_ip_over_mutual_tls() {
+fn a_service_is_reached_at_its_virtual_address_and_cluster_ip_over_mutual_tls() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     let server = started(&mesh.node, &mesh.injector, &transparent_server());
     let client = started(&mesh.node, &mesh.injector, &transparent_client("web", &json!({})));
     let consuls = virtual_address(&mesh, "api");
     println!("Consul's virtual address of api is {consuls}");
-    // Chains match addresses, and no ports.
+    // Filter chains match addresses, not ports.
     for url in [
         format!("http://{consuls}/"),
         format!("http://{consuls}:8080/"),
@@ -122,7 +122,7 @@ fn a_service_is_called_by_its_virtual_address_and_by_its_cluster_ip_over_mutual_
     }
     assert_eq!(curl_in(&client, "other", &format!("http://{CLUSTER_IP}/")).unwrap(), "api-1");
 
-    // In plain text nobody gets in, from outside or from a pod of the mesh.
+    // Plain text is rejected, from outside and from a pod of the mesh.
     let direct = format!("http://{}:8080/", server.ip);
     mesh.node.request(reqwest::Method::GET, &direct, None).unwrap_err();
     curl(&client, &direct).unwrap_err();
@@ -132,7 +132,7 @@ fn a_service_is_called_by_its_virtual_address_and_by_its_cluster_ip_over_mutual_
     mesh.intend(&json!({"Action": "allow"}));
     await_curl(&client, &format!("http://{consuls}/"), "api-1");
 
-    // Who is registered is intact: nothing is registered again and again.
+    // The registration is stable: nothing was registered again.
     let proxy = "/v1/agent/service/default_api-1_api-sidecar-proxy";
     let entry = mesh.node.get(proxy).unwrap();
     assert_eq!(entry["Proxy"]["Mode"], "transparent");
@@ -141,7 +141,7 @@ fn a_service_is_called_by_its_virtual_address_and_by_its_cluster_ip_over_mutual_
 }
 
 #[test]
-fn what_is_excluded_goes_past_the_sidecar_and_nothing_else_does() {
+fn only_excluded_connections_bypass_the_sidecar() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     let _outside = [7000, 7001].map(|port| outside(&mesh, port));
     let [redirected, excluded] = [7000, 7001].map(|port| format!("http://{OUTSIDE}:{port}/"));
@@ -154,7 +154,7 @@ fn what_is_excluded_goes_past_the_sidecar_and_nothing_else_does() {
     let by_cidr = json!({"transparent-proxy-exclude-outbound-cidrs": format!("{OUTSIDE}/32")});
     let second = started(&mesh.node, &mesh.injector, &transparent_client("web-2", &by_cidr));
 
-    // Outside of the mesh is reached through Envoy, which passes it through.
+    // Connections to hosts outside of the mesh are passed through by Envoy.
     let passed = || counted(&web, "original-destination.*upstream_cx_total$");
     let before = passed();
     await_curl(&web, &redirected, "outside");
@@ -175,7 +175,7 @@ fn what_is_excluded_goes_past_the_sidecar_and_nothing_else_does() {
 }
 
 #[test]
-fn an_excluded_inbound_port_is_open_and_an_exposed_path_is_the_only_one() {
+fn an_excluded_inbound_port_and_an_exposed_path_are_open_and_nothing_else() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     let mut pod = server("api-1", &transparent(&json!({})), &Value::Null);
     let container = &mut pod["spec"]["containers"][0];
@@ -194,7 +194,7 @@ fn an_excluded_inbound_port_is_open_and_an_exposed_path_is_the_only_one() {
     assert_eq!(api["readinessProbe"]["httpGet"]["port"], 20300);
     let server = started(&mesh.node, &mesh.injector, &pod);
 
-    // From the node, as the kubelet asks.
+    // From the node, like the kubelet's probes.
     let status = |port: u16, path: &str| {
         let url = format!("http://{}:{port}{path}", server.ip);
         let args = ["-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "3", &url];
@@ -208,10 +208,10 @@ fn an_excluded_inbound_port_is_open_and_an_exposed_path_is_the_only_one() {
     assert_eq!(status(9100, "/"), "200");
 }
 
-/// Envoy accepts a connection to any port, so a connection proves nothing: the sidecar
-/// runs the probe.
+/// Envoy accepts connections to any port, so a connection proves nothing; the sidecar runs
+/// the probe.
 #[test]
-fn a_tcp_probe_says_whether_the_application_listens() {
+fn a_tcp_probe_succeeds_only_if_the_application_listens() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     let mut pod = server("api-1", &transparent(&json!({})), &Value::Null);
     let container = &mut pod["spec"]["containers"][0];
@@ -230,14 +230,14 @@ fn a_tcp_probe_says_whether_the_application_listens() {
         curl(&["-o", "/dev/null", "-w", "%{http_code}", &url]).1
     };
     assert_eq!([status("readinessProbe"), status("livenessProbe")], ["200", "503"]);
-    // From outside, Envoy accepts connections to both ports alike.
+    // From outside, Envoy accepts connections to both ports.
     for port in [8080, 9999] {
         let url = format!("http://{}:{port}/", server.ip);
         assert_ne!(curl(&[&url]).0, Some(7), "port {port}: refused");
     }
 }
 
-/// A gRPC probe goes to a listener of HTTP/2.
+/// A gRPC probe goes to an HTTP/2 listener.
 #[test]
 fn a_grpc_probe_reaches_the_application() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
@@ -265,7 +265,7 @@ fn a_grpc_probe_reaches_the_application() {
 }
 
 #[test]
-fn a_pod_whose_envoy_is_stopped_reaches_nobody() {
+fn a_pod_whose_envoy_is_stopped_has_no_connections() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     let _outside = outside(&mesh, 7000);
     let url = format!("http://{OUTSIDE}:7000/");
@@ -277,11 +277,11 @@ fn a_pod_whose_envoy_is_stopped_reaches_nobody() {
     };
     let envoy = web.processes().into_iter().find(is_envoy).unwrap();
     kill(Pid::from_raw(envoy), Signal::SIGSTOP).unwrap();
-    // Taken by the kernel, and answered by nobody.
+    // The kernel accepts the connection, and nothing answers.
     assert_eq!(curl(&web, &url), Err(28));
     kill(Pid::from_raw(envoy), Signal::SIGCONT).unwrap();
     await_curl(&web, &url, "outside");
-    // Its restart keeps the rules, which are the network's.
+    // The rules belong to the network namespace and survive a restart of the container.
     kill(Pid::from_raw(envoy), Signal::SIGKILL).unwrap();
     until("Envoy to be gone", || !web.processes().contains(&envoy)).unwrap();
     assert_eq!(curl(&web, &url), Err(7), "refused, and not past it");
@@ -308,7 +308,7 @@ fn ipv6_is_closed_unless_it_is_excluded() {
     let open = started(&mesh.node, &mesh.injector, &transparent_client("web-2", &open));
     ip(&open.network(), "addr add fd00:99::12/64 dev eth0 nodad");
     await_curl(&open, url, "outside");
-    // In: the public listener is IPv4's.
+    // Inbound: the public listener has an IPv4 address.
     let inbound = [&closed.ip, "fd00:99::11"].map(|host| {
         let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         curl_in(&open, "web", &format!("http://{host}:9999/"))
@@ -317,19 +317,19 @@ fn ipv6_is_closed_unless_it_is_excluded() {
 }
 
 #[test]
-fn an_explicit_upstream_works_beside_it() {
+fn an_explicit_upstream_works_in_a_transparent_pod() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     let _server = started(&mesh.node, &mesh.injector, &transparent_server());
     let upstream = json!({"connect-service-upstreams": "api:1234"});
     let web = started(&mesh.node, &mesh.injector, &transparent_client("web", &upstream));
     await_curl(&web, "http://127.0.0.1:1234/", "api-1");
-    // Its virtual address is gone, so that only the upstream leads there.
+    // Only the upstream reaches the service, which has no virtual address here.
     curl(&web, &format!("http://{CLUSTER_IP}/")).unwrap_err();
 }
 
-/// In native mode, the user's init containers stand behind Envoy and have the mesh.
+/// In native mode, the user's init containers start after Envoy and can use the mesh.
 #[test]
-fn an_init_container_behind_a_native_sidecar_reaches_the_mesh() {
+fn an_init_container_after_a_native_sidecar_can_use_the_mesh() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     let _server = started(&mesh.node, &mesh.injector, &transparent_server());
     let native = json!({"sidecar-mode": "native"});
@@ -344,7 +344,7 @@ fn an_init_container_behind_a_native_sidecar_reaches_the_mesh() {
     assert_eq!(curl(&web, "http://10.96.0.10/").unwrap(), "api-1");
 }
 
-/// Each of several services is reached by its own sidecar, and by nothing else.
+/// Each of several services is reachable through its own sidecar only.
 #[test]
 fn a_pod_of_two_services_is_redirected_by_port() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
@@ -369,10 +369,9 @@ fn a_pod_of_two_services_is_redirected_by_port() {
     }
 }
 
-/// As an application without a resolver of its own asks: the C library, at whatever
-/// nameserver the pod has.
+/// Uses the C library's resolver and the pod's nameserver, like most applications.
 #[test]
-fn a_service_is_called_by_its_name() {
+fn a_service_is_reached_by_its_name() {
     let Some(parts) = harness::parts::Parts::find_or_skip() else { return };
     let mesh = Mesh::start(parts, &json!({"ports": {"dns": 8600}}));
     let _server = started(&mesh.node, &mesh.injector, &transparent_server());
@@ -380,14 +379,14 @@ fn a_service_is_called_by_its_name() {
     let web = started(&mesh.node, &mesh.injector, &transparent_client("web", &dns));
     await_curl(&web, "http://api.virtual.consul/", "api-1");
     assert_eq!(curl_in(&web, "other", "http://api.virtual.consul/").unwrap(), "api-1");
-    // Not without it.
+    // Not without DNS redirection.
     let without = transparent_client("web-2", &json!({}));
     let without = started(&mesh.node, &mesh.injector, &without);
     assert_eq!(curl(&without, "http://api.virtual.consul/"), Err(6), "no such name");
 }
 
 #[test]
-fn the_doctor_tells_of_a_shared_address_and_of_plain_text() {
+fn status_reports_a_shared_virtual_address_and_plain_text() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     let _server = started(&mesh.node, &mesh.injector, &transparent_server());
     let upstream = json!({"connect-service-upstreams": "api:1234"});
@@ -406,7 +405,7 @@ fn the_doctor_tells_of_a_shared_address_and_of_plain_text() {
         reasons
     };
     assert_eq!(told(), ["plain-text", "upstream-hides-address"]);
-    // Another node's service claims the same.
+    // Another node's service claims the same address.
     let claim = json!({
         "Node": "elsewhere", "Address": "10.99.0.99",
         "Service": {

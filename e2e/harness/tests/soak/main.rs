@@ -1,15 +1,14 @@
-//! Many pod lives at once on the real agent and Envoys, with everything going
-//! wrong at random. After each round catalog, Envoys and pods agree, what is denied
-//! is denied, and nothing is left of pods that have ended.
+//! Many pods start and end with a real agent and Envoys, while random faults happen. After
+//! each round catalog, Envoys and pods agree, deny intentions are enforced, and nothing is
+//! left of pods that have ended.
 //!
-//! `SOAK_SEED` repeats a run's choices, though not its moments;
-//! `SOAK_SECONDS` is how long pods begin and end, one minute by default, and
-//! `SOAK_LIVES` how many of them have to live until that is enough. Then
-//! those that were killed are waited for, which takes two to three minutes more
-//! in which nothing is computed.
+//! `SOAK_SEED` repeats a run's choices, though not their timing. `SOAK_SECONDS` is how long
+//! pods start and end, one minute by default, and `SOAK_LIVES` the minimum number of pods.
+//! Then the test waits until killed pods are gone, which takes two to three minutes more,
+//! mostly idle.
 //!
 //! - [`pod`]: a pod made of processes
-//! - [`slot`]: a place for one pod at a time, and what happens to it in a round
+//! - [`slot`]: runs one pod at a time, and picks a fault for each round
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 #![expect(clippy::print_stdout, reason = "the seed and the number of lives are a result")]
@@ -36,31 +35,30 @@ use serde_json::{Value, json};
 use pod::{Dead, Ground, Identity, Pod};
 use slot::{Round, Slot};
 
-/// How many pods there are at once.
+/// Number of pods at a time.
 const SLOTS: u32 = 5;
 
-/// How long the agent may take for all that it has to say, and the pods for what
-/// they have to do: more than any of it needs on a busy machine.
+/// Timeout of each round: more than agent and pods need on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 const LEASE: Duration = Duration::from_secs(30);
 
-/// A lease, the agent's shortest time until it removes what is critical, and the
-/// pause between its looks.
+/// Time until a killed pod is gone: the TTL, the shortest time until the agent removes a
+/// critical entry, and the agent's interval of checking for these.
 const GONE: Duration = Duration::from_secs(30 + 60 + 30);
 
-/// Where the client reaches the other pods' service.
+/// Port of the other pods' service on the client's loopback.
 const UPSTREAM: u16 = 9000;
 
-/// How often a request is tried that has to be denied.
+/// How often to repeat a request that must be denied.
 const TRIES: u32 = 3;
 
-/// The agent, and what is known of the pods.
+/// The agent, and the expected state of the pods.
 struct Soak<'n> {
     node: &'n Node,
     acls: Option<&'n Acls<'n>>,
     ground: Ground,
-    /// A pod that uses the others.
+    /// A pod that sends requests to the others.
     client: Pod,
     is_denied: bool,
     rng: Rng,
@@ -74,20 +72,20 @@ struct Soak<'n> {
     excused: BTreeSet<String>,
 }
 
-/// A dead pod, and whether it has been seen to be gone.
+/// A dead pod, and whether its entries are known to be gone.
 struct Remains {
     dead: Dead,
     is_gone: bool,
 }
 
-/// What a request of the client's met.
+/// Result of a request of the client.
 type Answer = Result<String>;
 
-/// What the catalog has of this node.
+/// This node's entries in the catalog.
 struct Catalog {
     /// Addresses by service.
     services: BTreeMap<String, String>,
-    /// The checks that pass.
+    /// Passing checks.
     passing: BTreeSet<String>,
 }
 
@@ -100,12 +98,12 @@ fn catalog_and_pods_agree_whatever_happens() {
 }
 
 #[test]
-fn with_acls_no_token_is_left_but_those_of_pods_that_were_killed() {
+fn with_acls_only_killed_pods_leave_a_token() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let node = Node::new(parts).unwrap();
     let (acls, agent) = Acls::start(&node).unwrap();
-    // Tokens end in longer runs. Consul allows a minute, but then that of a pod that was
-    // killed may end within its lease, and the agent can't tell the catalog any more.
+    // Tokens expire in longer runs. Consul allows a minute, but then the token of a killed
+    // pod may expire before its TTL check, and the agent can't update the catalog.
     acls.have_method_with(&json!({"MaxTokenTTL": "3m"})).unwrap();
     acls.bind("${value.account}").unwrap();
     soak(&node, Some(&acls), agent);
@@ -162,7 +160,7 @@ fn soak(node: &Node, acls: Option<&Acls<'_>>, agent: Process) {
     };
     soak.intend();
     let began = Instant::now();
-    // A process ends with the thread that started it: each slot's lives to the end.
+    // A process ends with the thread that started it, so each slot's thread lives to the end.
     std::thread::scope(|scope| {
         let slots: Vec<(Sender<bool>, Receiver<Round>)> = (0..SLOTS)
             .map(|number| {
@@ -190,8 +188,8 @@ fn soak(node: &Node, acls: Option<&Acls<'_>>, agent: Process) {
 // === impl Soak ===
 
 impl Soak<'_> {
-    /// Lets something happen in each slot and to the agent, all at once, and
-    /// waits until catalog and pods agree.
+    /// Injects a fault into each slot and into the agent at the same time, and waits until
+    /// catalog and pods agree.
     fn round(&mut self, slots: &[(Sender<bool>, Receiver<Round>)], is_last: bool) {
         for (ask, _) in slots {
             ask.send(is_last).unwrap();
@@ -214,7 +212,7 @@ impl Soak<'_> {
                 if before.is_none_or(|(before, _)| before.uid != who.uid) {
                     self.lives += 1;
                 }
-                // What has its name now is not what is left of another.
+                // A living pod's entries are not leftovers of a dead pod with its name.
                 self.dead.retain(|remains| remains.dead.who.name != who.name);
                 self.living.insert(number, (who, log));
             }
@@ -229,9 +227,9 @@ impl Soak<'_> {
         }
     }
 
-    /// Has all tokens deleted by others, and waits until the pods have registered
-    /// with another. Of a pod that ends before, this agent can't tell the catalog
-    /// any more: it does so with the token that it was registered with.
+    /// Deletes all tokens, and waits until the pods have registered with new ones. If a pod
+    /// ended before, the agent could not update the catalog, because it uses the token of the
+    /// registration.
     fn revoke(&mut self, acls: &Acls<'_>) {
         let logins = |log: &str| log.matches("logged in again").count();
         let log = |who: &Identity| self.ground.log_of_run(who);
@@ -250,7 +248,7 @@ impl Soak<'_> {
         self.await_agreement(false);
     }
 
-    /// Lets something happen to the agent, or to what it has.
+    /// Injects a fault into the agent or its data.
     fn trouble(&mut self) {
         let what = match self.rng.u8(0..14) {
             10 => {
@@ -292,7 +290,7 @@ impl Soak<'_> {
                 if let Some(who) = self.rng.choice(living) {
                     let id = self.rng.choice(halves(&who.name)).unwrap();
                     let path = format!("/v1/agent/service/deregister/{id}");
-                    // The pod may have ended.
+                    // The pod may be gone.
                     let _ = self.tell(&path, None);
                 }
                 "others delete an entry"
@@ -302,7 +300,7 @@ impl Soak<'_> {
         *self.happened.entry(what).or_default() += 1;
     }
 
-    /// What the client may do with the others.
+    /// Writes an intention from the client to the others.
     fn intend(&self) {
         let action = if self.is_denied { "deny" } else { "allow" };
         self.configure(&json!({
@@ -311,7 +309,7 @@ impl Soak<'_> {
         }));
     }
 
-    /// The agent may hang just now, or be starting.
+    /// Writes a config entry; retries, because the agent may hang or be starting.
     fn configure(&self, entry: &Value) {
         let written = until_within(PATIENCE, "an entry to be written", || {
             self.tell("/v1/config", Some(entry)).is_ok()
@@ -328,9 +326,9 @@ impl Soak<'_> {
         self.agent = Some(agent.unwrap());
     }
 
-    /// Waits until each pod that lives has both halves with a good lease, and
-    /// nothing is left of those that are dead, or not for longer than the lease
-    /// allows; `for_good`: nothing at all but what Consul can no longer deregister.
+    /// Waits until service and proxy of each living pod pass their TTL checks, and entries of
+    /// dead pods are gone, or not older than their TTL allows. With `for_good`, only entries
+    /// may be left that Consul can't deregister any more.
     fn await_agreement(&mut self, for_good: bool) {
         let mut wrong = Vec::new();
         let waited = until_within(PATIENCE, "catalog and pods to agree", || {
@@ -349,7 +347,7 @@ impl Soak<'_> {
         });
         waited.unwrap_or_else(|error| {
             let agent = self.agent.as_ref().map(Process::output).unwrap_or_default();
-            // As they are now: what was said of a pod is of its round.
+            // The current state: earlier results are from the last round.
             let logs = self
                 .living
                 .values()
@@ -386,8 +384,8 @@ impl Soak<'_> {
                 "{there:?} of {who:?} came back: {log}"
             );
             let there_is_none = there.is_none();
-            // Consul deregisters a dead pod's services by the token that registered
-            // them. Where that has ended, they stay in the catalog, critical.
+            // Consul deregisters a dead pod's services with the token that registered them.
+            // If it has expired, they stay in the catalog, critical.
             let may_stay = self.acls.is_some() && !*is_clean;
             let is_over = *is_clean || (!may_stay && (for_good || when.elapsed() > GONE));
             if let Some(id) = there.filter(|_| is_over) {
@@ -401,8 +399,8 @@ impl Soak<'_> {
         wrong
     }
 
-    /// Whether the Envoys know what the catalog knows, do what was decreed last, and
-    /// nothing runs or lies about that should not.
+    /// Checks that Envoys have the catalog's endpoints and enforce the last intention, and that
+    /// no process or file is left over.
     fn look_at_mesh(&self, for_good: bool) -> Result<()> {
         let living: BTreeSet<&str> = self.living.values().map(|(who, _)| who.ip.as_str()).collect();
         for ip in living.iter().copied().chain([self.client.who.ip.as_str()]) {
@@ -411,7 +409,7 @@ impl Soak<'_> {
                 return Err(format!("the Envoy of {ip} has no stream: {stats}").into());
             }
         }
-        // Who was killed is known until its TTL check runs out.
+        // A killed pod is listed until its TTL check expires.
         let lately = |remains: &&Remains| !for_good && remains.dead.when.elapsed() < LEASE;
         let lately = self.dead.iter().filter(lately).map(|remains| remains.dead.who.ip.as_str());
         let may_be: BTreeSet<&str> = living.iter().copied().chain(lately).collect();
@@ -431,7 +429,7 @@ impl Soak<'_> {
         self.look_for_leaks(living.len())
     }
 
-    /// Nothing is on the agent, runs, or lies about, of pods that have ended well.
+    /// Checks that pods that ended gracefully left no entry, process or file.
     fn look_for_leaks(&self, living: usize) -> Result<()> {
         let services = self.ask(Method::GET, "/v1/agent/services")?;
         let checks = self.ask(Method::GET, "/v1/agent/checks")?;
@@ -448,7 +446,7 @@ impl Soak<'_> {
                 return Err(format!("{:?} left {litter:?}", dead.who).into());
             }
         }
-        // Each pod, the client's included, has its Envoy and what keeps it.
+        // Each pod, the client included, has Envoy and connect-lifecycle.
         let folder = self.ground.folder.to_string_lossy().into_owned();
         let (there, expected) = (processes_with(&folder), 2 * (living + 1));
         if there.len() != expected {
@@ -509,8 +507,7 @@ impl Soak<'_> {
         }
     }
 
-    /// Ends the client, too. No token is left but those of pods that were killed,
-    /// and those end by themselves.
+    /// Stops the client, too, and checks that only killed pods left tokens, which expire.
     fn end(mut self) {
         self.client.terminate();
         assert!(self.client.await_end(), "{}", self.client.log());
@@ -534,14 +531,14 @@ impl Soak<'_> {
     }
 }
 
-/// A request of the client's.
+/// Sends a request from the client.
 fn request() -> Answer {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, UPSTREAM))?;
     stream.set_read_timeout(Some(harness::PATIENCE))?;
     harness::load::get(stream)
 }
 
-/// The command lines that have this in them.
+/// Command lines of processes that contain a text.
 fn processes_with(text: &str) -> Vec<String> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let lines = processes.filter_map(|process| {

@@ -1,7 +1,7 @@
-//! A pod without a network of its own: its folder, and the processes that its
-//! containers run.
+//! A pod without its own network namespace: a directory, and the processes of its containers.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -10,28 +10,28 @@ use harness::acl::METHOD;
 use harness::process::Process;
 use nix::sys::signal::Signal;
 
-/// What all pods of a service have in common.
+/// Common settings of all pods of a service.
 #[derive(Clone, Debug)]
 pub(crate) struct Ground {
     pub(crate) bins: PathBuf,
     pub(crate) envoy: PathBuf,
-    /// The name of the service, and further flags of `connect-init`.
+    /// The name of the service, and additional flags of `connect-init`.
     pub(crate) service: &'static str,
     pub(crate) flags: Vec<String>,
-    /// Where the pods' folders are.
+    /// Parent of the pods' directories.
     pub(crate) folder: PathBuf,
     /// The agent's address.
     pub(crate) agent: String,
-    /// What they log in with, if ACLs are on.
+    /// The ACLs for logins, if they are enabled.
     pub(crate) bearer_token: Option<PathBuf>,
 }
 
-/// Which pod it is.
+/// Identity of a pod.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) name: String,
     pub(crate) ip: String,
-    /// No other pod has it, of whatever name.
+    /// Unique among all pods, whatever their name.
     pub(crate) uid: String,
 }
 
@@ -40,12 +40,12 @@ pub(crate) struct Identity {
 pub(crate) struct Dead {
     pub(crate) who: Identity,
     pub(crate) when: Instant,
-    /// It said that nothing is left of it.
+    /// It logged that nothing is left of it.
     pub(crate) is_clean: bool,
-    /// It may have left an ACL token: a process of it was killed, or said so, because
-    /// the agent did not confirm that it was deregistered or did not log it out.
+    /// It may have left an ACL token: a process was killed, or logged that the agent did not
+    /// confirm the deregistration or the logout.
     pub(crate) may_leave_token: bool,
-    /// A process of it was killed, and may have been writing.
+    /// A process was killed, and may have been writing a file.
     may_leave_half_files: bool,
     pub(crate) log: String,
 }
@@ -56,7 +56,7 @@ pub(crate) struct Pod {
     ground: Ground,
     run: Process,
     hook: Option<Process>,
-    /// How many processes it has had.
+    /// Number of processes started so far.
     number: u32,
     was_killed: bool,
     hook_was_killed: bool,
@@ -69,7 +69,7 @@ pub(crate) const ADMIN: u16 = 19000;
 // === impl Ground ===
 
 impl Ground {
-    /// What a pod's latest sidecar has written.
+    /// The log of a pod's latest sidecar.
     pub(crate) fn log_of_run(&self, who: &Identity) -> String {
         let folder = self.folder.join(&who.uid);
         let log = |number| {
@@ -85,13 +85,13 @@ impl Ground {
         let dir = folder.to_string_lossy().into_owned();
         let mut all: Vec<String> = Vec::new();
         if program == "connect-init" {
-            // The helper is not taken from there: a small file will do.
+            // A small file in place of the helper, which nobody runs from there.
             all.push("--helper=/bin/true".to_owned());
             all.push(format!("--service={}:8080", self.service));
             all.push(format!("--admin-bind={}:{ADMIN}", who.ip));
             all.push("--envoy-version=1.40.0".to_owned());
             all.extend(self.flags.iter().cloned());
-            // It waits for a token that others delete meanwhile, until then.
+            // How long it waits for its token, which the test may delete meanwhile.
             all.push("--timeout=20s".to_owned());
             all.push(format!("--http-addr=http://{}:8500", self.agent));
             all.push(format!("--grpc-addr={}:8502", self.agent));
@@ -116,8 +116,8 @@ impl Ground {
 // === impl Pod ===
 
 impl Pod {
-    /// Starts a pod. Its init container may be ended or killed at a random
-    /// moment, and is started again then.
+    /// Starts a pod. Its init container may be terminated or killed at a random time, and is
+    /// then started again.
     pub(crate) fn start(ground: &Ground, who: Identity, rng: &mut Rng) -> Self {
         fs::create_dir(ground.folder.join(&who.uid)).unwrap();
         let (mut number, mut log, mut was_killed) = (0, String::new(), false);
@@ -147,7 +147,7 @@ impl Pod {
             };
             if let Some(signal) = signal {
                 pause(rng, 80);
-                // It may have ended.
+                // It may have exited.
                 let _ = init.signal(signal);
                 *was_killed |= signal == Signal::SIGKILL;
             }
@@ -156,8 +156,8 @@ impl Pod {
             if status.success() {
                 return;
             }
-            // It also fails if the agent loses everything meanwhile: what it had
-            // registered, or the auth method. The kubelet starts it again.
+            // It also fails if the agent loses its data meanwhile: the registration or the
+            // auth method. The kubelet starts it again.
             pause(rng, 100);
             assert!(began.elapsed() < 3 * harness::PATIENCE, "{status}: {log}");
         }
@@ -166,7 +166,8 @@ impl Pod {
     fn run(ground: &Ground, who: &Identity, number: u32) -> Process {
         let bootstrap = ground.folder.join(&who.uid).join("envoy-bootstrap.json");
         let (envoy, bootstrap) = (ground.envoy.to_string_lossy(), bootstrap.to_string_lossy());
-        // The application never ends: it is not waited for. Envoy ends with its parent.
+        // The sidecar must not wait for the application, which never exits. Envoy ends with
+        // its parent.
         let args = ["run", "--drain-timeout=100ms", "--", "setpriv", "--pdeathsig", "KILL"];
         let envoy = [&envoy, "--config-path", &bootstrap, "--disable-hot-restart"];
         let settings = ["--concurrency", "1", "--drain-strategy", "immediate", "-l", "error"];
@@ -174,14 +175,14 @@ impl Pod {
         ground.start(who, number, "connect-lifecycle", &args)
     }
 
-    /// Its container restarts; its folder stays.
+    /// The container restarts, and its directory stays.
     pub(crate) fn restart(&mut self) {
         self.note();
         self.number += 1;
         self.run = Self::run(&self.ground, &self.who, self.number);
     }
 
-    /// Its sandbox is made anew: the init container runs again.
+    /// The sandbox is recreated: the init container runs again.
     pub(crate) fn restart_from_init(&mut self, rng: &mut Rng) {
         self.note();
         let Self { ground, who, number, log, was_killed, .. } = self;
@@ -197,7 +198,7 @@ impl Pod {
         self.hook = Some(self.ground.start(&self.who, self.number, "connect-lifecycle", &args));
     }
 
-    /// Runs the preStop hook to its end.
+    /// Runs the preStop hook.
     pub(crate) fn hook(&mut self) {
         self.start_hook();
         self.hook.as_mut().map(Process::wait).transpose().unwrap();
@@ -216,22 +217,25 @@ impl Pod {
         self.run.signal(Signal::SIGTERM).unwrap();
     }
 
-    /// Waits until the sidecar has ended by itself. With it goes the hook.
+    /// Waits until the sidecar has exited by itself. This also ends the hook.
     pub(crate) fn await_end(&mut self) -> bool {
         let status = self.run.wait().unwrap();
         self.kill_hook();
         status.success() && !self.run.output().contains("TTL check expires")
     }
 
-    /// Kills the sidecar, and the hook with it.
+    /// Kills the sidecar, and the hook with it. Like a container runtime, it returns once
+    /// Envoy is gone, too: the next one needs its ports.
     pub(crate) fn kill(&mut self) {
         let _ = self.run.signal(Signal::SIGKILL);
         self.run.wait().unwrap();
+        let admin = format!("{}:{ADMIN}", self.who.ip);
+        harness::until("Envoy to be gone", || TcpListener::bind(&admin).is_ok()).unwrap();
         self.kill_hook();
         self.was_killed = true;
     }
 
-    /// There is no container any more.
+    /// Called when no container is left.
     pub(crate) fn dead(mut self, is_clean: bool) -> Dead {
         self.note();
         let Self { who, was_killed, hook_was_killed, log, .. } = self;
@@ -240,7 +244,7 @@ impl Pod {
         Dead { who, when: Instant::now(), is_clean, may_leave_token, may_leave_half_files, log }
     }
 
-    /// What its processes have written.
+    /// Logs of its processes.
     pub(crate) fn log(&self) -> String {
         self.log.clone() + &self.run.output()
     }
@@ -253,7 +257,7 @@ impl Pod {
 // === impl Dead ===
 
 impl Dead {
-    /// What it has left in its folder although it should not have.
+    /// Files in its directory that should not be left.
     pub(crate) fn litter(&self, ground: &Ground) -> Vec<String> {
         let files = fs::read_dir(ground.folder.join(&self.who.uid)).unwrap();
         let names = files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned());
@@ -265,7 +269,7 @@ impl Dead {
     }
 }
 
-/// Waits for a random moment, up to so many milliseconds.
+/// Waits for a random time, up to that many milliseconds.
 pub(crate) fn pause(rng: &mut Rng, longest: u64) {
     std::thread::sleep(Duration::from_micros(rng.u64(0..longest * 1000)));
 }

@@ -1,10 +1,10 @@
-//! A place for one pod at a time, and what happens to it in a round.
+//! Runs one pod at a time, and picks a fault for each round.
 
 use fastrand::Rng;
 
 use crate::pod::{Dead, Ground, Identity, Pod, pause};
 
-/// A place for one pod at a time. What happens in it is decided by its seed.
+/// Runs one pod at a time. Its seed decides what happens.
 pub(crate) struct Slot {
     number: u32,
     ground: Ground,
@@ -13,13 +13,13 @@ pub(crate) struct Slot {
     lives: u32,
 }
 
-/// What a round has brought.
+/// Result of a round.
 #[derive(Debug)]
 pub(crate) struct Round {
     pub(crate) what: &'static str,
     /// The pod that ended.
     pub(crate) dead: Option<Dead>,
-    /// The pod that lives now, and what it has logged.
+    /// The living pod, and its log.
     pub(crate) living: Option<(Identity, String)>,
 }
 
@@ -31,7 +31,7 @@ impl Slot {
         Self { number, ground, rng, pod: None, lives: 0 }
     }
 
-    /// Lets something happen.
+    /// Runs a round.
     pub(crate) fn round(&mut self) -> Round {
         let (what, dead) = match self.pod.take() {
             None => {
@@ -47,7 +47,7 @@ impl Slot {
         Round { what, dead, living }
     }
 
-    /// Ends the pod as a kubelet does, if there is one.
+    /// Terminates the pod as a kubelet does, if there is one.
     pub(crate) fn end(&mut self) -> Round {
         let dead = self.pod.take().map(|mut pod| {
             pod.hook();
@@ -58,7 +58,7 @@ impl Slot {
         Round { what: "ends", dead, living: None }
     }
 
-    /// A StatefulSet's pod comes back under its name, others don't.
+    /// Starts a pod. A StatefulSet's pod comes back under its name, others get a new one.
     fn begin(&mut self) {
         self.lives += 1;
         let Self { number, lives, .. } = self;
@@ -128,7 +128,7 @@ impl Slot {
             _ => {
                 pod.kill();
                 pod.restart_from_init(rng);
-                ("SIGKILL, sandbox is made anew", None)
+                ("SIGKILL, sandbox is recreated", None)
             }
         };
         let Some(is_clean) = is_clean else {

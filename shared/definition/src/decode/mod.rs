@@ -443,24 +443,26 @@ fn check(reader: &mut Reader, at: &At<'_>) -> Check {
             output_max_size: o.read("output_max_size", Reader::count),
             deregister_critical_service_after: duration(o, "deregister_critical_service_after"),
         };
-        o.read("service_id", |reader, at| {
-            let owner = reader.text(at);
-            let message = "has no effect: a check within a service belongs to that service";
-            let found = Found {
-                offset: at.node.offset,
-                path: at.path.clone(),
-                message: message.to_owned(),
-            };
-            reader.owners.push((found, owner));
-        });
-        if o.read("token", Reader::secret).is_some() {
-            o.warn("token", "has no effect: the agent uses the token of the check's service");
-        }
+        without_effect(o);
         if o.is_sound() {
             rules::check(o, &check);
         }
         check
     })
+}
+
+/// Reads the keys that have no effect in a check within a service, and warns of them.
+fn without_effect(o: &mut Object<'_, '_>) {
+    o.read("service_id", |reader, at| {
+        let owner = reader.text(at);
+        let message = "has no effect: a check within a service belongs to that service";
+        let found =
+            Found { offset: at.node.offset, path: at.path.clone(), message: message.to_owned() };
+        reader.owners.push((found, owner));
+    });
+    if o.read("token", Reader::secret).is_some() {
+        o.warn("token", "has no effect: the agent uses the token of the check's service");
+    }
 }
 
 /// The HTTP API has another name for it, as it has an `id` for services.

@@ -126,6 +126,15 @@ pub enum NotKnown {
     Agent(#[from] Error),
 }
 
+// === impl SessionError ===
+
+impl SessionError {
+    /// Whether the agent does not answer whether the servers know the token.
+    pub(super) fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Look(stopped) if matches!(**stopped, Stopped::Deadline(..)))
+    }
+}
+
 // === impl Session ===
 
 impl Session {
@@ -151,7 +160,7 @@ impl Session {
     pub async fn open(&self, deadline: Deadline) -> Result<(), SessionError> {
         self.agent.set_token(read(&self.handoff.token())?);
         if !self.reopen(deadline).await? {
-            tracing::info!("the ACL token of an earlier life is still good");
+            tracing::info!("reusing the ACL token of the previous run");
         }
         Ok(())
     }
@@ -163,12 +172,10 @@ impl Session {
     /// Returns whether there is a new token.
     pub async fn reopen(&self, deadline: Deadline) -> Result<bool, SessionError> {
         let old = self.agent.token();
-        if old.is_some() && self.is_known(deadline).await? {
+        if old.is_some() && self.look(deadline).await? {
             return Ok(false);
         }
-        self.log_in(deadline).await?;
-        // The leader may know a token that a lagging server does not.
-        self.note_replaced(old);
+        self.log_in(old, deadline).await?;
         self.await_known(deadline).await?;
         Ok(true)
     }
@@ -186,8 +193,7 @@ impl Session {
     /// logs the old one out, once nothing uses it.
     pub async fn replace(&self, deadline: Deadline) -> Result<(), SessionError> {
         let old = self.agent.token();
-        self.log_in(deadline).await?;
-        self.note_replaced(old);
+        self.log_in(old, deadline).await?;
         self.await_known(deadline).await?;
         self.settle()
     }
@@ -234,7 +240,7 @@ impl Session {
             return waited;
         }
         let is_unused = match unused {
-            Some(Unused { by_hearsay: true }) => !self.is_known(deadline).await.unwrap_or(true),
+            Some(Unused { by_hearsay: true }) => !self.look(deadline).await.unwrap_or(true),
             Some(Unused { by_hearsay: false }) => true,
             None => false,
         };
@@ -266,11 +272,19 @@ impl Session {
         )
     }
 
-    fn note_replaced(&self, old: Option<SecretString>) {
-        self.replaced.write().unwrap_or_else(PoisonError::into_inner).extend(old);
+    /// Whether a token was replaced with which the agent may still have entries.
+    pub fn has_replaced(&self) -> bool {
+        !self.replaced.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    async fn is_known(&self, deadline: Deadline) -> Result<bool, SessionError> {
+    /// Whether the servers know the token, asked before a deregistration: it takes at most a
+    /// second, and at most a quarter of the time that is left.
+    pub async fn look_first(&self, left: Duration) -> Result<bool, SessionError> {
+        self.look(Deadline::after(LOOK.min(left / 4))).await
+    }
+
+    /// Whether the servers know the token.
+    async fn look(&self, deadline: Deadline) -> Result<bool, SessionError> {
         let attempt = || self.agent.knows_token();
         retry::until(deadline, retry::NODE_AGENT, Error::is_transient, attempt)
             .await
@@ -296,8 +310,13 @@ impl Session {
             .map_err(|stopped| SessionError::NotKnown(Box::new(stopped)))
     }
 
-    async fn log_in(&self, deadline: Deadline) -> Result<(), SessionError> {
-        let attempt = || self.attempt();
+    /// Logs in, unless the `old` token was replaced already.
+    async fn log_in(
+        &self,
+        old: Option<SecretString>,
+        deadline: Deadline,
+    ) -> Result<(), SessionError> {
+        let attempt = || self.attempt(old.clone());
         let passes = |error: &LoginError| match error {
             LoginError::Agent(error) => error.is_transient(),
             LoginError::BearerToken(_) | LoginError::Broken(_) | LoginError::Write(_) => false,
@@ -322,18 +341,26 @@ impl Session {
 
     /// One login, until its token is in the file. It goes on even if nobody waits for
     /// it.
-    async fn attempt(&self) -> Result<(), LoginError> {
-        let Self { agent, handoff, login, under_way, .. } = self;
+    async fn attempt(&self, old: Option<SecretString>) -> Result<(), LoginError> {
+        let Self { agent, handoff, login, under_way, replaced } = self;
         let (agent, file, login) = (agent.clone(), handoff.token(), login.clone());
+        let replaced = Arc::clone(replaced);
         let guard = Arc::clone(under_way).lock_owned().await;
         let work = tokio::spawn(async move {
             let _guard = guard;
+            if !is_same(agent.token().as_ref(), old.as_ref()) {
+                // By a login that nobody waited for.
+                return Ok(());
+            }
             let Login { auth_method, bearer_token_file, meta } = &login;
             let bearer_token = &bearer::read(bearer_token_file).map_err(LoginError::BearerToken)?;
             let login = acl::Login { auth_method, bearer_token, meta };
             let token = agent.log_in(&login).await.map_err(LoginError::Agent)?;
             // First, so that the token is logged out if its file can't be written.
             agent.set_token(Some(token.clone()));
+            // It may exist nevertheless: the leader may know a token that a lagging server
+            // does not.
+            replaced.write().unwrap_or_else(PoisonError::into_inner).extend(old);
             write_whole(&file, 0o600, token.expose_secret().as_bytes())?;
             Ok(())
         });
@@ -356,7 +383,7 @@ impl Session {
                 "auth method `{auth_method}` does not accept the bearer token in {file}: compare its issuer, audience and keys (or Kubernetes host and CA) with the token's, and the clocks"
             )),
             Cause::Refusal(401, _) => {
-                Some("ACLs are off on the agent: leave --acl-auth-method away".to_owned())
+                Some("ACLs are off on the agent: omit --acl-auth-method".to_owned())
             }
             _ => None,
         }
@@ -366,6 +393,9 @@ impl Session {
         Subject::of(&self.login.bearer_token_file)
     }
 }
+
+/// How long [`Session::look_first`] may take.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Time after which slow replication of a token is logged as a warning.
 const REPLICATED: Duration = Duration::from_secs(1);
@@ -389,6 +419,10 @@ pub fn settle(handoff: &Handoff, agent: &Agent) -> Result<(), SessionError> {
         handoff.write_bootstrap(&document)?;
     }
     Ok(())
+}
+
+fn is_same(one: Option<&SecretString>, other: Option<&SecretString>) -> bool {
+    one.map(SecretString::expose_secret) == other.map(SecretString::expose_secret)
 }
 
 /// The token in a file; `None` if the file is missing or empty.

@@ -42,7 +42,7 @@ impl Pod {
     pub(crate) fn happens_to_agent(self, tell: Tell<'_>) {
         let mut step = |what, is_calm, to| tell(Step { who: "agent", what, how: "", is_calm, to });
         match self.variant.scene {
-            Scene::Tokens => self.tokens_end(&mut step),
+            Scene::Tokens | Scene::EndingTokens => self.tokens_end(&mut step),
             Scene::Restarts => {
                 self.restarts(&mut step);
                 if self.agent_is_away {
@@ -51,7 +51,7 @@ impl Pod {
             }
             _ => {}
         }
-        if self.agent != Agent::new() {
+        if self.agent != Agent::new() && !self.variant.scene.is_peaceful() {
             step("loses everything", false, self.having_lost(Agent::new()));
         }
         self.entries_change(&mut step);
@@ -76,12 +76,15 @@ impl Pod {
                 Entry::Passing => {
                     step("finds a lease run out", nobody_renews, having(Entry::Critical));
                 }
+                // It can't tell the servers.
+                Entry::Critical | Entry::Changed
+                    if self.variant.scene.is_peaceful() && agent.is_old(half) => {}
                 Entry::Critical | Entry::Changed => {
                     let removed = self.having_lost(agent.with(half, Entry::None));
                     step("removes an entry", nobody_renews, removed);
                 }
             }
-            if is_seen && self.variant.scene != Scene::Tokens {
+            if is_seen && !self.variant.scene.ends_tokens() {
                 let changed = self.having_lost(agent.with(half, Entry::Changed));
                 step("has an entry changed by others", false, changed);
             }
@@ -176,6 +179,10 @@ impl Agent {
     /// What is there was made with another token than that of now.
     pub(crate) fn outdated(self) -> Self {
         Self { is_old: [self.service != Entry::None, self.proxy != Entry::None], ..self }
+    }
+
+    pub(crate) fn is_old(self, half: Half) -> bool {
+        self.is_old[half as usize]
     }
 
     fn entry(self, half: Half) -> Entry {

@@ -13,7 +13,7 @@ use crate::scene::{Rule, Scene};
 impl Pod {
     pub(crate) fn kubelet(self, tell: Tell<'_>) {
         let scene = self.variant.scene;
-        let kills = scene != Scene::Hanging;
+        let kills = !matches!(scene, Scene::Hanging | Scene::EndingTokens);
         let mut step =
             |what, is_calm, to| tell(Step { who: "kubelet", what, how: "", is_calm, to });
         if !self.is_deleted && scene.ends() {
@@ -32,7 +32,7 @@ impl Pod {
                 step("starts the sidecar", true, self.with(Container::Sidecar(Sidecar::new())));
                 // That init refuses ids that another pod has is not shown.
                 if scene != Scene::Neighbour {
-                    step("makes the sandbox anew", false, self.with(Container::BeforeInit));
+                    step("recreates the sandbox", false, self.with(Container::BeforeInit));
                 }
             }
             Container::BeforeInit | Container::BeforeSidecar => {}
@@ -106,7 +106,12 @@ impl Pod {
         }
         if ending.is_none() {
             let keeper = keeper.stop();
-            let ending = Some(Deregister::for_good());
+            let ending = if self.variant.lacks(Rule::LoggedInToEnd) {
+                Deregister::for_good()
+            } else {
+                Deregister::for_good_with_login()
+            };
+            let ending = Some(ending);
             let to = Sidecar { keeper, ending, is_doomed: true, ..sidecar };
             // Whatever else the keeper was doing is cut short.
             let cut = |whose: Who| whose == Who::Keeper && !keeper.keeps_lock();

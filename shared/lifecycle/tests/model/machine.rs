@@ -18,6 +18,8 @@ pub(crate) enum Act {
     Bury,
     /// To log in, or to go on with the token of an earlier run.
     Open,
+    /// To log in again, unless the servers know the token.
+    Reopen,
     LogIn,
     LogOut,
     /// To log out at the end, if nothing is left.
@@ -53,6 +55,11 @@ pub(crate) trait Machine: Copy {
     /// As it would be if what it gave up could not have arrived.
     fn after_given_up(self) -> Self {
         self.after(Outcome::Failed)
+    }
+
+    /// Whether it registers again only in order to deregister.
+    fn takes_back(self) -> bool {
+        false
     }
 
     /// As it would be if it forgot what it knows.
@@ -95,6 +102,8 @@ impl Machine for Deregister {
         match self.step() {
             DeregisterStep::Bury => Act::Bury,
             DeregisterStep::Lock => Act::Lock,
+            DeregisterStep::LogIn => Act::Reopen,
+            DeregisterStep::Pause => Act::Pause { ends: true },
             DeregisterStep::TakeBack(step) => take_back(step),
             DeregisterStep::End { .. } => Act::Nothing,
         }
@@ -106,6 +115,10 @@ impl Machine for Deregister {
 
     fn keeps_lock(self) -> bool {
         !self.is_over()
+    }
+
+    fn takes_back(self) -> bool {
+        matches!(self.step(), DeregisterStep::TakeBack(_))
     }
 }
 
@@ -130,6 +143,10 @@ impl Machine for Keep {
 
     fn keeps_lock(self) -> bool {
         matches!(self.step(), KeepStep::Register(_))
+    }
+
+    fn takes_back(self) -> bool {
+        matches!(self.step(), KeepStep::Register(Register::TakeBack(_)))
     }
 
     fn forgetful(self) -> Self {
@@ -178,6 +195,7 @@ impl Machine for Start {
 
 fn take_back(step: TakeBack) -> Act {
     match step {
+        TakeBack::RegisterAgain(half, _) => Act::Ask(Request::Put(half)),
         TakeBack::Delete(half, _) => Act::Ask(Request::Delete(half)),
         TakeBack::Look(half, _) | TakeBack::Confirm(half, _) => Act::Ask(Request::See(half)),
         TakeBack::Pause(_) => Act::Pause { ends: true },

@@ -59,6 +59,12 @@ fn what_is_registered_is_so_with_a_token_that_is_good() {
     holds(Scene::Tokens);
 }
 
+/// The agent does not tell the servers of a deregistration whose token is gone.
+#[test]
+fn a_pod_that_ends_without_its_token_logs_in_to_leave_nothing_behind() {
+    holds(Scene::EndingTokens);
+}
+
 /// Two pods of one name in two namespaces, on one node. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/690>.
 #[test]
@@ -90,6 +96,8 @@ fn no_rule_can_be_left_out() {
         (Scene::Tokens, Rule::NothingTrustedAtStart, "does not end well"),
         (Scene::Tokens, Rule::ReplacedAhead, "does not end well"),
         (Scene::Tokens, Rule::LoggedOutLast, "a token was logged out"),
+        (Scene::EndingTokens, Rule::LoggedInToEnd, "whose token the pod has logged out"),
+        (Scene::EndingTokens, Rule::RegisteredToDeregister, "the servers go on listing"),
         (Scene::Neighbour, Rule::OwnersCompared, "another pod's entry was touched"),
         (Scene::Restarts, Rule::ServiceWatched, "does not end well"),
         (Scene::Restarts, Rule::Patience, "does not end well"),

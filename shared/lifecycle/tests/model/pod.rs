@@ -188,7 +188,7 @@ impl Pod {
     /// The login returned a token.
     pub(crate) fn logged_in(self) -> Self {
         match self.token {
-            Token::Gone => Self { token: Token::Another, ..self },
+            Token::Gone => Self { token: Token::Another, has_replaced: true, ..self },
             Token::Due => {
                 let agent = self.agent.outdated();
                 let pod = Self { token: Token::Another, has_replaced: true, agent, ..self };
@@ -197,6 +197,11 @@ impl Pod {
             }
             Token::Good | Token::Another => self,
         }
+    }
+
+    /// A process that ends has a token that the servers know.
+    pub(crate) fn reopened(self) -> Self {
+        if self.token == Token::Gone { self.logged_in() } else { self }
     }
 
     /// The token that was replaced is logged out.

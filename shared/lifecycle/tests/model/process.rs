@@ -121,9 +121,15 @@ impl Pod {
                 turn.goes(what, "done", true, Self { tombstone, ..self }, Outcome::Done);
                 turn.goes(what, "cannot", false, self.excused(), Outcome::Failed);
             }
+            Act::Reopen => {
+                turn.goes("log in to end", "done", true, self.reopened(), Outcome::Done);
+                if !self.variant.scene.is_peaceful() {
+                    turn.goes("log in to end", "failed", false, self, Outcome::Failed);
+                }
+            }
             Act::LogIn => {
-                turn.goes("log in anew", "done", true, self.logged_in(), Outcome::Done);
-                turn.goes("log in anew", "failed", false, self, Outcome::Failed);
+                turn.goes("log in again", "done", true, self.logged_in(), Outcome::Done);
+                turn.goes("log in again", "failed", false, self, Outcome::Failed);
             }
             Act::LogOut => {
                 let what = "log out the replaced token";
@@ -154,6 +160,11 @@ impl Pod {
             {
                 turn.goes("see the service", "left out", true, self, Outcome::Ours);
             }
+            Act::Ask(request @ Request::Put(_))
+                if machine.takes_back() && rule_is_left_out(Rule::RegisteredToDeregister) =>
+            {
+                turn.goes(request.name(), "left out", true, self, Outcome::Done);
+            }
             Act::Ask(request) => self.asks(turn, request),
         }
     }
@@ -169,6 +180,7 @@ impl Pod {
                 let locked = Self { lock: Some(turn.who), ..pod };
                 turn.goes(what, "done", true, locked, Outcome::Done);
             }
+            Some(_) if self.variant.scene.is_peaceful() => {}
             Some(_) => turn.goes(what, "patience lost", self.hangs(), self, Outcome::Failed),
         }
     }
@@ -189,14 +201,16 @@ impl Pod {
             return;
         }
         let is_punctual = self.variant.scene == Scene::LateAnswers;
+        let is_peaceful = self.variant.scene.is_peaceful();
         if !is_punctual {
             turn.goes(what, "lost", false, self, Outcome::Failed);
         }
-        if self.token == Token::Gone {
+        let is_hook_outdated = turn.who == Who::Hook && self.token == Token::Another;
+        if self.token == Token::Gone || is_hook_outdated {
             turn.goes(what, "no such token", true, self, Outcome::NoToken);
             return;
         }
-        if request.changes_entries() && !is_punctual {
+        if request.changes_entries() && !is_punctual && !is_peaceful {
             turn.goes(what, "refused", false, self, Outcome::Refused);
             if self.late.is_none() && self.variant.scene.has_late_requests() {
                 let pod = Self { late: Some(request), ..self };
@@ -207,7 +221,17 @@ impl Pod {
         let is_mistaken = self.variant.lacks(Rule::OwnersCompared) && outcome == Outcome::Foreign;
         let outcome = if is_mistaken { Outcome::Ours } else { outcome };
         let pod = Self { agent, ..self };
+        // `run` has replaced the token with which it was registered.
+        let is_outdated = turn.who != Who::Hook
+            && turn.machine.takes_back()
+            && self.has_replaced
+            && matches!(outcome, Outcome::Ours | Outcome::Changed);
+        let outcome = if is_outdated { Outcome::Outdated } else { outcome };
         let pod = match (turn.who, request) {
+            _ if self.hides_end(request) => {
+                let wrong = "the servers go on listing what was deregistered";
+                Self { wrong: Some(wrong), ..pod }
+            }
             (Who::Hook | Who::Ending, Request::Delete(_)) => pod.taken_back(),
             _ if self.touches_another(turn.who, request) => {
                 Self { wrong: Some("another pod's entry was touched"), ..pod }
@@ -223,6 +247,13 @@ impl Pod {
         }
     }
 
+    /// Whether the agent deregisters an entry and can't tell the servers, because they do
+    /// not know the token with which it was registered.
+    fn hides_end(self, request: Request) -> bool {
+        let Request::Delete(half) = request else { return false };
+        self.variant.scene.is_peaceful() && self.agent.is_old(half)
+    }
+
     /// Whether a request changes another pod's entry. That init looks first is not shown.
     fn touches_another(self, who: Who, request: Request) -> bool {
         let changes = request.changes_entries() || matches!(request, Request::Renew(_));
@@ -232,8 +263,8 @@ impl Pod {
 
 /// What keeps the registration when a container begins, as `run` begins it.
 fn keeper(variant: Variant) -> Keep {
-    if variant.scene == Scene::Tokens && !variant.lacks(Rule::NothingTrustedAtStart) {
-        Keep::begin_anew()
+    if variant.scene.ends_tokens() && !variant.lacks(Rule::NothingTrustedAtStart) {
+        Keep::begin_with_registration_due()
     } else {
         Keep::begin()
     }
@@ -267,7 +298,8 @@ impl<M: Machine> Turn<'_, M> {
         if !must_end {
             self.goes_on(what, how, is_calm, pod, machine.after(Outcome::Done));
         }
-        if must_end || ends && pod.variant.scene != Scene::Hanging {
+        let never_ends = matches!(pod.variant.scene, Scene::Hanging | Scene::EndingTokens);
+        if must_end || ends && !never_ends {
             let how = "not done, and no time is left";
             self.goes_on(what, how, is_calm, pod, machine.after(Outcome::Failed));
         }

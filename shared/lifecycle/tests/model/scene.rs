@@ -18,6 +18,9 @@ pub(crate) enum Scene {
     /// The pod lives, with an ACL token by login, which others delete, or which is
     /// about to end and then does.
     Tokens,
+    /// The pod ends. Others delete its ACL token at some point, or it ends by itself.
+    /// Requests are lost, but there is time enough to repeat them.
+    EndingTokens,
     /// The pod lives, and another pod registers with the same ids.
     Neighbour,
     /// The pod lives. The agent goes away and comes back, with or without what it
@@ -48,6 +51,11 @@ pub(crate) enum Rule {
     LoggedOutLast,
     /// A pod logs out only if nothing is registered with its token any more.
     LoggedOutWhenUnused,
+    /// A pod that ends logs in again if its token is gone.
+    LoggedInToEnd,
+    /// What was registered with a token that is gone is registered with another before it
+    /// is deregistered.
+    RegisteredToDeregister,
     /// What an earlier run of the init container may have registered is deregistered,
     /// too.
     EarlierRunsTakenBack,
@@ -75,7 +83,17 @@ pub(crate) struct Variant {
 impl Scene {
     /// Whether the pod is deleted at some point.
     pub(crate) fn ends(self) -> bool {
-        matches!(self, Self::Ending | Self::LateAnswers | Self::Hanging)
+        matches!(self, Self::Ending | Self::LateAnswers | Self::Hanging | Self::EndingTokens)
+    }
+
+    /// Whether the sidecar's ACL token may end.
+    pub(crate) fn ends_tokens(self) -> bool {
+        matches!(self, Self::Tokens | Self::EndingTokens)
+    }
+
+    /// Whether nothing is killed, refused or late, and there is time for everything.
+    pub(crate) fn is_peaceful(self) -> bool {
+        self == Self::EndingTokens
     }
 
     /// Whether a request may arrive when its sender has given it up.

@@ -1,4 +1,4 @@
-//! What is read of Consul.
+//! Reads Consul's catalog, config entries and ACLs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,13 +17,13 @@ use super::super::progress::Progress;
 use super::super::snapshot::{AgentNode, Login, Registration};
 use super::Seen;
 
-/// The check by which gossip says whether an agent lives.
+/// The check that shows whether gossip reaches an agent.
 const GOSSIP: &str = "serfHealth";
 
-/// The config entries by which a name is served without being registered.
+/// Kinds of config entries that define a service without instances of its own.
 const VIRTUAL: [&str; 3] = ["service-resolver", "service-router", "service-splitter"];
 
-/// Nodes, their registrations and the names of services.
+/// Reads the nodes with their agents and registrations.
 pub(super) async fn services(
     settings: &Settings,
     seen: &mut Seen,
@@ -56,8 +56,8 @@ pub(super) async fn services(
     Ok(())
 }
 
-/// The registrations of a node that name a pod, whether its agent lives, and whether
-/// something is left out.
+/// The registrations of a node that name a pod, whether gossip reaches its agent, and whether
+/// ACLs hide some entries.
 pub(in super::super) async fn node(
     settings: &Settings,
     node: &str,
@@ -107,7 +107,7 @@ fn registration(node: &str, service: AgentService, checks: &[AgentCheck]) -> Opt
     })
 }
 
-/// The agents' releases by their nodes.
+/// The agents' Consul releases by node name.
 async fn releases(
     settings: &Settings,
     seen: &mut Seen,
@@ -122,7 +122,7 @@ async fn releases(
         .collect())
 }
 
-/// The names of services, intentions, and which Envoys the agent supports.
+/// Reads the names of services, the intentions, and the Envoy releases that the agent supports.
 pub(super) async fn mesh(settings: &Settings, seen: &mut Seen) -> Result<(), Failure> {
     let agent = &settings.agent;
     if let Some(about) = allowed(agent.agent_self().await, seen, "the agent itself")? {
@@ -159,7 +159,8 @@ pub(super) async fn mesh(settings: &Settings, seen: &mut Seen) -> Result<(), Fai
     Ok(())
 }
 
-/// Whether connections are allowed that no intention is about: asked for the first such.
+/// Finds out whether Consul allows connections that no intention matches, by asking about the
+/// first such pair of service and upstream.
 async fn default(settings: &Settings, seen: &mut Seen) -> Result<(), Failure> {
     let intentions = seen.snapshot.intentions.as_deref().unwrap_or_default();
     let mut pairs = seen.snapshot.registrations.iter().flat_map(|registration| {
@@ -175,7 +176,7 @@ async fn default(settings: &Settings, seen: &mut Seen) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What there is of the policy's auth method.
+/// Reads the policy's auth method with its tokens and binding rules.
 pub(super) async fn login(settings: &Settings, seen: &mut Seen) -> Result<(), Failure> {
     let Some(name) = &*settings.policy.acl_auth_method else { return Ok(()) };
     let agent = &settings.agent;
@@ -193,7 +194,7 @@ pub(super) async fn login(settings: &Settings, seen: &mut Seen) -> Result<(), Fa
     Ok(())
 }
 
-/// What was answered; what may not be read is a finding.
+/// Turns a denied request into a finding; the result is `None` then.
 fn allowed<T>(answer: Result<T, Error>, seen: &mut Seen, what: &str) -> Result<Option<T>, Failure> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
@@ -206,5 +207,5 @@ fn allowed<T>(answer: Result<T, Error>, seen: &mut Seen, what: &str) -> Result<O
 }
 
 fn filtered(seen: &mut Seen, what: &str) {
-    seen.unreadable("Consul", what, "the ACL token sees a part of them only");
+    seen.unreadable("Consul", what, "the ACL token can read only some of them");
 }

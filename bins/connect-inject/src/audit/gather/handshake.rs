@@ -1,4 +1,4 @@
-//! A TLS handshake with the injector's Service, as the API server makes it.
+//! Makes a TLS handshake with the injector, as the API server would.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,16 +15,17 @@ use tokio_rustls::TlsConnector;
 
 use super::super::snapshot::Served;
 
-/// How long it may take: as long as the API server waits for an injector by default.
+/// Timeout of the handshake: that of the chart's webhooks by default (`timeoutSeconds`).
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The text of a caBundle; empty if there is none.
+/// Decodes a caBundle; empty if it is absent or invalid.
 pub(super) fn decoded(bundle: &Value) -> String {
     let bytes = bundle.as_str().and_then(|text| BASE64_STANDARD.decode(text).ok());
     bytes.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
 }
 
-/// Asks for the certificate of a name; none if the address can't be asked.
+/// Verifies the certificate that the address shows for a name; `None` if the address is not an
+/// IP address.
 pub(super) async fn ask(address: &str, port: u16, name: &str, ca_bundle: &str) -> Option<Served> {
     let address: IpAddr = address.parse().ok()?;
     let asked = tokio::time::timeout(PATIENCE, served((address, port), name, ca_bundle)).await;
@@ -52,10 +53,10 @@ async fn served(address: (IpAddr, u16), name: &str, ca_bundle: &str) -> Served {
             let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
             match shown.and_then(|shown| certificate::validity(shown)) {
                 Some(validity) => Served::Trusted(validity.not_after),
-                None => Served::Untrusted("the certificate can't be read".to_owned()),
+                None => Served::Untrusted("the certificate cannot be read".to_owned()),
             }
         }
-        // What rustls finds wrong with a certificate is in it as its cause.
+        // rustls wraps its own errors, such as an invalid certificate, in an I/O error.
         Err(error) if error.get_ref().is_some() => untrusted(&error),
         Err(error) => Served::Unreachable(error.to_string()),
     }

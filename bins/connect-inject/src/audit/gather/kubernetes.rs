@@ -1,12 +1,8 @@
-//! What is read of the Kubernetes API.
+//! Reads nodes, namespaces, webhooks and pods from the Kubernetes API.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use kube::api::ListParams;
-use kube::core::Request;
-use runtime::{Exit, Failure};
-use serde::Deserialize;
+use runtime::Failure;
 use serde_json::Value;
 
 use super::super::Settings;
@@ -15,37 +11,19 @@ use super::super::judge::{Judging, pods};
 use super::super::progress::Progress;
 use super::super::selector::Selector;
 use super::super::snapshot::{Node, Owner, Pod, PodKey, Snapshot, Webhook};
+use super::objects::{PATIENCE, allowed, each, get, text};
 use super::{Seen, handshake, service};
 use crate::kubernetes::Refusal;
 use crate::values::Version;
 
-/// How many objects a page has: a pod may have 100 KiB.
-const PAGE: u32 = 200;
-
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Page {
-    metadata: PageMeta,
-    items: Vec<Value>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct PageMeta {
-    r#continue: String,
-}
-
-/// The API server's version; none if it does not say.
+/// The API server's version; `None`, with a warning, if it can't be read.
 pub(super) async fn version(settings: &Settings) -> Option<Version> {
     settings.api.version(PATIENCE).await.inspect_err(|problem| tracing::warn!("{problem}")).ok()
 }
 
-/// Nodes, namespaces and webhooks.
+/// Reads nodes, namespaces and webhooks.
 pub(super) async fn surroundings(settings: &Settings, seen: &mut Seen) -> Result<(), Failure> {
     match nodes(settings).await {
         Ok(nodes) => seen.snapshot.nodes = Some(nodes),
@@ -70,7 +48,7 @@ pub(super) async fn surroundings(settings: &Settings, seen: &mut Seen) -> Result
     Ok(())
 }
 
-/// The pods, each judged as it is read.
+/// Reads the pods, and judges each as it is read, so that no complete pod is kept.
 pub(super) async fn pods(
     settings: &Settings,
     by: Judging<'_>,
@@ -95,7 +73,7 @@ pub(super) async fn pods(
     Ok(())
 }
 
-/// A pod as it is now; none: it is gone.
+/// Reads a pod again; `None` if it is gone.
 pub(in super::super) async fn pod(
     settings: &Settings,
     (namespace, name): &PodKey,
@@ -106,7 +84,7 @@ pub(in super::super) async fn pod(
     Ok(found.map(|pod| pods::judge(&pod, &Snapshot::default(), by).1))
 }
 
-/// A node as it is now; none: it is gone.
+/// Reads a node again; `None` if it is gone.
 pub(in super::super) async fn node(
     settings: &Settings,
     name: &str,
@@ -114,7 +92,7 @@ pub(in super::super) async fn node(
     Ok(get(settings, "/api/v1/nodes", name, "read a node").await?.as_ref().map(node_of))
 }
 
-/// The nodes as they are now.
+/// Reads all nodes.
 pub(in super::super) async fn nodes(
     settings: &Settings,
 ) -> Result<BTreeMap<String, Node>, Refusal> {
@@ -124,65 +102,6 @@ pub(in super::super) async fn nodes(
     })
     .await?;
     Ok(nodes)
-}
-
-pub(super) async fn get(
-    settings: &Settings,
-    path: &str,
-    name: &str,
-    what: &str,
-) -> Result<Option<Value>, Refusal> {
-    let request = Request::new(path).get(name, &kube::api::GetParams::default());
-    let request = request.map_err(kube::Error::BuildRequest);
-    match settings.api.read(PATIENCE, what, request).await {
-        Ok(object) => Ok(Some(object)),
-        Err(Refusal::Missing) => Ok(None),
-        Err(refusal) => Err(refusal),
-    }
-}
-
-/// Hands on all objects of a list, page by page.
-pub(super) async fn each(
-    settings: &Settings,
-    path: &str,
-    what: &str,
-    mut take: impl FnMut(Value),
-) -> Result<(), Refusal> {
-    let mut next = String::new();
-    loop {
-        let mut parameters = ListParams::default().limit(PAGE);
-        if !next.is_empty() {
-            parameters = parameters.continue_token(&next);
-        }
-        let request = Request::new(path).list(&parameters).map_err(kube::Error::BuildRequest);
-        let page: Page = settings.api.read(PATIENCE, what, request).await?;
-        page.items.into_iter().for_each(&mut take);
-        next = page.metadata.r#continue;
-        if next.is_empty() {
-            return Ok(());
-        }
-    }
-}
-
-/// Whether it could be read; what may not be is a finding.
-pub(super) fn allowed(
-    read: Result<(), Refusal>,
-    seen: &mut Seen,
-    what: &str,
-) -> Result<bool, Failure> {
-    match read {
-        Ok(()) => Ok(true),
-        Err(Refusal::Failed(problem)) => Err(Failure::new(Exit::Unreachable, problem)
-            .hint("check --kubeconfig, and that the API server can be reached from here")),
-        Err(Refusal::Denied(problem)) => {
-            seen.unreadable("Kubernetes", what, problem);
-            Ok(false)
-        }
-        Err(Refusal::Missing) => {
-            seen.unreadable("Kubernetes", what, "the API server does not know them");
-            Ok(false)
-        }
-    }
 }
 
 fn node_of(node: &Value) -> Node {
@@ -198,8 +117,8 @@ fn node_of(node: &Value) -> Node {
     }
 }
 
-/// The webhooks of a configuration that are asked about new pods, of the injectors that
-/// are known.
+/// The webhooks of a configuration that belong to a known injector and are called for new
+/// pods.
 fn webhooks(configuration: &Value) -> Vec<Webhook> {
     let metadata = &configuration["metadata"];
     let is_ours = metadata["labels"]["app.kubernetes.io/name"] == "connect-inject";
@@ -248,10 +167,6 @@ fn is_about_new_pods(webhook: &Value) -> bool {
     })
 }
 
-pub(super) fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -259,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn webhooks_of_both_injectors_are_read_and_others_are_not() {
+    fn webhooks_of_both_injectors_are_read_and_others_are_ignored() {
         let rules = json!([{"apiGroups": [""], "operations": ["CREATE"], "resources": ["pods"]}]);
         let webhook = |name: &str, policy: &str| {
             json!({"name": name, "rules": rules, "failurePolicy": policy, "clientConfig": {
@@ -287,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_ready_only_if_it_says_so() {
+    fn a_node_is_ready_only_if_its_condition_is_true() {
         let node = |status: &str| {
             node_of(&json!({"status": {
                 "conditions": [{"type": "Ready", "status": status}],

@@ -1,8 +1,9 @@
-//! What is asked of Kubernetes and Consul, one page and one node at a time.
+//! Reads Kubernetes page by page, and Consul node by node.
 
 mod consul;
 mod handshake;
 mod kubernetes;
+mod objects;
 mod service;
 
 use runtime::Failure;
@@ -17,19 +18,19 @@ use crate::policy::Cluster;
 pub(super) use consul::node as registrations_of;
 pub(super) use kubernetes::{node, nodes, pod};
 
-/// What was seen, and what was found meanwhile: pods that don't add up, and what may not
-/// be read.
+/// The snapshot, and the findings that reading it caused: those about single pods, and
+/// missing permissions.
 pub(super) struct Seen {
     pub(super) snapshot: Snapshot,
     pub(super) findings: Vec<Finding>,
-    /// What the injector knows of the cluster.
+    /// What the injector would know about the cluster.
     pub(super) cluster: Cluster,
 }
 
-/// Looks at everything once.
+/// Reads everything once.
 ///
 /// # Errors
-/// API server or agent do not answer.
+/// The API server or the agent does not answer.
 pub(super) async fn look(settings: &Settings, now: i64) -> Result<Seen, Failure> {
     let cluster = Cluster { version: kubernetes::version(settings).await, ..Cluster::default() };
     let mut seen = Seen { snapshot: Snapshot::default(), findings: Vec::new(), cluster };
@@ -58,11 +59,11 @@ impl Settings {
 }
 
 impl Seen {
-    /// Notes what may not be read.
+    /// Adds a finding about something that can't be read.
     fn unreadable(&mut self, of: &'static str, what: &str, why: impl std::fmt::Display) {
         self.findings.push(
             Finding::new(Code::Unreadable, of, what)
-                .saying(format_args!("nothing is said of {what}: {why}")),
+                .saying(format_args!("cannot check {what}: {why}")),
         );
     }
 }

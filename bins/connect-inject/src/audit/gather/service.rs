@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::super::Settings;
 use super::super::snapshot::{Owner, Served, Webhook};
-use super::kubernetes::{allowed, each, get, text};
+use super::objects::{allowed, each, get, text};
 use super::{Seen, handshake};
 use crate::kubernetes::Refusal;
 
@@ -101,7 +101,7 @@ async fn served(addresses: &Addresses, name: &str, ca_bundle: &str) -> Served {
     if addresses.endpoints.is_empty() {
         return Served::Unreachable(match addresses.unready {
             0 => "it has no endpoints".to_owned(),
-            unready => format!("none of its endpoints is ready, of {unready}"),
+            unready => format!("no endpoint is ready ({unready} not ready)"),
         });
     }
     let ask = |addresses: Vec<(String, u16)>| async move {
@@ -126,8 +126,8 @@ async fn served(addresses: &Addresses, name: &str, ca_bundle: &str) -> Served {
 fn of_this_cluster(served: Served, is_in_cluster: bool) -> Served {
     match served {
         Served::Untrusted(problem) if !is_in_cluster => Served::Unchecked(format!(
-            "at its address somebody shows a certificate that caBundle does not verify ({problem}), \
-             which may be another machine of this network"
+            "the server at its address, which may be another machine of this network, shows a \
+             certificate that caBundle does not verify ({problem})"
         )),
         served => served,
     }
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ready_endpoints_of_the_services_port_are_asked() {
+    fn the_ready_endpoints_of_the_services_port_are_read() {
         let mut addresses = Addresses::default();
         let endpoint = |address: &str, ready: Value| json!({"addresses": [address], "conditions": {"ready": ready}});
         let slice = json!({
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn one_endpoint_with_a_wrong_certificate_is_enough() {
+    fn one_endpoint_with_an_untrusted_certificate_decides() {
         let away = || Served::Unreachable("x".to_owned());
         let untrusted = || Served::Untrusted("y".to_owned());
         assert_eq!(sum(vec![Served::Trusted(7), untrusted()]), untrusted());

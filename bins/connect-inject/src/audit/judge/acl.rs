@@ -1,4 +1,4 @@
-//! Logins: the auth method of the policy, its tokens and its binding rules.
+//! Judges the policy's auth method, its tokens and its binding rules.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -9,8 +9,7 @@ use super::super::finding::{Code, Finding};
 use super::super::snapshot::{Pod, PodKey, Snapshot};
 use super::Judging;
 
-/// How many times as old as a pod that is on its way a token is at least before its pod
-/// is missed.
+/// A token is reported only when it is older than `grace` times this factor.
 const YOUNG: i64 = 5;
 
 pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
@@ -18,13 +17,13 @@ pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     let Some(method) = &login.method else {
         return vec![
             Finding::new(Code::AuthMethodMissing, "AuthMethod", &login.name)
-                .saying("the injector lets pods log in by it, and it does not exist"),
+                .saying("pods are configured to log in with it, but it does not exist"),
         ];
     };
     let mut findings = Vec::new();
     if matches!(method.max_token_ttl.as_str(), "" | "0" | "0s") {
         findings.push(Finding::new(Code::TokensWithoutExpiry, "AuthMethod", &method.name).saying(
-            "its tokens never end: that of a pod that is killed stays until somebody deletes it",
+            "its tokens never expire: the token of a killed pod stays until somebody deletes it",
         ));
     }
     findings.extend(orphaned(seen, by));
@@ -32,7 +31,7 @@ pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Tokens whose pod is gone, and that no registration names any more.
+/// Tokens whose pod is gone and has no registration any more.
 fn orphaned(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     let (Some(login), Some(pods)) = (&seen.login, &seen.pods) else { return Vec::new() };
     let registered: HashSet<&PodKey> =
@@ -49,7 +48,7 @@ fn orphaned(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
         if !pods.contains_key(&pod) && registered.contains(&pod) {
             continue;
         }
-        let uid = if pods.contains_key(&pod) { ": another has its name" } else { "" };
+        let uid = if pods.contains_key(&pod) { ", and another pod has its name" } else { "" };
         let (namespace, name) = pod;
         findings.push(
             Finding::new(Code::TokenOrphaned, "Token", &token.accessor_id)
@@ -60,8 +59,8 @@ fn orphaned(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Whether no pod has got that token: none is of its pod's name, or one with another UID,
-/// as a StatefulSet makes it.
+/// Whether the token's pod is gone: no pod has its name, or one with another UID does, as
+/// happens in a StatefulSet.
 pub(in super::super) fn is_ownerless(
     token: &LoginToken,
     pod: &PodKey,
@@ -78,7 +77,7 @@ pub(in super::super) fn pod_of(token: &LoginToken) -> Option<PodKey> {
     (!namespace.is_empty() && !name.is_empty()).then(|| (namespace.to_owned(), name.to_owned()))
 }
 
-/// Binding rules that match the service account of no pod with a sidecar.
+/// Binding rules that match no service account of a pod with a sidecar.
 fn unmatched(seen: &Snapshot) -> Vec<Finding> {
     let (Some(login), Some(pods)) = (&seen.login, &seen.pods) else { return Vec::new() };
     let accounts: BTreeSet<(&str, &str)> = pods
@@ -124,14 +123,7 @@ mod tests {
 
     fn codes(seen: &Snapshot) -> Vec<Code> {
         let (policy, cluster) = (policy_of(&[]), Cluster::default());
-        let by = Judging {
-            policy: &policy,
-            cluster: &cluster,
-            knows_policy: true,
-            now: NOW,
-            grace: 120,
-            namespace: None,
-        };
+        let by = Judging { now: NOW, grace: 120, ..Judging::of(&policy, &cluster) };
         judge(seen, by).into_iter().map(|finding| finding.code).collect()
     }
 
@@ -163,7 +155,7 @@ mod tests {
         }
     }
 
-    /// ACL tokens pile up. Reported in
+    /// ACL tokens piled up. Reported in
     /// <https://github.com/hashicorp/consul-k8s/issues/845>.
     #[test]
     fn a_token_whose_pod_is_gone_is_found() {
@@ -179,7 +171,7 @@ mod tests {
         ] {
             login.tokens.push(kept);
         }
-        assert_eq!(codes(&seen), [], "young, by hand, or of a time that can't be read");
+        assert_eq!(codes(&seen), [], "young, created by hand, or with an unreadable time");
         seen.login.as_mut().unwrap().tokens.push(token(gone, "2026-11-25T10:00:00Z"));
         assert_eq!(codes(&seen), [Code::TokenOrphaned]);
         // Its registration is still there.
@@ -191,9 +183,9 @@ mod tests {
         assert_eq!(codes(&seen), []);
     }
 
-    /// A StatefulSet gives the next pod the name of the last.
+    /// A StatefulSet gives the next pod the name of the previous one.
     #[test]
-    fn a_token_of_an_earlier_pod_of_the_same_name_is_found() {
+    fn a_token_of_an_earlier_pod_with_the_same_name_is_found() {
         let mut seen = seen();
         let of = |uid: &str| {
             let meta =
@@ -208,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_auth_method_that_is_missing_or_without_end_is_found() {
+    fn an_auth_method_that_is_missing_or_whose_tokens_never_expire_is_found() {
         let mut seen = seen();
         seen.login.as_mut().unwrap().method.as_mut().unwrap().max_token_ttl = "0s".to_owned();
         assert_eq!(codes(&seen), [Code::TokensWithoutExpiry]);
@@ -217,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_binding_rule_that_matches_nobody_is_found_where_it_is_understood() {
+    fn a_binding_rule_that_matches_no_pod_is_found_if_its_selector_is_evaluated() {
         for (selector, is_found) in [
             ("", false),
             ("serviceaccount.name!=default", false),

@@ -1,4 +1,4 @@
-//! Upstreams and intentions, against the services that there are.
+//! Compares upstreams and intentions with the services that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ pub(super) fn judge(seen: &Snapshot) -> Vec<Finding> {
         for (upstream, sources) in sources.iter().filter(|(upstream, _)| !is_known(upstream)) {
             let sources: Vec<String> = sources.iter().map(|source| (*source).to_owned()).collect();
             findings.push(Finding::new(Code::UpstreamUnserved, "Service", *upstream).saying(
-                format_args!("it is an upstream of {}, and nobody registers it", some(&sources)),
+                format_args!("it is an upstream of {}, but nobody registers it", some(&sources)),
             ));
         }
         findings.extend(unmatched(seen.intentions.as_deref().unwrap_or_default(), is_known));
@@ -39,7 +39,7 @@ pub(super) fn judge(seen: &Snapshot) -> Vec<Finding> {
                 let name = format!("{source} -> {upstream}");
                 findings.push(Finding::new(Code::UpstreamDenied, "Upstream", name).saying(
                     format_args!(
-                        "`{upstream}` is an upstream of `{source}`, and intentions deny it"
+                        "`{upstream}` is an upstream of `{source}`, but intentions deny it"
                     ),
                 ));
             }
@@ -71,9 +71,8 @@ fn unmatched(intentions: &[Intention], is_known: impl Fn(&str) -> bool) -> Vec<F
     findings
 }
 
-/// Whether one service may connect to another: the most specific intention decides, as
-/// Consul's "Service intentions" page has the precedence. None if no intention is
-/// about them.
+/// Whether one service may connect to another: the most specific intention decides, in the
+/// precedence of Consul's page "Service intentions". `None` if no intention matches.
 pub(in super::super) fn is_allowed(
     intentions: &[Intention],
     source: &str,
@@ -90,7 +89,7 @@ pub(in super::super) fn is_allowed(
         .max_by_key(|intention| {
             (intention.destination_name != ANY, intention.source_name != ANY)
         })?;
-    // One with rules for each request allows some of them.
+    // An intention without an action has permissions, which may allow some requests.
     Some(decides.action != "deny")
 }
 
@@ -142,7 +141,7 @@ mod tests {
         assert_eq!(codes(&seen), []);
         seen.virtual_services.clear();
         seen.pods = Some(BTreeMap::new());
-        assert_eq!(codes(&seen), [], "of a pod that is gone");
+        assert_eq!(codes(&seen), [], "the pod is gone");
     }
 
     #[test]
@@ -154,9 +153,9 @@ mod tests {
         assert_eq!(codes(&some(&[all.clone(), intention("*", "db", "allow")])), []);
         let specific = [intention("*", "db", "allow"), intention("web", "db", "deny")];
         assert_eq!(codes(&some(&specific)), *std::slice::from_ref(&denied));
-        // By requests: nothing is claimed.
+        // It depends on the request, so nothing is reported.
         assert_eq!(codes(&some(&[all, intention("web", "db", "")])), []);
-        // By default.
+        // No intention matches, so Consul's default decides.
         let mut by_default = some(&[]);
         by_default.default_allows = Some(false);
         assert_eq!(codes(&by_default), [denied]);
@@ -165,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn an_intention_of_nobody_is_found() {
+    fn an_intention_for_a_service_that_nobody_registers_is_found() {
         let seen = seen(vec![intention("web", "dbb", "allow"), intention("*", "web", "allow")]);
         assert_eq!(codes(&seen), [(Code::IntentionUnmatched, "web -> dbb".to_owned())]);
         let found = &judge(&seen)[0];

@@ -1,4 +1,4 @@
-//! From what was seen to findings. Pure: no I/O, and the time is passed in.
+//! Derives findings from a snapshot. Does no I/O, and the time is passed in.
 
 mod acl;
 mod mesh;
@@ -14,22 +14,30 @@ use super::finding::Finding;
 use super::snapshot::Snapshot;
 use crate::policy::{Cluster, Policy};
 
-/// What decides beside what was seen.
+/// The input of the judges besides the snapshot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Judging<'a> {
     pub(super) policy: &'a Policy,
     pub(super) cluster: &'a Cluster,
-    /// Whether the policy is the injector's, not only the flags' defaults.
+    /// Whether the policy is the injector's, rather than the flags' defaults.
     pub(super) knows_policy: bool,
     /// Seconds since 1970.
     pub(super) now: i64,
-    /// For how many seconds a pod may be on its way.
+    /// How long a new pod may take to register, in seconds.
     pub(super) grace: i64,
-    /// The only Kubernetes namespace whose pods were read, if it is one.
+    /// The Kubernetes namespace to which reading pods was limited; `None` for all.
     pub(super) namespace: Option<&'a str>,
 }
 
-/// All that does not add up but for single pods, which [`pods`] judges as they are read.
+#[cfg(test)]
+impl<'a> Judging<'a> {
+    /// At the start of 1970, of all namespaces, with a known policy and no grace.
+    fn of(policy: &'a Policy, cluster: &'a Cluster) -> Self {
+        Self { policy, cluster, knows_policy: true, now: 0, grace: 0, namespace: None }
+    }
+}
+
+/// All findings except those about single pods, which [`pods`] judges while they are read.
 pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     [
         webhooks::judge(seen, by),
@@ -41,7 +49,7 @@ pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     .concat()
 }
 
-/// A few names, and how many more there are.
+/// Lists the first names and the number of further ones.
 fn some(names: &[String]) -> String {
     const SHOWN: usize = 3;
     let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");

@@ -1,5 +1,5 @@
-//! Single pods: whether they have the sidecar that they ask for, and the one that the
-//! injector would give them now.
+//! Judges single pods: whether they have the sidecar that they ask for, and whether the
+//! injector would now give them another one.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,12 @@ use super::super::sidecar::{self, Change};
 use super::super::snapshot::{Owner, Pod, PodKey, Snapshot};
 use super::Judging;
 use crate::annotation::{INJECT, STATUS};
+use crate::judge::Verdict;
 use crate::outcome::{Outcome, Reason};
 use crate::values::boolean;
 
-/// What is kept of a pod, and what does not add up with it. `seen` has the webhooks and
-/// namespaces already.
+/// Reduces a pod to what the snapshot keeps, and judges it. `seen` must already have the
+/// webhooks and namespaces.
 pub(in super::super) fn judge(
     pod: &Value,
     seen: &Snapshot,
@@ -50,92 +51,115 @@ fn finding(
     seen: &Snapshot,
     by: Judging<'_>,
 ) -> Option<Finding> {
-    let found = |code| Finding::new(code, "Pod", &key.1);
-    if kept.sidecar.is_some() {
-        return match sidecar::change(pod, &key.0, by.policy, by.cluster)? {
-            // Without a policy there are no images to compare with.
-            Change::Images(_) | Change::Policy(_) if !by.knows_policy => None,
-            Change::Images(images) => Some(
-                found(Code::SidecarOutdated).saying(format_args!("the sidecar is of {images}")),
-            ),
-            Change::Annotations(change) => Some(found(Code::AnnotationsChanged).saying(
-                format_args!("the annotations changed since the pod was injected: {change}"),
-            )),
-            Change::Policy(change) => Some(found(Code::SidecarOtherPolicy).saying(format_args!(
-                "the injector would make the sidecar otherwise now: {change}"
-            ))),
-        };
-    }
-    if sidecar::has_another(pod) {
+    let namespace = &key.0;
+    let (code, detail) = if kept.sidecar.is_some() {
+        let change = sidecar::change(pod, namespace, by.policy, by.cluster)?;
+        outdated(change, by.knows_policy)?
+    } else if sidecar::has_another(pod) {
         return None;
+    } else {
+        let verdict = crate::judge::judge(&without_status(pod), namespace, by.policy, by.cluster);
+        without_sidecar(pod, namespace, &verdict, seen)?
+    };
+    Some(Finding::new(code, "Pod", &key.1).saying(detail))
+}
+
+/// The finding about a sidecar that a restart would change.
+fn outdated(change: Change, knows_policy: bool) -> Option<(Code, String)> {
+    match change {
+        // Without a policy there are no images to compare with.
+        Change::Images(_) | Change::Policy(_) if !knows_policy => None,
+        Change::Images(images) => {
+            Some((Code::SidecarOutdated, format!("the sidecar has {images}")))
+        }
+        Change::Annotations(change) => Some((
+            Code::AnnotationsChanged,
+            format!("the annotations changed since the pod was injected: {change}"),
+        )),
+        Change::Policy(change) => Some((
+            Code::SidecarOtherPolicy,
+            format!("the injector would now configure the sidecar differently: {change}"),
+        )),
     }
-    let verdict = crate::judge::judge(&without_status(pod), &key.0, by.policy, by.cluster);
+}
+
+/// The finding about a pod without a sidecar. `verdict` is what the injector would decide
+/// now.
+fn without_sidecar(
+    pod: &Value,
+    namespace: &str,
+    verdict: &Verdict,
+    seen: &Snapshot,
+) -> Option<(Code, String)> {
+    let message = &verdict.message;
     let asks = pod["metadata"]["annotations"][INJECT].as_str().and_then(boolean) == Some(true);
     match verdict.reason {
         Reason::SystemNamespace | Reason::NamespaceDenied | Reason::NamespaceNotAllowed if asks => {
-            Some(found(Code::PodExcluded).saying(format_args!(
-                "annotation `{INJECT}` asks for a sidecar, but {}",
-                lower(&verdict.message)
-            )))
+            let why = lower(message);
+            let detail = format!("annotation `{INJECT}` asks for a sidecar, but {why}");
+            Some((Code::PodExcluded, detail))
         }
-        Reason::Requested | Reason::ByDefault => {
-            let reach = reach(pod, &key.0, seen);
-            if reach == Reach::LeftOut {
-                // By default means those that the webhooks match.
-                return (verdict.reason == Reason::Requested).then(|| {
-                    found(Code::WebhookExcludes).saying(
-                        "it asks for a sidecar, but no webhook of the injector matches its \
-                         namespace, labels and annotations",
-                    )
-                });
-            }
-            let mut how = if pod["metadata"]["annotations"][STATUS].is_string() {
+        Reason::Requested | Reason::ByDefault => match reach(pod, namespace, seen) {
+            // Injection by default applies only to pods that the webhooks match.
+            Reach::Excluded if verdict.reason == Reason::ByDefault => None,
+            Reach::Excluded => Some((
+                Code::WebhookExcludes,
+                "it asks for a sidecar, but no webhook of the injector matches its namespace, \
+                 labels and annotations"
+                    .to_owned(),
+            )),
+            Reach::Called => Some((Code::PodWithoutSidecar, missed(pod))),
+            Reach::Unknown(condition) => Some((
+                Code::PodWithoutSidecar,
                 format!(
-                    "its annotation `{STATUS}` says that it was injected, but it has no sidecar"
-                )
-            } else {
-                "it asks for a sidecar and has none: it was created while no injector answered, or \
-                 before its namespace or its labels were selected"
-                    .to_owned()
-            };
-            if let Reach::Unknown(condition) = reach {
-                how = format!(
-                    "{how}; or the matchCondition {condition} leaves it out, which is not evaluated here"
-                );
-            }
-            Some(found(Code::PodWithoutSidecar).saying(how))
-        }
-        reason if reason.outcome() == Outcome::Denied => {
-            Some(found(Code::PodDenied).saying(format_args!(
-                "it asks for a sidecar, has none, and would be denied now ({}): {}",
-                reason.code(),
-                verdict.message
-            )))
-        }
+                    "{}; or the matchCondition {condition}, which the audit cannot evaluate, \
+                     excludes it",
+                    missed(pod)
+                ),
+            )),
+        },
+        reason if reason.outcome() == Outcome::Denied => Some((
+            Code::PodDenied,
+            format!(
+                "it asks for a sidecar, has none, and would be denied now ({}): {message}",
+                reason.code()
+            ),
+        )),
         _ => None,
     }
 }
 
-/// Whether the API server asks about a pod.
+/// How a pod for which the webhook is called can have no sidecar.
+fn missed(pod: &Value) -> String {
+    if pod["metadata"]["annotations"][STATUS].is_string() {
+        format!("its annotation `{STATUS}` says that it was injected, but it has no sidecar")
+    } else {
+        "it asks for a sidecar and has none: it was created while no injector answered, or before \
+         its namespace or its labels were selected"
+            .to_owned()
+    }
+}
+
+/// Whether the API server calls a webhook of ours for a pod.
 #[derive(Debug, PartialEq, Eq)]
 enum Reach {
-    /// It asks, or it is not known whom it asks.
-    Asked,
-    /// No webhook of ours matches.
-    LeftOut,
-    /// A condition decides, which is named here.
+    /// A webhook matches, or the webhooks or the namespace could not be read.
+    Called,
+    /// No webhook matches.
+    Excluded,
+    /// The result depends on this condition, which can't be evaluated.
     Unknown(String),
 }
 
 fn reach(pod: &Value, namespace: &str, seen: &Snapshot) -> Reach {
     let (Some(webhooks), Some(namespaces)) = (&seen.webhooks, &seen.namespaces) else {
-        return Reach::Asked;
+        return Reach::Called;
     };
-    let Some(of_namespace) = namespaces.get(namespace) else { return Reach::Asked };
+    let Some(of_namespace) = namespaces.get(namespace) else { return Reach::Called };
     let labels: BTreeMap<String, String> =
         serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
     let ours: Vec<_> = webhooks.iter().filter(|webhook| webhook.owner == Owner::Us).collect();
-    let mut reach = if ours.is_empty() { Reach::Asked } else { Reach::LeftOut };
+    let mut reach = if ours.is_empty() { Reach::Called } else { Reach::Excluded };
     for webhook in ours.into_iter().filter(|webhook| {
         webhook.namespaces.matches(of_namespace) && webhook.objects.matches(&labels)
     }) {
@@ -144,7 +168,7 @@ fn reach(pod: &Value, namespace: &str, seen: &Snapshot) -> Reach {
             continue;
         }
         match webhook.conditions.iter().find(|condition| holds(condition).is_none()) {
-            None => return Reach::Asked,
+            None => return Reach::Called,
             Some(condition) => {
                 reach = Reach::Unknown(format!("{condition} of {}", webhook.name));
             }
@@ -180,7 +204,7 @@ fn seconds(time: &Value) -> Option<i64> {
     time.as_str()?.parse::<Timestamp>().ok().map(Timestamp::as_second)
 }
 
-/// A sentence in the middle of another.
+/// Turns a sentence into a part of another one.
 fn lower(sentence: &str) -> String {
     let mut characters = sentence.chars();
     let first = characters.next().map(|first| first.to_ascii_lowercase());
@@ -199,14 +223,7 @@ mod tests {
 
     fn judged(pod: &Value, policy: &Policy, seen: &Snapshot) -> Option<Finding> {
         let cluster = Cluster::default();
-        let by = Judging {
-            policy,
-            cluster: &cluster,
-            now: 0,
-            grace: 120,
-            namespace: None,
-            knows_policy: true,
-        };
+        let by = Judging { grace: 120, ..Judging::of(policy, &cluster) };
         judge(pod, seen, by).2
     }
 
@@ -226,7 +243,7 @@ mod tests {
     /// Pods start without a sidecar, silently. Reported in
     /// <https://github.com/hashicorp/consul-helm/issues/851>.
     #[test]
-    fn a_pod_that_asks_and_has_none_is_found_by_its_cause() {
+    fn a_pod_without_the_sidecar_that_it_asks_for_is_reported_with_the_cause() {
         let policy = policy_of(&["--deny-k8s-namespace=off"]);
         let none = Snapshot::default();
         let asks = json!({INJECT: "true"});
@@ -246,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_ends_or_has_ended_is_no_finding() {
+    fn a_pod_that_is_terminating_or_has_ended_causes_no_finding() {
         let policy = policy_of(&[]);
         let mut ends = pod("shop", &json!({INJECT: "true"}));
         ends["metadata"]["deletionTimestamp"] = "2026-11-25T12:00:00Z".into();
@@ -257,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_no_webhook_selects_is_told_apart() {
+    fn a_pod_that_no_webhook_selects_has_a_finding_of_its_own() {
         let webhook = Webhook {
             namespaces: Selector::of(&json!({"matchLabels": {"mesh": "on"}})),
             ..Webhook::default()
@@ -285,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_matchconditions_leave_out_is_told_apart() {
+    fn a_pod_that_matchconditions_exclude_has_a_finding_of_its_own() {
         let policy = policy_of(&[]);
         let asks = pod("shop", &json!({INJECT: "true"}));
         let found = |webhooks: &[&[Condition]]| {
@@ -314,20 +331,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_of_a_pod() {
+    fn addresses_times_and_node_of_a_pod_are_kept() {
         let mut pod = pod("shop", &json!({}));
         pod["metadata"]["creationTimestamp"] = "1970-01-01T00:01:40Z".into();
         pod["status"]["conditions"] = json!([{"type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:02:00Z"}]);
         let cluster = Cluster::default();
         let policy = policy_of(&[]);
-        let by = Judging {
-            policy: &policy,
-            cluster: &cluster,
-            now: 0,
-            grace: 0,
-            namespace: None,
-            knows_policy: true,
-        };
+        let by = Judging::of(&policy, &cluster);
         let (key, kept, _) = judge(&pod, &Snapshot::default(), by);
         assert_eq!(key, ("shop".to_owned(), "web".to_owned()));
         assert_eq!((kept.created, kept.ready, kept.node.as_str()), (100, Some(120), "n1"));

@@ -1,4 +1,4 @@
-//! What pods are registered as, against the pods.
+//! Compares registrations with the pods that they name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -45,8 +45,8 @@ impl Judging<'_> {
     }
 }
 
-/// A registration without its pod. Not one on a node of no Kubernetes that is known: it
-/// may be of another cluster with the same Consul.
+/// Judges a registration without a pod. Ignores nodes that are not in this cluster, because
+/// another cluster may share the Consul.
 fn orphaned(
     seen: &Snapshot,
     registration: &Registration,
@@ -56,28 +56,28 @@ fn orphaned(
     let is_critical =
         registration.heartbeat.as_ref().is_some_and(|(status, _)| status == "critical");
     if is_critical && seen.is_alive(&registration.node) {
-        // The agent is about to take it back.
+        // The agent is about to deregister it.
         return None;
     }
     let (namespace, pod) = &registration.pod;
     let taken = by_address.get(registration.address.as_str());
     let taken = taken.map(|(namespace, name)| {
-        format!(", and its address {} is that of {namespace}/{name} now", registration.address)
+        format!(", and its address {} now belongs to {namespace}/{name}", registration.address)
     });
-    let agent = if seen.is_alive(&registration.node) { "" } else { "; the node's agent is away" };
+    let agent =
+        if seen.is_alive(&registration.node) { "" } else { "; the node's agent is unreachable" };
     Some(Finding::new(Code::RegistrationOrphaned, KIND, &registration.id).saying(format_args!(
         "its pod {namespace}/{pod} is gone{}{agent}",
         taken.unwrap_or_default()
     )))
 }
 
-/// A registration of a pod that lives, with a wrong address, on a wrong node, or with a
-/// heartbeat that says what is wrong.
+/// Judges the registration of a running pod: its address, its node and its TTL check.
 fn misplaced(seen: &Snapshot, registration: &Registration, pod: &Pod) -> Option<Finding> {
     let found = |code| Finding::new(code, KIND, &registration.id);
     if !pod.ips.is_empty() && !pod.ips.contains(&registration.address) {
         return Some(found(Code::RegistrationStaleAddress).saying(format_args!(
-            "it has the address {}, its pod has {}",
+            "it has the address {}, but its pod has {}",
             registration.address,
             pod.ips.join(", ")
         )));
@@ -86,25 +86,23 @@ fn misplaced(seen: &Snapshot, registration: &Registration, pod: &Pod) -> Option<
         && node != pod.node
     {
         return Some(found(Code::RegistrationWrongNode).saying(format_args!(
-            "it is held by the agent of {node}, its pod is on {}",
+            "it is registered with the agent of {node}, but its pod is on {}",
             pod.node
         )));
     }
-    match &registration.heartbeat {
-        Some((status, output))
-            if status == "critical"
-                && registration.is_proxy
-                && seen.is_alive(&registration.node) =>
-        {
-            let output = output.trim();
-            Some(found(Code::SidecarCritical).saying(format_args!("its heartbeat says: {output}")))
-        }
-        _ => None,
-    }
+    let (status, output) = registration.heartbeat.as_ref()?;
+    let code = match status.as_str() {
+        "critical" => Code::SidecarCritical,
+        // connect-lifecycle sets this status for no other reason.
+        "warning" => Code::SidecarCertificateEnds,
+        _ => return None,
+    };
+    let is_told_once = registration.is_proxy && seen.is_alive(&registration.node);
+    is_told_once.then(|| found(code).saying(format_args!("its TTL check says: {}", output.trim())))
 }
 
 fn unregistered(seen: &Snapshot, pods: &BTreeMap<PodKey, Pod>, by: Judging<'_>) -> Vec<Finding> {
-    // Where not all may be read, nothing is missing.
+    // If ACLs hide some registrations, a missing one proves nothing.
     if !seen.all_registrations {
         return Vec::new();
     }
@@ -139,7 +137,7 @@ fn unregistered(seen: &Snapshot, pods: &BTreeMap<PodKey, Pod>, by: Judging<'_>) 
     findings
 }
 
-/// Services whose instances are pods of several namespaces.
+/// Services with instances in several Kubernetes namespaces.
 fn shared<'a>(registrations: impl Iterator<Item = &'a Registration>) -> Vec<Finding> {
     let mut namespaces: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for registration in registrations.filter(|registration| !registration.is_proxy) {
@@ -174,14 +172,7 @@ mod tests {
 
     fn findings(seen: &Snapshot) -> Vec<Finding> {
         let (policy, cluster) = (policy_of(&[]), Cluster::default());
-        let by = Judging {
-            policy: &policy,
-            cluster: &cluster,
-            now: NOW,
-            grace: 120,
-            namespace: None,
-            knows_policy: true,
-        };
+        let by = Judging { now: NOW, grace: 120, ..Judging::of(&policy, &cluster) };
         judge(seen, by)
     }
 
@@ -209,7 +200,7 @@ mod tests {
         [service, proxy]
     }
 
-    /// Two nodes, and a pod with its two registrations.
+    /// Two nodes, and a pod with its two registrations (service and sidecar).
     fn healthy() -> Snapshot {
         let node = |address: &str| Node {
             addresses: vec![address.to_owned()],
@@ -249,11 +240,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_it_should_be_is_no_finding() {
+    fn a_healthy_pod_causes_no_finding() {
         assert_eq!(judged(&healthy()), []);
     }
 
-    /// Dead pods stay registered. Reported in
+    /// Dead pods stayed registered. Reported in
     /// <https://github.com/hashicorp/consul-k8s/issues/2491>.
     #[test]
     fn a_registration_whose_pod_is_gone_is_found() {
@@ -262,20 +253,24 @@ mod tests {
         let found = findings(&seen);
         assert_eq!(found.len(), 2);
         assert!(found.iter().all(|finding| finding.code == Code::RegistrationOrphaned));
-        assert!(found[0].detail.contains("10.1.0.7 is that of shop/web-0"), "{}", found[0].detail);
-        // One that the agent is about to take back.
+        assert!(
+            found[0].detail.contains("10.1.0.7 now belongs to shop/web-0"),
+            "{}",
+            found[0].detail
+        );
+        // The agent is about to deregister it.
         for registration in &mut seen.registrations[2..] {
             registration.heartbeat = Some(("critical".to_owned(), "TTL expired".to_owned()));
         }
         assert_eq!(judged(&seen), []);
-        // An agent that is away takes nothing back.
+        // An unreachable agent deregisters nothing.
         seen.agents.as_mut().unwrap().get_mut("agent-2").unwrap().alive = false;
         assert_eq!(judged(&seen), [Code::RegistrationOrphaned; 2]);
     }
 
-    /// Another Kubernetes may have the same Consul.
+    /// Another Kubernetes cluster may share the Consul.
     #[test]
-    fn a_registration_of_no_node_of_ours_is_left_alone() {
+    fn a_registration_on_a_node_of_another_cluster_is_ignored() {
         let mut seen = healthy();
         let other =
             AgentNode { address: "10.9.0.1".to_owned(), alive: true, ..AgentNode::default() };
@@ -284,9 +279,9 @@ mod tests {
         assert_eq!(judged(&seen), []);
     }
 
-    /// By hand, or by another injector: its id is not that of a pod of ours.
+    /// Somebody registered it by hand, or another injector did.
     #[test]
-    fn a_registration_with_our_meta_and_another_id_is_left_alone() {
+    fn a_registration_with_our_meta_but_another_form_of_id_is_ignored() {
         let mut seen = healthy();
         let [mut service, _] = pair("web-1", "10.1.0.9", "n1");
         service.id = "web-1-web".to_owned();
@@ -295,31 +290,35 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_address_or_node_or_a_critical_heartbeat_is_found() {
+    fn a_wrong_address_or_node_or_a_failing_ttl_check_is_found() {
         let mut seen = healthy();
         pod(&mut seen).ips = vec!["10.1.0.8".to_owned()];
         assert_eq!(judged(&seen), [Code::RegistrationStaleAddress; 2]);
         let mut seen = healthy();
         seen.registrations = pair("web-0", "10.1.0.7", "agent-2").into();
         assert_eq!(judged(&seen), [Code::RegistrationWrongNode; 2]);
-        let mut seen = healthy();
-        for registration in &mut seen.registrations {
-            registration.heartbeat = Some(("critical".to_owned(), "cut off".to_owned()));
+        for (status, code) in
+            [("critical", Code::SidecarCritical), ("warning", Code::SidecarCertificateEnds)]
+        {
+            let mut seen = healthy();
+            for registration in &mut seen.registrations {
+                registration.heartbeat = Some((status.to_owned(), "cut off".to_owned()));
+            }
+            let found = findings(&seen);
+            assert_eq!(found.len(), 1);
+            assert_eq!(
+                (found[0].code, found[0].detail.as_str()),
+                (code, "its TTL check says: cut off")
+            );
         }
-        let found = findings(&seen);
-        assert_eq!(found.len(), 1);
-        assert_eq!(
-            (found[0].code, found[0].detail.as_str()),
-            (Code::SidecarCritical, "its heartbeat says: cut off")
-        );
     }
 
     #[test]
-    fn a_pod_that_nobody_registered_is_found_unless_it_is_on_its_way() {
+    fn an_unregistered_pod_is_found_unless_it_is_starting_or_ending() {
         let mut seen = healthy();
         seen.registrations.pop();
         assert_eq!(judged(&seen), [Code::PodUnregistered]);
-        for on_its_way in [
+        for exempt in [
             |pod: &mut Pod| pod.created = NOW - 10,
             |pod: &mut Pod| pod.ends = true,
             |pod: &mut Pod| pod.ended = true,
@@ -327,16 +326,16 @@ mod tests {
         ] {
             let mut seen = seen.clone();
             seen.registrations.clear();
-            on_its_way(pod(&mut seen));
+            exempt(pod(&mut seen));
             assert_eq!(judged(&seen), []);
         }
-        // Where the ACL token does not see all.
+        // The ACL token does not see all registrations.
         seen.all_registrations = false;
         assert_eq!(judged(&seen), []);
     }
 
     #[test]
-    fn a_name_in_two_namespaces_is_found_once() {
+    fn a_service_in_two_namespaces_is_found_once() {
         let mut seen = healthy();
         let other = ("bank".to_owned(), "web-0".to_owned());
         let theirs = pod(&mut seen).clone();

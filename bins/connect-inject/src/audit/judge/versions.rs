@@ -1,4 +1,4 @@
-//! Releases that do not go together: agents, Envoys and kubelets.
+//! Finds incompatible releases of agents, Envoy and kubelets.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     [agents(seen), envoys(seen), kubelets(seen, by)].concat()
 }
 
-/// Agents of pods that are too old for their Envoys.
+/// Agents that are too old for the Envoys of the pods registered with them.
 fn agents(seen: &Snapshot) -> Vec<Finding> {
     let of_pods: BTreeSet<&str> = seen
         .registrations
@@ -35,8 +35,8 @@ fn agents(seen: &Snapshot) -> Vec<Finding> {
         .collect()
 }
 
-/// Envoys that are older than all that the agent supports, by their images. Newer ones work
-/// with every agent that is not too old.
+/// Envoy images that are older than every release that the agent supports. Newer releases
+/// work with every agent that [`agents`] accepts.
 fn envoys(seen: &Snapshot) -> Vec<Finding> {
     let supported = seen.supported_envoys.iter().filter_map(|text| envoy_version::release(text));
     let Some(oldest) = supported.min() else { return Vec::new() };
@@ -57,7 +57,7 @@ fn envoys(seen: &Snapshot) -> Vec<Finding> {
         .collect()
 }
 
-/// Kubelets that reject the pods that the injector makes.
+/// Kubelets that reject injected pods, because they don't know native sidecars.
 fn kubelets(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     if !by.knows_policy || by.policy.is_native(by.policy.sidecar_mode, by.cluster) != Ok(true) {
         return Vec::new();
@@ -70,7 +70,7 @@ fn kubelets(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
         })
         .map(|(name, node)| {
             Finding::new(Code::KubeletTooOld, "Node", name).on(name).saying(format_args!(
-                "its kubelet is {}, and pods get native sidecars, which came with {}",
+                "its kubelet is {}, but pods get native sidecars, which require {}",
                 node.kubelet,
                 Version::NATIVE_SIDECAR
             ))
@@ -86,14 +86,7 @@ mod tests {
 
     fn codes(seen: &Snapshot, kubernetes: &str) -> Vec<Code> {
         let (policy, cluster) = (policy_of(&[]), cluster(kubernetes));
-        let by = Judging {
-            policy: &policy,
-            cluster: &cluster,
-            knows_policy: true,
-            now: 0,
-            grace: 0,
-            namespace: None,
-        };
+        let by = Judging::of(&policy, &cluster);
         judge(seen, by).into_iter().map(|finding| finding.code).collect()
     }
 

@@ -1,4 +1,4 @@
-//! Who is asked about new pods.
+//! Judges the webhooks that the API server calls for new pods.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +8,8 @@ use super::{Judging, some};
 
 const KIND: &str = "MutatingWebhookConfiguration";
 
-/// How long a certificate is valid yet at least, in seconds. The injector's own is made
-/// anew ten days before its end.
+/// Remaining validity, in seconds, below which a certificate is reported. The injector renews
+/// its own certificate ten days before it expires.
 const SOON: i64 = 3 * 24 * 3600;
 
 pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
@@ -19,15 +19,15 @@ pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     if ours.is_empty() {
         return vec![
             Finding::new(Code::WebhookMissing, KIND, "connect-inject")
-                .saying("no webhook configuration has the injector: new pods get no sidecar"),
+                .saying("no webhook configuration calls the injector: new pods get no sidecar"),
         ];
     }
     let mut findings = trust(&ours, by.now);
     if !ours.iter().any(|webhook| webhook.fails_closed) {
         findings.push(
             Finding::new(Code::WebhookIgnoresFailures, KIND, &ours[0].configuration).saying(
-                "failurePolicy is Ignore: pods that ask are created without a sidecar while no \
-             injector answers",
+                "failurePolicy is Ignore: pods that ask for a sidecar are created without one \
+                 while no injector answers",
             ),
         );
     }
@@ -35,8 +35,8 @@ pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Whether the API server reaches the injector and can trust it: once for each Service,
-/// which several webhooks share.
+/// Whether the API server can reach and trust the injector. Webhooks that share a problem of
+/// one configuration are reported once.
 fn trust(ours: &[&Webhook], now: i64) -> Vec<Finding> {
     let mut problems: BTreeMap<(&str, Code, String), Vec<String>> = BTreeMap::new();
     for webhook in ours {
@@ -67,16 +67,16 @@ fn problem(webhook: &Webhook, now: i64) -> Option<(Code, String)> {
             ),
         ),
         Served::Unreachable(problem) => {
-            (Code::WebhookUnreachable, format!("nobody answers for Service {service}: {problem}"))
+            (Code::WebhookUnreachable, format!("Service {service} is unreachable: {problem}"))
         }
         Served::Unchecked(problem) => (
             Code::WebhookUnchecked,
-            format!("the certificate of Service {service} can't be seen from here: {problem}"),
+            format!("the certificate of Service {service} cannot be checked from here: {problem}"),
         ),
         Served::Trusted(end) if *end - now < SOON => (
             Code::WebhookCertificateEnds,
             format!(
-                "the certificate that Service {service} shows ends at {}",
+                "the certificate that Service {service} shows expires at {}",
                 certificate::rfc3339(*end)
             ),
         ),
@@ -84,8 +84,8 @@ fn problem(webhook: &Webhook, now: i64) -> Option<(Code, String)> {
     })
 }
 
-/// Namespaces about whose pods two injectors are asked. Conditions on pods are not looked
-/// at: those of the chart leave none out that asks.
+/// Namespaces for whose pods the API server calls two injectors. matchConditions are ignored,
+/// because those of the chart exclude no pod that asks for a sidecar.
 fn overlaps(seen: &Snapshot, webhooks: &[Webhook]) -> Vec<Finding> {
     let Some(namespaces) = &seen.namespaces else { return Vec::new() };
     let mut findings = Vec::new();
@@ -108,7 +108,7 @@ fn overlaps(seen: &Snapshot, webhooks: &[Webhook]) -> Vec<Finding> {
             if !both.is_empty() {
                 findings.push(Finding::new(Code::WebhookOverlaps, KIND, pair.0).saying(
                     format_args!(
-                        "it and {} are both asked about pods of the namespaces {}",
+                        "the API server calls both it and {} for pods of the namespaces {}",
                         pair.1,
                         some(&both)
                     ),
@@ -132,14 +132,7 @@ mod tests {
 
     fn codes(seen: &Snapshot) -> Vec<Code> {
         let (policy, cluster) = (policy_of(&[]), Cluster::default());
-        let by = Judging {
-            policy: &policy,
-            cluster: &cluster,
-            knows_policy: true,
-            now: NOW,
-            grace: 0,
-            namespace: None,
-        };
+        let by = Judging { now: NOW, ..Judging::of(&policy, &cluster) };
         judge(seen, by).into_iter().map(|finding| finding.code).collect()
     }
 
@@ -166,16 +159,16 @@ mod tests {
     }
 
     #[test]
-    fn what_the_chart_makes_is_no_finding() {
+    fn the_webhooks_of_the_chart_cause_no_finding() {
         let advice = Webhook { fails_closed: false, ..webhook() };
         assert_eq!(codes(&with(vec![webhook(), advice])), []);
-        assert_eq!(codes(&Snapshot::default()), [], "it may not be read");
+        assert_eq!(codes(&Snapshot::default()), [], "no permission to read webhooks");
     }
 
     /// The serving certificate expired, caBundle was overwritten. Reported in
     /// <https://github.com/hashicorp/consul-k8s/issues/857>.
     #[test]
-    fn what_the_api_server_does_not_trust_is_found() {
+    fn a_webhook_that_the_api_server_cannot_call_or_trust_is_found() {
         for (changed, code) in [
             (Webhook { ca_bundle: String::new(), ..webhook() }, Code::WebhookUntrusted),
             (
@@ -201,9 +194,9 @@ mod tests {
         assert_eq!(codes(&with(Vec::new())), [Code::WebhookMissing]);
     }
 
-    /// The chart makes six webhooks of one Service.
+    /// The chart creates six webhooks with one Service.
     #[test]
-    fn a_service_of_several_webhooks_is_found_once() {
+    fn a_problem_of_a_service_that_several_webhooks_share_is_found_once() {
         let seen = |served: Served| {
             let webhook = Webhook { served: Some(served), ..webhook() };
             let advice = Webhook { name: "advice".to_owned(), ..webhook.clone() };

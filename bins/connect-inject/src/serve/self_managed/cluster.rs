@@ -1,5 +1,5 @@
-//! The two objects of the Kubernetes API that a self-managed certificate takes:
-//! the replicas' Secret, and the webhook configuration that trusts it.
+//! The two Kubernetes objects behind a self-managed certificate: the Secret that the
+//! replicas share, and the webhook configuration that must trust it.
 
 use std::fmt;
 use std::pin::pin;
@@ -17,15 +17,14 @@ use tracing::subscriber::NoSubscriber;
 use super::material::Material;
 use crate::kubernetes::{Api, Problem};
 
-/// How long a request may take.
+/// Timeout of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The type of a Secret with a certificate and its key.
+/// Type of a Secret with a certificate and its key.
 ///
 /// Source: "Secrets" of the Kubernetes documentation.
 const SECRET_TYPE: &str = "kubernetes.io/tls";
 
-/// The two objects, by their names.
 #[derive(Clone)]
 pub(super) struct Cluster {
     api: Api,
@@ -35,7 +34,7 @@ pub(super) struct Cluster {
     secret_name: String,
 }
 
-/// The Secret as it was read.
+/// The Secret, as it was read.
 pub(super) struct Read {
     secret: Option<Secret>,
     pub(super) material: Material,
@@ -44,8 +43,7 @@ pub(super) struct Read {
 // === impl Cluster ===
 
 impl Cluster {
-    /// The objects of a webhook configuration of that name, and of the Secret
-    /// that is named after it.
+    /// The objects for this webhook configuration; the Secret's name is derived from it.
     pub(super) fn new(api: Api, namespace: &str, webhooks_name: String) -> Self {
         Self {
             secrets: kube::Api::namespaced(api.client.clone(), namespace),
@@ -65,13 +63,13 @@ impl Cluster {
         Ok(Read { secret, material })
     }
 
-    /// Writes the Secret, unless somebody has since it was read.
+    /// Writes the Secret; fails with [`Problem::Overtaken`] if it has changed since `read`.
     pub(super) async fn write(&self, read: Read, material: &Material) -> Result<(), Problem> {
         let name = &self.secret_name;
         let what = format!("write Secret {name}");
         let parameters = PostParams::default();
         if let Some(mut secret) = read.secret {
-            // With its resourceVersion, and with what others keep in it.
+            // Keeps the resourceVersion, and keys that others have added.
             secret.data.get_or_insert_default().extend(material.data());
             self.api
                 .within(PATIENCE, &what, self.secrets.replace(name, &parameters, &secret))
@@ -103,8 +101,9 @@ impl Cluster {
         })
     }
 
-    /// Makes every webhook trust the bundle, unless somebody has changed the
-    /// configuration since it was read. Says which did not, and its version.
+    /// Sets the caBundle of every webhook that has another one. Fails with
+    /// [`Problem::Overtaken`] if the configuration has changed since it was read. Returns
+    /// the names of the changed webhooks, and the configuration's resourceVersion.
     pub(super) async fn heal(
         &self,
         webhooks: &MutatingWebhookConfiguration,
@@ -122,8 +121,8 @@ impl Cluster {
         if stale.is_empty() {
             return Ok((stale, version));
         }
-        // By their names, so that nothing else is touched, and by the version
-        // that was read.
+        // Merged by name, so other fields stay; the resourceVersion detects concurrent
+        // changes.
         let entries: Vec<_> = stale
             .iter()
             .map(|name| json!({"name": name, "clientConfig": {"caBundle": bundle}}))
@@ -136,8 +135,7 @@ impl Cluster {
         Ok((stale, healed.metadata.resource_version.unwrap_or_default()))
     }
 
-    /// Waits until the webhook configuration is not any more of that version,
-    /// for as long as the API server says nothing else.
+    /// Waits until the webhook configuration has changed, at most for `longest`.
     pub(super) async fn changed(&self, version: &str, longest: Duration) {
         let seconds = u32::try_from(longest.as_secs()).unwrap_or(u32::MAX);
         let only = WatchParams::default()
@@ -153,10 +151,10 @@ impl Cluster {
                 }
             };
             let mut events = pin!(events);
-            // A bookmark is no change.
+            // A bookmark is not a change.
             while let Some(Ok(WatchEvent::Bookmark(_))) = events.next().await {}
         };
-        // Otherwise it is read again.
+        // The caller reads the configuration again in any case.
         let _ = tokio::time::timeout(longest, watching).await;
     }
 }

@@ -1,4 +1,4 @@
-//! New CAs, and new certificates signed by them.
+//! Issues CAs and certificates.
 
 use std::time::Duration;
 
@@ -8,20 +8,28 @@ use rcgen::{
 };
 use rustls::pki_types::ServerName;
 
-use super::material::{AUTHORITY_LIFE, Authority, BACKDATED, Key, LEAF_LIFE, Leaf};
+use super::pki::{Authority, Key, Leaf};
+use crate::serve::clock::{DAY, HOUR};
 use certificate::Validity;
 
-/// A CA that is made now, and its key.
+/// A certificate is valid from this long before it is issued, because clocks differ.
+pub(super) const BACKDATED: i64 = HOUR;
+/// Lifetime of a CA.
+pub(super) const AUTHORITY_LIFE: i64 = 730 * DAY;
+/// Lifetime of a certificate, unless its CA expires earlier.
+const LEAF_LIFE: i64 = 30 * DAY;
+
+/// Issues a CA that is valid from now, and its key.
 pub(super) fn authority(now: i64) -> Result<(Authority, Key), String> {
     let mut params = authority_params();
     during(&mut params, Validity { not_before: now - BACKDATED, not_after: now + AUTHORITY_LIFE });
     let key = KeyPair::generate().map_err(|error| error.to_string())?;
     let certificate = params.self_signed(&key).map_err(|error| error.to_string())?;
-    let authority = Authority::new(certificate.der().clone()).ok_or("a CA that can't be read")?;
+    let authority = Authority::new(certificate.der().clone()).ok_or("cannot parse the new CA")?;
     Ok((authority, Key(key.serialize_pem())))
 }
 
-/// A certificate that is made now, within the time of the CA that signs it.
+/// Issues a certificate that is valid from now until its CA expires at the latest.
 pub(super) fn leaf(
     authority: &Authority,
     authority_key: &Key,
@@ -41,11 +49,11 @@ pub(super) fn leaf(
     let key = KeyPair::generate().map_err(|error| error.to_string())?;
     let certificate = params.signed_by(&key, &issuer).map_err(|error| error.to_string())?;
     Leaf::new(certificate.der().clone(), Key(key.serialize_pem()))
-        .ok_or_else(|| "a certificate that can't be read".to_owned())
+        .ok_or_else(|| "cannot parse the new certificate".to_owned())
 }
 
-/// What all CAs of ours have in common, so that any of them can be told from
-/// these and its key.
+/// Parameters that all our CAs share. A CA's certificate can be rebuilt from these and its
+/// key.
 fn authority_params() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = name("connect-inject CA");

@@ -1,100 +1,67 @@
-//! What the replicas' Secret holds, and what is due to be done about it. Pure,
-//! but for the keys that are made.
+//! Contents of the Secret that the replicas share, and the next step of their rotation.
+//! Pure, except that it generates keys.
 //!
-//! A certificate is only ever replaced by one that every API server trusts: a
-//! new CA is published first, the certificate is signed by it when the API
-//! servers have had time to see it, and the old CA is forgotten when no replica
-//! shows a certificate of it any more.
+//! A certificate is replaced only by one that every API server trusts. A new CA is
+//! published first; the certificate is signed by it once the API servers have had time to
+//! see it; the old CA is removed when no replica serves a certificate of it any more.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName};
 
-use super::issue;
-use crate::serve::tls::server_config;
-use certificate::{Validity, validity};
+use super::issue::{self, BACKDATED};
+use super::pki::{Authority, Key, Leaf, pem};
+use crate::serve::clock::{DAY, MINUTE};
 
-const MINUTE: i64 = 60;
-const HOUR: i64 = 60 * MINUTE;
-const DAY: i64 = 24 * HOUR;
-
-/// How long before it is made a certificate begins: clocks differ.
-pub(super) const BACKDATED: i64 = HOUR;
-/// How long a CA is valid.
-pub(super) const AUTHORITY_LIFE: i64 = 730 * DAY;
-/// How long before its end the next one is made.
+/// A new CA is issued this long before the old one expires.
 const AUTHORITY_DUE: i64 = 60 * DAY;
-/// How long a certificate is valid, within its CA's time.
-pub(super) const LEAF_LIFE: i64 = 30 * DAY;
-/// How long before its end the next one is made: an API server that can't be
-/// reached for that long is no API server any more.
+/// A new certificate is issued this long before the old one expires. An API server that
+/// can't be reached for as long does not count.
 const LEAF_DUE: i64 = 10 * DAY;
-/// When it is made whatever else is going on.
+/// Less than this before its expiry, a certificate is replaced even while a new CA settles.
 const LEAF_URGENT: i64 = DAY;
-/// How long a new CA is published before a certificate is signed by it.
+/// How long a new CA is published before it signs a certificate.
 const SETTLED: i64 = 10 * MINUTE;
-/// How long a certificate of the new CA is in use before the old one is
-/// forgotten: every replica has seen it by then.
+/// How long a certificate of the new CA is in use before the old CA is removed: all
+/// replicas have loaded it by then.
 const OVERLAP: i64 = DAY;
-/// More CAs than there are in any overlap.
+/// More CAs than any overlap has.
 const MOST_AUTHORITIES: usize = 4;
 
-/// The keys of the Secret's data. The last two are those of the type
+/// Keys of the Secret's data. `tls.crt` and `tls.key` are those of the type
 /// `kubernetes.io/tls`.
 const AUTHORITIES: &str = "ca.crt";
 const AUTHORITY_KEY: &str = "ca.key";
 const LEAF: &str = "tls.crt";
 const LEAF_KEY: &str = "tls.key";
 
-/// What the Secret holds, as far as it is any good.
+/// The valid contents of the Secret.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Material {
-    /// The CAs to be trusted, the newest first.
+    /// Trusted CAs, newest first.
     pub(super) authorities: Vec<Authority>,
-    /// The key of the newest.
+    /// Key of the newest CA.
     pub(super) authority_key: Option<Key>,
-    /// The certificate of the webhook.
     pub(super) leaf: Option<Leaf>,
 }
 
-/// A CA.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Authority {
-    pub(super) certificate: CertificateDer<'static>,
-    pub(super) validity: Validity,
-}
-
-/// The certificate of the webhook.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Leaf {
-    pub(super) certificate: CertificateDer<'static>,
-    pub(super) key: Key,
-    pub(super) validity: Validity,
-}
-
-/// A private key in PEM, which is never shown.
-#[derive(Clone, PartialEq)]
-pub(super) struct Key(pub(super) String);
-
-/// What is due to be done, one thing after the other.
+/// The next step of the rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// Make a CA.
+    /// Issue a new CA.
     Authority,
-    /// Make a certificate.
+    /// Issue a new certificate.
     Leaf,
-    /// Forget all CAs but the newest.
+    /// Remove all CAs except the newest.
     Forget,
 }
 
 // === impl Material ===
 
 impl Material {
-    /// Reads the Secret's data. What is no good in it is as if it were not there.
+    /// Reads the Secret's data; invalid contents count as absent.
     pub(super) fn read(data: &BTreeMap<String, ByteString>) -> Self {
         let value = |key| data.get(key).map(|value| value.0.as_slice()).unwrap_or_default();
         let key = |key| String::from_utf8(value(key).to_vec()).ok().map(Key);
@@ -112,12 +79,12 @@ impl Material {
         Self { authorities, authority_key, leaf }
     }
 
-    /// Whether there is no CA in it, and so nothing that anybody trusts.
+    /// Whether it has no CA, so that nobody can trust it.
     pub(super) fn is_emptied(&self) -> bool {
         self.authorities.is_empty()
     }
 
-    /// What the Secret is to hold.
+    /// The Secret's data.
     pub(super) fn data(&self) -> BTreeMap<String, ByteString> {
         let key = |key: Option<&Key>| key.map(|key| key.0.clone()).unwrap_or_default();
         let leaf = self.leaf.as_ref();
@@ -132,13 +99,13 @@ impl Material {
         .collect()
     }
 
-    /// The CAs as a `caBundle` has them.
+    /// The CAs in PEM, for a webhook's `caBundle`.
     pub(super) fn bundle(&self) -> String {
         self.authorities.iter().map(|authority| pem(&authority.certificate)).collect()
     }
 
-    /// What is due for the certificate of these hosts, at a time in seconds
-    /// since 1970; none: all is well.
+    /// The step that is due at `now` (seconds since 1970) for a certificate with these
+    /// hosts, if any.
     pub(super) fn due(&self, hosts: &[ServerName<'static>], now: i64) -> Option<Due> {
         let Some(newest) = self.authorities.first().filter(|_| self.authority_key.is_some()) else {
             return Some(Due::Authority);
@@ -163,10 +130,10 @@ impl Material {
         forget.then_some(Due::Forget)
     }
 
-    /// Does what is due.
+    /// Performs a step.
     ///
     /// # Errors
-    /// A sentence: no key can be made, or no certificate for such a host.
+    /// A sentence: a key can't be generated, or a certificate can't have one of the hosts.
     pub(super) fn renewed(
         mut self,
         due: Due,
@@ -187,7 +154,8 @@ impl Material {
                 if leaf.is_good(authority, hosts, now) {
                     self.leaf = Some(leaf);
                 } else {
-                    // It is none of ours: another release's, or another's.
+                    // The CA has other parameters than ours: it is from another release, or
+                    // foreign.
                     self.authority_key = None;
                 }
             }
@@ -197,86 +165,13 @@ impl Material {
     }
 }
 
-// === impl Authority ===
-
-impl Authority {
-    pub(super) fn new(certificate: CertificateDer<'static>) -> Option<Self> {
-        let validity = validity(&certificate)?;
-        Some(Self { certificate, validity })
-    }
-}
-
-// === impl Leaf ===
-
-impl Leaf {
-    pub(super) fn new(certificate: CertificateDer<'static>, key: Key) -> Option<Self> {
-        let validity = validity(&certificate)?;
-        key.is_of(&certificate).then_some(Self { certificate, key, validity })
-    }
-
-    /// Whether a client that trusts the CA takes it for each of the hosts.
-    fn is_good(&self, authority: &Authority, hosts: &[ServerName<'static>], now: i64) -> bool {
-        let Ok(leaf) = webpki::EndEntityCert::try_from(&self.certificate) else { return false };
-        let Ok(anchor) = webpki::anchor_from_trusted_cert(&authority.certificate) else {
-            return false;
-        };
-        let Ok(now_unsigned) = u64::try_from(now) else { return false };
-        let time = UnixTime::since_unix_epoch(Duration::from_secs(now_unsigned));
-        // A client does not look at the times of what it trusts.
-        authority.validity.not_after > now
-            && leaf
-                .verify_for_usage(
-                    webpki::ALL_VERIFICATION_ALGS,
-                    &[anchor],
-                    &[],
-                    time,
-                    webpki::KeyUsage::server_auth(),
-                    None,
-                    None,
-                )
-                .is_ok()
-            && hosts.iter().all(|host| leaf.verify_is_valid_for_subject_name(host).is_ok())
-    }
-}
-
-// === impl Key ===
-
-impl Key {
-    /// Whether it is the key of a certificate.
-    fn is_of(&self, certificate: &CertificateDer<'static>) -> bool {
-        PrivateKeyDer::from_pem_slice(self.0.as_bytes())
-            .is_ok_and(|key| server_config(vec![certificate.clone()], key).is_ok())
-    }
-}
-
-impl fmt::Debug for Key {
-    /// Without the key.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Key")
-    }
-}
-
-/// A certificate in PEM.
-///
-/// Source: RFC 7468.
-fn pem(certificate: &CertificateDer<'_>) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
-    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
-    for (index, character) in text.chars().enumerate() {
-        if index > 0 && index % 64 == 0 {
-            pem.push('\n');
-        }
-        pem.push(character);
-    }
-    pem + "\n-----END CERTIFICATE-----\n"
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::issue::AUTHORITY_LIFE;
     use super::*;
+    use crate::serve::clock::HOUR;
 
     const NOW: i64 = 1_800_000_000;
 
@@ -284,7 +179,7 @@ mod tests {
         ["inject.shop.svc", "10.1.2.3"].map(|host| ServerName::try_from(host).unwrap()).to_vec()
     }
 
-    /// Does all that is due, and says what it was.
+    /// Performs all steps that are due, and returns them.
     fn kept(mut material: Material, now: i64) -> (Material, Vec<Due>) {
         let mut done = Vec::new();
         while let Some(due) = material.due(&hosts(), now) {
@@ -312,15 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn other_hosts_take_another_certificate() {
+    fn other_hosts_require_another_certificate() {
         let (material, _) = kept(Material::default(), NOW);
         let more = [hosts(), vec![ServerName::try_from("other.svc").unwrap()]].concat();
         assert_eq!(material.due(&more, NOW), Some(Due::Leaf));
         assert_eq!(material.due(&hosts()[..1], NOW), None);
     }
 
-    /// A CA is followed by another without a moment in which the certificate is
-    /// not trusted.
+    /// The certificate is trusted at every moment of the rotation.
     #[test]
     fn a_ca_is_rotated_with_overlap() {
         let (mut material, _) = kept(Material::default(), NOW);
@@ -349,9 +243,9 @@ mod tests {
         assert_eq!(material.authorities.len(), 1);
     }
 
-    /// Whatever somebody wrote into the Secret.
+    /// Others can write to the Secret, too.
     #[test]
-    fn what_is_no_good_is_made_anew() {
+    fn invalid_contents_are_replaced() {
         let (material, _) = kept(Material::default(), NOW);
         let (other, _) = kept(Material::default(), NOW);
         let with = |key: &str, value: &ByteString| {
@@ -374,7 +268,7 @@ mod tests {
             assert_eq!(found, done, "{key}");
             assert!(is_trusted(&mended, &mended.authorities, NOW));
         }
-        // A pair that signs, but is none of ours: of another name.
+        // A valid pair with another subject than ours.
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -389,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_is_ever_shown() {
+    fn debug_output_has_no_key() {
         let (material, _) = kept(Material::default(), NOW);
         assert!(!format!("{material:?}").contains("PRIVATE"));
     }
@@ -397,11 +291,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(8))]
 
-        /// Years of passes at odd times, with API servers that are ten minutes
-        /// behind and a replica that is a pass behind: what is shown is always
-        /// trusted.
+        /// Simulates years of rotation at irregular intervals. API servers see a CA bundle
+        /// ten minutes late, and a replica serves the certificate of two minutes ago: the
+        /// served certificate is always trusted.
         #[test]
-        fn what_is_shown_is_always_trusted(pauses in prop::collection::vec(prop_oneof![
+        fn the_served_certificate_is_always_trusted(pauses in prop::collection::vec(prop_oneof![
             1 => 1..SETTLED, 4 => HOUR..4 * DAY,
         ], 500..600)) {
             let mut now = NOW;
@@ -411,7 +305,7 @@ mod tests {
                 now += pause;
                 material = kept(material, now).0;
                 earlier.push((now, material.clone()));
-                // As it was some time ago, or as it was first.
+                // The state of `ago` seconds ago, or the first state.
                 let seen = |ago: i64| {
                     &earlier.iter().rev().find(|(at, _)| *at <= now - ago).unwrap_or(&earlier[0]).1
                 };

@@ -1,9 +1,10 @@
-//! `--tls-auto`: a certificate that the replicas make, share in a Secret and
-//! renew, and that the webhook configuration is kept to trust.
+//! `--tls-auto`: the replicas issue a certificate, share it in a Secret, renew it, and keep
+//! the webhook configuration's caBundle up to date.
 
 mod cluster;
 mod issue;
 mod material;
+mod pki;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,47 +17,48 @@ use super::clock::{LAST_MINUTE, now};
 use super::tls::server_config;
 use crate::kubernetes::{Api, Problem};
 use cluster::Cluster;
-use material::{Leaf, Material};
+use material::Material;
+use pki::Leaf;
 
-/// How long nothing is looked at if nothing is heard of a change.
+/// Longest time between two checks without a change.
 const RELIST: Duration = Duration::from_secs(30);
-/// How long it is at least from one look to the next.
+/// Shortest time between two checks.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long it is if the API server did not do as it was asked.
+/// Pause after a request that failed.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What is read and written once the flags are read.
+/// Names from the flags.
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
-    /// The MutatingWebhookConfiguration.
+    /// Name of the MutatingWebhookConfiguration.
     pub(crate) webhooks: String,
-    /// The namespace of the Secret.
+    /// Namespace of the Secret.
     pub(crate) namespace: String,
-    /// The hosts that API servers reach the webhook by.
+    /// Hosts under which API servers reach the webhook.
     pub(crate) hosts: Vec<ServerName<'static>>,
 }
 
-/// A certificate that the replicas share.
+/// A certificate that the replicas issue and share.
 #[derive(Debug)]
 pub(crate) struct SelfManaged {
     cluster: Cluster,
     hosts: Vec<ServerName<'static>>,
     shown: Mutex<Shown>,
-    /// What the Secret held last, in case somebody empties it.
+    /// Contents of the Secret when it was last read, in case somebody empties it.
     held: Mutex<Option<Material>>,
 }
 
-/// What is shown to clients now.
+/// The certificate that is served now.
 #[derive(Debug, Default)]
 struct Shown {
     leaf: Option<(Leaf, Arc<ServerConfig>)>,
-    /// Whether the webhook configuration has been seen to trust it.
+    /// Whether the webhook configuration was seen to trust it.
     is_trusted: bool,
-    /// What the API server did not do, the last time.
+    /// The last failure, until a check succeeds.
     problem: Option<String>,
 }
 
-/// The name of the Secret that belongs to a webhook configuration.
+/// Name of the Secret of a webhook configuration.
 pub(crate) fn secret_name(webhooks: &str) -> String {
     format!("{webhooks}-tls")
 }
@@ -70,17 +72,17 @@ impl SelfManaged {
         Self { cluster, hosts, shown: Mutex::default(), held: Mutex::default() }
     }
 
-    /// The certificate to show; none: there is none yet.
+    /// The certificate to serve; `None` until there is one.
     pub(super) fn current(&self) -> Option<Arc<ServerConfig>> {
         self.shown(|shown| shown.leaf.as_ref().map(|(_, config)| Arc::clone(config)))
     }
 
-    /// When it ends, in seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub(super) fn not_after(&self) -> Option<i64> {
         self.shown(|shown| shown.leaf.as_ref().map(|(leaf, _)| leaf.validity.not_after))
     }
 
-    /// Why no review can be answered yet.
+    /// Why reviews can't be answered yet.
     pub(super) fn unready(&self) -> Option<String> {
         self.shown(|shown| {
             let missing = match (&shown.leaf, shown.is_trusted) {
@@ -101,7 +103,7 @@ impl SelfManaged {
         look(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Keeps certificate, Secret and webhook configuration true, for ever.
+    /// Keeps certificate, Secret and webhook configuration up to date. Never returns.
     pub(super) async fn keep(&self) {
         loop {
             match self.pass().await {
@@ -111,14 +113,14 @@ impl SelfManaged {
                     tokio::time::sleep(PAUSE).await;
                 }
                 Err(Problem::Overtaken) => {
-                    tracing::debug!("another was faster: reading again");
+                    tracing::debug!("another replica was faster: reading again");
                     tokio::time::sleep(PAUSE).await;
                 }
                 Err(Problem::Failed(problem)) => {
-                    // Once, not each time.
+                    // Warn once per problem, not at each retry.
                     let known = self.shown(|shown| shown.problem.replace(problem.clone()));
                     if known.as_ref() != Some(&problem) {
-                        tracing::warn!("{problem}; what there is stays as it is");
+                        tracing::warn!("{problem}; keeping the current certificate");
                     }
                     tokio::time::sleep(RETRY).await;
                 }
@@ -126,40 +128,41 @@ impl SelfManaged {
         }
     }
 
-    /// Looks once, and does what is due. Returns the version of the webhook
-    /// configuration that is fine.
+    /// Rotates or restores the certificate if due. Returns the resourceVersion of the webhook configuration that
+    /// trusts the certificate.
     async fn pass(&self) -> Result<String, Problem> {
-        // First, so that what is written into it is never older than the Secret.
+        // Read before the Secret, so that an older caBundle never overwrites a newer one.
         let webhooks = self.cluster.webhooks().await;
         let material = self.shared().await?;
         if self.current().is_none() || self.not_after().is_some_and(|end| end < now() + LAST_MINUTE)
         {
-            // There is nothing better to show.
+            // The API servers may not trust it yet, but the alternative is no valid
+            // certificate.
             self.show(&material);
         }
         let (healed, version) = self.cluster.heal(&webhooks?, &material.bundle()).await?;
         if !healed.is_empty() {
-            tracing::info!(webhooks = healed.join(", "), "the webhooks trust the certificate now");
+            tracing::info!(webhooks = healed.join(", "), "updated caBundle");
         }
         self.show(&material);
         self.shown(|shown| shown.is_trusted = true);
         Ok(version)
     }
 
-    /// What the replicas share, with all done that is due.
+    /// Reads the Secret, performs the steps that are due, and writes it if it changed.
     async fn shared(&self) -> Result<Material, Problem> {
         let read = self.cluster.read().await?;
         let mut material = read.material.clone();
         if let Some(held) = self.held(|held| held.clone()).filter(|_| material.is_emptied()) {
-            // A new CA would be trusted before the other replicas show a certificate
-            // of it: `helm upgrade --force` and Argo CD's Replace do this.
-            tracing::warn!("the Secret was emptied: putting back what it held");
+            // `helm upgrade --force` and Argo CD's Replace empty it. With a new CA, the
+            // certificates that the other replicas serve would not be trusted.
+            tracing::warn!("the Secret was emptied: restoring its contents");
             material = held;
         }
-        // One thing after the other, and never for ever.
+        // Several steps may be due, but never this many.
         for _ in 0..8 {
             let Some(due) = material.due(&self.hosts, now()) else { break };
-            tracing::info!(?due, "renewing");
+            tracing::info!(?due, "rotating");
             material = material.renewed(due, &self.hosts, now()).map_err(Problem::Failed)?;
         }
         if material != read.material {

@@ -1,9 +1,8 @@
-//! Runs commands one after another, and prints as JSON what they took
-//! together: wall time, processor time, and the largest memory of any of them.
+//! Runs commands one after the other, and prints as JSON what they used in total: wall time,
+//! CPU time, and the largest peak memory of any of them.
 //!
-//! A process's peak memory as the kernel tells it is at least that of the
-//! process that started it, as it was then: this one is small, and prints its
-//! own, below which nothing can be told.
+//! The kernel's peak memory of a process is at least its parent's memory at the time of the
+//! fork. This program is small and prints its own peak: lower values can't be measured.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,14 +18,14 @@ use serde_json::json;
 struct Step {
     /// The program, and its arguments.
     args: Vec<String>,
-    /// Where its standard output goes; by default nowhere.
+    /// File for its standard output, which is dropped by default.
     stdout: Option<String>,
 }
 
 fn main() -> ExitCode {
     match run() {
         Ok(line) => {
-            // Nobody may be reading.
+            // Standard error may be closed.
             let _ = writeln!(std::io::stdout(), "{line}");
             ExitCode::SUCCESS
         }
@@ -68,8 +67,8 @@ fn run() -> Result<String, String> {
     .to_string())
 }
 
-/// This program's own peak, in KiB. Not as getrusage tells it: that has the
-/// memory of who started this one in it, too.
+/// This program's own peak, in KiB. Not getrusage's value, which includes the memory of the
+/// parent process.
 fn own_peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,5 +1,5 @@
-//! The floor of a webhook: the same server as the injector's, which answers
-//! `allowed` without looking at what it is asked.
+//! The floor of a webhook: the same server as the injector's, which answers `allowed` without
+//! parsing the review.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -24,16 +24,16 @@ use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio_rustls::TlsAcceptor;
 
-/// Answers every review with `allowed`, over TLS
+/// Answer every review with `allowed`, over TLS
 #[derive(Parser)]
 struct Args {
-    /// Where to listen
+    /// Address to listen on
     #[arg(long)]
     listen: SocketAddr,
-    /// The certificate, in PEM
+    /// Certificate, in PEM
     #[arg(long)]
     cert: PathBuf,
-    /// Its key, in PEM
+    /// Private key, in PEM
     #[arg(long)]
     key: PathBuf,
 }
@@ -43,7 +43,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 const ALLOWED: &[u8] = br#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"","allowed":true}}"#;
 
 fn main() -> ExitCode {
-    // As many threads as the injector has.
+    // As many threads as in the injector.
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let event_loop = Builder::new_multi_thread().worker_threads(cores.min(2)).enable_all().build();
     match event_loop.map_err(Error::from).and_then(|it| it.block_on(serve(Args::parse()))) {
@@ -76,14 +76,14 @@ async fn serve(Args { listen, cert, key }: Args) -> Result<(), Error> {
                 .http1_only()
                 .serve_connection(TokioIo::new(stream), service_fn(answer))
                 .await;
-            // A client that goes away is no trouble of ours.
+            // A client that disconnects is not an error.
             drop(connection);
         });
     }
 }
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    // Read, as it has to be, and dropped.
+    // The body must be read, and is dropped.
     let _ = request.into_body().collect().await;
     let mut response = Response::new(Full::new(Bytes::from_static(ALLOWED)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,10 +1,10 @@
-//! Reviews sent to a webhook over kept-alive TLS connections; prints as JSON
-//! how many were answered and how long that took.
+//! Sends reviews to a webhook over kept-alive TLS connections, and prints as JSON how many
+//! were answered and how long that took.
 //!
-//! Without a rate each connection sends the next review when the last is
-//! answered: that tells the throughput, and latencies under saturation. With a
-//! rate, reviews are due at fixed times, and one that waits for another's answer
-//! is not forgotten: its latency counts from when it was due.
+//! Without a rate, each connection sends the next review when the last is answered: this
+//! measures the throughput, and latencies under saturation. With a rate, reviews are due at
+//! fixed times, and the latency counts from the time when a review was due, even if it had to
+//! wait for another's answer.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -29,38 +29,38 @@ use tokio::sync::Barrier;
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsConnector;
 
-/// Sends reviews to a webhook, and prints how long the answers took
+/// Send reviews to a webhook, and print how long the answers took
 #[derive(Clone, Parser)]
 struct Args {
-    /// Where the webhook listens
+    /// Address of the webhook
     #[arg(long)]
     address: SocketAddr,
-    /// The certificate that it must have, in PEM
+    /// Expected certificate, in PEM
     #[arg(long)]
     ca: PathBuf,
-    /// The review
+    /// File with the review
     #[arg(long)]
     body: PathBuf,
-    /// What the answers must hold
+    /// Text that each answer must contain
     #[arg(long, default_value = "\"allowed\":true")]
     expect: String,
-    /// How many connections
+    /// Number of connections
     #[arg(long, default_value_t = 1)]
     connections: u32,
-    /// How long, in milliseconds
+    /// Duration in milliseconds
     #[arg(long, default_value_t = 1000)]
     millis: u64,
-    /// How many reviews, whatever it takes; none: as many as the time allows
+    /// Number of reviews, however long they take [default: as many as the duration allows]
     #[arg(long)]
     reviews: Option<u64>,
-    /// Reviews a second, over all connections; none: as fast as they are answered
+    /// Reviews per second, over all connections [default: as fast as they are answered]
     #[arg(long)]
     rate: Option<u32>,
 }
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-// One thread: the webhook is to have the other cores.
+// One thread, to leave the other cores to the webhook.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match run(Args::parse()).await {
@@ -118,7 +118,7 @@ async fn run(args: Args) -> Result<String, Error> {
     .to_string())
 }
 
-/// One connection. Its latencies, and how long it was busy.
+/// Runs one connection. Returns its latencies, and how long it was busy.
 async fn worker(
     index: u32,
     args: Args,
@@ -127,7 +127,7 @@ async fn worker(
     barrier: Arc<Barrier>,
 ) -> Result<(Vec<Duration>, Duration), Error> {
     let connected = connect(&args, &connector).await;
-    // Even if this one failed: the others wait for it.
+    // Even if this connection failed, because the others wait for it.
     barrier.wait().await;
     let mut sender = connected?;
     let began = Instant::now();
@@ -147,8 +147,8 @@ async fn worker(
         if over {
             return Ok((latencies, began.elapsed()));
         }
-        // The last answer may have come too late for this one. If not, what the
-        // timer oversleeps, a millisecond and more, is not the webhook's.
+        // If the last answer was late, this review was due before. Otherwise don't count the
+        // timer's delay of a millisecond and more.
         let mut since = due;
         if due > Instant::now() {
             sleep_until(due).await;

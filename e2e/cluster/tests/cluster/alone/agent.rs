@@ -1,4 +1,4 @@
-//! The node's agents: Consul's loses everything that it knew, the kubelet is killed.
+//! The node's agents: Consul's loses its data, and the kubelet is killed.
 
 use serde_json::json;
 
@@ -6,11 +6,10 @@ use crate::support::{
     Load, alone, await_answer, client, is_ours, restarts, server, set_of, shell, shell_server,
 };
 
-/// The agent's container ends and starts anew, with nothing of what was registered.
-/// Nobody touches a pod, and all is there again. Reported in
+/// The agent's container restarts without data, and all pods register again. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/161>.
 #[test]
-fn a_wiped_agent_has_its_registrations_back() {
+fn pods_register_again_with_an_agent_that_lost_its_data() {
     let Some((cluster, _alone)) = alone() else { return };
     let namespace = cluster.namespace("wiped").unwrap();
     namespace.apply(&set_of("Deployment", &server("wiped", "hello"), 2).to_string()).unwrap();
@@ -39,7 +38,7 @@ fn a_wiped_agent_has_its_registrations_back() {
     let agent = cluster.agent().unwrap();
     let (home, name) = (&agent["metadata"]["namespace"], &agent["metadata"]["name"]);
     let (home, name) = (home.as_str().unwrap(), name.as_str().unwrap());
-    // Its data are in the container's own layer, which ends with it.
+    // The agent's data is in the container's own layer, which is removed with it.
     let end = ["--namespace", home, "exec", name, "--container", "consul", "--", "kill", "1"];
     cluster.kubectl(&end, "").unwrap();
     harness::until("the agent's restart", || starts().is_ok_and(|now| now > before)).unwrap();
@@ -55,7 +54,7 @@ fn a_wiped_agent_has_its_registrations_back() {
     }
 }
 
-/// A pod whose container may do anything to the node's processes.
+/// A privileged pod in the node's PID namespace.
 fn powerful(name: &str) -> serde_json::Value {
     json!({
         "apiVersion": "v1",
@@ -95,14 +94,14 @@ fn a_kubelet_that_is_killed_and_restarted_disturbs_no_pod() {
     let load = Load::start(&namespace, "kept-client");
     let kubelet = || shell(&namespace, "powerful", "powerful", "pidof kubelet");
     let before = kubelet().unwrap();
-    // The answer may be lost with the kubelet.
+    // The response may be lost with the kubelet.
     let _ = shell(&namespace, "powerful", "powerful", "kill -9 $(pidof kubelet)");
     harness::until("another kubelet", || {
         kubelet().is_ok_and(|now| !now.trim().is_empty() && now != before)
     })
     .unwrap();
 
-    // It works: it starts a pod.
+    // It works again: it starts a pod.
     namespace.apply(&server("next", "next").to_string()).unwrap();
     namespace.await_condition("pod/next", "Ready").unwrap();
     cluster.await_instances("next", 1).unwrap();

@@ -1,4 +1,4 @@
-//! The injector itself comes and goes.
+//! The injector itself restarts, loses its certificate, or is away.
 
 use cluster::client::Cluster;
 use cluster::mesh;
@@ -9,19 +9,18 @@ use crate::support::{
     all_are_injected, alone, annotate, decoded, is_injected, server, sharing, trusted,
 };
 
-/// Pods are created without a pause while the injector is rolled out: each is
-/// admitted and injected.
+/// Pods are created continuously while the injector is rolled out: each is admitted and
+/// injected.
 #[test]
-fn no_pod_is_refused_or_missed_while_the_injector_is_rolled() {
+fn no_pod_is_rejected_or_missed_while_the_injector_is_rolled_out() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("rolling").unwrap();
     let injector = format!("deployment/{}", mesh::INJECT);
     all_are_injected(cluster, &namespace, || rollout(cluster, &injector));
 }
 
-/// A new CA comes, a certificate by it, and somebody takes the trust in them
-/// away, while pods are created without a pause: each is admitted and injected,
-/// but for the moment in which nothing is trusted.
+/// The CA and the certificate are replaced, and somebody empties the caBundle, while pods are
+/// created continuously: each is admitted and injected, except while the caBundle is empty.
 #[test]
 fn certificates_rotate_while_pods_are_created() {
     let Some((cluster, _alone)) = alone() else { return };
@@ -29,7 +28,7 @@ fn certificates_rotate_while_pods_are_created() {
     let before = trusted(cluster, mesh::INJECT).unwrap();
     assert_eq!(before.matches("BEGIN CERTIFICATE").count(), 1, "{before}");
     all_are_injected(cluster, &namespace, || {
-        // Without its key a CA is good for nothing: the next one is published.
+        // A CA without its key is useless, so the injector publishes the next one.
         clear(cluster, &["ca.key"])?;
         harness::until("trust in both CAs", || {
             trusted(cluster, mesh::INJECT).is_ok_and(|now| {
@@ -61,10 +60,10 @@ fn certificates_rotate_while_pods_are_created() {
     .unwrap();
 }
 
-/// `helm upgrade --force` and Argo CD's Replace empty the Secret, while pods are
-/// created without a pause: the replicas put back what they hold.
+/// `helm upgrade --force` and Argo CD's Replace empty the Secret, while pods are created
+/// continuously: the replicas write it again.
 #[test]
-fn an_emptied_secret_is_filled_again_and_no_pod_is_refused() {
+fn an_emptied_secret_is_written_again_and_no_pod_is_rejected() {
     let Some((cluster, _alone)) = alone() else { return };
     let namespace = cluster.namespace("emptied").unwrap();
     let keys = ["ca.crt", "ca.key", "tls.crt", "tls.key"];
@@ -95,11 +94,11 @@ fn clear(cluster: &Cluster, keys: &[&str]) -> harness::Result<()> {
     cluster.kubectl(&[args.as_slice(), &["--patch", &patch]].concat(), "").map(drop)
 }
 
-/// Without an injector, pods that ask are refused, rather than started without a
-/// sidecar. Others are created, also those that decline, and those that only have
-/// another annotation of ours. The injector itself can come back.
+/// Without an injector, pods that ask for injection are rejected, rather than started without
+/// a sidecar. Others are created, including those that opt out and those that only have
+/// another annotation of ours. The injector itself can start again.
 #[test]
-fn without_an_injector_pods_that_ask_are_refused_until_it_is_back() {
+fn without_an_injector_pods_that_ask_are_rejected_until_it_is_back() {
     let Some((cluster, _alone)) = alone() else { return };
     let namespace = cluster.namespace("closed").unwrap();
     let injector = format!("deployment/{}", mesh::INJECT);
@@ -121,11 +120,11 @@ fn without_an_injector_pods_that_ask_are_refused_until_it_is_back() {
     let mut declined = server("declined", "hello");
     annotate(&mut declined, &[("connect-inject", "false")]);
     let declined = cluster.request(Method::POST, &path, Some(&declined));
-    // It does not ask: the API server would only have it warned.
+    // It does not ask for injection: a review would only add a warning.
     let mut silent = server("silent", "hello");
     silent["metadata"]["annotations"] = json!({"consul.hashicorp.com/connect-service": "s"});
     let silent = cluster.request(Method::POST, &path, Some(&silent));
-    // Before anything else: the other tests need it.
+    // Before any assertion, because the other tests need it.
     scale("--replicas=2");
     let args = ["--namespace", mesh::NAMESPACE, "rollout", "status", &injector, "--timeout=90s"];
     cluster.kubectl(&args, "").unwrap();

@@ -1,4 +1,4 @@
-//! A cluster of ours, interrupted: nothing of it is left.
+//! An interrupted cluster leaves nothing behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ fn an_interrupted_cluster_leaves_nothing_behind() {
     let Some(parts) = Parts::find_or_skip() else { return };
     let program = parts.common.harness("cluster");
     let settings = kernel_settings();
-    // One after the other: each takes what a cluster takes.
+    // One after the other, because each needs the resources of a cluster.
     for (signal, when) in [
         (Signal::SIGINT, When::Starting),
         (Signal::SIGTERM, When::Starting),
@@ -35,19 +35,19 @@ fn an_interrupted_cluster_leaves_nothing_behind() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let line = "echo \"command: $$\"; exec sleep 1000000";
-        // A shell has what it starts in the background ignore SIGINT, and so this
-        // test and all that it starts.
+        // A shell lets background processes ignore SIGINT: this test may be one, and its
+        // children inherit that.
         let cluster = program.to_string_lossy();
         let args = ["--default-signal=INT", "--", &cluster, "run", "sh", "-c", line];
         let log = folder.path().join("log");
         let env = Path::new("/usr/bin/env");
         let mut run = Process::start("cluster run", log, env, &args, &[]).unwrap();
         let name = format!("connect-cluster-run-{}", run.pid());
-        // Another cluster is at work beside it: it takes its time.
+        // Another cluster runs at the same time, so this takes longer.
         let came = until_within(Duration::from_secs(300), &format!("{when:?}"), || {
             run.ended().is_ok_and(|ended| ended.is_some())
                 || match when {
-                    // The kubelet has made groups for pods then.
+                    // By then the kubelet has created groups for pods.
                     When::Starting => {
                         groups(&name).iter().any(|group| group.join("kubepods").exists())
                     }
@@ -85,10 +85,10 @@ fn groups(name: &str) -> Vec<PathBuf> {
     hierarchies.map(|each| each.path().join(name)).filter(|group| group.exists()).collect()
 }
 
-/// The processes that name a cluster in their arguments, and those in its groups.
+/// The processes with a cluster's name in their arguments, and those in its groups.
 fn processes(name: &str) -> Vec<String> {
     let all = fs::read_dir("/proc").unwrap().flatten().map(|each| each.path());
-    // One that ends meanwhile has neither.
+    // A process that exits meanwhile has neither.
     let read = |path: &Path, file: &str| fs::read(path.join(file)).unwrap_or_default();
     let of_it = |path: &PathBuf| {
         ["cmdline", "cgroup"]
@@ -109,7 +109,7 @@ fn mounts(name: &str) -> Vec<String> {
     mounts.lines().filter(|line| line.contains(name)).map(str::to_owned).collect()
 }
 
-/// What a kubelet would set.
+/// The kernel settings that a kubelet would change.
 fn kernel_settings() -> Vec<String> {
     ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops"]
         .map(|name| fs::read_to_string(Path::new("/proc/sys").join(name)).unwrap())

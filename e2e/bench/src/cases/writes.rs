@@ -1,0 +1,177 @@
+//! Cost of a hundred pods on one node for the servers: entries of the Raft log, each of which
+//! every server writes to its disk. Measured while nothing happens, when an operator writes
+//! `proxy-defaults`, and when the node's agent is replaced by one without data, as in a
+//! rollout of the agents.
+//!
+//! The floor is an agent without pods: servers and agents write by themselves, too, for
+//! example network coordinates.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use harness::node::Node;
+use harness::process::{Process, run as output_of};
+use harness::{Result, until, until_within};
+use serde_json::{Value, json};
+
+use super::start::text;
+use crate::figure::{Budget, Figure, Row};
+use crate::{Found, Plan};
+
+const PODS: u8 = 100;
+
+/// Timeout for a hundred pods on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long an agent may take to write: it checks each listener every 10 s, and writes the
+/// first result.
+const REST: Duration = Duration::from_secs(15);
+
+const HOUR: f64 = 3600.0;
+
+/// # Errors
+/// A program fails.
+pub(super) fn run(plan: &Plan) -> Result<Found> {
+    let node = Node::new(plan.parts.clone())?;
+    let folder = tempfile::Builder::new().prefix("connect-bench-").tempdir_in("/dev/shm")?;
+    let addresses: Vec<String> = (1..=PODS).map(|pod| format!("10.98.0.{pod}")).collect();
+    add_to_loopback(&addresses, &folder.path().join("addresses"))?;
+    // The server runs on this machine, too, and leaves the port to the agent.
+    node.start_server_with(&json!({"ports": {"http": -1}}))?;
+    let settings = json!({
+        "client_addr": "0.0.0.0",
+        // By default the agent writes a check's first output, "Success", up to 7.5 minutes after
+        // its status. The number of writes is the same.
+        // https://developer.hashicorp.com/consul/docs/agent/config/config-files#check_update_interval
+        "check_update_interval": "0s",
+        // Here all pods have one address; on a node, each pod has its own.
+        "limits": {"http_max_conns_per_client": 200 + u32::from(PODS) * 4},
+    });
+    let agent = node.start_agent_with(&settings)?;
+    let quiet = Duration::from_secs(if plan.full { 3600 } else { 120 });
+    let floor = writes_an_hour(&node, if plan.full { quiet } else { quiet / 2 })?;
+
+    // Listeners in place of applications and Envoys, so that checks pass.
+    let sockets = addresses.iter().map(|address| format!("{address}:20000"));
+    for socket in sockets.chain(["127.0.0.1:8080".to_owned()]) {
+        let listener = TcpListener::bind(&socket)?;
+        std::thread::spawn(move || listener.incoming().for_each(drop));
+    }
+    let before = index(&node)?;
+    let pods = addresses.iter().map(|address| start(plan, &node, address, folder.path()));
+    let pods = pods.collect::<Result<Vec<Process>>>()?;
+    let begun = rest(&node, &agent)? - before;
+    let ours = writes_an_hour(&node, quiet)?;
+
+    let before = index(&node)?;
+    let config =
+        json!({"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http"}});
+    node.put("/v1/config", Some(&config))?;
+    let configured = rest(&node, &agent)? - before;
+
+    let before = index(&node)?;
+    drop(agent);
+    node.wipe_agent()?;
+    let agent = node.start_agent_with(&settings)?;
+    let replaced = rest(&node, &agent)? - before;
+    drop(pods);
+
+    let span = if plan.full { "measured" } else { "scaled from two minutes" };
+    let exact = |count: u64| Figure::exact(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+    // For each pod, the agent merges the proxy again and writes it.
+    let merged = u64::from(PODS);
+    Ok(Found {
+        rows: vec![
+            Row::new(format!("{PODS} pods: writes when all of them begin"), "", exact(begun)),
+            Row::new(format!("{PODS} quiet pods: writes an hour, {span}"), "", Figure::exact(ours))
+                .floor(Figure::exact(floor)),
+            Row::new(
+                format!("{PODS} pods: writes when proxy-defaults changes"),
+                "",
+                exact(configured),
+            )
+            .floor(exact(merged)),
+            Row::new(
+                format!("{PODS} pods: writes when their agent is replaced"),
+                "",
+                exact(replaced),
+            )
+            .budget(Budget::AtMost(exact(begun).median * 2.0)),
+        ],
+        ..Found::default()
+    })
+}
+
+/// Writes per hour while nothing happens, measured for `span`.
+fn writes_an_hour(node: &Node, span: Duration) -> Result<f64> {
+    let (before, began) = (index(node)?, Instant::now());
+    // There is no event for "nothing happened", so wait.
+    std::thread::sleep(span);
+    let writes = u32::try_from(index(node)? - before)?;
+    Ok(f64::from(writes) * HOUR / began.elapsed().as_secs_f64())
+}
+
+/// Waits until all TTL checks pass and the agent has written everything. Returns the index.
+fn rest(node: &Node, agent: &Process) -> Result<u64> {
+    until_within(PATIENCE, "all leases", || leases(node) == usize::from(PODS) * 2)?;
+    let synced = || agent.output().matches(" agent: Synced ").count();
+    let mut before = synced();
+    until_within(PATIENCE, "the agent to be at rest", || {
+        std::thread::sleep(REST);
+        let earlier = std::mem::replace(&mut before, synced());
+        earlier == before
+    })?;
+    index(node)
+}
+
+fn leases(node: &Node) -> usize {
+    let checks = node.get("/v1/agent/checks").unwrap_or_default();
+    let passing =
+        |(id, check): &(&String, &Value)| id.ends_with("-lease") && check["Status"] == "passing";
+    checks.as_object().map_or(0, |checks| checks.iter().filter(passing).count())
+}
+
+/// Number of the servers' writes.
+fn index(node: &Node) -> Result<u64> {
+    let path = "/v1/operator/autopilot/health";
+    // A server that has just started is not healthy yet.
+    until("a healthy server", || node.get(path).is_ok())?;
+    let health = node.get(path)?;
+    let index = health["Servers"][0]["LastIndex"].as_u64();
+    index.ok_or_else(|| "autopilot does not tell the last index".into())
+}
+
+/// A pod without Envoy: registered by `connect-init`, maintained by `connect-lifecycle`.
+fn start(plan: &Plan, node: &Node, address: &str, folder: &Path) -> Result<Process> {
+    let dir: PathBuf = folder.join(address);
+    std::fs::create_dir(&dir)?;
+    let args = [
+        "--service=web:8080".to_owned(),
+        format!("--pod-name={}", address.replace('.', "-")),
+        format!("--pod-ip={address}"),
+        format!("--http-addr=http://{address}:8500"),
+        format!("--grpc-addr={address}:8502"),
+        // A small file in place of the helper, which nobody runs from there.
+        "--helper=/bin/true".to_owned(),
+        format!("--dir={}", text(&dir)),
+    ];
+    let mut init = node.start(&plan.parts.bins.join("connect-init"), &args)?;
+    let status = init.wait()?;
+    if !status.success() {
+        return Err(format!("connect-init: {status}: {}", init.output()).into());
+    }
+    let args = ["run", "--dir", &text(&dir), "--", "sleep", "infinity"].map(str::to_owned);
+    node.start(&plan.parts.bins.join("connect-lifecycle"), &args)
+}
+
+/// Adds addresses to the node.
+fn add_to_loopback(addresses: &[String], batch: &Path) -> Result<()> {
+    let mut file = File::create(batch)?;
+    for address in addresses {
+        writeln!(file, "addr add {address}/32 dev lo")?;
+    }
+    output_of("ip", &["-batch", &text(batch)]).map(drop)
+}
