@@ -45,6 +45,10 @@ const IP: &str = "10.99.0.1";
 const SERVER: &str = "10.99.0.2";
 const NAME: &str = "node-1";
 const BRIDGE: &str = "pods";
+/// The node's hardware address. A bridge without one of its own takes the lowest of its ports,
+/// and takes another when a pod joins or leaves: then the other pods cannot reach the node for
+/// eight seconds, until they have looked for its address again.
+const HARDWARE: &str = "02:00:00:00:00:01";
 
 /// The port of [`Node::start_relay`].
 pub const RELAY: u16 = 8602;
@@ -60,7 +64,7 @@ impl Node {
         unshare(CloneFlags::CLONE_NEWNET)
             .map_err(|errno| format!("cannot make a network namespace: {errno}"))?;
         ip("link set lo up")?;
-        ip(&format!("link add {BRIDGE} type bridge"))?;
+        ip(&format!("link add {BRIDGE} address {HARDWARE} type bridge"))?;
         for address in [IP, SERVER] {
             ip(&format!("addr add {address}/24 dev {BRIDGE}"))?;
         }
@@ -90,6 +94,15 @@ impl Node {
     /// The node's address, which is the pods' `status.hostIP`.
     pub fn ip(&self) -> &'static str {
         IP
+    }
+
+    /// The hardware address at which pods reach the node now.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn hardware_address(&self) -> Result<String> {
+        let link = run("ip", &["-brief", "link", "show", BRIDGE])?;
+        Ok(link.split_whitespace().nth(2).unwrap_or_default().to_owned())
     }
 
     /// The Consul server's address.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use harness::asked;
+use harness::kubelet::Pod;
 use harness::node::Node;
 use harness::parts::Parts;
 use harness::process::{Process, run, tail};
@@ -84,6 +85,19 @@ fn many_sidecars_restore_their_registrations_when_the_agent_lost_them() {
         // With a blank before it, because a timestamp may contain 429.
         assert!(!log.contains(" 429"), "{log}");
     }
+}
+
+/// With another one, the other pods could not reach their agent for eight seconds.
+#[test]
+fn pods_that_join_do_not_change_their_nodes_hardware_address() {
+    let Some(parts) = Parts::find_or_skip() else { return };
+    let node = Node::new(parts).unwrap();
+    let before = node.hardware_address().unwrap();
+    let pod = |number| json!({"metadata": {"name": format!("pod-{number}")}});
+    let pods: Vec<_> = (0..16).map(|number| Pod::create(&node, &pod(number)).unwrap()).collect();
+    assert_eq!(node.hardware_address().unwrap(), before);
+    drop(pods);
+    assert_eq!(node.hardware_address().unwrap(), before);
 }
 
 /// Number of idle sidecars; `E2E_QUIET_SIDECARS` overrides it.

@@ -177,7 +177,8 @@ fn stop(what: &str, pod: Pod<'_>) {
     let well = "exit status: 0".to_owned();
     let all = ["api", "envoy-sidecar"].map(|name| (name.to_owned(), well.clone()));
     let log = fs::read_to_string(log).unwrap_or_default();
-    assert_eq!(ended, BTreeMap::from(all), "{log}");
+    // The log last, because it is long.
+    assert!(ended == BTreeMap::from(all), "{what}: {ended:?}\n{log}");
 }
 
 /// Waits until the pod's Envoy has a connection.
