@@ -19,31 +19,20 @@
 //! # Ok::<(), bootstrap::Error>(())
 //! ```
 
-mod access_log;
-mod ca;
-mod cluster;
-mod config;
 mod document;
 mod error;
-mod grpc_address;
 mod input;
-mod listener;
-mod sink;
-mod stats;
-mod telemetry;
-mod template;
-mod token;
 
-pub use access_log::{AccessLogSink, AccessLogs};
-pub use ca::{ca_secret, watch_ca};
+pub use document::ca::{ca_secret, watch_ca};
 pub use document::render;
+pub use document::token::{WATCHES_TOKEN, replace_token, token_secret, watch_token};
 pub use error::Error;
-pub use grpc_address::{GrpcAddress, GrpcAddressError};
+pub use input::access_log::{AccessLogSink, AccessLogs};
+pub use input::grpc_address::{GrpcAddress, GrpcAddressError};
 pub use input::{
     Admin, ClientCertificate, Input, Prometheus, PrometheusCa, PrometheusTls, Proxy, Token, Xds,
     XdsAddress,
 };
-pub use token::{WATCHES_TOKEN, replace_token, token_secret, watch_token};
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::config::parse_object;
+use crate::input::config::parse_object;
 use crate::{Admin, Error};
 
 /// `AccessLogs` of Consul's `proxy-defaults`, as in the agent's JSON (`{"Enabled":

@@ -1,16 +1,27 @@
 //! The bootstrap as a whole.
+//!
+//! - [`cluster`]: Envoy's static clusters
+//! - [`listener`]: listeners that each expose one endpoint of Envoy's admin server
+//! - [`sink`], [`stats`], [`telemetry`]: destinations and tags of its metrics
+//! - [`template`]: a bootstrap from a user's template
+//! - [`token`], [`ca`]: the ACL token and the agent's CA, also in files that Envoy watches
+
+pub(crate) mod ca;
+mod cluster;
+mod listener;
+mod sink;
+mod stats;
+mod telemetry;
+mod template;
+pub(crate) mod token;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{self, LOCAL_AGENT};
-use crate::config::{self, Config};
-use crate::listener;
-use crate::sink;
-use crate::stats;
-use crate::telemetry;
-use crate::template::{self, Field};
-use crate::token::METADATA_KEY;
+use crate::input::config::{self, Config};
 use crate::{Error, Input, XdsAddress};
+use cluster::LOCAL_AGENT;
+use template::Field;
+use token::METADATA_KEY;
 
 /// Renders the bootstrap.
 ///

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::{Value, json};
 
 use crate::Error;
-use crate::cluster;
-use crate::config::{Config, DOGSTATSD_URL, STATSD_URL};
+use crate::document::cluster;
+use crate::input::config::{Config, DOGSTATSD_URL, STATSD_URL};
 
 /// The only variable that is replaced inside an address.
 const HOST_IP: &str = "HOST_IP";

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
 use crate::Proxy;
-use crate::cluster;
+use crate::document::cluster;
 
 const LOOPBACK: &str = "consul_telemetry_collector_loopback";
 

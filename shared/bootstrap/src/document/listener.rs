@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use crate::cluster;
+use crate::document::cluster;
 use crate::{Prometheus, PrometheusCa, PrometheusTls};
 
 const CERTIFICATE: &str = "prometheus_cert";

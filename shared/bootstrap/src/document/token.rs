@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::cluster::LOCAL_AGENT;
+use crate::document::cluster::LOCAL_AGENT;
 
 /// The gRPC metadata key of the ACL token.
 pub(crate) const METADATA_KEY: &str = "x-consul-token";

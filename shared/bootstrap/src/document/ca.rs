@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::cluster::LOCAL_AGENT;
+use crate::document::cluster::LOCAL_AGENT;
 
 /// The name under which Envoy asks for the certificates.
 const SECRET: &str = "consul-agent-ca";

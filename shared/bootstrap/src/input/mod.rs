@@ -1,4 +1,12 @@
 //! The input of a bootstrap.
+//!
+//! - [`config`]: the keys of `Proxy.Config` that change the bootstrap
+//! - [`access_log`]: access logs of the admin server
+//! - [`grpc_address`]: the address of the agent's gRPC port in users' notation
+
+pub(crate) mod access_log;
+pub(crate) mod config;
+pub(crate) mod grpc_address;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
