@@ -122,7 +122,7 @@ fn config(
     common: &Handoff,
 ) -> Result<(Config, Trust), Failure> {
     let mut config = agent.config(pod.node_name.clone())?;
-    let trust = if auto_encrypt { Trust::Roots } else { Trust::Given };
+    let trust = Trust::of(auto_encrypt);
     trust.remember(common, &mut config.tls);
     Ok((config, trust))
 }

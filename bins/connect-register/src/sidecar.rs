@@ -40,7 +40,7 @@ pub(crate) async fn run(args: SidecarArgs, mut signals: Signals) -> Result<(), F
         ))
     })?;
     let handoff = Handoff::new(dir);
-    let trust = if auto_encrypt { Trust::Roots } else { Trust::Given };
+    let trust = Trust::of(auto_encrypt);
     let mut config = reach.agent.config(None)?;
     trust.remember(&handoff, &mut config.tls);
     if auto_encrypt && !config.tls.has_ca() {

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use crate::parts::Parts;
 use crate::write;
+use harness::Result;
 use harness::process::run;
-use harness::{Result, image};
+use harness::runtime::image;
 
 /// The image of a pod's sandbox.
 pub const PAUSE: &str = "localhost/pause:test";

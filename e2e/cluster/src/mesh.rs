@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use crate::helm::Helm;
 use crate::network::Family;
 use crate::{images, write};
+use harness::Result;
 use harness::process::run;
-use harness::{Result, image};
+use harness::runtime::image;
 
 const CONSUL: &str = include_str!("../manifests/consul.yaml");
 

@@ -20,9 +20,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid as ProcessId;
 use serde_json::Value;
 
-use crate::container::{Mount, Spec};
 use crate::node::Node;
 use crate::process::{Process, tail};
+use crate::runtime::container::{Mount, Spec};
 use crate::{Result, until};
 
 /// A pod.

@@ -3,31 +3,19 @@
 //! processes and does not link them.
 //!
 //! - [`parts`]: finds the programs, ours and the real ones
-//! - [`consul`]: Consul servers and client agents
-//! - [`node`]: a node: its network, agent and injector
-//! - [`acl`]: an agent with ACLs, and an auth method for its pods
-//! - [`asked`]: counts the requests that an agent received
+//! - [`node`]: a node: its network, Consul agent and injector
+//! - [`runtime`]: its container runtime
 //! - [`admission`]: the API server's part: admission review and patch
 //! - [`kubelet`]: the kubelet's part: runs a pod from its specification
-//! - [`image`]: stand-ins for container images
-//! - [`container`]: one container, and the runtime that creates it
 //! - [`load`]: constant load from a pod
-//! - [`cgroup`]: a memory limit
-//! - [`volume`]: an in-memory volume of a given size
 //! - [`process`]: child processes that end with their parent
 //! - [`tutorial`]: the pods of the tutorial "Connect Sidecar on Kubernetes"
 //! - [`demo`]: plays the tutorial
 //! - [`python`]: Helm, and Kubernetes' schemas
 //! - [`pod_security`]: violations of PodSecurity `restricted`
 
-pub mod acl;
 pub mod admission;
-pub mod asked;
-pub mod cgroup;
-pub mod consul;
-pub mod container;
 pub mod demo;
-pub mod image;
 pub mod kubelet;
 pub mod load;
 pub mod node;
@@ -35,8 +23,8 @@ pub mod parts;
 pub mod pod_security;
 pub mod process;
 pub mod python;
+pub mod runtime;
 pub mod tutorial;
-pub mod volume;
 
 /// An error of the harness, which ends the test or the demo.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

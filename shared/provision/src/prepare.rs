@@ -44,6 +44,11 @@ pub enum Trust {
 // === impl Trust ===
 
 impl Trust {
+    /// By the flag `--auto-encrypt`.
+    pub fn of(auto_encrypt: bool) -> Self {
+        if auto_encrypt { Self::Roots } else { Self::Given }
+    }
+
     /// Adds the roots that an earlier run in this directory learned: since the pod was
     /// created, Connect's CA may have been rotated.
     pub fn remember(self, handoff: &Handoff, tls: &mut TlsFiles) {

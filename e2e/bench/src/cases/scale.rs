@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::start::text;
 use crate::figure::{Budget, Figure, Row};
 use crate::{Found, Plan, process};
-use harness::asked;
 use harness::node::Node;
+use harness::node::asked;
 use harness::process::Process;
 use harness::{Result, until_within};
 

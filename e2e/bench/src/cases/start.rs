@@ -16,8 +16,8 @@ use crate::command::{Steps, Taken};
 use crate::figure::{Budget, Figure, Row};
 use crate::{Found, Plan};
 use harness::Result;
-use harness::acl::{Acls, METHOD};
 use harness::node::Node;
+use harness::node::acl::{Acls, METHOD};
 use harness::process::run as output_of;
 
 /// How the pod connects to the agent.

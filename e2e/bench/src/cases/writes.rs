@@ -6,14 +6,12 @@
 //! The floor is an agent without pods: servers and agents write by themselves, too, for
 //! example network coordinates.
 
-use std::fs::File;
-use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use harness::node::Node;
-use harness::process::{Process, run as output_of};
+use harness::process::Process;
 use harness::{Result, until, until_within};
 use serde_json::{Value, json};
 
@@ -38,7 +36,7 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
     let node = Node::new(plan.parts.clone())?;
     let folder = tempfile::Builder::new().prefix("connect-bench-").tempdir_in("/dev/shm")?;
     let addresses: Vec<String> = (1..=PODS).map(|pod| format!("10.98.0.{pod}")).collect();
-    add_to_loopback(&addresses, &folder.path().join("addresses"))?;
+    node.add_addresses(&addresses)?;
     // The server runs on this machine, too, and leaves the port to the agent.
     node.start_server_with(&json!({"ports": {"http": -1}}))?;
     let settings = json!({
@@ -165,13 +163,4 @@ fn start(plan: &Plan, node: &Node, address: &str, folder: &Path) -> Result<Proce
     }
     let args = ["run", "--dir", &text(&dir), "--", "sleep", "infinity"].map(str::to_owned);
     node.start(&plan.parts.bins.join("connect-lifecycle"), &args)
-}
-
-/// Adds addresses to the node.
-fn add_to_loopback(addresses: &[String], batch: &Path) -> Result<()> {
-    let mut file = File::create(batch)?;
-    for address in addresses {
-        writeln!(file, "addr add {address}/32 dev lo")?;
-    }
-    output_of("ip", &["-batch", &text(batch)]).map(drop)
 }

@@ -1,8 +1,8 @@
 //! ACLs of the real agent, with default policy "deny": pods log in and log out, and leave no
 //! token behind.
 
-use harness::acl::{Acls, METHOD};
 use harness::node::Node;
+use harness::node::acl::{Acls, METHOD};
 use harness::parts::Parts;
 use harness::process::Process;
 use nix::sys::signal::Signal;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use harness::node::Node;
 use harness::parts::Parts;
-use harness::volume;
+use harness::runtime::volume;
 
 fn file(path: &Path, bytes: usize) {
     File::create(path).unwrap().write_all(&vec![b'x'; bytes]).unwrap();

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
-use harness::consul::Agent;
 use harness::kubelet::Pod;
 use harness::node::Node;
+use harness::node::consul::Agent;
 use harness::process::{Process, run};
 use harness::tutorial::injected_pod;
 use harness::until;

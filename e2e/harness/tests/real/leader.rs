@@ -1,7 +1,7 @@
 //! Three servers, whose leader dies while pods start and end.
 
-use harness::consul::Agent;
 use harness::node::Node;
+use harness::node::consul::Agent;
 use harness::parts::Parts;
 use harness::process::{Process, run};
 use harness::until;

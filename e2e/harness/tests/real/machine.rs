@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use harness::acl::Acls;
 use harness::node::Node;
+use harness::node::acl::Acls;
 use harness::parts::Parts;
 use harness::process::{Process, tail};
 use harness::until;

@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use harness::asked;
 use harness::kubelet::Pod;
 use harness::node::Node;
+use harness::node::asked;
 use harness::parts::Parts;
-use harness::process::{Process, run, tail};
+use harness::process::{Process, tail};
 use harness::until_within;
 use serde_json::json;
 
@@ -36,7 +35,7 @@ fn many_sidecars_restore_their_registrations_when_the_agent_lost_them() {
     let addresses: Vec<_> = (0..sidecars)
         .map(|number| format!("10.98.{}.{}", number / 250, number % 250 + 1))
         .collect();
-    add_to_loopback(&addresses, &folder.join("addresses"));
+    node.add_addresses(&addresses).unwrap();
 
     let mut settings = asked::settings();
     settings["client_addr"] = "0.0.0.0".into();
@@ -122,7 +121,7 @@ fn no_pod_registers_again_while_nothing_is_lost() {
     let node = Node::new(parts).unwrap();
     let folder = node.folder("sidecars").unwrap();
     let addresses: Vec<_> = (0..sidecars).map(|number| format!("10.98.0.{}", number + 1)).collect();
-    add_to_loopback(&addresses, &folder.join("addresses"));
+    node.add_addresses(&addresses).unwrap();
     let mut settings = asked::settings();
     settings["client_addr"] = "0.0.0.0".into();
     // Without coordinates and late updates of outputs, which the agent writes by itself.
@@ -187,15 +186,6 @@ const REST: Duration = Duration::from_secs(15);
 fn raft_index(node: &Node) -> u64 {
     let leader = node.get("/v1/operator/autopilot/health").unwrap();
     leader["Servers"][0]["LastIndex"].as_u64().unwrap()
-}
-
-/// Adds addresses to the machine.
-fn add_to_loopback(addresses: &[String], batch: &Path) {
-    let mut file = fs::File::create(batch).unwrap();
-    for address in addresses {
-        writeln!(file, "addr add {address}/32 dev lo").unwrap();
-    }
-    run("ip", &["-batch", &batch.to_string_lossy()]).unwrap();
 }
 
 /// A sidecar without Envoy: registered by `connect-init`, maintained by `connect-lifecycle`.

@@ -6,13 +6,13 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use harness::acl::{Acls, METHOD};
-use harness::cgroup::MemoryLimit;
-use harness::container::{Mount, Spec};
-use harness::image;
 use harness::node::Node;
+use harness::node::acl::{Acls, METHOD};
 use harness::parts::Parts;
-use harness::volume::{self, Volume};
+use harness::runtime::cgroup::MemoryLimit;
+use harness::runtime::container::{Mount, Spec};
+use harness::runtime::image;
+use harness::runtime::volume::{self, Volume};
 use serde_json::json;
 
 const LIMIT: u64 = 10 * 1024 * 1024;

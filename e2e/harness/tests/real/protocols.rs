@@ -3,7 +3,8 @@
 use std::io::{Read, Write};
 
 use harness::kubelet::Pod;
-use harness::{image, load, until};
+use harness::runtime::image;
+use harness::{load, until};
 use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, UPSTREAM, server, started, status};

@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::Write;
 use std::time::Duration;
 
-use harness::consul::Agent;
 use harness::node::Node;
+use harness::node::consul::Agent;
 use harness::process::{Process, run, tail};
 use harness::{until, until_within};
 use reqwest::Method;

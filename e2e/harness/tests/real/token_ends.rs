@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::Write;
 use std::time::Duration;
 
-use harness::acl::{Acls, METHOD};
 use harness::node::Node;
+use harness::node::acl::{Acls, METHOD};
 use harness::parts::Parts;
 use harness::process::run;
 use harness::{until, until_within};

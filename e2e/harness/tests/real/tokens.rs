@@ -7,10 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use harness::acl::{Acls, METHOD};
 use harness::kubelet::{XDS_STATS, is_connected};
 use harness::load::{self, Load, Tally};
 use harness::node::Node;
+use harness::node::acl::{Acls, METHOD};
 use harness::parts::Parts;
 use harness::process::{Process, run, tail};
 use harness::{until, until_within};

@@ -243,7 +243,7 @@ fn a_grpc_probe_reaches_the_application() {
     let Some(mesh) = Mesh::find_or_skip() else { return };
     let mut pod = server("api-1", &transparent(&json!({})), &Value::Null);
     let container = &mut pod["spec"]["containers"][0];
-    container["image"] = harness::image::APPLICATION.into();
+    container["image"] = harness::runtime::image::APPLICATION.into();
     container["args"] = json!(["0.0.0.0:8080"]);
     container["livenessProbe"] = json!({"grpc": {"port": 8080}});
     let server = started(&mesh.node, &mesh.injector, &pod);

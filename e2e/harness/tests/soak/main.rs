@@ -22,9 +22,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use harness::acl::Acls;
 use harness::kubelet::{XDS_STATS, is_connected};
 use harness::node::Node;
+use harness::node::acl::Acls;
 use harness::parts::Parts;
 use harness::process::{Process, run, tail};
 use harness::{Result, until_within};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use harness::acl::METHOD;
+use harness::node::acl::METHOD;
 use harness::process::Process;
 use nix::sys::signal::Signal;
 

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::Result;
-use crate::container::Mount;
 use crate::parts::Parts;
+use crate::runtime::container::Mount;
 
 /// The image of `connect-init`, as passed to the injector.
 pub const INIT: &str = "localhost/connect-init:test";

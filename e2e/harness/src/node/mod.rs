@@ -1,8 +1,17 @@
 //! A node: a network namespace with a bridge for pods, a Consul client agent at the node's
 //! address, and a Consul server at another address.
+//!
+//! - [`consul`]: Consul servers and client agents
+//! - [`acl`]: an agent with ACLs, and an auth method for its pods
+//! - [`asked`]: counts the requests that an agent received
+
+pub mod acl;
+pub mod asked;
+pub mod consul;
 
 use std::cell::{Cell, RefCell};
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -13,11 +22,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::consul::{self, Agent, Release};
-use crate::image::{self, Image};
 use crate::parts::Parts;
 use crate::process::{Process, run, tail};
+use crate::runtime::image::{self, Image};
 use crate::{Result, admission, answer_to, until};
+use consul::{Agent, Release};
 
 /// A node. Its network namespace is that of the thread that created it: the node, and
 /// everything that runs on it, ends with that thread.
@@ -237,12 +246,9 @@ impl Node {
         let folder = self.folder("injector")?;
         let made = rcgen::generate_simple_self_signed([IP.to_owned()])?;
         let (cert, key) = (folder.join("tls.crt"), folder.join("tls.key"));
-        fs::File::create(&cert).and_then(|mut file| {
-            std::io::Write::write_all(&mut file, made.cert.pem().as_bytes())
-        })?;
-        fs::File::create(&key).and_then(|mut file| {
-            std::io::Write::write_all(&mut file, made.signing_key.serialize_pem().as_bytes())
-        })?;
+        fs::File::create(&cert).and_then(|mut file| file.write_all(made.cert.pem().as_bytes()))?;
+        fs::File::create(&key)
+            .and_then(|mut file| file.write_all(made.signing_key.serialize_pem().as_bytes()))?;
         let flag = |name: &str, value: &str| format!("--{name}={value}");
         let path = |file: &Path| file.to_string_lossy().into_owned();
         let mut args = vec![
@@ -366,6 +372,17 @@ impl Node {
             request = request.json(body);
         }
         answer_to(&self.runtime, request, url)
+    }
+
+    /// Adds addresses to the node, for pods that are processes of it.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn add_addresses(&self, addresses: &[String]) -> Result<()> {
+        let batch = self.folder("addresses")?.join("batch");
+        let commands = addresses.iter().map(|address| format!("addr add {address}/32 dev lo\n"));
+        fs::File::create(&batch)?.write_all(commands.collect::<String>().as_bytes())?;
+        ip(&format!("-batch {}", batch.display()))
     }
 
     /// Gives a pod's sandbox an address on the bridge.
