@@ -9,38 +9,37 @@
 //! - [`application`]: whether the application is ready
 //! - [`stream`]: whether Envoy has its xDS stream
 //! - [`leaf`]: whether Envoy has a valid certificate
+//! - [`listener`]: whether Envoy's public listener is open
+//! - [`token`]: the ACL token of the registration
+//! - [`trouble`]: why it could not be maintained, and when to try again
 //! - [`roots`]: follows the roots of Connect's CA
 //! - [`virtual_address`]: follows the service's virtual address
 
 pub(crate) mod application;
 mod leaf;
+mod listener;
 pub(crate) mod roots;
 pub(crate) mod stream;
+mod token;
+mod trouble;
 pub(crate) mod virtual_address;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
+use consul::Agent;
 use consul::agent::{Renewed, Watch};
 use consul::answer::AgentService;
-use consul::{Agent, SetupError};
 use envoy::Envoy;
-use flags::Report as _;
 use handoff::Record;
-use handoff::record::AgentRecord;
 use lifecycle::keep::Step;
-use lifecycle::{
-    Drive, Entry, Half, Keep, Outcome, Register, RegisterError, SessionError, session,
-};
+use lifecycle::{Drive, Entry, Half, Keep, Outcome, Register};
 use probe::Probe;
 use registration::Service;
 use registration::check::{Check, Status};
 use registration::pod::{Pair, VIRTUAL, application_id, destination_id, lease_id, listener_id};
-use runtime::file::write_whole;
-use runtime::retry::{Backoff, jitter};
 use runtime::{Deadline, Exit, Failure};
-use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -48,18 +47,13 @@ use crate::pod::Pod;
 use crate::restart::Restart;
 use application::Application;
 use leaf::Leaf;
+use listener::Listener;
 use stream::Stream;
+use trouble::{Trouble, Wrong};
 use virtual_address::VirtualAddress;
 
 /// A third of the TTL, so that one lost heartbeat does not let a check expire.
 const RENEWAL: Duration = Duration::from_secs(10);
-
-/// While the agent is away: short enough to notice its return within a second.
-const AGENT_AWAY: Backoff =
-    Backoff { first: Duration::from_millis(50), longest: Duration::from_millis(500) };
-
-/// While the agent rejects the registration: an operator has to act.
-const REFUSED: Duration = Duration::from_secs(10);
 
 /// How long a registration may take, the wait for the lock included.
 const REGISTER: Duration = Duration::from_secs(30);
@@ -67,13 +61,6 @@ const REGISTER: Duration = Duration::from_secs(30);
 /// How long servers may take to answer a heartbeat's requests: short enough that the TTL
 /// checks don't expire.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// How long a login may take, the wait for the servers to know the token included.
-const LOG_IN: Duration = Duration::from_secs(30);
-
-/// How long a login may take while the current token is still valid: short, so that
-/// heartbeats are not delayed.
-const REPLACE: Duration = Duration::from_secs(5);
 
 /// How long the logout of a token that was replaced may take.
 const LOG_OUT: Duration = Duration::from_secs(10);
@@ -107,34 +94,11 @@ pub(crate) struct Keeper<'a> {
     leaf: Leaf,
 }
 
-/// Envoy's public listener. The agent's check of it starts as critical and runs every
-/// 10 s; to save that time, we tell the agent as soon as Envoy listens.
-#[derive(Debug)]
-struct Listener {
-    address: Option<SocketAddr>,
-    /// Whether the agent's check may be critical although Envoy listens.
-    is_due: bool,
-    listens: bool,
-}
-
-/// The current failure, and how long to wait before the next attempt.
-struct Trouble {
-    cause: Option<String>,
-    is_refusal: bool,
-    pauses: Box<dyn Iterator<Item = Duration>>,
-}
-
 /// An update of one TTL check.
 struct Report {
     check: String,
     status: Status,
     output: String,
-}
-
-/// Why a step failed.
-struct Wrong {
-    failure: Failure,
-    outcome: Outcome,
 }
 
 // === impl Keeper ===
@@ -168,7 +132,7 @@ impl<'a> Keeper<'a> {
             restart,
             envoy: Envoy::at(pod.record.admin),
             application,
-            listener: Listener { address, is_due: true, listens: false },
+            listener: Listener::at(address),
             virtual_address,
             hash: String::new(),
             accepted: Default::default(),
@@ -374,62 +338,6 @@ impl<'a> Keeper<'a> {
         Outcome::Done
     }
 
-    /// Gets another token: by login if the pod logs in, else from the token file, which
-    /// somebody may have rewritten.
-    async fn log_in(&mut self) -> Result<Outcome, Wrong> {
-        let Pod { handoff, record, agent, session } = self.pod;
-        let is_due = self.replace_at.is_some_and(|at| at <= Instant::now());
-        if let Some(session) = session {
-            let deadline = Deadline::after(LOG_IN);
-            if is_due {
-                // If the login fails, the current token is valid for some time yet.
-                self.replace_at = Some(Instant::now() + RENEWAL);
-                session.replace(Deadline::after(REPLACE)).await.map_err(|error| Wrong {
-                    failure: error.failure(),
-                    outcome: Outcome::Failed,
-                })?;
-                "its ACL token was about to expire".clone_into(&mut self.reason);
-            } else if session.renew(deadline).await? {
-                "its ACL token no longer existed".clone_into(&mut self.reason);
-            } else {
-                // The servers know the token; the agent caches that it was not found.
-                return Ok(Outcome::Failed);
-            }
-        } else {
-            let token = record.agent.token()?;
-            if same(token.as_ref(), agent.token().as_ref()) {
-                let AgentRecord { token_source, token_file, .. } = &record.agent;
-                let hint = match token_source.as_ref().or(token_file.as_ref()) {
-                    Some(file) => format!(
-                        "it was deleted or has expired: write a new one to {}",
-                        file.display()
-                    ),
-                    None => "ACLs are enabled: give the pod a token".to_owned(),
-                };
-                let failure = Failure::new(Exit::Denied, "the ACL token does not exist").hint(hint);
-                return Err(Wrong { failure, outcome: Outcome::Refused });
-            }
-            if let Some(token) = &token {
-                // For processes of the pod that can't read the original file.
-                let copy = write_whole(&handoff.token(), 0o600, token.expose_secret().as_bytes());
-                copy.map_err(SessionError::from)?;
-            }
-            agent.set_token(token);
-            session::settle(handoff, agent)?;
-            "its ACL token changed".clone_into(&mut self.reason);
-        }
-        if session.is_some() {
-            tracing::info!("logged in again: {}", self.reason);
-        }
-        self.replace_at = None;
-        self.is_life_known = false;
-        if !handoff.has_envoy_token() {
-            // Envoy still uses the old token, which the agent will reject.
-            self.restart.request();
-        }
-        Ok(Outcome::Done)
-    }
-
     /// Sends the heartbeats of service or proxy. The service's come with the application's
     /// status and a check of the token; the proxy's with a check of Envoy's listener, its
     /// xDS stream and its leaf certificate.
@@ -457,31 +365,6 @@ impl<'a> Keeper<'a> {
             }
         }
         Ok(Outcome::Done)
-    }
-
-    /// Whether the token exists, and until when. Asks the servers, because the agent caches
-    /// tokens for half a minute. Nothing happens while the servers are away.
-    async fn look_at_token(&mut self) -> Outcome {
-        let Pod { record, agent, session, .. } = self.pod;
-        if session.is_none() {
-            let token = record.agent.token().ok().flatten();
-            let is_another = token.is_some() && !same(token.as_ref(), agent.token().as_ref());
-            return if is_another { Outcome::NoToken } else { Outcome::Done };
-        }
-        match agent.within(PATIENCE).own_token().await {
-            Ok(None) => return Outcome::NoToken,
-            Ok(Some(token)) if !self.is_life_known => {
-                self.is_life_known = true;
-                // At about two thirds of its lifetime, with jitter, so that pods that
-                // started together don't log in together.
-                self.replace_at = token.life(SystemTime::now()).map(|(life, left)| {
-                    Instant::now() + left.saturating_sub(life / 3 + jitter(life / 10))
-                });
-            }
-            Ok(Some(_)) => {}
-            Err(error) => tracing::debug!("cannot read the ACL token: {error}"),
-        }
-        Outcome::Done
     }
 
     /// Checks whether Envoy has its xDS stream; the agent has just answered a request. If
@@ -571,36 +454,6 @@ impl<'a> Keeper<'a> {
     }
 }
 
-// === impl Listener ===
-
-impl Listener {
-    async fn look(&mut self) -> bool {
-        self.listens = match self.address {
-            Some(address) => application::takes_connections(address).await,
-            None => false,
-        };
-        self.listens
-    }
-
-    /// Waits until Envoy listens, if the agent has to be told.
-    async fn opens(&mut self) {
-        if !self.is_due || self.listens || self.address.is_none() {
-            return std::future::pending().await;
-        }
-        while !self.look().await {
-            tokio::time::sleep(OPENING).await;
-        }
-    }
-}
-
-/// How often to check a listener that is not open yet: Envoy needs some hundreds of
-/// milliseconds.
-const OPENING: Duration = Duration::from_millis(50);
-
-fn same(one: Option<&SecretString>, other: Option<&SecretString>) -> bool {
-    one.map(SecretString::expose_secret) == other.map(SecretString::expose_secret)
-}
-
 /// Seconds since 1970.
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -629,80 +482,5 @@ async fn changed(application: Option<&mut Application>) {
     match application {
         Some(application) => application.changed().await,
         None => std::future::pending().await,
-    }
-}
-
-// === impl Trouble ===
-
-impl Trouble {
-    fn none() -> Self {
-        Self { cause: None, is_refusal: false, pauses: Box::new(AGENT_AWAY.pauses()) }
-    }
-
-    /// Logs a failure unless it has the same cause as the one before.
-    fn note(&mut self, wrong: Wrong) -> Outcome {
-        let Wrong { failure, outcome } = wrong;
-        self.is_refusal = matches!(outcome, Outcome::Refused | Outcome::Foreign);
-        let cause = failure.to_string();
-        if self.cause.as_ref() != Some(&cause) {
-            tracing::warn!("{cause}");
-        }
-        self.cause = Some(cause);
-        outcome
-    }
-
-    /// Waits before the next attempt, longer each time.
-    async fn pause(&mut self, stop: &CancellationToken) -> Outcome {
-        let pause = if self.is_refusal {
-            REFUSED
-        } else {
-            self.pauses.next().unwrap_or(AGENT_AWAY.longest)
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(pause) => {}
-        }
-        Outcome::Done
-    }
-
-    /// Called when the registration is complete and correct.
-    fn is_over(&mut self) {
-        self.is_refusal = false;
-        if self.cause.take().is_some() {
-            tracing::info!("registration restored");
-        }
-    }
-
-    /// Called when the registration has been correct for a while: the pauses start short
-    /// again.
-    fn is_forgotten(&mut self) {
-        self.pauses = Box::new(AGENT_AWAY.pauses());
-    }
-}
-
-// === impl Wrong ===
-
-impl From<RegisterError> for Wrong {
-    fn from(error: RegisterError) -> Self {
-        Self { outcome: error.outcome(), failure: error.failure() }
-    }
-}
-
-impl From<consul::Error> for Wrong {
-    fn from(error: consul::Error) -> Self {
-        RegisterError::from(error).into()
-    }
-}
-
-impl From<SessionError> for Wrong {
-    /// `Refused`, because a failed login has been retried for a while already.
-    fn from(error: SessionError) -> Self {
-        Self { failure: error.failure(), outcome: Outcome::Refused }
-    }
-}
-
-impl From<SetupError> for Wrong {
-    fn from(error: SetupError) -> Self {
-        Self { failure: error.failure(), outcome: Outcome::Refused }
     }
 }
