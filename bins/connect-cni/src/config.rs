@@ -12,7 +12,7 @@ use crate::failure::{Code, Failure};
 use crate::{ANNOTATIONS, PLUGIN};
 
 /// The supported values of `cniVersion`. Earlier ones have no `prevResult` to pass on.
-pub(crate) const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub(crate) const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// The annotation that holds the [`Plan`] of a transparent pod as JSON.
 const PLAN: &str = "consul.hashicorp.com/transparent-proxy-redirect";

@@ -2,7 +2,9 @@
 //! is edited as text, so that the rest of it stays the same, byte for byte.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -23,6 +25,15 @@ pub(crate) enum Error {
     /// The plugin would reject each pod, so that none on the node would get a network.
     #[error("its cniVersion is `{0}`, expected one of {known}", known = VERSIONS.join(", "))]
     Version(String),
+    /// The runtime looks for plugins elsewhere. It would not find `connect-cni`, so that
+    /// no new pod on the node would get a network.
+    #[error("none of its plugins ({}) is in {}", .plugins.join(", "), .folder.display())]
+    Elsewhere {
+        /// The `type`s of the other plugins.
+        plugins: Vec<String>,
+        /// Where they were looked for.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Deserialize)]
@@ -51,6 +62,22 @@ pub(crate) fn entry_of(text: &str) -> Result<Option<Value>, Error> {
         (Some(only), None) => value(only.get()),
         _ => None,
     })
+}
+
+/// The `type`s of the other plugins in a list, or of the plugin that a `.conf` file
+/// configures.
+///
+/// # Errors
+/// There are none, or the plugin can't run behind them.
+pub(crate) fn others(text: &str) -> Result<Vec<String>, Error> {
+    let list: List<'_> = serde_json::from_str(text)?;
+    list.check_version()?;
+    let kinds: Vec<_> = match list.plugins {
+        Some(plugins) => plugins.iter().filter_map(|plugin| kind(plugin.get())).collect(),
+        None => kind(text).into_iter().collect(),
+    };
+    let others: Vec<_> = kinds.into_iter().filter(|kind| kind != PLUGIN).collect();
+    if others.is_empty() { Err(Error::Empty) } else { Ok(others) }
 }
 
 /// The generation of an entry; 0 if it has none.
@@ -138,15 +165,39 @@ fn is_own(plugin: &RawValue) -> bool {
 }
 
 fn kind(plugin: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Plugin {
-        r#type: String,
-    }
-    serde_json::from_str(plugin).ok().map(|plugin: Plugin| plugin.r#type)
+    // Not a struct, which serde would read from an array, too.
+    let members: BTreeMap<String, &RawValue> = serde_json::from_str(plugin).ok()?;
+    serde_json::from_str(members.get("type")?.get()).ok()
 }
 
 fn value(text: &str) -> Option<Value> {
     serde_json::from_str(text).ok()
+}
+
+// === impl Error ===
+
+impl Error {
+    /// What to do next.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => {
+                "if this repeats, repair the file: the network's own installer writes it, in the \
+                 node's directory connectInject.cni.cniNetDir"
+            }
+            Self::Empty => {
+                "if this repeats, list the plugin that creates the network in this file, in the \
+                 node's directory connectInject.cni.cniNetDir"
+            }
+            Self::Version(_) => {
+                "set cniVersion to a supported version in this file, in the node's directory \
+                 connectInject.cni.cniNetDir"
+            }
+            Self::Elsewhere { .. } => {
+                "set connectInject.cni.cniBinDir to the directory in which the container runtime \
+                 looks for plugins"
+            }
+        }
+    }
 }
 
 // === impl List ===
@@ -230,6 +281,22 @@ mod tests {
     }
 
     #[test]
+    fn the_other_plugins_are_found_in_a_list_and_in_a_conf_file() {
+        for (text, expected) in [
+            (LIST, &["bridge", "portmap"][..]),
+            (&with(LIST, ENTRY).unwrap().unwrap(), &["bridge", "portmap"]),
+            (r#"{"cniVersion":"0.3.0","type":"ptp"}"#, &["ptp"]),
+            (r#"{"cniVersion":"0.3.0","plugins":[1,{},["x"],{"type":"ptp"}]}"#, &["ptp"]),
+        ] {
+            assert_eq!(others(text).unwrap(), expected, "{text}");
+        }
+        for text in [r#"{"cniVersion":"1.0.0","type":"connect-cni"}"#, r#"{"cniVersion":"1.0.0"}"#]
+        {
+            assert!(matches!(others(text), Err(Error::Empty)), "{text}");
+        }
+    }
+
+    #[test]
     fn a_single_plugin_becomes_a_list() {
         let one =
             "{\"cniVersion\": \"0.3.1\", \"name\": \"pods\", \"type\": \"bridge\", \"mtu\": 1e3}\n";
@@ -279,7 +346,7 @@ mod tests {
                 }
             }
             for text in [text.as_str(), text.get(..cut).unwrap_or_default()] {
-                let _ = list_of(text, ENTRY);
+                let _ = (list_of(text, ENTRY), others(text));
                 if let Ok(Some(with_it)) = with(text, ENTRY) {
                     prop_assert_eq!(with(&with_it, ENTRY).unwrap(), None);
                 }

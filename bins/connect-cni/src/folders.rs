@@ -90,8 +90,10 @@ impl Folders {
         if self.generation() > generation_of(entry) && self.binary().exists() {
             return Ok(Outcome::Superseded);
         }
+        // Before anything is written: the runtime may use another directory of plugins.
+        let (path, text) = self.in_use()?;
         let is_new = self.install_binary()?;
-        Ok(match self.add(entry)? {
+        Ok(match add(path, &text, entry)? {
             Outcome::Unchanged if is_new => Outcome::Installed(self.binary()),
             outcome => outcome,
         })
@@ -104,25 +106,44 @@ impl Folders {
         entry.as_ref().map_or(0, conflist::generation)
     }
 
+    /// Replaces the entry by this one if it has the generation `own`. A generation of 0
+    /// hands the plugin over: any other process then installs its own binary and entry.
+    pub(crate) fn hand_over(&self, own: u64, entry: &str) -> Result<(), Error> {
+        if self.generation() != own {
+            return Ok(());
+        }
+        let path = self.first()?;
+        let text = read(&path)?;
+        let unfit = |why| Error::Unfit { path: path.clone(), why };
+        if let Some(without) = conflist::without(&text).map_err(unfit)?
+            && let Some(with) = conflist::with(&without, entry).map_err(unfit)?
+        {
+            replace(&path, &text, &with)?;
+        }
+        Ok(())
+    }
+
     /// Whether the plugin is installed with this entry, in any generation.
     ///
     /// # Errors
-    /// The binary or the entry is missing.
+    /// The binary or the entry is missing, or the runtime uses another directory of
+    /// plugins.
     pub(crate) fn ready(&self, entry: &str) -> Result<(), Error> {
         self.check()?;
         let binary = self.binary();
         if !binary.exists() {
             return Err(Error::Missing { path: binary, what: "does not exist" });
         }
-        let path = self.first()?;
-        let text = read(&path)?;
+        let (path, text) = self.in_use()?;
         let unfit = |why| Error::Unfit { path: path.clone(), why };
         if is_list(&path)
             && let Some(mut there) = conflist::entry_of(&text).map_err(unfit)?
             && let Ok(mut expected) = serde_json::from_str::<serde_json::Value>(entry)
         {
             for entry in [&mut there, &mut expected] {
-                entry["generation"] = 0.into();
+                if let Some(members) = entry.as_object_mut() {
+                    members.remove("generation");
+                }
             }
             if there == expected {
                 return Ok(());
@@ -152,16 +173,12 @@ impl Folders {
     }
 
     fn remove_entries(&self) -> Result<(), Error> {
-        for path in self.files()? {
+        for path in self.files()?.into_iter().filter(|path| !path.is_dir()) {
             let name = name_of(&path);
             if let Some(original) = name.strip_suffix(LIST) {
                 self.put_back(original, &path)?;
             } else if name.ends_with(".conflist") {
-                // An invalid file stays as it is: runtimes can't use it either.
-                let text = read(&path)?;
-                if let Ok(Some(without)) = conflist::without(&text) {
-                    replace(&path, &text, &without)?;
-                }
+                remove_entry(&path)?;
             } else if let Some(original) = name.strip_suffix(KEPT) {
                 // A process was killed between writing the list and the rename, or
                 // somebody removed the list.
@@ -193,28 +210,6 @@ impl Folders {
         remove(list)
     }
 
-    fn add(&self, entry: &str) -> Result<Outcome, Error> {
-        let path = self.first()?;
-        let text = read(&path)?;
-        let unfit = |why| Error::Unfit { path: path.clone(), why };
-        if is_list(&path) {
-            return Ok(match conflist::with(&text, entry).map_err(unfit)? {
-                None => Outcome::Unchanged,
-                Some(with) => {
-                    replace(&path, &text, &with)?;
-                    Outcome::Installed(path)
-                }
-            });
-        }
-        let with = conflist::list_of(&text, entry).map_err(unfit)?;
-        let list = suffixed(&path, LIST);
-        // The rename puts the list in use, so that there is a configuration at any moment.
-        write_whole(&list, mode_of(&path)?, with.as_bytes())?;
-        let kept = suffixed(&path, KEPT);
-        fs::rename(&path, &kept).map_err(in_file(&path))?;
-        Ok(Outcome::Installed(list))
-    }
-
     /// Writes the binary unless it is there already; returns whether it wrote it.
     fn install_binary(&self) -> Result<bool, Error> {
         let own = Path::new("/proc/self/exe");
@@ -231,6 +226,36 @@ impl Folders {
         self.plugins.join(PLUGIN)
     }
 
+    /// The configuration in use, and its text.
+    ///
+    /// # Errors
+    /// There is none, or the runtime does not look for its plugins in our directory.
+    fn in_use(&self) -> Result<(PathBuf, String), Error> {
+        let path = self.first()?;
+        let text = read(&path)?;
+        match self.find_others(&text) {
+            Ok(()) => Ok((path, text)),
+            Err(why) => Err(Error::Unfit { path, why }),
+        }
+    }
+
+    /// Looks for the other plugins of a configuration. One is enough: runtimes can have
+    /// several directories of plugins.
+    fn find_others(&self, text: &str) -> Result<(), conflist::Error> {
+        let plugins = conflist::others(text)?;
+        // Without following links: k3s links plugins to a directory that a container does
+        // not see.
+        let is_there = |plugin: &String| {
+            let path = self.plugins.join(plugin);
+            path.parent() == Some(self.plugins.as_path())
+                && fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir())
+        };
+        if plugins.iter().any(is_there) {
+            return Ok(());
+        }
+        Err(conflist::Error::Elsewhere { plugins, folder: self.plugins.clone() })
+    }
+
     /// The configuration in use.
     fn first(&self) -> Result<PathBuf, Error> {
         let is_one = |path: &PathBuf| {
@@ -244,6 +269,75 @@ impl Folders {
     /// The directory of configurations, sorted.
     fn files(&self) -> Result<Vec<PathBuf>, Error> {
         list(&self.configurations)
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// What to do next, in the words of the chart's values: a container sees the node's
+    /// directories at other paths.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::NoNetwork(_) => {
+                "if the node has a network, set connectInject.cni.cniNetDir to the directory in \
+                 which the container runtime looks for configurations"
+            }
+            Self::Unfit { why, .. } => why.hint(),
+            Self::Missing { .. } => "see the log of connect-cni install",
+            Self::Removed(_) => {
+                "restart this container, which then mounts the node's new directory"
+            }
+            Self::Raced(_) => {
+                "if this repeats, find the program that keeps writing to the node's directory \
+                 connectInject.cni.cniNetDir"
+            }
+            Self::Io { .. } | Self::Write(_) => {
+                "let user 0 with the capability DAC_OVERRIDE read and write the node's \
+                 directories connectInject.cni.cniNetDir and cniBinDir"
+            }
+        }
+    }
+}
+
+/// Adds the entry to the configuration in use, whose text was read before.
+fn add(path: PathBuf, text: &str, entry: &str) -> Result<Outcome, Error> {
+    let unfit = |why| Error::Unfit { path: path.clone(), why };
+    if is_list(&path) {
+        return Ok(match conflist::with(text, entry).map_err(unfit)? {
+            None => Outcome::Unchanged,
+            Some(with) => {
+                replace(&path, text, &with)?;
+                Outcome::Installed(path)
+            }
+        });
+    }
+    let with = conflist::list_of(text, entry).map_err(unfit)?;
+    let list = suffixed(&path, LIST);
+    // The rename puts the list in use, so that there is a configuration at any moment.
+    write_whole(&list, mode_of(&path)?, with.as_bytes())?;
+    let kept = suffixed(&path, KEPT);
+    fs::rename(&path, &kept).map_err(in_file(&path))?;
+    Ok(Outcome::Installed(list))
+}
+
+/// Removes the entry from a list. Skips dangling links and files that were removed
+/// meanwhile, and invalid files: runtimes can't use them either.
+fn remove_entry(path: &Path) -> Result<(), Error> {
+    let edit = || {
+        let text = read(path)?;
+        match conflist::without(&text) {
+            Ok(Some(without)) => replace(path, &text, &without),
+            _ => Ok(()),
+        }
+    };
+    match edit() {
+        Err(Error::Io { source, .. })
+            if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) =>
+        {
+            Ok(())
+        }
+        result => result,
     }
 }
 

@@ -73,8 +73,14 @@ pub(crate) async fn install(node: Node, mut signals: Signals) -> Result<ExitCode
         plugins = %folders.plugins.display(),
         "started to keep connect-cni installed"
     );
-    let entry = entry(addresses, next_generation(folders));
-    keep(folders, &entry, &watch, &mut signals).await?;
+    let generation = next_generation(folders);
+    keep(folders, &entry(addresses, generation), &watch, &mut signals).await?;
+    // Before it is known whether this process is the last: finding out can lose the lock, and
+    // then another process may be uninstalling at the same time.
+    if let Err(error) = folders.hand_over(generation, &entry(addresses, 0)) {
+        let hint = error.hint();
+        tracing::warn!(%error, "cannot hand connect-cni over to an earlier process; hint: {hint}");
+    }
     if !is_last(&lock) {
         tracing::info!("left connect-cni in place: another process keeps it installed");
         return Ok(Exit::Done.into());
@@ -143,7 +149,8 @@ async fn wait(time: Duration, signals: &mut Signals) -> bool {
 /// Whether the plugin is installed.
 pub(crate) fn ready(node: &Node) -> Result<ExitCode, Failure> {
     node.folders.ready(&entry(&node.addresses, 0)).map_err(|error| {
-        Failure::new(Exit::Failure, error).hint("see the log of connect-cni install")
+        let hint = error.hint();
+        Failure::new(Exit::Failure, error).hint(hint)
     })?;
     Ok(Exit::Done.into())
 }
@@ -221,9 +228,12 @@ impl Attempts {
                 Ok(Next::OnChange(INTERVAL))
             }
             Ok(Outcome::Installed(file)) => Ok(self.installed(&file)),
-            Err(error @ Error::Removed(_)) => Err(Failure::new(Exit::Failure, error)
-                .while_doing("cannot keep connect-cni installed")
-                .hint("restart this container, which then mounts the node's new directory")),
+            Err(error @ Error::Removed(_)) => {
+                let hint = error.hint();
+                Err(Failure::new(Exit::Failure, error)
+                    .while_doing("cannot keep connect-cni installed")
+                    .hint(hint))
+            }
             Err(error) => Ok(self.failed(&error)),
         }
     }
@@ -245,9 +255,9 @@ impl Attempts {
     fn failed(&mut self, error: &Error) -> Next {
         // An attempt to write is itself a change of the directory.
         let is_write = matches!(error, Error::Write(_));
-        let error = error.to_string();
+        let (error, hint) = (error.to_string(), error.hint());
         if self.logged.as_ref() != Some(&error) {
-            tracing::warn!(%error, "cannot install connect-cni yet, trying again");
+            tracing::warn!(%error, "cannot install connect-cni yet, trying again; hint: {hint}");
             self.logged = Some(error);
         }
         if is_write { Next::After(RETRY) } else { Next::OnChange(RETRY) }

@@ -42,6 +42,11 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
+    let log = match &command {
+        Command::Install(_) | Command::Uninstall(_) => log,
+        // Only the container's main process may write its termination message.
+        Command::Ready(_) => log.of_a_probe(),
+    };
     runtime::start(&log, async |signals| match command {
         Command::Install(args) => install::install(args.node(), signals).await,
         Command::Ready(args) => install::ready(&args.node()),

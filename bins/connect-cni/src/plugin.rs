@@ -95,9 +95,9 @@ fn versions(version: &str) -> String {
     #[serde(rename_all = "camelCase")]
     struct Versions<'a> {
         cni_version: &'a str,
-        supported_versions: [&'a str; 4],
+        supported_versions: &'a [&'a str],
     }
-    let versions = Versions { cni_version: version, supported_versions: VERSIONS };
+    let versions = Versions { cni_version: version, supported_versions: &VERSIONS };
     serde_json::to_string(&versions).expect("its keys are strings")
 }
 

@@ -25,6 +25,9 @@ impl Node {
         for name in ["net.d", "bin"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
+        for plugin in ["bridge", "ptp"] {
+            fs::write(folder.path().join("bin").join(plugin), "").unwrap();
+        }
         Self { folder }
     }
 
@@ -32,8 +35,12 @@ impl Node {
         self.folder.path().join("net.d").join(file)
     }
 
+    fn bin(&self, plugin: &str) -> PathBuf {
+        self.folder.path().join("bin").join(plugin)
+    }
+
     fn binary(&self) -> PathBuf {
-        self.folder.path().join("bin/connect-cni")
+        self.bin("connect-cni")
     }
 
     fn write(&self, file: &str, text: &str) {
@@ -56,7 +63,7 @@ impl Node {
         let mut process = Command::new(assert_cmd::cargo::cargo_bin!("connect-cni"));
         process.arg(command).env("CONNECT_TERMINATION_LOG", "");
         process.arg("--cni-net-dir").arg(self.net(""));
-        process.arg("--cni-bin-dir").arg(self.folder.path().join("bin"));
+        process.arg("--cni-bin-dir").arg(self.bin(""));
         if command != "uninstall" {
             process.args(["--node-address", "10.0.0.1,fd00::1"]);
         }
@@ -139,12 +146,111 @@ fn install_waits_for_a_network_and_logs_it() {
     let node = Node::new();
     let process = node.install();
     process.await_log("there is no network configuration");
+    process.await_log("hint: if the node has a network, set connectInject.cni.cniNetDir");
     node.write("10-pods.conflist", &LIST[..20]);
     process.await_log("it is invalid");
     node.write("10-pods.conflist", LIST);
     node.until_ready();
     end(process);
     assert_eq!(node.read("10-pods.conflist"), LIST);
+}
+
+/// On k3s and GKE, for instance, the runtime looks for plugins in other directories than
+/// most. With an entry whose binary it can't find, no new pod would get a network.
+#[test]
+fn nothing_is_installed_in_a_directory_without_the_networks_plugins() {
+    for (file, text) in [("10-pods.conflist", LIST), ("10-pods.conf", ONE)] {
+        let node = Node::new();
+        fs::remove_file(node.bin("bridge")).unwrap();
+        fs::create_dir(node.bin("bridge")).unwrap();
+        node.write(file, text);
+        let process = node.install();
+        process.await_log("none of its plugins (bridge) is in ");
+        process.await_log("hint: set connectInject.cni.cniBinDir");
+        assert_eq!((node.names(), node.read(file)), (vec![file.to_owned()], text.to_owned()));
+        assert!(!node.binary().exists());
+
+        // The network's own installer writes its plugin later than its configuration. On
+        // k3s it is a link to a directory that the container does not see.
+        fs::remove_dir(node.bin("bridge")).unwrap();
+        std::os::unix::fs::symlink("/var/lib/rancher/k3s/bin/cni", node.bin("bridge")).unwrap();
+        node.until_ready();
+
+        fs::remove_file(node.bin("bridge")).unwrap();
+        let output = node.command("ready").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains("cniBinDir"), "{said}");
+        end(process);
+        assert_eq!((node.names(), node.read(file)), (vec![file.to_owned()], text.to_owned()));
+    }
+}
+
+/// Runtimes can have several directories of plugins.
+#[test]
+fn one_of_the_networks_plugins_is_enough() {
+    let node = Node::new();
+    node.write("10-pods.conflist", &LIST.replace("{\"type\"", "{\"type\": \"own\"}, {\"type\""));
+    let process = node.install();
+    node.until_ready();
+    end(process);
+}
+
+/// Azure's, Antrea's and kube-router's lists have this version.
+#[test]
+fn a_list_of_version_0_3_0_gets_the_entry() {
+    let node = Node::new();
+    node.write("10-pods.conflist", &LIST.replace("1.0.0", "0.3.0"));
+    let process = node.install();
+    node.until_ready();
+    end(process);
+}
+
+/// The kubelet makes an event of the output, and counts equal events.
+#[test]
+fn a_failed_probe_leaves_the_termination_message_alone() {
+    let node = Node::new();
+    let message = node.folder.path().join("termination-log");
+    fs::write(&message, "the installer's").unwrap();
+    let mut ready = node.command("ready");
+    ready.env("CONNECT_TERMINATION_LOG", &message);
+    let (first, second) = (ready.output().unwrap(), ready.output().unwrap());
+    assert_eq!(first.status.code(), Some(1));
+    assert_eq!(first, second);
+    assert_eq!(fs::read_to_string(&message).unwrap(), "the installer's");
+}
+
+#[test]
+fn uninstall_skips_what_is_not_a_configuration() {
+    let node = Node::new();
+    node.write("50-pods.conflist", LIST);
+    let process = node.install();
+    node.until_ready();
+    drop(process);
+    let others = ["10-folder.conflist", "11-folder.conf-connect-cni.conflist", "12-x.connect-cni"];
+    for folder in others {
+        fs::create_dir(node.net(folder)).unwrap();
+    }
+    std::os::unix::fs::symlink("gone", node.net("20-dangling.conflist")).unwrap();
+    fs::write(node.net("30-latin-1.conflist"), b"{\"name\": \"\xe9\"}").unwrap();
+    let output = node.command("uninstall").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(node.read("50-pods.conflist"), LIST);
+    assert_eq!(node.names().len(), 6);
+    assert!(!node.binary().exists());
+}
+
+#[test]
+fn a_plugin_that_is_an_array_is_not_the_entry() {
+    let node = Node::new();
+    let odd = LIST.replace("}\n  ]", "},\n    [\"connect-cni\"]\n  ]");
+    node.write("10-pods.conflist", &odd);
+    fs::write(node.binary(), "").unwrap();
+    let output = node.command("ready").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let process = node.install();
+    node.until_ready();
+    end(process);
+    assert_eq!(node.read("10-pods.conflist"), odd);
 }
 
 /// In a rollout with a surge, the new process starts before the old one ends.
@@ -183,7 +289,7 @@ fn a_killed_process_leaves_the_plugin_installed_and_uninstall_removes_it() {
 /// Two releases differ in binary and entry, and neither may restore its own while the
 /// other runs.
 #[test]
-fn the_process_that_started_last_wins() {
+fn the_process_that_started_last_wins_until_it_ends() {
     let node = Node::new();
     node.write("10-pods.conflist", LIST);
     let old = node.install();
@@ -210,12 +316,23 @@ fn the_process_that_started_last_wins() {
     assert_eq!(generation(&node.read("10-pods.conflist")), ahead + 1);
     let written = fs::metadata(node.binary()).unwrap();
     assert!(written.len() > 1000, "the new process replaces the binary");
-    end(new);
-    assert_eq!(generation(&node.read("10-pods.conflist")), ahead + 1);
 
-    // With the later entry gone, the old process is the one that installs it.
+    // A rollback ends the new process first: the old one installs its own release. The
+    // new one, stopped, does not restore its binary before it ends.
+    new.signal(Signal::SIGSTOP);
+    fs::write(node.binary(), "#!/bin/sh").unwrap();
+    new.signal(Signal::SIGTERM);
+    new.signal(Signal::SIGCONT);
+    await_that("the old entry", || generation(&node.read("10-pods.conflist")) == first);
+    assert!(node.is_ready());
+    let written = fs::metadata(node.binary()).unwrap();
+    assert!(written.len() > 1000, "the old process replaces the binary");
+    end(new);
+    assert!(node.is_ready());
+
+    // Or somebody removes the later entry.
     node.write("10-pods.conflist", LIST);
-    await_that("the old entry", || node.is_ready());
+    node.until_ready();
     assert_eq!(generation(&node.read("10-pods.conflist")), first);
     end(old);
     assert_eq!(node.read("10-pods.conflist"), LIST);

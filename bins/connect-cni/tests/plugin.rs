@@ -174,7 +174,7 @@ fn invalid_input_fails_with_code_cause_and_hint() {
     let path = "/proc/self/ns/net";
     for (input, code, problem) in [
         (String::new(), 6, "cannot read the configuration on stdin"),
-        (changed("cniVersion", json!("0.3.0")), 1, "`0.3.0`, expected one of 0.3.1"),
+        (changed("cniVersion", json!("0.2.0")), 1, "`0.2.0`, expected one of 0.3.0"),
         (changed("cniVersion", json!("2.0.0")), 1, "`2.0.0`"),
         (changed("cniVersion", json!(null)), 1, "cniVersion"),
         (changed("prevResult", json!(null)), 7, "behind that of another plugin"),
@@ -227,12 +227,14 @@ fn del_and_gc_never_fail() {
 fn version_and_status_report_the_supported_versions() {
     let said = succeed("VERSION", "", &json!({"cniVersion": "1.0.0"}));
     let said: Value = serde_json::from_str(&said).unwrap();
-    let versions = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    let versions = json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
     assert_eq!(said, json!({"cniVersion": "1.0.0", "supportedVersions": versions}));
     let mut config = transparent();
     let status = config.as_object_mut().unwrap();
     status.remove("prevResult");
     status.remove("runtimeConfig");
+    assert_eq!(succeed("STATUS", "", &config), "");
+    config["cniVersion"] = json!("0.3.0");
     assert_eq!(succeed("STATUS", "", &config), "");
     config["cniVersion"] = json!("0.1.0");
     assert_eq!(fail("STATUS", "", &config.to_string()).0, 1);
