@@ -114,6 +114,12 @@ pub fn make(folder: &Path, parts: &Parts) -> Result<()> {
             entrypoint: vec![],
             shell: true,
         },
+        Draft {
+            name: "curlimages/curl:latest",
+            programs: vec![("/usr/bin/curl".into(), "/bin/curl")],
+            entrypoint: vec![],
+            shell: true,
+        },
     ];
     for draft in drafts {
         draft

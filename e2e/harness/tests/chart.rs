@@ -663,6 +663,11 @@ fn invalid_values_are_rejected_with_the_reason() {
         let error = release.expect_err(path);
         assert!(error.contains(reason), "{path}: {value}: {error}");
     }
+    // The injector would exit with code 64.
+    let openshift = ("global.openshift.enabled", json!(true));
+    let both = [openshift, ("connectInject.transparentProxy.defaultEnabled", json!(true))];
+    let error = render(&tools, &[values_of(&both)]).releases.remove(0).expect_err("OpenShift");
+    assert!(error.contains("on OpenShift"), "{error}");
 }
 
 /// A value that is null, as in a parent chart or a copied file, means the default.
@@ -1411,9 +1416,10 @@ fn the_audit_only_reads_and_gets_no_admission_reviews() {
     assert!(!injector.contains("audit"), "{injector}");
 }
 
-/// Its pods mount the node's two directories, and have no other rights.
+/// Its pods mount the node's two directories, write to them whoever owns them, and have no
+/// other rights.
 #[test]
-fn connect_cni_is_installed_without_rights() {
+fn connect_cni_is_installed_without_other_rights() {
     let Some(tools) = Tools::find_or_skip() else { return };
     let objects = rendered(&tools, &[("connectInject.cni.enabled", json!(true))]);
     assert!(config(&objects).contains("transparent-proxy-by: cni"));
@@ -1430,8 +1436,10 @@ fn connect_cni_is_installed_without_rights() {
     let volumes = spec["volumes"].as_array().unwrap();
     let paths: Vec<_> = volumes.iter().map(|volume| &volume["hostPath"]["path"]).collect();
     assert_eq!(paths, ["/etc/cni/net.d", "/opt/cni/bin"]);
+    // A wrong path is an error: the runtime would not read a directory that the kubelet creates.
+    assert!(volumes.iter().all(|volume| volume["hostPath"]["type"] == "Directory"));
     let security = &spec["containers"][0]["securityContext"];
-    assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
+    assert_eq!(security["capabilities"], json!({"drop": ["ALL"], "add": ["DAC_OVERRIDE"]}));
     assert_eq!(security["readOnlyRootFilesystem"], true);
     let selector = &objects.one("Service")["spec"]["selector"];
     let labels = &pod["metadata"]["labels"];

@@ -151,6 +151,9 @@ first has no value or null. Resources are left alone: there, null means none.
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if and (eq (include "connect-inject.consulValue" (list . "global.openshift.enabled")) "true") (eq (include "connect-inject.consulValue" (list . "connectInject.transparentProxy.defaultEnabled")) "true") -}}
+{{- $refused = append $refused "connectInject.transparentProxy.defaultEnabled is true: on OpenShift (global.openshift.enabled) no pod can be transparent, because the cluster chooses Envoy's user: set it to false" -}}
+{{- end -}}
 {{- with .Values.connectInject.image -}}
 {{- if contains "consul-k8s" . -}}
 {{- $refused = append $refused (printf "connectInject.image is %s, the image of another injector: set it to the image connect-inject that scripts/image builds" .) -}}

@@ -155,6 +155,13 @@ impl AuditArgs {
     }
 }
 
+/// Whether the user has a kubeconfig: one is named, or the default file exists.
+fn has_kubeconfig() -> bool {
+    let is_named = std::env::var_os("KUBECONFIG").is_some_and(|files| !files.is_empty());
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    is_named || home.join(".kube/config").exists()
+}
+
 /// Connects to the API server as kubectl would; also returns whether it uses a pod's
 /// service account.
 async fn access(file: Option<PathBuf>, context: Option<String>) -> Result<(Api, bool), String> {
@@ -162,7 +169,11 @@ async fn access(file: Option<PathBuf>, context: Option<String>) -> Result<(Api, 
         Some(file) => Some(
             Kubeconfig::read_from(file).map_err(|error| format!("{}: {error}", file.display()))?,
         ),
-        None => Kubeconfig::read().ok(),
+        // In a pod, there is none by default.
+        None if context.is_none() && !has_kubeconfig() => None,
+        None => Some(Kubeconfig::read().map_err(|error| {
+            format!("cannot read the kubeconfig of KUBECONFIG or ~/.kube/config: {error}")
+        })?),
     };
     let is_in_cluster = kubeconfig.is_none();
     let config = match kubeconfig {

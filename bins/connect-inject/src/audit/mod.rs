@@ -74,7 +74,8 @@ pub(crate) async fn run(settings: Settings, mut signals: Signals) -> Result<Exit
         let mut left = findings.len();
         if let Some(repair) = settings.repair {
             let by = settings.judging(&cluster, now());
-            left -= repair::repair(&settings, &snapshot, &findings, by, repair).await?;
+            let removed = repair::repair(&settings, &snapshot, &findings, by, repair).await?;
+            left = left.saturating_sub(removed);
         }
         Ok(if left == 0 { Exit::Done } else { Exit::Failure }.into())
     };

@@ -87,17 +87,21 @@ pub(super) async fn repair(
 /// The items to remove, sidecars before their services; and the items to keep, with the
 /// reason.
 fn plan(seen: &Snapshot, findings: &[Finding]) -> (Vec<Item>, Vec<(Item, String)>) {
-    let names = |code: Code, name: &str, namespace: &str| {
+    let names = |code: Code, name: &str, namespace: &str, node: &str| {
         findings.iter().any(|finding| {
-            finding.code == code && finding.name == name && finding.namespace == namespace
+            finding.code == code
+                && finding.name == name
+                && finding.namespace == namespace
+                && finding.node == node
         })
     };
     let registrations = seen.registrations.iter().filter(|registration| {
-        names(Code::RegistrationOrphaned, &registration.id, &registration.pod.0)
+        let Registration { id, pod, node, .. } = registration;
+        names(Code::RegistrationOrphaned, id, &pod.0, seen.name_of_node(node))
     });
     let tokens = seen.login.iter().flat_map(|login| &login.tokens).filter_map(|token| {
         let pod = pod_of(token)?;
-        names(Code::TokenOrphaned, &token.accessor_id, &pod.0).then_some((token, pod))
+        names(Code::TokenOrphaned, &token.accessor_id, &pod.0, "").then_some((token, pod))
     });
     let (mut sure, mut kept) = (Vec::new(), Vec::new());
     for registration in registrations {
@@ -451,10 +455,13 @@ mod tests {
             ..registration()
         });
         assert_eq!(plan(&seen, &[]), (Vec::new(), Vec::new()));
+        // The pod has moved: its IDs are on another node, too.
+        seen.nodes.as_mut().unwrap().insert("n2".to_owned(), Node::default());
+        seen.registrations.push(Registration { node: "n2".to_owned(), ..registration() });
         let found = |code, name: &str| Finding::new(code, "x", name).within("shop");
         let findings = [
-            found(Code::RegistrationOrphaned, "shop_web-0_web"),
-            found(Code::RegistrationOrphaned, "shop_web-0_web-sidecar-proxy"),
+            found(Code::RegistrationOrphaned, "shop_web-0_web").on("n1"),
+            found(Code::RegistrationOrphaned, "shop_web-0_web-sidecar-proxy").on("n1"),
             found(Code::TokenOrphaned, "a"),
         ];
         let (sure, kept) = plan(&seen, &findings);

@@ -73,7 +73,14 @@ pub(super) fn sidecar(pod: &Value) -> Option<Sidecar> {
 
 /// Whether another injector gave the pod a sidecar.
 pub(super) fn has_another(pod: &Value) -> bool {
-    [SIDECAR, "consul-dataplane"].iter().any(|name| container(pod, name).is_some())
+    // consul-k8s appends the service's name if a pod has several.
+    let is_one = |name: &str| {
+        [SIDECAR, "consul-dataplane"].iter().any(|sidecar| {
+            let rest = name.strip_prefix(sidecar);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        })
+    };
+    containers(pod).any(|container| is_one(name(container)))
 }
 
 /// What a restart would change in a pod with our sidecar.
@@ -368,6 +375,10 @@ mod tests {
         other["spec"]["initContainers"][1]["command"] = json!(["consul", "connect"]);
         assert_eq!(sidecar(&other), None);
         assert!(has_another(&other));
+        let of = |name: &str| json!({"spec": {"containers": [{"name": "web"}, {"name": name}]}});
+        assert!(has_another(&of("consul-dataplane")));
+        assert!(has_another(&of("consul-dataplane-web-admin")), "a pod with several services");
+        assert!(!has_another(&of("consul-dataplanes")));
     }
 
     #[test]

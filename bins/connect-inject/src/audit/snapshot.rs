@@ -31,6 +31,8 @@ pub(super) struct Snapshot {
     pub(super) virtual_services: BTreeSet<String>,
     /// `None` if ACLs hide some.
     pub(super) intentions: Option<Vec<Intention>>,
+    /// Whether the servers know no other datacenter.
+    pub(super) is_only_datacenter: bool,
     /// Whether Consul allows a connection that no intention matches; `None` if unknown.
     pub(super) default_allows: Option<bool>,
     /// Envoy releases that the agent supports; empty if the agent does not list them.
@@ -179,6 +181,11 @@ impl Snapshot {
             .iter()
             .find(|(_, node)| node.addresses.contains(address))
             .map(|(name, node)| (name.as_str(), node))
+    }
+
+    /// The name of the Kubernetes node of a Consul node; the Consul node's own if unknown.
+    pub(super) fn name_of_node<'a>(&'a self, agent: &'a str) -> &'a str {
+        self.node_of(agent).map_or(agent, |(name, _)| name)
     }
 
     /// Whether gossip reaches the agent of a Consul node.

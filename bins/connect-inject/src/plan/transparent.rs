@@ -137,6 +137,7 @@ pub(super) fn transparent(
         .zip(&service.more)
         .map(|(listener, (_, port))| (*port, listener))
         .collect();
+    distinct(service)?;
     let Excluded { mut inbound_ports, outbound_ports, outbound_cidrs, uids } =
         excluded(pod, around, &services)?;
     inbound_ports.extend(metrics.map(|metrics| metrics.port));
@@ -156,7 +157,7 @@ pub(super) fn transparent(
         warn_of_pod_security(warnings);
         warn_of_stale_redirect(pod, warnings);
     }
-    Ok(Transparent {
+    let transparent = Transparent {
         by,
         virtual_address: virtual_address(pod)?,
         inbound_ports,
@@ -168,7 +169,45 @@ pub(super) fn transparent(
         exposed: found.exposed,
         relay: found.relay,
         rewritten: found.rewritten,
-    })
+    };
+    verifiable(&transparent)?;
+    Ok(transparent)
+}
+
+/// Rejects two additional services with one port: its connections can go to one sidecar only,
+/// and the other one's listener would get none.
+fn distinct(service: &Service) -> Result<(), Denial> {
+    for (index, (name, port)) in service.more.iter().enumerate() {
+        let before = service.more.get(..index).unwrap_or_default();
+        if let Some((other, _)) = before.iter().find(|(_, taken)| taken == port) {
+            let problem = format!(
+                "give the services `{other}` and `{name}` different ports: connections to port \
+                 {port} of a transparent pod can be redirected to one sidecar only"
+            );
+            return Err(Denial::new(REASON, problem));
+        }
+    }
+    Ok(())
+}
+
+/// Rejects redirect rules that `connect-redirect` or `connect-cni` would reject in the pod.
+fn verifiable(transparent: &Transparent) -> Result<(), Denial> {
+    let plan = transparent.plan();
+    plan.check().map_err(|mistake| {
+        let problem = format!("the redirect rules contradict each other: {mistake}");
+        Denial::new(REASON, problem)
+    })?;
+    let witness = u32::try_from(transparent.witness()).ok();
+    if transparent.by == RedirectBy::Cni && witness.and_then(|uid| plan.witness(uid)).is_none() {
+        let problem = format!(
+            "exclude fewer addresses with `{}`, or set `{}` to \"init-container\": to verify that \
+             connect-cni has redirected the pod, `{REDIRECT}` needs an address that is not excluded",
+            annotation::EXCLUDE_OUTBOUND_CIDRS,
+            annotation::TRANSPARENT_PROXY_BY
+        );
+        return Err(Denial::new(REASON, problem));
+    }
+    Ok(())
 }
 
 /// Reads from the annotations which connections bypass the sidecar. `services` are the
@@ -555,6 +594,45 @@ mod tests {
         });
         let denial = planned(&further, &policy()).unwrap_err();
         assert!(denial.message.contains("an additional service"), "{}", denial.message);
+        let twice = json!({
+            annotation::TRANSPARENT_PROXY: "true",
+            annotation::SERVICE: "a,b,c", annotation::SERVICE_PORT: "8080,9102,9102",
+        });
+        let denial = planned(&twice, &policy()).unwrap_err();
+        assert!(denial.message.contains("`b` and `c` different ports"), "{}", denial.message);
+    }
+
+    /// Its redirect could not be verified, so it would never start.
+    #[test]
+    fn a_pod_without_outbound_redirect_needs_the_init_container() {
+        let (on, by) = (annotation::TRANSPARENT_PROXY, annotation::TRANSPARENT_PROXY_BY);
+        let all = |by_whom: &str| json!({on: "true", by: by_whom, annotation::EXCLUDE_OUTBOUND_CIDRS: "0.0.0.0/0"});
+        let denial = planned(&all("cni"), &policy()).unwrap_err();
+        assert_eq!(denial.reason, REASON);
+        assert!(denial.message.contains(annotation::EXCLUDE_OUTBOUND_CIDRS), "{}", denial.message);
+        assert!(planned(&all("init-container"), &policy()).is_ok());
+    }
+
+    /// The excluded port was denied only by the init container, again and again.
+    #[test]
+    fn a_probe_on_the_port_of_an_additional_service_is_denied_if_its_port_must_be_excluded() {
+        let pod = json!({
+            "metadata": {"annotations": {
+                annotation::TRANSPARENT_PROXY: "true", annotation::SIDECAR_MODE: "container",
+                annotation::SERVICE: "web,admin", annotation::SERVICE_PORT: "8080,9102",
+            }},
+            "spec": {
+                "containers": [{"name": "app", "ports": [{"containerPort": 8080}, {"containerPort": 9102}]}],
+                "initContainers": [{"name": "early", "restartPolicy": "Always",
+                    "startupProbe": {"httpGet": {"path": "/", "port": 9102}}}],
+            },
+        });
+        let denial = plan_in(&pod, &policy(), &Cluster::default()).unwrap_err();
+        assert!(
+            denial.message.contains("port 9102 is a service's and excluded"),
+            "{}",
+            denial.message
+        );
     }
 
     #[test]

@@ -98,6 +98,7 @@ struct Cluster {
     /// Node, and the catalog's services and checks of that node.
     catalog: Vec<(Value, Vec<Value>, Vec<Value>)>,
     intentions: Vec<Value>,
+    datacenters: Vec<&'static str>,
     services: Vec<String>,
     tokens: Vec<Value>,
     /// Pods that were created after the pods were listed.
@@ -186,6 +187,7 @@ impl Cluster {
                 vec![alive()],
             )],
             intentions: Vec::new(),
+            datacenters: vec!["dc1"],
             services: vec!["echo-server".to_owned(), "db".to_owned()],
             tokens: vec![login("web-0")],
             late: Vec::new(),
@@ -253,6 +255,7 @@ impl Cluster {
         };
         let answer = match path {
             "/v1/catalog/nodes" => self.catalog.iter().map(|(node, ..)| node.clone()).collect(),
+            "/v1/catalog/datacenters" => self.datacenters.clone().into(),
             "/v1/catalog/services" => {
                 self.services.iter().map(|name| (name.clone(), json!([]))).collect()
             }
@@ -417,6 +420,10 @@ fn inconsistencies_are_found_and_listed_in_a_table() {
             ("intention-unmatched", "a -> echo-server"),
         ])
     );
+    // Another datacenter may have the service that an intention names.
+    let federated = Cluster { datacenters: vec!["dc1", "dc2"], ..cluster.clone() };
+    let codes: Vec<String> = found(federated).into_iter().map(|(code, _)| code).collect();
+    assert!(!codes.contains(&"intention-unmatched".to_owned()), "{codes:?}");
     let running = Running::start(cluster);
     let only = running.findings(&["--only=token-orphaned,pod-unregistered"]);
     assert_eq!(only, pairs(&[("pod-unregistered", "lost"), ("token-orphaned", "accessor-away")]));

@@ -128,6 +128,9 @@ pub(super) async fn mesh(settings: &Settings, seen: &mut Seen) -> Result<(), Fai
     if let Some(about) = allowed(agent.agent_self().await, seen, "the agent itself")? {
         seen.snapshot.supported_envoys = about.supported_envoys().to_vec();
     }
+    if let Some(datacenters) = allowed(agent.datacenters().await, seen, "datacenters")? {
+        seen.snapshot.is_only_datacenter = datacenters.len() < 2;
+    }
     let mut is_whole = true;
     for kind in VIRTUAL {
         match allowed(agent.config_entry_names(kind).await, seen, "config entries")? {

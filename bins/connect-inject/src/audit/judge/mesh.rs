@@ -29,10 +29,15 @@ pub(super) fn judge(seen: &Snapshot) -> Vec<Finding> {
                 format_args!("it is an upstream of {}, but nobody registers it", some(&sources)),
             ));
         }
-        findings.extend(unmatched(seen.intentions.as_deref().unwrap_or_default(), is_known));
+        // Intentions are for all datacenters, and only this one's services were read.
+        if seen.is_only_datacenter {
+            findings.extend(unmatched(seen.intentions.as_deref().unwrap_or_default(), is_known));
+        }
     }
     if let Some(intentions) = &seen.intentions {
-        for (upstream, sources) in &sources {
+        // Of a virtual service, the intentions of the services to which it leads decide.
+        let real = sources.iter().filter(|(name, _)| !seen.virtual_services.contains(**name));
+        for (upstream, sources) in real {
             for source in sources.iter().filter(|source| {
                 is_allowed(intentions, source, upstream).or(seen.default_allows) == Some(false)
             }) {
@@ -123,6 +128,7 @@ mod tests {
             registrations: vec![proxy],
             services: Some(["web", "db", "auth"].map(str::to_owned).into()),
             intentions: Some(intentions),
+            is_only_datacenter: true,
             ..Snapshot::default()
         }
     }
@@ -161,13 +167,19 @@ mod tests {
         assert_eq!(codes(&by_default), [denied]);
         by_default.default_allows = Some(true);
         assert_eq!(codes(&by_default), []);
+        // A service-resolver may lead to another service, whose intentions decide.
+        by_default.default_allows = Some(false);
+        by_default.virtual_services.insert("db".to_owned());
+        assert_eq!(codes(&by_default), []);
     }
 
     #[test]
     fn an_intention_for_a_service_that_nobody_registers_is_found() {
-        let seen = seen(vec![intention("web", "dbb", "allow"), intention("*", "web", "allow")]);
+        let mut seen = seen(vec![intention("web", "dbb", "allow"), intention("*", "web", "allow")]);
         assert_eq!(codes(&seen), [(Code::IntentionUnmatched, "web -> dbb".to_owned())]);
         let found = &judge(&seen)[0];
         assert_eq!(found.detail, "nobody registers dbb");
+        seen.is_only_datacenter = false;
+        assert_eq!(codes(&seen), [], "another datacenter may have it");
     }
 }

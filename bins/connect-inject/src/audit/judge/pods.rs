@@ -1,6 +1,7 @@
 //! Judges single pods: whether they have the sidecar that they ask for, and whether the
 //! injector would now give them another one.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
@@ -11,9 +12,10 @@ use super::super::finding::{Code, Finding};
 use super::super::sidecar::{self, Change};
 use super::super::snapshot::{Owner, Pod, PodKey, Snapshot};
 use super::Judging;
-use crate::annotation::{INJECT, STATUS};
+use crate::annotation::{INJECT, STATUS, TRANSPARENT_PROXY};
 use crate::judge::Verdict;
 use crate::outcome::{Outcome, Reason};
+use crate::policy::Policy;
 use crate::values::boolean;
 
 /// Reduces a pod to what the snapshot keeps, and judges it. `seen` must already have the
@@ -52,16 +54,28 @@ fn finding(
     by: Judging<'_>,
 ) -> Option<Finding> {
     let namespace = &key.0;
+    let policy = policy_of(namespace, seen, by.policy);
     let (code, detail) = if kept.sidecar.is_some() {
-        let change = sidecar::change(pod, namespace, by.policy, by.cluster)?;
+        let change = sidecar::change(pod, namespace, &policy, by.cluster)?;
         outdated(change, by.knows_policy)?
     } else if sidecar::has_another(pod) {
         return None;
     } else {
-        let verdict = crate::judge::judge(&without_status(pod), namespace, by.policy, by.cluster);
+        let verdict = crate::judge::judge(&without_status(pod), namespace, &policy, by.cluster);
         without_sidecar(pod, namespace, &verdict, seen)?
     };
     Some(Finding::new(code, "Pod", &key.1).saying(detail))
+}
+
+/// The policy by which the webhook judges the pods of a namespace: its label may say whether
+/// they are transparent.
+fn policy_of<'p>(namespace: &str, seen: &Snapshot, policy: &'p Policy) -> Cow<'p, Policy> {
+    let labels = seen.namespaces.as_ref().and_then(|all| all.get(namespace));
+    match labels.and_then(|labels| labels.get(TRANSPARENT_PROXY)).map(String::as_str) {
+        Some("true") => Cow::Owned(policy.of_transparency(true)),
+        Some("false") => Cow::Owned(policy.of_transparency(false)),
+        _ => Cow::Borrowed(policy),
+    }
 }
 
 /// The finding about a sidecar that a restart would change.
@@ -271,6 +285,27 @@ mod tests {
         let mut ended = pod("shop", &json!({INJECT: "true"}));
         ended["status"]["phase"] = "Succeeded".into();
         assert_eq!(judged(&ended, &policy, &Snapshot::default()), None);
+    }
+
+    /// The label of the namespace takes precedence over the default.
+    #[test]
+    fn a_namespace_whose_label_turns_the_transparent_proxy_off_has_its_own_policy() {
+        let policy = policy_of(&["--default-transparent-proxy"]);
+        let labelled = |label: &str| Snapshot {
+            namespaces: Some(BTreeMap::from([(
+                "shop".to_owned(),
+                BTreeMap::from([(TRANSPARENT_PROXY.to_owned(), label.to_owned())]),
+            )])),
+            ..Snapshot::default()
+        };
+        let asks = pod("shop", &json!({INJECT: "true"}));
+        let cluster = Cluster::default();
+        let direct = policy.of_transparency(false);
+        let edits = crate::judge::judge(&asks, "shop", &direct, &cluster).edits.unwrap();
+        let injected = crate::inject::edited(asks, edits).unwrap();
+        assert_eq!(judged(&injected, &policy, &labelled("false")), None);
+        let found = judged(&injected, &policy, &labelled("true"));
+        assert_eq!(code(found), Some(Code::SidecarOtherPolicy));
     }
 
     #[test]

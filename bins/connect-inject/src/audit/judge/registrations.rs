@@ -25,9 +25,7 @@ pub(super) fn judge(seen: &Snapshot, by: Judging<'_>) -> Vec<Finding> {
             Some(pod) => misplaced(seen, registration, pod),
         };
         findings.extend(found.map(|finding| {
-            let node =
-                seen.node_of(&registration.node).map_or(&*registration.node, |(node, _)| node);
-            finding.within(&registration.pod.0).on(node)
+            finding.within(&registration.pod.0).on(seen.name_of_node(&registration.node))
         }));
     }
     findings.extend(unregistered(seen, pods, by));

@@ -41,7 +41,8 @@ fn envoys(seen: &Snapshot) -> Vec<Finding> {
     let supported = seen.supported_envoys.iter().filter_map(|text| envoy_version::release(text));
     let Some(oldest) = supported.min() else { return Vec::new() };
     let mut images: BTreeMap<&str, usize> = BTreeMap::new();
-    for sidecar in seen.pods.iter().flatten().filter_map(|(_, pod)| pod.sidecar.as_ref()) {
+    let running = seen.pods.iter().flatten().filter(|(_, pod)| !pod.ended);
+    for sidecar in running.filter_map(|(_, pod)| pod.sidecar.as_ref()) {
         *images.entry(&sidecar.envoy).or_default() += 1;
     }
     images
@@ -125,6 +126,9 @@ mod tests {
             ..Snapshot::default()
         };
         assert_eq!(codes(&seen, "1.34"), [Code::EnvoyUnsupported]);
+        let mut ended = seen;
+        ended.pods.iter_mut().flatten().for_each(|(_, pod)| pod.ended = true);
+        assert_eq!(codes(&ended, "1.34"), [], "Jobs that completed");
     }
 
     #[test]

@@ -88,35 +88,32 @@ fn problem(webhook: &Webhook, now: i64) -> Option<(Code, String)> {
 /// because those of the chart exclude no pod that asks for a sidecar.
 fn overlaps(seen: &Snapshot, webhooks: &[Webhook]) -> Vec<Finding> {
     let Some(namespaces) = &seen.namespaces else { return Vec::new() };
-    let mut findings = Vec::new();
-    let mut named = BTreeSet::new();
+    let mut overlaps: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
     for (index, first) in webhooks.iter().enumerate() {
         for second in &webhooks[index + 1..] {
             let is_of_one = first.configuration == second.configuration;
             let is_theirs = first.owner == Owner::Consul && second.owner == Owner::Consul;
-            let pair = (first.configuration.as_str(), second.configuration.as_str());
-            if is_of_one || is_theirs || !named.insert(pair) {
+            if is_of_one || is_theirs {
                 continue;
             }
-            let both: Vec<String> = namespaces
-                .iter()
-                .filter(|(_, labels)| {
-                    first.namespaces.matches(labels) && second.namespaces.matches(labels)
-                })
-                .map(|(name, _)| name.clone())
-                .collect();
-            if !both.is_empty() {
-                findings.push(Finding::new(Code::WebhookOverlaps, KIND, pair.0).saying(
-                    format_args!(
-                        "the API server calls both it and {} for pods of the namespaces {}",
-                        pair.1,
-                        some(&both)
-                    ),
-                ));
-            }
+            let both = namespaces.iter().filter(|(_, labels)| {
+                first.namespaces.matches(labels) && second.namespaces.matches(labels)
+            });
+            let pair = (first.configuration.as_str(), second.configuration.as_str());
+            overlaps.entry(pair).or_default().extend(both.map(|(name, _)| name.as_str()));
         }
     }
-    findings
+    overlaps
+        .into_iter()
+        .filter(|(_, both)| !both.is_empty())
+        .map(|((first, second), both)| {
+            let both: Vec<String> = both.into_iter().map(str::to_owned).collect();
+            Finding::new(Code::WebhookOverlaps, KIND, first).saying(format_args!(
+                "the API server calls both it and {second} for pods of the namespaces {}",
+                some(&both)
+            ))
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -217,6 +214,9 @@ mod tests {
         let seen = with(vec![webhook(), webhook(), consuls(json!({}))]);
         assert_eq!(codes(&seen), [Code::WebhookOverlaps]);
         let apart = consuls(json!({"matchLabels": {"name": "other"}}));
-        assert_eq!(codes(&with(vec![webhook(), apart])), []);
+        assert_eq!(codes(&with(vec![webhook(), apart.clone()])), []);
+        // Each injector has several webhooks.
+        let seen = with(vec![webhook(), apart, consuls(json!({}))]);
+        assert_eq!(codes(&seen), [Code::WebhookOverlaps]);
     }
 }
