@@ -160,7 +160,8 @@ impl Sidecar {
             let half = Deadline::after(share.left() / 2);
             unused = unused.zip(self.retract(&earlier, half).await).map(|(a, b)| a.and(b));
         }
-        let mut drive = Drive::new(handoff, agent, declared.pair.clone(), share);
+        let mut drive =
+            Drive::new(handoff, agent, declared.pair.clone(), share).with_session(session.as_ref());
         let mut now = start.get().cut();
         while let Step::TakeBack(machine) = now.step() {
             now = now.next(drive.act_back(machine.step()).await);

@@ -39,7 +39,8 @@ const RESTART: Duration = Duration::from_secs(10);
 /// On SIGTERM it deregisters and drains at the same time, then stops Envoy and logs out.
 /// The exit code is then 0. It is 0, too, if Envoy was told to exit, by `/quitquitquit`
 /// or a signal: Envoy has no other way to status 0. If Envoy crashes, the exit code is
-/// Envoy's.
+/// Envoy's, also if the pod has been deregistered before: then the shutdown goes on without
+/// Envoy.
 pub(crate) async fn run(
     args: RunArgs,
     message: TerminationMessage,
@@ -82,17 +83,22 @@ pub(crate) async fn run(
         supervise(&command, &mut child, keeper.as_mut(), &pod, &restart, &busy, &mut signals)
             .await?;
     if let Some(status) = ended {
-        if !status.success() {
+        if status.success() {
+            tracing::info!("Envoy was told to exit: shutting down");
+        } else if pod.handoff.is_buried() {
+            // The kubelet does not restart a container of a pod that ends: nobody else would
+            // retry the deregistration or log out.
+            tracing::error!(%status, "Envoy exited unexpectedly while the pod was ending");
+        } else {
             report_death(&pod, status).await;
             return Ok(child::exit_code(status));
         }
-        tracing::info!("Envoy was told to exit: shutting down");
     }
     stop.cancel();
     let child = ended.is_none().then_some(child);
     let budget = Budget::new(&pod.handoff, drain_timeout, deregister_timeout);
     end::end(&pod, busy, child, keeper, budget, &mut signals).await;
-    Ok(ExitCode::SUCCESS)
+    Ok(ended.map_or(ExitCode::SUCCESS, child::exit_code))
 }
 
 async fn serve_dns_and_probes(dns: DnsArgs, relay: RelayArgs, pod: &Pod) -> Result<(), Failure> {

@@ -30,13 +30,14 @@ pub(crate) async fn run(args: WaitArgs, mut signals: Signals) -> Result<ExitCode
     let envoys: Vec<Envoy> = admin_bind.into_iter().map(Envoy::at).collect();
     let deadline = Deadline::after(timeout);
     let mut ready = Ok(());
-    let mut has_sidecar = true;
-    for envoy in &envoys {
+    // From this sidecar on, they are absent, or were not looked for.
+    let mut absent_from = envoys.len();
+    for (index, envoy) in envoys.iter().enumerate() {
         if let Some(patience) = go_on_without
             && tokio::time::timeout(patience, until_there(*envoy)).await.is_err()
         {
             tracing::warn!("no sidecar is running: starting the command without one");
-            has_sidecar = false;
+            absent_from = index;
             break;
         }
         ready = until_ready(*envoy, deadline, &mut signals).await;
@@ -49,14 +50,34 @@ pub(crate) async fn run(args: WaitArgs, mut signals: Signals) -> Result<ExitCode
         Err(failure) => Err(failure),
     };
     // Also if the command was not started: the sidecar alone would keep the pod running.
-    if quit && has_sidecar {
+    if quit {
         let was_asked_to_end = matches!(outcome, Ok((_, true)));
         let patience = if was_asked_to_end { Duration::ZERO } else { QUIT };
-        for envoy in envoys {
-            end_sidecar(envoy, patience).await;
-        }
+        let (present, absent) = envoys.split_at(absent_from);
+        end_sidecars(present, absent, patience).await;
     }
     outcome.map(|(code, _)| code)
+}
+
+/// Tells all sidecars to exit, and retries for that long with those that were present.
+///
+/// Only logs a failure: a sidecar that keeps running keeps the pod running, but the
+/// command's exit code must not be lost.
+async fn end_sidecars(present: &[Envoy], absent: &[Envoy], patience: Duration) {
+    for envoy in present {
+        if let Err(error) = end_sidecar(*envoy, patience).await {
+            tracing::warn!(
+                "cannot tell the sidecar to exit: {error}; hint: check --admin-bind: a sidecar that runs keeps the pod from completing"
+            );
+        }
+    }
+    // These may have started during the command. If not, nothing is wrong, and the Job must
+    // not take longer.
+    for envoy in absent {
+        if let Err(error) = end_sidecar(*envoy, Duration::ZERO).await {
+            tracing::debug!("no sidecar to tell to exit: {error}");
+        }
+    }
 }
 
 /// Waits until Envoy's admin interface answers, whether Envoy is ready or not.
@@ -115,19 +136,15 @@ async fn attend(mut child: Child, signals: &mut Signals) -> (ExitCode, bool) {
 
 /// Tells Envoy to exit, and retries for that long, because the sidecar may be restarting
 /// right now. If the whole pod is being shut down, it may be gone already.
-///
-/// Only logs a failure: a sidecar that keeps running keeps the pod running, but the
-/// command's exit code must not be lost.
-async fn end_sidecar(envoy: Envoy, patience: Duration) {
+async fn end_sidecar(envoy: Envoy, patience: Duration) -> Result<(), envoy::Error> {
     let deadline = Deadline::after(patience);
     loop {
         match envoy.quit().await {
-            Ok(()) => return tracing::info!("told the sidecar to exit"),
-            Err(error) if deadline.left().is_zero() => {
-                return tracing::warn!(
-                    "cannot tell the sidecar to exit: {error}; hint: check --admin-bind: a sidecar that runs keeps the pod from completing"
-                );
+            Ok(()) => {
+                tracing::info!("told the sidecar to exit");
+                return Ok(());
             }
+            Err(error) if deadline.left().is_zero() => return Err(error),
             Err(_) => tokio::time::sleep(AGAIN).await,
         }
     }

@@ -318,32 +318,6 @@ impl Agent {
         self.call(Method::GET, "/v1/agent/checks").query("filter", &filter).answer().await
     }
 
-    /// Whether the servers list the registration without a critical check, so that
-    /// clients use it. `None` if the ACL token lacks `node:read`.
-    pub async fn is_listed(&self, service: &Service) -> Result<Option<bool>, Error> {
-        let path = format!("/v1/health/service/{}", segment(&service.name));
-        let (id, address) = (service.id(), &service.address);
-        // Another node may have a service of that id.
-        let filter = format!("Service.ID == {id:?} and Service.Address == {address:?}");
-        let call = self.call(Method::GET, &path).query("filter", &filter);
-        let request = call.request();
-        let Answered { status, body, is_filtered, .. } = call.answered().await?;
-        let failed = |cause| Error { request, cause };
-        if status != 200 {
-            let error = failed(Cause::of_status(status, &String::from_utf8_lossy(&body)));
-            let is_hidden = matches!(error.cause, Cause::Denied(_)) && !error.is_unknown_token();
-            return if is_hidden { Ok(None) } else { Err(error) };
-        }
-        let instances: Vec<HealthyInstance> = serde_json::from_slice(&body)
-            .map_err(|error| failed(Cause::Garbage(error.to_string())))?;
-        match instances.first() {
-            Some(instance) => {
-                Ok(Some(instance.checks.iter().all(|check| check.status != "critical")))
-            }
-            None => Ok((!is_filtered).then_some(false)),
-        }
-    }
-
     /// Recreates a service's check, so that it starts with the status given here:
     /// re-registering keeps the status of an existing check.
     pub async fn restart_check(&self, service_id: &str, check: &Check) -> Result<(), Error> {

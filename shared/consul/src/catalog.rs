@@ -1,18 +1,19 @@
 //! The servers' view of all nodes: the catalog, intentions and the tokens of an auth
-//! method. For callers that look at a whole cluster.
+//! method.
 //!
 //! Source: Consul's "Catalog HTTP API", "Health HTTP API", "Intentions - Connect HTTP
 //! API" and "ACL HTTP API" pages.
 
 use std::collections::BTreeMap;
 
+use registration::Service;
 use reqwest::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::agent::{Agent, Call, segment};
-use crate::answer::{AgentCheck, AgentService};
+use crate::answer::{AgentCheck, AgentService, HealthyInstance};
 use crate::error::{Cause, Error};
 
 /// A list that may be incomplete for lack of rights.
@@ -118,6 +119,37 @@ impl LoginToken {
 // === impl Agent ===
 
 impl Agent {
+    /// Whether the servers list the registration without a critical check, so that
+    /// clients use it. `None` if the ACL token lacks `node:read`.
+    pub async fn is_listed(&self, service: &Service) -> Result<Option<bool>, Error> {
+        let is_hidden =
+            |error: &Error| matches!(error.cause, Cause::Denied(_)) && !error.is_unknown_token();
+        match self.instances(service).await {
+            Ok(Listed { items, is_filtered }) => Ok(match items.first() {
+                Some(HealthyInstance { checks, .. }) => {
+                    Some(checks.iter().all(|check| check.status != "critical"))
+                }
+                None => (!is_filtered).then_some(false),
+            }),
+            Err(error) if is_hidden(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the servers have the registration, as far as the ACL token may see.
+    pub async fn is_in_catalog(&self, service: &Service) -> Result<bool, Error> {
+        Ok(!self.instances(service).await?.items.is_empty())
+    }
+
+    /// What the servers list of the registration.
+    async fn instances(&self, service: &Service) -> Result<Listed<Vec<HealthyInstance>>, Error> {
+        let path = format!("/v1/health/service/{}", segment(&service.name));
+        let (id, address) = (service.id(), &service.address);
+        // Another node may have a service of that id.
+        let filter = format!("Service.ID == {id:?} and Service.Address == {address:?}");
+        self.call(Method::GET, &path).query("filter", &filter).listed().await
+    }
+
     /// The nodes of the catalog. With ACLs on, it requires `node:read`.
     pub async fn nodes(&self) -> Result<Listed<Vec<Node>>, Error> {
         self.call(Method::GET, "/v1/catalog/nodes").listed().await

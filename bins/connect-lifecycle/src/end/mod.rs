@@ -14,6 +14,8 @@ use std::time::{Duration, SystemTime};
 use flags::Report;
 use handoff::Handoff;
 use lifecycle::{Unused, deregister_with_login};
+use registration::pod::Pair;
+use runtime::retry::{self, Stopped};
 use runtime::{Deadline, Signals};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +29,9 @@ const FINISH: Duration = Duration::from_secs(5);
 
 /// The logout's share of [`FINISH`].
 const LOG_OUT: Duration = Duration::from_secs(2);
+
+/// Time after which it is logged that the servers have not heard of a deregistration.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// Minimum time for the deregistration, even if the hook has used all of it: `run` may
 /// log out only after it has seen itself that the entries are gone. Also the time that
@@ -47,11 +52,21 @@ impl Budget {
     /// Starts when the hook wrote the tombstone or, without one, now.
     pub(crate) fn new(handoff: &Handoff, drain: Duration, deregister: Option<Duration>) -> Self {
         let first_sign = handoff.buried_at();
-        let gone = first_sign.and_then(|at| SystemTime::now().duration_since(at).ok());
-        let shares = shares(gone.unwrap_or_default(), drain, deregister);
+        let age = first_sign.and_then(|at| SystemTime::now().duration_since(at).ok());
+        let shares = shares(gone(age, drain), drain, deregister);
         let [drain, deregister, total] = shares.map(Deadline::after);
         Self { drain, deregister, total }
     }
+}
+
+/// How much of the budget has passed, by the tombstone's age.
+///
+/// A tombstone older than the whole budget is not this shutdown's hook: somebody ran
+/// `connect-lifecycle deregister` by hand, or the clock was set forward. It counts as
+/// written now, because otherwise connections would be cut at once. If a hook did take that
+/// long, the grace period is either almost over, or long enough for another drain.
+fn gone(age: Option<Duration>, drain: Duration) -> Duration {
+    age.filter(|age| *age <= drain + FINISH).unwrap_or_default()
 }
 
 /// Time left for the drain, the deregistration and the whole shutdown, when `gone` has
@@ -92,6 +107,7 @@ pub(crate) async fn end(
     };
     // Releases the lock, which another process may be waiting for.
     drop(keeper);
+    let unused = heard(pod, unused, budget.total.earlier_by(LOG_OUT)).await;
     pod.log_out(unused, budget.total).await;
 }
 
@@ -140,6 +156,48 @@ async fn deregister(pod: &Pod, budget: Budget, hurry: &CancellationToken) -> Opt
     }
 }
 
+/// Waits until the servers have heard of the deregistration, and returns the proof only then:
+/// an agent confirms it at once, also while there is no leader, and needs the pod's token to
+/// tell the servers later. Without the token, they would go on listing a dead pod.
+async fn heard(pod: &Pod, unused: Option<Unused>, deadline: Deadline) -> Option<Unused> {
+    let Pod { record, agent, session, .. } = pod;
+    if session.is_none() {
+        return unused;
+    }
+    let unused = unused?;
+    let Pair { service, proxy } = &record.pair;
+    let attempt = || async {
+        for entry in [proxy, service] {
+            if agent.is_in_catalog(entry).await? {
+                return Err(Unheard::Yet);
+            }
+        }
+        Ok(())
+    };
+    let passes = |unheard: &Unheard| match unheard {
+        Unheard::Yet => true,
+        Unheard::Agent(error) => error.is_transient(),
+    };
+    let asked = retry::until_quietly(deadline, retry::REPLICATION, SLOW, passes, attempt).await;
+    match asked {
+        // Without the right to ask, the agent's word has to do.
+        Ok(()) | Err(Stopped::Final(_)) => Some(unused),
+        Err(Stopped::Deadline(..)) => {
+            tracing::warn!("the servers have not heard of the deregistration");
+            None
+        }
+    }
+}
+
+/// Why it is not known that the servers have heard of a deregistration.
+#[derive(Debug, thiserror::Error)]
+enum Unheard {
+    #[error("the servers still list the pod, which the agent has deregistered")]
+    Yet,
+    #[error("{0}")]
+    Agent(#[from] consul::Error),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,7 +212,16 @@ mod tests {
     fn deregistration_may_take_the_whole_budget_except_the_logouts_share() {
         assert_eq!(seconds(0, None), [20, 23, 25]);
         assert_eq!(seconds(8, None), [12, 15, 17]);
-        assert_eq!(seconds(40, None), [0, 3, 5]);
+        assert_eq!(seconds(24, None), [0, 3, 5]);
+    }
+
+    #[test]
+    fn a_tombstone_older_than_the_whole_budget_counts_as_written_now() {
+        let drain = Duration::from_secs(20);
+        let gone = |age| gone(Some(Duration::from_secs(age)), drain).as_secs();
+        assert_eq!([gone(0), gone(8), gone(25)], [0, 8, 25]);
+        assert_eq!([gone(26), gone(3600)], [0, 0]);
+        assert_eq!(super::gone(None, drain), Duration::ZERO);
     }
 
     #[test]

@@ -178,13 +178,13 @@ impl<'a> Keeper<'a> {
                     done = self.ask(now) => done,
                 },
             };
-            let done = done.unwrap_or_else(|wrong| {
-                // An agent that restarted starts its check of the listener as critical
-                // again; and an agent that is away does not refuse Envoy's stream.
-                self.listener.is_due = true;
-                self.stream.is_excused();
-                trouble.note(wrong)
-            });
+            let done = match done {
+                Ok(done) => done,
+                Err(wrong) => {
+                    self.fails(now, wrong.outcome, &stop).await;
+                    trouble.note(wrong)
+                }
+            };
             keep = keep.next(done);
             if !matches!(keep.step(), Step::Register(_)) {
                 self.drive = None;
@@ -194,6 +194,23 @@ impl<'a> Keeper<'a> {
                 (Step::Watch, Step::See(_)) => trouble.is_forgotten(),
                 _ => {}
             }
+        }
+    }
+
+    /// Notes that a step failed.
+    async fn fails(&mut self, failed: Step, outcome: Outcome, stop: &CancellationToken) {
+        // An agent that restarted starts its check of the listener as critical again.
+        self.listener.is_due = true;
+        if matches!(failed, Step::LogIn) || outcome == Outcome::NoToken {
+            // Without the token, the agent refuses Envoy's stream, too.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = self.look_at_stream() => {}
+            }
+        } else {
+            // An agent that is away does not refuse Envoy's stream.
+            self.stream.is_excused();
         }
     }
 
@@ -399,7 +416,8 @@ impl<'a> Keeper<'a> {
         let proxy = &record.pair.proxy;
         let id = listener_id(proxy.id());
         if let Some(check) = proxy.checks.iter().find(|check| check.check_id == id)
-            && agent.check(&id).await?.is_some_and(|there| there.status != "passing")
+            // The agent lacks the check if an earlier restart of it failed halfway.
+            && agent.check(&id).await?.is_none_or(|there| there.status != "passing")
         {
             let passing = Check { status: Some(Status::Passing), ..check.clone() };
             agent.restart_check(proxy.id(), &passing).await?;

@@ -12,14 +12,20 @@ use consul::TlsFiles;
 use flags::Report;
 use runtime::Failure;
 use runtime::retry::jitter;
+use tokio::time::Instant;
 
 use crate::pod::Pod;
 
 /// Wait time of the blocking query.
 const WAIT: Duration = Duration::from_secs(600);
 
-/// Pause after a failed request. The keeper of the registration logs why requests fail.
+/// Longest pause after a failed request, or after a blocking query that did not block. The
+/// keeper of the registration logs why requests fail.
 const PAUSE: Duration = Duration::from_secs(5);
+
+/// A blocking query that returns the known index sooner than this did not block: a proxy in
+/// front of the agent may answer it at once.
+const UNBLOCKED: Duration = Duration::from_secs(1);
 
 /// Writes the roots of Connect's CA whenever they change. Never ends; does nothing unless
 /// the pod was registered with `--auto-encrypt`.
@@ -28,17 +34,28 @@ pub(crate) async fn follow(pod: &Pod) -> Infallible {
         return std::future::pending().await;
     }
     let mut known = 0;
+    let mut written = None;
     loop {
+        let asked = Instant::now();
         match pod.agent.connect_roots_after(known, WAIT).await {
             Ok((roots, index)) => {
-                known = index;
+                let took = asked.elapsed();
                 let pem: Vec<_> = roots.roots.into_iter().map(|root| root.root_cert).collect();
-                if let Err(failure) = write(pod, pem.join("\n")) {
-                    tracing::warn!("{failure}");
+                let pem = Some(pem.join("\n"));
+                // The index also changes without the roots, and each write is synced to the
+                // disk.
+                if written != pem {
+                    match write(pod, pem.clone()) {
+                        Ok(()) => written = pem,
+                        Err(failure) => tracing::warn!("{failure}"),
+                    }
                 }
                 if index == 0 {
                     tokio::time::sleep(jitter(WAIT)).await;
+                } else if index == known && took < UNBLOCKED {
+                    tokio::time::sleep(jitter(PAUSE)).await;
                 }
+                known = index;
             }
             Err(error) => {
                 tracing::debug!("{error}");
@@ -50,9 +67,9 @@ pub(crate) async fn follow(pod: &Pod) -> Infallible {
 
 /// Writes the roots for this process, and all trusted CAs for Envoy if it watches them.
 /// Fails if there is no certificate in `pem`.
-fn write(pod: &Pod, pem: String) -> Result<(), Failure> {
+fn write(pod: &Pod, pem: Option<String>) -> Result<(), Failure> {
     let Pod { handoff, record, .. } = pod;
-    let text = TlsFiles { inline_ca_pem: Some(pem), ..TlsFiles::default() };
+    let text = TlsFiles { inline_ca_pem: pem, ..TlsFiles::default() };
     handoff.write_roots(&text.ca_pem().map_err(Report::failure)?)?;
     if handoff.envoy_ca().exists() {
         let trusted = record.agent.tls.ca_pem().map_err(Report::failure)?;

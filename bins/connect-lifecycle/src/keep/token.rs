@@ -65,8 +65,13 @@ impl Keeper<'_> {
                 let copy = write_whole(&handoff.token(), 0o600, token.expose_secret().as_bytes());
                 copy.map_err(SessionError::from)?;
             }
+            let before = agent.token();
             agent.set_token(token);
-            session::settle(handoff, agent)?;
+            if let Err(error) = session::settle(handoff, agent) {
+                // So that the next heartbeat finds the change again.
+                agent.set_token(before);
+                return Err(error.into());
+            }
             "its ACL token changed".clone_into(&mut self.reason);
         }
         if session.is_some() {
@@ -85,19 +90,22 @@ impl Keeper<'_> {
     /// tokens for half a minute. Nothing happens while the servers are away.
     pub(super) async fn look_at_token(&mut self) -> Outcome {
         let Pod { record, agent, session, .. } = self.pod;
-        if session.is_none() {
+        let Some(session) = session else {
             let token = record.agent.token().ok().flatten();
             let is_another = token.is_some() && !same(token.as_ref(), agent.token().as_ref());
             return if is_another { Outcome::NoToken } else { Outcome::Done };
+        };
+        if session.has_replaced() {
+            // A login that seemed to fail got a token, with which nothing is registered yet.
+            return Outcome::NoToken;
         }
         match agent.within(PATIENCE).own_token().await {
             Ok(None) => return Outcome::NoToken,
             Ok(Some(token)) if !self.is_life_known => {
                 self.is_life_known = true;
-                // At about two thirds of its lifetime, with jitter, so that pods that
-                // started together don't log in together.
                 self.replace_at = token.life(SystemTime::now()).map(|(life, left)| {
-                    Instant::now() + left.saturating_sub(life / 3 + jitter(life / 10))
+                    // With jitter, so that pods that started together don't log in together.
+                    Instant::now() + due_in(life, left, jitter(life / 10))
                 });
             }
             Ok(Some(_)) => {}
@@ -107,6 +115,27 @@ impl Keeper<'_> {
     }
 }
 
+/// When to replace a token of that lifetime, of which that much is left: at about two thirds
+/// of it. Never at once: if this node's clock is ahead of the servers', each new token would
+/// seem to be due.
+fn due_in(life: Duration, left: Duration, jitter: Duration) -> Duration {
+    left.saturating_sub(life / 3 + jitter).max(RENEWAL)
+}
+
 fn same(one: Option<&SecretString>, other: Option<&SecretString>) -> bool {
     one.map(SecretString::expose_secret) == other.map(SecretString::expose_secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_replaced_at_two_thirds_of_its_life_but_never_at_once() {
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        assert_eq!(due_in(minutes(60), minutes(60), minutes(1)), minutes(39));
+        // The clock is ahead.
+        assert_eq!(due_in(minutes(60), minutes(10), minutes(1)), RENEWAL);
+        assert_eq!(due_in(minutes(60), Duration::ZERO, Duration::ZERO), RENEWAL);
+    }
 }

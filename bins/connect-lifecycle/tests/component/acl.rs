@@ -104,6 +104,46 @@ fn a_token_that_the_agent_needs_for_what_is_left_is_not_logged_out() {
     }
 }
 
+const LISTED: Fault = Fault::Status(200, r#"[{"Service": {"ID": "web-0-web"}, "Checks": []}]"#);
+
+/// An agent confirms a deregistration at once, also while there is no leader. It tells the
+/// servers later, with the pod's token.
+#[test]
+fn the_pod_logs_out_only_when_the_servers_have_heard_of_the_deregistration() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.forget_requests();
+    agent.fault(Route::Health, LISTED, Times::N(2));
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    let asked = agent.asked(Route::Health);
+    assert_eq!(asked.len(), 4, "two that list the pod, and one for each entry: {asked:#?}");
+    assert!(agent.await_request(Route::Logout).at > asked[3].at);
+    assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
+}
+
+#[test]
+fn a_pod_that_the_servers_still_list_leaves_its_token_to_the_agent() {
+    for (answer, is_left) in [
+        (LISTED, true),
+        (Fault::Status(500, "No cluster leader"), true),
+        // The token may not read the catalog.
+        (Fault::Status(403, "Permission denied"), false),
+    ] {
+        let agent = ScriptedAgent::start();
+        let pod = pod(&agent);
+        let mut sidecar = pod.run_with(&["--drain-timeout", "0s"]);
+        await_alive(&agent);
+        agent.fault(Route::Health, answer.clone(), Times::Always);
+        sidecar.signal(Signal::SIGTERM);
+        assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+        assert_nothing_left(&agent);
+        assert_eq!(!agent.tokens().is_empty(), is_left, "{answer:?}: {}", sidecar.log());
+    }
+}
+
 /// The agent restarts while the pod shuts down, and comes back when everything else is done.
 #[test]
 fn deregistration_is_still_retried_after_envoy_exits_and_the_logout_follows() {
@@ -119,6 +159,25 @@ fn deregistration_is_still_retried_after_envoy_exits_and_the_logout_follows() {
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
     assert_nothing_left(&agent);
     assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
+}
+
+/// Envoy is killed, for instance because it needs too much memory, between the preStop hook
+/// and SIGTERM. The container does not restart, so nobody else deregisters or logs out.
+#[test]
+fn an_envoy_that_crashes_after_the_hook_does_not_prevent_deregistration_and_logout() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.stop_listening();
+    pod.deregister(&["--timeout", "200ms"]).code(69);
+    agent.listen_again();
+    pod.envoy.dies(7);
+    assert_eq!(sidecar.end(), Some(7), "{}", sidecar.log());
+    assert_nothing_left(&agent);
+    assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
+    assert_eq!(pod.read("acl-token"), None);
+    sidecar.await_log("Envoy exited unexpectedly while the pod was ending");
 }
 
 /// Asserts that the pod logged in once, registered with the new token, deregistered with it,
@@ -346,6 +405,40 @@ fn a_deleted_token_is_replaced_by_a_login_and_a_registration_with_the_new_one() 
     assert_has_token(&pod, "token-1");
     sidecar.await_log("registered again: its ACL token no longer existed");
     assert!(!sidecar.log().contains("token-1"), "{}", sidecar.log());
+}
+
+/// It could not report that its checks are critical, and a new deny intention would not reach
+/// it.
+#[test]
+fn a_pod_that_cannot_replace_its_token_is_unready_once_its_stream_is_refused() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = pod(&agent);
+    let mut sidecar = pod.run_with(&["--cut-off-after", "1ms"]);
+    await_alive(&agent);
+    agent.fault(Route::Login, Fault::Status(403, "Permission denied"), Times::Always);
+    agent.revoke_tokens();
+    pod.envoy.is_cut_off(true);
+    sidecar.await_log("Envoy gets no configuration from the agent");
+    pod.ready(&[]).code(1).says(&["Envoy gets no configuration from the agent"]);
+    assert!(sidecar.is_running());
+}
+
+/// Envoy used to keep the old token, and the agent the old registration.
+#[test]
+fn a_login_that_failed_after_it_had_got_a_token_is_completed() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = pod(&agent);
+    let sidecar = pod.run();
+    await_alive(&agent);
+    pod.write("envoy-bootstrap.json", "{");
+    agent.revoke_tokens();
+    sidecar.await_log("cannot put the new ACL token into");
+    pod.write("envoy-bootstrap.json", &bootstrap("token-0"));
+    sidecar.await_log("registered again: its ACL token no longer existed");
+    assert_eq!(agent.asked(Route::Login).len(), 1, "{}", sidecar.log());
+    assert_has_token(&pod, "token-1");
 }
 
 /// A container that was killed between its login and the registration leaves a registration

@@ -1,6 +1,7 @@
 //! How the sidecar shuts down: on a signal, or because Envoy exited.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::json;
 use testkit::process::Signal;
@@ -92,6 +93,26 @@ fn connections_that_stay_open_are_closed_at_the_drain_timeout() {
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
     sidecar.await_log("drain timeout reached after 300ms: closing open connections");
     pod.envoy.await_asked(QUIT);
+}
+
+/// Somebody ran `connect-lifecycle deregister` by hand, or the clock was set.
+#[test]
+fn an_old_tombstone_leaves_connections_the_whole_drain_timeout() {
+    let agent = ScriptedAgent::start();
+    let pod = Pod::of(&agent);
+    pod.envoy.has_connections(1);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    pod.deregister(&[]).code(0);
+    pod.was_buried(Duration::from_hours(1));
+    sidecar.signal(Signal::SIGTERM);
+    pod.envoy.await_asked(COUNT);
+    let asked = pod.envoy.asked().len();
+    testkit::process::await_that("further counts", || pod.envoy.asked().len() > asked + 2);
+    assert!(pod.envoy.asked().iter().all(|asked| !asked.what.starts_with(QUIT)));
+    pod.envoy.has_connections(0);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    sidecar.await_log("no connection is in flight");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use testkit::PATIENCE;
+use testkit::{PATIENCE, Port};
 
 /// The process: it reads its exit code from stdin, and exits with 0 at the end of stdin.
 pub(crate) const COMMAND: [&str; 3] = ["/bin/sh", "-c", "read code; exit ${code:-0}"];
@@ -54,7 +54,15 @@ struct State {
 
 impl FakeEnvoy {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_with(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// One that has its admin listener on that port.
+    pub(crate) fn start_at(port: &Port) -> Self {
+        Self::start_with(port.listen())
+    }
+
+    fn start_with(listener: TcpListener) -> Self {
         let admin = listener.local_addr().unwrap();
         let shared = Arc::<Shared>::default();
         let served = Arc::clone(&shared);

@@ -375,6 +375,22 @@ fn the_agent_is_told_as_soon_as_envoy_listens() {
     agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
 }
 
+/// To restart a check, it is deregistered and registered again: the second request may fail.
+#[test]
+fn a_listener_check_that_the_agent_lost_while_it_was_restarted_is_registered_again() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let port = Port::keep();
+    let pod = Pod::with_public_listener(&agent, &port);
+    let too_many = Fault::Status(429, "Your IP is issuing too many concurrent connections");
+    agent.fault(Route::RegisterCheck, too_many, Times::N(1));
+    let _listener = port.listen();
+    let _sidecar = pod.run();
+    agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
+    assert_eq!(agent.asked(Route::RegisterCheck).len(), 2);
+    assert!(agent.asked(Route::Register).is_empty());
+}
+
 /// Another pod of this name, in another namespace, on this node. Reported in
 /// <https://github.com/hashicorp/consul-k8s/issues/690>.
 #[test]

@@ -16,6 +16,7 @@
 //! - [`leaf`]: a certificate that is not renewed in time
 //! - [`ready`]: whether the sidecar is ready
 //! - [`relay`]: kubelet probes that can't go through Envoy
+//! - [`roots`]: following the roots of Connect's CA
 //! - [`stream`]: an xDS stream that the agent refuses
 //! - [`virtual_address`]: following the service's virtual address
 //! - [`wait`]: running a command while the proxy runs, for Jobs
@@ -37,6 +38,7 @@ mod pod;
 mod readiness;
 mod ready;
 mod relay;
+mod roots;
 mod stream;
 mod virtual_address;
 mod wait;

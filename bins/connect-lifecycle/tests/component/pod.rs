@@ -1,7 +1,9 @@
 //! A pod whose sidecar the test starts, stops and restarts.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -166,6 +168,12 @@ impl Pod {
     /// Whether there is a tombstone.
     pub(crate) fn is_buried(&self) -> bool {
         self.folder.path().join("deregistered").exists()
+    }
+
+    /// Makes the tombstone that old.
+    pub(crate) fn was_buried(&self, ago: Duration) {
+        let tombstone = File::options().append(true).open(self.path("deregistered")).unwrap();
+        tombstone.set_modified(SystemTime::now() - ago).unwrap();
     }
 
     /// Starts the sidecar.

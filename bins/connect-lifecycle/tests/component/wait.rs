@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use testkit::ScriptedAgent;
 use testkit::process::{Signal, await_that};
+use testkit::{Port, Process, ScriptedAgent};
 
+use crate::envoy::FakeEnvoy;
 use crate::pod::{Pod, assert_nothing_left, await_alive};
 
 const QUIT: &str = "POST /quitquitquit";
@@ -151,6 +152,44 @@ fn the_command_starts_without_a_sidecar_with_go_on_without() {
     program.env_clear().args(["wait", "--admin-bind", "127.0.0.1:1", "--quit"]);
     program.args(["--go-on-without", "50ms", "--", "/bin/sh", "-c", "exit 7"]);
     testkit::Outcome::of(program).code(7).says(&["no sidecar is running"]);
+}
+
+/// A sidecar that was pausing between two restarts.
+#[test]
+fn a_sidecar_that_starts_during_the_command_exits_after_it() {
+    let port = Port::keep();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let script = format!("while test -e {}; do sleep 0.01; done; exit 3", file.path().display());
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_connect-lifecycle"));
+    program.env_clear().args(["wait", "--admin-bind", &port.address().to_string(), "--quit"]);
+    program.args(["--go-on-without", "50ms", "--", "/bin/sh", "-c", &script]);
+    let mut job = Process::start(&mut program);
+    job.await_log("started /bin/sh");
+    let envoy = FakeEnvoy::start_at(&port);
+    drop(file);
+    assert_eq!(job.end(), Some(3), "{}", job.log());
+    job.await_log("told the sidecar to exit");
+    envoy.await_asked(QUIT);
+}
+
+/// Of a Job with two services.
+#[test]
+fn a_sidecar_exits_after_the_command_although_another_is_absent() {
+    let nowhere = Port::keep();
+    for is_absent_first in [false, true] {
+        let envoy = FakeEnvoy::start();
+        let mut admins = [envoy.admin().to_string(), nowhere.address().to_string()];
+        if is_absent_first {
+            admins.reverse();
+        }
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_connect-lifecycle"));
+        program.env_clear().args(["wait", "--admin-bind", &admins.join(","), "--quit"]);
+        program.args(["--go-on-without", "50ms", "--", "/bin/sh", "-c", "exit 7"]);
+        let outcome = testkit::Outcome::of(program).code(7).says(&["told the sidecar to exit"]);
+        // Nothing is wrong with a Job that has no sidecar.
+        assert!(!outcome.stderr().contains("cannot tell"), "{}", outcome.stderr());
+        envoy.await_asked(QUIT);
+    }
 }
 
 /// A Job of two services.

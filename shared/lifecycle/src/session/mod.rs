@@ -182,7 +182,8 @@ impl Session {
 
     /// Like [`Self::reopen`], and hands the new token to Envoy.
     pub async fn renew(&self, deadline: Deadline) -> Result<bool, SessionError> {
-        let is_another = self.reopen(deadline).await?;
+        // An earlier login may have got a token and failed after that.
+        let is_another = self.reopen(deadline).await? || self.has_replaced();
         if is_another {
             self.settle()?;
         }
