@@ -155,11 +155,14 @@ impl AuditArgs {
     }
 }
 
-/// Whether the user has a kubeconfig: one is named, or the default file exists.
-fn has_kubeconfig() -> bool {
-    let is_named = std::env::var_os("KUBECONFIG").is_some_and(|files| !files.is_empty());
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    is_named || home.join(".kube/config").exists()
+/// The user's kubeconfig files, if any: those that KUBECONFIG names, or the default file.
+fn kubeconfig() -> Option<String> {
+    let named = std::env::var_os("KUBECONFIG").filter(|files| !files.is_empty());
+    let default = || {
+        let file = PathBuf::from(std::env::var_os("HOME")?).join(".kube/config");
+        file.exists().then(|| file.into_os_string())
+    };
+    named.or_else(default).map(|files| files.to_string_lossy().into_owned())
 }
 
 /// Connects to the API server as kubectl would; also returns whether it uses a pod's
@@ -169,11 +172,17 @@ async fn access(file: Option<PathBuf>, context: Option<String>) -> Result<(Api, 
         Some(file) => Some(
             Kubeconfig::read_from(file).map_err(|error| format!("{}: {error}", file.display()))?,
         ),
-        // In a pod, there is none by default.
-        None if context.is_none() && !has_kubeconfig() => None,
-        None => Some(Kubeconfig::read().map_err(|error| {
-            format!("cannot read the kubeconfig of KUBECONFIG or ~/.kube/config: {error}")
-        })?),
+        None => match kubeconfig() {
+            Some(files) => Some(
+                Kubeconfig::read()
+                    .map_err(|error| format!("cannot read the kubeconfig {files}: {error}"))?,
+            ),
+            None if context.is_some() => {
+                return Err("--context: there is no kubeconfig to take it from".to_owned());
+            }
+            // In a pod.
+            None => None,
+        },
     };
     let is_in_cluster = kubeconfig.is_none();
     let config = match kubeconfig {

@@ -375,6 +375,23 @@ fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     expected.iter().map(|(code, name)| ((*code).to_owned(), (*name).to_owned())).collect()
 }
 
+/// The cause was dropped; in a pod, the audit silently used the pod's service account.
+#[test]
+fn a_kubeconfig_that_cannot_be_read_is_named_with_the_cause() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken");
+    runtime::file::write_whole(&broken, 0o600, "clusters: [".as_bytes()).unwrap();
+    for file in [broken, folder.path().join("missing")] {
+        let mut audit = Command::new(env!("CARGO_BIN_EXE_connect-inject"));
+        audit.arg("audit").args(IMAGES).args(POLICY).env("KUBECONFIG", &file);
+        let output = audit.output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{log}");
+        assert!(log.contains("cannot read the kubeconfig"), "{log}");
+        assert!(log.contains(file.to_str().unwrap()), "{log}");
+    }
+}
+
 #[test]
 fn a_healthy_cluster_has_no_findings_and_the_exit_code_is_0() {
     let running = Running::start(Cluster::healthy());
