@@ -1,8 +1,8 @@
-//! A token by login: had before anything else, kept, and logged out if a later step
-//! fails.
+//! A login's token: requested first, kept, and logged out if a later step fails.
 
 use std::collections::BTreeSet;
 
+use serde_json::json;
 use testkit::fault::At;
 use testkit::process::Signal;
 use testkit::{Fault, Route, ScriptedAgent, Times};
@@ -109,6 +109,28 @@ fn a_token_that_is_not_known_yet_is_waited_for() {
     pod(&agent).run().code(0);
     assert_registered(&agent);
     assert_eq!(agent.tokens(), tokens(&["token-1"]));
+}
+
+/// The agent tells the servers of a deregistration with the token of the registration. If that
+/// no longer exists, they would go on listing the pod.
+#[test]
+fn a_rollback_registers_again_what_a_deleted_token_had_registered() {
+    let agent = agent();
+    let pod = pod(&agent).without("--grpc-addr");
+    pod.run().code(0);
+    agent.revoke_tokens();
+    agent.forget_requests();
+    // The next run finds nothing for Envoy to connect to.
+    agent.about(json!({"DebugConfig": {"GRPCPort": -1}}));
+    let log = pod.run().code(64).stderr();
+    assert_nothing_left(&agent);
+    assert_eq!(agent.tokens(), tokens(&[]), "{log}");
+    for id in [SERVICE, PROXY] {
+        let last = |route: Route| agent.asked(route.of(id)).pop().unwrap();
+        let (register, deregister) = (last(Route::Register), last(Route::Deregister));
+        assert_eq!(register.token.as_deref(), Some("token-2"), "{id}: {log}");
+        assert!(register.at < deregister.at, "{id}: {log}");
+    }
 }
 
 /// Somebody deletes it, or the servers lost it, while the agent is waited for.
