@@ -98,6 +98,8 @@ fn with_pods(
     }
     let mut used = used;
     until("the first answer", || used.is_answered()).unwrap_or_else(|error| used.panic(&error));
+    // The agent may have to be told first that Envoy listens.
+    until("both to be ready", || used.are_ready()).unwrap_or_else(|error| used.panic(&error));
     let mut agent = Some(agent);
     test(&mut used, &mut agent);
     used.end();
@@ -166,6 +168,10 @@ impl Used<'_> {
             all.add(tally);
         }
         all
+    }
+
+    fn are_ready(&self) -> bool {
+        self.pods.iter().all(|pod| pod.start_ready().wait().is_ok_and(|status| status.success()))
     }
 
     /// Asserts that the readiness probes of both pods succeed.
