@@ -16,7 +16,7 @@ pub const DEPLOYMENT: &str = include_str!("../manifests/deployment.yaml");
 /// The command of the tutorial's `kubectl exec` in the client.
 const CURL: [&str; 3] = ["curl", "-s", "http://127.0.0.1:1234/"];
 
-/// Its output.
+/// The answer of the tutorial's server.
 pub const HELLO: &str = "\"hello world\"\n";
 
 /// A pod of the tutorial as the API server would store it, with the injector's patch.
