@@ -108,20 +108,15 @@ pub fn make(folder: &Path, parts: &Parts) -> Result<()> {
             entrypoint: vec!["sh"],
             shell: true,
         },
-        Draft {
-            name: "tutum/curl:latest",
-            programs: vec![("/usr/bin/curl".into(), "/bin/curl")],
-            entrypoint: vec![],
-            shell: true,
-        },
-        Draft {
-            name: "curlimages/curl:latest",
-            programs: vec![("/usr/bin/curl".into(), "/bin/curl")],
-            entrypoint: vec![],
-            shell: true,
-        },
     ];
-    for draft in drafts {
+    // The tutorial's, and that of the examples.
+    let curls = ["tutum/curl:latest", "curlimages/curl:latest"].map(|name| Draft {
+        name,
+        programs: vec![("/usr/bin/curl".into(), "/bin/curl")],
+        entrypoint: vec![],
+        shell: true,
+    });
+    for draft in drafts.into_iter().chain(curls) {
         draft
             .make(folder, parts)
             .map_err(|error| format!("cannot make the image {}: {error}", draft.name))?;
