@@ -651,6 +651,7 @@ fn invalid_values_are_rejected_with_the_reason() {
         ("connectInject.certs.caBundle", json!("-----BEGIN"), "caBundle"),
         ("connectInject.aclInjectToken.secretName", json!("token"), "secretKey"),
         ("connectInject.audit.schedule", json!(""), "schedule"),
+        ("connectInject.audit.only", json!(["pod-withuot-sidecar"]), "pod-without-sidecar"),
         ("connectInject.cni.cniNetDir", json!("etc/cni/net.d"), "pattern"),
         ("global.imagePullSecrets", json!(["two words"]), "pattern"),
         ("global.extraLabels", json!("team: [a"), "not a YAML map"),
@@ -663,11 +664,73 @@ fn invalid_values_are_rejected_with_the_reason() {
         let error = release.expect_err(path);
         assert!(error.contains(reason), "{path}: {value}: {error}");
     }
-    // The injector would exit with code 64.
-    let openshift = ("global.openshift.enabled", json!(true));
-    let both = [openshift, ("connectInject.transparentProxy.defaultEnabled", json!(true))];
-    let error = render(&tools, &[values_of(&both)]).releases.remove(0).expect_err("OpenShift");
-    assert!(error.contains("on OpenShift"), "{error}");
+}
+
+/// The injector would exit with code 64.
+#[test]
+fn values_that_contradict_each_other_are_rejected_with_the_reason() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let sidecar = |request: Value, limit: Value| {
+        [
+            ("connectInject.sidecarProxy.resources.requests.memory", request),
+            ("connectInject.sidecarProxy.resources.limits.memory", limit),
+        ]
+    };
+    let refused = [
+        (
+            [
+                ("global.openshift.enabled", json!(true)),
+                ("connectInject.transparentProxy.defaultEnabled", json!(true)),
+            ],
+            "on OpenShift",
+        ),
+        (
+            [
+                ("connectInject.sidecarProxy.mode", json!("native")),
+                ("connectInject.kubernetesVersion", json!("1.28")),
+            ],
+            "Kubernetes 1.28 has no native sidecars",
+        ),
+        (
+            [
+                ("connectInject.initContainer.resources.requests.cpu", json!(1)),
+                ("connectInject.initContainer.resources.limits.cpu", json!("999m")),
+            ],
+            "connectInject.initContainer.resources.requests.cpu is 1, above its limit of 999m",
+        ),
+        (sidecar(json!("65Mi"), json!("68M")), "is 65Mi, above its limit of 68M"),
+        (sidecar(json!("2e9"), json!("1Gi")), "is 2e9, above its limit of 1Gi"),
+    ];
+    let accepted = [
+        sidecar(json!("64Mi"), json!("68M")),
+        sidecar(json!("1000m"), json!(1)),
+        sidecar(json!("1e9"), json!("1Gi")),
+        sidecar(json!("1Gi"), Value::Null),
+    ];
+    let settings: Vec<_> = refused.iter().map(|(settings, _)| settings).chain(&accepted).collect();
+    let values: Vec<_> = settings.iter().map(|settings| values_of(&settings[..])).collect();
+    let mut releases = render(&tools, &values).releases.into_iter();
+    for ((settings, reason), release) in refused.iter().zip(releases.by_ref()) {
+        let error = release.expect_err(reason);
+        assert!(error.contains(reason), "{settings:?}: {error}");
+    }
+    for (settings, release) in accepted.iter().zip(releases) {
+        release.unwrap_or_else(|error| panic!("{settings:?}: {error}"));
+    }
+}
+
+#[test]
+fn the_schema_has_the_codes_of_all_findings() {
+    let chart = Path::new(CHART);
+    let schema = std::fs::read_to_string(chart.join("values.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    let only = "/properties/connectInject/properties/audit/properties/only/items/enum";
+    let allowed = schema.pointer(only).unwrap();
+    let readme = std::fs::read_to_string(chart.join("../README.md")).unwrap();
+    let findings = readme.split("### Findings of audit").nth(1).unwrap();
+    let findings = findings.split("\n## ").next().unwrap();
+    let codes = findings.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    assert_eq!(*allowed, json!(codes.collect::<Vec<_>>()));
 }
 
 /// A value that is null, as in a parent chart or a copied file, means the default.

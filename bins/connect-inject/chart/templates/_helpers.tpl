@@ -193,6 +193,16 @@ no such namespace is known.
 {{- end -}}
 {{- end -}}
 
+{{/* A quantity as a number, for comparisons. */}}
+{{- define "connect-inject.amount" -}}
+{{- $text := toJson . | trimAll "\"" -}}
+{{- $suffix := regexFind "([numkMGTPE]|[KMGTPE]i)$" $text -}}
+{{- $units := dict "n" 1e-9 "u" 1e-6 "m" 1e-3 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18
+      "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624
+      "Ei" 1152921504606846976 -}}
+{{- mulf (trimSuffix $suffix $text | float64) (get $units $suffix | default 1) -}}
+{{- end -}}
+
 {{/* The injector's file with the CA of the agents. */}}
 {{- define "connect-inject.caFile" -}}
 /consul/ca/{{ .Values.connectInject.agent.caCert.secretKey }}

@@ -154,6 +154,22 @@ first has no value or null. Resources are left alone: there, null means none.
 {{- if and (eq (include "connect-inject.consulValue" (list . "global.openshift.enabled")) "true") (eq (include "connect-inject.consulValue" (list . "connectInject.transparentProxy.defaultEnabled")) "true") -}}
 {{- $refused = append $refused "connectInject.transparentProxy.defaultEnabled is true: on OpenShift (global.openshift.enabled) no pod can be transparent, because the cluster chooses Envoy's user: set it to false" -}}
 {{- end -}}
+{{- if eq (include "connect-inject.isOn" .) "true" -}}
+{{- range $name := list "sidecarProxy" "initContainer" -}}
+{{- $resources := dig $name "resources" nil $.Values.connectInject | default dict -}}
+{{- range $resource, $request := dig "requests" nil $resources | default dict -}}
+{{- $limit := dig "limits" $resource nil $resources -}}
+{{- if not (or (kindIs "invalid" $request) (kindIs "invalid" $limit)) -}}
+{{- if gt (include "connect-inject.amount" $request | float64) (include "connect-inject.amount" $limit | float64) -}}
+{{- $refused = append $refused (printf "connectInject.%s.resources.requests.%s is %v, above its limit of %v: lower the request or raise the limit" $name $resource $request $limit) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq .Values.connectInject.sidecarProxy.mode "native") (include "connect-inject.isVersion" (list . "<1.29-0")) -}}
+{{- $refused = append $refused (printf "connectInject.sidecarProxy.mode is native, but Kubernetes %s has no native sidecars: they require 1.29; set it to container or auto" (include "connect-inject.kubernetesVersion" .)) -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.connectInject.image -}}
 {{- if contains "consul-k8s" . -}}
 {{- $refused = append $refused (printf "connectInject.image is %s, the image of another injector: set it to the image connect-inject that scripts/image builds" .) -}}
