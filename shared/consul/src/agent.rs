@@ -26,6 +26,7 @@ use crate::address::Address;
 use crate::answer::{
     AgentCheck, AgentSelf, AgentService, CatalogService, HealthyInstance, PeerState, Roots,
 };
+use crate::blocking::{Follow, Watch};
 use crate::error::{Cause, Error, Request, SetupError};
 use crate::http::client;
 use crate::tls::TlsFiles;
@@ -84,15 +85,6 @@ pub enum Renewed {
     Unknown,
 }
 
-/// The state that a blocking query starts from.
-#[derive(Clone, Debug)]
-pub struct Watch {
-    /// Content hash of the known state.
-    pub hash: String,
-    /// Maximum wait for a change.
-    pub wait: Duration,
-}
-
 const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 
 /// Set, from Consul 1.11 on, if the ACL token may not see all results.
@@ -101,13 +93,6 @@ const FILTERED: HeaderName = HeaderName::from_static("x-consul-results-filtered-
 /// Time limit of a request. A server without a leader takes 7 s to accept a
 /// registration; that must not look like a failure.
 const TIMEOUT: Duration = Duration::from_secs(15);
-
-/// How late the answer to a blocking query may be. If it is later, the connection has
-/// gone silent, which must be noticed before the service's TTL check expires.
-const LATE: Duration = Duration::from_secs(2);
-
-/// Minimum duration of a blocking query that finds nothing new.
-const UNBLOCKED: Duration = Duration::from_secs(1);
 
 /// Larger than any answer of an agent.
 const LARGEST_ANSWER: usize = 16 * 1024 * 1024;
@@ -186,19 +171,14 @@ impl Agent {
     /// A service by its id; `None` if the agent does not have it. With `watch`, a
     /// blocking query: returns when the service changes or disappears, or when the wait
     /// is over.
-    ///
-    /// A proxy before the agent may answer at once although nothing changed, and an
-    /// entry without a content hash can't be waited for. Such answers are held back, so
-    /// that a caller that asks in a loop does not spin.
     pub async fn service(
         &self,
         id: &str,
         watch: Option<&Watch>,
     ) -> Result<Option<AgentService>, Error> {
         let mut call = self.call(Method::GET, &format!("/v1/agent/service/{}", segment(id)));
-        if let Some(Watch { hash, wait }) = watch {
-            call = call.query("hash", hash).query("wait", &format!("{}ms", wait.as_millis()));
-            call.timeout = patience(*wait);
+        if let Some(watch) = watch {
+            call = watch.apply(call);
         }
         let asked = Instant::now();
         let found: Option<AgentService> = match call.answer().await {
@@ -212,7 +192,7 @@ impl Agent {
             Err(error) => return Err(error),
         };
         if let (Some(watch), Some(service)) = (watch, &found) {
-            tokio::time::sleep(held_back(watch, service, asked.elapsed())).await;
+            tokio::time::sleep(watch.held_back(service, asked.elapsed())).await;
         }
         Ok(found.inspect(warn_of_unreadable))
     }
@@ -386,25 +366,11 @@ impl Agent {
         self.call(Method::GET, "/v1/agent/connect/ca/roots").answer().await
     }
 
-    /// The roots of Connect's CA, with their index: as soon as that is not `known`, or
-    /// when the wait is over.
-    ///
-    /// Source: "Blocking Queries" of Consul's API documentation.
-    pub async fn connect_roots_after(
-        &self,
-        known: u64,
-        wait: Duration,
-    ) -> Result<(Roots, u64), Error> {
-        let call = self.call(Method::GET, "/v1/agent/connect/ca/roots").unless(known, wait);
+    /// The roots of Connect's CA, when they have changed or the wait is over.
+    pub async fn next_connect_roots(&self, follow: &mut Follow) -> Result<Roots, Error> {
+        let call = self.call(Method::GET, "/v1/agent/connect/ca/roots");
         let request = call.request();
-        let Answered { status, body, index, .. } = call.answered().await?;
-        let failed = |cause| Error { request, cause };
-        if status != 200 {
-            return Err(failed(Cause::of_status(status, &String::from_utf8_lossy(&body))));
-        }
-        let roots = serde_json::from_slice(&body)
-            .map_err(|error| failed(Cause::Garbage(error.to_string())))?;
-        Ok((roots, next(index, known)))
+        follow.answered(call).await?.parsed(request)
     }
 
     /// A config entry; `None` if it does not exist.
@@ -425,30 +391,21 @@ impl Agent {
         }
     }
 
-    /// A config entry and its index, by a blocking query: returns when the index
-    /// differs from `known`, or when the wait is over.
-    ///
-    /// Source: "Blocking Queries" of Consul's API documentation.
-    pub async fn config_entry_after<T: DeserializeOwned>(
+    /// A config entry, when it has changed or the wait is over; `None` if it does not exist.
+    pub async fn next_config_entry<T: DeserializeOwned>(
         &self,
         kind: &str,
         name: &str,
-        known: u64,
-        wait: Duration,
-    ) -> Result<(Option<T>, u64), Error> {
+        follow: &mut Follow,
+    ) -> Result<Option<T>, Error> {
         let path = format!("/v1/config/{}/{}", segment(kind), segment(name));
-        let call = self.call(Method::GET, &path).unless(known, wait);
+        let call = self.call(Method::GET, &path);
         let request = call.request();
-        let Answered { status, body, index, .. } = call.answered().await?;
-        let failed = |cause| Error { request, cause };
-        let index = next(index, known);
-        match status {
-            200 => serde_json::from_slice(&body)
-                .map(|entry| (Some(entry), index))
-                .map_err(|error| failed(Cause::Garbage(error.to_string()))),
-            404 => Ok((None, index)),
-            _ => Err(failed(Cause::of_status(status, &String::from_utf8_lossy(&body)))),
+        let answered = follow.answered(call).await?;
+        if answered.status == 404 {
+            return Ok(None);
         }
+        answered.parsed(request).map(Some)
     }
 
     /// A request with the agent's token, in its namespace and partition.
@@ -469,22 +426,6 @@ impl Agent {
             }
         }
         call
-    }
-}
-
-/// Time limit of a blocking query: the agent adds up to a sixteenth of the wait as
-/// jitter.
-fn patience(wait: Duration) -> Duration {
-    wait + wait / 16 + LATE
-}
-
-/// How long to hold back an answer that came at once although nothing changed.
-fn held_back(watch: &Watch, service: &AgentService, took: Duration) -> Duration {
-    let Watch { hash, wait } = watch;
-    if service.content_hash.is_empty() || service.content_hash == *hash {
-        UNBLOCKED.min(*wait).saturating_sub(took)
-    } else {
-        Duration::ZERO
     }
 }
 
@@ -513,15 +454,15 @@ pub(crate) struct Call<'a> {
     timeout: Duration,
 }
 
-struct Answered {
+pub(crate) struct Answered {
     status: u16,
     body: Vec<u8>,
     /// The certificate that the agent presented.
     shown: Option<Vec<u8>>,
     /// The state index of the answer, for blocking queries.
-    index: Option<u64>,
+    pub(crate) index: Option<u64>,
     /// Whether the ACL token may not see all results.
-    is_filtered: bool,
+    pub(crate) is_filtered: bool,
 }
 
 // === impl Call ===
@@ -536,17 +477,9 @@ impl Call<'_> {
         self
     }
 
-    /// Answered at once if the index is not `known`, else when that changes or the wait
-    /// is over.
-    fn unless(mut self, known: u64, wait: Duration) -> Self {
-        if known > 0 {
-            self = self
-                .query("index", &known.to_string())
-                .query("wait", &format!("{}ms", wait.as_millis()));
-            // The agent adds up to a sixteenth of the wait as jitter.
-            self.timeout = wait + wait / 16 + TIMEOUT;
-        }
-        self
+    /// With this time limit.
+    pub(crate) fn within(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
     /// Without the token: the request body carries a bearer token.
@@ -569,9 +502,7 @@ impl Call<'_> {
 
     pub(crate) async fn answer<T: DeserializeOwned>(self) -> Result<T, Error> {
         let request = self.request();
-        let body = self.send().await?;
-        serde_json::from_slice(&body)
-            .map_err(|error| Error { request, cause: Cause::Garbage(error.to_string()) })
+        self.answered().await?.parsed(request)
     }
 
     async fn send(self) -> Result<Vec<u8>, Error> {
@@ -590,15 +521,8 @@ impl Call<'_> {
         Err(Error { request, cause })
     }
 
-    /// Sends the request. Returns status, body, and whether the ACL token may not see
-    /// all results.
-    pub(crate) async fn filtered(self) -> Result<(u16, Vec<u8>, bool), Error> {
-        let Answered { status, body, is_filtered, .. } = self.answered().await?;
-        Ok((status, body, is_filtered))
-    }
-
     /// Sends the request, and returns the answer whatever its status.
-    async fn answered(self) -> Result<Answered, Error> {
+    pub(crate) async fn answered(self) -> Result<Answered, Error> {
         let request = self.request();
         let failed = |cause| Error { request: request.clone(), cause };
         // URLs treat these as path steps even if they are percent-encoded.
@@ -649,11 +573,20 @@ impl Call<'_> {
     }
 }
 
-/// The index of the next blocking query: 0 if the index went backwards.
-///
-/// Source: "Implementation Details" of the Consul documentation on blocking queries.
-fn next(index: Option<u64>, known: u64) -> u64 {
-    index.filter(|index| *index >= known).unwrap_or_default()
+// === impl Answered ===
+
+impl Answered {
+    /// The parsed body, if the status is 200. `request` is for the error.
+    pub(crate) fn parsed<T: DeserializeOwned>(self, request: Request) -> Result<T, Error> {
+        let cause = match self.status {
+            200 => match serde_json::from_slice(&self.body) {
+                Ok(parsed) => return Ok(parsed),
+                Err(error) => Cause::Garbage(error.to_string()),
+            },
+            status => Cause::of_status(status, &String::from_utf8_lossy(&self.body)),
+        };
+        Err(Error { request, cause })
+    }
 }
 
 fn secret_header(value: &str) -> Result<HeaderValue, Cause> {
@@ -679,30 +612,6 @@ async fn read(mut response: Response) -> Result<Vec<u8>, Cause> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A connection that went silent must be noticed before the TTL check, which is
-    /// renewed every 10 s, is overdue at 30 s.
-    #[test]
-    fn a_blocking_query_is_given_up_soon_after_its_wait() {
-        let wait = Duration::from_secs(10);
-        assert!(patience(wait) > wait + wait / 16);
-        assert!(patience(wait) < Duration::from_secs(13));
-    }
-
-    #[test]
-    fn a_blocking_query_that_does_not_block_is_not_repeated_at_once() {
-        let watch = Watch { hash: "a".to_owned(), wait: Duration::from_secs(10) };
-        let held = |hash: &str, took: Duration| {
-            let service = AgentService { content_hash: hash.to_owned(), ..AgentService::default() };
-            held_back(&watch, &service, took)
-        };
-        let at_once = Duration::from_millis(1);
-        assert_eq!(held("b", at_once), Duration::ZERO);
-        assert_eq!(held("a", Duration::from_secs(10)), Duration::ZERO);
-        for unchanged in ["a", ""] {
-            assert!(held(unchanged, at_once) > Duration::from_millis(900), "{unchanged}");
-        }
-    }
 
     /// Slashes in ids. Reported in <https://github.com/hashicorp/consul/issues/9415>.
     #[test]

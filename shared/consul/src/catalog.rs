@@ -272,13 +272,9 @@ impl Call<'_> {
     /// see all of it.
     async fn listed<T: DeserializeOwned + Default>(self) -> Result<Listed<T>, Error> {
         let request = self.request();
-        let (status, body, is_filtered) = self.filtered().await?;
-        let failed = |cause| Error { request, cause };
-        if status != 200 {
-            return Err(failed(Cause::of_status(status, &String::from_utf8_lossy(&body))));
-        }
-        let items: Option<T> = serde_json::from_slice(&body)
-            .map_err(|error| failed(Cause::Garbage(error.to_string())))?;
+        let answered = self.answered().await?;
+        let is_filtered = answered.is_filtered;
+        let items: Option<T> = answered.parsed(request)?;
         Ok(Listed { items: items.unwrap_or_default(), is_filtered })
     }
 }

@@ -4,6 +4,7 @@
 //! - [`address`]: the agent's HTTP address
 //! - [`agent`]: requests to the agent
 //! - [`answer`]: answers of the agent
+//! - [`blocking`]: blocking queries and their pace
 //! - [`catalog`]: the servers' view of all nodes
 //! - [`envoy_version`]: whether the agent supports a release of Envoy
 //! - [`grpc`]: where the agent serves xDS
@@ -17,6 +18,7 @@ pub mod acl;
 pub mod address;
 pub mod agent;
 pub mod answer;
+pub mod blocking;
 pub mod catalog;
 pub mod envoy_version;
 pub mod error;

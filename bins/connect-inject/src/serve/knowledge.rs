@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use consul::Agent;
+use consul::blocking::Follow;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -159,8 +160,8 @@ impl Knowledge {
     /// Follows the agent's datacenter and proxy-defaults. Without them, a pod with an
     /// upstream in another datacenter gets an additional warning.
     async fn keep_gateways(&self, agent: &Agent) {
+        let mut follow = Follow::new(WAIT);
         let mut pause = RETRY;
-        let mut index = 0;
         let mut reported = false;
         loop {
             if self.cluster().datacenter.is_none()
@@ -170,33 +171,28 @@ impl Knowledge {
                 tracing::debug!(datacenter = answer.config.datacenter, "learnt the datacenter");
                 self.change(|cluster| cluster.datacenter = Some(answer.config.datacenter));
             }
-            let asked = agent.config_entry_after("proxy-defaults", "global", index, WAIT).await;
-            let used = match asked {
-                Ok((defaults, known)) => {
-                    // Without an index, a blocking query would not block.
-                    pause = if known > 0 { RETRY } else { AGAIN };
-                    (index, reported) = (known, false);
+            match agent.next_config_entry("proxy-defaults", "global", &mut follow).await {
+                Ok(defaults) => {
+                    (pause, reported) = (RETRY, false);
                     let Defaults { mesh_gateway } = defaults.unwrap_or_default();
-                    matches!(mesh_gateway.mode.as_str(), "local" | "remote")
+                    let used = matches!(mesh_gateway.mode.as_str(), "local" | "remote");
+                    if self.cluster().mesh_gateways != used {
+                        tracing::info!(
+                            used,
+                            "learnt whether mesh gateways are used by proxy-defaults"
+                        );
+                        self.change(|cluster| cluster.mesh_gateways = used);
+                    }
                 }
                 Err(error) => {
                     if !reported {
                         tracing::info!("cannot read proxy-defaults: {error}");
                         reported = true;
                     }
-                    index = 0;
                     sleep(pause).await;
                     pause = (pause * 2).min(AGAIN);
-                    continue;
                 }
-            };
-            if self.cluster().mesh_gateways != used {
-                tracing::info!(used, "learnt whether mesh gateways are used by proxy-defaults");
-                self.change(|cluster| cluster.mesh_gateways = used);
             }
-            // At most one change per second, even if a script keeps changing the entry.
-            let rest = if index > 0 { Duration::from_secs(1) } else { pause };
-            sleep(rest).await;
         }
     }
 }

@@ -29,8 +29,9 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
 use consul::Agent;
-use consul::agent::{Renewed, Watch};
+use consul::agent::Renewed;
 use consul::answer::AgentService;
+use consul::blocking::Watch;
 use envoy::Envoy;
 use handoff::Record;
 use lifecycle::keep::Step;

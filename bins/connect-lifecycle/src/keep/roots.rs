@@ -9,23 +9,19 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use consul::TlsFiles;
+use consul::blocking::Follow;
 use flags::Report;
 use runtime::Failure;
 use runtime::retry::jitter;
-use tokio::time::Instant;
 
 use crate::pod::Pod;
 
 /// Wait time of the blocking query.
 const WAIT: Duration = Duration::from_secs(600);
 
-/// Longest pause after a failed request, or after a blocking query that did not block. The
-/// keeper of the registration logs why requests fail.
+/// Longest pause after a failed request. The keeper of the registration logs why requests
+/// fail.
 const PAUSE: Duration = Duration::from_secs(5);
-
-/// A blocking query that returns the known index sooner than this did not block: a proxy in
-/// front of the agent may answer it at once.
-const UNBLOCKED: Duration = Duration::from_secs(1);
 
 /// Writes the roots of Connect's CA whenever they change. Never ends; does nothing unless
 /// the pod was registered with `--auto-encrypt`.
@@ -33,13 +29,11 @@ pub(crate) async fn follow(pod: &Pod) -> Infallible {
     if pod.record.agent.tls.ca_path.is_none() {
         return std::future::pending().await;
     }
-    let mut known = 0;
+    let mut follow = Follow::new(WAIT);
     let mut written = None;
     loop {
-        let asked = Instant::now();
-        match pod.agent.connect_roots_after(known, WAIT).await {
-            Ok((roots, index)) => {
-                let took = asked.elapsed();
+        match pod.agent.next_connect_roots(&mut follow).await {
+            Ok(roots) => {
                 let pem: Vec<_> = roots.roots.into_iter().map(|root| root.root_cert).collect();
                 let pem = Some(pem.join("\n"));
                 // The index also changes without the roots, and each write is synced to the
@@ -50,12 +44,6 @@ pub(crate) async fn follow(pod: &Pod) -> Infallible {
                         Err(failure) => tracing::warn!("{failure}"),
                     }
                 }
-                if index == 0 {
-                    tokio::time::sleep(jitter(WAIT)).await;
-                } else if index == known && took < UNBLOCKED {
-                    tokio::time::sleep(jitter(PAUSE)).await;
-                }
-                known = index;
             }
             Err(error) => {
                 tracing::debug!("{error}");
