@@ -314,6 +314,7 @@ impl Agent {
         let path = format!("/v1/agent/check/deregister/{}", segment(id));
         match self.call(Method::PUT, &path).done().await {
             Ok(()) | Err(Error { cause: Cause::NotFound(_), .. }) => {}
+            Err(error) if error.is_unknown_check() => {}
             Err(error) => return Err(error),
         }
         let body =
@@ -369,8 +370,7 @@ impl Agent {
     /// The roots of Connect's CA, when they have changed or the wait is over.
     pub async fn next_connect_roots(&self, follow: &mut Follow) -> Result<Roots, Error> {
         let call = self.call(Method::GET, "/v1/agent/connect/ca/roots");
-        let request = call.request();
-        follow.answered(call).await?.parsed(request)
+        follow.answer(call, Answered::parsed).await
     }
 
     /// A config entry; `None` if it does not exist.
@@ -399,13 +399,11 @@ impl Agent {
         follow: &mut Follow,
     ) -> Result<Option<T>, Error> {
         let path = format!("/v1/config/{}/{}", segment(kind), segment(name));
-        let call = self.call(Method::GET, &path);
-        let request = call.request();
-        let answered = follow.answered(call).await?;
-        if answered.status == 404 {
-            return Ok(None);
-        }
-        answered.parsed(request).map(Some)
+        let found = |answered: Answered, request| match answered.status {
+            404 => Ok(None),
+            _ => answered.parsed(request).map(Some),
+        };
+        follow.answer(self.call(Method::GET, &path), found).await
     }
 
     /// A request with the agent's token, in its namespace and partition.

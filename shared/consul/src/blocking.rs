@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::agent::{Answered, Call};
 use crate::answer::AgentService;
-use crate::error::Error;
+use crate::error::{Error, Request};
 
 /// The state of a service that a blocking query on it starts from.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ const LATE: Duration = Duration::from_secs(2);
 /// Minimum duration of a blocking query that finds nothing new.
 const UNBLOCKED: Duration = Duration::from_secs(1);
 
-/// Pause between queries on the servers: a script may keep changing what is followed.
+/// Minimum time between two answers: a script may keep changing what is followed.
 const PACE: Duration = Duration::from_secs(1);
 
 /// Longest pause after a query on the servers that did not block.
@@ -83,9 +83,13 @@ impl Follow {
         Self { wait, known: 0, rest: Duration::ZERO }
     }
 
-    /// The next answer. After an error, the next query is answered at once: the servers may
-    /// be others.
-    pub(crate) async fn answered(&mut self, call: Call<'_>) -> Result<Answered, Error> {
+    /// The next answer, as `read` reads it. After an error, the next query is sent and
+    /// answered at once: the servers may be others.
+    pub(crate) async fn answer<T>(
+        &mut self,
+        call: Call<'_>,
+        read: impl FnOnce(Answered, Request) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         tokio::time::sleep(std::mem::take(&mut self.rest)).await;
         let known = std::mem::take(&mut self.known);
         let call = match known {
@@ -95,10 +99,12 @@ impl Follow {
                 .query("wait", &format!("{}ms", self.wait.as_millis()))
                 .within(patience(self.wait)),
         };
-        let asked = Instant::now();
+        let (request, asked) = (call.request(), Instant::now());
         let answered = call.answered().await?;
-        (self.known, self.rest) = after(known, answered.index, asked.elapsed(), self.wait);
-        Ok(answered)
+        let (index, took) = (answered.index, asked.elapsed());
+        let read = read(answered, request)?;
+        (self.known, self.rest) = after(known, index, took, self.wait);
+        Ok(read)
     }
 }
 
@@ -107,9 +113,11 @@ fn after(known: u64, index: Option<u64>, took: Duration, wait: Duration) -> (u64
     match index.unwrap_or_default() {
         // Without an index, the next query can't block.
         0 => (0, wait),
+        // The first answer.
+        index if known == 0 => (index, Duration::ZERO),
         index if index < known => (0, PACE),
         index if index == known && took < UNBLOCKED => (index, jitter(PAUSE)),
-        index => (index, PACE),
+        index => (index, PACE.saturating_sub(took)),
     }
 }
 
@@ -144,9 +152,11 @@ mod tests {
 
     #[test]
     fn the_next_query_starts_from_the_index_unless_that_went_backwards() {
-        assert_eq!(after(0, Some(7), AT_ONCE, WAIT), (7, PACE));
-        assert_eq!(after(7, Some(8), AT_ONCE, WAIT), (8, PACE));
-        assert_eq!(after(7, Some(7), WAIT, WAIT), (7, PACE));
+        // A change must not happen unseen before the next query waits for it.
+        assert_eq!(after(0, Some(7), AT_ONCE, WAIT), (7, Duration::ZERO));
+        assert_eq!(after(7, Some(8), WAIT, WAIT), (8, Duration::ZERO));
+        assert_eq!(after(7, Some(7), WAIT, WAIT), (7, Duration::ZERO));
+        assert_eq!(after(7, Some(8), AT_ONCE, WAIT), (8, PACE - AT_ONCE));
         assert_eq!(after(7, Some(6), AT_ONCE, WAIT), (0, PACE));
         assert_eq!(after(7, None, AT_ONCE, WAIT), (0, WAIT));
         assert_eq!(after(0, Some(0), AT_ONCE, WAIT), (0, WAIT));

@@ -384,6 +384,10 @@ fn a_listener_check_that_the_agent_lost_while_it_was_restarted_is_registered_aga
     let pod = Pod::with_public_listener(&agent, &port);
     let too_many = Fault::Status(429, "Your IP is issuing too many concurrent connections");
     agent.fault(Route::RegisterCheck, too_many, Times::N(1));
+    // Consul 1.10 and 1.11 answer so with ACLs if they do not have the check.
+    let unknown = Fault::Status(500, "Unknown check \"web-0-web-sidecar-proxy-listener\"");
+    agent.fault(Route::DeregisterCheck, Fault::Slow(Duration::ZERO), Times::N(1));
+    agent.fault(Route::DeregisterCheck, unknown, Times::Always);
     let _listener = port.listen();
     let _sidecar = pod.run();
     agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));

@@ -25,7 +25,7 @@ struct Proxy {
 
 struct Shared {
     pem: String,
-    /// The index of each answer, by the number of answers before.
+    /// The index of each answer, by the number of answers before; 0 for an error.
     index: fn(usize) -> usize,
     file: PathBuf,
     /// Inode of the file at each request for the roots. Each time the file is written, it
@@ -96,8 +96,12 @@ impl Shared {
             let mut inodes = self.inodes.lock().unwrap();
             let index = (self.index)(inodes.len());
             inodes.push(std::fs::metadata(&self.file)?.ino());
-            let roots = json!({"Roots": [{"RootCert": self.pem}]});
-            (format!("200 OK\r\nx-consul-index: {index}"), roots.to_string())
+            if index == 0 {
+                ("500 Internal Server Error".to_owned(), "No cluster leader".to_owned())
+            } else {
+                let roots = json!({"Roots": [{"RootCert": self.pem}]});
+                (format!("200 OK\r\nx-consul-index: {index}"), roots.to_string())
+            }
         } else {
             *self.others.lock().unwrap() += 1;
             ("500 Internal Server Error".to_owned(), "No cluster leader".to_owned())
@@ -146,4 +150,12 @@ fn roots_that_are_unchanged_are_not_written_again() {
     // The first answer is written, because the file may be older.
     assert_ne!(inodes[0], inodes[1]);
     assert_eq!(inodes[1..4], [inodes[1]; 3], "{inodes:?}");
+}
+
+/// As an agent answers in the first seconds after its start.
+#[test]
+fn an_agent_that_answers_with_an_error_is_soon_asked_again() {
+    let agent = ScriptedAgent::start();
+    let (_pod, proxy, _sidecar) = run(&agent, |before| before);
+    await_that("another query", || proxy.inodes().len() >= 2);
 }
