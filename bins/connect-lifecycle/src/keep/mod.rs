@@ -91,6 +91,8 @@ pub(crate) struct Keeper<'a> {
     /// not known yet.
     replace_at: Option<Instant>,
     is_life_known: bool,
+    /// When this process last got a token.
+    logged_in_at: Option<Instant>,
     stream: Stream,
     leaf: Leaf,
 }
@@ -141,6 +143,7 @@ impl<'a> Keeper<'a> {
             reason: String::new(),
             replace_at: None,
             is_life_known: false,
+            logged_in_at: None,
             stream,
             leaf: Leaf::default(),
         }
@@ -159,6 +162,7 @@ impl<'a> Keeper<'a> {
         };
         "its ACL token may have changed".clone_into(&mut self.reason);
         let mut trouble = Trouble::none();
+        let mut failed = None;
         loop {
             if stop.is_cancelled() {
                 keep = keep.stop();
@@ -182,13 +186,17 @@ impl<'a> Keeper<'a> {
             let done = match done {
                 Ok(done) => done,
                 Err(wrong) => {
-                    self.fails(now, wrong.outcome, &stop).await;
+                    failed = Some((now, wrong.outcome));
                     trouble.note(wrong)
                 }
             };
             keep = keep.next(done);
             if !matches!(keep.step(), Step::Register(_)) {
+                // Releases the lock, which the hook may be waiting for.
                 self.drive = None;
+                if let Some((step, outcome)) = failed.take() {
+                    self.fails(step, outcome, &stop).await;
+                }
             }
             match (now, keep.step()) {
                 (_, Step::Watch) => trouble.is_over(),
@@ -202,8 +210,8 @@ impl<'a> Keeper<'a> {
     async fn fails(&mut self, failed: Step, outcome: Outcome, stop: &CancellationToken) {
         // An agent that restarted starts its check of the listener as critical again.
         self.listener.is_due = true;
-        if matches!(failed, Step::LogIn) || outcome == Outcome::NoToken {
-            // Without the token, the agent refuses Envoy's stream, too.
+        if failed == Step::LogIn || matches!(outcome, Outcome::NoToken | Outcome::Refused) {
+            // Without the token or its rights, the agent refuses Envoy's stream, too.
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}

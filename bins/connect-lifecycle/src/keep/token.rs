@@ -76,6 +76,7 @@ impl Keeper<'_> {
         }
         if session.is_some() {
             tracing::info!("logged in again: {}", self.reason);
+            self.logged_in_at = Some(Instant::now());
         }
         self.replace_at = None;
         self.is_life_known = false;
@@ -95,7 +96,7 @@ impl Keeper<'_> {
             let is_another = token.is_some() && !same(token.as_ref(), agent.token().as_ref());
             return if is_another { Outcome::NoToken } else { Outcome::Done };
         };
-        if session.has_replaced() {
+        if session.is_unsettled() {
             // A login that seemed to fail got a token, with which nothing is registered yet.
             return Outcome::NoToken;
         }
@@ -103,9 +104,10 @@ impl Keeper<'_> {
             Ok(None) => return Outcome::NoToken,
             Ok(Some(token)) if !self.is_life_known => {
                 self.is_life_known = true;
+                let age = self.logged_in_at.map(|at| at.elapsed());
                 self.replace_at = token.life(SystemTime::now()).map(|(life, left)| {
                     // With jitter, so that pods that started together don't log in together.
-                    Instant::now() + due_in(life, left, jitter(life / 10))
+                    Instant::now() + due_in(life, left, age, jitter(life / 10))
                 });
             }
             Ok(Some(_)) => {}
@@ -115,10 +117,11 @@ impl Keeper<'_> {
     }
 }
 
-/// When to replace a token of that lifetime, of which that much is left: at about two thirds
-/// of it. Never at once: if this node's clock is ahead of the servers', each new token would
-/// seem to be due.
-fn due_in(life: Duration, left: Duration, jitter: Duration) -> Duration {
+/// When to replace a token of that lifetime: at about two thirds of it, but never at once.
+/// How much is `left` by this node's clock, which may differ from the servers', matters only
+/// if it is not known how long ago the token was issued.
+fn due_in(life: Duration, left: Duration, age: Option<Duration>, jitter: Duration) -> Duration {
+    let left = age.map_or(left, |age| life.saturating_sub(age));
     left.saturating_sub(life / 3 + jitter).max(RENEWAL)
 }
 
@@ -133,9 +136,10 @@ mod tests {
     #[test]
     fn a_token_is_replaced_at_two_thirds_of_its_life_but_never_at_once() {
         let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
-        assert_eq!(due_in(minutes(60), minutes(60), minutes(1)), minutes(39));
-        // The clock is ahead.
-        assert_eq!(due_in(minutes(60), minutes(10), minutes(1)), RENEWAL);
-        assert_eq!(due_in(minutes(60), Duration::ZERO, Duration::ZERO), RENEWAL);
+        assert_eq!(due_in(minutes(60), minutes(60), None, minutes(1)), minutes(39));
+        assert_eq!(due_in(minutes(60), minutes(10), None, minutes(1)), RENEWAL);
+        assert_eq!(due_in(minutes(60), Duration::ZERO, None, Duration::ZERO), RENEWAL);
+        // The clock is ahead: each new token would be due at once.
+        assert_eq!(due_in(minutes(60), Duration::ZERO, Some(minutes(2)), minutes(1)), minutes(37));
     }
 }

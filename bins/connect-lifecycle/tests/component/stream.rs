@@ -42,6 +42,21 @@ fn a_pod_whose_stream_is_refused_is_unready_and_reports_why() {
     assert_eq!(message(), "");
 }
 
+/// Somebody deleted the policy of its token, but not the token. The agent refuses Envoy's
+/// stream as well as the heartbeats.
+#[test]
+fn a_pod_whose_token_lost_its_rights_is_cut_off() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = Pod::of(&agent);
+    let sidecar = pod.run_with(&["--cut-off-after", "1ms"]);
+    await_alive(&agent);
+    agent.fault(Route::Service, Fault::Status(403, "Permission denied"), Times::Always);
+    pod.envoy.is_cut_off(true);
+    sidecar.await_log(WHY);
+    pod.ready(&[]).code(1).says(&[WHY]);
+}
+
 /// An agent whose servers are away can't check Envoy's token.
 #[test]
 fn a_pod_whose_stream_is_refused_while_the_servers_are_away_stays_ready() {

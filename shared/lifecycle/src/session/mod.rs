@@ -9,6 +9,7 @@ mod bearer;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ pub struct Session {
     under_way: Arc<Mutex<()>>,
     /// Replaced tokens, to be logged out once nothing uses them.
     replaced: Arc<RwLock<Vec<SecretString>>>,
+    /// Whether a login got a token that [`Session::settle`] has not handed on yet.
+    is_unsettled: Arc<AtomicBool>,
 }
 
 /// Why a session has no valid token, or could not log out.
@@ -146,6 +149,7 @@ impl Session {
             login,
             under_way: Arc::default(),
             replaced: Arc::default(),
+            is_unsettled: Arc::default(),
         }
     }
 
@@ -182,8 +186,7 @@ impl Session {
 
     /// Like [`Self::reopen`], and hands the new token to Envoy.
     pub async fn renew(&self, deadline: Deadline) -> Result<bool, SessionError> {
-        // An earlier login may have got a token and failed after that.
-        let is_another = self.reopen(deadline).await? || self.has_replaced();
+        let is_another = self.reopen(deadline).await? || self.is_unsettled();
         if is_another {
             self.settle()?;
         }
@@ -217,9 +220,21 @@ impl Session {
         }
     }
 
-    /// Hands the token to Envoy.
+    /// Hands the token to Envoy, and to other processes of the pod if the login could not.
     pub fn settle(&self) -> Result<(), SessionError> {
-        settle(&self.handoff, &self.agent)
+        if self.is_unsettled()
+            && let Some(token) = self.agent.token()
+        {
+            write_whole(&self.handoff.token(), 0o600, token.expose_secret().as_bytes())?;
+        }
+        settle(&self.handoff, &self.agent)?;
+        self.is_unsettled.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether a login got a token and failed after that, or was interrupted.
+    pub fn is_unsettled(&self) -> bool {
+        self.is_unsettled.load(Ordering::Relaxed)
     }
 
     /// Logs out and removes the token, if it exists. `unused` proves that the agent no
@@ -343,9 +358,9 @@ impl Session {
     /// One login, until its token is in the file. It goes on even if nobody waits for
     /// it.
     async fn attempt(&self, old: Option<SecretString>) -> Result<(), LoginError> {
-        let Self { agent, handoff, login, under_way, replaced } = self;
+        let Self { agent, handoff, login, under_way, replaced, is_unsettled } = self;
         let (agent, file, login) = (agent.clone(), handoff.token(), login.clone());
-        let replaced = Arc::clone(replaced);
+        let (replaced, is_unsettled) = (Arc::clone(replaced), Arc::clone(is_unsettled));
         let guard = Arc::clone(under_way).lock_owned().await;
         let work = tokio::spawn(async move {
             let _guard = guard;
@@ -359,6 +374,7 @@ impl Session {
             let token = agent.log_in(&login).await.map_err(LoginError::Agent)?;
             // First, so that the token is logged out if its file can't be written.
             agent.set_token(Some(token.clone()));
+            is_unsettled.store(true, Ordering::Relaxed);
             // It may exist nevertheless: the leader may know a token that a lagging server
             // does not.
             replaced.write().unwrap_or_else(PoisonError::into_inner).extend(old);
