@@ -163,6 +163,7 @@ impl Sidecar {
         let mut drive =
             Drive::new(handoff, agent, declared.pair.clone(), share).with_session(session.as_ref());
         let mut now = start.get().cut();
+        let was_sent = matches!(now.step(), Step::TakeBack(_));
         while let Step::TakeBack(machine) = now.step() {
             now = now.next(drive.act_back(machine.step()).await);
         }
@@ -170,9 +171,12 @@ impl Sidecar {
             let own = said(drive.taken_back(rest));
             unused = unused.zip(own).map(|(a, b)| a.and(b));
         }
-        if let Some(session) = session
-            && let Err(error) = session.close(unused, deadline).await
-        {
+        let Some(session) = session else { return };
+        if was_sent && let Some(proof) = unused {
+            let share = Deadline::after(deadline.left() / 2);
+            unused = proof.heard(agent, &declared.pair, share).await;
+        }
+        if let Err(error) = session.close(unused, deadline).await {
             tracing::warn!("{}", error.failure());
         }
     }

@@ -5,6 +5,13 @@
 //! Without that token, a dead pod stays in the catalog with the last status of its TTL
 //! check: passing.
 
+use std::time::Duration;
+
+use consul::{Agent, Error};
+use registration::pod::Pair;
+use runtime::Deadline;
+use runtime::retry::{self, Stopped};
+
 /// What the agent may still have after a deregistration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rest {
@@ -27,6 +34,18 @@ pub struct Unused {
     pub(super) by_hearsay: bool,
 }
 
+/// Why it is not known that the servers have heard of a deregistration.
+#[derive(Debug, thiserror::Error)]
+enum Unheard {
+    #[error("they still list the pod, which the agent has deregistered")]
+    Yet,
+    #[error("{0}")]
+    Agent(#[from] Error),
+}
+
+/// Time after which it is logged that the servers have not heard of a deregistration.
+const SLOW: Duration = Duration::from_secs(1);
+
 // === impl Rest ===
 
 impl Rest {
@@ -46,6 +65,34 @@ impl Unused {
     /// No registration was ever sent with the tokens of the session.
     pub fn never_registered() -> Self {
         Self { by_hearsay: false }
+    }
+
+    /// Waits until the servers have heard of the deregistration, and returns the proof only
+    /// then: an agent confirms it at once, also while there is no leader, and needs the pod's
+    /// token to tell the servers later. Without the token, they would go on listing a dead pod.
+    pub async fn heard(self, agent: &Agent, pair: &Pair, deadline: Deadline) -> Option<Self> {
+        let Pair { service, proxy } = pair;
+        let attempt = || async {
+            for entry in [proxy, service] {
+                if agent.is_in_catalog(entry).await? {
+                    return Err(Unheard::Yet);
+                }
+            }
+            Ok(())
+        };
+        let passes = |unheard: &Unheard| match unheard {
+            Unheard::Yet => true,
+            Unheard::Agent(error) => error.is_transient(),
+        };
+        let asked = retry::until_quietly(deadline, retry::REPLICATION, SLOW, passes, attempt).await;
+        match asked {
+            // Without the right to ask, the agent's word has to do.
+            Ok(()) | Err(Stopped::Final(_)) => Some(self),
+            Err(stopped @ Stopped::Deadline(..)) => {
+                tracing::warn!("cannot confirm the deregistration with the servers: {stopped}");
+                None
+            }
+        }
     }
 
     /// Combines the proofs of two registrations with the same tokens.

@@ -170,6 +170,20 @@ fn no_token_is_left_whichever_step_fails() {
     }
 }
 
+/// The agent confirms a deregistration before it has told the servers, with the pod's token.
+#[test]
+fn a_rollback_logs_out_only_when_the_servers_have_heard_of_the_deregistration() {
+    let agent = agent();
+    let listed = Fault::Status(200, r#"[{"Service": {"ID": "any"}, "Checks": []}]"#);
+    agent.fault(Route::Register.of(PROXY), Fault::Status(400, "no"), Times::Always);
+    agent.fault(Route::Health, listed, Times::N(2));
+    let outcome = pod(&agent).run().code(78);
+    assert_eq!(agent.tokens(), tokens(&[]), "{}", outcome.stderr());
+    let asked = agent.asked(Route::Health);
+    assert_eq!(asked.len(), 4, "two that list the pod, and one for each entry: {asked:#?}");
+    assert!(agent.await_request(Route::Logout).at > asked[3].at);
+}
+
 #[test]
 fn an_agent_that_hangs_on_taking_back_keeps_the_tokens_that_it_needs() {
     let agent = agent();

@@ -14,8 +14,6 @@ use std::time::{Duration, SystemTime};
 use flags::Report;
 use handoff::Handoff;
 use lifecycle::{Unused, deregister_with_login};
-use registration::pod::Pair;
-use runtime::retry::{self, Stopped};
 use runtime::{Deadline, Signals};
 use tokio_util::sync::CancellationToken;
 
@@ -29,9 +27,6 @@ const FINISH: Duration = Duration::from_secs(5);
 
 /// The logout's share of [`FINISH`].
 const LOG_OUT: Duration = Duration::from_secs(2);
-
-/// Time after which it is logged that the servers have not heard of a deregistration.
-const SLOW: Duration = Duration::from_secs(1);
 
 /// Minimum time for the deregistration, even if the hook has used all of it: `run` may
 /// log out only after it has seen itself that the entries are gone. Also the time that
@@ -83,13 +78,15 @@ pub(crate) async fn end(
     signals: &mut Signals,
 ) {
     let hurry = CancellationToken::new();
+    // If Envoy ended by itself, the kubelet's SIGTERM is yet to come.
+    let is_told = child.is_some();
     let mut both = Box::pin(async {
         tokio::select! {
             biased;
             done = async {
                 tokio::join!(end_envoy(busy, child, budget, &hurry), deregister(pod, budget, &hurry))
             } => done,
-            never = second_signal(signals, &hurry) => match never {},
+            never = second_signal(is_told, signals, &hurry) => match never {},
         }
     });
     let ((), unused) = tokio::select! {
@@ -99,12 +96,19 @@ pub(crate) async fn end(
     };
     // Releases the lock, which another process may be waiting for.
     drop(keeper);
-    let unused = heard(pod, unused, budget.total.earlier_by(LOG_OUT)).await;
     pod.log_out(unused, budget.total).await;
 }
 
-/// Cancels `hurry` when another signal arrives.
-async fn second_signal(signals: &mut Signals, hurry: &CancellationToken) -> Infallible {
+/// Cancels `hurry` when a signal arrives after the one that began the shutdown, if there
+/// was one.
+async fn second_signal(
+    is_told: bool,
+    signals: &mut Signals,
+    hurry: &CancellationToken,
+) -> Infallible {
+    if !is_told {
+        signals.next().await;
+    }
     signals.next().await;
     hurry.cancel();
     std::future::pending().await
@@ -120,7 +124,7 @@ async fn end_envoy(busy: Busy, child: Option<Child>, budget: Budget, hurry: &Can
 }
 
 /// Deregisters. Returns the proof that allows the logout, unless the agent may still have
-/// one of the entries.
+/// one of the entries, or the servers have not heard of the deregistration.
 async fn deregister(pod: &Pod, budget: Budget, hurry: &CancellationToken) -> Option<Unused> {
     let Pod { handoff, record, agent, session } = pod;
     let (pair, deadline) = (&record.pair, budget.deregister);
@@ -130,64 +134,35 @@ async fn deregister(pod: &Pod, budget: Budget, hurry: &CancellationToken) -> Opt
             None => lifecycle::deregister(handoff, agent, pair, deadline).await,
         }
     };
+    let mut hurried = Box::pin(async {
+        hurry.cancelled().await;
+        tokio::time::sleep(AT_LEAST).await;
+    });
     let done = tokio::select! {
         biased;
         done = deregistration => done,
-        () = async { hurry.cancelled().await; tokio::time::sleep(AT_LEAST).await } => {
+        () = &mut hurried => {
             tracing::warn!("the registration is left on the agent until its TTL check expires");
             return None;
         }
     };
-    match done {
-        Ok(unused) => Some(unused),
+    let unused = match done {
+        Ok(unused) => unused,
         Err(mut leftovers) => {
             let unused = leftovers.unused.take();
             tracing::warn!("{}", leftovers.failure());
-            unused
+            unused?
         }
-    }
-}
-
-/// Waits until the servers have heard of the deregistration, and returns the proof only then:
-/// an agent confirms it at once, also while there is no leader, and needs the pod's token to
-/// tell the servers later. Without the token, they would go on listing a dead pod.
-async fn heard(pod: &Pod, unused: Option<Unused>, deadline: Deadline) -> Option<Unused> {
-    let Pod { record, agent, session, .. } = pod;
+    };
     if session.is_none() {
-        return unused;
+        return Some(unused);
     }
-    let unused = unused?;
-    let Pair { service, proxy } = &record.pair;
-    let attempt = || async {
-        for entry in [proxy, service] {
-            if agent.is_in_catalog(entry).await? {
-                return Err(Unheard::Yet);
-            }
-        }
-        Ok(())
-    };
-    let passes = |unheard: &Unheard| match unheard {
-        Unheard::Yet => true,
-        Unheard::Agent(error) => error.is_transient(),
-    };
-    let asked = retry::until_quietly(deadline, retry::REPLICATION, SLOW, passes, attempt).await;
-    match asked {
-        // Without the right to ask, the agent's word has to do.
-        Ok(()) | Err(Stopped::Final(_)) => Some(unused),
-        Err(Stopped::Deadline(..)) => {
-            tracing::warn!("the servers have not heard of the deregistration");
-            None
-        }
+    let heard = unused.heard(agent, pair, budget.total.earlier_by(LOG_OUT / 2));
+    tokio::select! {
+        biased;
+        unused = heard => unused,
+        () = hurried => None,
     }
-}
-
-/// Why it is not known that the servers have heard of a deregistration.
-#[derive(Debug, thiserror::Error)]
-enum Unheard {
-    #[error("the servers still list the pod, which the agent has deregistered")]
-    Yet,
-    #[error("{0}")]
-    Agent(#[from] consul::Error),
 }
 
 #[cfg(test)]

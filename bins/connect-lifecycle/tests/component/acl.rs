@@ -1,7 +1,7 @@
 //! The ACL token: logout when the pod ends, and another login when the token is gone.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use testkit::process::Signal;
@@ -88,7 +88,7 @@ fn a_token_that_the_agent_needs_for_what_is_left_is_not_logged_out() {
     ] {
         let agent = ScriptedAgent::start();
         let pod = pod(&agent);
-        let mut sidecar = pod.run_with(&["--deregister-timeout", "300ms"]);
+        let mut sidecar = pod.run_with(&["--deregister-timeout", "2s"]);
         await_alive(&agent);
         agent.fault(Route::Deregister.of(SERVICE), fault.clone(), Times::Always);
         sidecar.signal(Signal::SIGTERM);
@@ -144,6 +144,21 @@ fn a_pod_that_the_servers_still_list_leaves_its_token_to_the_agent() {
     }
 }
 
+#[test]
+fn a_second_sigterm_ends_the_wait_for_servers_that_have_not_heard_of_the_deregistration() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run_with(&["--drain-timeout", "1h"]);
+    await_alive(&agent);
+    agent.forget_requests();
+    agent.fault(Route::Health, LISTED, Times::Always);
+    sidecar.signal(Signal::SIGTERM);
+    agent.await_request(Route::Health);
+    sidecar.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
+    assert_eq!(agent.tokens(), tokens(&["token-0"]), "{}", sidecar.log());
+}
+
 /// The agent restarts while the pod shuts down, and comes back when everything else is done.
 #[test]
 fn deregistration_is_still_retried_after_envoy_exits_and_the_logout_follows() {
@@ -170,7 +185,7 @@ fn an_envoy_that_crashes_after_the_hook_does_not_prevent_deregistration_and_logo
     let mut sidecar = pod.run();
     await_alive(&agent);
     agent.stop_listening();
-    pod.deregister(&["--timeout", "200ms"]).code(69);
+    pod.deregister(&["--timeout", "2s"]).code(69);
     agent.listen_again();
     pod.envoy.dies(7);
     assert_eq!(sidecar.end(), Some(7), "{}", sidecar.log());
@@ -178,6 +193,29 @@ fn an_envoy_that_crashes_after_the_hook_does_not_prevent_deregistration_and_logo
     assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
     assert_eq!(pod.read("acl-token"), None);
     sidecar.await_log("Envoy exited unexpectedly while the pod was ending");
+}
+
+/// The shutdown began without a signal, so the kubelet's is not a second one.
+#[test]
+fn a_sigterm_after_envoys_crash_leaves_the_deregistration_its_time() {
+    let agent = ScriptedAgent::start();
+    let pod = pod(&agent);
+    let mut sidecar = pod.run();
+    await_alive(&agent);
+    agent.fault(Route::Deregister, Fault::Status(500, "No cluster leader"), Times::Always);
+    pod.deregister(&["--timeout", "1s"]).code(75);
+    pod.envoy.dies(7);
+    sidecar.await_log("Envoy exited unexpectedly while the pod was ending");
+    sidecar.signal(Signal::SIGTERM);
+    // A second signal leaves it two seconds.
+    let later = Instant::now() + Duration::from_secs(3);
+    agent.await_that("another attempt to deregister", |state| {
+        state.requests.last().is_some_and(|request| request.at > later)
+    });
+    agent.heal();
+    assert_eq!(sidecar.end(), Some(7), "{}", sidecar.log());
+    assert_nothing_left(&agent);
+    assert_eq!(agent.tokens(), tokens(&[]), "{}", sidecar.log());
 }
 
 /// Asserts that the pod logged in once, registered with the new token, deregistered with it,
@@ -407,6 +445,23 @@ fn a_deleted_token_is_replaced_by_a_login_and_a_registration_with_the_new_one() 
     assert!(!sidecar.log().contains("token-1"), "{}", sidecar.log());
 }
 
+/// The agent caches for 30 s that it did not find the new token. Envoy was given the token
+/// again and again, without a pause.
+#[test]
+fn an_agent_that_does_not_know_the_new_token_yet_is_waited_for() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = pod(&agent);
+    let sidecar = pod.run();
+    await_alive(&agent);
+    agent.fault(Route::Register, NOT_FOUND, Times::N(4));
+    agent.revoke_tokens();
+    sidecar.await_log("registered again: its ACL token no longer existed");
+    let log = sidecar.log();
+    assert_eq!(log.matches("logged in again").count(), 1, "{log}");
+    assert_eq!(agent.tokens(), tokens(&["token-1"]), "{log}");
+}
+
 /// It could not report that its checks are critical, and a new deny intention would not reach
 /// it.
 #[test]
@@ -436,6 +491,24 @@ fn a_login_that_failed_after_it_had_got_a_token_is_completed() {
     agent.revoke_tokens();
     sidecar.await_log("cannot put the new ACL token into");
     pod.write("envoy-bootstrap.json", &bootstrap("token-0"));
+    sidecar.await_log("registered again: its ACL token no longer existed");
+    assert_eq!(agent.asked(Route::Login).len(), 1, "{}", sidecar.log());
+    assert_has_token(&pod, "token-1");
+}
+
+/// The volume is full for a moment. A container that restarts would log in once more.
+#[test]
+fn a_token_whose_file_could_not_be_written_is_written_later() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20));
+    let pod = pod(&agent);
+    let sidecar = pod.run();
+    await_alive(&agent);
+    pod.remove("acl-token");
+    pod.make_folder("acl-token");
+    agent.revoke_tokens();
+    sidecar.await_log("acl-token");
+    std::fs::remove_dir(pod.path("acl-token")).unwrap();
     sidecar.await_log("registered again: its ACL token no longer existed");
     assert_eq!(agent.asked(Route::Login).len(), 1, "{}", sidecar.log());
     assert_has_token(&pod, "token-1");
@@ -522,11 +595,11 @@ fn each_part_of_the_shutdown_is_tried_when_the_agent_hangs_and_connections_stay_
     let agent = ScriptedAgent::start();
     let pod = pod(&agent);
     pod.envoy.has_connections(1);
-    let mut sidecar = pod.run_with(&["--drain-timeout", "600ms"]);
+    let mut sidecar = pod.run_with(&["--drain-timeout", "4s"]);
     await_alive(&agent);
     agent.forget_requests();
     agent.fault(Route::Any, Fault::Hang, Times::Always);
-    pod.deregister(&["--timeout", "300ms"]).code(75);
+    pod.deregister(&["--timeout", "2s"]).code(75);
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
 
