@@ -37,8 +37,15 @@ fn pods_start_and_end_while_the_leader_of_three_servers_dies() {
         .map(|ip| Bare { node: &node, service: API, ip, flags: flags.map(str::to_owned).to_vec() })
         .collect();
     let kill_leader = |others: &mut Vec<(&str, Process)>| {
-        let leader = node.get("/v1/status/leader").unwrap();
-        let leader = leader.as_str().unwrap().split(':').next().unwrap().to_owned();
+        let mut leader = String::new();
+        // There is none while a new one is elected.
+        until("a leader", || {
+            let answer = node.get("/v1/status/leader").unwrap_or_default();
+            let address = answer.as_str().unwrap_or_default().split(':').next();
+            leader = address.unwrap_or_default().to_owned();
+            !leader.is_empty()
+        })
+        .unwrap();
         if leader == SERVERS[0] {
             node.kill_server();
         }

@@ -281,7 +281,10 @@ fn a_pod_still_trusts_its_agent_after_connects_ca_was_rotated() {
 
     // Twice: the pod's first root has not signed the last one.
     let mut agent = agent;
+    let root =
+        pod.root("envoy-sidecar").unwrap().join("consul/connect-inject/connect-roots/roots.pem");
     for _ in 0..2 {
+        let known = std::fs::read_to_string(&root).unwrap();
         agent = rotate(&node, &files, agent);
         let flag = format!("--ca-file={}", active_root(&node).display());
         check(&node, &[HTTPS.to_owned(), GRPC_TLS.to_owned(), flag], Ends::Connected);
@@ -290,6 +293,8 @@ fn a_pod_still_trusts_its_agent_after_connects_ca_was_rotated() {
         await_registered(&node, &name)
             .unwrap_or_else(|error| panic!("{error}\n{}", pod.log("envoy-sidecar")));
         pod.await_xds().unwrap();
+        until("the new root", || std::fs::read_to_string(&root).is_ok_and(|now| now != known))
+            .unwrap_or_else(|error| panic!("{error}\n{}", pod.log("envoy-sidecar")));
     }
 }
 

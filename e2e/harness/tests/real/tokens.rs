@@ -255,12 +255,13 @@ fn tokens_that_expire_cause_no_failed_request_and_no_restart() {
 #[test]
 fn tokens_that_are_deleted_cause_no_failed_request_no_lost_stream_and_no_restart() {
     with_pods(Parts::find_or_skip(), &[KNOWN], |used, _agent| {
-        let before = used.logins();
+        let before = used.logins_of_each();
         let tally = used.under_traffic(|| {
             used.acls.revoke().unwrap();
             let deleted = Instant::now();
-            until("both to log in again", || used.logins() == before + 2)
-                .unwrap_or_else(|error| used.panic(&error));
+            // A token may also have been due.
+            let again = || used.logins_of_each().iter().zip(before).all(|(now, then)| *now > then);
+            until("both to log in again", again).unwrap_or_else(|error| used.panic(&error));
             println!("noticed {:?} after it was deleted", deleted.elapsed());
             until("another registration", || {
                 used.sidecars.iter().all(|sidecar| {
@@ -272,7 +273,9 @@ fn tokens_that_are_deleted_cause_no_failed_request_no_lost_stream_and_no_restart
         });
         assert_eq!(tally.failures, Vec::<String>::new());
         used.a_deny_is_enforced();
-        assert!(used.are_connected(), "{}", used.log());
+        // An agent may close a stream whose token is gone from its cache; Envoy opens another.
+        until_within(AT_ONCE, "both streams", || used.are_connected())
+            .unwrap_or_else(|error| used.panic(&error));
         assert_eq!(used.starts(), 2, "{}", used.log());
     });
 }

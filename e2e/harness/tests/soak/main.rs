@@ -518,6 +518,10 @@ impl Soak<'_> {
         let folder = self.ground.folder.to_string_lossy().into_owned();
         assert_eq!(processes_with(&folder), [""; 0]);
         let Some(acls) = self.acls else { return };
+        let client = self.client.dead(true);
+        if client.may_leave_token {
+            self.excused.insert(client.who.uid);
+        }
         let left = acls.logins().unwrap();
         println!("{} tokens are left, {} pods were killed", left.len(), self.excused.len());
         for token in left {
