@@ -30,8 +30,15 @@ fn await_successor(cluster: &Cluster, namespace: &Namespace<'_>, service: &str, 
             .passing(service)
             .is_ok_and(|passing| passing.len() == 1 && passing[0]["Service"]["ID"] != id.as_str())
     });
-    let found = found.and_then(|()| cluster.await_instances(service, 1));
+    // If its pod was killed, the agent deregisters the old one a minute after its TTL check
+    // expired, and takes up to half a minute for it.
+    let alone = || {
+        let all = cluster.consul(&format!("/v1/health/service/{service}")).unwrap_or_default();
+        all.as_array().is_some_and(|all| all.len() == 1)
+    };
     found
+        .and_then(|()| harness::until_within(Duration::from_secs(180), "the only instance", alone))
+        .and_then(|()| cluster.await_instances(service, 1))
         .and_then(|()| await_answer(namespace, &format!("{service}-client"), "hello"))
         .unwrap_or_else(|error| {
             panic!("{error}\n{:#?}", namespace.pods(&format!("app={service}")));

@@ -49,7 +49,8 @@ fn kill_sidecar(name: &str, pod: &Value) {
 fn a_pod_that_dies_at_once_gets_no_traffic_after_its_ttl_check_expires() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("dead").unwrap();
-    let mut pod = open_server("dead");
+    // A native sidecar restarts whatever the pod's restartPolicy is.
+    let mut pod = in_container_mode(open_server("dead"));
     pod["spec"]["restartPolicy"] = json!("Never");
     namespace.apply(&pod.to_string()).unwrap();
     namespace.await_condition("pod/dead", "Ready").unwrap();

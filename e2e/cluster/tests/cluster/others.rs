@@ -91,6 +91,7 @@ fn install(cluster: &'static Cluster, namespace: &Namespace<'_>) -> Registered {
                 "containers": [{
                     "name": "other",
                     "image": images::OTHER,
+                    "resources": {"requests": {"cpu": "10m"}},
                     "args": ["--tls=/tls", "--image=tutum/curl"],
                     "readinessProbe": {"tcpSocket": {"port": 8443}, "periodSeconds": 1},
                     "volumeMounts": [{"name": "tls", "mountPath": "/tls"}],

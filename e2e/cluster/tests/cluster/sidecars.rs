@@ -4,7 +4,8 @@ use cluster::client::{Namespace, text};
 use serde_json::{Value, json};
 
 use crate::support::{
-    ASK, Kept, client, in_container_mode, job_of, server, sharing, shell, status, terminated,
+    ASK, Kept, client, in_container_mode, job_of, restarts, server, sharing, shell, status,
+    terminated,
 };
 
 /// The application's first command sends a request to its upstream, and so does its last
@@ -12,39 +13,47 @@ use crate::support::{
 #[test]
 fn the_application_can_use_its_upstreams_from_start_to_exit() {
     let Some((cluster, _shared)) = sharing() else { return };
-    let namespace = cluster.namespace("native").unwrap();
-    namespace.apply(&server("native", "hello").to_string()).unwrap();
-    cluster.await_instances("native", 1).unwrap();
-    let mut pod = client("native");
+    let namespace = cluster.namespace("lasting").unwrap();
+    namespace.apply(&server("lasting", "hello").to_string()).unwrap();
+    namespace.await_condition("pod/lasting", "Ready").unwrap();
+    cluster.await_instances("lasting", 1).unwrap();
+    let mut pod = client("lasting");
     let line = format!(
-        "{ASK} > /tmp/first || exit 1; \
+        "{ASK} > /tmp/asked && mv /tmp/asked /tmp/first || exit 1; \
          trap '{ASK} > /dev/termination-log; exit $?' TERM; sleep 1000000 & wait"
     );
     pod["spec"]["containers"][0]["command"] = json!(["sh", "-c", line]);
     let kept = Kept::apply(&namespace, pod);
-    namespace.await_condition("pod/native-client", "Ready").unwrap();
-    cluster.await_instances("native-client", 1).unwrap();
-    let first = shell(&namespace, "native-client", "native-client", "cat /tmp/first").unwrap();
+    namespace.await_condition("pod/lasting-client", "Ready").unwrap();
+    cluster.await_instances("lasting-client", 1).unwrap();
+    let mut first = String::new();
+    harness::until("the answer to the first command", || {
+        let read = shell(&namespace, "lasting-client", "lasting-client", "cat /tmp/first");
+        first = read.unwrap_or_default();
+        !first.is_empty()
+    })
+    .unwrap();
     assert_eq!(first.trim(), "hello");
+    assert_eq!(restarts(&namespace, "lasting-client", "lasting-client"), 0);
 
-    let ran = |container: &str| status(&namespace, "native-client", container);
+    let ran = |container: &str| status(&namespace, "lasting-client", container);
     let (init, sidecar, application) =
-        (ran("consul-connect-inject-init"), ran("envoy-sidecar"), ran("native-client"));
+        (ran("consul-connect-inject-init"), ran("envoy-sidecar"), ran("lasting-client"));
     // Times are RFC 3339, in UTC and to the second, so they sort as strings.
     let since = |status: &Value| text(&status["state"]["running"]["startedAt"]).to_owned();
     assert_eq!(init["state"]["terminated"]["exitCode"], 0);
     assert!(text(&init["state"]["terminated"]["finishedAt"]) <= since(&sidecar).as_str());
     assert!(since(&sidecar) <= since(&application));
 
-    namespace.kubectl(&["delete", "pod/native-client", "--wait=false"]).unwrap();
-    let application = terminated(&namespace, "native-client", "native-client").unwrap();
-    let sidecar = terminated(&namespace, "native-client", "envoy-sidecar").unwrap();
+    namespace.kubectl(&["delete", "pod/lasting-client", "--wait=false"]).unwrap();
+    let application = terminated(&namespace, "lasting-client", "lasting-client").unwrap();
+    let sidecar = terminated(&namespace, "lasting-client", "envoy-sidecar").unwrap();
     assert_eq!(application["exitCode"], 0, "{application:#}");
     assert_eq!(text(&application["message"]).trim(), "hello", "{application:#}");
     assert_eq!(sidecar["exitCode"], 0, "{sidecar:#}");
     assert!(text(&application["finishedAt"]) <= text(&sidecar["finishedAt"]));
-    assert_eq!(status(&namespace, "native-client", "envoy-sidecar")["restartCount"], 0);
-    cluster.await_instances("native-client", 0).unwrap();
+    assert_eq!(status(&namespace, "lasting-client", "envoy-sidecar")["restartCount"], 0);
+    cluster.await_instances("lasting-client", 0).unwrap();
     drop(kept);
 }
 
@@ -70,6 +79,7 @@ fn jobs_complete_with_their_commands_and_leave_no_service() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("jobs").unwrap();
     namespace.apply(&server("jobs", "hello").to_string()).unwrap();
+    namespace.await_condition("pod/jobs", "Ready").unwrap();
     cluster.await_instances("jobs", 1).unwrap();
 
     let done = worker("done", "exit 0");
@@ -130,6 +140,7 @@ fn an_init_container_can_use_its_upstreams() {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace("migrated").unwrap();
     namespace.apply(&server("database", "hello").to_string()).unwrap();
+    namespace.await_condition("pod/database", "Ready").unwrap();
     cluster.await_instances("database", 1).unwrap();
     let mut pod = client("database");
     let line = "curl --silent --fail http://$DATABASE_CONNECT_SERVICE_HOST:$DATABASE_CONNECT_SERVICE_PORT/";

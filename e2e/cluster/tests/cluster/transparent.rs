@@ -37,6 +37,8 @@ fn probed(name: &str, address: &str) -> Value {
     let get = json!({"httpGet": {"path": "/index.html", "port": 8080}, "periodSeconds": 1});
     container["readinessProbe"] = get.clone();
     container["livenessProbe"] = get;
+    // Patience for a busy machine: what is slow is not restarted.
+    container["livenessProbe"]["timeoutSeconds"] = json!(30);
     container["startupProbe"] =
         json!({"tcpSocket": {"port": 8080}, "periodSeconds": 1, "failureThreshold": 60});
     pod
@@ -130,7 +132,7 @@ fn transparent_pods_reach_each_other_by_address_in_both_modes() {
     }
     // The probes' path, and no other, on its own listener.
     let open = format!("curl --silent --fail --max-time 3 http://{direct}:20300");
-    assert!(shell(&namespace, "plain", "plain", &format!("{open}/index.html")).is_ok());
+    await_hello(&namespace, "plain", &format!("http://{direct}:20300/index.html"));
     shell(&namespace, "plain", "plain", &format!("{open}/")).unwrap_err();
 
     an_envoy_that_starts_again_is_used_again(&namespace, "native", &address);
@@ -207,7 +209,7 @@ impl<'n, 'c> Names<'n, 'c> {
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "nameserver"},
             "spec": {"containers": [{
                 "name": "nameserver", "image": images::NAMESERVER,
-                "imagePullPolicy": "IfNotPresent",
+                "imagePullPolicy": "IfNotPresent", "resources": {"requests": {"cpu": "10m"}},
             }]},
         });
         namespace.apply(&pod.to_string()).unwrap();
@@ -352,8 +354,9 @@ fn pods_of_a_statefulset_call_each_other_where_that_is_allowed() {
     };
     let by_store = |url: &str| get("store-0", "store", url);
     // A pod reaches itself, and the other by the excluded port.
-    assert_eq!(by_store("http://store-0.store:8080/").unwrap(), "hello");
-    assert_eq!(by_store("http://store-1.store:9090/").unwrap(), "hello");
+    for url in ["http://store-0.store:8080/", "http://store-1.store:9090/"] {
+        harness::until(url, || by_store(url).is_ok_and(|answer| answer == "hello")).unwrap();
+    }
     // No service is its own upstream: neither by its virtual address nor by a pod's.
     by_store(&format!("http://{}/", consuls(cluster, "store"))).unwrap_err();
     by_store("http://store-1.store:8080/").unwrap_err();
