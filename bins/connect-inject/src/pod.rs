@@ -52,6 +52,11 @@ impl<'a> Pod<'a> {
         Self { claims, ..self }
     }
 
+    /// Another state of the pod, with the same surroundings.
+    pub(crate) fn with_value(self, value: &'a Value) -> Self {
+        Self::new(value).with_claims(self.claims)
+    }
+
     pub(crate) fn value(self) -> &'a Value {
         self.value
     }

@@ -54,11 +54,9 @@ enum Place<'d> {
 /// Injects the pods of a document. Injects a pod again if it was injected before and the
 /// result would differ now.
 pub(crate) fn inject(document: &Value, namespace: &str, policy: &Policy) -> Findings<Verdict> {
-    let claims = json::find(document, "/spec/volumeClaimTemplates");
-    let inject = |pod: &Value, namespace: &str| {
-        let view = Pod::new(pod).with_claims(claims);
-        let mut verdict = judge_pod(view, namespace, policy, &Cluster::default());
-        match verdict.edits.take().map(|edits| edited(pod.clone(), edits)) {
+    let inject = |pod: Pod<'_>, namespace: &str| {
+        let mut verdict = judge_pod(pod, namespace, policy, &Cluster::default());
+        match verdict.edits.take().map(|edits| edited(pod.value().clone(), edits)) {
             None => (verdict, None),
             Some(Ok(pod)) => (verdict, Some(pod)),
             Some(Err(Denial { reason, message })) => (Verdict { reason, message, ..verdict }, None),
@@ -67,10 +65,10 @@ pub(crate) fn inject(document: &Value, namespace: &str, policy: &Policy) -> Find
     each(document, namespace, &mut |pod, namespace| {
         let (verdict, changed) = inject(pod, namespace);
         if verdict.reason == Reason::AlreadyInjected
-            && let Undone::Pod(before) = uninject(pod)
+            && let Undone::Pod(before) = uninject(pod.value())
         {
-            let (again, changed) = inject(&before, namespace);
-            if changed.as_ref() != Some(pod) {
+            let (again, changed) = inject(pod.with_value(&before), namespace);
+            if changed.as_ref() != Some(pod.value()) {
                 return (again, changed);
             }
         }
@@ -83,7 +81,7 @@ pub(crate) fn inject(document: &Value, namespace: &str, policy: &Policy) -> Find
 pub(crate) fn each<T>(
     document: &Value,
     namespace: &str,
-    treat: &mut impl FnMut(&Value, &str) -> (T, Option<Value>),
+    treat: &mut impl FnMut(Pod<'_>, &str) -> (T, Option<Value>),
 ) -> Findings<T> {
     let object = Object::of(document, namespace);
     match place(document) {
@@ -107,7 +105,8 @@ pub(crate) fn each<T>(
         }
         Place::Items(pointer, kind) => each_item(document, pointer, kind, namespace, treat),
         Place::Pod(pointer) => {
-            let pod = json::find(document, pointer).unwrap_or(&Value::Null);
+            let pod = Pod::new(json::find(document, pointer).unwrap_or(&Value::Null))
+                .with_claims(json::find(document, "/spec/volumeClaimTemplates"));
             let (finding, changed) = treat(pod, &object.namespace);
             let warning = misplaced(document, pointer);
             let changed = changed.and_then(|pod| {
@@ -127,7 +126,7 @@ fn each_item<T>(
     pointer: &str,
     kind: Option<(&str, &str)>,
     namespace: &str,
-    treat: &mut impl FnMut(&Value, &str) -> (T, Option<Value>),
+    treat: &mut impl FnMut(Pod<'_>, &str) -> (T, Option<Value>),
 ) -> Findings<T> {
     let mut judged = Vec::new();
     let mut replaced = Vec::new();
@@ -368,6 +367,31 @@ mod tests {
         assert_eq!(inject(&set, "default", &policy()).changed, None);
         set["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "data"}}]);
         assert!(inject(&set, "default", &policy()).changed.is_some());
+    }
+
+    /// The claim templates were looked up in the List instead of in its items.
+    #[test]
+    fn each_statefulset_of_a_list_has_its_own_claim_templates() {
+        let set = |claim: &str| {
+            let mut template = template();
+            template["metadata"]["annotations"][annotation::USER_MOUNTS] =
+                r#"[{"name":"data","mountPath":"/data"}]"#.into();
+            json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "spec": {
+                "template": template, "volumeClaimTemplates": [{"metadata": {"name": claim}}],
+            }})
+        };
+        let list = |items: &[Value]| json!({"apiVersion": "v1", "kind": "List", "items": items});
+        let nested = list(&[set("data"), set("other"), list(&[set("data")])]);
+        let findings = inject(&nested, "default", &policy());
+        let reasons: Vec<_> =
+            findings.judged.iter().map(|judged| judged.finding.as_ref().unwrap().reason).collect();
+        assert_eq!(reasons, [Reason::Requested, Reason::InvalidVolumes, Reason::Requested]);
+        // An injected one is judged as it was before.
+        let once = findings.changed.unwrap();
+        let newer = Policy { envoy_image: "envoy:2".to_owned(), ..policy() };
+        let again = inject(&once, "default", &newer);
+        let judged = again.judged[0].finding.as_ref().unwrap();
+        assert_eq!(judged.reason, Reason::Requested, "{}", judged.message);
     }
 
     /// A manifest that was injected before was not injected again when its annotations had

@@ -12,6 +12,7 @@ use runtime::{Failure, stdout};
 use crate::inject::undo::{self, Undone};
 use crate::judge::Verdict;
 use crate::outcome::Outcome;
+use crate::pod::Pod;
 use crate::policy::Policy;
 use kinds::{Findings, Judged};
 use text::Document;
@@ -47,11 +48,12 @@ pub(crate) fn inject(settings: Settings) -> Result<ExitCode, Failure> {
 pub(crate) fn uninject(files: &[PathBuf]) -> Result<ExitCode, Failure> {
     let mut left = 0;
     rewrite(files, |file, document| {
-        let findings = kinds::each(document, "default", &mut |pod, _| match undo::uninject(pod) {
+        let mut undo = |pod: Pod<'_>, _: &str| match undo::uninject(pod.value()) {
             Undone::Pod(pod) => (Ok("uninjected"), Some(pod)),
             Undone::NotInjected => (Ok("unchanged: not injected"), None),
             Undone::NoSteps(problem) => (Err(problem), None),
-        });
+        };
+        let findings = kinds::each(document, "default", &mut undo);
         for Judged { object, finding, .. } in &findings.judged {
             match finding {
                 None => no_pod(file, object),
