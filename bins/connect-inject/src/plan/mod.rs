@@ -223,7 +223,8 @@ impl<'p> Surroundings<'p> {
 
     /// The named ports, to which annotations may refer by name.
     fn named(&self) -> Vec<port::Named<'p>> {
-        self.ports.iter().filter_map(|port| Some((port.name?, port.number))).collect()
+        let ports = self.ports.iter().chain(&self.long_running);
+        ports.filter_map(|port| Some((port.name?, port.number))).collect()
     }
 }
 
@@ -371,6 +372,17 @@ pub(crate) mod tests {
         assert_eq!(denied(&pod).0, Reason::UpstreamConflict);
         pod["spec"]["initContainers"] = json!([{"name": "once", "ports": ports}]);
         planned(&pod);
+    }
+
+    /// Its container is part of the pod for as long as the pod runs.
+    #[test]
+    fn the_service_can_have_the_named_port_of_a_native_sidecar() {
+        let mut pod = pod(&json!({annotation::SERVICE_PORT: "http"}), &app(&json!(null)));
+        let ports = json!([{"containerPort": 8080, "name": "http"}]);
+        pod["spec"]["initContainers"] = json!([{"name": "once", "ports": ports}]);
+        assert_eq!(denied(&pod).0, Reason::InvalidServicePort);
+        pod["spec"]["initContainers"][0]["restartPolicy"] = "Always".into();
+        assert_eq!(planned(&pod).service.port, Some(8080));
     }
 
     #[test]
