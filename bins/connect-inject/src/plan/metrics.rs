@@ -3,7 +3,7 @@
 use registration::port;
 
 use super::taken::Owner;
-use super::{Service, Surroundings, Taken, read};
+use super::{Lifecycle, Service, Surroundings, Taken, read};
 use crate::annotation;
 use crate::outcome::{Denial, Reason, Warnings};
 use crate::pod::Pod;
@@ -15,6 +15,8 @@ use crate::values::{path, switch, unprivileged};
 pub(crate) struct Metrics {
     /// Port of the pod.
     pub(crate) port: u16,
+    /// Name of the port; `None` if the pod has another port of that name.
+    pub(crate) port_name: Option<&'static str>,
     pub(crate) path: String,
     /// Set if the endpoint also has the application's metrics.
     pub(crate) merging: Option<Merging>,
@@ -31,6 +33,12 @@ pub(crate) struct Merging {
     pub(crate) service_port: u16,
     pub(crate) service_path: String,
 }
+
+/// Member of the proxy configuration for which Envoy's bootstrap gets a listener of metrics.
+pub(crate) const BIND_ADDRESS: &str = "envoy_prometheus_bind_addr";
+
+/// A PodMonitor finds the port by this name.
+const PORT_NAME: &str = "prometheus";
 
 const REASON: Reason = Reason::InvalidMetrics;
 
@@ -84,6 +92,7 @@ pub(super) fn metrics(
     let service_port = service.each().find_map(|(_, own)| own);
     Ok(Some(Metrics {
         port,
+        port_name: Some(PORT_NAME),
         path: path.unwrap_or_else(|| policy.metrics_path.clone()),
         merging: merging(pod, around, taken, service_port, policy, warnings)?,
         tls: tls(pod)?,
@@ -200,6 +209,27 @@ fn tls(pod: Pod<'_>) -> Result<Vec<(&'static str, String)>, Denial> {
 // === impl Metrics ===
 
 impl Metrics {
+    /// Leaves the port without a name if a Service's `targetPort` of that name would lead to it
+    /// instead of to a port of the pod's own: Kubernetes takes the first container with such a
+    /// port, and searches init containers last.
+    pub(super) fn named(
+        self,
+        around: &Surroundings<'_>,
+        lifecycle: &Lifecycle,
+        warnings: &mut Warnings,
+    ) -> Self {
+        let behind = if lifecycle.native { &[][..] } else { &around.ports[..] };
+        let mut behind = behind.iter().chain(&around.long_running);
+        let Some(own) = behind.find(|port| port.name == Some(PORT_NAME)) else { return self };
+        warnings.push(|| {
+            format!(
+                "a PodMonitor does not find Envoy's metrics by the port name `{PORT_NAME}`:                  container `{}` has a port of that name",
+                own.container
+            )
+        });
+        Self { port_name: None, ..self }
+    }
+
     /// Configures the proxy, and adds the annotations that Prometheus reads, unless the pod
     /// has its own.
     pub(super) fn announce(
@@ -210,7 +240,7 @@ impl Metrics {
         warnings: &mut Warnings,
     ) -> Result<(), Denial> {
         let address = format!("0.0.0.0:{}", self.port);
-        service.proxy_config.insert("envoy_prometheus_bind_addr".to_owned(), address.into());
+        service.proxy_config.insert(BIND_ADDRESS.to_owned(), address.into());
         for (key, value) in [
             ("prometheus.io/scrape", "true".to_owned()),
             ("prometheus.io/port", self.port.to_string()),
@@ -239,7 +269,7 @@ mod tests {
     use crate::plan::Plan;
     use crate::plan::tests::plan_in;
     use crate::policy::Cluster;
-    use crate::policy::tests::{policy, policy_of};
+    use crate::policy::tests::{cluster, policy, policy_of};
 
     fn planned(annotations: &Value) -> Result<Plan, Denial> {
         warned(annotations).map(|(plan, _)| plan)
@@ -272,6 +302,33 @@ mod tests {
         assert_eq!(plan.service.proxy_config["a"], 1);
         assert_eq!(warnings.len(), 1);
         assert!(warnings[0].contains("`prometheus.io/port` stays"), "{warnings:?}");
+    }
+
+    /// A Service's `targetPort: prometheus` led to Envoy's metrics instead of the application's.
+    #[test]
+    fn the_port_has_no_name_that_would_lead_a_service_away_from_the_pods_own_port() {
+        let own = json!([{"containerPort": 9102, "name": "prometheus"}]);
+        let app = json!({"name": "app", "ports": own});
+        let native = json!({"name": "n", "restartPolicy": "Always", "ports": own});
+        let portless = json!({"name": "app"});
+        let once = json!({"name": "once", "ports": own});
+        for (containers, init, mode, is_named) in [
+            (json!([portless]), json!([once]), "container", true),
+            (json!([portless, app]), json!([]), "container", false),
+            (json!([portless]), json!([native]), "container", false),
+            // Kubernetes searches the application's containers before a native sidecar.
+            (json!([portless, app]), json!([]), "native", true),
+            (json!([portless]), json!([native]), "native", false),
+        ] {
+            let annotations = json!({annotation::METRICS: "true", annotation::SIDECAR_MODE: mode});
+            let pod = json!({"metadata": {"annotations": annotations},
+                "spec": {"containers": containers, "initContainers": init}});
+            let (plan, warnings) = plan_in(&pod, &policy(), &cluster("1.34")).unwrap();
+            let name = plan.metrics.unwrap().port_name;
+            assert_eq!(name.is_some(), is_named, "{pod}");
+            let warned = warnings.iter().any(|warning| warning.contains("a PodMonitor does not"));
+            assert_eq!(warned, !is_named, "{warnings:?}");
+        }
     }
 
     /// Other injectors deny a pod with invalid metrics settings even if metrics are off.

@@ -98,6 +98,7 @@ pub(crate) fn plan(
         metrics.announce(pod, &mut service, &mut defaults, warnings)?;
     }
     let lifecycle = lifecycle::lifecycle(pod, &around, &service, policy, cluster, warnings)?;
+    let metrics = metrics.map(|metrics| metrics.named(&around, &lifecycle, warnings));
     let transparent = is_transparent
         .then(|| {
             let own = (&service, metrics.as_ref(), &lifecycle);

@@ -59,10 +59,10 @@ pub(super) fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
         startup_probe: startup,
         liveness_probe: envoy.liveness_failure.map(|seconds| liveness(of, seconds)),
         readiness_probe: envoy.readiness.then(|| readiness(of)),
-        // A PodMonitor finds the port by name. Only a pod with a single sidecar has metrics.
+        // Only a pod with a single sidecar has metrics.
         ports: plan.metrics.as_ref().map(|metrics| {
             vec![ContainerPort {
-                name: Some("prometheus".to_owned()),
+                name: metrics.port_name.map(str::to_owned),
                 container_port: metrics.port.into(),
                 protocol: Some("TCP".to_owned()),
                 ..ContainerPort::default()
