@@ -53,7 +53,13 @@ const CA: &str = "CONSUL_CACERT_PEM";
 const ADDRESSES: [&str; 2] = ["CONSUL_HTTP_ADDR", "CONSUL_GRPC_ADDR"];
 
 /// Reads the sidecar of a pod; `None` if the pod has none of ours.
+///
+/// A pod without the injector's label is a copy of an injected pod, such as `kubectl debug
+/// --copy-to` creates. `connect-init` refuses to register it, and nothing recreates it.
 pub(super) fn sidecar(pod: &Value) -> Option<Sidecar> {
+    if pod["metadata"]["labels"][STATUS].as_str().is_none_or(str::is_empty) {
+        return None;
+    }
     let init = container(pod, INIT_CONTAINER)?;
     let services: Vec<String> = strings(&init["args"])
         .filter_map(|arg| arg.strip_prefix("--service="))
@@ -71,7 +77,8 @@ pub(super) fn sidecar(pod: &Value) -> Option<Sidecar> {
     })
 }
 
-/// Whether another injector gave the pod a sidecar.
+/// Whether the pod has a sidecar that [`sidecar`] does not count: that of another injector, or
+/// the copy of one of ours.
 pub(super) fn has_another(pod: &Value) -> bool {
     // consul-k8s appends the service's name if a pod has several.
     let is_one = |name: &str| {

@@ -250,6 +250,11 @@ mod tests {
         })
     }
 
+    fn injected(pod: Value, policy: &Policy) -> Value {
+        let edits = crate::judge::judge(&pod, "shop", policy, &Cluster::default()).edits.unwrap();
+        crate::inject::edited(pod, edits).unwrap()
+    }
+
     fn code(finding: Option<Finding>) -> Option<Code> {
         finding.map(|finding| finding.code)
     }
@@ -299,13 +304,32 @@ mod tests {
             ..Snapshot::default()
         };
         let asks = pod("shop", &json!({INJECT: "true"}));
-        let cluster = Cluster::default();
-        let direct = policy.of_transparency(false);
-        let edits = crate::judge::judge(&asks, "shop", &direct, &cluster).edits.unwrap();
-        let injected = crate::inject::edited(asks, edits).unwrap();
+        let injected = injected(asks, &policy.of_transparency(false));
         assert_eq!(judged(&injected, &policy, &labelled("false")), None);
         let found = judged(&injected, &policy, &labelled("true"));
         assert_eq!(code(found), Some(Code::SidecarOtherPolicy));
+    }
+
+    /// `connect-init` refuses to register a copy, which nobody restarts.
+    #[test]
+    fn a_copy_of_an_injected_pod_counts_as_one_without_a_sidecar_and_causes_no_finding() {
+        let policy = policy_of(&[]);
+        let mut copy = injected(pod("shop", &json!({INJECT: "true"})), &policy);
+        let newer = Policy { envoy_image: "envoy:2".to_owned(), ..policy_of(&[]) };
+        assert!(judged(&copy, &newer, &Snapshot::default()).is_some());
+        // As `kubectl debug --copy-to` does; it keeps annotations with --keep-annotations.
+        copy["metadata"].as_object_mut().unwrap().remove("labels");
+        let bare = {
+            let mut bare = copy.clone();
+            bare["metadata"].as_object_mut().unwrap().remove("annotations");
+            bare
+        };
+        let cluster = Cluster::default();
+        for copy in [copy, bare] {
+            let (_, kept, finding) =
+                judge(&copy, &Snapshot::default(), Judging::of(&newer, &cluster));
+            assert_eq!((kept.sidecar, finding), (None, None), "{copy}");
+        }
     }
 
     #[test]
