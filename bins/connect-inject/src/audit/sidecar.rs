@@ -1,5 +1,7 @@
 //! Compares a pod's sidecar with the one that the injector would give the pod now.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use super::snapshot::Sidecar;
@@ -8,6 +10,7 @@ use crate::inject;
 use crate::judge::judge;
 use crate::names::{HELPER, INIT_CONTAINER, REDIRECT, SIDECAR, VOLUME};
 use crate::outcome::Outcome;
+use crate::plan::BIND_ADDRESS;
 use crate::policy::{Cluster, Policy};
 
 /// What a restart of the pod would change, with details for the finding.
@@ -42,8 +45,11 @@ const COMPARED: [&str; 8] = [
     "restartPolicy",
 ];
 
-/// The flags of `connect-init` that depend on annotations only.
-const ANNOTATED: [&str; 5] = ["--service=", "--upstream=", "--tag=", "--meta=", "--proxy-config="];
+/// The flags of `connect-init` that depend on annotations only, besides [`PROXY_CONFIG`].
+const ANNOTATED: [&str; 4] = ["--service=", "--upstream=", "--tag=", "--meta="];
+
+/// A flag of `connect-init` that depends on annotations except for [`BIND_ADDRESS`].
+const PROXY_CONFIG: &str = "--proxy-config=";
 
 /// Holds the agents' CA. The audit may not know this CA, because its file is in the injector's
 /// pod.
@@ -197,11 +203,23 @@ fn strings(list: &Value) -> impl Iterator<Item = &str> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// The arguments of a container that depend on annotations only.
-fn declared(container: &Value) -> Vec<&str> {
+/// The arguments of a container that depend on annotations only, and the part of
+/// [`PROXY_CONFIG`] that does.
+fn declared(container: &Value) -> Vec<Cow<'_, str>> {
     strings(&container["args"])
-        .filter(|arg| ANNOTATED.iter().any(|flag| arg.starts_with(flag)))
+        .filter_map(|arg| match arg.strip_prefix(PROXY_CONFIG) {
+            Some(config) => without_bind_address(config),
+            None => ANNOTATED.iter().any(|flag| arg.starts_with(flag)).then_some(arg.into()),
+        })
         .collect()
+}
+
+/// [`PROXY_CONFIG`] without the address of Envoy's metrics, which may come from the policy;
+/// `None` if nothing is left.
+fn without_bind_address(config: &str) -> Option<Cow<'_, str>> {
+    let mut members: Map<String, Value> = serde_json::from_str(config).unwrap_or_default();
+    members.remove(BIND_ADDRESS);
+    (!members.is_empty()).then(|| format!("{PROXY_CONFIG}{}", Value::Object(members)).into())
 }
 
 /// Notes the places where `found` lacks or contradicts something in `wanted`. Additional
@@ -250,8 +268,9 @@ impl Ours<'_> {
     /// How the arguments that depend on annotations differ.
     fn declared(&self) -> Option<String> {
         let (wanted, found) = (declared(self.wanted), declared(self.found?));
-        let only = |these: &[&str], those: &[&str]| {
-            let only: Vec<_> = these.iter().filter(|arg| !those.contains(arg)).copied().collect();
+        let only = |these: &[Cow<'_, str>], those: &[Cow<'_, str>]| {
+            let only: Vec<&str> =
+                these.iter().filter(|arg| !those.contains(arg)).map(|arg| &**arg).collect();
             if only.is_empty() { "nothing".to_owned() } else { only.join(" ") }
         };
         (wanted != found)
@@ -356,6 +375,31 @@ mod tests {
                 let pod = running(&annotations, &policy, &modern);
                 assert_eq!(change(&pod, "shop", &policy, &modern), None, "{flags:?} {more}");
             }
+        }
+    }
+
+    /// A pod with metrics by default was reported as one whose annotations had changed, which hid
+    /// that its sidecar was outdated.
+    #[test]
+    fn metrics_that_the_policy_turns_on_or_off_are_no_change_of_an_annotation() {
+        let modern = cluster("1.34");
+        let (with, without) = (policy_of(&["--default-enable-metrics"]), policy());
+        for config in [None, Some(r#"{"local_connect_timeout_ms": 5}"#)] {
+            let mut annotations = asking();
+            annotations[annotation::PROXY_CONFIG] = config.into();
+            for (before, now) in [(&with, &without), (&without, &with)] {
+                let pod = running(&annotations, before, &modern);
+                let found = change(&pod, "shop", now, &modern);
+                assert!(matches!(found, Some(Change::Policy(_))), "{config:?}: {found:?}");
+                let newer = Policy { envoy_image: "envoy:2".to_owned(), ..now.clone() };
+                let found = change(&pod, "shop", &newer, &modern);
+                assert!(matches!(found, Some(Change::Images(_))), "{config:?}: {found:?}");
+            }
+            let mut edited = running(&annotations, &with, &modern);
+            edited["metadata"]["annotations"][annotation::PROXY_CONFIG] =
+                r#"{"local_connect_timeout_ms": 6}"#.into();
+            let found = change(&edited, "shop", &without, &modern);
+            assert!(matches!(found, Some(Change::Annotations(_))), "{config:?}: {found:?}");
         }
     }
 

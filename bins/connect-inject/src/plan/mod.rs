@@ -28,7 +28,7 @@ use taken::Taken;
 
 pub(crate) use envoy::Envoy;
 pub(crate) use lifecycle::Lifecycle;
-pub(crate) use metrics::Metrics;
+pub(crate) use metrics::{BIND_ADDRESS, Metrics};
 pub(crate) use readiness::Readiness;
 pub(crate) use service::Service;
 pub(crate) use transparent::{Exposed, Relay, Transparent};
