@@ -59,7 +59,7 @@ codes! {
     /// A pod asks for a sidecar in a namespace that the policy excludes.
     PodExcluded = "pod-excluded", Warning,
         "allow the namespace (connectInject.k8sAllowNamespaces, k8sDenyNamespaces), or remove the annotation";
-    /// A pod asks for a sidecar, has none, and would be denied now.
+    /// The injector would now deny a pod that asks for a sidecar, whether it has one or not.
     PodDenied = "pod-denied", Warning,
         "correct the pod template as the finding says: its next pod will be denied";
     /// A sidecar's images differ from those that the injector would use now.

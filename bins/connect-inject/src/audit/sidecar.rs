@@ -5,11 +5,11 @@ use std::borrow::Cow;
 use serde_json::{Map, Value};
 
 use super::snapshot::Sidecar;
-use crate::annotation::{STATUS, UNDO};
+use crate::annotation::{self, SERVICE, SERVICE_PORT, STATUS, UNDO, USER_VOLUMES};
 use crate::inject;
 use crate::judge::judge;
 use crate::names::{HELPER, INIT_CONTAINER, REDIRECT, SIDECAR, VOLUME};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Reason};
 use crate::plan::BIND_ADDRESS;
 use crate::policy::{Cluster, Policy};
 
@@ -22,6 +22,8 @@ pub(super) enum Change {
     Annotations(String),
     /// Anything else, because of other settings of the injector.
     Policy(String),
+    /// The injector would deny the pod.
+    Denied(Reason, String),
 }
 
 /// One of our containers.
@@ -122,8 +124,12 @@ fn change_of(
 ) -> Option<Change> {
     let verdict = judge(before, namespace, policy, cluster);
     let Some(edits) = verdict.edits else {
+        let is_denied = verdict.reason.outcome() == Outcome::Denied;
+        if is_denied && !asks_nothing(before) {
+            return Some(Change::Denied(verdict.reason, verdict.message));
+        }
         let is_skipped = verdict.reason.outcome() == Outcome::Skipped;
-        return is_skipped
+        return (is_denied || is_skipped)
             .then(|| Change::Policy(format!("the pod would get no sidecar: {}", verdict.message)));
     };
     let now = inject::edited(before.clone(), edits).ok()?;
@@ -145,9 +151,26 @@ fn change_of(
     (!differences.is_empty()).then(|| Change::Policy(differences.join(", ")))
 }
 
+/// Whether the pod may have come without any of our annotations, to be injected by default.
+/// The injector then added these, and skips such a pod where it would deny another.
+fn asks_nothing(before: &Value) -> bool {
+    let annotations = before["metadata"]["annotations"].as_object();
+    let mut ours = annotations.into_iter().flat_map(annotation::ours);
+    ours.all(|key| [SERVICE, SERVICE_PORT, annotation::REDIRECT].contains(&key))
+}
+
 /// Reconstructs the pod as it was before the injection, as far as possible.
 fn as_it_came(pod: &Value, keeps_sleep: bool) -> Value {
     let mut pod = pod.clone();
+    // The injector would deny a pod that already has a volume which it is to add.
+    let added = pod["metadata"]["annotations"][USER_VOLUMES].as_str();
+    let added = added.and_then(|list| serde_json::from_str::<Vec<Value>>(list).ok());
+    let is_added = |volume: &Value| added.iter().flatten().any(|added| name(added) == name(volume));
+    if let Some(Value::Array(volumes)) = pod.pointer_mut("/spec/volumes") {
+        volumes.retain(|volume| {
+            !name(volume).starts_with("consul-connect-inject-") && !is_added(volume)
+        });
+    }
     for (field, key) in [("annotations", STATUS), ("annotations", UNDO), ("labels", STATUS)] {
         if let Some(Value::Object(entries)) = pod.pointer_mut(&format!("/metadata/{field}")) {
             entries.remove(key);
@@ -168,9 +191,6 @@ fn as_it_came(pod: &Value, keeps_sleep: bool) -> Value {
                 hooks.remove("preStop");
             }
         }
-    }
-    if let Some(Value::Array(volumes)) = pod.pointer_mut("/spec/volumes") {
-        volumes.retain(|volume| !name(volume).starts_with("consul-connect-inject-"));
     }
     pod
 }
@@ -369,6 +389,11 @@ mod tests {
                 json!({annotation::SERVICE: "web", annotation::TAGS: "a,$POD_NAME"}),
                 json!({annotation::ENVOY_ARGS: "-l debug", annotation::SLEEP: "3"}),
                 json!({annotation::METRICS: "true", annotation::SIDECAR_MODE: "native"}),
+                json!({
+                    annotation::USER_VOLUMES: r#"[{"name": "more", "emptyDir": {}}]"#,
+                    annotation::USER_MOUNTS: r#"[{"name": "more", "mountPath": "/more"}]"#,
+                    annotation::ACCESS_LOGS: "/logs", annotation::MOUNT_VOLUME: "web",
+                }),
             ] {
                 let mut annotations = asking();
                 annotations.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -401,6 +426,33 @@ mod tests {
             let found = change(&edited, "shop", &without, &modern);
             assert!(matches!(found, Some(Change::Annotations(_))), "{config:?}: {found:?}");
         }
+    }
+
+    #[test]
+    fn a_pod_whose_next_one_the_injector_would_deny_has_a_change_of_its_own() {
+        let modern = cluster("1.34");
+        let mut pod = running(&asking(), &policy(), &modern);
+        let acls = policy_of(&["--acl-auth-method=k8s"]);
+        let found = change(&pod, "shop", &acls, &modern);
+        assert!(matches!(found, Some(Change::Policy(_))), "{found:?}");
+        pod["spec"]["serviceAccountName"] = "other".into();
+        let found = change(&pod, "shop", &acls, &modern);
+        let Some(Change::Denied(reason, message)) = found else { panic!("{found:?}") };
+        assert_eq!(reason, Reason::ServiceAccountMismatch);
+        assert!(message.contains("serviceAccountName: web"), "{message}");
+        assert_eq!(change(&pod, "shop", &policy(), &modern), None);
+    }
+
+    /// The injector adds annotations to a pod that has none.
+    #[test]
+    fn a_pod_that_is_injected_by_default_is_not_said_to_be_denied() {
+        let modern = cluster("1.34");
+        let mut pod = running(&json!({}), &policy_of(&["--default-inject"]), &modern);
+        pod["spec"]["serviceAccountName"] = "other".into();
+        let acls = policy_of(&["--default-inject", "--acl-auth-method=k8s"]);
+        let found = change(&pod, "shop", &acls, &modern);
+        let Some(Change::Policy(message)) = found else { panic!("{found:?}") };
+        assert!(message.starts_with("the pod would get no sidecar: "), "{message}");
     }
 
     /// The audit may run on a machine without the injector's files.

@@ -82,7 +82,7 @@ fn policy_of<'p>(namespace: &str, seen: &Snapshot, policy: &'p Policy) -> Cow<'p
 fn outdated(change: Change, knows_policy: bool) -> Option<(Code, String)> {
     match change {
         // Without a policy there are no images to compare with.
-        Change::Images(_) | Change::Policy(_) if !knows_policy => None,
+        Change::Images(_) | Change::Policy(_) | Change::Denied(..) if !knows_policy => None,
         Change::Images(images) => {
             Some((Code::SidecarOutdated, format!("the sidecar has {images}")))
         }
@@ -93,6 +93,13 @@ fn outdated(change: Change, knows_policy: bool) -> Option<(Code, String)> {
         Change::Policy(change) => Some((
             Code::SidecarOtherPolicy,
             format!("the injector would now configure the sidecar differently: {change}"),
+        )),
+        Change::Denied(reason, message) => Some((
+            Code::PodDenied,
+            format!(
+                "it has a sidecar, but its next pod would be denied ({}): {message}",
+                reason.code()
+            ),
         )),
     }
 }
@@ -308,6 +315,26 @@ mod tests {
         assert_eq!(judged(&injected, &policy, &labelled("false")), None);
         let found = judged(&injected, &policy, &labelled("true"));
         assert_eq!(code(found), Some(Code::SidecarOtherPolicy));
+    }
+
+    /// With ACLs enabled since, each restart of such a pod is rejected.
+    #[test]
+    fn a_sidecar_whose_next_pod_would_be_denied_is_found_if_the_policy_is_known() {
+        let asks = pod("shop", &json!({INJECT: "true"}));
+        let acls = policy_of(&["--acl-auth-method=k8s"]);
+        let injected = injected(asks, &policy_of(&[]));
+        let found = judged(&injected, &acls, &Snapshot::default()).unwrap();
+        assert_eq!(found.code, Code::PodDenied);
+        assert!(
+            found.detail.starts_with(
+                "it has a sidecar, but its next pod would be denied (service-account-mismatch): "
+            ),
+            "{}",
+            found.detail
+        );
+        let cluster = Cluster::default();
+        let by = Judging { knows_policy: false, ..Judging::of(&acls, &cluster) };
+        assert_eq!(judge(&injected, &Snapshot::default(), by).2, None);
     }
 
     /// `connect-init` refuses to register a copy, which nobody restarts.
