@@ -1103,7 +1103,7 @@ fn it_can_be_a_dependency_of_another_chart() {
         &format!(
             "apiVersion: v2\nname: platform\nversion: 1.0.0\nicon: none\ndependencies:\n  \
              - {{name: connect-inject, version: {version}, condition: connect-inject.enabled}}\n  \
-             - {{name: connect-inject, version: {version}, alias: second, condition: second.enabled}}\n",
+             - {{name: connect-inject, version: {version}, alias: connectInject, condition: connectInject.enabled}}\n",
             version = env!("CARGO_PKG_VERSION")
         ),
     );
@@ -1111,14 +1111,18 @@ fn it_can_be_a_dependency_of_another_chart() {
         "values.yaml",
         "global: {imagePullSecrets: [a], registry: other, consul: {enabled: true}}\n\
          connect-inject: {enabled: true, connectInject: {image: a, imageInit: b, replicas: null, annotations: null}}\n\
-         second: {enabled: false, fullnameOverride: second, connectInject: {image: a, imageInit: b}}\n",
+         connectInject: {enabled: false, fullnameOverride: second, connectInject: {image: a, imageInit: b, audit: {enabled: true}, cni: {enabled: true}}}\n",
     );
     let release = |values: Value| Release { name: "platform", namespace: "platform", values };
     let releases = [
         release(json!({})),
         release(
-            json!({"second": {"enabled": true, "connectInject": {"k8sAllowNamespaces": ["b"]}}}),
+            json!({"connectInject": {"enabled": true, "connectInject": {"k8sAllowNamespaces": ["b"]}}}),
         ),
+        release(json!({
+            "connect-inject": {"enabled": false},
+            "connectInject": {"enabled": true, "fullnameOverride": null},
+        })),
         release(json!({"connect-inject": {"enabled": false}})),
         release(json!({"connect-inject": {"connectInject": {"replica": 1}}})),
     ];
@@ -1136,9 +1140,25 @@ fn it_can_be_a_dependency_of_another_chart() {
     let selectors: BTreeSet<_> =
         two.all("Deployment").iter().map(|each| each["spec"]["selector"].to_string()).collect();
     assert_eq!(selectors.len(), 2);
+    // An alias need not be valid in an object's name, and the audit looks for the chart's.
+    let alias = releases.next().unwrap().unwrap();
+    for document in &alias.documents {
+        let name = document["metadata"]["name"].as_str().unwrap();
+        assert!(name.starts_with("platform-connect-inject"), "{name}");
+        let label = document["metadata"]["labels"]["app.kubernetes.io/name"].as_str().unwrap();
+        assert!(label.starts_with("connect-inject"), "{name}: {label}");
+    }
+    let webhook = alias.one("MutatingWebhookConfiguration");
+    assert_eq!(webhook["metadata"]["labels"]["app.kubernetes.io/name"], "connect-inject");
+    let left_out = &webhook["webhooks"][0]["objectSelector"]["matchExpressions"][0]["values"];
+    assert_eq!(*left_out, json!(["connect-inject"]));
+    let daemon = &alias.one("DaemonSet")["spec"];
+    for (key, value) in daemon["selector"]["matchLabels"].as_object().unwrap() {
+        assert_eq!(daemon["template"]["metadata"]["labels"][key], *value);
+    }
     assert_eq!(releases.next().unwrap().unwrap().documents, Vec::<Value>::new());
     assert!(releases.next().unwrap().unwrap_err().contains("replica"));
-    is_valid(&tools, &[one, two]);
+    is_valid(&tools, &[one, two, alias]);
 }
 
 #[test]

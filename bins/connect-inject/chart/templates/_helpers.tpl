@@ -1,13 +1,22 @@
+{{/*
+The chart's name, which the audit looks for. Where this chart is a dependency with an alias,
+.Chart.Name is the alias, which may not even be valid in an object's name.
+*/}}
+{{- define "connect-inject.name" -}}
+connect-inject
+{{- end -}}
+
 {{/* The name of all objects. */}}
 {{- define "connect-inject.fullname" -}}
+{{- $chart := include "connect-inject.name" . -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
 {{- else -}}
 {{- $name := .Values.global.name | default .Release.Name -}}
-{{- if hasSuffix .Chart.Name $name -}}
+{{- if hasSuffix $chart $name -}}
 {{- $name | trunc 63 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" ($name | trunc 48 | trimSuffix "-") .Chart.Name -}}
+{{- printf "%s-%s" ($name | trunc 48 | trimSuffix "-") $chart -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -19,8 +28,20 @@
 
 {{/* The labels that select the injector's pods. */}}
 {{- define "connect-inject.selector" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "connect-inject.name" . }}
+app.kubernetes.io/instance: {{ include "connect-inject.instance" . }}
+{{- end -}}
+
+{{/*
+The release; with an alias also the alias, because a release may have the chart twice, and
+each injector must select only its own pods.
+*/}}
+{{- define "connect-inject.instance" -}}
+{{- if eq .Chart.Name (include "connect-inject.name" .) -}}
+{{- .Release.Name -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
 {{- end -}}
 
 {{/*
@@ -40,7 +61,7 @@ except over the labels that select pods.
       "app.kubernetes.io/component" "injector"
       "app.kubernetes.io/part-of" "consul"
       "app.kubernetes.io/managed-by" .Release.Service
-      "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_") -}}
+      "helm.sh/chart" (printf "%s-%s" (include "connect-inject.name" .) .Chart.Version | replace "+" "_") -}}
 {{- $selector := include "connect-inject.selector" . | fromYaml -}}
 {{- $more := list .Values.global.extraLabels (index $ 1) -}}
 {{- range $each := $more -}}
