@@ -1499,6 +1499,45 @@ fn the_audit_only_reads_and_gets_no_admission_reviews() {
     assert!(!injector.contains("audit"), "{injector}");
 }
 
+/// On nodes that the injector may not use, the image may not even be available.
+#[test]
+fn the_audit_runs_on_the_nodes_of_the_injector() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let nodes = json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": "pool", "operator": "In", "values": ["mesh"]}]}
+    ]}});
+    // If each node has a replica, this leaves no node for the audit.
+    let apart = json!({"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchExpressions": [
+            {"key": "app.kubernetes.io/part-of", "operator": "In", "values": ["consul"]}
+        ]}}
+    ]});
+    let affinity = json!({"nodeAffinity": nodes, "podAntiAffinity": apart});
+    let pods = |affinity: &Value| {
+        let objects = rendered(
+            &tools,
+            &[
+                ("connectInject.audit.enabled", json!(true)),
+                ("connectInject.nodeSelector", json!("pool: mesh\n")),
+                ("connectInject.affinity", affinity.clone()),
+            ],
+        );
+        let job = objects.one("CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"].clone();
+        let pod = objects.one("Deployment")["spec"]["template"]["spec"].clone();
+        is_valid(&tools, &[objects]);
+        (job, pod)
+    };
+    for given in [&affinity, &json!(affinity.to_string())] {
+        let (job, pod) = pods(given);
+        assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux", "pool": "mesh"}));
+        assert_eq!(job["nodeSelector"], pod["nodeSelector"]);
+        assert_eq!(pod["affinity"], affinity);
+        assert_eq!(job["affinity"], json!({"nodeAffinity": nodes}));
+    }
+    let (job, _) = pods(&json!({"podAntiAffinity": apart}));
+    assert_eq!(job.get("affinity"), None);
+}
+
 /// Its pods mount the node's two directories, write to them whoever owns them, and have no
 /// other rights.
 #[test]

@@ -194,6 +194,17 @@ no such namespace is known.
 {{- $found -}}
 {{- end -}}
 
+{{/*
+The node selector of a pod, from a list of context and value. The images are for Linux.
+*/}}
+{{- define "connect-inject.nodes" -}}
+{{- $nodes := dict "kubernetes.io/os" "linux" -}}
+{{- with index . 1 -}}
+{{- $nodes = merge (include "connect-inject.yaml" (list (index $ 0) .) | fromYaml) $nodes -}}
+{{- end -}}
+{{- dict "nodeSelector" $nodes | toYaml -}}
+{{- end -}}
+
 {{/* A value as YAML; a string is a template of it. A list of context and value. */}}
 {{- define "connect-inject.yaml" -}}
 {{- $context := index . 0 -}}
