@@ -966,6 +966,25 @@ fn images_are_required() {
     }
 }
 
+/// A registry's folder may be named like the image of Consul's own injector.
+#[test]
+fn only_an_image_named_like_that_of_consuls_injector_is_refused() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    for (image, is_refused) in [
+        ("hashicorp/consul-k8s-control-plane:1.0.0", true),
+        ("consul-k8s-control-plane@sha256:00", true),
+        ("reg.example/hashicorp/consul-k8s", true),
+        ("reg.example/consul-k8s/connect-inject:0.1.0", false),
+        ("reg.example:5000/consul-k8s-mirror:0.1.0", false),
+    ] {
+        let values = values_of(&[("connectInject.image", json!(image))]);
+        let release = render(&tools, &[values]).releases.remove(0);
+        assert_eq!(release.is_err(), is_refused, "{image}: {release:?}");
+        let error = release.err().unwrap_or_default();
+        assert_eq!(error.contains("the image of another injector"), is_refused, "{image}: {error}");
+    }
+}
+
 /// `consul.yaml` of the chart: a list of values of Consul's own chart.
 fn of_consul(list: &str) -> Vec<Value> {
     let text = include_str!("../../../bins/connect-inject/chart/consul.yaml");

@@ -171,7 +171,8 @@ first has no value or null. Resources are left alone: there, null means none.
 {{- end -}}
 {{- end -}}
 {{- with .Values.connectInject.image -}}
-{{- if contains "consul-k8s" . -}}
+{{- /* Only the last part of its path: a registry may have any folders. */ -}}
+{{- if regexMatch "(^|/)consul-k8s(-control-plane)?([:@]|$)" . -}}
 {{- $refused = append $refused (printf "connectInject.image is %s, the image of another injector: set it to the image connect-inject that scripts/image builds" .) -}}
 {{- end -}}
 {{- end -}}
