@@ -637,6 +637,8 @@ fn invalid_values_are_rejected_with_the_reason() {
         ("connectInject.timeoutSeconds", json!(31), "maximum"),
         ("connectInject.k8sAllowNamespaces", json!("shop"), "array"),
         ("connectInject.k8sDenyNamespaces", json!(["Shop"]), "pattern"),
+        // "*" is no name: the API server would reject it in the webhook's namespaceSelector.
+        ("connectInject.k8sDenyNamespaces", json!(["*"]), "pattern"),
         ("connectInject.kubernetesVersion", json!(1.3), "string"),
         ("connectInject.kubernetesVersion", json!("latest"), "pattern"),
         ("connectInject.logLevel", json!("loud"), "logLevel"),
