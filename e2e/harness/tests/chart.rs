@@ -702,6 +702,10 @@ fn values_that_contradict_each_other_are_rejected_with_the_reason() {
         ),
         (sidecar(json!("65Mi"), json!("68M")), "is 65Mi, above its limit of 68M"),
         (sidecar(json!("2e9"), json!("1Gi")), "is 2e9, above its limit of 1Gi"),
+        (
+            sidecar(json!(100_000_000), json!(10_000_000)),
+            "is 100000000, above its limit of 10000000:",
+        ),
     ];
     let accepted = [
         sidecar(json!("64Mi"), json!("68M")),
@@ -984,6 +988,22 @@ fn only_an_image_named_like_that_of_consuls_injector_is_refused() {
         assert_eq!(release.is_err(), is_refused, "{image}: {release:?}");
         let error = release.err().unwrap_or_default();
         assert_eq!(error.contains("the image of another injector"), is_refused, "{image}: {error}");
+    }
+}
+
+/// `with` drops 0, which is not the default.
+#[test]
+fn a_history_of_no_revisions_is_kept_apart_from_the_default() {
+    let Some(tools) = Tools::find_or_skip() else { return };
+    let cni = ("connectInject.cni.enabled", json!(true));
+    for (limit, rendered) in
+        [(json!(0), json!(0)), (json!(2), json!(2)), (json!(null), json!(null))]
+    {
+        let objects =
+            self::rendered(&tools, &[cni.clone(), ("connectInject.revisionHistoryLimit", limit)]);
+        for kind in ["Deployment", "DaemonSet"] {
+            assert_eq!(objects.one(kind)["spec"]["revisionHistoryLimit"], rendered, "{kind}");
+        }
     }
 }
 

@@ -221,13 +221,18 @@ The node selector of a pod, from a list of context and value. The images are for
 {{- if kindIs "invalid" . -}}
 ""
 {{- else -}}
-{{- toJson . | trimAll "\"" | quote -}}
+{{- include "connect-inject.written" . | quote -}}
 {{- end -}}
+{{- end -}}
+
+{{/* A number or string as it was written: Go would print 100000000 as 1e+08. */}}
+{{- define "connect-inject.written" -}}
+{{- toJson . | trimAll "\"" -}}
 {{- end -}}
 
 {{/* A quantity as a number, for comparisons. */}}
 {{- define "connect-inject.amount" -}}
-{{- $text := toJson . | trimAll "\"" -}}
+{{- $text := include "connect-inject.written" . -}}
 {{- $suffix := regexFind "([numkMGTPE]|[KMGTPE]i)$" $text -}}
 {{- $units := dict "n" 1e-9 "u" 1e-6 "m" 1e-3 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18
       "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624

@@ -161,7 +161,7 @@ first has no value or null. Resources are left alone: there, null means none.
 {{- $limit := dig "limits" $resource nil $resources -}}
 {{- if not (or (kindIs "invalid" $request) (kindIs "invalid" $limit)) -}}
 {{- if gt (include "connect-inject.amount" $request | float64) (include "connect-inject.amount" $limit | float64) -}}
-{{- $refused = append $refused (printf "connectInject.%s.resources.requests.%s is %v, above its limit of %v: lower the request or raise the limit" $name $resource $request $limit) -}}
+{{- $refused = append $refused (printf "connectInject.%s.resources.requests.%s is %s, above its limit of %s: lower the request or raise the limit" $name $resource (include "connect-inject.written" $request) (include "connect-inject.written" $limit)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
