@@ -953,6 +953,22 @@ fn with_auto_encrypt_trust_is_based_on_the_servers_ca() {
     settings.push(("externalServers.httpsPort", json!(443)));
     let objects = rendered(&tools, &settings);
     assert_eq!(variable(&objects, "CONSUL_HTTP_ADDR"), "https://consul.example:443");
+    // Consul's own chart also accepts a command here, whose output are the addresses.
+    for hosts in
+        [json!(["exec=discover -q addrs"]), json!(["exec=discover"]), json!(["::1"]), json!([])]
+    {
+        let with = |further: &[(&'static str, Value)]| {
+            let hosts = ("externalServers.hosts", hosts.clone());
+            render(&tools, &[values_of(&[&settings[..], &[hosts], further].concat())])
+                .releases
+                .remove(0)
+        };
+        let error = with(&[]).unwrap_err();
+        assert!(error.contains("set connectInject.agent.autoEncrypt.serverAddr to"), "{error}");
+        let address = ("connectInject.agent.autoEncrypt.serverAddr", json!("https://s:8501"));
+        let objects = with(&[address]).unwrap();
+        assert_eq!(variable(&objects, "CONSUL_HTTP_ADDR"), "https://s:8501");
+    }
     let alone = values_of(&[("connectInject.agent.autoEncrypt.enabled", json!(true))]);
     let error = render(&tools, &[alone]).releases.remove(0).unwrap_err();
     assert!(error.contains("the Secret with the CA of Consul's servers"), "{error}");

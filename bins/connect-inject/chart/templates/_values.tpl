@@ -48,7 +48,11 @@ and parses strings that contain YAML.
 {{- $_ := set $auto "serverAddr" (printf "https://%s-server.%s.svc:8501" $consul .Release.Namespace) -}}
 {{- $external := .Values.externalServers | default dict -}}
 {{- if $external.enabled -}}
-{{- $_ := set $auto "serverAddr" (printf "https://%s:%d" (first $external.hosts) (int ($external.httpsPort | default 8501))) -}}
+{{- $host := $external.hosts | default list | first | default "" | toString -}}
+{{- if not (regexMatch "^([-._a-zA-Z0-9]+|\\[[0-9a-fA-F:.]+\\])$" $host) -}}
+{{- fail (printf "the first of externalServers.hosts is %q, from which no address can be formed: set connectInject.agent.autoEncrypt.serverAddr to the HTTPS address of a server, such as https://consul.example:8501" $host) -}}
+{{- end -}}
+{{- $_ := set $auto "serverAddr" (printf "https://%s:%d" $host (int ($external.httpsPort | default 8501))) -}}
 {{- end -}}
 {{- end -}}
 {{- if not $auto.serverName -}}
