@@ -223,7 +223,8 @@ impl Metrics {
         let Some(own) = behind.find(|port| port.name == Some(PORT_NAME)) else { return self };
         warnings.push(|| {
             format!(
-                "a PodMonitor does not find Envoy's metrics by the port name `{PORT_NAME}`:                  container `{}` has a port of that name",
+                "a PodMonitor does not find Envoy's metrics by the port name `{PORT_NAME}`: \
+                 container `{}` has a port of that name",
                 own.container
             )
         });
