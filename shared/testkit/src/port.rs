@@ -2,8 +2,11 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpSocket;
+
+use crate::PATIENCE;
 
 /// A port of loopback. A socket that does not listen reserves it: connections are
 /// refused, and no other process gets it.
@@ -39,8 +42,40 @@ impl Port {
         self.address
     }
 
-    /// Listens on the port until the listener is dropped.
+    /// Listens on the port until the listener is dropped. Waits for an earlier listener: a
+    /// process that another thread starts holds a copy of it until it executes its program,
+    /// and accepts connections until then.
     pub fn listen(&self) -> TcpListener {
-        TcpListener::bind(self.address).expect("the port is ours")
+        let waiting = Instant::now();
+        loop {
+            let error = match TcpListener::bind(self.address) {
+                Ok(listener) => return listener,
+                Err(error) => error,
+            };
+            let may_pass = error.kind() == io::ErrorKind::AddrInUse;
+            let address = self.address;
+            assert!(
+                may_pass && waiting.elapsed() < PATIENCE,
+                "cannot listen on {address}: {error}"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_listened_on_again_once_all_copies_of_its_listener_are_gone() {
+        let port = Port::keep();
+        let copy = port.listen().try_clone().unwrap();
+        let refused = TcpListener::bind(port.address()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(copy));
+            assert_eq!(port.listen().local_addr().unwrap(), port.address());
+        });
     }
 }
