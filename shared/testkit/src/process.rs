@@ -59,9 +59,18 @@ impl Process {
 
     /// Waits until stderr contains these words.
     pub fn await_log(&self, words: &str) {
+        self.await_one_of(&[words]);
+    }
+
+    /// Waits until stderr contains one of these, and returns it.
+    pub fn await_one_of<'w>(&self, words: &[&'w str]) -> &'w str {
         let waiting = Instant::now();
-        while !self.log().contains(words) {
-            assert!(waiting.elapsed() < PATIENCE, "`{words}` is not in the log:\n{}", self.log());
+        loop {
+            let log = self.log();
+            if let Some(found) = words.iter().find(|words| log.contains(**words)) {
+                return found;
+            }
+            assert!(waiting.elapsed() < PATIENCE, "none of {words:?} is in the log:\n{log}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
