@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use consul::Agent;
+use consul::{Agent, Error};
 use runtime::deadline::Deadline;
+use runtime::retry::{self, Stopped};
 use runtime::{Exit, Failure};
 
-use crate::agent::ask;
+use crate::agent::why;
 
 /// Pause between two polls.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -20,8 +21,19 @@ pub(crate) async fn wait_for(
     deadline: Deadline,
 ) -> Result<(), Failure> {
     let node = node(agent).await;
+    let mut was_answered = false;
     loop {
-        let found = ask(agent, deadline, || agent.catalog_service(name)).await?;
+        let question = || agent.catalog_service(name);
+        let answer = retry::until(deadline, retry::NODE_AGENT, Error::is_transient, question);
+        let found = match answer.await {
+            Ok(found) => found,
+            // What the catalog showed last says more than that this poll was cut short.
+            Err(Stopped::Deadline(_, None)) if was_answered => {
+                return Err(not_shown(id, is_wanted, deadline));
+            }
+            Err(stopped) => return Err(why(stopped, agent, deadline)),
+        };
+        was_answered = true;
         let is_there = found.iter().any(|instance| {
             instance.service_id == id && node.as_ref().is_none_or(|node| instance.node == *node)
         });

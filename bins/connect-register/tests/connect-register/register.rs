@@ -487,11 +487,23 @@ fn wait_ends_when_the_catalog_shows_the_service() {
     assert_eq!(patient.lines().iter().filter(|line| line.contains("catalog")).count(), 3);
 
     let never = agent(usize::MAX);
-    let ran = run(&never.address(), &["register", "--wait", "--name", "a", "--timeout", "300ms"]);
+    let register = ["register", "--wait", "--name", "a", "--timeout", "3s"];
+    let ran = run(&never.address(), &register);
     // It is registered all the same.
     assert_eq!((ran.code, ran.stdout.as_str()), (75, "Registered service: a\n"), "{}", ran.stderr);
-    ran.said(&["service `a` is registered, but the catalog does not show it after 300ms"]);
+    ran.said(&["service `a` is registered, but the catalog does not show it after 3s"]);
     assert!(!never.lines().iter().any(|line| line.contains("deregister")));
+
+    // An answered poll is reported, even if the deadline cuts a later one short.
+    let hangs = ScriptedAgent::start(|request, before| match request.line.as_str() {
+        "GET /v1/agent/self" => ok(&json!({"Config": {"NodeName": "n1"}})),
+        "GET /v1/catalog/service/a" if before == 0 => ok(&json!([])),
+        "GET /v1/catalog/service/a" => Answer::Hang,
+        _ => willing(request),
+    });
+    let ran = run(&hangs.address(), &register);
+    assert_eq!((ran.code, ran.stdout.as_str()), (75, "Registered service: a\n"), "{}", ran.stderr);
+    ran.said(&["service `a` is registered, but the catalog does not show it after 3s"]);
 }
 
 /// Older agents redirect from the path of such an id.
