@@ -30,7 +30,7 @@ fn a_deregistered_pod_is_not_registered_again_when_the_agent_loses_its_state() {
     await_alive(&agent);
     // The hook can't reach the agent, which then comes back empty.
     agent.stop_listening();
-    pod.deregister(&["--timeout", "200ms"]).code(69);
+    pod.deregister(&["--timeout", "3s"]).code(69);
     agent.wipe();
     agent.listen_again();
     await_end_of_keeping(&sidecar);

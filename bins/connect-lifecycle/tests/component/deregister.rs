@@ -119,7 +119,7 @@ fn temporary_errors_are_retried() {
 fn it_gives_up_on_an_agent_that_is_down_at_the_deadline() {
     let agent = ScriptedAgent::absent();
     let pod = Pod::of(&agent);
-    pod.deregister(&["--timeout", "500ms"]).code(69).says(&[
+    pod.deregister(&["--timeout", "3s"]).code(69).says(&[
         &format!("{PROXY} is left on the agent"),
         &format!("{SERVICE} is left on the agent"),
         "connection refused",
@@ -135,7 +135,7 @@ fn an_agent_that_hangs_on_one_entry_still_deregisters_the_other() {
         let agent = ScriptedAgent::start();
         let pod = Pod::of(&agent);
         agent.fault(Route::Deregister.of(stays), Fault::Hang, Times::Always);
-        let outcome = pod.deregister(&["--timeout", "600ms"]).code(75);
+        let outcome = pod.deregister(&["--timeout", "3s"]).code(75);
         outcome.says(&[&format!("{stays} is left on the agent"), "did not answer in time"]);
         assert!(!agent.services().contains_key(goes));
     }
@@ -148,7 +148,7 @@ fn a_reported_success_is_verified() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     agent.fault(Route::Deregister, Fault::Status(200, ""), Times::Always);
-    pod.deregister(&["--timeout", "500ms"])
+    pod.deregister(&["--timeout", "3s"])
         .code(75)
         .says(&["the agent said that it is gone, but it is still there", "service:write"]);
 }

@@ -294,7 +294,7 @@ fn a_registration_that_hangs_delays_the_exit_only_to_the_deadline() {
     let pod = Pod::of(&agent);
     agent.wipe();
     agent.fault(Route::Register.of(PROXY), Fault::Hang, Times::Always);
-    let mut sidecar = pod.run_with(&["--deregister-timeout", "600ms"]);
+    let mut sidecar = pod.run_with(&["--deregister-timeout", "3s"]);
     agent.await_request(Route::Register.of(PROXY));
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
