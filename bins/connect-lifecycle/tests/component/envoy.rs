@@ -185,15 +185,22 @@ impl Shared {
             }
         }
         let what = request.trim_end_matches(" HTTP/1.1").to_owned();
-        let (status, body) = self.lock().answer(&what);
+        let (status, body) = self.receive(what);
         write!(
             stream,
             "HTTP/1.1 {status} Whatever\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
             body.len()
-        )?;
-        self.lock().asked.push(Asked { at: Instant::now(), what });
+        )
+    }
+
+    /// Records a request and returns its answer. Recorded first, because a client that has its
+    /// answer may exit before the test looks.
+    fn receive(&self, what: String) -> (u16, String) {
+        let mut state = self.lock();
+        let answer = state.answer(&what);
+        state.asked.push(Asked { at: Instant::now(), what });
         self.changed.notify_all();
-        Ok(())
+        answer
     }
 }
 
