@@ -29,7 +29,10 @@ fn signals_that_do_not_mean_exit_are_forwarded() {
     ] {
         let agent = ScriptedAgent::start();
         let pod = Pod::of(&agent);
-        let script = format!("trap 'exit 7' {name}; echo up >&2; read nothing");
+        // It polls until the pod is gone: `read` would miss a signal just before it.
+        let file = pod.path("registration.json");
+        let script =
+            format!("trap 'exit 7' {name}; echo up >&2; while test -e {file}; do sleep 0.01; done");
         let mut sidecar = pod.run_command(&[], &["/bin/sh", "-c", &script]);
         sidecar.await_log("up\n");
         sidecar.signal(signal);

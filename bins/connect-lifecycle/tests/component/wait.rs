@@ -1,7 +1,5 @@
 //! A command that runs while the proxy runs, for Jobs.
 
-use std::path::Path;
-
 use testkit::process::{Signal, await_that};
 use testkit::{Port, Process, ScriptedAgent};
 
@@ -54,8 +52,11 @@ fn the_command_gets_its_arguments_and_signals() {
         (Signal::SIGWINCH, "WINCH"),
     ] {
         // The shell prints nothing but `up`.
-        let script = r#"trap "exit 7" "$1"; test "$2" = "--quit" && echo up >&2; read nothing"#;
-        let mut job = pod.wait(&[], &["/bin/sh", "-c", script, "job", name, "--quit"]);
+        // It polls until the pod is gone: `read` would miss a signal just before it.
+        let script = r#"trap "exit 7" "$1"; test "$2" = "--quit" && echo up >&2
+            while test -e "$3"; do sleep 0.01; done"#;
+        let file = pod.path("registration.json");
+        let mut job = pod.wait(&[], &["/bin/sh", "-c", script, "job", name, "--quit", &file]);
         job.await_log("up\n");
         job.signal(signal);
         assert_eq!(job.end(), Some(7), "{name}: {}", job.log());
@@ -130,15 +131,18 @@ fn sigterm_interrupts_the_wait() {
 /// The command's exit code decides whether the Job succeeded.
 #[test]
 fn a_missing_sidecar_does_not_change_the_commands_exit_code() {
-    let agent = ScriptedAgent::start();
-    let pod = Pod::of(&agent);
+    // Kept, so that no other test gets it.
+    let port = Port::keep();
+    let envoy = FakeEnvoy::start_at(&port);
     let file = tempfile::NamedTempFile::new().unwrap();
-    let wait =
-        |path: &Path| format!("while test -e {}; do sleep 0.01; done; exit 3", path.display());
-    let mut job = pod.wait(&["--quit"], &["/bin/sh", "-c", &wait(file.path())]);
-    pod.envoy.await_asked("GET /ready");
+    let script = format!("while test -e {}; do sleep 0.01; done; exit 3", file.path().display());
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_connect-lifecycle"));
+    program.env_clear().args(["wait", "--admin-bind", &port.address().to_string(), "--quit"]);
+    program.args(["--", "/bin/sh", "-c", &script]);
+    let mut job = Process::start(&mut program);
+    envoy.await_asked("GET /ready");
     job.await_log("started /bin/sh");
-    drop(pod);
+    drop(envoy);
     drop(file);
     assert_eq!(job.end(), Some(3), "{}", job.log());
     job.await_log("cannot tell the sidecar to exit");
