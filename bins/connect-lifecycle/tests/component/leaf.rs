@@ -27,7 +27,7 @@ fn a_leaf_certificate_that_is_not_renewed_is_a_warning_until_it_is() {
         assert!(output.contains(&format!("ended {ENDED}")), "{output}");
     }
     sidecar.await_log("every TLS handshake fails; hint:");
-    pod.ready(&[]).code(0);
+    pod.ready(&["--timeout=1m"]).code(0);
 
     // Until the old listeners are drained, Envoy has both.
     pod.envoy.has_leaves(&[[BEGAN, ENDED], [BEGAN, ENDS]]);

@@ -2,11 +2,25 @@
 //! application's start.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use testkit::process::Signal;
-use testkit::{Fault, Port, Process, Route, ScriptedAgent, Times};
+use testkit::{Fault, PATIENCE, Port, Process, Route, ScriptedAgent, Times};
 
 use crate::pod::{APPLICATION, LISTENER, Pod, await_alive};
+
+/// Waits until a probe, which checks once, fails and gives this reason. One probe may fail for
+/// another reason: the agent has less than a second to answer it.
+fn await_reason(pod: &Pod, flags: &[&str], words: &[&str]) {
+    let waiting = Instant::now();
+    loop {
+        let stderr = pod.ready(flags).code(1).stderr();
+        if words.iter().all(|words| stderr.contains(words)) {
+            return;
+        }
+        assert!(waiting.elapsed() < PATIENCE, "{words:?} is not in:\n{stderr}");
+    }
+}
 
 /// Ready means that Consul would send traffic here.
 #[test]
@@ -14,10 +28,10 @@ fn a_probe_reports_why_no_traffic_would_come_and_later_checks_only_envoy() {
     let agent = ScriptedAgent::start();
     let port = Port::keep();
     let pod = Pod::with_public_listener(&agent, &port);
-    pod.ready(&[]).code(1).says(&["web-0-web-lease", "critical"]);
+    await_reason(&pod, &[], &["web-0-web-lease", "critical"]);
     let _sidecar = pod.run();
     await_alive(&agent);
-    pod.ready(&[]).code(1).says(&["sidecar-proxy-listener", "critical"]);
+    await_reason(&pod, &[], &["sidecar-proxy-listener", "critical"]);
     let _listener = port.listen();
     agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
     pod.envoy.is_ready(false);
@@ -32,8 +46,8 @@ fn a_probe_reports_why_no_traffic_would_come_and_later_checks_only_envoy() {
     pod.envoy.is_cut_off(true);
     pod.ready(&[]).code(1).says(&["no connection to the agent's gRPC port", "gRPC is enabled"]);
     pod.envoy.is_cut_off(false);
-    pod.ready(&["--serving"]).code(1).says(&["web-0-web-application"]);
-    pod.ready(&[]).code(0);
+    await_reason(&pod, &["--serving"], &["web-0-web-application"]);
+    pod.ready(&["--timeout=1m"]).code(0);
     // A ready pod stays ready while the agent is away.
     agent.stop_listening();
     pod.envoy.is_cut_off(true);
@@ -129,23 +143,24 @@ fn a_readiness_probe_waits_for_the_application_and_for_the_servers() {
     await_alive(&agent);
     let _listener = listener.listen();
     agent.await_that("the listener to be passing", |state| state.model.is("passing", LISTENER));
-    pod.ready(&[]).code(0);
+    pod.ready(&["--timeout=1m"]).code(0);
     // A wrong port.
     let port = application.address().port();
-    pod.ready(&["--serving"]).code(1).says(&[
+    let words = [
         "check `web-0-web-application` is critical",
         &format!("nothing in the pod listens on port {port}"),
         "hint:",
         "connect-service-port",
-    ]);
+    ];
+    await_reason(&pod, &["--serving"], &words);
     agent.fault(Route::Health, Fault::Status(500, "No cluster leader"), Times::Always);
     let _application = application.listen();
     agent.await_that("the application", |state| state.model.is("passing", APPLICATION));
-    pod.ready(&["--serving"]).code(1).says(&["cannot ask the servers", "No cluster leader"]);
+    await_reason(&pod, &["--serving"], &["cannot ask the servers", "No cluster leader"]);
     agent.heal();
     agent.fault(Route::Health, Fault::Status(200, "[]"), Times::Always);
     // A probe with a timeout waits, and passes as soon as it can.
-    pod.ready(&["--serving", "--timeout=300ms"]).code(1).says(&["do not list the sidecar"]);
+    await_reason(&pod, &["--serving", "--timeout=300ms"], &["do not list the sidecar"]);
     agent.forget_requests();
     let mut probe = Process::start(&mut pod.command("ready", &["--serving", "--timeout=1m"]));
     agent.await_request(Route::Health);
