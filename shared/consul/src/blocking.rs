@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(after(0, Some(7), AT_ONCE, WAIT), (7, Duration::ZERO));
         assert_eq!(after(7, Some(8), WAIT, WAIT), (8, Duration::ZERO));
         assert_eq!(after(7, Some(7), WAIT, WAIT), (7, Duration::ZERO));
-        assert_eq!(after(7, Some(8), AT_ONCE, WAIT), (8, PACE - AT_ONCE));
+        assert_eq!(after(7, Some(8), AT_ONCE, WAIT), (8, PACE.saturating_sub(AT_ONCE)));
         assert_eq!(after(7, Some(6), AT_ONCE, WAIT), (0, PACE));
         assert_eq!(after(7, None, AT_ONCE, WAIT), (0, WAIT));
         assert_eq!(after(0, Some(0), AT_ONCE, WAIT), (0, WAIT));
