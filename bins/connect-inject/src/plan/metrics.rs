@@ -6,7 +6,7 @@ use super::taken::Owner;
 use super::{Lifecycle, Service, Surroundings, Taken, read};
 use crate::annotation;
 use crate::outcome::{Denial, Reason, Warnings};
-use crate::pod::Pod;
+use crate::pod::{Pod, Port};
 use crate::policy::Policy;
 use crate::values::{path, switch, unprivileged};
 
@@ -15,8 +15,8 @@ use crate::values::{path, switch, unprivileged};
 pub(crate) struct Metrics {
     /// Port of the pod.
     pub(crate) port: u16,
-    /// Name of the port; `None` if the pod has another port of that name.
-    pub(crate) port_name: Option<&'static str>,
+    /// Name of the port.
+    pub(crate) port_name: &'static str,
     pub(crate) path: String,
     /// Set if the endpoint also has the application's metrics.
     pub(crate) merging: Option<Merging>,
@@ -37,8 +37,11 @@ pub(crate) struct Merging {
 /// Member of the proxy configuration for which Envoy's bootstrap gets a listener of metrics.
 pub(crate) const BIND_ADDRESS: &str = "envoy_prometheus_bind_addr";
 
-/// A PodMonitor finds the port by this name.
+/// Name of Envoy's port, by which a PodMonitor finds it.
 const PORT_NAME: &str = "prometheus";
+
+/// The name if an application has a port [`PORT_NAME`]. The chart's PodMonitor knows both.
+const OTHER_NAME: &str = "envoy-metrics";
 
 const REASON: Reason = Reason::InvalidMetrics;
 
@@ -92,7 +95,7 @@ pub(super) fn metrics(
     let service_port = service.each().find_map(|(_, own)| own);
     Ok(Some(Metrics {
         port,
-        port_name: Some(PORT_NAME),
+        port_name: PORT_NAME,
         path: path.unwrap_or_else(|| policy.metrics_path.clone()),
         merging: merging(pod, around, taken, service_port, policy, warnings)?,
         tls: tls(pod)?,
@@ -209,26 +212,30 @@ fn tls(pod: Pod<'_>) -> Result<Vec<(&'static str, String)>, Denial> {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Leaves the port without a name if a Service's `targetPort` of that name would lead to it
-    /// instead of to a port of the pod's own: Kubernetes takes the first container with such a
-    /// port, and searches init containers last.
+    /// Names the port [`OTHER_NAME`] if a Service's `targetPort` of the usual name would lead to
+    /// it instead of to a port of the pod's own: Kubernetes takes the first container with such
+    /// a port, and searches init containers last.
     pub(super) fn named(
         self,
         around: &Surroundings<'_>,
         lifecycle: &Lifecycle,
         warnings: &mut Warnings,
     ) -> Self {
-        let behind = if lifecycle.native { &[][..] } else { &around.ports[..] };
-        let mut behind = behind.iter().chain(&around.long_running);
-        let Some(own) = behind.find(|port| port.name == Some(PORT_NAME)) else { return self };
+        let Lifecycle { native, first, .. } = *lifecycle;
+        let containers = if native { &[][..] } else { &around.ports[..] };
+        let init_containers = if native && !first { &[][..] } else { &around.long_running[..] };
+        let mut behind = containers.iter().chain(init_containers);
+        // A port that the application declares for Envoy leads to Envoy either way.
+        let is_taken = |own: &&Port<'_>| own.name == Some(PORT_NAME) && own.number != self.port;
+        let Some(own) = behind.find(is_taken) else { return self };
         warnings.push(|| {
             format!(
-                "a PodMonitor does not find Envoy's metrics by the port name `{PORT_NAME}`: \
+                "the port of Envoy's metrics is named `{OTHER_NAME}`, not `{PORT_NAME}`: \
                  container `{}` has a port of that name",
                 own.container
             )
         });
-        Self { port_name: None, ..self }
+        Self { port_name: OTHER_NAME, ..self }
     }
 
     /// Configures the proxy, and adds the annotations that Prometheus reads, unless the pod
@@ -307,28 +314,36 @@ mod tests {
 
     /// A Service's `targetPort: prometheus` led to Envoy's metrics instead of the application's.
     #[test]
-    fn the_port_has_no_name_that_would_lead_a_service_away_from_the_pods_own_port() {
+    fn the_port_does_not_have_a_name_that_would_lead_a_service_away_from_the_pods_own_port() {
         let own = json!([{"containerPort": 9102, "name": "prometheus"}]);
         let app = json!({"name": "app", "ports": own});
         let native = json!({"name": "n", "restartPolicy": "Always", "ports": own});
         let portless = json!({"name": "app"});
         let once = json!({"name": "once", "ports": own});
-        for (containers, init, mode, is_named) in [
-            (json!([portless]), json!([once]), "container", true),
-            (json!([portless, app]), json!([]), "container", false),
-            (json!([portless]), json!([native]), "container", false),
+        let of_envoy = json!({"name": "app", "ports": [
+            {"containerPort": 8080}, {"containerPort": 20200, "name": "prometheus"},
+        ]});
+        let last = json!({annotation::POSITION: "last"});
+        let by_name = json!({annotation::METRICS_PORT: "prometheus"});
+        for (containers, init, mode, more, is_usual) in [
+            (json!([portless]), json!([once]), "container", json!({}), true),
+            (json!([portless, app]), json!([]), "container", json!({}), false),
+            (json!([portless]), json!([native]), "container", json!({}), false),
             // Kubernetes searches the application's containers before a native sidecar.
-            (json!([portless, app]), json!([]), "native", true),
-            (json!([portless]), json!([native]), "native", false),
+            (json!([portless, app]), json!([]), "native", json!({}), true),
+            (json!([portless]), json!([native]), "native", json!({}), false),
+            (json!([portless]), json!([native]), "native", last, true),
+            (json!([of_envoy]), json!([]), "container", by_name, true),
         ] {
-            let annotations = json!({annotation::METRICS: "true", annotation::SIDECAR_MODE: mode});
+            let mut annotations =
+                json!({annotation::METRICS: "true", annotation::SIDECAR_MODE: mode});
+            annotations.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             let pod = json!({"metadata": {"annotations": annotations},
                 "spec": {"containers": containers, "initContainers": init}});
             let (plan, warnings) = plan_in(&pod, &policy(), &cluster("1.34")).unwrap();
-            let name = plan.metrics.unwrap().port_name;
-            assert_eq!(name.is_some(), is_named, "{pod}");
-            let warned = warnings.iter().any(|warning| warning.contains("a PodMonitor does not"));
-            assert_eq!(warned, !is_named, "{warnings:?}");
+            assert_eq!(plan.metrics.unwrap().port_name == PORT_NAME, is_usual, "{pod}");
+            let warned = warnings.iter().any(|warning| warning.contains(OTHER_NAME));
+            assert_eq!(warned, !is_usual, "{warnings:?}");
         }
     }
 

@@ -62,7 +62,7 @@ pub(super) fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
         // Only a pod with a single sidecar has metrics.
         ports: plan.metrics.as_ref().map(|metrics| {
             vec![ContainerPort {
-                name: metrics.port_name.map(str::to_owned),
+                name: Some(metrics.port_name.to_owned()),
                 container_port: metrics.port.into(),
                 protocol: Some("TCP".to_owned()),
                 ..ContainerPort::default()

@@ -68,7 +68,7 @@ fn hostile_annotations_reach_the_process_unchanged() {
 
 #[test]
 fn the_metrics_port_has_the_planned_name() {
-    for port_name in [Some("prometheus"), None] {
+    for port_name in ["prometheus", "envoy-metrics"] {
         let metrics = Metrics {
             port: 20200,
             port_name,
@@ -78,7 +78,7 @@ fn the_metrics_port_has_the_planned_name() {
         };
         let plan = Plan { metrics: Some(metrics), ..plan("") };
         let port = &sidecar(&plan, Of::default(), &policy()).ports.unwrap()[0];
-        assert_eq!((port.name.as_deref(), port.container_port), (port_name, 20200));
+        assert_eq!((port.name.as_deref(), port.container_port), (Some(port_name), 20200));
     }
 }
 
@@ -106,7 +106,7 @@ fn settings_become_arguments_of_connect_init() {
     plan.service.proxy_config.insert("a".to_owned(), "$x".into());
     plan.metrics = Some(Metrics {
         port: 20200,
-        port_name: Some("prometheus"),
+        port_name: "prometheus",
         path: "/metrics".to_owned(),
         merging: None,
         tls: vec![("--prometheus-ca-file", "/ca".to_owned())],
