@@ -695,6 +695,13 @@ fn values_that_contradict_each_other_are_rejected_with_the_reason() {
         ),
         (
             [
+                ("connectInject.dataplaneAsSidecarInitContainer.defaultEnabled", json!(true)),
+                ("connectInject.kubernetesVersion", json!("1.28")),
+            ],
+            "Kubernetes 1.28 has no native sidecars",
+        ),
+        (
+            [
                 ("connectInject.initContainer.resources.requests.cpu", json!(1)),
                 ("connectInject.initContainer.resources.limits.cpu", json!("999m")),
             ],
@@ -892,7 +899,8 @@ fn monitoring_finds_the_injector() {
 
     // bins/connect-inject sets the port's name and the label.
     let pods = &objects.one("PodMonitor")["spec"];
-    assert_eq!(pods["podMetricsEndpoints"][0]["port"], "prometheus");
+    let ports = pods["podMetricsEndpoints"].as_array().unwrap().iter().map(|each| &each["port"]);
+    assert_eq!(ports.collect::<Vec<_>>(), ["prometheus", "envoy-metrics"]);
     assert_eq!(
         pods["selector"]["matchLabels"],
         json!({"consul.hashicorp.com/connect-inject-status": "injected"})
@@ -1160,7 +1168,7 @@ fn it_can_be_a_dependency_of_another_chart() {
         &format!(
             "apiVersion: v2\nname: platform\nversion: 1.0.0\nicon: none\ndependencies:\n  \
              - {{name: connect-inject, version: {version}, condition: connect-inject.enabled}}\n  \
-             - {{name: connect-inject, version: {version}, alias: connectInject, condition: connectInject.enabled}}\n",
+             - {{name: connect-inject, version: {version}, alias: edgeInjector, condition: edgeInjector.enabled}}\n",
             version = env!("CARGO_PKG_VERSION")
         ),
     );
@@ -1168,17 +1176,17 @@ fn it_can_be_a_dependency_of_another_chart() {
         "values.yaml",
         "global: {imagePullSecrets: [a], registry: other, consul: {enabled: true}}\n\
          connect-inject: {enabled: true, connectInject: {image: a, imageInit: b, replicas: null, annotations: null}}\n\
-         connectInject: {enabled: false, fullnameOverride: second, connectInject: {image: a, imageInit: b, audit: {enabled: true}, cni: {enabled: true}}}\n",
+         edgeInjector: {enabled: false, connectInject: {image: a, imageInit: b, audit: {enabled: true}, cni: {enabled: true}}}\n",
     );
     let release = |values: Value| Release { name: "platform", namespace: "platform", values };
     let releases = [
         release(json!({})),
         release(
-            json!({"connectInject": {"enabled": true, "connectInject": {"k8sAllowNamespaces": ["b"]}}}),
+            json!({"edgeInjector": {"enabled": true, "connectInject": {"k8sAllowNamespaces": ["b"]}}}),
         ),
         release(json!({
             "connect-inject": {"enabled": false},
-            "connectInject": {"enabled": true, "fullnameOverride": null},
+            "edgeInjector": {"enabled": true},
         })),
         release(json!({"connect-inject": {"enabled": false}})),
         release(json!({"connect-inject": {"connectInject": {"replica": 1}}})),
@@ -1192,16 +1200,16 @@ fn it_can_be_a_dependency_of_another_chart() {
     let two = releases.next().unwrap().unwrap();
     let names: Vec<_> =
         two.all("Deployment").iter().map(|each| each["metadata"]["name"].clone()).collect();
-    assert_eq!(names, ["platform-connect-inject", "second"]);
+    assert_eq!(names, ["platform-connect-inject", "platform-edge-injector"]);
     // Each release selects only its own pods.
     let selectors: BTreeSet<_> =
         two.all("Deployment").iter().map(|each| each["spec"]["selector"].to_string()).collect();
     assert_eq!(selectors.len(), 2);
-    // An alias need not be valid in an object's name, and the audit looks for the chart's.
+    // An alias need not be valid in an object's name, and the audit looks for the chart's name.
     let alias = releases.next().unwrap().unwrap();
     for document in &alias.documents {
         let name = document["metadata"]["name"].as_str().unwrap();
-        assert!(name.starts_with("platform-connect-inject"), "{name}");
+        assert!(name.starts_with("platform-edge-injector"), "{name}");
         let label = document["metadata"]["labels"]["app.kubernetes.io/name"].as_str().unwrap();
         assert!(label.starts_with("connect-inject"), "{name}: {label}");
     }

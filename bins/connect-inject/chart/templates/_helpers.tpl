@@ -6,9 +6,9 @@ The chart's name, which the audit looks for. Where this chart is a dependency wi
 connect-inject
 {{- end -}}
 
-{{/* The name of all objects. */}}
+{{/* The name of all objects. It has an alias in a form that is valid there. */}}
 {{- define "connect-inject.fullname" -}}
-{{- $chart := include "connect-inject.name" . -}}
+{{- $chart := .Chart.Name | kebabcase | replace "_" "-" | trunc 14 | trimSuffix "-" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
 {{- else -}}

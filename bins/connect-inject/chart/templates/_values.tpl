@@ -170,7 +170,11 @@ first has no value or null. Resources are left alone: there, null means none.
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if and (eq .Values.connectInject.sidecarProxy.mode "native") (include "connect-inject.isVersion" (list . "<1.29-0")) -}}
+{{- $mode := .Values.connectInject.sidecarProxy.mode -}}
+{{- if eq (include "connect-inject.consulValue" (list . "connectInject.dataplaneAsSidecarInitContainer.defaultEnabled")) "true" -}}
+{{- $mode = eq $mode "auto" | ternary "native" $mode -}}
+{{- end -}}
+{{- if and (eq $mode "native") (include "connect-inject.isVersion" (list . "<1.29-0")) -}}
 {{- $refused = append $refused (printf "connectInject.sidecarProxy.mode is native, but Kubernetes %s has no native sidecars: they require 1.29; set it to container or auto" (include "connect-inject.kubernetesVersion" .)) -}}
 {{- end -}}
 {{- end -}}
