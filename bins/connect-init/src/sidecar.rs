@@ -172,9 +172,11 @@ impl Sidecar {
             unused = unused.zip(own).map(|(a, b)| a.and(b));
         }
         let Some(session) = session else { return };
-        if was_sent && let Some(proof) = unused {
+        let own = was_sent.then(|| declared.pair.clone());
+        for pair in self.earlier().into_iter().chain(own) {
+            let Some(proof) = unused else { break };
             let share = Deadline::after(deadline.left() / 2);
-            unused = proof.heard(agent, &declared.pair, share).await;
+            unused = proof.heard(agent, &pair, share).await;
         }
         if let Err(error) = session.close(unused, deadline).await {
             tracing::warn!("{}", error.failure());

@@ -37,7 +37,7 @@ pub struct Unused {
 /// Why it is not known that the servers have heard of a deregistration.
 #[derive(Debug, thiserror::Error)]
 enum Unheard {
-    #[error("they still list the pod, which the agent has deregistered")]
+    #[error("the servers still list the pod, which the agent has deregistered")]
     Yet,
     #[error("{0}")]
     Agent(#[from] Error),

@@ -1,7 +1,7 @@
 //! Shuts the pod down: deregisters while Envoy drains, stops Envoy, and then logs out if
-//! the agent has confirmed the deregistration. A pod whose ACL token no longer exists logs
-//! in again to deregister. One budget covers all of this, starting
-//! with the preStop hook or SIGTERM, whichever is first.
+//! the agent and the servers have confirmed the deregistration. A pod whose ACL token no
+//! longer exists logs in again to deregister. One budget covers all of this, starting with
+//! the preStop hook or SIGTERM, whichever is first.
 //!
 //! - [`drain`]: drains connections, then stops Envoy
 
@@ -25,7 +25,8 @@ use drain::Busy;
 /// deregistration that is still being retried, and the logout.
 const FINISH: Duration = Duration::from_secs(5);
 
-/// The logout's share of [`FINISH`].
+/// The logout's share of [`FINISH`]. The servers may take half of it to confirm a
+/// deregistration that the agent has confirmed in the last moment.
 const LOG_OUT: Duration = Duration::from_secs(2);
 
 /// Minimum time for the deregistration, even if the hook has used all of it: `run` may

@@ -91,8 +91,6 @@ pub(crate) struct Keeper<'a> {
     /// not known yet.
     replace_at: Option<Instant>,
     is_life_known: bool,
-    /// When this process last got a token.
-    logged_in_at: Option<Instant>,
     stream: Stream,
     leaf: Leaf,
 }
@@ -143,7 +141,6 @@ impl<'a> Keeper<'a> {
             reason: String::new(),
             replace_at: None,
             is_life_known: false,
-            logged_in_at: None,
             stream,
             leaf: Leaf::default(),
         }

@@ -32,7 +32,8 @@ impl Keeper<'_> {
         let is_due = self.replace_at.is_some_and(|at| at <= Instant::now());
         if let Some(session) = session {
             let deadline = Deadline::after(LOG_IN);
-            if is_due {
+            // Another token would not help if the last one cannot be handed on.
+            if is_due && !session.is_unsettled() {
                 // If the login fails, the current token is valid for some time yet.
                 self.replace_at = Some(Instant::now() + RENEWAL);
                 session.replace(Deadline::after(REPLACE)).await.map_err(|error| Wrong {
@@ -76,7 +77,6 @@ impl Keeper<'_> {
         }
         if session.is_some() {
             tracing::info!("logged in again: {}", self.reason);
-            self.logged_in_at = Some(Instant::now());
         }
         self.replace_at = None;
         self.is_life_known = false;
@@ -104,7 +104,7 @@ impl Keeper<'_> {
             Ok(None) => return Outcome::NoToken,
             Ok(Some(token)) if !self.is_life_known => {
                 self.is_life_known = true;
-                let age = self.logged_in_at.map(|at| at.elapsed());
+                let age = session.age();
                 self.replace_at = token.life(SystemTime::now()).map(|(life, left)| {
                     // With jitter, so that pods that started together don't log in together.
                     Instant::now() + due_in(life, left, age, jitter(life / 10))

@@ -514,6 +514,28 @@ fn a_token_whose_file_could_not_be_written_is_written_later() {
     assert_has_token(&pod, "token-1");
 }
 
+/// Each attempt would leave a token until it expires.
+#[test]
+fn a_token_that_cannot_be_handed_on_is_not_replaced_again() {
+    let agent = ScriptedAgent::start();
+    agent.longest_wait(Duration::from_millis(20)).tokens_end(Some(3600));
+    let pod = pod(&agent);
+    let sidecar = pod.run();
+    await_alive(&agent);
+    pod.remove("acl-token");
+    pod.make_folder("acl-token");
+    // The second is due after ten seconds, and so would be a third.
+    let login = agent.await_request(Route::Login);
+    let later = login.at + Duration::from_secs(15);
+    agent.await_that("another attempt", |state| {
+        state.requests.last().is_some_and(|request| request.at > later)
+    });
+    assert_eq!(agent.asked(Route::Login).len(), 1, "{}", sidecar.log());
+    std::fs::remove_dir(pod.path("acl-token")).unwrap();
+    sidecar.await_log("registered again: its ACL token no longer existed");
+    assert_eq!(pod.read("acl-token").as_deref(), Some("token-1"));
+}
+
 /// A container that was killed between its login and the registration leaves a registration
 /// made with a token that no longer exists.
 #[test]

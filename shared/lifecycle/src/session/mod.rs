@@ -9,7 +9,6 @@ mod bearer;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use runtime::retry::{self, Stopped};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use self::bearer::Subject;
 use super::Unused;
@@ -37,8 +37,16 @@ pub struct Session {
     under_way: Arc<Mutex<()>>,
     /// Replaced tokens, to be logged out once nothing uses them.
     replaced: Arc<RwLock<Vec<SecretString>>>,
-    /// Whether a login got a token that [`Session::settle`] has not handed on yet.
-    is_unsettled: Arc<AtomicBool>,
+    /// The last login of this process; `None` if there was none.
+    last: Arc<RwLock<Option<Last>>>,
+}
+
+/// A login that got a token.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    at: Instant,
+    /// Whether [`Session::settle`] has handed the token on.
+    is_settled: bool,
 }
 
 /// Why a session has no valid token, or could not log out.
@@ -149,7 +157,7 @@ impl Session {
             login,
             under_way: Arc::default(),
             replaced: Arc::default(),
-            is_unsettled: Arc::default(),
+            last: Arc::default(),
         }
     }
 
@@ -228,13 +236,25 @@ impl Session {
             write_whole(&self.handoff.token(), 0o600, token.expose_secret().as_bytes())?;
         }
         settle(&self.handoff, &self.agent)?;
-        self.is_unsettled.store(false, Ordering::Relaxed);
+        if let Some(last) = &mut *self.last.write().unwrap_or_else(PoisonError::into_inner) {
+            last.is_settled = true;
+        }
         Ok(())
     }
 
-    /// Whether a login got a token and failed after that, or was interrupted.
+    /// Whether a login got a token that was not handed on: something failed after that, or
+    /// nobody waited for it.
     pub fn is_unsettled(&self) -> bool {
-        self.is_unsettled.load(Ordering::Relaxed)
+        self.last().is_some_and(|last| !last.is_settled)
+    }
+
+    /// How long ago this process logged in; `None` if it did not.
+    pub fn age(&self) -> Option<Duration> {
+        self.last().map(|last| last.at.elapsed())
+    }
+
+    fn last(&self) -> Option<Last> {
+        *self.last.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Logs out and removes the token, if it exists. `unused` proves that the agent no
@@ -358,9 +378,9 @@ impl Session {
     /// One login, until its token is in the file. It goes on even if nobody waits for
     /// it.
     async fn attempt(&self, old: Option<SecretString>) -> Result<(), LoginError> {
-        let Self { agent, handoff, login, under_way, replaced, is_unsettled } = self;
+        let Self { agent, handoff, login, under_way, replaced, last } = self;
         let (agent, file, login) = (agent.clone(), handoff.token(), login.clone());
-        let (replaced, is_unsettled) = (Arc::clone(replaced), Arc::clone(is_unsettled));
+        let (replaced, last) = (Arc::clone(replaced), Arc::clone(last));
         let guard = Arc::clone(under_way).lock_owned().await;
         let work = tokio::spawn(async move {
             let _guard = guard;
@@ -374,7 +394,8 @@ impl Session {
             let token = agent.log_in(&login).await.map_err(LoginError::Agent)?;
             // First, so that the token is logged out if its file can't be written.
             agent.set_token(Some(token.clone()));
-            is_unsettled.store(true, Ordering::Relaxed);
+            *last.write().unwrap_or_else(PoisonError::into_inner) =
+                Some(Last { at: Instant::now(), is_settled: false });
             // It may exist nevertheless: the leader may know a token that a lagging server
             // does not.
             replaced.write().unwrap_or_else(PoisonError::into_inner).extend(old);
