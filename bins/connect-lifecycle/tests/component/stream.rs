@@ -38,7 +38,7 @@ fn a_pod_whose_stream_is_refused_is_unready_and_reports_why() {
     pod.envoy.is_cut_off(false);
     await_alive(&agent);
     sidecar.await_log("Envoy gets its configuration again");
-    pod.ready(&[]).code(0);
+    pod.ready(&["--timeout=1m"]).code(0);
     assert_eq!(message(), "");
 }
 
