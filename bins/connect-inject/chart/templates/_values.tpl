@@ -78,6 +78,9 @@ and parses strings that contain YAML.
 {{- $_ := set $c.sidecarProxy "mode" "native" -}}
 {{- end -}}
 {{- end -}}
+{{- if and $c.enabled (eq $c.sidecarProxy.mode "native") (include "connect-inject.isVersion" (list . "<1.29-0")) -}}
+{{- fail (printf "connectInject.sidecarProxy.mode is native, but Kubernetes %s has no native sidecars: they require 1.29; set it to container or auto" (include "connect-inject.kubernetesVersion" .)) -}}
+{{- end -}}
 {{- end -}}
 
 {{/*
@@ -169,13 +172,6 @@ first has no value or null. Resources are left alone: there, null means none.
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- end -}}
-{{- $mode := .Values.connectInject.sidecarProxy.mode -}}
-{{- if eq (include "connect-inject.consulValue" (list . "connectInject.dataplaneAsSidecarInitContainer.defaultEnabled")) "true" -}}
-{{- $mode = eq $mode "auto" | ternary "native" $mode -}}
-{{- end -}}
-{{- if and (eq $mode "native") (include "connect-inject.isVersion" (list . "<1.29-0")) -}}
-{{- $refused = append $refused (printf "connectInject.sidecarProxy.mode is native, but Kubernetes %s has no native sidecars: they require 1.29; set it to container or auto" (include "connect-inject.kubernetesVersion" .)) -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.connectInject.image -}}
