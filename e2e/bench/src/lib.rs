@@ -39,6 +39,8 @@ pub struct Plan {
     pub parts: Parts,
     /// The directory with the programs of the package `measure`.
     pub measure: PathBuf,
+    /// consul-k8s, whose injector is the peer of the webhook.
+    pub consul_k8s: Option<PathBuf>,
     /// The directory with criterion's results, if it ran.
     pub criterion: Option<PathBuf>,
     /// Number of runs of each command.

@@ -35,6 +35,9 @@ struct Args {
     /// Target triple of the binaries
     #[arg(long, default_value = "unknown")]
     target: String,
+    /// consul-k8s, with whose injector the webhook is compared
+    #[arg(long, value_name = "PROGRAM")]
+    consul_k8s: Option<PathBuf>,
     /// Directory with criterion's results
     #[arg(long)]
     criterion: Option<PathBuf>,
@@ -70,13 +73,14 @@ fn run(args: Args) -> harness::Result<ExitCode> {
         out,
         measure,
         target,
+        consul_k8s,
         criterion,
         compare,
         write: document,
         check_instructions,
         note_instructions,
     } = args;
-    let plan = Plan { parts: Parts::find()?, measure, criterion, runs, full };
+    let plan = Plan { parts: Parts::find()?, measure, consul_k8s, criterion, runs, full };
     if let Some(file) = check_instructions.as_ref().or(note_instructions.as_ref()) {
         let rustc = output_of("rustc", &["--version"])?;
         let found = Noted {

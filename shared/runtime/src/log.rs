@@ -5,6 +5,7 @@ use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use nix::errno::Errno;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -90,6 +91,27 @@ enum LogFormat {
     Json,
 }
 
+/// Standard error without the standard library's lock, which threads that log at the same
+/// time would wait for. The log writes each line at once, so lines stay whole.
+struct Stderr;
+
+// === impl Stderr ===
+
+impl Write for Stderr {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        match nix::unistd::write(std::io::stderr(), line) {
+            Ok(written) => Ok(written),
+            Err(Errno::EINTR) => Err(Errno::EINTR.into()),
+            // A closed stderr can't be reported anywhere.
+            Err(_) => Ok(line.len()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 // === impl LogArgs ===
 
 impl LogArgs {
@@ -109,8 +131,7 @@ impl LogArgs {
                 .map(|library| (library, level.min(LevelFilter::WARN))),
         );
         let registry = tracing_subscriber::registry().with(filter);
-        let lines =
-            tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+        let lines = tracing_subscriber::fmt::layer().with_writer(|| Stderr).with_target(false);
         let opened = match self.log_format {
             LogFormat::Plain => registry.with(lines.with_ansi(false)).try_init(),
             LogFormat::Json => {

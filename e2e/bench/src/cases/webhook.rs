@@ -1,5 +1,6 @@
-//! The injector under load, over TLS with kept-alive connections. The floor is the same
-//! server, which does not parse the review.
+//! The injector under load, over TLS with kept-alive connections. The peer is the injector of
+//! consul-k8s 0.25, the last release whose pods register with their node's agent. The floor is
+//! our server, which does not parse the review.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -37,13 +38,29 @@ struct Shape {
     reviews: Option<u32>,
 }
 
-/// The injector, the floor, and files with reviews.
+/// The injectors, the floor, and files with reviews.
 struct Bench<'n> {
     plan: &'n Plan,
     node: &'n Node,
     folder: PathBuf,
     injector: Injector,
+    /// `None` without consul-k8s.
+    peer: Option<Process>,
     floor: Process,
+}
+
+/// A review, in the API versions of ours and of the peer.
+struct Body {
+    v1: PathBuf,
+    v1beta1: PathBuf,
+}
+
+/// The same load on each of the three.
+#[derive(Default)]
+struct Loads {
+    ours: Vec<Load>,
+    peer: Vec<Load>,
+    floor: Vec<Load>,
 }
 
 /// A pod to review.
@@ -73,6 +90,9 @@ const PODS: [Pod; 3] = [
 
 const ROUNDS: usize = 3;
 
+/// Part of an injector's answer with a patch.
+const PATCHED: &str = "\"patch\":\"";
+
 /// # Errors
 /// A part does not do what it is for.
 pub(super) fn run(plan: &Plan) -> Result<Found> {
@@ -86,10 +106,19 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
     let whole = Shape { connections: 32, millis: 0, rate: None, reviews: Some(many) };
     bench.ours(&body, whole)?;
     let resident = Figure::exact(process::memory(bench.injector.pid(), "Rss")?);
-    bench.floor(&body, Shape { reviews: Some(20_000), ..whole })?;
+    let some = Shape { reviews: Some(20_000), ..whole };
+    bench.floor(&body, some)?;
     let floor = Figure::exact(process::memory(bench.floor.pid(), "Rss")?);
+    let peer = match &bench.peer {
+        Some(peer) => {
+            bench.peer(peer, &body, some)?;
+            Some(Figure::exact(process::memory(peer.pid(), "Rss")?))
+        }
+        None => None,
+    };
     found.rows.push(
         Row::new(format!("webhook: resident after {many} reviews"), "MiB", resident)
+            .peer(peer)
             .floor(floor)
             .budget(Budget::AtMost(20.0)),
     );
@@ -98,21 +127,24 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
         let body = bench.body(name, &padded(&document, bytes))?;
         for connections in [1, 8, 32] {
             let flat_out = Shape { connections, millis: 1000, rate: None, reviews: None };
-            let (ours, floor) = bench.both(&body, flat_out)?;
+            let loads = bench.all(&body, flat_out)?;
             let on = match connections {
                 1 => format!("webhook: {name}, 1 connection"),
                 _ => format!("webhook: {name}, {connections} connections"),
             };
             let row = |what: &str, unit, figure: &dyn Fn(&Load) -> f64| {
-                figure_row(format!("{on}: {what}"), unit, &ours, &floor, figure)
+                loads.row(format!("{on}: {what}"), unit, figure)
             };
             found.rows.push(row("reviews", "/s", &|load| load.reviews / load.took_ns * 1e9)?);
-            found.rows.push(row("median", "ms", &|load| load.p50_ns / 1e6)?);
+            let median = row("median", "ms", &|load| load.p50_ns / 1e6)?;
+            found.rows.push(median.budget(Budget::TimesLessThanPeer(1.0)));
             let cpu = row("processor of a review", "µs", &|load| {
                 load.cpu.as_secs_f64() * 1e6 / load.reviews
             })?;
             found.rows.push(match times_floor {
-                Some(times) => cpu.budget(Budget::TimesFloor(times)),
+                Some(times) => {
+                    cpu.budget(Budget::TimesFloor(times)).budget(Budget::TimesLessThanPeer(10.0))
+                }
                 None => cpu,
             });
             let judged = |row: Row| match budget {
@@ -129,11 +161,9 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
             // load that does not saturate the webhook.
             found.rows.push(Row { what: slowest.what + ", saturated", ..slowest });
             let paced = Shape { millis: 2000, rate: Some(rate), ..flat_out };
-            let (ours, floor) = bench.both(&body, paced)?;
             let what = format!("{on}: p99 at {rate} reviews/s");
-            found
-                .rows
-                .push(judged(figure_row(what, "ms", &ours, &floor, &|load| load.p99_ns / 1e6)?));
+            let loads = bench.all(&body, paced)?;
+            found.rows.push(judged(loads.row(what, "ms", &|load| load.p99_ns / 1e6)?));
         }
     }
     let resident = Figure::exact(process::memory(bench.injector.pid(), "Rss")?);
@@ -143,15 +173,14 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
     Ok(found)
 }
 
-fn figure_row(
-    what: String,
-    unit: &'static str,
-    ours: &[Load],
-    floor: &[Load],
-    figure: &dyn Fn(&Load) -> f64,
-) -> Result<Row> {
-    let of = |loads: &[Load]| Figure::of(loads.iter().map(figure).collect());
-    Ok(Row::new(what, unit, of(ours).ok_or("no load")?).floor(of(floor)))
+// === impl Loads ===
+
+impl Loads {
+    fn row(&self, what: String, unit: &'static str, figure: &dyn Fn(&Load) -> f64) -> Result<Row> {
+        let of = |loads: &[Load]| Figure::of(loads.iter().map(figure).collect());
+        let ours = of(&self.ours).ok_or("no load")?;
+        Ok(Row::new(what, unit, ours).peer(of(&self.peer)).floor(of(&self.floor)))
+    }
 }
 
 // === impl Bench ===
@@ -170,37 +199,52 @@ impl<'n> Bench<'n> {
         ];
         let mut floor = node.start(&plan.measure.join("measure-floor"), &args)?;
         floor.await_output("listening")?;
-        Ok(Self { plan, node, folder, injector, floor })
+        let peer = plan.consul_k8s.as_ref().map(|it| start_peer(it, node, &folder)).transpose()?;
+        Ok(Self { plan, node, folder, injector, peer, floor })
     }
 
-    /// Writes a review of that pod to a file.
-    fn body(&self, name: &str, pod: &Value) -> Result<PathBuf> {
-        let file = self.folder.join(format!("{}.json", name.replace([' ', '\''], "-")));
-        write(&file, &review(pod, "default", "b6b7e1f0-0000-4000-8000-000000000000").to_string())?;
-        Ok(file)
-    }
-
-    /// Measures injector and floor in turn.
-    fn both(&self, body: &Path, shape: Shape) -> Result<(Vec<Load>, Vec<Load>)> {
-        let (mut ours, mut floor) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            ours.push(self.ours(body, shape)?);
-            floor.push(self.floor(body, shape)?);
+    /// Writes a review of that pod to files.
+    fn body(&self, name: &str, pod: &Value) -> Result<Body> {
+        let name = name.replace([' ', '\''], "-");
+        let [v1, v1beta1] = ["v1", "v1beta1"]
+            .map(|version| (version, self.folder.join(format!("{name}-{version}.json"))));
+        let mut review = review(pod, "default", "b6b7e1f0-0000-4000-8000-000000000000");
+        for (version, file) in [&v1, &v1beta1] {
+            review["apiVersion"] = format!("admission.k8s.io/{version}").into();
+            write(file, &review.to_string())?;
         }
-        Ok((ours, floor))
+        Ok(Body { v1: v1.1, v1beta1: v1beta1.1 })
     }
 
-    fn ours(&self, body: &Path, shape: Shape) -> Result<Load> {
-        // The answer must contain a patch.
-        self.load(self.injector.pid(), 8443, body, shape, "\"patchType\":\"JSONPatch\"")
+    /// Measures the three in turn.
+    fn all(&self, body: &Body, shape: Shape) -> Result<Loads> {
+        let mut loads = Loads::default();
+        for _ in 0..ROUNDS {
+            loads.ours.push(self.ours(body, shape)?);
+            if let Some(peer) = &self.peer {
+                loads.peer.push(self.peer(peer, body, shape)?);
+            }
+            loads.floor.push(self.floor(body, shape)?);
+        }
+        Ok(loads)
     }
 
-    fn floor(&self, body: &Path, shape: Shape) -> Result<Load> {
-        self.load(self.floor.pid(), 8444, body, shape, "\"allowed\":true")
+    // An injector's answer must contain a patch.
+
+    fn ours(&self, body: &Body, shape: Shape) -> Result<Load> {
+        self.load(self.injector.pid(), 8443, &body.v1, shape, PATCHED)
+    }
+
+    fn peer(&self, peer: &Process, body: &Body, shape: Shape) -> Result<Load> {
+        self.load(peer.pid(), 8445, &body.v1beta1, shape, PATCHED)
+    }
+
+    fn floor(&self, body: &Body, shape: Shape) -> Result<Load> {
+        self.load(self.floor.pid(), 8444, &body.v1, shape, "\"allowed\":true")
     }
 
     /// Length of the review in bytes, and its time in milliseconds.
-    fn median(&self, body: &Path, shape: Shape) -> Result<(f64, f64)> {
+    fn median(&self, body: &Body, shape: Shape) -> Result<(f64, f64)> {
         let loads = (0..ROUNDS).map(|_| self.ours(body, shape)).collect::<Result<Vec<Load>>>()?;
         let took = Figure::of(loads.iter().map(|load| load.p50_ns / 1e6).collect());
         Ok((loads[0].bytes, took.ok_or("no load")?.median))
@@ -261,6 +305,40 @@ impl<'n> Bench<'n> {
         }
         Ok(())
     }
+}
+
+/// Starts the injector of consul-k8s. It refuses to run without the files and variables of a
+/// pod, so it gets them in a mount namespace of its own. Its controllers, which need an API
+/// server, are off.
+fn start_peer(consul_k8s: &Path, node: &Node, folder: &Path) -> Result<Process> {
+    const AS_IN_A_POD: &str = "mount -t tmpfs tmpfs /var/run
+        mkdir -p /var/run/secrets/kubernetes.io/serviceaccount
+        touch /var/run/secrets/kubernetes.io/serviceaccount/ca.crt
+        echo none > /var/run/secrets/kubernetes.io/serviceaccount/token
+        export KUBERNETES_SERVICE_HOST=127.0.0.1 KUBERNETES_SERVICE_PORT=443
+        exec \"$@\"";
+    let (cert, key) = (folder.join("tls.crt"), folder.join("tls.key"));
+    let mut args: Vec<String> =
+        ["--mount", "sh", "-ec", AS_IN_A_POD, "sh"].map(str::to_owned).into();
+    args.push(text(consul_k8s));
+    args.push("inject-connect".to_owned());
+    args.push(format!("-listen={}:8445", node.ip()));
+    args.push(format!("-tls-cert-file={}", text(&cert)));
+    args.push(format!("-tls-key-file={}", text(&key)));
+    args.extend(
+        [
+            "-consul-image=consul:1.9",
+            "-consul-k8s-image=consul-k8s:0.25",
+            "-envoy-image=envoy:1.16",
+            "-allow-k8s-namespace=*",
+            "-enable-health-checks-controller=false",
+            "-enable-cleanup-controller=false",
+        ]
+        .map(str::to_owned),
+    );
+    let mut peer = node.start(Path::new("unshare"), &args)?;
+    peer.await_output("Updating certs")?;
+    Ok(peer)
 }
 
 /// The pod with enough environment variables to reach that length.

@@ -44,19 +44,14 @@ pub(crate) async fn answer(state: Arc<State>, request: Request<Incoming>) -> Res
     let duration = began.elapsed();
     state.metrics.count(reason, duration);
     let (reason, outcome) = (reason.code(), reason.outcome());
-    // The span is created last, because fields recorded later would be formatted twice.
-    let span = if let Ok((Reviewed { uid, namespace, pod, .. }, _)) = &reviewed {
-        tracing::info_span!("review", uid, namespace, pod)
-    } else {
-        tracing::info_span!("review")
-    };
-    let _entered = span.enter();
     match reviewed {
-        Ok((Reviewed { message, warnings, .. }, body)) => {
+        Ok((Reviewed { uid, namespace, pod, message, warnings, .. }, body)) => {
+            // Fields, not a span, which would be formatted apart.
             for warning in &warnings {
-                tracing::info!("warned: {warning}");
+                tracing::info!(uid, namespace, pod, "warned: {warning}");
             }
-            tracing::info!(outcome = outcome.code(), reason, ?duration, "{message}");
+            let outcome = outcome.code();
+            tracing::info!(uid, namespace, pod, outcome, reason, ?duration, "{message}");
             let mut response = Response::new(body);
             response
                 .headers_mut()
