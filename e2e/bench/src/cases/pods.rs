@@ -1,6 +1,7 @@
 //! Pods on a real Kubernetes: from their creation until they are ready, and until a
-//! client reaches them through the mesh; and rollouts of a single replica. Plain pods
-//! are the floor. Needs a cluster: `scripts/bench pods` starts one.
+//! client reaches them through the mesh; and rollouts of a single replica. The floor is
+//! pods with the same containers, none of which does anything; of many pods, plain pods.
+//! Needs a cluster: `scripts/bench pods` starts one.
 //!
 //! Times are those of this machine's clock: of the API server's answers and watch
 //! events, of the answers that a client in another pod gets, and of the lines that the
@@ -39,6 +40,10 @@ enum Mode {
     Plain,
     Container,
     Native,
+    /// Not injected, with containers like those of an injected pod, which do nothing: what
+    /// Kubernetes takes for such a pod.
+    IdleContainer,
+    IdleNative,
 }
 
 /// Pods that started at the same time, in milliseconds since the first was sent.
@@ -92,7 +97,15 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
                 lives.push(bench.begin(mode, pods)?);
             }
         }
-        found.rows.extend(rows(pods, &lives));
+        let mut idle: [Vec<Lives>; 2] = Default::default();
+        if pods == 1 {
+            for _ in 0..runs {
+                for (mode, lives) in Mode::IDLE.into_iter().zip(&mut idle) {
+                    lives.push(bench.begin(mode, pods)?);
+                }
+            }
+        }
+        found.rows.extend(rows(pods, &lives, &idle));
         if pods == 1 {
             let [_, container, native] = &lives;
             for (mode, lives) in [(Mode::Native, native), (Mode::Container, container)] {
@@ -104,33 +117,38 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
     Ok(found)
 }
 
-fn rows(pods: usize, lives: &[Vec<Lives>; 3]) -> Vec<Row> {
+fn rows(pods: usize, lives: &[Vec<Lives>; 3], idle: &[Vec<Lives>; 2]) -> Vec<Row> {
     let figure = |lives: &[Lives], of: &dyn Fn(&Lives) -> Option<f64>| {
         Figure::of(lives.iter().filter_map(of).collect())
     };
     let [plain, ..] = lives;
-    let floor = figure(plain, &|life| Some(life.ready));
+    let ready = |lives: &[Lives]| figure(lives, &|life| Some(life.ready));
+    let plain = ready(plain);
+    let floors = [plain, ready(&idle[0]).or(plain), ready(&idle[1]).or(plain)];
     let mut rows = Vec::new();
-    for (mode, lives) in Mode::ALL.into_iter().zip(lives) {
+    for ((mode, lives), floor) in Mode::ALL.into_iter().zip(lives).zip(floors) {
         let name = format!("{pods} {}{}", mode.name(), if pods == 1 { " pod" } else { " pods" });
-        let mut add = |what: &str, figure: Option<Figure>, floor: Option<Figure>| {
+        let mut add = |what: &str, figure: Option<Figure>, floor, budget: Option<Budget>| {
             let row = figure.map(|ours| Row::new(format!("{name}: {what}"), "ms", ours));
-            rows.extend(row.map(|row| row.floor(floor)));
+            rows.extend(row.map(|row| Row { floor, budgets: budget.into_iter().collect(), ..row }));
         };
-        add("created to Ready", figure(lives, &|life| Some(life.ready)), floor);
-        add("created to reached through the mesh", figure(lives, &|life| life.reached), None);
+        let own = ready(lives);
+        add("created to Ready", own, floor, None);
+        if pods == 1 && mode.is_injected() {
+            let later = own.zip(plain).map(|(own, plain)| own.median - plain.median);
+            let most = Budget::AtMost(1000.0);
+            add("Ready later than a plain pod", later.map(Figure::exact), None, Some(most));
+        }
+        let reached = figure(lives, &|life| life.reached);
+        add("created to reached through the mesh", reached, None, None);
         let since_envoy = figure(lives, &|life| Some(life.reached? - life.envoy?));
-        add("Envoy ready to reached", since_envoy, None);
+        add("Envoy ready to reached", since_envoy, None, None);
         // The kubelet starts the application only then.
         let since_both =
             figure(lives, &|life| Some(life.reached? - life.envoy?.max(*life.marks.get(SERVING)?)));
         if pods == 1 {
-            add("Envoy and the application ready to reached", since_both, None);
-            if mode != Mode::Plain
-                && let Some(row) = rows.last_mut()
-            {
-                row.budgets.push(Budget::AtMost(500.0));
-            }
+            let most = Some(Budget::AtMost(500.0));
+            add("Envoy and the application ready to reached", since_both, None, most);
         }
     }
     rows
@@ -147,12 +165,19 @@ fn middle(lives: &[Lives]) -> Option<&Lives> {
 
 impl Mode {
     const ALL: [Self; 3] = [Self::Plain, Self::Container, Self::Native];
+    const IDLE: [Self; 2] = [Self::IdleContainer, Self::IdleNative];
+
+    fn is_injected(self) -> bool {
+        matches!(self, Self::Container | Self::Native)
+    }
 
     fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Container => "container-mode",
             Self::Native => "native",
+            Self::IdleContainer => "idle container-mode",
+            Self::IdleNative => "idle native",
         }
     }
 
@@ -179,6 +204,10 @@ impl Mode {
             Self::Plain => return pod,
             Self::Container => "container",
             Self::Native => "native",
+            Self::IdleContainer | Self::IdleNative => {
+                with_idle_containers(&mut pod, self == Self::IdleNative);
+                return pod;
+            }
         };
         pod["metadata"]["annotations"] = json!({
             "consul.hashicorp.com/connect-inject": "true",
@@ -186,6 +215,31 @@ impl Mode {
         });
         pod
     }
+}
+
+/// Adds containers as an injected pod has them, hook and probe included, which do nothing.
+fn with_idle_containers(pod: &mut Value, native: bool) {
+    let nothing = json!({"exec": {"command": ["true"]}});
+    let container = |name: &str, command: Value| {
+        json!({
+            "name": name,
+            "image": "busybox",
+            "imagePullPolicy": "IfNotPresent",
+            "command": command,
+        })
+    };
+    let mut init = vec![container("init", json!(["true"]))];
+    let line = "trap 'exit 0' TERM; sleep 1000000 & wait";
+    let mut sidecar = container("sidecar", json!(["sh", "-c", line]));
+    sidecar["lifecycle"] = json!({"postStart": nothing});
+    sidecar["readinessProbe"] = json!({"exec": nothing["exec"], "periodSeconds": 10});
+    if native {
+        sidecar["restartPolicy"] = "Always".into();
+        init.push(sidecar);
+    } else if let Some(containers) = pod["spec"]["containers"].as_array_mut() {
+        containers.insert(0, sidecar);
+    }
+    pod["spec"]["initContainers"] = Value::Array(init);
 }
 
 // === impl Bench ===
@@ -218,7 +272,7 @@ impl<'c> Bench<'c> {
         let client = Client::start(&namespace)?;
         let mut bench = Self { cluster, namespace, client, count: 0 };
         // From now on, the images are pulled.
-        for mode in Mode::ALL {
+        for mode in Mode::ALL.into_iter().chain(Mode::IDLE) {
             bench.begin(mode, 1)?;
         }
         Ok(bench)
@@ -258,7 +312,7 @@ impl<'c> Bench<'c> {
             watching.join().map_err(|_| "the watch panicked")??;
             Ok(began)
         })?;
-        if mode != Mode::Plain {
+        if mode.is_injected() {
             self.client.await_all(&names)?;
         }
         let watched = watched.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -274,7 +328,7 @@ impl<'c> Bench<'c> {
         let mut marks: BTreeMap<_, _> =
             watched.of(&names[0]).map(|(m, at)| (m, since(at))).collect();
         let (mut envoy, zero) = (None, time_of_day(began));
-        if mode != Mode::Plain {
+        if mode.is_injected() {
             for name in &names {
                 let lines = self.lines(name, zero)?;
                 let one = lines.get(ENVOY_READY).copied();
@@ -284,14 +338,14 @@ impl<'c> Bench<'c> {
                 }
             }
         }
-        marks.extend(reached.filter(|_| mode != Mode::Plain).map(|at| (REACHED, at)));
+        marks.extend(reached.filter(|_| mode.is_injected()).map(|at| (REACHED, at)));
         let accepted = since(watched.accepted.unwrap_or(began));
         for name in &names {
             self.namespace.kubectl(&["delete", "pod", name, "--wait=false"])?;
         }
         self.await_nothing()?;
         let ready = ready.ok_or("no pod became ready")?;
-        let reached = reached.filter(|_| mode != Mode::Plain);
+        let reached = reached.filter(|_| mode.is_injected());
         Ok(Lives { accepted, ready, envoy, reached, marks })
     }
 
@@ -348,7 +402,7 @@ impl<'c> Bench<'c> {
             let rollout = format!("deployment/{SERVICE}");
             self.namespace.apply(&deployment.to_string())?;
             self.namespace.await_rollout(&rollout)?;
-            if mode != Mode::Plain {
+            if mode.is_injected() {
                 self.cluster.await_instances(SERVICE, 1)?;
                 self.client.await_all(&[SERVICE.to_owned()])?;
             }
@@ -359,7 +413,7 @@ impl<'c> Bench<'c> {
                 self.namespace.kubectl(&["rollout", "restart", &rollout])?;
                 self.namespace.await_rollout(&rollout)?;
                 took.push(milliseconds(began.elapsed().unwrap_or_default()));
-                if mode != Mode::Plain {
+                if mode.is_injected() {
                     self.cluster.await_instances(SERVICE, 1)?;
                 }
             }

@@ -43,6 +43,20 @@ pub(crate) const POD_IP: &str = "10.99.0.77";
 pub(crate) const SERVICE: &str = "shop_pod-0_web";
 pub(crate) const PROXY: &str = "shop_pod-0_web-sidecar-proxy";
 
+/// A request's path, and the file with its body.
+type Request<'r> = (&'r str, Option<&'r str>);
+
+const REGISTER: &str = "/v1/agent/service/register?replace-existing-checks=true";
+const PROXY_DEFAULTS: &str = "/v1/config/proxy-defaults/global";
+
+/// The least that registers a pod and finds out what the bootstrap needs.
+const REQUESTS: [Request<'static>; 4] = [
+    (REGISTER, Some("service.json")),
+    (REGISTER, Some("proxy.json")),
+    ("/v1/agent/service/shop_pod-0_web-sidecar-proxy", None),
+    (PROXY_DEFAULTS, None),
+];
+
 /// # Errors
 /// A program fails.
 pub(super) fn run(plan: &Plan) -> Result<Found> {
@@ -75,6 +89,7 @@ fn measure(plan: &Plan, way: Way) -> Result<Vec<Row>> {
     };
     bench.describe()?;
     let (mut ours, mut peer, mut floor) = (Taken::default(), Taken::default(), Taken::default());
+    let mut agents_own = Vec::new();
     for round in 0..=plan.runs {
         // New directories, created before the measurement starts.
         let (init, cli, curl) = (bench.init()?, bench.cli()?, bench.curl());
@@ -88,6 +103,9 @@ fn measure(plan: &Plan, way: Way) -> Result<Vec<Row>> {
         ours.add(plan, &init)?;
         peer.add(plan, &cli)?;
         floor.add(plan, &curl)?;
+        if !way.login {
+            agents_own.push(bench.agents_own()?);
+        }
     }
     let how = match (way.https, way.login) {
         (false, false) => "HTTP",
@@ -100,13 +118,21 @@ fn measure(plan: &Plan, way: Way) -> Result<Vec<Row>> {
         let row = Row::new(format!("pod's start, {how}: {what}"), unit, ours);
         Ok(row.peer(figure(&peer)).floor(figure(&floor)))
     };
-    Ok(vec![
+    let wall = ours.wall().ok_or("nothing was run")?;
+    let beside =
+        Row::new(format!("pod's start, {how}: wall, beside the agent's own time"), "ms", wall);
+    let beside =
+        Figure::of(agents_own).map(|own| beside.floor(own).budget(Budget::TimesFloor(2.0)));
+    Ok([
         row("wall", "ms", Taken::wall)?
             .budget(Budget::TimesLessThanPeer(20.0))
             .budget(Budget::BelowFloor),
         row("processor", "ms", Taken::cpu)?,
         row("peak memory", "MiB", Taken::peak)?.budget(Budget::TimesLessThanPeer(8.0)),
-    ])
+    ]
+    .into_iter()
+    .chain(beside)
+    .collect())
 }
 
 // === impl Bench ===
@@ -250,24 +276,31 @@ impl<'p> Bench<'p> {
         Ok(steps.then(&["cp", &consul, &text(&folder.join("consul"))]))
     }
 
-    /// curl: one process with one kept-alive connection; with a login, in a shell that passes
-    /// the token on.
-    fn curl(&self) -> Steps {
-        let register = "/v1/agent/service/register?replace-existing-checks=true";
-        let proxy = format!("/v1/agent/service/{PROXY}");
-        let requests = [
-            (register, Some("service.json")),
-            (register, Some("proxy.json")),
-            (&proxy, None),
-            ("/v1/config/proxy-defaults/global", None),
-        ];
+    /// The time that the agent takes for the requests of connect-init on a kept-alive
+    /// connection, in milliseconds: by curl, from each request's start to its answer's end.
+    fn agents_own(&self) -> Result<f64> {
+        let service = format!("/v1/agent/service/{SERVICE}");
+        let first = [("/v1/agent/self", None), (service.as_str(), None)];
+        let requests: Vec<Request<'_>> = first.into_iter().chain(REQUESTS).collect();
+        let args = self.transfers(&requests, &["-w", "%{time_pretransfer} %{time_total}\\n"]);
+        let mut seconds = 0.0;
+        for line in output_of(&args[0], &args[1..])?.lines() {
+            let (before, whole) = line.split_once(' ').ok_or("curl printed no times")?;
+            seconds += whole.parse::<f64>()? - before.parse::<f64>()?;
+        }
+        Ok(seconds * 1000.0)
+    }
+
+    /// A command line of curl, with one kept-alive connection.
+    fn transfers(&self, requests: &[Request<'_>], further: &[&str]) -> Vec<String> {
         let mut args = vec!["curl".to_owned(), "--fail-early".to_owned()];
-        for (index, (path, body)) in requests.into_iter().enumerate() {
+        for (index, (path, body)) in requests.iter().enumerate() {
             if index > 0 {
                 args.push("--next".to_owned());
             }
             args.extend(["-sS", "-o", "/dev/null"].map(str::to_owned));
-            if path != requests[3].0 {
+            args.extend(further.iter().map(|it| (*it).to_owned()));
+            if *path != PROXY_DEFAULTS {
                 // The answer is 404, because there are no proxy-defaults.
                 args.push("-f".to_owned());
             }
@@ -281,6 +314,13 @@ impl<'p> Bench<'p> {
             }
             args.push(format!("{}{path}", self.url));
         }
+        args
+    }
+
+    /// curl: one process with one kept-alive connection; with a login, in a shell that passes
+    /// the token on.
+    fn curl(&self) -> Steps {
+        let args = self.transfers(&REQUESTS, &[]);
         if self.bearer.is_none() {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
             return Steps::default().then(&args);
