@@ -177,6 +177,7 @@ impl Cluster {
                     "webhooks": [{"name": "w", "failurePolicy": "Fail", "rules": rules,
                         "clientConfig": {"url": "https://inject.example/mutate"}}]}]))
             }
+            "/v1/catalog/datacenters" => json!(["dc1"]),
             "/v1/catalog/nodes" => nodes(&|name| json!({"Node": name, "Address": "10.0.0.1"})),
             "/v1/catalog/services" => json!({"echo-server": [], "echo-server-sidecar-proxy": []}),
             "/v1/agent/members" => {
