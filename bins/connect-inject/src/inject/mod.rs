@@ -156,7 +156,7 @@ fn pull_secrets(editor: &mut Editor<'_>, pod: Pod<'_>, policy: &Policy) -> Resul
 /// Adds our containers, in the order in which the kubelet starts them.
 fn containers(editor: &mut Editor<'_>, plan: &Plan, policy: &Policy) -> Result<(), Denial> {
     let sidecars = containers::sidecars(plan, policy);
-    let sidecars = sidecars.iter().map(|sidecar| with_mounts(sidecar, &plan.volumes.mounts));
+    let sidecars = sidecars.iter().map(Text::of);
     let init = Text::of(&containers::init_container(plan, policy));
     let (mut ahead, mut behind) = (None, None);
     if let Some(transparent) = &plan.transparent {
@@ -206,19 +206,6 @@ fn bounded(editor: &Editor<'_>) -> Result<(), Denial> {
             LARGEST_PATCH >> 10
         ),
     ))
-}
-
-/// Adds mounts from an annotation to a sidecar. They are raw JSON, so that fields of newer
-/// Kubernetes releases are kept.
-fn with_mounts(sidecar: &k8s_openapi::api::core::v1::Container, more: &[Value]) -> Text {
-    if more.is_empty() {
-        return Text::of(sidecar);
-    }
-    let mut sidecar = json!(sidecar);
-    if let Some(Value::Array(mounts)) = sidecar.get_mut("volumeMounts") {
-        mounts.extend_from_slice(more);
-    }
-    Text::of(&sidecar)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::{EnvVar, LifecycleHandler, SleepAction, VolumeMount};
 
-use super::fields::{mount, variable};
+use super::fields::mount;
 use crate::names::VARIABLE;
 use crate::plan::Plan;
 
@@ -25,7 +25,7 @@ pub(crate) fn variables(plan: &Plan) -> Vec<EnvVar> {
                 (format!("{stem}{VARIABLE}PORT"), upstream.local_bind_port.to_string()),
             ] {
                 if variables.iter().all(|earlier| earlier.name != name) {
-                    variables.push(variable(name, value));
+                    variables.push(EnvVar { name, value: Some(value), ..EnvVar::default() });
                 }
             }
         }

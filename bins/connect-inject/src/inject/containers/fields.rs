@@ -1,48 +1,60 @@
 //! Fields that the injected containers share.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EnvVar, EnvVarSource, ExecAction, LifecycleHandler,
-    ObjectFieldSelector, ResourceRequirements, SeccompProfile, SecurityContext, VolumeMount,
+    Capabilities, EnvVar, EnvVarSource, ExecAction, LifecycleHandler, ObjectFieldSelector,
+    SeccompProfile, SecurityContext, VolumeMount,
 };
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::names::{FOLDER, TOKEN_FOLDER, TOKEN_VOLUME, USER, VOLUME};
+use super::container::{Container, Part, Requirements, Variable};
+use crate::json::patch::Text;
+use crate::names::{DOWNWARD, FOLDER, STATUS_VARIABLE, TOKEN_FOLDER, TOKEN_VOLUME, USER, VOLUME};
 use crate::policy::Policy;
 use crate::values::quantity::Resources;
 
-/// The fields that all injected containers share. The security context passes PodSecurity
-/// level `restricted`.
-///
-/// Source: "Pod Security Standards" of the Kubernetes documentation.
-pub(super) fn injected(name: &str, image: &str, policy: &Policy) -> Container {
-    let user = (!policy.openshift).then_some(USER);
+/// The fields that all injected containers share.
+pub(super) fn injected<'p>(
+    name: impl Into<Cow<'p, str>>,
+    image: &'p str,
+    policy: &'p Policy,
+) -> Container<'p> {
+    static ORDINARY: LazyLock<Text> = LazyLock::new(|| Text::of(&security(Some(USER))));
+    // The range of user ids that OpenShift assigns depends on the namespace.
+    static OPENSHIFT: LazyLock<Text> = LazyLock::new(|| Text::of(&security(None)));
     Container {
-        name: name.to_owned(),
-        image: Some(image.to_owned()),
-        image_pull_policy: policy.image_pull.0.clone(),
-        volume_mounts: Some(mounts(policy)),
-        security_context: Some(SecurityContext {
-            run_as_user: user,
-            run_as_group: user,
-            run_as_non_root: Some(true),
-            read_only_root_filesystem: Some(true),
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities {
-                drop: Some(vec!["ALL".to_owned()]),
-                ..Capabilities::default()
-            }),
-            seccomp_profile: Some(SeccompProfile {
-                type_: "RuntimeDefault".to_owned(),
-                ..SeccompProfile::default()
-            }),
-            ..SecurityContext::default()
-        }),
+        name: name.into(),
+        image,
+        image_pull_policy: policy.image_pull.as_deref(),
+        volume_mounts: mounts(policy),
+        security_context: Some(Part::Fixed(if policy.openshift { &OPENSHIFT } else { &ORDINARY })),
         // If a failed container wrote no termination message, `kubectl describe pod` shows the
         // end of its log.
-        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        termination_message_policy: "FallbackToLogsOnError",
         ..Container::default()
+    }
+}
+
+/// A security context that passes PodSecurity level `restricted`. `user` is user and group.
+///
+/// Source: "Pod Security Standards" of the Kubernetes documentation.
+pub(super) fn security(user: Option<i64>) -> SecurityContext {
+    SecurityContext {
+        run_as_user: user,
+        run_as_group: user,
+        run_as_non_root: Some(true),
+        read_only_root_filesystem: Some(true),
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".to_owned()]),
+            ..Capabilities::default()
+        }),
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".to_owned(),
+            ..SeccompProfile::default()
+        }),
+        ..SecurityContext::default()
     }
 }
 
@@ -52,29 +64,47 @@ pub(super) fn mount() -> VolumeMount {
 
 /// The mounts of the injected containers. The sidecar needs the service account token, too: it
 /// logs in again if its ACL token has been deleted.
-pub(super) fn mounts(policy: &Policy) -> Vec<VolumeMount> {
-    let token = policy.acl_auth_method.is_some().then(|| VolumeMount {
-        name: TOKEN_VOLUME.to_owned(),
-        mount_path: TOKEN_FOLDER.to_owned(),
-        read_only: Some(true),
-        ..VolumeMount::default()
+fn mounts<T>(policy: &Policy) -> Vec<Part<T>> {
+    static OURS: LazyLock<Text> = LazyLock::new(|| Text::of(&mount()));
+    static TOKEN: LazyLock<Text> = LazyLock::new(|| {
+        Text::of(&VolumeMount {
+            name: TOKEN_VOLUME.to_owned(),
+            mount_path: TOKEN_FOLDER.to_owned(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        })
     });
-    [mount()].into_iter().chain(token).collect()
+    let token = policy.acl_auth_method.is_some().then_some(&TOKEN);
+    [&OURS].into_iter().chain(token).map(|mount| Part::Fixed(mount)).collect()
+}
+
+/// Variables that tell a container which pod it belongs to.
+pub(super) fn identity<'p>() -> impl Iterator<Item = Part<Variable<'p>>> {
+    static VARIABLES: LazyLock<Vec<Text>> =
+        LazyLock::new(|| DOWNWARD.iter().chain([&STATUS_VARIABLE]).map(from_field).collect());
+    VARIABLES.iter().map(Part::Fixed)
+}
+
+/// The variable with the node's address.
+pub(super) fn host_ip<'p>() -> impl Iterator<Item = Part<Variable<'p>>> {
+    static VARIABLE: LazyLock<Option<Text>> =
+        LazyLock::new(|| DOWNWARD.iter().find(|(name, _)| *name == "HOST_IP").map(from_field));
+    VARIABLE.iter().map(Part::Fixed)
 }
 
 /// An environment variable that is set from a field of the pod.
-pub(super) fn from_field(name: &str, field: &str) -> EnvVar {
-    EnvVar {
-        name: name.to_owned(),
+fn from_field((name, field): &(&str, &str)) -> Text {
+    Text::of(&EnvVar {
+        name: (*name).to_owned(),
         value_from: Some(EnvVarSource {
             field_ref: Some(ObjectFieldSelector {
-                field_path: field.to_owned(),
+                field_path: (*field).to_owned(),
                 ..ObjectFieldSelector::default()
             }),
             ..EnvVarSource::default()
         }),
         ..EnvVar::default()
-    }
+    })
 }
 
 pub(super) fn exec(command: Vec<String>) -> LifecycleHandler {
@@ -85,29 +115,21 @@ pub(super) fn exec(command: Vec<String>) -> LifecycleHandler {
 }
 
 /// Variables that set level and format of the injected containers' logs.
-pub(super) fn log(policy: &Policy) -> impl Iterator<Item = EnvVar> {
+pub(super) fn log(policy: &Policy) -> impl Iterator<Item = Part<Variable<'_>>> {
     [("CONNECT_LOG_LEVEL", &policy.pod_log_level), ("CONNECT_LOG_FORMAT", &policy.pod_log_format)]
         .into_iter()
-        .filter_map(|(name, value)| Some(variable(name.to_owned(), value.0.clone()?)))
+        .filter_map(|(name, value)| Some(variable(name, value.as_deref()?)))
 }
 
-pub(super) fn resources(resources: &Resources) -> Option<ResourceRequirements> {
-    let mut requests = BTreeMap::new();
-    let mut limits = BTreeMap::new();
+pub(super) fn resources(resources: &Resources) -> Option<Requirements<'_>> {
+    let mut required = Requirements::default();
     for (name, bounds) in resources.each() {
-        for (quantity, map) in [(&bounds.request, &mut requests), (&bounds.limit, &mut limits)] {
-            if let Some(quantity) = quantity {
-                map.insert(name.to_owned(), Quantity(quantity.text().to_owned()));
-            }
+        let of = [(&bounds.request, &mut required.requests), (&bounds.limit, &mut required.limits)];
+        for (quantity, map) in of {
+            map.extend(quantity.as_ref().map(|quantity| (name, quantity.text())));
         }
     }
-    let some = |map: BTreeMap<_, _>| Some(map).filter(|map| !map.is_empty());
-    let (requests, limits) = (some(requests), some(limits));
-    (requests.is_some() || limits.is_some()).then(|| ResourceRequirements {
-        requests,
-        limits,
-        ..ResourceRequirements::default()
-    })
+    (!required.requests.is_empty() || !required.limits.is_empty()).then_some(required)
 }
 
 /// Escapes a text, so that it reaches the process unchanged: in commands, arguments and
@@ -115,10 +137,14 @@ pub(super) fn resources(resources: &Resources) -> Option<ResourceRequirements> {
 ///
 /// Source: "Define a Command and Arguments for a Container" of the Kubernetes
 /// documentation.
-pub(super) fn literal(text: &str) -> String {
-    text.replace('$', "$$")
+pub(super) fn literal<'t>(text: impl Into<Cow<'t, str>>) -> Cow<'t, str> {
+    let text = text.into();
+    if text.contains('$') { text.replace('$', "$$").into() } else { text }
 }
 
-pub(super) fn variable(name: String, value: String) -> EnvVar {
-    EnvVar { name, value: Some(value), ..EnvVar::default() }
+pub(super) fn variable<'p>(
+    name: &'static str,
+    value: impl Into<Cow<'p, str>>,
+) -> Part<Variable<'p>> {
+    Part::Own(Variable { name, value: value.into() })
 }

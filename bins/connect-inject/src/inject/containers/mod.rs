@@ -5,9 +5,11 @@
 //! - [`init`]: the container that registers the pod
 //! - [`redirect`]: the container that loads or verifies the redirect rules
 //! - [`sidecar`]: the containers that run Envoy
-//! - [`fields`]: what the injected containers share
+//! - [`container`]: the type of these containers
+//! - [`fields`]: what they share
 
 mod application;
+mod container;
 mod fields;
 mod init;
 mod pod;

@@ -1,14 +1,17 @@
 //! The containers that run Envoy.
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, Lifecycle, Probe};
+use std::borrow::Cow;
 
+use k8s_openapi::api::core::v1::{ContainerPort, Lifecycle, Probe};
+
+use super::container::{Container, Part};
 use super::fields::{exec, injected, literal, log, resources};
 use crate::names::{DNS_PORT, FOLDER, HELPER, SIDECAR, sidecar_of};
-use crate::plan::{Envoy, Plan, Readiness, Relay};
+use crate::plan::{Envoy, Metrics, Plan, Readiness, Relay};
 use crate::policy::Policy;
 
 /// The containers that run Envoy under `connect-lifecycle`, one for each service of the pod.
-pub(crate) fn sidecars(plan: &Plan, policy: &Policy) -> Vec<Container> {
+pub(crate) fn sidecars<'p>(plan: &'p Plan, policy: &'p Policy) -> Vec<Container<'p>> {
     let first = sidecar(plan, Of::default(), policy);
     let further = (1..).zip(&plan.service.more);
     let further =
@@ -33,7 +36,7 @@ impl Of<'_> {
     }
 }
 
-pub(super) fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
+pub(super) fn sidecar<'p>(plan: &'p Plan, of: Of<'p>, policy: &'p Policy) -> Container<'p> {
     let Plan { envoy, lifecycle, .. } = plan;
     let waiting = || {
         of.helper("ready").into_iter().chain(["--wait".to_owned(), format!("{}s", lifecycle.hold)])
@@ -47,10 +50,13 @@ pub(super) fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
     // the kubelet longer.
     let is_probed = lifecycle.native && startup.is_some();
     let hold = (lifecycle.hold > 0 && !is_probed).then(|| exec(waiting().collect()));
-    let name = of.service.map_or_else(|| SIDECAR.to_owned(), sidecar_of);
+    let name = of.service.map_or(SIDECAR.into(), |service| Cow::from(sidecar_of(service)));
+    let mut shared = injected(name, &policy.envoy_image, policy);
+    // Raw JSON, so that fields of newer Kubernetes releases are kept.
+    shared.volume_mounts.extend(plan.volumes.mounts.iter().map(Part::Own));
     Container {
-        command: Some(envoy_command(plan, of)),
-        env: Some(log(policy).collect()).filter(|variables: &Vec<_>| !variables.is_empty()),
+        command: envoy_command(plan, of),
+        env: log(policy).collect(),
         lifecycle: Some(Lifecycle {
             post_start: hold,
             pre_stop: Some(exec(deregister.collect())),
@@ -60,49 +66,51 @@ pub(super) fn sidecar(plan: &Plan, of: Of<'_>, policy: &Policy) -> Container {
         liveness_probe: envoy.liveness_failure.map(|seconds| liveness(of, seconds)),
         readiness_probe: envoy.readiness.then(|| readiness(of)),
         // Only a pod with a single sidecar has metrics.
-        ports: plan.metrics.as_ref().map(|metrics| {
-            vec![ContainerPort {
-                name: Some(metrics.port_name.to_owned()),
-                container_port: metrics.port.into(),
-                protocol: Some("TCP".to_owned()),
-                ..ContainerPort::default()
-            }]
-        }),
-        restart_policy: lifecycle.native.then(|| "Always".to_owned()),
+        ports: plan.metrics.iter().map(port).collect(),
+        restart_policy: lifecycle.native.then_some("Always"),
         resources: resources(&envoy.resources),
-        ..injected(&name, &policy.envoy_image, policy)
+        ..shared
     }
 }
 
-fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
+fn port(metrics: &Metrics) -> ContainerPort {
+    ContainerPort {
+        name: Some(metrics.port_name.to_owned()),
+        container_port: metrics.port.into(),
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    }
+}
+
+fn envoy_command<'p>(plan: &'p Plan, of: Of<'p>) -> Vec<Cow<'p, str>> {
     let Envoy { extra_args, concurrency, .. } = &plan.envoy;
-    let mut command = of.helper("run");
+    let mut command: Vec<Cow<'p, str>> = of.helper("run").into_iter().map(Into::into).collect();
     if let Some(drain) = plan.lifecycle.drain {
-        command.push(format!("--drain-timeout={drain}s"));
+        command.push(format!("--drain-timeout={drain}s").into());
     }
     let readiness = plan.readiness.get(usize::from(of.index)).and_then(Option::as_ref);
     if let Some(probe) = readiness.and_then(Readiness::probe) {
-        command.push(literal(&format!("--readiness-probe={probe}")));
+        command.push(literal(format!("--readiness-probe={probe}")));
     }
     if let Some(merging) = plan.metrics.as_ref().and_then(|metrics| metrics.merging.as_ref()) {
-        command.push(format!("--merged-metrics-port={}", merging.port));
-        command.push(format!("--service-metrics-port={}", merging.service_port));
-        command.push(literal(&format!("--service-metrics-path={}", merging.service_path)));
+        command.push(format!("--merged-metrics-port={}", merging.port).into());
+        command.push(format!("--service-metrics-port={}", merging.service_port).into());
+        command.push(literal(format!("--service-metrics-path={}", merging.service_path)));
     }
     let relay = plan.transparent.as_ref().and_then(|transparent| transparent.relay.as_ref());
     if let Some(Relay { port, probes }) = relay.filter(|_| of.index == 0) {
-        command.push(format!("--probe-port={port}"));
+        command.push(format!("--probe-port={port}").into());
         command
-            .extend(probes.iter().map(|(path, probe)| literal(&format!("--probe={path}={probe}"))));
+            .extend(probes.iter().map(|(path, probe)| literal(format!("--probe={path}={probe}"))));
     }
     // The first sidecar answers DNS queries for all services of the pod.
     if of.index == 0 && plan.transparent.as_ref().is_some_and(|transparent| transparent.dns) {
-        command.push(format!("--dns-port={DNS_PORT}"));
+        command.push(format!("--dns-port={DNS_PORT}").into());
     }
-    command.extend(["--", "envoy", "--config-path"].map(str::to_owned));
+    command.extend(["--", "envoy", "--config-path"].map(Cow::from));
     command.push(match of.service {
-        None => format!("{FOLDER}/envoy-bootstrap.json"),
-        Some(service) => format!("{FOLDER}/envoy-bootstrap-{service}.json"),
+        None => format!("{FOLDER}/envoy-bootstrap.json").into(),
+        Some(service) => format!("{FOLDER}/envoy-bootstrap-{service}.json").into(),
     });
     // Envoy rejects an argument that is given twice: the user's takes precedence.
     let is_given = |argument: &str| {
@@ -112,23 +120,24 @@ fn envoy_command(plan: &Plan, of: Of<'_>) -> Vec<String> {
     };
     // Each container runs a single Envoy process, which has no other to take over from.
     if !is_given("--disable-hot-restart") {
-        command.push("--disable-hot-restart".to_owned());
+        command.push("--disable-hot-restart".into());
     }
     // The containers of a pod share the names of shared memory. Each Envoy derives its own names
     // from this number.
     if of.index > 0 && !is_given("--base-id") {
-        command.extend(["--base-id".to_owned(), of.index.to_string()]);
+        command.extend(["--base-id".into(), Cow::from(of.index.to_string())]);
     }
     // By default, Envoy would close connections at random times within ten minutes.
     if !is_given("--drain-strategy") {
-        command.extend(["--drain-strategy", "immediate"].map(str::to_owned));
+        command.extend(["--drain-strategy", "immediate"].map(Cow::from));
     }
     if !is_given("--drain-time-s") {
-        command.extend(["--drain-time-s".to_owned(), plan.lifecycle.drain_time().to_string()]);
+        let seconds = plan.lifecycle.drain_time().to_string();
+        command.extend(["--drain-time-s".into(), Cow::from(seconds)]);
     }
     // Without it, Envoy starts a thread for each core of the node.
     if !is_given("--concurrency") {
-        command.extend(["--concurrency".to_owned(), concurrency.to_string()]);
+        command.extend(["--concurrency".into(), Cow::from(concurrency.to_string())]);
     }
     command.extend(extra_args.iter().map(|argument| literal(argument)));
     command

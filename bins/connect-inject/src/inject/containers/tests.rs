@@ -4,7 +4,7 @@ use registration::upstream::{Context, parse_list};
 
 use super::fields::literal;
 use super::init::with_pod_name;
-use super::sidecar::{Of, sidecar};
+use super::sidecar::Of;
 use super::*;
 use crate::plan::upstreams::dotted_stems;
 use crate::plan::{Lifecycle, Metrics, Plan, Service};
@@ -45,6 +45,22 @@ fn plan(upstreams: &str) -> Plan {
     }
 }
 
+/// The container as Kubernetes reads it.
+fn typed(container: &container::Container<'_>) -> Container {
+    let written = serde_json::to_value(container).unwrap();
+    let read: Container = serde_json::from_value(written.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&read).unwrap(), written, "a field that Kubernetes lacks");
+    read
+}
+
+fn init_container(plan: &Plan, policy: &Policy) -> Container {
+    typed(&init::init_container(plan, policy))
+}
+
+fn sidecar(plan: &Plan, policy: &Policy) -> Container {
+    typed(&sidecar::sidecar(plan, Of::default(), policy))
+}
+
 /// Text from annotations was run by a shell or a template. Reported in
 /// <https://github.com/hashicorp/consul-k8s/pull/115>.
 #[test]
@@ -62,7 +78,7 @@ fn hostile_annotations_reach_the_process_unchanged() {
     }
     let mut plan = plan("");
     plan.envoy.extra_args = vec!["$(HOME) x".to_owned()];
-    let command = sidecar(&plan, Of::default(), &policy()).command.unwrap();
+    let command = sidecar(&plan, &policy()).command.unwrap();
     assert_eq!(expanded(command.last().unwrap()), "$(HOME) x");
 }
 
@@ -77,7 +93,7 @@ fn the_metrics_port_has_the_planned_name() {
             tls: Vec::new(),
         };
         let plan = Plan { metrics: Some(metrics), ..plan("") };
-        let port = &sidecar(&plan, Of::default(), &policy()).ports.unwrap()[0];
+        let port = &sidecar(&plan, &policy()).ports.unwrap()[0];
         assert_eq!((port.name.as_deref(), port.container_port), (Some(port_name), 20200));
     }
 }
@@ -154,9 +170,9 @@ fn injected_containers_get_the_login_token_and_the_agents_ca() {
     };
     let token = (token_volume().name, "/consul/service-account".to_owned());
     assert!(mounted(init_container(&plan(""), &policy)).contains(&token));
-    assert!(mounted(sidecar(&plan(""), Of::default(), &policy)).contains(&token));
+    assert!(mounted(sidecar(&plan(""), &policy)).contains(&token));
     let without = Policy { acl_auth_method: Optional(None), ..policy };
-    assert!(!mounted(sidecar(&plan(""), Of::default(), &without)).contains(&token));
+    assert!(!mounted(sidecar(&plan(""), &without)).contains(&token));
 }
 
 #[test]
@@ -167,7 +183,9 @@ fn each_service_gets_a_sidecar() {
     plan.lifecycle.hold = 5;
     let args = init_container(&plan, &policy()).args.unwrap();
     assert_eq!(args, ["--service=web:8080", "--service=web-admin:9090", "--upstream=db:1"]);
-    let [first, second] = &sidecars(&plan, &policy())[..] else { panic!() };
+    let policy = policy();
+    let sidecars: Vec<_> = sidecars(&plan, &policy).iter().map(typed).collect();
+    let [first, second] = &sidecars[..] else { panic!() };
     assert_eq!((&*first.name, &*second.name), ("envoy-sidecar", "envoy-sidecar-web-admin"));
     assert!(!first.command.as_ref().unwrap().iter().any(|word| word.starts_with("--service")));
     let helper = "/consul/connect-inject/connect-lifecycle";
@@ -211,7 +229,7 @@ fn the_users_envoy_arguments_take_precedence() {
         plan.envoy.extra_args = extra.iter().map(|word| (*word).to_owned()).collect();
         plan.envoy.concurrency = concurrency;
         plan.lifecycle.drain = Some(7);
-        let mut command = sidecar(&plan, Of::default(), &policy()).command.unwrap();
+        let mut command = sidecar(&plan, &policy()).command.unwrap();
         assert_eq!(command[2], "--drain-timeout=7s");
         command.split_off(7)
     };
@@ -242,24 +260,24 @@ fn the_users_envoy_arguments_take_precedence() {
 fn the_application_waits_for_envoy_by_a_hook_or_a_startup_probe() {
     let lifecycle = Lifecycle { native: true, hold: 30, ..Lifecycle::default() };
     let mut plan = Plan { lifecycle, ..plan("") };
-    let native = sidecar(&plan, Of::default(), &policy());
+    let native = sidecar(&plan, &policy());
     assert_eq!(native.restart_policy.as_deref(), Some("Always"));
     assert!(native.startup_probe.is_none());
     let hook = native.lifecycle.unwrap().post_start.unwrap();
     assert_eq!(hook.exec.unwrap().command.unwrap()[1..], ["ready", "--wait", "30s"]);
 
     plan.envoy.startup_failure = Some(60);
-    let probed = sidecar(&plan, Of::default(), &policy());
+    let probed = sidecar(&plan, &policy());
     let startup = probed.startup_probe.unwrap();
     assert_eq!((startup.period_seconds, startup.failure_threshold), (Some(1), Some(60)));
     assert!(probed.lifecycle.unwrap().post_start.is_none());
 
     plan.lifecycle.native = false;
-    let container = sidecar(&plan, Of::default(), &policy());
+    let container = sidecar(&plan, &policy());
     assert!(container.startup_probe.is_some());
     assert!(container.lifecycle.unwrap().post_start.is_some());
     plan.lifecycle.hold = 0;
-    let container = sidecar(&plan, Of::default(), &policy());
+    let container = sidecar(&plan, &policy());
     assert!(container.restart_policy.is_none());
     assert!(container.lifecycle.unwrap().post_start.is_none(), "the application must not wait");
 }
@@ -281,7 +299,7 @@ fn an_envoy_that_hangs_is_restarted_as_soon_as_one_that_fails() {
     for (seconds, rounds) in [(1, (1, 1)), (3, (1, 3)), (10, (3, 4)), (60, (5, 12))] {
         let mut plan = plan("");
         plan.envoy.liveness_failure = Some(seconds);
-        let probe = sidecar(&plan, Of::default(), &policy()).liveness_probe.unwrap();
+        let probe = sidecar(&plan, &policy()).liveness_probe.unwrap();
         assert_eq!(probe.period_seconds, probe.timeout_seconds, "{seconds}");
         let found = (probe.period_seconds, probe.failure_threshold);
         assert_eq!(found, (Some(rounds.0), Some(rounds.1)), "{seconds}");
@@ -297,7 +315,7 @@ fn flags_set_pull_policy_user_and_log_level_of_the_containers() {
     ]);
     let mut plan = plan("");
     plan.init_resources.memory.limit = "0".parse().ok();
-    for container in [init_container(&plan, &policy), sidecar(&plan, Of::default(), &policy)] {
+    for container in [init_container(&plan, &policy), sidecar(&plan, &policy)] {
         assert_eq!(container.image_pull_policy.as_deref(), Some("Always"));
         let security = container.security_context.unwrap();
         assert_eq!((security.run_as_user, security.run_as_group), (None, None));
@@ -310,7 +328,7 @@ fn flags_set_pull_policy_user_and_log_level_of_the_containers() {
     }
     let limits = init_container(&plan, &policy).resources.unwrap().limits.unwrap();
     assert_eq!(limits["memory"].0, "0");
-    assert!(sidecar(&plan, Of::default(), &policy).resources.is_none());
+    assert!(sidecar(&plan, &policy).resources.is_none());
 }
 
 #[test]
