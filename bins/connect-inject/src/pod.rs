@@ -3,6 +3,8 @@
 //! Reads only the fields that the injector needs, so a pod may have fields that this
 //! release does not know. Null counts as absent, as in Kubernetes.
 
+use std::fmt::Display;
+
 use serde_json::{Map, Value};
 
 use crate::json::{WrongShape, escape};
@@ -72,8 +74,8 @@ impl<'a> Pod<'a> {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => {
-                let pointer = format!("/metadata/annotations/{}", escape(key));
-                Err(WrongShape::new(&pointer, "a string in quotes", other))
+                let pointer = format_args!("/metadata/annotations/{}", escape(key));
+                Err(WrongShape::new(pointer, "a string in quotes", other))
             }
         }
     }
@@ -134,20 +136,20 @@ impl<'a> Pod<'a> {
     }
 
     fn container_list(self, field: &'static str) -> Result<Vec<Container<'a>>, WrongShape> {
-        let pointer = format!("/spec/{field}");
-        elements(self.spec(field), &pointer)?
+        let pointer = format_args!("/spec/{field}");
+        elements(self.spec(field), pointer)?
             .iter()
             .enumerate()
             .map(|(index, value)| {
-                let pointer = format!("{pointer}/{index}");
+                let pointer = format_args!("{pointer}/{index}");
                 let fields = value
                     .as_object()
-                    .ok_or_else(|| WrongShape::new(&pointer, "an object", value))?;
+                    .ok_or_else(|| WrongShape::new(pointer, "an object", value))?;
                 let name = match fields.get("name") {
                     Some(Value::String(name)) if !name.is_empty() => name,
                     other => {
                         return Err(WrongShape::new(
-                            &format!("{pointer}/name"),
+                            format_args!("{pointer}/name"),
                             "the name of the container",
                             other.unwrap_or(&Value::Null),
                         ));
@@ -170,7 +172,7 @@ impl<'a> Pod<'a> {
     }
 
     fn names(self, field: &str) -> Result<impl Iterator<Item = &'a str> + use<'a>, WrongShape> {
-        let list = elements(self.spec(field), &format!("/spec/{field}"))?;
+        let list = elements(self.spec(field), format_args!("/spec/{field}"))?;
         Ok(list.iter().filter_map(|element| element.get("name")?.as_str()))
     }
 }
@@ -211,28 +213,30 @@ impl<'a> Container<'a> {
             None | Some(Value::Null) => Ok(false),
             Some(Value::Object(hooks)) => Ok(hooks.get("preStop").is_some_and(|h| !h.is_null())),
             Some(other) => {
-                let pointer = format!("{}/lifecycle", self.pointer());
-                Err(WrongShape::new(&pointer, "an object", other))
+                let pointer = format_args!("{}/lifecycle", self.pointer());
+                Err(WrongShape::new(pointer, "an object", other))
             }
         }
     }
 
     pub(crate) fn mounts_at(self, path: &str) -> Result<bool, WrongShape> {
-        let pointer = format!("{}/volumeMounts", self.pointer());
-        let mounts = elements(self.fields.get("volumeMounts"), &pointer)?;
+        let (list, index) = self.position;
+        let pointer = format_args!("/spec/{list}/{index}/volumeMounts");
+        let mounts = elements(self.fields.get("volumeMounts"), pointer)?;
         let mut paths = mounts.iter().filter_map(|mount| mount.get("mountPath")?.as_str());
         Ok(paths.any(|mounted| mounted.trim_end_matches('/') == path))
     }
 
     /// The container's TCP ports; Connect supports no other protocol.
     pub(crate) fn ports(self) -> Result<Vec<Port<'a>>, WrongShape> {
-        let pointer = format!("{}/ports", self.pointer());
+        let (list, index) = self.position;
+        let pointer = format_args!("/spec/{list}/{index}/ports");
         let mut ports = Vec::new();
-        for (index, value) in elements(self.fields.get("ports"), &pointer)?.iter().enumerate() {
-            let pointer = format!("{pointer}/{index}");
+        for (index, value) in elements(self.fields.get("ports"), pointer)?.iter().enumerate() {
+            let pointer = format_args!("{pointer}/{index}");
             let field = |name| value.get(name).unwrap_or(&Value::Null);
             if !value.is_object() {
-                return Err(WrongShape::new(&pointer, "an object", value));
+                return Err(WrongShape::new(pointer, "an object", value));
             }
             if !matches!(field("protocol").as_str(), None | Some("" | "TCP")) {
                 continue;
@@ -243,14 +247,14 @@ impl<'a> Container<'a> {
                 .and_then(|number| u16::try_from(number).ok())
                 .filter(|number| *number > 0)
                 .ok_or_else(|| {
-                    let pointer = format!("{pointer}/containerPort");
-                    WrongShape::new(&pointer, "a number from 1 to 65535", number)
+                    let pointer = format_args!("{pointer}/containerPort");
+                    WrongShape::new(pointer, "a number from 1 to 65535", number)
                 })?;
             let name = match field("name") {
                 Value::Null => None,
                 Value::String(name) => Some(name.as_str()).filter(|name| !name.is_empty()),
                 other => {
-                    return Err(WrongShape::new(&format!("{pointer}/name"), "a string", other));
+                    return Err(WrongShape::new(format_args!("{pointer}/name"), "a string", other));
                 }
             };
             ports.push(Port { name, number, container: self.name });
@@ -259,8 +263,11 @@ impl<'a> Container<'a> {
     }
 }
 
-/// The elements of an array; empty if it is absent.
-fn elements<'a>(value: Option<&'a Value>, pointer: &str) -> Result<&'a [Value], WrongShape> {
+/// The elements of an array; empty if it is absent. `pointer` is only written for an error.
+fn elements<'a>(
+    value: Option<&'a Value>,
+    pointer: impl Display,
+) -> Result<&'a [Value], WrongShape> {
     match value {
         None | Some(Value::Null) => Ok(&[]),
         Some(Value::Array(elements)) => Ok(elements),

@@ -135,7 +135,7 @@ fn applications(editor: &mut Editor<'_>, plan: &Plan) -> Result<(), Denial> {
 }
 
 fn volumes(editor: &mut Editor<'_>, plan: &Plan, policy: &Policy) -> Result<(), Denial> {
-    editor.append("/spec/volumes", Text::of(&containers::volume()))?;
+    editor.append("/spec/volumes", containers::volume())?;
     if policy.acl_auth_method.is_some() {
         editor.append("/spec/volumes", Text::of(&containers::token_volume()))?;
     }

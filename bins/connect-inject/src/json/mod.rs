@@ -3,7 +3,7 @@
 pub(crate) mod patch;
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Display};
 
 use serde_json::Value;
 
@@ -16,16 +16,12 @@ pub(crate) struct WrongShape {
 }
 
 /// Escapes a key for a JSON pointer.
-pub(crate) fn escape(key: &str) -> String {
-    let mut part = String::with_capacity(key.len() + 2);
-    for c in key.chars() {
-        match c {
-            '~' => part.push_str("~0"),
-            '/' => part.push_str("~1"),
-            other => part.push(other),
-        }
+pub(crate) fn escape(key: &str) -> Cow<'_, str> {
+    if key.contains(['~', '/']) {
+        key.replace('~', "~0").replace('/', "~1").into()
+    } else {
+        key.into()
     }
-    part
 }
 
 /// Reverses [`escape`].
@@ -87,7 +83,7 @@ pub(crate) fn quoted(text: &str) -> String {
 // === impl WrongShape ===
 
 impl WrongShape {
-    pub(crate) fn new(pointer: &str, expected: &'static str, found: &Value) -> Self {
+    pub(crate) fn new(pointer: impl Display, expected: &'static str, found: &Value) -> Self {
         let found = match found {
             Value::Null => "nothing".to_owned(),
             Value::Bool(value) => format!("the boolean {value}"),
@@ -96,11 +92,11 @@ impl WrongShape {
             Value::Array(_) => "an array".to_owned(),
             Value::Object(_) => "an object".to_owned(),
         };
-        Self { pointer: pointer.to_owned(), expected, found }
+        Self { pointer: pointer.to_string(), expected, found }
     }
 }
 
-impl fmt::Display for WrongShape {
+impl Display for WrongShape {
     /// Writes the pointer as people write a field: `spec.containers[0].name`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut place = String::new();
