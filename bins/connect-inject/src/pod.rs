@@ -264,10 +264,7 @@ impl<'a> Container<'a> {
 }
 
 /// The elements of an array; empty if it is absent. `pointer` is only written for an error.
-fn elements<'a>(
-    value: Option<&'a Value>,
-    pointer: impl Display,
-) -> Result<&'a [Value], WrongShape> {
+fn elements(value: Option<&Value>, pointer: impl Display) -> Result<&[Value], WrongShape> {
     match value {
         None | Some(Value::Null) => Ok(&[]),
         Some(Value::Array(elements)) => Ok(elements),

@@ -1,6 +1,6 @@
 //! An injected container as JSON. Most of it is the same in every pod: that is written once
 //! ([`Part::Fixed`]). The rest is borrowed. The types of `k8s_openapi` own each string, and to
-//! fill and write them took a fifth of a review's time.
+//! fill and write them took an eighth of a review's time.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

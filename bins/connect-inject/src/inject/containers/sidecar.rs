@@ -139,7 +139,7 @@ fn envoy_command<'p>(plan: &'p Plan, of: Of<'p>) -> Vec<Cow<'p, str>> {
     if !is_given("--concurrency") {
         command.extend(["--concurrency".into(), Cow::from(concurrency.to_string())]);
     }
-    command.extend(extra_args.iter().map(|argument| literal(argument)));
+    command.extend(extra_args.iter().map(literal));
     command
 }
 
