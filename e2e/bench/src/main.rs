@@ -44,7 +44,7 @@ struct Args {
     /// Compare with the results.json of another run
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-    /// Markdown file in which to replace the figures
+    /// Markdown file in which to replace the figures, of all cases or of pods
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
     /// Only count instructions, and compare them with this file
@@ -108,6 +108,8 @@ fn run(args: Args) -> harness::Result<ExitCode> {
     if chosen.is_empty() {
         chosen.extend(CASES);
     }
+    let names: Vec<&str> = chosen.iter().map(|case| case.name).collect();
+    let document = document.map(|file| Place::of(&names).map(|place| (file, place))).transpose()?;
     let stored = compare.as_deref().map(Stored::read).transpose()?;
     let machine = machine(&plan.parts);
     let mut sections = Vec::new();
@@ -127,11 +129,12 @@ fn run(args: Args) -> harness::Result<ExitCode> {
         }
     }
     save(&out, &sections, &machine)?;
-    if let Some(document) = document {
-        let on_cluster =
-            |section: &Section| CLUSTER_CASES.iter().any(|case| case.name == section.name);
-        let place = if sections.iter().any(on_cluster) { Place::Cluster } else { Place::Machine };
-        rewrite(&document, place, &sections, &machine)?;
+    match document {
+        Some((file, place)) if good => rewrite(&file, place, &sections, &machine)?,
+        Some((file, _)) => {
+            say(&format!("{} stays as it is: not everything was measured", file.display()));
+        }
+        None => {}
     }
     write!(std::io::stdout(), "{}", table(&sections))?;
     if let Some(stored) = stored {

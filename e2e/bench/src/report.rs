@@ -9,7 +9,7 @@ use serde_json::json;
 use super::cases::start::write;
 use super::figure::{Budget, Figure, Line, Row, number};
 use super::timeline::Timeline;
-use super::{Found, svg};
+use super::{CASES, CLUSTER_CASES, Case, Found, svg};
 use harness::Result;
 
 /// A case and its results.
@@ -124,6 +124,23 @@ pub enum Place {
 }
 
 impl Place {
+    /// The figures that these cases replace.
+    ///
+    /// # Errors
+    /// Figures of other cases stand there, too, and would be lost.
+    pub fn of(names: &[&str]) -> Result<Self> {
+        let are = |cases: &[Case]| {
+            cases.len() == names.len() && cases.iter().all(|case| names.contains(&case.name))
+        };
+        if are(CASES) {
+            Ok(Self::Machine)
+        } else if are(CLUSTER_CASES) {
+            Ok(Self::Cluster)
+        } else {
+            Err("--write replaces the figures of all cases: name no case, or only pods".into())
+        }
+    }
+
     fn begin(self) -> &'static str {
         match self {
             Self::Machine => "<!-- figures: written by scripts/bench --write -->\n",
@@ -181,6 +198,16 @@ fn said(budget: Budget, unit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_figure_is_lost() {
+        let all: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+        assert_eq!(Place::of(&all).unwrap(), Place::Machine);
+        assert_eq!(Place::of(&["pods"]).unwrap(), Place::Cluster);
+        for some in [&all[1..], &["start"], &["start", "pods"]] {
+            assert!(Place::of(some).is_err(), "{some:?}");
+        }
+    }
 
     #[test]
     fn figures_are_replaced_and_the_rest_stays() {
