@@ -23,7 +23,7 @@ struct Args {
     /// Number of runs of each command
     #[arg(long, default_value_t = 15)]
     runs: usize,
-    /// Measure a million reviews and 500 pods, which takes longer
+    /// Measure a million reviews, 500 pods and a quiet hour of the servers: takes two hours
     #[arg(long)]
     full: bool,
     /// Directory for results and plots
