@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::annotation::{INJECTED, STATUS, UNDO};
 use crate::json::patch::{Edit, Editor, Text};
-use crate::json::{escape, find_mut};
+use crate::json::{find_mut, member};
 use crate::outcome::{Denial, Reason};
 use crate::plan::{LARGEST_ANNOTATIONS, Plan, Transparent};
 use crate::pod::{Container, Pod};
@@ -54,7 +54,7 @@ pub(crate) fn edited(mut pod: Value, edits: Vec<Edit>) -> Result<Value, Denial> 
     let stale = Pod::new(&pod).annotations().and_then(|all| all.get(UNDO)).cloned();
     let mut steps = undo::carry_out(&mut pod, edits);
     if let Some(old) = stale {
-        steps.insert(0, Step::Replaced(format!("{ANNOTATIONS}/{}", escape(UNDO)), old));
+        steps.insert(0, Step::Replaced(member(ANNOTATIONS, UNDO), old));
     }
     let note = serde_json::to_string(&steps).expect("a step has string keys only");
     if let Some(Value::Object(annotations)) = find_mut(&mut pod, ANNOTATIONS) {
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
     use crate::annotation;
     use crate::inject::undo::{Undone, uninject};
-    use crate::json::patch::Patch;
+    use crate::json::patch::patch;
     use crate::judge::judge;
     use crate::outcome::{Outcome, Reason};
     use crate::policy::Cluster;
@@ -225,7 +225,7 @@ mod tests {
     /// Applies the patch as an API server would, and checks that the edited document differs
     /// only in the annotation for `uninject`.
     fn patched(before: &Value, edits: Vec<Edit>) -> (Value, Value) {
-        let operations = serde_json::to_value(Patch(&edits)).unwrap();
+        let operations: Value = serde_json::from_slice(&patch(&edits)).unwrap();
         let patch: json_patch::Patch = serde_json::from_value(operations).unwrap();
         let mut pod = before.clone();
         json_patch::patch(&mut pod, &patch).unwrap();
@@ -580,7 +580,7 @@ mod tests {
             let verdict = judge(&pod, "default", &policy, &Cluster::default());
             prop_assert_eq!(verdict.edits.is_some(), verdict.reason.outcome() == Outcome::Injected);
             let Some(edits) = verdict.edits else { return Ok(()) };
-            let operations = serde_json::to_value(Patch(&edits)).unwrap();
+            let operations: Value = serde_json::from_slice(&patch(&edits)).unwrap();
             for operation in operations.as_array().unwrap() {
                 let path = operation["path"].as_str().unwrap();
                 prop_assert!(is_declared(path), "{}", path);

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::annotation::{STATUS, UNDO};
 use crate::json::patch::{Edit, Text};
-use crate::json::{child, escape, find_mut, unescape};
+use crate::json::{child, find_mut, member, push_escaped, unescape};
 
 /// A step of an injection, to be reversed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ pub(crate) fn uninject(pod: &Value) -> Undone {
         Err(error) => return Undone::NoSteps(format!("annotation `{UNDO}`: {error}")),
     };
     let mut pod = pod.clone();
-    remove(&mut pod, &format!("/metadata/annotations/{}", escape(UNDO)));
+    remove(&mut pod, &member("/metadata/annotations", UNDO));
     for step in steps.iter().rev() {
         step.take_back(&mut pod);
     }
@@ -88,7 +88,7 @@ fn edit_one(document: &mut Value, edit: Edit, steps: &mut Vec<Step>) {
             });
             match &value {
                 Value::Object(object) => {
-                    let members = object.keys().map(|key| format!("{place}/{}", escape(key)));
+                    let members = object.keys().map(|key| member(&place, key));
                     steps.extend(members.map(Step::Added));
                 }
                 Value::Array(array) => front(steps, place, array),
@@ -158,7 +158,8 @@ fn place(document: &Value, pointer: &str) -> String {
         let is_array = value.is_some_and(Value::is_array);
         value = value.and_then(|value| child(value, part));
         if let Some(name) = value.filter(|_| is_array).and_then(name) {
-            place.extend([":", &escape(name)]);
+            place.push(':');
+            push_escaped(&mut place, name);
         }
     }
     place

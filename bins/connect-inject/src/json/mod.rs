@@ -15,18 +15,33 @@ pub(crate) struct WrongShape {
     found: String,
 }
 
-/// Escapes a key for a JSON pointer.
-pub(crate) fn escape(key: &str) -> Cow<'_, str> {
-    if key.contains(['~', '/']) {
-        key.replace('~', "~0").replace('/', "~1").into()
-    } else {
-        key.into()
-    }
+/// The JSON pointer to a member of the object at `pointer`.
+pub(crate) fn member(pointer: &str, key: &str) -> String {
+    let mut member = String::with_capacity(pointer.len() + key.len() + 4);
+    member.push_str(pointer);
+    member.push('/');
+    push_escaped(&mut member, key);
+    member
 }
 
-/// Reverses [`escape`].
+/// Appends a key to a JSON pointer.
+pub(crate) fn push_escaped(pointer: &mut String, key: &str) {
+    let mut rest = key;
+    while let Some(at) = rest.bytes().position(|byte| matches!(byte, b'~' | b'/')) {
+        pointer.push_str(&rest[..at]);
+        pointer.push_str(if rest[at..].starts_with('~') { "~0" } else { "~1" });
+        rest = &rest[at + 1..];
+    }
+    pointer.push_str(rest);
+}
+
+/// Reverses [`push_escaped`].
 pub(crate) fn unescape(part: &str) -> Cow<'_, str> {
-    if part.contains('~') { part.replace("~1", "/").replace("~0", "~").into() } else { part.into() }
+    if part.bytes().any(|byte| byte == b'~') {
+        part.replace("~1", "/").replace("~0", "~").into()
+    } else {
+        part.into()
+    }
 }
 
 /// The member or element that one part of a JSON pointer selects. [`Value::pointer`] would
@@ -131,7 +146,7 @@ mod tests {
             let expected = value.pointer(pointer).cloned();
             assert_eq!(find_mut(&mut value, pointer).cloned(), expected, "{pointer}");
         }
-        assert_eq!(escape("a/b~c~1"), "a~1b~0c~01");
+        assert_eq!(member("/x", "a/b~c~1/"), "/x/a~1b~0c~01~1");
     }
 
     #[test]

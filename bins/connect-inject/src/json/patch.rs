@@ -4,17 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use serde::ser::SerializeSeq as _;
-use serde::{Deserialize as _, Serialize, Serializer};
-use serde_json::value::{RawValue, to_raw_value};
+use serde::{Deserialize as _, Serialize};
 use serde_json::{Map, Value};
 
-use super::{WrongShape, escape, find};
+use super::{WrongShape, find};
+use crate::json;
 
 /// A JSON value as text. The webhook only writes the values that it adds; building each as
 /// a [`Value`] first took most of a review's time.
-#[derive(Clone, Debug)]
-pub(crate) struct Text(Box<RawValue>);
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Text(String);
 
 /// An edit. Nothing is ever removed.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,17 +49,6 @@ pub(crate) struct Editor<'d> {
     weight: usize,
 }
 
-/// Serializes edits as the operations of a JSON patch.
-#[derive(Debug)]
-pub(crate) struct Patch<'e>(pub(crate) &'e [Edit]);
-
-#[derive(Serialize)]
-struct Operation<'e> {
-    op: &'static str,
-    path: &'e str,
-    value: &'e Text,
-}
-
 /// What exists at a path.
 enum Found<'d> {
     Object(Option<&'d Map<String, Value>>),
@@ -73,11 +61,33 @@ enum Found<'d> {
 impl Text {
     /// Serializes a value.
     pub(crate) fn of(value: &impl Serialize) -> Self {
-        Self(to_raw_value(value).expect("what is added has string keys only"))
+        Self(serde_json::to_string(value).expect("what is added has string keys only"))
+    }
+
+    fn object(members: BTreeMap<&str, Self>) -> Self {
+        let mut object = String::from("{");
+        for (key, Self(value)) in members {
+            object.push_str(if object.len() > 1 { "," } else { "" });
+            object.push_str(&Self::of(&key).0);
+            object.push(':');
+            object.push_str(&value);
+        }
+        object.push('}');
+        Self(object)
+    }
+
+    fn array(elements: &[Self]) -> Self {
+        let mut array = String::from("[");
+        for Self(element) in elements {
+            array.push_str(if array.len() > 1 { "," } else { "" });
+            array.push_str(element);
+        }
+        array.push(']');
+        Self(array)
     }
 
     pub(crate) fn value(&self) -> Value {
-        let mut reader = serde_json::Deserializer::from_str(self.0.get());
+        let mut reader = serde_json::Deserializer::from_str(&self.0);
         // A value from an annotation may be as deep as the limit allows, and is nested deeper
         // here.
         reader.disable_recursion_limit();
@@ -85,19 +95,7 @@ impl Text {
     }
 
     fn len(&self) -> usize {
-        self.0.get().len()
-    }
-}
-
-impl PartialEq for Text {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.get() == other.0.get()
-    }
-}
-
-impl Serialize for Text {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
+        self.0.len()
     }
 }
 
@@ -127,12 +125,12 @@ impl<'d> Editor<'d> {
             Found::Object(there) => {
                 for (key, value) in members {
                     let replaces = there.is_some_and(|object| object.contains_key(key));
-                    let path = format!("{path}/{}", escape(key));
+                    let path = json::member(path, key);
                     self.push(Edit::Set { path, value, replaces });
                 }
                 Ok(())
             }
-            _ => self.make(path, Text::of(&members)),
+            _ => self.make(path, Text::object(members)),
         }
     }
 
@@ -143,7 +141,7 @@ impl<'d> Editor<'d> {
                 self.push(Edit::Front { path: path.to_owned(), values });
                 Ok(())
             }
-            _ => self.make(path, Text::of(&values)),
+            _ => self.make(path, Text::array(&values)),
         }
     }
 
@@ -154,7 +152,7 @@ impl<'d> Editor<'d> {
                 self.push(Edit::Back { path: path.to_owned(), value });
                 Ok(())
             }
-            _ => self.make(path, Text::of(&[value])),
+            _ => self.make(path, Text::array(&[value])),
         }
     }
 
@@ -178,7 +176,7 @@ impl<'d> Editor<'d> {
             return Err(WrongShape::new(path, "an object", self.document));
         };
         if matches!(self.find(parent, "an object")?, Found::Nothing) {
-            self.make(parent, Text::of(&Map::new()))?;
+            self.make(parent, Text::object(BTreeMap::new()))?;
         }
         let was_null = find(self.document, path).is_some();
         self.made.push(path.to_owned());
@@ -187,43 +185,58 @@ impl<'d> Editor<'d> {
     }
 
     fn push(&mut self, edit: Edit) {
-        const OPERATION: usize = 32;
-        self.weight += match &edit {
-            Edit::Make { path, value, .. }
-            | Edit::Set { path, value, .. }
-            | Edit::Back { path, value } => OPERATION + path.len() + value.len(),
-            Edit::Front { path, values } => {
-                values.iter().map(|value| OPERATION + path.len() + value.len()).sum()
-            }
-        };
+        self.weight += edit.weight();
         self.edits.push(edit);
     }
 }
 
-// === impl Patch ===
+// === impl Edit ===
 
-impl Serialize for Patch<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut operations = serializer.serialize_seq(None)?;
-        let mut add = |op, path: &str, value: &Text| {
-            operations.serialize_element(&Operation { op, path, value })
-        };
-        for edit in self.0 {
-            match edit {
-                Edit::Make { path, value, .. } => add("add", path, value)?,
-                Edit::Set { path, value, replaces } => {
-                    add(if *replaces { "replace" } else { "add" }, path, value)?;
-                }
-                Edit::Front { path, values } => {
-                    for (index, value) in values.iter().enumerate() {
-                        add("add", &format!("{path}/{index}"), value)?;
-                    }
-                }
-                Edit::Back { path, value } => add("add", &format!("{path}/-"), value)?,
+impl Edit {
+    /// Approximate size of its operations in bytes.
+    fn weight(&self) -> usize {
+        const OPERATION: usize = 32;
+        match self {
+            Self::Make { path, value, .. }
+            | Self::Set { path, value, .. }
+            | Self::Back { path, value } => OPERATION + path.len() + value.len(),
+            Self::Front { path, values } => {
+                values.iter().map(|value| OPERATION + path.len() + value.len()).sum()
             }
         }
-        operations.end()
     }
+}
+
+/// Writes the operations of a JSON patch. Its values are JSON already, so only they and the
+/// paths are copied.
+pub(crate) fn patch(edits: &[Edit]) -> Vec<u8> {
+    let mut patch = Vec::with_capacity(edits.iter().map(Edit::weight).sum::<usize>() + 2);
+    let mut add = |op: &str, path: &str, Text(value): &Text| {
+        patch.extend_from_slice(if patch.is_empty() { b"[" } else { b"," });
+        patch.extend_from_slice(br#"{"op":""#);
+        patch.extend_from_slice(op.as_bytes());
+        patch.extend_from_slice(br#"","path":"#);
+        serde_json::to_writer(&mut patch, path).expect("a vector accepts any text");
+        patch.extend_from_slice(br#","value":"#);
+        patch.extend_from_slice(value.as_bytes());
+        patch.push(b'}');
+    };
+    for edit in edits {
+        match edit {
+            Edit::Make { path, value, .. } => add("add", path, value),
+            Edit::Set { path, value, replaces } => {
+                add(if *replaces { "replace" } else { "add" }, path, value);
+            }
+            Edit::Front { path, values } => {
+                for (index, value) in values.iter().enumerate() {
+                    add("add", &format!("{path}/{index}"), value);
+                }
+            }
+            Edit::Back { path, value } => add("add", &[path, "/-"].concat(), value),
+        }
+    }
+    patch.extend_from_slice(if patch.is_empty() { b"[]" } else { b"]" });
+    patch
 }
 
 #[cfg(test)]
@@ -243,7 +256,7 @@ mod tests {
 
     /// Applies the operations as an API server would.
     fn patched(before: &Value, editor: Editor<'_>) -> (Value, Value) {
-        let operations = serde_json::to_value(Patch(&editor.finish())).unwrap();
+        let operations: Value = serde_json::from_slice(&patch(&editor.finish())).unwrap();
         let patch: json_patch::Patch = serde_json::from_value(operations.clone()).unwrap();
         let mut after = before.clone();
         json_patch::patch(&mut after, &patch).unwrap();

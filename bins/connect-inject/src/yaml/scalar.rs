@@ -2,8 +2,7 @@
 //!
 //! Source: `resolve` in the YAML library that kubectl uses (go-yaml 2).
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64_simd::STANDARD;
 use granit_parser::Tag;
 use serde_json::{Number, Value};
 
@@ -28,7 +27,7 @@ pub(super) fn resolve(text: &str, is_plain: bool, tag: Option<&Tag>) -> Result<V
         "null" => is(value.clone(), value.is_null()),
         "binary" => {
             let text: String = text.split_whitespace().collect();
-            let bytes = BASE64.decode(text).map_err(|_| invalid())?;
+            let bytes = STANDARD.decode_to_vec(text).map_err(|_| invalid())?;
             String::from_utf8(bytes).map(Value::from).map_err(|_| invalid())
         }
         _ => Ok(text.into()),

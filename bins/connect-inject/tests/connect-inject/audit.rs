@@ -6,8 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
+use base64_simd::STANDARD;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -476,7 +475,7 @@ fn showing(host: &str) -> (u16, String) {
             let _ = stream.read(&mut [0]);
         }
     });
-    (port, BASE64_STANDARD.encode(made.cert.pem()))
+    (port, STANDARD.encode_to_string(made.cert.pem()))
 }
 
 /// Works without DNS, and reports once for all webhooks of a Service.

@@ -8,7 +8,6 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use base64::Engine as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reqwest::{Certificate, Client};
@@ -323,7 +322,7 @@ pub(crate) fn review(version: &str, uid: &str, pod: &Value) -> Value {
 /// Applies the patch of a response to the pod.
 pub(crate) fn patched(pod: &Value, answer: &Value) -> Value {
     let patch = answer["response"]["patch"].as_str().unwrap();
-    let patch = base64::engine::general_purpose::STANDARD.decode(patch).unwrap();
+    let patch = base64_simd::STANDARD.decode_to_vec(patch).unwrap();
     let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
     let mut pod = pod.clone();
     json_patch::patch(&mut pod, &patch).unwrap();

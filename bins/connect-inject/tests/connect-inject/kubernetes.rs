@@ -6,7 +6,6 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use base64::Engine as _;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
@@ -192,11 +191,11 @@ impl Kubernetes {
 }
 
 fn encoded(value: &[u8]) -> String {
-    base64::engine::general_purpose::STANDARD.encode(value)
+    base64_simd::STANDARD.encode_to_string(value)
 }
 
 fn decoded(value: &Value) -> Option<String> {
-    let bytes = base64::engine::general_purpose::STANDARD.decode(value.as_str()?).unwrap();
+    let bytes = base64_simd::STANDARD.decode_to_vec(value.as_str()?).unwrap();
     Some(String::from_utf8(bytes).unwrap())
 }
 

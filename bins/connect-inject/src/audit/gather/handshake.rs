@@ -4,8 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
+use base64_simd::STANDARD;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -20,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Decodes a caBundle; empty if it is absent or invalid.
 pub(super) fn decoded(bundle: &Value) -> String {
-    let bytes = bundle.as_str().and_then(|text| BASE64_STANDARD.decode(text).ok());
+    let bytes = bundle.as_str().and_then(|text| STANDARD.decode_to_vec(text).ok());
     bytes.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
 }
 

@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{ContainerPort, Lifecycle, Probe, SecurityContext};
 use serde::Serialize;
 use serde_json::Value;
-
-use crate::json::patch::Text;
+use serde_json::value::{RawValue, to_raw_value};
 
 /// The fields of a container that the injector sets.
 ///
@@ -52,8 +51,16 @@ pub(crate) struct Container<'p> {
 #[serde(untagged)]
 pub(super) enum Part<T> {
     /// The same in every pod.
-    Fixed(&'static Text),
+    Fixed(&'static Fixed),
     Own(T),
+}
+
+/// JSON that is the same in every pod.
+pub(super) type Fixed = Box<RawValue>;
+
+/// Writes JSON that is the same in every pod.
+pub(super) fn fixed(value: &impl Serialize) -> Fixed {
+    to_raw_value(value).expect("the types of Kubernetes have string keys only")
 }
 
 /// An environment variable.

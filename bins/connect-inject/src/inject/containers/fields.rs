@@ -8,8 +8,7 @@ use k8s_openapi::api::core::v1::{
     SeccompProfile, SecurityContext, VolumeMount,
 };
 
-use super::container::{Container, Part, Requirements, Variable};
-use crate::json::patch::Text;
+use super::container::{Container, Fixed, Part, Requirements, Variable, fixed};
 use crate::names::{DOWNWARD, FOLDER, STATUS_VARIABLE, TOKEN_FOLDER, TOKEN_VOLUME, USER, VOLUME};
 use crate::policy::Policy;
 use crate::values::quantity::Resources;
@@ -20,9 +19,9 @@ pub(super) fn injected<'p>(
     image: &'p str,
     policy: &'p Policy,
 ) -> Container<'p> {
-    static ORDINARY: LazyLock<Text> = LazyLock::new(|| Text::of(&security(Some(USER))));
+    static ORDINARY: LazyLock<Fixed> = LazyLock::new(|| fixed(&security(Some(USER))));
     // The range of user ids that OpenShift assigns depends on the namespace.
-    static OPENSHIFT: LazyLock<Text> = LazyLock::new(|| Text::of(&security(None)));
+    static OPENSHIFT: LazyLock<Fixed> = LazyLock::new(|| fixed(&security(None)));
     Container {
         name: name.into(),
         image,
@@ -65,9 +64,9 @@ pub(super) fn mount() -> VolumeMount {
 /// The mounts of the injected containers. The sidecar needs the service account token, too: it
 /// logs in again if its ACL token has been deleted.
 fn mounts<T>(policy: &Policy) -> Vec<Part<T>> {
-    static OURS: LazyLock<Text> = LazyLock::new(|| Text::of(&mount()));
-    static TOKEN: LazyLock<Text> = LazyLock::new(|| {
-        Text::of(&VolumeMount {
+    static OURS: LazyLock<Fixed> = LazyLock::new(|| fixed(&mount()));
+    static TOKEN: LazyLock<Fixed> = LazyLock::new(|| {
+        fixed(&VolumeMount {
             name: TOKEN_VOLUME.to_owned(),
             mount_path: TOKEN_FOLDER.to_owned(),
             read_only: Some(true),
@@ -80,21 +79,21 @@ fn mounts<T>(policy: &Policy) -> Vec<Part<T>> {
 
 /// Variables that tell a container which pod it belongs to.
 pub(super) fn identity<'p>() -> impl Iterator<Item = Part<Variable<'p>>> {
-    static VARIABLES: LazyLock<Vec<Text>> =
+    static VARIABLES: LazyLock<Vec<Fixed>> =
         LazyLock::new(|| DOWNWARD.iter().chain([&STATUS_VARIABLE]).map(from_field).collect());
     VARIABLES.iter().map(Part::Fixed)
 }
 
 /// The variable with the node's address.
 pub(super) fn host_ip<'p>() -> impl Iterator<Item = Part<Variable<'p>>> {
-    static VARIABLE: LazyLock<Option<Text>> =
+    static VARIABLE: LazyLock<Option<Fixed>> =
         LazyLock::new(|| DOWNWARD.iter().find(|(name, _)| *name == "HOST_IP").map(from_field));
     VARIABLE.iter().map(Part::Fixed)
 }
 
 /// An environment variable that is set from a field of the pod.
-fn from_field((name, field): &(&str, &str)) -> Text {
-    Text::of(&EnvVar {
+fn from_field((name, field): &(&str, &str)) -> Fixed {
+    fixed(&EnvVar {
         name: (*name).to_owned(),
         value_from: Some(EnvVarSource {
             field_ref: Some(ObjectFieldSelector {

@@ -95,8 +95,7 @@ impl fmt::Debug for Key {
 ///
 /// Source: RFC 7468.
 pub(super) fn pem(certificate: &CertificateDer<'_>) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+    let text = base64_simd::STANDARD.encode_to_string(certificate);
     let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
     for (index, character) in text.chars().enumerate() {
         if index > 0 && index % 64 == 0 {

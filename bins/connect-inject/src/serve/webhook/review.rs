@@ -7,15 +7,14 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64_simd::STANDARD;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::received;
 use crate::annotation::UPSTREAMS;
-use crate::json::patch::{Edit, Patch};
+use crate::json::patch::{Edit, patch};
 use crate::judge::{Verdict, explain, judge};
 use crate::outcome::{Denial, Outcome, Reason, one_line};
 use crate::pod::Pod;
@@ -209,15 +208,13 @@ impl Answer {
         const BEHIND: &[u8] = br#""}}"#;
         let mut body = serde_json::to_vec(self).expect("an answer has string keys only");
         let Some(edits) = &self.response.edits else { return body };
-        let patch = serde_json::to_vec(&Patch(edits)).expect("a patch has string keys only");
+        let patch = patch(edits);
         // Closing braces of `response` and of the whole.
         body.truncate(body.len() - b"}}".len());
-        let length = patch.len().div_ceil(3) * 4;
+        let length = STANDARD.encoded_length(patch.len());
         body.reserve_exact(BEFORE.len() + length + BEHIND.len());
         body.extend_from_slice(BEFORE);
-        let begin = body.len();
-        body.resize(begin + length, 0);
-        BASE64.encode_slice(patch, &mut body[begin..]).expect("there is room for it");
+        STANDARD.encode_append(patch, &mut body);
         body.extend_from_slice(BEHIND);
         body
     }
@@ -270,7 +267,7 @@ mod tests {
             answer["response"]["auditAnnotations"],
             json!({"outcome": "injected", "reason": "requested"})
         );
-        let patch = BASE64.decode(answer["response"]["patch"].as_str().unwrap()).unwrap();
+        let patch = STANDARD.decode_to_vec(answer["response"]["patch"].as_str().unwrap()).unwrap();
         let patch: Vec<Value> = serde_json::from_slice(&patch).unwrap();
         assert!(patch.iter().all(|operation| operation["op"] == "add"), "{patch:?}");
     }
