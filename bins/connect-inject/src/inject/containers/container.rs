@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ContainerPort, Lifecycle, Probe, SecurityContext};
+use k8s_openapi::api::core::v1::{ContainerPort, LifecycleHandler, Probe, SecurityContext};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
@@ -32,13 +32,13 @@ pub(crate) struct Container<'p> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) volume_mounts: Vec<Part<&'p Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) lifecycle: Option<Lifecycle>,
+    pub(super) lifecycle: Option<Hooks>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) startup_probe: Option<Probe>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) liveness_probe: Option<Probe>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) readiness_probe: Option<Probe>,
+    pub(super) readiness_probe: Option<Part<Probe>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) restart_policy: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,6 +61,15 @@ pub(super) type Fixed = Box<RawValue>;
 /// Writes JSON that is the same in every pod.
 pub(super) fn fixed(value: &impl Serialize) -> Fixed {
     to_raw_value(value).expect("the types of Kubernetes have string keys only")
+}
+
+/// Commands at a container's start and end.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Hooks {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) post_start: Option<LifecycleHandler>,
+    pub(super) pre_stop: Part<LifecycleHandler>,
 }
 
 /// An environment variable.

@@ -1,10 +1,11 @@
 //! The containers that run Envoy.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
-use k8s_openapi::api::core::v1::{ContainerPort, Lifecycle, Probe};
+use k8s_openapi::api::core::v1::{ContainerPort, LifecycleHandler, Probe};
 
-use super::container::{Container, Part};
+use super::container::{Container, Fixed, Hooks, Part, fixed};
 use super::fields::{exec, injected, literal, log, resources};
 use crate::names::{DNS_PORT, FOLDER, HELPER, SIDECAR, sidecar_of};
 use crate::plan::{Envoy, Metrics, Plan, Readiness, Relay};
@@ -34,16 +35,20 @@ impl Of<'_> {
         let service = self.service.map(|service| format!("--service={service}"));
         [HELPER.to_owned(), command.to_owned()].into_iter().chain(service).collect()
     }
+
+    /// A part that depends on nothing else. That of the first sidecar is written once.
+    fn part<T>(self, first: &'static Fixed, of: impl FnOnce(Self) -> T) -> Part<T> {
+        if self.service.is_none() { Part::Fixed(first) } else { Part::Own(of(self)) }
+    }
 }
 
 pub(super) fn sidecar<'p>(plan: &'p Plan, of: Of<'p>, policy: &'p Policy) -> Container<'p> {
+    static DEREGISTER: LazyLock<Fixed> = LazyLock::new(|| fixed(&deregister(Of::default())));
+    static READINESS: LazyLock<Fixed> = LazyLock::new(|| fixed(&readiness(Of::default())));
     let Plan { envoy, lifecycle, .. } = plan;
     let waiting = || {
         of.helper("ready").into_iter().chain(["--wait".to_owned(), format!("{}s", lifecycle.hold)])
     };
-    // Shorter than the default timeout: even if the agent hangs, this hook, the deregistration
-    // in `run` and the drain fit into the default termination grace period.
-    let deregister = of.helper("deregister").into_iter().chain(["--timeout=5s".to_owned()]);
     let startup = envoy.startup_failure.map(|seconds| startup(of, seconds));
     // The kubelet starts the next container after this one's postStart hook has returned. A
     // startup probe, for which it also waits if this is a native sidecar, would take a round of
@@ -57,14 +62,10 @@ pub(super) fn sidecar<'p>(plan: &'p Plan, of: Of<'p>, policy: &'p Policy) -> Con
     Container {
         command: envoy_command(plan, of),
         env: log(policy).collect(),
-        lifecycle: Some(Lifecycle {
-            post_start: hold,
-            pre_stop: Some(exec(deregister.collect())),
-            ..Lifecycle::default()
-        }),
+        lifecycle: Some(Hooks { post_start: hold, pre_stop: of.part(&DEREGISTER, deregister) }),
         startup_probe: startup,
         liveness_probe: envoy.liveness_failure.map(|seconds| liveness(of, seconds)),
-        readiness_probe: envoy.readiness.then(|| readiness(of)),
+        readiness_probe: envoy.readiness.then(|| of.part(&READINESS, readiness)),
         // Only a pod with a single sidecar has metrics.
         ports: plan.metrics.iter().map(port).collect(),
         restart_policy: lifecycle.native.then_some("Always"),
@@ -141,6 +142,14 @@ fn envoy_command<'p>(plan: &'p Plan, of: Of<'p>) -> Vec<Cow<'p, str>> {
     }
     command.extend(extra_args.iter().map(literal));
     command
+}
+
+/// A preStop hook that deregisters the service. Its timeout is shorter than the default: even
+/// if the agent hangs, this hook, the deregistration in `run` and the drain fit into the default
+/// termination grace period.
+fn deregister(of: Of<'_>) -> LifecycleHandler {
+    let command = of.helper("deregister").into_iter();
+    exec(command.chain(["--timeout=5s".to_owned()]).collect())
 }
 
 /// A startup probe that restarts the sidecar if Envoy does not become ready within `seconds`.
