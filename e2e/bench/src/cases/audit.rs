@@ -52,7 +52,7 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
 
     let server = format!("http://{address}");
     let kubeconfig = folder.path().join("kubeconfig");
-    write(&kubeconfig, &config(&server))?;
+    write(&kubeconfig, &config(&json!({"server": server})))?;
     let kubeconfig = format!("--kubeconfig={}", text(&kubeconfig));
     let agent = format!("--http-addr={server}");
     let audit = [program.as_str(), "audit", "--settle=0s", &kubeconfig, &agent];
@@ -90,10 +90,11 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
     })
 }
 
-fn config(server: &str) -> String {
+/// A kubeconfig file for that cluster.
+pub(super) fn config(cluster: &Value) -> String {
     json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
-        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "clusters": [{"name": "c", "cluster": cluster}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
         "users": [{"name": "u", "user": {"token": "t"}}],
     })

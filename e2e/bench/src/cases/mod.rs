@@ -3,7 +3,7 @@
 //! - [`start`]: the pod's start
 //! - [`end`]: the pod's end
 //! - [`footprint`]: sizes, and an idle sidecar
-//! - [`webhook`]: the injector under load
+//! - [`webhook`]: the injector under load, and ([`ready`]) its start
 //! - [`scale`]: many pods on one node
 //! - [`pods`]: pods on a real Kubernetes
 //! - [`writes`]: cost of pods for the servers
@@ -16,6 +16,7 @@ mod end;
 mod footprint;
 mod parsers;
 mod pods;
+mod ready;
 mod redirect;
 mod scale;
 pub(crate) mod start;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::ready;
 use super::start::{text, write};
 use crate::figure::{Budget, Figure, Line, Row};
 use crate::{Found, Plan, process};
@@ -99,6 +100,7 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
     let node = Node::new(plan.parts.clone())?;
     let bench = Bench::start(plan, &node)?;
     let mut found = Found::default();
+    found.rows.extend(ready::rows(plan, &node)?);
     let document = serde_saphyr::from_str::<Value>(ECHO_SERVER)?;
 
     let many = if plan.full { 1_000_000 } else { 20_000 };
