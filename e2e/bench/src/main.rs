@@ -121,14 +121,15 @@ fn run(args: Args) -> harness::Result<ExitCode> {
             Ok(found) => {
                 say(&format!("   took {:.0} s", began.elapsed().as_secs_f64()));
                 sections.push(Section::new(case.name, case.title, found));
-                // After each case, because all of them take hours, and a run can be cut off.
-                save(&out, &sections, &machine)?;
             }
             Err(error) => {
                 good = false;
                 say(&format!("   {}: nothing is measured: {error}", case.name));
             }
         }
+        // After each case, because all of them take hours, and a run can be cut off. After one
+        // that failed, too: results of an earlier run must not pass for this one's.
+        save(&out, &sections, &machine)?;
     }
     match document {
         Some((file, place)) if good => rewrite(&file, place, &sections, &machine)?,
