@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::kubeconfig;
 use super::start::text;
 use crate::command::{Steps, Taken};
 use crate::figure::{Budget, Figure, Row};
@@ -51,9 +52,9 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
     std::thread::spawn(move || serve(&listener, &Arc::new(cluster)));
 
     let server = format!("http://{address}");
-    let kubeconfig = folder.path().join("kubeconfig");
-    write(&kubeconfig, &config(&json!({"server": server})))?;
-    let kubeconfig = format!("--kubeconfig={}", text(&kubeconfig));
+    let file = folder.path().join("kubeconfig");
+    write(&file, &kubeconfig(&json!({"server": server})))?;
+    let kubeconfig = format!("--kubeconfig={}", text(&file));
     let agent = format!("--http-addr={server}");
     let audit = [program.as_str(), "audit", "--settle=0s", &kubeconfig, &agent];
     let pages = [
@@ -88,17 +89,6 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
         ],
         ..Found::default()
     })
-}
-
-/// A kubeconfig file for that cluster.
-pub(super) fn config(cluster: &Value) -> String {
-    json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "c",
-        "clusters": [{"name": "c", "cluster": cluster}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "users": [{"name": "u", "user": {"token": "t"}}],
-    })
-    .to_string()
 }
 
 /// What the server answers from.

@@ -24,6 +24,7 @@ pub(crate) mod webhook;
 mod writes;
 
 use harness::Result;
+use serde_json::{Value, json};
 
 use crate::{Found, Plan};
 
@@ -66,4 +67,15 @@ impl Case {
         std::thread::scope(|scope| scope.spawn(|| run(plan)).join())
             .unwrap_or_else(|_| Err("the case panicked".into()))
     }
+}
+
+/// A kubeconfig file for that cluster.
+fn kubeconfig(cluster: &Value) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": cluster}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    })
+    .to_string()
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::audit::config;
+use super::kubeconfig;
 use super::start::{text, write};
 use crate::Plan;
 use crate::figure::{Budget, Figure, Row};
@@ -35,13 +35,13 @@ pub(super) fn rows(plan: &Plan, node: &Node) -> Result<[Row; 2]> {
     ];
     let mut server = node.start(&plan.measure.join("measure-floor"), &args)?;
     server.await_output("listening")?;
-    let kubeconfig = folder.join("kubeconfig");
+    let config = folder.join("kubeconfig");
     let cluster =
         json!({"server": format!("https://{api}"), "certificate-authority": file("tls.crt")});
-    write(&kubeconfig, &config(&cluster))?;
+    write(&config, &kubeconfig(&cluster))?;
 
     let told = "--kubernetes-version=1.34".to_owned();
-    let asking = format!("--kubeconfig={}", text(&kubeconfig));
+    let asking = format!("--kubeconfig={}", text(&config));
     let mut took = [Vec::new(), Vec::new()];
     for _ in 0..plan.runs {
         for (flag, took) in [&told, &asking].into_iter().zip(&mut took) {
