@@ -39,6 +39,8 @@ pub struct Plan {
     pub parts: Parts,
     /// The directory with the programs of the package `measure`.
     pub measure: PathBuf,
+    /// Consul 1.8, whose command line is another peer of the pod's start.
+    pub consul_1_8: Option<PathBuf>,
     /// consul-k8s, whose injector is the peer of the webhook.
     pub consul_k8s: Option<PathBuf>,
     /// The directory with criterion's results, if it ran.

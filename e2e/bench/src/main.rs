@@ -35,6 +35,9 @@ struct Args {
     /// Target triple of the binaries
     #[arg(long, default_value = "unknown")]
     target: String,
+    /// Consul 1.8, with whose command line the pod's start is compared, too
+    #[arg(long = "consul-1.8", value_name = "PROGRAM")]
+    consul_1_8: Option<PathBuf>,
     /// consul-k8s, with whose injector the webhook is compared
     #[arg(long, value_name = "PROGRAM")]
     consul_k8s: Option<PathBuf>,
@@ -73,6 +76,7 @@ fn run(args: Args) -> harness::Result<ExitCode> {
         out,
         measure,
         target,
+        consul_1_8,
         consul_k8s,
         criterion,
         compare,
@@ -80,7 +84,8 @@ fn run(args: Args) -> harness::Result<ExitCode> {
         check_instructions,
         note_instructions,
     } = args;
-    let plan = Plan { parts: Parts::find()?, measure, consul_k8s, criterion, runs, full };
+    let plan =
+        Plan { parts: Parts::find()?, measure, consul_1_8, consul_k8s, criterion, runs, full };
     if let Some(file) = check_instructions.as_ref().or(note_instructions.as_ref()) {
         let rustc = output_of("rustc", &["--version"])?;
         let found = Noted {

@@ -1,6 +1,7 @@
 //! The pod's start: registers, writes Envoy's bootstrap, and copies the helper into the
 //! directory. The peer is Consul's CLI, which does the same with a definition file and copies
-//! itself, as in injectors that use it. The floor is curl with the same requests.
+//! itself, as in injectors that use it: the CLI of the agent's release, and in rows of their
+//! own that of 1.8, which such injectors were made for. The floor is curl with the same requests.
 //!
 //! The directory is in memory, like the pod's volume.
 
@@ -89,20 +90,28 @@ fn measure(plan: &Plan, way: Way) -> Result<Vec<Row>> {
     };
     bench.describe()?;
     let (mut ours, mut peer, mut floor) = (Taken::default(), Taken::default(), Taken::default());
+    let (mut old_peer, old_consul) = (Taken::default(), plan.consul_1_8.as_deref());
     let mut agents_own = Vec::new();
     for round in 0..=plan.runs {
         // New directories, created before the measurement starts.
-        let (init, cli, curl) = (bench.init()?, bench.cli()?, bench.curl());
+        let mut measured = vec![
+            (&mut ours, bench.init()?),
+            (&mut peer, bench.cli(&plan.parts.consul, "cli")?),
+            (&mut floor, bench.curl()),
+        ];
+        if let Some(consul) = old_consul {
+            measured.push((&mut old_peer, bench.cli(consul, "cli-1.8")?));
+        }
         if round == 0 {
             // The first run is not counted: it reads files from disk.
-            for steps in [&init, &cli, &curl] {
-                Taken::default().add(plan, steps)?;
+            for (_, steps) in measured {
+                Taken::default().add(plan, &steps)?;
             }
             continue;
         }
-        ours.add(plan, &init)?;
-        peer.add(plan, &cli)?;
-        floor.add(plan, &curl)?;
+        for (taken, steps) in measured {
+            taken.add(plan, &steps)?;
+        }
         if !way.login {
             agents_own.push(bench.agents_own()?);
         }
@@ -120,9 +129,10 @@ fn measure(plan: &Plan, way: Way) -> Result<Vec<Row>> {
     };
     let wall = ours.wall().ok_or("nothing was run")?;
     let beside =
-        Row::new(format!("pod's start, {how}: wall, beside the agent's own time"), "ms", wall);
-    let beside =
-        Figure::of(agents_own).map(|own| beside.floor(own).budget(Budget::TimesFloor(2.0)));
+        |what: &str| Row::new(format!("pod's start, {how}: wall, beside {what}"), "ms", wall);
+    let beside_old = old_peer.wall().map(|old| beside("the CLI of Consul 1.8").peer(old));
+    let beside_own = Figure::of(agents_own)
+        .map(|own| beside("the agent's own time").floor(own).budget(Budget::TimesFloor(2.0)));
     Ok([
         row("wall", "ms", Taken::wall)?
             .budget(Budget::TimesLessThanPeer(20.0))
@@ -131,7 +141,8 @@ fn measure(plan: &Plan, way: Way) -> Result<Vec<Row>> {
         row("peak memory", "MiB", Taken::peak)?.budget(Budget::TimesLessThanPeer(8.0)),
     ]
     .into_iter()
-    .chain(beside)
+    .chain(beside_old)
+    .chain(beside_own)
     .collect())
 }
 
@@ -243,10 +254,9 @@ impl<'p> Bench<'p> {
         args
     }
 
-    /// Consul's CLI, with a new directory, into which it copies itself.
-    fn cli(&self) -> Result<Steps> {
-        let folder = self.new_folder("cli")?;
-        let consul = text(&self.plan.parts.consul);
+    /// Consul's CLI, with a new directory of that name, into which it copies itself.
+    fn cli(&self, consul: &Path, name: &str) -> Result<Steps> {
+        let (folder, consul) = (self.new_folder(name)?, text(consul));
         let mut agent = vec![format!("-http-addr={}", self.url)];
         agent.extend(self.ca.iter().map(|ca| format!("-ca-file={}", text(ca))));
         let run =
