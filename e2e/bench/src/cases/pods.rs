@@ -1,6 +1,6 @@
 //! Pods on a real Kubernetes: from their creation until they are ready, and until a
 //! client reaches them through the mesh; and rollouts of a single replica. The floor is
-//! pods with the same containers, none of which does anything; of many pods, plain pods.
+//! pods with the same containers, none of which does anything.
 //! Needs a cluster: `scripts/bench pods` starts one.
 //!
 //! Times are those of this machine's clock: of the API server's answers and watch
@@ -51,15 +51,12 @@ enum Mode {
 struct Lives {
     /// The API server accepted the first.
     accepted: f64,
-    /// All of them were ready.
-    ready: f64,
-    /// The last Envoy had its configuration.
-    envoy: Option<f64>,
-    /// A client had an answer from each of them.
-    reached: Option<f64>,
-    /// Events of the first pod: name and time.
-    marks: BTreeMap<&'static str, f64>,
+    /// Events of each pod.
+    pods: Vec<Marks>,
 }
+
+/// Events of a pod: name and time.
+type Marks = BTreeMap<&'static str, f64>;
 
 /// A client in a pod, which sends requests to the service repeatedly.
 struct Client {
@@ -98,11 +95,9 @@ pub(super) fn run(plan: &Plan) -> Result<Found> {
             }
         }
         let mut idle: [Vec<Lives>; 2] = Default::default();
-        if pods == 1 {
-            for _ in 0..runs {
-                for (mode, lives) in Mode::IDLE.into_iter().zip(&mut idle) {
-                    lives.push(bench.begin(mode, pods)?);
-                }
+        for _ in 0..runs {
+            for (mode, lives) in Mode::IDLE.into_iter().zip(&mut idle) {
+                lives.push(bench.begin(mode, pods)?);
             }
         }
         found.rows.extend(rows(pods, &lives, &idle));
@@ -122,9 +117,9 @@ fn rows(pods: usize, lives: &[Vec<Lives>; 3], idle: &[Vec<Lives>; 2]) -> Vec<Row
         Figure::of(lives.iter().filter_map(of).collect())
     };
     let [plain, ..] = lives;
-    let ready = |lives: &[Lives]| figure(lives, &|life| Some(life.ready));
+    let ready = |lives: &[Lives]| figure(lives, &|life| life.last(READY));
     let plain = ready(plain);
-    let floors = [plain, ready(&idle[0]).or(plain), ready(&idle[1]).or(plain)];
+    let floors = [plain, ready(&idle[0]), ready(&idle[1])];
     let mut rows = Vec::new();
     for ((mode, lives), floor) in Mode::ALL.into_iter().zip(lives).zip(floors) {
         let name = format!("{pods} {}{}", mode.name(), if pods == 1 { " pod" } else { " pods" });
@@ -139,17 +134,18 @@ fn rows(pods: usize, lives: &[Vec<Lives>; 3], idle: &[Vec<Lives>; 2]) -> Vec<Row
             let most = Budget::AtMost(1000.0);
             add("Ready later than a plain pod", later.map(Figure::exact), None, Some(most));
         }
-        let reached = figure(lives, &|life| life.reached);
+        let reached = figure(lives, &|life| life.last(REACHED));
         add("created to reached through the mesh", reached, None, None);
-        let since_envoy = figure(lives, &|life| Some(life.reached? - life.envoy?));
+        let each = |of: &dyn Fn(&Marks) -> Option<f64>| {
+            Figure::of(lives.iter().flat_map(|life| &life.pods).filter_map(of).collect())
+        };
+        let since_envoy = each(&|pod| Some(pod.get(REACHED)? - pod.get(ENVOY_READY)?));
         add("Envoy ready to reached", since_envoy, None, None);
         // The kubelet starts the application only then.
         let since_both =
-            figure(lives, &|life| Some(life.reached? - life.envoy?.max(*life.marks.get(SERVING)?)));
-        if pods == 1 {
-            let most = Some(Budget::AtMost(500.0));
-            add("Envoy and the application ready to reached", since_both, None, most);
-        }
+            each(&|pod| Some(pod.get(REACHED)? - pod.get(ENVOY_READY)?.max(*pod.get(SERVING)?)));
+        let most = Some(Budget::AtMost(500.0));
+        add("Envoy and the application ready to reached", since_both, None, most);
     }
     rows
 }
@@ -157,7 +153,8 @@ fn rows(pods: usize, lives: &[Vec<Lives>; 3], idle: &[Vec<Lives>; 2]) -> Vec<Row
 /// The run with the median time.
 fn middle(lives: &[Lives]) -> Option<&Lives> {
     let mut sorted: Vec<&Lives> = lives.iter().collect();
-    sorted.sort_by(|one, other| one.ready.total_cmp(&other.ready));
+    let ready = |life: &Lives| life.last(READY).unwrap_or_default();
+    sorted.sort_by(|one, other| ready(one).total_cmp(&ready(other)));
     sorted.get(sorted.len() / 2).copied()
 }
 
@@ -261,7 +258,7 @@ impl<'c> Bench<'c> {
             "spec": {
                 "containers": [{
                     "name": CLIENT,
-                    "image": "tutum/curl",
+                    "image": "busybox",
                     "imagePullPolicy": "IfNotPresent",
                     "command": ["sleep", "1000000"],
                 }],
@@ -317,36 +314,22 @@ impl<'c> Bench<'c> {
         }
         let watched = watched.into_inner().unwrap_or_else(PoisonError::into_inner);
         let since = |at: SystemTime| milliseconds(at.duration_since(began).unwrap_or_default());
-        let of_all = |times: Vec<Option<SystemTime>>| -> Option<f64> {
-            Some(since(times.into_iter().collect::<Option<Vec<_>>>()?.into_iter().max()?))
-        };
-        let ready = of_all(names.iter().map(|name| watched.at(name, READY)).collect());
-        let reached = {
-            let heard = lock(&self.client.heard);
-            of_all(names.iter().map(|name| heard.first.get(name).copied()).collect())
-        };
-        let mut marks: BTreeMap<_, _> =
-            watched.of(&names[0]).map(|(m, at)| (m, since(at))).collect();
-        let (mut envoy, zero) = (None, time_of_day(began));
-        if mode.is_injected() {
-            for name in &names {
-                let lines = self.lines(name, zero)?;
-                let one = lines.get(ENVOY_READY).copied();
-                envoy = one.map(|one: f64| one.max(envoy.unwrap_or_default()));
-                if *name == names[0] {
-                    marks.extend(lines);
-                }
+        let mut pods = Vec::new();
+        for name in &names {
+            let mut of_pod: Marks = watched.of(name).map(|(mark, at)| (mark, since(at))).collect();
+            if mode.is_injected() {
+                of_pod.extend(self.lines(name, time_of_day(began))?);
+                let reached = lock(&self.client.heard).first.get(name).copied();
+                of_pod.extend(reached.map(|at| (REACHED, since(at))));
             }
+            pods.push(of_pod);
         }
-        marks.extend(reached.filter(|_| mode.is_injected()).map(|at| (REACHED, at)));
         let accepted = since(watched.accepted.unwrap_or(began));
         for name in &names {
             self.namespace.kubectl(&["delete", "pod", name, "--wait=false"])?;
         }
         self.await_nothing()?;
-        let ready = ready.ok_or("no pod became ready")?;
-        let reached = reached.filter(|_| mode.is_injected());
-        Ok(Lives { accepted, ready, envoy, reached, marks })
+        Ok(Lives { accepted, pods })
     }
 
     /// Waits until all pods of the service are gone, from Consul, too.
@@ -358,8 +341,8 @@ impl<'c> Bench<'c> {
     }
 
     /// Times of the lines in a pod's container logs.
-    fn lines(&self, pod: &str, zero: f64) -> Result<BTreeMap<&'static str, f64>> {
-        let mut marks = BTreeMap::new();
+    fn lines(&self, pod: &str, zero: f64) -> Result<Marks> {
+        let mut marks = Marks::new();
         let path = format!("/api/v1/namespaces/{}/pods/{pod}/log", self.namespace.name);
         for (container, wanted) in LINES {
             let log = self.cluster.get(&format!("{path}?container={container}&timestamps=true"))?;
@@ -442,8 +425,8 @@ impl<'c> Bench<'c> {
 impl Client {
     fn start(namespace: &Namespace<'_>) -> Result<Self> {
         let line = format!(
-            "while usleep 20000; do \
-             curl --silent --fail --max-time 2 http://127.0.0.1:{UPSTREAM}/ || echo {FAILED}; done"
+            "while usleep 10000; do \
+             timeout 2 wget -q -O - http://127.0.0.1:{UPSTREAM}/ || echo {FAILED}; done"
         );
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "kubectl", "--namespace", &namespace.name])
@@ -500,13 +483,20 @@ const FAILED: &str = "no-answer";
 // === impl Lives ===
 
 impl Lives {
+    /// When the last pod had that event; `None` if one did not.
+    fn last(&self, mark: &str) -> Option<f64> {
+        let times: Option<Vec<f64>> = self.pods.iter().map(|pod| pod.get(mark).copied()).collect();
+        times?.into_iter().reduce(f64::max)
+    }
+
     /// The phases of the first pod, with who is responsible for each.
     fn timeline(&self, mode: Mode) -> Timeline {
         let mut timeline = Timeline::new(format!("One pod, {}", mode.name()));
         timeline.span(Whose::Ours, "admission, the webhook included", 0.0, self.accepted);
         for (whose, what, begin, end) in SPANS {
-            if let (Some(begin), Some(end)) = (self.marks.get(begin), self.marks.get(end)) {
-                timeline.span(*whose, what, *begin, *end);
+            let mark = |mark: &str| self.pods.first()?.get(mark).copied();
+            if let (Some(begin), Some(end)) = (mark(begin), mark(end)) {
+                timeline.span(*whose, what, begin, end);
             }
         }
         timeline
