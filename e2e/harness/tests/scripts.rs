@@ -1,5 +1,6 @@
-//! How `scripts/tools` gets a part, with stand-ins for `go`, `consul`, `apt-get` and `dpkg` on
-//! a `PATH` that otherwise has only basic commands. Nothing is downloaded.
+//! How `scripts/tools` gets a part, and what `scripts/image` builds, with stand-ins for `go`,
+//! `cargo`, `consul`, `apt-get` and `dpkg` on a `PATH` that otherwise has only basic commands.
+//! Nothing is downloaded.
 
 #![expect(clippy::unwrap_used, reason = "fixtures are tests, too: the panic is the report")]
 
@@ -126,11 +127,12 @@ esac
         )
     }
 
-    /// Makes Debian's package of Go available.
+    /// Makes Debian's packages of Go and Consul available.
     fn have_debian(&self) {
         let (bash, folder) = (self.path("bin/bash"), self.folder.path());
         let (bash, folder) = (bash.display(), folder.display());
         write(&self.path("debian-go"), &self.go(DEBIAN_GO));
+        write(&self.path("debian-consul"), &format!("#!{bash}\necho whole\n"));
         self.have(
             "apt-get",
             &format!(
@@ -148,8 +150,16 @@ esac
         self.have(
             "dpkg",
             &format!(
-                "#!{bash}\nset -eu\n[ \"$1\" = -x ]\nmkdir -p \"$3/usr/lib/go-1.26/bin\"\n\
-                 cp {folder}/debian-go \"$3/usr/lib/go-1.26/bin/go\"\n"
+                r#"#!{bash}
+set -eu
+[ "$1" = -x ]
+case $2 in
+  */consul_*) program=usr/bin/consul ;;
+  *) program=usr/lib/go-1.26/bin/go ;;
+esac
+mkdir -p "$3/${{program%/*}}"
+cp {folder}/debian-"${{program##*/}}" "$3/$program"
+"#
             ),
         );
     }
@@ -285,6 +295,7 @@ fn a_consul_on_the_path_is_used_only_if_its_version_fits() {
         ("consul-oldest", "CONSUL_OLDEST_BIN", Some("1.12.2"), true),
         ("consul-oldest", "CONSUL_OLDEST_BIN", Some("1.14.11"), false),
         ("consul-outdated", "CONSUL_OUTDATED_BIN", Some("1.11.11"), true),
+        ("consul-1.8", "CONSUL_1_8_BIN", Some("1.8.7+dfsg1"), true),
     ] {
         let machine = Machine::new(Some("1.26.0"));
         machine.have("consul", &machine.consul(release));
@@ -299,6 +310,42 @@ fn a_consul_on_the_path_is_used_only_if_its_version_fits() {
             assert_whole(&program);
             assert_eq!(machine.built().len(), 1, "{release:?}");
         }
+    }
+}
+
+#[test]
+fn a_part_of_a_debian_package_is_unpacked_once() {
+    let machine = Machine::new(None);
+    machine.get("consul-1.8").is_refused_with(&["apt-get", "hint: set CONSUL_1_8_BIN to"]);
+    machine.have_debian();
+    machine.have("consul", &machine.consul(Some("1.14.11")));
+    let program = machine.get("consul-1.8").program("CONSUL_1_8_BIN");
+    assert!(program.starts_with(machine.path("cache")), "{program:?}");
+    assert_whole(&program);
+    machine.unset("bin/apt-get");
+    assert_eq!(machine.get("consul-1.8").program("CONSUL_1_8_BIN"), program);
+}
+
+/// It set `SOURCE_DATE_EPOCH`, the commit's time, for the builds, too. So after each commit, and
+/// after each `scripts/build`, all crates with C code and those that depend on them were built
+/// again.
+#[test]
+fn an_image_is_made_of_what_a_build_has_built() {
+    let machine = Machine::new(None);
+    let (bash, folder) = (machine.path("bin/bash"), machine.folder.path());
+    let (bash, folder) = (bash.display(), folder.display());
+    for tool in ["buildah", "cc", "date", "python3", "rustc", "timeout"] {
+        machine.have(tool, &format!("#!{bash}\n"));
+    }
+    machine.have("git", &format!("#!{bash}\necho 1700000000\n"));
+    let seen = format!("echo \"$* ${{SOURCE_DATE_EPOCH-unset}}\" >> {folder}/built");
+    machine.have("cargo", &format!("#!{bash}\n{seen}\nexit 1\n"));
+    for script in ["scripts/build", "scripts/image"] {
+        let ran = machine.run(script, &[("CONNECT_LIBC", "gnu")]);
+        assert!(!ran.good && machine.built().len() == 1, "{}", ran.said);
+        let built = machine.built().pop().unwrap_or_default();
+        assert!(built.starts_with("build ") && built.ends_with(" unset"), "{script}: {built}");
+        machine.unset("built");
     }
 }
 
