@@ -428,8 +428,8 @@ impl Client {
         // its own connection, because the client's Envoy chooses an instance for each. The
         // status goes to stderr, which is not buffered.
         let line = format!(
-            "exec curl --silent --no-buffer --max-time 2 --rate 100/s --header 'Connection: close' \
-             --write-out '%{{stderr}}%{{http_code}}\\n' 'http://127.0.0.1:{UPSTREAM}/?[1-1000000000]' 2>&1"
+            "exec curl --silent --fail --no-buffer --max-time 2 --rate 100/s \
+             --header 'Connection: close' --write-out '%{{stderr}}%{{http_code}}\\n' 'http://127.0.0.1:{UPSTREAM}/?[1-1000000000]' 2>&1"
         );
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "kubectl", "--namespace", &namespace.name])

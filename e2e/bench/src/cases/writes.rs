@@ -46,7 +46,7 @@ struct Writes {
 /// A program fails.
 pub(super) fn run(plan: &Plan) -> Result<Found> {
     let quiet = Duration::from_secs(if plan.full { 3600 } else { 120 });
-    // At the same time, each on its own node: counts do not depend on the machine's load.
+    // At the same time, because an hour is long. Each is on its own node, with its own server.
     let (pods, floor) = std::thread::scope(|scope| {
         let floor = scope.spawn(|| {
             let node = Node::new(plan.parts.clone())?;
