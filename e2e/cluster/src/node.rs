@@ -474,6 +474,10 @@ state = "{data}/containerd-state"
             self.file("cert-dir", "kubelet-certificates"),
             Self::flag("hostname-override", NAME),
             Self::flag("node-ip", self.network.node),
+            // For the kubelet's garbage collection, each minute, a container that is about to
+            // start counts as dead. With 1, the default, it removed the one before it, and with
+            // it why that ended.
+            Self::flag("maximum-dead-containers-per-container", "2"),
         ];
         Ok(self.program(self.parts.kubernetes("kubelet"), args))
     }

@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 
 use crate::helm::Release;
 use crate::restricted::careful;
-use crate::support::{annotate, in_container_mode, ours, restarts, shell, shell_server, status};
+use crate::support::{
+    annotate, await_restarts, in_container_mode, ours, shell, shell_server, status,
+};
 use crate::transparent::{await_hello, caller, consuls, names};
 
 const REDIRECT: &str = "consul-connect-inject-redirect";
@@ -131,11 +133,8 @@ fn connect_cni_redirects_transparent_pods_in_a_restricted_namespace() {
     assert_eq!(node.run("ls /host/net").trim(), "10-pods.conflist");
     annotate(&mut untouched, &[("transparent-proxy-by", "cni")]);
     namespace.apply(&untouched.to_string()).unwrap();
-    harness::until("a redirect that fails again", || {
-        restarts(&namespace, "untouched", REDIRECT) > 0
-    })
-    .unwrap();
-    let state = status(&namespace, "untouched", REDIRECT);
+    await_restarts(&namespace, "untouched", REDIRECT, 1).unwrap();
+    let state = status(&namespace, "untouched", REDIRECT).unwrap();
     let ended = &state["lastState"]["terminated"];
     let said = text(&ended["message"]);
     assert!(said.contains("connect-cni was not in the node's CNI configuration"), "{state:#}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{in_container_mode, restarts, server, sharing, shell, shell_server};
+use crate::support::{await_restarts, in_container_mode, server, sharing, shell, shell_server};
 
 /// A server whose containers see each other's processes.
 fn open_server(service: &str) -> Value {
@@ -33,10 +33,7 @@ fn kill_sidecar(name: &str, pod: &Value) {
     cluster.await_instances(name, 1).unwrap();
     for (count, victim) in [(1, "envoy"), (2, "connect-lifecycle")] {
         shell(&namespace, name, name, &format!("kill -9 $(pidof {victim})")).unwrap();
-        harness::until(&format!("a new sidecar after the end of {victim}"), || {
-            restarts(&namespace, name, "envoy-sidecar") == count
-        })
-        .unwrap();
+        await_restarts(&namespace, name, "envoy-sidecar", count).unwrap();
         namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
         cluster.await_instances(name, 1).unwrap();
     }

@@ -7,8 +7,8 @@ use harness::{until, until_within};
 use serde_json::{Value, json};
 
 use crate::support::{
-    annotate, await_answer, changes, client, in_container_mode, restarts, sharing, shell,
-    shell_server, status,
+    annotate, await_answer, await_restarts, changes, client, in_container_mode, restarts, sharing,
+    shell, shell_server, status,
 };
 
 /// Envoy's admin interface buffers a request until it is complete, limited only by the
@@ -38,7 +38,7 @@ fn start(cluster: &Cluster, namespace: &Namespace<'_>, server: &Value) {
 
 /// The last terminated state of a container.
 fn last_end(namespace: &Namespace<'_>, pod: &str, container: &str) -> Value {
-    status(namespace, pod, container)["lastState"]["terminated"]["reason"].clone()
+    status(namespace, pod, container).unwrap()["lastState"]["terminated"]["reason"].take()
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_sidecar_out_of_memory_restarts_and_is_reachable_again() {
 
     // The container ends when the kernel kills Envoy, whatever exit code that gives.
     let _ = shell(&namespace, "narrow", "narrow", FILL_ENVOY);
-    until("a new sidecar", || restarts(&namespace, "narrow", "envoy-sidecar") == 1).unwrap();
+    await_restarts(&namespace, "narrow", "envoy-sidecar", 1).unwrap();
     assert_eq!(last_end(&namespace, "narrow", "envoy-sidecar"), "OOMKilled");
     until("the TTL check to fail and pass again", || {
         changes(cluster, proxy).is_ok_and(|now| now > before)
@@ -59,7 +59,7 @@ fn a_sidecar_out_of_memory_restarts_and_is_reachable_again() {
     .unwrap();
     cluster.await_instances("narrow", 1).unwrap();
     await_answer(&namespace, "narrow-client", "hello").unwrap();
-    assert_eq!(restarts(&namespace, "narrow", "narrow"), 0);
+    assert_eq!(restarts(&namespace, "narrow", "narrow").unwrap(), 0);
 }
 
 /// The application keeps running without a sidecar: when the TTL check expires, Consul sends
@@ -75,7 +75,8 @@ fn a_sidecar_out_of_memory_that_is_not_restarted_is_deregistered() {
 
     let _ = shell(&namespace, "once", "once", FILL_ENVOY);
     until("the end of the sidecar", || {
-        status(&namespace, "once", "envoy-sidecar")["state"]["terminated"]["reason"] == "OOMKilled"
+        status(&namespace, "once", "envoy-sidecar")
+            .is_ok_and(|status| status["state"]["terminated"]["reason"] == "OOMKilled")
     })
     .unwrap();
     for service in ["once", "once-sidecar-proxy"] {
@@ -107,9 +108,9 @@ fn an_application_out_of_memory_restarts_behind_the_same_sidecar() {
     start(cluster, &namespace, &pod);
 
     shell(&namespace, "greedy", "greedy", "touch /tmp/greedy").unwrap();
-    until("a new application", || restarts(&namespace, "greedy", "greedy") == 1).unwrap();
+    await_restarts(&namespace, "greedy", "greedy", 1).unwrap();
     assert_eq!(last_end(&namespace, "greedy", "greedy"), "OOMKilled");
     cluster.await_instances("greedy", 1).unwrap();
     await_answer(&namespace, "greedy-client", "hello").unwrap();
-    assert_eq!(restarts(&namespace, "greedy", "envoy-sidecar"), 0);
+    assert_eq!(restarts(&namespace, "greedy", "envoy-sidecar").unwrap(), 0);
 }

@@ -51,8 +51,9 @@ fn resizing_a_pod_in_place_restarts_nothing() {
         json!({"requests": {"cpu": "10m"}, "limits": {"memory": "64Mi"}});
     start(cluster, &namespace, &pod);
     let ids = || {
-        ["resized", "envoy-sidecar"]
-            .map(|container| status(&namespace, "resized", container)["containerID"].clone())
+        ["resized", "envoy-sidecar"].map(|container| {
+            status(&namespace, "resized", container).unwrap()["containerID"].take()
+        })
     };
     let before = ids();
 
@@ -68,7 +69,8 @@ fn resizing_a_pod_in_place_restarts_nothing() {
     namespace.kubectl(&[resize.as_slice(), &[&patch.to_string()]].concat()).unwrap();
     for (container, memory) in [("resized", "96Mi"), ("envoy-sidecar", "192Mi")] {
         harness::until(&format!("the new limit of {container}"), || {
-            status(&namespace, "resized", container)["resources"]["limits"]["memory"] == memory
+            status(&namespace, "resized", container)
+                .is_ok_and(|status| status["resources"]["limits"]["memory"] == memory)
         })
         .unwrap();
     }
@@ -121,7 +123,7 @@ fn an_ephemeral_container_sees_the_sidecar_and_disturbs_nothing() {
     let said = namespace.kubectl(&["logs", "debugged", "--container=look"]).unwrap();
     assert_eq!(ended["exitCode"], 0, "{said}");
     assert!(said.contains("LIVE"), "{said}");
-    assert_eq!(restarts(&namespace, "debugged", "envoy-sidecar"), 0);
+    assert_eq!(restarts(&namespace, "debugged", "envoy-sidecar").unwrap(), 0);
     cluster.await_instances("debugged", 1).unwrap();
 }
 

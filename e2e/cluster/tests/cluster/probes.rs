@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::helm::Release;
 use crate::support::{
-    ASK, annotate, await_answer, changes, client, deaf, in_container_mode, is_ready, ours,
-    restarts, server, sharing, shell, shell_server, status,
+    ASK, annotate, await_answer, await_restarts, changes, client, deaf, in_container_mode,
+    is_ready, ours, restarts, server, sharing, shell, shell_server, status,
 };
 
 #[test]
@@ -32,10 +32,10 @@ fn an_application_that_fails_its_liveness_probe_restarts_and_is_reachable_again(
     await_answer(&namespace, "lively-client", "hello").unwrap();
 
     shell(&namespace, "lively", "lively", "touch /tmp/sick").unwrap();
-    harness::until("a new application", || restarts(&namespace, "lively", "lively") == 1).unwrap();
+    await_restarts(&namespace, "lively", "lively", 1).unwrap();
     cluster.await_instances("lively", 1).unwrap();
     await_answer(&namespace, "lively-client", "hello").unwrap();
-    assert_eq!(restarts(&namespace, "lively", "envoy-sidecar"), 0);
+    assert_eq!(restarts(&namespace, "lively", "envoy-sidecar").unwrap(), 0);
 }
 
 /// Envoy hangs, which only its probe detects.
@@ -59,18 +59,14 @@ fn a_sidecar_that_hangs_restarts_and_is_reachable_again() {
     let before = changes(cluster, "hanging-sidecar-proxy").unwrap();
 
     shell(&namespace, "hanging", "hanging", "kill -STOP $(pidof envoy)").unwrap();
-    // Ten seconds for the probe, and ten for the termination.
-    harness::until_within(Duration::from_secs(120), "a new sidecar", || {
-        restarts(&namespace, "hanging", "envoy-sidecar") == 1
-    })
-    .unwrap();
+    await_restarts(&namespace, "hanging", "envoy-sidecar", 1).unwrap();
     harness::until("another registration", || {
         changes(cluster, "hanging-sidecar-proxy").is_ok_and(|now| now > before)
     })
     .unwrap();
     cluster.await_instances("hanging", 1).unwrap();
     await_answer(&namespace, "hanging-client", "hello").unwrap();
-    assert_eq!(restarts(&namespace, "hanging", "hanging"), 0);
+    assert_eq!(restarts(&namespace, "hanging", "hanging").unwrap(), 0);
 }
 
 /// A pod whose application does not listen on its service's port is not ready, and its events
@@ -100,7 +96,7 @@ fn a_pod_is_ready_when_consul_would_send_it_traffic() {
             log.is_ok_and(|log| log.contains("has listened on the service's port"))
         };
         harness::until("a warning in the sidecar's log", warning).unwrap();
-        let of = |container: &str| status(&namespace, name, container);
+        let of = |container: &str| status(&namespace, name, container).unwrap();
         let (sidecar, application) = (of("envoy-sidecar"), of(name));
         assert_eq!((&sidecar["started"], &sidecar["ready"]), (&json!(true), &json!(false)));
         assert_eq!(application["ready"], true, "{application:#}");
@@ -111,7 +107,7 @@ fn a_pod_is_ready_when_consul_would_send_it_traffic() {
         shell(&namespace, name, name, "httpd -p 9999 -h /tmp").unwrap();
         namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
         assert_eq!(proxies().len(), 1, "a pod that is ready is in service");
-        assert_eq!(restarts(&namespace, name, "envoy-sidecar"), 0);
+        assert_eq!(restarts(&namespace, name, "envoy-sidecar").unwrap(), 0);
     }
 }
 
@@ -169,7 +165,7 @@ fn a_pod_whose_application_turns_unready_gets_no_traffic_until_it_is_back() {
             shell(&namespace, &name, &name, "touch /tmp/ready").unwrap();
             await_answer(&namespace, &client_name, "hello").unwrap();
         }
-        assert_eq!(restarts(&namespace, &name, "envoy-sidecar"), 0);
+        assert_eq!(restarts(&namespace, &name, "envoy-sidecar").unwrap(), 0);
     }
 }
 
@@ -193,11 +189,12 @@ fn an_envoy_that_is_never_ready_delays_the_application_or_is_restarted_as_config
     start("given-up", "sidecar-proxy-startup-failure-seconds");
 
     harness::until("the application that was held", || {
-        status(&namespace, "held", "held")["state"]["running"].is_object()
+        status(&namespace, "held", "held")
+            .is_ok_and(|status| status["state"]["running"].is_object())
     })
     .unwrap();
     let since = |container: &str| -> Value {
-        status(&namespace, "held", container)["state"]["running"]["startedAt"].clone()
+        status(&namespace, "held", container).unwrap()["state"]["running"]["startedAt"].take()
     };
     let seconds = |time: &Value| {
         // RFC 3339, in UTC and to the second: `2026-01-01T12:34:56Z`.
@@ -208,15 +205,12 @@ fn an_envoy_that_is_never_ready_delays_the_application_or_is_restarted_as_config
     let (sidecar, application) = (since("envoy-sidecar"), since("held"));
     let held = (seconds(&application) + 86400 - seconds(&sidecar)) % 86400;
     assert!(held >= 7, "{sidecar} {application}");
-    let sidecar = status(&namespace, "held", "envoy-sidecar");
+    let sidecar = status(&namespace, "held", "envoy-sidecar").unwrap();
     assert_eq!((&sidecar["started"], &sidecar["ready"]), (&json!(true), &json!(false)));
     assert_eq!(sidecar["restartCount"], 0);
     assert!(!is_ready(&namespace.pod("held").unwrap()));
 
-    harness::until("another start of the sidecar that was given up", || {
-        restarts(&namespace, "given-up", "envoy-sidecar") > 0
-    })
-    .unwrap();
-    let application = status(&namespace, "given-up", "given-up");
+    await_restarts(&namespace, "given-up", "envoy-sidecar", 1).unwrap();
+    let application = status(&namespace, "given-up", "given-up").unwrap();
     assert!(application["state"]["waiting"].is_object(), "{application:#}");
 }

@@ -34,9 +34,9 @@ fn the_application_can_use_its_upstreams_from_start_to_exit() {
     })
     .unwrap();
     assert_eq!(first.trim(), "hello");
-    assert_eq!(restarts(&namespace, "lasting-client", "lasting-client"), 0);
+    assert_eq!(restarts(&namespace, "lasting-client", "lasting-client").unwrap(), 0);
 
-    let ran = |container: &str| status(&namespace, "lasting-client", container);
+    let ran = |container: &str| status(&namespace, "lasting-client", container).unwrap();
     let (init, sidecar, application) =
         (ran("consul-connect-inject-init"), ran("envoy-sidecar"), ran("lasting-client"));
     // Times are RFC 3339, in UTC and to the second, so they sort as strings.
@@ -52,7 +52,7 @@ fn the_application_can_use_its_upstreams_from_start_to_exit() {
     assert_eq!(text(&application["message"]).trim(), "hello", "{application:#}");
     assert_eq!(sidecar["exitCode"], 0, "{sidecar:#}");
     assert!(text(&application["finishedAt"]) <= text(&sidecar["finishedAt"]));
-    assert_eq!(status(&namespace, "lasting-client", "envoy-sidecar")["restartCount"], 0);
+    assert_eq!(restarts(&namespace, "lasting-client", "envoy-sidecar").unwrap(), 0);
     cluster.await_instances("lasting-client", 0).unwrap();
     drop(kept);
 }
@@ -122,8 +122,8 @@ fn jobs_complete_with_their_commands_and_leave_no_service() {
         assert_eq!(ended(job, "envoy-sidecar"), 0, "{job}");
     }
     let pod = pod_of(&namespace, "retried");
-    assert_eq!(status(&namespace, &pod, "jobs-client")["restartCount"], 1);
-    assert_eq!(status(&namespace, &pod, "envoy-sidecar")["restartCount"], 0);
+    assert_eq!(restarts(&namespace, &pod, "jobs-client").unwrap(), 1);
+    assert_eq!(restarts(&namespace, &pod, "envoy-sidecar").unwrap(), 0);
 
     // A CronJob starts at the next full minute.
     let made = "--for=jsonpath={.status.lastSuccessfulTime}";
@@ -154,7 +154,7 @@ fn an_init_container_can_use_its_upstreams() {
     namespace.await_condition("pod/database-client", "Ready").unwrap();
     let said = namespace.kubectl(&["logs", "database-client", "--container=migrate"]).unwrap();
     assert_eq!(said.trim(), "hello");
-    assert_eq!(status(&namespace, "database-client", "migrate")["restartCount"], 0);
+    assert_eq!(restarts(&namespace, "database-client", "migrate").unwrap(), 0);
 
     // In container mode Envoy starts after it, and the admission returns a warning.
     let pod = in_container_mode(pod).to_string();

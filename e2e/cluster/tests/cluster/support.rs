@@ -28,7 +28,7 @@ pub(crate) fn ours() -> Option<(&'static Cluster, RwLockReadGuard<'static, ()>)>
 
 /// Whether it is a cluster of `scripts/cluster`; otherwise prints that the test is skipped.
 pub(crate) fn is_ours(cluster: &Cluster) -> bool {
-    let agent = cluster.agent().unwrap_or_default();
+    let agent = cluster.agent().unwrap();
     let mut containers = agent["spec"]["containers"].as_array().into_iter().flatten();
     if containers.any(|container| container["image"] == images::CONSUL) {
         return true;
@@ -201,8 +201,10 @@ impl Drop for Kept<'_, '_> {
 pub(crate) fn terminated(namespace: &Namespace<'_>, pod: &str, container: &str) -> Result<Value> {
     let mut ended = Value::Null;
     harness::until(&format!("the end of {container} of {pod}"), || {
-        ended = status(namespace, pod, container)["state"]["terminated"].take();
-        ended.is_object()
+        status(namespace, pod, container).is_ok_and(|mut status| {
+            ended = status["state"]["terminated"].take();
+            ended.is_object()
+        })
     })?;
     Ok(ended)
 }
@@ -217,15 +219,17 @@ pub(crate) fn shell(
     namespace.kubectl(&["exec", pod, "--container", container, "--", "sh", "-c", line])
 }
 
-/// Status of a pod's container, or null.
-pub(crate) fn status(namespace: &Namespace<'_>, pod: &str, container: &str) -> Value {
-    let pod = namespace.pod(pod).unwrap_or_default();
+/// Status of a pod's container.
+///
+/// # Errors
+/// The API does not answer, or the pod has no status of such a container, perhaps not yet.
+pub(crate) fn status(namespace: &Namespace<'_>, pod: &str, container: &str) -> Result<Value> {
+    let status = namespace.pod(pod)?["status"].take();
     // A native sidecar is an init container.
     let lists = ["containerStatuses", "initContainerStatuses"];
-    let statuses = lists
-        .into_iter()
-        .flat_map(|list| pod["status"][list].as_array().cloned().unwrap_or_default());
-    statuses.into_iter().find(|status| status["name"] == container).unwrap_or_default()
+    let mut all = lists.into_iter().filter_map(|list| status[list].as_array()).flatten();
+    let found = all.find(|status| status["name"] == container).cloned();
+    found.ok_or_else(|| format!("no container {container} in the status of {pod}").into())
 }
 
 /// Whether a pod is ready.
@@ -240,8 +244,28 @@ pub(crate) fn deaf() -> Value {
 }
 
 /// Restart count of a pod's container.
-pub(crate) fn restarts(namespace: &Namespace<'_>, pod: &str, container: &str) -> u64 {
-    status(namespace, pod, container)["restartCount"].as_u64().unwrap_or_default()
+///
+/// # Errors
+/// Those of [`status`].
+pub(crate) fn restarts(namespace: &Namespace<'_>, pod: &str, container: &str) -> Result<u64> {
+    let count = status(namespace, pod, container)?["restartCount"].as_u64();
+    count.ok_or_else(|| format!("no restart count of {container} in {pod}").into())
+}
+
+/// Waits until a pod's container has been restarted so many times.
+pub(crate) fn await_restarts(
+    namespace: &Namespace<'_>,
+    pod: &str,
+    container: &str,
+    count: u64,
+) -> Result<()> {
+    let mut seen = Ok(0);
+    // Some wait for a probe to fail several times, and then for the end of a grace period.
+    harness::until_within(2 * harness::PATIENCE, "a restart", || {
+        seen = restarts(namespace, pod, container);
+        seen.as_ref().is_ok_and(|seen| *seen >= count)
+    })
+    .map_err(|error| format!("{error} of {container} in {pod}: {seen:?}").into())
 }
 
 /// Raft index of the last change of a service's checks: it is greater after a check failed

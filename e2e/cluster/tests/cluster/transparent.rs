@@ -7,8 +7,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Load, annotate, in_container_mode, job_of, ours, restarts, server, set_of, sharing, shell,
-    shell_server,
+    Load, annotate, await_restarts, in_container_mode, job_of, ours, restarts, server, set_of,
+    sharing, shell, shell_server,
 };
 
 /// A namespace whose label makes its pods transparent.
@@ -147,7 +147,7 @@ fn an_envoy_that_starts_again_is_used_again(
 ) {
     let quit = "curl --silent --request POST http://127.0.0.1:19000/quitquitquit";
     shell(namespace, client, client, quit).unwrap();
-    harness::until("a new Envoy", || restarts(namespace, client, "envoy-sidecar") > 0).unwrap();
+    await_restarts(namespace, client, "envoy-sidecar", 1).unwrap();
     await_hello(namespace, client, &format!("http://{address}/"));
 }
 
@@ -191,10 +191,9 @@ fn a_tcp_probe_fails_where_the_application_does_not_listen() {
         json!({"tcpSocket": {"port": 8081}, "periodSeconds": 1, "failureThreshold": 2});
     namespace.apply(&pod.to_string()).unwrap();
     namespace.await_condition("pod/mute", "Initialized").unwrap();
-    harness::until("the kubelet to restart it", || restarts(&namespace, "mute", "mute") > 0)
-        .unwrap_or_else(|error| {
-            panic!("{error}: {:#}", namespace.pod("mute").unwrap_or_default()["status"])
-        });
+    await_restarts(&namespace, "mute", "mute", 1).unwrap_or_else(|error| {
+        panic!("{error}: {:#}", namespace.pod("mute").unwrap_or_default()["status"])
+    });
 }
 
 /// A nameserver that stands for the cluster DNS and answers with the names it was told.
@@ -290,7 +289,7 @@ fn names_of_consul_and_of_the_cluster_resolve_through_the_sidecar() {
     for client in ["native", "beside"] {
         await_hello(&namespace, client, "http://named/");
     }
-    assert_eq!(restarts(&namespace, "named", "envoy-sidecar"), 0);
+    assert_eq!(restarts(&namespace, "named", "envoy-sidecar").unwrap(), 0);
 }
 
 #[test]

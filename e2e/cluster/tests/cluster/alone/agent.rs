@@ -108,7 +108,11 @@ fn a_kubelet_that_is_killed_and_restarted_disturbs_no_pod() {
     for service in ["kept", "kept-client"] {
         cluster.await_instances(service, 1).unwrap();
         for container in [service, "envoy-sidecar"] {
-            assert_eq!(restarts(&namespace, service, container), 0, "{container} of {service}");
+            assert_eq!(
+                restarts(&namespace, service, container).unwrap(),
+                0,
+                "{container} of {service}"
+            );
         }
     }
     load.end();
