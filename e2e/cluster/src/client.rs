@@ -318,7 +318,7 @@ impl Cluster {
     /// The agent does not answer.
     pub fn passing(&self, service: &str) -> Result<Vec<Value>> {
         let found = self.consul(&format!("/v1/health/service/{service}?passing"))?;
-        Ok(found.as_array().cloned().unwrap_or_default())
+        list(&found)
     }
 
     /// Whether the catalog has no instance of a service, healthy or not.
@@ -392,8 +392,8 @@ impl Namespace<'_> {
     /// The API does not answer.
     pub fn pods(&self, selector: &str) -> Result<Vec<Value>> {
         let selector = selector.replace('=', "%3D");
-        let list = format!("/api/v1/namespaces/{}/pods?labelSelector={selector}", self.name);
-        Ok(self.cluster.get(&list)?["items"].as_array().cloned().unwrap_or_default())
+        let path = format!("/api/v1/namespaces/{}/pods?labelSelector={selector}", self.name);
+        list(&self.cluster.get(&path)?["items"])
     }
 
     /// Waits until an object's condition is true, such as `Ready` of `pod/web`.
@@ -431,6 +431,11 @@ impl Drop for Namespace<'_> {
         let path = format!("/api/v1/namespaces/{}", self.name);
         let _ = self.cluster.request(Method::DELETE, &path, None);
     }
+}
+
+/// An answer's list. Without this check, any other answer would be an empty one.
+fn list(value: &Value) -> Result<Vec<Value>> {
+    value.as_array().cloned().ok_or_else(|| format!("expected a list: {value}").into())
 }
 
 /// A field's text, or the empty string.

@@ -38,8 +38,10 @@ fn every_example_works_unchanged() {
     });
     answered.unwrap();
     let shop = &namespace.pods("app=shop").unwrap()[0];
-    let page = curl(&format!("{}:20200/metrics", text(&shop["status"]["podIP"]))).unwrap();
-    assert!(page.contains("envoy_server_live"), "{page}");
+    let url = format!("{}:20200/metrics", text(&shop["status"]["podIP"]));
+    let scraped =
+        until("its metrics", || curl(&url).is_ok_and(|page| page.contains("envoy_server_live")));
+    scraped.unwrap();
 
     namespace.apply(&example("job.yaml")).unwrap();
     namespace.await_condition("job/report", "Complete").unwrap();

@@ -6,7 +6,7 @@ use cluster::mesh;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{all_are_injected, ours, server, trusted};
+use crate::support::{all_are_injected, is_injected, ours, server, trusted};
 
 /// A release in the namespace of its name. Its webhook is called before the mesh's, for
 /// namespaces with its label.
@@ -128,10 +128,10 @@ fn helm_installs_upgrades_rolls_back_and_uninstalls_the_chart() {
                  poddisruptionbudgets,leases";
     // The Secret that the replicas share, and Helm's own.
     assert_eq!(left(kinds, release.name), Vec::<String>::new());
-    let pod = server("helmed", "hello").to_string();
     // The mesh's injector injects pods again.
-    let shown = namespace.try_kubectl(&["create", "--filename=-", "--dry-run=server"], &pod);
-    assert!(shown.unwrap().status.success());
+    let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
+    let shown = cluster.request(Method::POST, &path, Some(&server("helmed", "hello"))).unwrap();
+    assert!(is_injected(&shown), "{shown:#}");
 }
 
 /// A chart with two CustomResourceDefinitions that a value removes, like
@@ -156,6 +156,17 @@ spec:
 {{- end }}
 "#;
 
+/// The definitions, which belong to no namespace.
+struct Definitions<'c>(&'c Cluster);
+
+impl Drop for Definitions<'_> {
+    fn drop(&mut self) {
+        let all = ["kept", "lost"].map(|name| format!("{name}.definitions.example.com"));
+        let delete = ["delete", "customresourcedefinitions", "--ignore-not-found"];
+        let _ = self.0.kubectl(&[delete.as_slice(), &[&all[0], &all[1]]].concat(), "");
+    }
+}
+
 /// From 1.0 on, Consul's own chart removes its CustomResourceDefinitions with its injector.
 /// As the migration page says, annotated definitions stay, with their resources.
 #[test]
@@ -177,9 +188,10 @@ fn helm_keeps_a_definition_that_is_annotated_before_it_is_left_out() {
         helm.run(&[args, &["--namespace", &home.name]].concat()).unwrap();
     };
     run(&["install", "definitions", folder, "--wait", "--timeout=60s"]);
+    let _definitions = Definitions(cluster);
     let kubectl = |args: &[&str]| cluster.kubectl(args, "").unwrap();
     let kept = "{apiVersion: definitions.example.com/v1, kind: Kept, metadata: {name: a}}";
-    home.apply(kept).unwrap();
+    harness::until("the new kind to be known", || home.apply(kept).is_ok()).unwrap();
     kubectl(&[
         "annotate",
         "customresourcedefinitions",
@@ -188,15 +200,13 @@ fn helm_keeps_a_definition_that_is_annotated_before_it_is_left_out() {
     ]);
     run(&["upgrade", "definitions", folder, "--set=without=true", "--wait", "--timeout=60s"]);
     let mut left = String::new();
-    let one = harness::until("one definition less", || {
+    harness::until("one definition less", || {
         left = kubectl(&["get", "customresourcedefinitions", "--output=name"]);
         !left.contains("lost.definitions.example.com")
-    });
+    })
+    .unwrap_or_else(|error| panic!("{error}: {left}"));
     let there = home.kubectl(&["get", "kept/a", "--output=name"]);
-    // Before any assertion, because it is cluster-scoped.
-    kubectl(&["delete", "customresourcedefinitions", "--selector=component=kept"]);
     run(&["uninstall", "definitions"]);
-    one.unwrap_or_else(|error| panic!("{error}: {left}"));
     assert!(left.contains("kept.definitions.example.com"), "{left}");
     assert!(there.unwrap().contains("kept.definitions.example.com/a"));
 }

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{await_restarts, in_container_mode, server, sharing, shell, shell_server};
+use crate::support::{
+    await_restarts, changes, in_container_mode, server, sharing, shell, shell_server,
+};
 
 /// A server whose containers see each other's processes.
 fn open_server(service: &str) -> Value {
@@ -24,17 +27,27 @@ fn a_killed_sidecar_restarts_and_has_one_registration_in_container_mode() {
 }
 
 /// Kills Envoy first, then connect-lifecycle. Each time the container restarts, and there is
-/// one registration.
+/// one registration, which the new process keeps.
 fn kill_sidecar(name: &str, pod: &Value) {
     let Some((cluster, _shared)) = sharing() else { return };
     let namespace = cluster.namespace(name).unwrap();
     namespace.apply(&pod.to_string()).unwrap();
     namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
     cluster.await_instances(name, 1).unwrap();
+    let proxy = format!("{name}-sidecar-proxy");
     for (count, victim) in [(1, "envoy"), (2, "connect-lifecycle")] {
-        shell(&namespace, name, name, &format!("kill -9 $(pidof {victim})")).unwrap();
+        // A probe's process that ends in between is no matter.
+        shell(&namespace, name, name, &format!("kill -9 $(pidof {victim}) || true")).unwrap();
         await_restarts(&namespace, name, "envoy-sidecar", count).unwrap();
         namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
+        // The dead process's last heartbeat does not count any more.
+        let before = changes(cluster, &proxy).unwrap();
+        let fail = format!("/v1/agent/check/fail/{}_{name}_{proxy}-lease", namespace.name);
+        cluster.consul_request(Method::PUT, &fail, None).unwrap();
+        harness::until("the servers to know it", || {
+            changes(cluster, &proxy).is_ok_and(|now| now > before)
+        })
+        .unwrap();
         cluster.await_instances(name, 1).unwrap();
     }
 }

@@ -111,7 +111,7 @@ impl Acls {
     /// Descriptions of the tokens created by login.
     fn logins(&self) -> Result<Vec<String>> {
         let tokens = self.ask(Method::GET, "/v1/acl/tokens", None)?;
-        let tokens = tokens.as_array().into_iter().flatten();
+        let tokens = tokens.as_array().ok_or("the tokens are no list")?.iter();
         let logins = tokens.filter(|token| token["AuthMethod"] == ACL_METHOD);
         Ok(logins.map(|token| text(&token["Description"]).to_owned()).collect())
     }
@@ -151,7 +151,11 @@ fn pods_log_in_by_their_service_accounts_and_log_out_at_their_end() {
     assert!(refused.contains("default") && refused.contains("vault"), "{refused}");
 
     create(&namespace, &with_account(support::server("vault", "secret"), "vault")).unwrap();
-    create(&namespace, &with_account(support::client("vault"), "vault-client")).unwrap();
+    let mut client = support::client("vault");
+    // After the whole grace period, the kubelet would leave its sidecar two seconds to log out.
+    let line = "trap 'exit 0' TERM; sleep 1000000 & wait";
+    client["spec"]["containers"][0]["command"] = json!(["sh", "-c", line]);
+    create(&namespace, &with_account(client, "vault-client")).unwrap();
     for pod in ["pod/vault", "pod/vault-client"] {
         namespace.await_condition(pod, "Ready").unwrap();
     }

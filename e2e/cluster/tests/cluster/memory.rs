@@ -67,19 +67,19 @@ fn a_sidecar_out_of_memory_restarts_and_is_reachable_again() {
 #[test]
 fn a_sidecar_out_of_memory_that_is_not_restarted_is_deregistered() {
     let Some((cluster, _shared)) = sharing() else { return };
-    let namespace = cluster.namespace("once").unwrap();
+    let namespace = cluster.namespace("single").unwrap();
     // A native sidecar restarts whatever the pod's restartPolicy is.
-    let mut pod = in_container_mode(narrow_server("once"));
+    let mut pod = in_container_mode(narrow_server("single"));
     pod["spec"]["restartPolicy"] = json!("Never");
     start(cluster, &namespace, &pod);
 
-    let _ = shell(&namespace, "once", "once", FILL_ENVOY);
+    let _ = shell(&namespace, "single", "single", FILL_ENVOY);
     until("the end of the sidecar", || {
-        status(&namespace, "once", "envoy-sidecar")
+        status(&namespace, "single", "envoy-sidecar")
             .is_ok_and(|status| status["state"]["terminated"]["reason"] == "OOMKilled")
     })
     .unwrap();
-    for service in ["once", "once-sidecar-proxy"] {
+    for service in ["single", "single-sidecar-proxy"] {
         until(&format!("no traffic for {service}"), || {
             cluster.passing(service).is_ok_and(|passing| passing.is_empty())
         })
@@ -90,7 +90,7 @@ fn a_sidecar_out_of_memory_that_is_not_restarted_is_deregistered() {
         })
         .unwrap();
     }
-    assert_eq!(namespace.pod("once").unwrap()["status"]["phase"], "Running");
+    assert_eq!(namespace.pod("single").unwrap()["status"]["phase"], "Running");
 }
 
 #[test]

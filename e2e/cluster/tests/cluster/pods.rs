@@ -252,6 +252,26 @@ fn a_namespace_with_a_quota_and_a_limit_range_accepts_injected_pods() {
     ]});
     namespace.apply(&objects.to_string()).unwrap();
     let mut pod = server("limited", "hello");
+    // Both are in force, the quota once somebody has counted: they refuse this container.
+    annotate(&mut pod, &[("connect-inject", "false")]);
+    let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
+    let refused = |pod: &Value| match cluster.request(Method::POST, &path, Some(pod)) {
+        Ok(_) => "accepted".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    for (resources, words) in [
+        (json!({"limits": {"memory": "200Mi"}}), "maximum memory usage per Container is 100Mi"),
+        (json!({"limits": {"memory": "50Mi"}}), "must specify requests.cpu"),
+    ] {
+        pod["spec"]["containers"][0]["resources"] = resources;
+        let mut said = String::new();
+        harness::until(words, || {
+            said = refused(&pod);
+            said.contains(words)
+        })
+        .unwrap_or_else(|error| panic!("{error}; {said}"));
+    }
+    annotate(&mut pod, &[("connect-inject", "true")]);
     pod["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "10m"}});
     start(cluster, &namespace, &pod);
 }

@@ -1,8 +1,8 @@
 //! Fixtures of the tests: the cluster, objects to create, and queries about them.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -273,7 +273,8 @@ pub(crate) fn await_restarts(
 pub(crate) fn changes(cluster: &Cluster, service: &str) -> Result<u64> {
     let checks = cluster.consul(&format!("/v1/health/checks/{service}"))?;
     let indexes = checks.as_array().into_iter().flatten();
-    Ok(indexes.filter_map(|check| check["ModifyIndex"].as_u64()).max().unwrap_or_default())
+    let last = indexes.filter_map(|check| check["ModifyIndex"].as_u64()).max();
+    last.ok_or_else(|| format!("{service} has no checks").into())
 }
 
 /// Shell command to request a URL, without the URL.
@@ -346,22 +347,20 @@ pub(crate) fn all_are_injected(
     meanwhile: impl FnOnce() -> Result<()> + Send,
 ) {
     let pod = server("hello", "hello");
-    let (done, mut created) = (AtomicBool::new(false), 0);
+    let mut created = 0;
     std::thread::scope(|scope| {
-        let meanwhile = scope.spawn(|| {
-            let result = meanwhile();
-            done.store(true, Ordering::Relaxed);
-            result
-        });
+        let meanwhile = scope.spawn(meanwhile);
         // Dry runs: they pass admission like others, and start nothing.
         let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", namespace.name);
         let mut refused: Option<String> = None;
-        while !done.load(Ordering::Relaxed) && refused.is_none() {
+        while !meanwhile.is_finished() && refused.is_none() {
             match cluster.request(Method::POST, &path, Some(&pod)) {
                 Ok(pod) if is_injected(&pod) => created += 1,
                 Ok(pod) => refused = Some(format!("a pod was not injected: {pod:#}")),
                 Err(error) => refused = Some(error.to_string()),
             }
+            // Leave processor time to the other tests.
+            std::thread::sleep(Duration::from_millis(20));
         }
         meanwhile.join().unwrap().unwrap();
         assert_eq!(refused, None, "after {created} pods");

@@ -109,7 +109,7 @@ fn a_rollout_stops_if_the_agent_has_no_grpc() {
     release.adopt(&namespace).unwrap();
     namespace.kubectl(&["rollout", "restart", "deployment/deaf"]).unwrap();
     let mut described = String::new();
-    harness::until("kubectl describe to name gRPC", || {
+    harness::until_within(2 * harness::PATIENCE, "kubectl describe to name gRPC", || {
         let pods = namespace.pods("app=deaf").unwrap_or_default();
         let new = pods.iter().map(|pod| &pod["metadata"]["name"]).find(|name| **name != old);
         let new = new.and_then(Value::as_str).unwrap_or_default();

@@ -73,8 +73,15 @@ pub(crate) fn await_hello(namespace: &Namespace<'_>, pod: &str, url: &str) {
 /// The virtual address that Consul allots.
 pub(crate) fn consuls(cluster: &Cluster, service: &str) -> String {
     let path = format!("/v1/catalog/service/{service}-sidecar-proxy");
-    let found = cluster.consul(&path).unwrap();
-    text(&found[0]["ServiceTaggedAddresses"]["consul-virtual"]["Address"]).to_owned()
+    let mut address = String::new();
+    harness::until(&format!("the virtual address of {service}"), || {
+        let found = cluster.consul(&path).unwrap_or_default();
+        text(&found[0]["ServiceTaggedAddresses"]["consul-virtual"]["Address"])
+            .clone_into(&mut address);
+        !address.is_empty()
+    })
+    .unwrap();
+    address
 }
 
 pub(crate) fn names(pod: &Value, list: &str) -> Vec<String> {
@@ -271,7 +278,8 @@ fn names_of_consul_and_of_the_cluster_resolve_through_the_sidecar() {
         await_hello(&namespace, client, "http://named/");
         let missing = "curl --silent --max-time 5 http://missing.virtual.consul/";
         let error = shell(&namespace, client, client, missing).unwrap_err().to_string();
-        assert!(error.contains('6'), "not `Couldn't resolve host`: {error}");
+        let is_it = error.lines().any(|line| line.ends_with("exit code 6"));
+        assert!(is_it, "not `Couldn't resolve host`: {error}");
     }
 
     // A Service created again has another address, and the pods stay.
@@ -371,9 +379,21 @@ fn pods_of_a_statefulset_call_each_other_where_that_is_allowed() {
         "TransparentProxy": {"DialedDirectly": true},
     });
     cluster.consul_request(Method::PUT, "/v1/config", Some(&dialed)).unwrap();
+    let _configured = Configured { cluster, path: "/v1/config/service-defaults/store" };
     await_hello(&namespace, "outside", "http://store-1.store:8080/");
     by_store("http://store-1.store:8080/").unwrap_err();
-    cluster.consul_request(Method::DELETE, "/v1/config/service-defaults/store", None).unwrap();
+}
+
+/// A configuration entry, which belongs to no namespace.
+struct Configured<'c> {
+    cluster: &'c Cluster,
+    path: &'static str,
+}
+
+impl Drop for Configured<'_> {
+    fn drop(&mut self) {
+        let _ = self.cluster.consul_request(Method::DELETE, self.path, None);
+    }
 }
 
 #[test]
