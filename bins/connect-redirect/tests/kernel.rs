@@ -200,8 +200,14 @@ fn connections_are_redirected_unless_excluded() {
         outside.run(move || serve(&format!("{outside_is}:{port}")));
         outside.run(move || serve(&format!("[{}]:{port}", network::OUTSIDE_V6)));
     }
+    for port in [8080, 9100] {
+        pod.run(move || serve(&format!("[{}]:{port}", network::POD_V6)));
+    }
     let by_pod = |address: String| pod.run(move || connect(&address));
     let by_outside = |port: u16| outside.run(move || connect(&format!("{pod_is}:{port}")));
+    let by_outside_v6 =
+        |port: u16| outside.run(move || connect(&format!("[{}]:{port}", network::POD_V6)));
+    assert_eq!(by_outside_v6(8080), Some(8080), "before the rules");
 
     // Connections in both directions that were open before the rules.
     let mut into = outside.run(move || TcpStream::connect(format!("{pod_is}:8080")).unwrap());
@@ -229,6 +235,7 @@ fn connections_are_redirected_unless_excluded() {
     {
         assert_eq!(by_outside(port), Some(reached), "{port}");
     }
+    assert_eq!([8080, 9100].map(by_outside_v6), [None, Some(9100)]);
     let as_envoy = |port: u16| {
         let bash = format!("exec 3<>/dev/tcp/{outside_is}/{port}; head -c 4 <&3");
         let args = ["--reuid", ENVOY, "--clear-groups", "bash", "-c", &bash].map(str::to_owned);

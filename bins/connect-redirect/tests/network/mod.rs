@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 pub(crate) const POD: &str = "10.9.0.1";
 pub(crate) const OUTSIDE: &str = "10.9.0.2";
 pub(crate) const OUTSIDE_V6: &str = "fd00:9::2";
-const POD_V6: &str = "fd00:9::1";
+pub(crate) const POD_V6: &str = "fd00:9::1";
 
 /// Timeout of each operation.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

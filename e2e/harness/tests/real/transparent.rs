@@ -316,11 +316,17 @@ fn ipv6_is_closed_unless_it_is_excluded() {
     ip(&open.network(), "addr add fd00:99::12/64 dev eth0 nodad");
     await_curl(&open, url, "outside");
     // Inbound: the public listener has an IPv4 address.
-    let inbound = [&closed.ip, "fd00:99::11"].map(|host| {
-        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-        curl_in(&open, "web", &format!("http://{host}:9999/"))
-    });
-    assert!(inbound.iter().all(Result::is_err), "{inbound:?}");
+    let args = [
+        format!("--net={}", closed.network().display()),
+        program.display().to_string(),
+        "-text=inside".to_owned(),
+        "-listen=[::]:9999".to_owned(),
+    ];
+    let _inside = mesh.node.start("nsenter".as_ref(), &args).unwrap();
+    await_curl(&closed, "http://[::1]:9999/", "inside");
+    for host in [&closed.ip, "[fd00:99::11]"] {
+        curl(&open, &format!("http://{host}:9999/")).unwrap_err();
+    }
 }
 
 #[test]
