@@ -96,10 +96,13 @@ fn agrees_with_its_manual(program: &Command, mut faults: Vec<String>) {
 fn not_parsed(program: &Command) -> Vec<String> {
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     let pages = Process::new("git").args(["ls-files", "*.md"]).current_dir(root).output();
-    let pages = pages.expect("git lists the pages");
+    let pages = pages.expect("git can be run");
+    let why = String::from_utf8_lossy(&pages.stderr);
+    assert!(pages.status.success() && !pages.stdout.is_empty(), "git lists no page: {why}");
     let mut faults = Vec::new();
     for page in String::from_utf8_lossy(&pages.stdout).lines() {
-        let text = std::fs::read_to_string(root.join(page)).unwrap_or_default();
+        let text = std::fs::read_to_string(root.join(page));
+        let text = text.unwrap_or_else(|error| panic!("{page}: {error}"));
         for line in commands_of(program.get_name(), &text) {
             match program.clone().try_get_matches_from(words(&line)) {
                 Err(error) if !is_accepted(error.kind()) => {

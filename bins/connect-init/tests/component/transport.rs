@@ -224,11 +224,9 @@ fn an_old_agent_with_https_feeds_envoy_over_tls() {
 /// Reported in <https://github.com/hashicorp/consul/issues/10291>.
 #[test]
 fn an_agent_and_a_pod_of_ipv6() {
-    if !Path::new("/proc/net/if_inet6").exists() {
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci.is_empty()), "there is no IPv6");
-        eprintln!("skipped: this machine has no IPv6");
-        return;
-    }
+    let has_it = Path::new("/proc/net/if_inet6").exists();
+    let has_it = has_it.then_some(()).ok_or_else(|| "this machine has no IPv6".to_owned());
+    let Some(()) = testkit::or_skip(has_it) else { return };
     for agent in [ScriptedAgent::start_v6(), ScriptedAgent::start_tls_v6()] {
         let mut pod = Pod::of(&agent)
             .with("--pod-ip", "fd00::7")

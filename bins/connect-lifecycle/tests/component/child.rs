@@ -49,10 +49,12 @@ fn orphans_are_reaped() {
         command.args(NAMESPACE);
         command
     };
-    if !namespace().arg("true").status().is_ok_and(|status| status.success()) {
-        eprintln!("skipped: `unshare` cannot make a PID namespace here, so there is no process 1");
-        return;
-    }
+    let made = namespace().arg("true").status();
+    let made = made.map_err(|error| error.to_string()).and_then(|status| {
+        let why = "`unshare` cannot make a PID namespace here, so there is no process 1";
+        if status.success() { Ok(()) } else { Err(why.to_owned()) }
+    });
+    let Some(()) = testkit::or_skip(made) else { return };
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     let run = pod.command("run", &["--log-level", "debug"]);

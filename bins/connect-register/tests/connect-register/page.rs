@@ -9,7 +9,7 @@ use assert_cmd::cargo::cargo_bin;
 use serde_json::json;
 
 use crate::program::Files;
-use crate::real_agent::{PATIENCE, RealAgent, free_ports, variable};
+use crate::real_agent::{PATIENCE, RealAgent, free_ports, program_or_skip};
 
 const PAGE: &str = include_str!("../../docs/virtual-machine.md");
 
@@ -82,7 +82,8 @@ fn server_info(admin: u16) -> std::io::Result<String> {
 
 #[test]
 fn the_commands_of_the_virtual_machine_page_work_as_written() {
-    let (Some(envoy), Some(agent)) = (variable("ENVOY_BIN"), RealAgent::start(&json!({}))) else {
+    let (Some(envoy), Some(agent)) = (program_or_skip("ENVOY_BIN"), RealAgent::start(&json!({})))
+    else {
         return;
     };
     let machine = Machine { agent, files: Files::new() };

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::{Map, Value, json};
 
 use crate::program::command;
-use crate::real_agent::{RealAgent, variable};
+use crate::real_agent::{RealAgent, program_or_skip};
 
 /// What becomes of a case.
 enum Expected {
@@ -219,7 +219,7 @@ type Outcome = Result<Value, String>;
 
 impl Parity {
     fn start() -> Option<Self> {
-        let (envoy, agent) = (variable("ENVOY_BIN")?, RealAgent::start(&json!({}))?);
+        let (envoy, agent) = (program_or_skip("ENVOY_BIN")?, RealAgent::start(&json!({}))?);
         agent.wait_until("/v1/agent/connect/ca/roots", "", |roots| roots["Roots"][0].is_object());
         let roots = agent.get("/v1/agent/connect/ca/roots", "").unwrap();
         let leaf = agent.get("/v1/agent/connect/ca/leaf/parity", "").unwrap();

@@ -24,14 +24,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 impl RealAgent {
     /// Starts an agent with this added to its configuration; none if there is no
     /// Consul here.
-    #[expect(clippy::print_stderr, reason = "a skipped test says so")]
     pub(crate) fn start(configuration: &Value) -> Option<Self> {
-        let consul = variable("CONSUL_BIN");
-        if consul.is_none() {
-            assert!(variable("CI").is_none(), "CONSUL_BIN has to name a Consul binary");
-            eprintln!("skipped: CONSUL_BIN does not name a Consul binary");
-        }
-        let consul = consul?;
+        let consul = program_or_skip("CONSUL_BIN")?;
         // A port that was free may be taken a moment later, so more than once.
         (0..5)
             .find_map(|_| Self::try_start(&consul, configuration))
@@ -267,7 +261,9 @@ pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
+/// The program that a variable of `scripts/test` names.
 #[expect(clippy::disallowed_methods, reason = "it is the test's own setting")]
-pub(crate) fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+pub(crate) fn program_or_skip(variable: &str) -> Option<String> {
+    let named = std::env::var(variable).ok().filter(|value| !value.is_empty());
+    testkit::or_skip(named.ok_or_else(|| format!("{variable} names no program: run scripts/test")))
 }

@@ -323,15 +323,16 @@ fn a_transient_failure_is_retried() {
 
 #[test]
 fn a_lasting_failure_ends_at_the_deadline() {
-    let register = ["register", "--name", "web", "--timeout", "300ms"];
+    let register = |timeout| ["register", "--name", "web", "--timeout", timeout];
+    let (short, answered) = (register("300ms"), register("3s"));
     let address = NOBODY;
-    run(address, &register).failed(69, &["connection refused", address, "hint: no Consul agent"]);
+    run(address, &short).failed(69, &["connection refused", address, "hint: no Consul agent"]);
     let agent = ScriptedAgent::start(|_, _| Answer::Status(500, "No cluster leader".to_owned()));
-    run(&agent.address(), &register).failed(75, &["500 No cluster leader"]);
+    run(&agent.address(), &answered).failed(75, &["500 No cluster leader"]);
     let agent = ScriptedAgent::start(|_, _| Answer::Hang);
-    run(&agent.address(), &register).failed(75, &["did not answer within 300ms", "--timeout"]);
+    run(&agent.address(), &short).failed(75, &["did not answer within 300ms", "--timeout"]);
     let agent = ScriptedAgent::start(|_, _| ok(&json!("hello")));
-    run(&agent.address(), &register).failed(1, &["not an agent's answer"]);
+    run(&agent.address(), &answered).failed(1, &["not an agent's answer"]);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -43,6 +45,8 @@ struct Shared {
     script: Script,
     state: Mutex<State>,
     changed: Condvar,
+    /// Whether an assertion of the script failed.
+    has_failed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -85,6 +89,7 @@ impl ScriptedAgent {
             script: Box::new(script),
             state: Mutex::default(),
             changed: Condvar::new(),
+            has_failed: AtomicBool::new(false),
         });
         let listening = std::thread::spawn({
             let shared = Arc::clone(&shared);
@@ -96,7 +101,12 @@ impl ScriptedAgent {
                     let shared = Arc::clone(&shared);
                     let stream = stream.unwrap();
                     // It ends with its connection, which is the client's.
-                    std::thread::spawn(move || shared.serve(&stream));
+                    std::thread::spawn(move || {
+                        let served = catch_unwind(AssertUnwindSafe(|| shared.serve(&stream)));
+                        if served.is_err() {
+                            shared.has_failed.store(true, Ordering::SeqCst);
+                        }
+                    });
                 }
             }
         });
@@ -206,5 +216,8 @@ impl Drop for ScriptedAgent {
         if let Some(listening) = self.listening.take() {
             let _ = listening.join();
         }
+        // The client only saw that its connection was closed.
+        let has_failed = self.shared.has_failed.load(Ordering::SeqCst);
+        assert!(!has_failed || std::thread::panicking(), "an assertion of the script failed");
     }
 }
