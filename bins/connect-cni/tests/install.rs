@@ -361,6 +361,15 @@ fn a_program_that_keeps_removing_the_entry_is_logged_and_not_raced() {
 
 /// A container goes on seeing a directory of the node that was removed, and never the one
 /// that takes its place.
+/// A mount; unmounted when dropped, because a directory that is one can't be removed.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount(&self.0);
+    }
+}
+
 #[test]
 fn install_fails_when_the_mounted_directory_was_removed() {
     let is_root = nix::unistd::Uid::effective().is_root();
@@ -379,13 +388,14 @@ fn install_fails_when_the_mounted_directory_was_removed() {
         fs::rename(node.net(""), &original).unwrap();
         fs::create_dir(node.net("")).unwrap();
         mount(Some(&original), &node.net(""), nothing, MsFlags::MS_BIND, nothing).unwrap();
+        let mounted = Mounted(node.net(""));
         let mut process = node.install();
         node.until_ready();
         fs::remove_dir_all(&original).unwrap();
         assert_eq!(process.end(), Some(1), "{}", process.log());
         process.await_log("net.d/ was removed");
         assert!(!node.is_ready());
-        nix::mount::umount(&node.net("")).unwrap();
+        drop(mounted);
     })
     .join()
     .unwrap();

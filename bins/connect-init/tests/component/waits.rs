@@ -114,18 +114,18 @@ fn a_grpc_host_without_an_address_is_waited_for_and_nothing_is_registered() {
     assert!(agent.asked(Route::Register).is_empty());
 }
 
+/// A quarter of it is for the rollback.
+const ENOUGH: &str = "6s";
+
 /// No timeout at all. Reported in <https://github.com/hashicorp/consul-k8s/issues/714>.
 #[test]
 fn an_agent_that_hangs_is_given_up_at_the_deadline_and_nothing_is_left() {
-    let short = "2s";
-    // The rollback, a quarter of it, loses most of its time to the proxy that can't be read.
-    let long = "6s";
     // Before it says what it is, nothing is registered that would be deregistered.
-    let how = [(short, true), (short, true), (long, true), (short, true), (short, false)];
-    for (step, (timeout, has_registered)) in steps().into_iter().zip(how) {
+    let how = [true, true, true, true, false];
+    at_once(steps().into_iter().zip(how), |(step, has_registered)| {
         let agent = ScriptedAgent::start();
         agent.fault(step.clone(), Fault::Hang, Times::Always);
-        let pod = Pod::of(&agent).without("--grpc-addr").with("--timeout", timeout);
+        let pod = Pod::of(&agent).without("--grpc-addr").with("--timeout", ENOUGH);
         let mut init = pod.start();
         if has_registered {
             // Then it comes to its senses: what was deregistered is looked for.
@@ -133,23 +133,34 @@ fn an_agent_that_hangs_is_given_up_at_the_deadline_and_nothing_is_left() {
             agent.heal();
         }
         assert_eq!(init.end(), Some(75), "{step:?}: {}", init.log());
-        let words = format!("within {timeout}; hint: check the log of the node's Consul agent");
+        let words = format!("within {ENOUGH}; hint: check the log of the node's Consul agent");
         init.await_log(&words);
         assert_nothing_left(&agent);
         assert!(!pod.files().contains_key("registration.json"), "{step:?}");
-    }
+    });
 }
 
 /// What the agent took before it began to fail is deregistered, whatever the failure
 /// that is reported in the end.
 #[test]
 fn an_agent_that_breaks_after_it_took_the_service_has_nothing_left_of_it() {
-    for fault in [Fault::Reset, Fault::LostAnswer, Fault::ResetMidAnswer, Fault::Truncated] {
+    let faults = [Fault::Reset, Fault::LostAnswer, Fault::ResetMidAnswer, Fault::Truncated];
+    at_once(faults, |fault| {
         let agent = ScriptedAgent::start();
         agent.fault(Route::Register.of(PROXY), fault, Times::Always);
-        Pod::of(&agent).with("--timeout", "2s").run().code(69).says(&["its sidecar proxy"]);
+        Pod::of(&agent).with("--timeout", ENOUGH).run().code(69).says(&["its sidecar proxy"]);
         assert_nothing_left(&agent);
-    }
+    });
+}
+
+/// Each takes its whole timeout.
+fn at_once<T: Send>(cases: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) {
+    let test = &test;
+    std::thread::scope(|scope| {
+        for case in cases {
+            scope.spawn(move || test(case));
+        }
+    });
 }
 
 #[test]
@@ -196,7 +207,7 @@ fn only_the_first_run_in_a_folder_ends_early() {
     second.await_log("connection refused; trying again");
     agent.listen_again();
     assert_eq!(second.end(), Some(0), "{}", second.log());
-    let second =
-        Pod::of(&ScriptedAgent::absent()).with("--first-timeout", "1m").with("--timeout", "1s");
+    let absent = ScriptedAgent::absent();
+    let second = Pod::of(&absent).with("--first-timeout", "1m").with("--timeout", "1s");
     second.run().code(69).says(&["gave up after 1s"]);
 }

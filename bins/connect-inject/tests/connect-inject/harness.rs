@@ -291,6 +291,23 @@ pub(crate) fn client(pair: &Certified) -> Client {
     Client::builder().no_proxy().timeout(PATIENCE).tls_certs_only([certificate]).build().unwrap()
 }
 
+/// Looks again and again until a look succeeds. Panics with what the last one saw.
+pub(crate) async fn until<T, S: std::fmt::Debug>(mut look: impl AsyncFnMut() -> Result<T, S>) -> T {
+    let mut seen = None;
+    let looks = async {
+        loop {
+            match look().await {
+                Ok(found) => return found,
+                Err(other) => seen = Some(other),
+            }
+            // Leave processor time to the injector.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let found = tokio::time::timeout(PATIENCE, looks).await;
+    found.unwrap_or_else(|_| panic!("waited in vain; seen: {seen:?}"))
+}
+
 pub(crate) fn install_provider() {
     // Another test may have installed one first.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -4,7 +4,7 @@
 use reqwest::Client;
 
 use crate::harness::{
-    Certified, ECHO_SERVER, Injector, client, install_provider, patched, review, yaml,
+    Certified, ECHO_SERVER, Injector, client, install_provider, patched, review, until, yaml,
 };
 use crate::kubernetes::{Kubernetes, WEBHOOKS};
 
@@ -52,11 +52,17 @@ async fn readiness(injector: &Injector) -> (u16, String) {
     (response.status().as_u16(), response.text().await.unwrap())
 }
 
-/// Polls `/readyz`, again after each request to the API server.
 async fn until_ready(injector: &Injector) {
-    while readiness(injector).await.0 != 200 {
-        tokio::task::yield_now().await;
-    }
+    until_answered(injector, 200, "").await;
+}
+
+/// Polls `/readyz` until it answers with this status and these words.
+async fn until_answered(injector: &Injector, status: u16, words: &str) -> String {
+    until(async || {
+        let (seen, reason) = readiness(injector).await;
+        if seen == status && reason.contains(words) { Ok(reason) } else { Err((seen, reason)) }
+    })
+    .await
 }
 
 async fn trusted(kubernetes: &Kubernetes) -> String {
@@ -215,14 +221,8 @@ async fn without_a_trusted_certificate_it_is_not_ready() {
     kubernetes.fail(Some(403));
     let mut injector = replica(&kubernetes, &[]);
     injector.await_log("keeping the current certificate");
-    let (status, reason) = readiness(&injector).await;
-    assert_eq!(status, 503);
-    assert!(
-        reason.contains(
-            "no certificate yet: cannot read Secret connect-inject-tls: Kubernetes API http"
-        ),
-        "{reason}"
-    );
+    let why = "no certificate yet: cannot read Secret connect-inject-tls: Kubernetes API http";
+    let reason = until_answered(&injector, 503, why).await;
     assert!(reason.contains("out of order"), "{reason}");
     let metrics = client(&Certified::new()).get(injector.admin_url("/metrics"));
     assert!(metrics.send().await.unwrap().text().await.unwrap().contains("timestamp_seconds 0\n"));
@@ -230,9 +230,7 @@ async fn without_a_trusted_certificate_it_is_not_ready() {
     kubernetes.remove_webhooks();
     kubernetes.fail(None);
     injector.await_log("there is no MutatingWebhookConfiguration connect-inject");
-    let (status, reason) = readiness(&injector).await;
-    assert_eq!(status, 503);
-    assert!(reason.contains("does not trust the certificate yet: there is no"), "{reason}");
+    until_answered(&injector, 503, "does not trust the certificate yet: there is no").await;
     kubernetes.set_webhooks(&["a.example.com"]);
     until_ready(&injector).await;
 }
@@ -301,7 +299,8 @@ async fn the_version_is_read_from_the_api_server() {
 async fn the_error_about_an_unreachable_api_server_is_logged_once() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("kubeconfig");
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let kept = testkit::Port::keep();
+    let nobody = kept.address();
     let kubeconfig = format!(
         "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: 'http://{nobody}'}}}}], \
          contexts: [{{name: c, context: {{cluster: c, user: u}}}}], users: [{{name: u, user: {{token: t}}}}]}}"

@@ -373,7 +373,7 @@ async fn an_upstream_in_another_datacenter_causes_a_warning_unless_a_gateway_mod
     let mut injector = Injector::start(&["--http-addr", &agent("none"), "--log-level", "debug"]);
     injector.await_log("learnt the datacenter");
     assert_eq!((reviewed(&injector, "dc1").await, reviewed(&injector, "dc2").await), (0, 1));
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let injector = Injector::start(&["--http-addr", &nobody.to_string()]);
+    let nobody = testkit::Port::keep();
+    let injector = Injector::start(&["--http-addr", &nobody.address().to_string()]);
     assert_eq!(reviewed(&injector, "dc2").await, 1);
 }

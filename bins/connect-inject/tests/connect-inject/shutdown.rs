@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::harness::{ECHO_SERVER, Injector, PATIENCE, client, review, yaml};
+use crate::harness::{ECHO_SERVER, Injector, PATIENCE, client, review, until, yaml};
 
 #[tokio::test]
 async fn it_keeps_serving_while_it_is_unready() {
@@ -23,10 +23,11 @@ async fn it_keeps_serving_while_it_is_unready() {
     let status =
         async |path| client.get(injector.admin_url(path)).send().await.unwrap().status().as_u16();
     // The log line is written before readiness fails.
-    while status("/readyz").await == 200 {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(status("/readyz").await, 503);
+    until(async || match status("/readyz").await {
+        503 => Ok(()),
+        other => Err(other),
+    })
+    .await;
     assert_eq!(status("/livez").await, 200);
     injector.is_well().await;
 
@@ -62,9 +63,7 @@ async fn reviews_in_flight_are_completed() {
     injector.signal(Signal::SIGTERM);
     injector.await_log("not ready any more");
     // The webhook's port is closed.
-    while TcpStream::connect(&injector.address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    until(async || TcpStream::connect(&injector.address).await.map_or_else(|_| Ok(()), Err)).await;
 
     stream.write_all(body.as_bytes()).await.unwrap();
     let mut answer = String::new();

@@ -102,10 +102,10 @@ fn a_sidecar_whose_hook_began_before_the_whole_budget_exits_at_once() {
     let agent = ScriptedAgent::start();
     let pod = Pod::of(&agent);
     pod.envoy.has_connections(1);
-    let mut sidecar = pod.run();
+    let mut sidecar = pod.run_with(&["--drain-timeout", "10m"]);
     await_alive(&agent);
     pod.deregister(&[]).code(0);
-    pod.was_buried(Duration::from_secs(30));
+    pod.was_buried(Duration::from_secs(11 * 60));
     sidecar.signal(Signal::SIGTERM);
     assert_eq!(sidecar.end(), Some(0), "{}", sidecar.log());
     sidecar.await_log("closing open connections");

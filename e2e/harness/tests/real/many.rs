@@ -151,6 +151,7 @@ fn no_pod_registers_again_while_nothing_is_lost() {
     let count = |kind: &str| asked::by_kind(&node).unwrap().get(kind).copied().unwrap_or_default();
     let registrations = || count("PUT_v1_agent_service_register");
     let (registered, index) = (registrations(), raft_index(&node));
+    assert_ne!(registered, 0, "registrations are not counted");
     // There is no event for "nothing happened", so wait.
     std::thread::sleep(quiet);
     let tail = || tail(&agent.output(), 2 * sidecars);
