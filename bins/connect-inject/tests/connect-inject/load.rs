@@ -384,7 +384,7 @@ async fn no_client_can_overload_the_injector() {
     let statuses = posted(injector, std::iter::repeat_n(large(), 64)).await;
     // On a busy machine, some exceed the 10 s that a body may take.
     let [answered, late] = [200, 408].map(|s| statuses.get(&Some(s)).copied().unwrap_or_default());
-    assert!(answered + late == 64 && answered > 0, "{statuses:?}");
+    assert!(answered + late == 64 && answered > late, "{statuses:?}");
     confined.stage("large reviews");
 
     // Connections that send nothing, to both ports; some begin a request.
