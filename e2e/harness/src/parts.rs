@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 pub use testkit::or_skip;
+use testkit::part;
 
 /// The programs that the harness runs.
 #[derive(Clone, Debug)]
@@ -97,15 +98,6 @@ impl Parts {
     /// One of the harness's own programs.
     pub fn harness(&self, name: &str) -> PathBuf {
         self.harness.join(name)
-    }
-}
-
-/// The file or directory in an environment variable.
-fn part(variable: &str) -> Result<PathBuf, String> {
-    match std::env::var_os(variable).map(PathBuf::from) {
-        Some(path) if path.exists() => Ok(path),
-        Some(path) => Err(format!("{variable} names {}, which does not exist", path.display())),
-        None => Err(format!("{variable} is not set: scripts/test and scripts/demo set it")),
     }
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Envoy is `$ENVOY_BIN`; `scripts/test` sets it.
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,13 +15,12 @@ use serde_json::json;
 const DEPRECATED_BY_ENVOY: [(&str, &str); 1] =
     [("tracing.json", "envoy.config.bootstrap.v3.Bootstrap.tracing")];
 
-fn envoy() -> Option<OsString> {
-    let envoy = std::env::var_os("ENVOY_BIN");
-    testkit::or_skip(envoy.ok_or_else(|| "ENVOY_BIN is not set: run scripts/test".to_owned()))
+fn envoy() -> Option<PathBuf> {
+    testkit::or_skip(testkit::part("ENVOY_BIN"))
 }
 
 /// Lets Envoy check a document. It must take it, and warn of `tolerated` only.
-fn assert_valid(envoy: &OsString, document: &Path, tolerated: Option<&str>) {
+fn assert_valid(envoy: &Path, document: &Path, tolerated: Option<&str>) {
     let output = Command::new(envoy)
         .args(["--mode", "validate", "-c"])
         .arg(document)

@@ -35,7 +35,7 @@ pub use outcome::Outcome;
 pub use port::Port;
 pub use process::Process;
 pub use request::Request;
-pub use skip::or_skip;
+pub use skip::{or_skip, part};
 
 /// How long a test waits for what must happen. It is never used up by a test
 /// that passes, however slow the machine.

@@ -262,8 +262,7 @@ pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
 }
 
 /// The program that a variable of `scripts/test` names.
-#[expect(clippy::disallowed_methods, reason = "it is the test's own setting")]
 pub(crate) fn program_or_skip(variable: &str) -> Option<String> {
-    let named = std::env::var(variable).ok().filter(|value| !value.is_empty());
-    testkit::or_skip(named.ok_or_else(|| format!("{variable} names no program: run scripts/test")))
+    let program = testkit::or_skip(testkit::part(variable))?;
+    Some(program.to_str().expect("a path in UTF-8").to_owned())
 }

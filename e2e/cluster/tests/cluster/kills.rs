@@ -38,7 +38,7 @@ fn kill_sidecar(name: &str, pod: &Value) {
     for (count, victim) in [(1, "envoy"), (2, "connect-lifecycle")] {
         // A probe's process that ends in between is no matter.
         shell(&namespace, name, name, &format!("kill -9 $(pidof {victim}) || true")).unwrap();
-        await_restarts(&namespace, name, "envoy-sidecar", count).unwrap();
+        assert_eq!(await_restarts(&namespace, name, "envoy-sidecar", count).unwrap(), count);
         namespace.await_condition(&format!("pod/{name}"), "Ready").unwrap();
         // The dead process's last heartbeat does not count any more.
         let before = changes(cluster, &proxy).unwrap();

@@ -51,7 +51,7 @@ fn a_sidecar_out_of_memory_restarts_and_is_reachable_again() {
 
     // The container ends when the kernel kills Envoy, whatever exit code that gives.
     let _ = shell(&namespace, "narrow", "narrow", FILL_ENVOY);
-    await_restarts(&namespace, "narrow", "envoy-sidecar", 1).unwrap();
+    assert_eq!(await_restarts(&namespace, "narrow", "envoy-sidecar", 1).unwrap(), 1);
     assert_eq!(last_end(&namespace, "narrow", "envoy-sidecar"), "OOMKilled");
     until("the TTL check to fail and pass again", || {
         changes(cluster, proxy).is_ok_and(|now| now > before)
@@ -108,7 +108,7 @@ fn an_application_out_of_memory_restarts_behind_the_same_sidecar() {
     start(cluster, &namespace, &pod);
 
     shell(&namespace, "greedy", "greedy", "touch /tmp/greedy").unwrap();
-    await_restarts(&namespace, "greedy", "greedy", 1).unwrap();
+    assert_eq!(await_restarts(&namespace, "greedy", "greedy", 1).unwrap(), 1);
     assert_eq!(last_end(&namespace, "greedy", "greedy"), "OOMKilled");
     cluster.await_instances("greedy", 1).unwrap();
     await_answer(&namespace, "greedy-client", "hello").unwrap();

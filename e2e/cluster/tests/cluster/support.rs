@@ -252,20 +252,21 @@ pub(crate) fn restarts(namespace: &Namespace<'_>, pod: &str, container: &str) ->
     count.ok_or_else(|| format!("no restart count of {container} in {pod}").into())
 }
 
-/// Waits until a pod's container has been restarted so many times.
+/// Waits until a pod's container has been restarted at least so many times. Returns how many.
 pub(crate) fn await_restarts(
     namespace: &Namespace<'_>,
     pod: &str,
     container: &str,
     count: u64,
-) -> Result<()> {
+) -> Result<u64> {
     let mut seen = Ok(0);
     // Some wait for a probe to fail several times, and then for the end of a grace period.
     harness::until_within(2 * harness::PATIENCE, "a restart", || {
         seen = restarts(namespace, pod, container);
         seen.as_ref().is_ok_and(|seen| *seen >= count)
     })
-    .map_err(|error| format!("{error} of {container} in {pod}: {seen:?}").into())
+    .map_err(|error| format!("{error} of {container} in {pod}: {seen:?}"))?;
+    seen
 }
 
 /// Raft index of the last change of a service's checks: it is greater after a check failed
